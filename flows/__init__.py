@@ -1,0 +1,1 @@
+"""The Prefect flows: wiring only; every decision and every number lives in the library."""

@@ -1,0 +1,89 @@
+"""Every error that TSGB raises on purpose.
+
+It knows exit codes and nothing else. Extension code raises plain Python errors; they are
+classified where they enter (store, black box, worker), in one place each.
+
+    TSGBError                      exit 1
+    +-- UsageError (ValueError)    exit 2   the user's input: value, rule, way out
+    |   +-- ConfigError            exit 2   a config that cannot be run, or of another version
+    |   +-- CheckpointError        exit 2   nothing there to load, or nothing valid
+    |   +-- StoreError             exit 2   the store cannot be read or written
+    |       +-- StoreFull          exit 6   no space (ENOSPC, HTTP 507); nothing that was saved is lost
+    +-- LeaseLost                  exit 5   a newer process works on this run
+    +-- InvalidResult              exit 3   too many errors to trust the number
+    +-- Interrupted                exit 130 SIGINT/SIGTERM: state saved, resume with the same command
+    +-- Preempted                           the machine is gone; the flow retries on this one only
+    +-- WorkerFailed                        the worker said why; retrying would not help
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every `tsgb` process."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    INVALID = 3
+    LEASE_LOST = 5
+    STORE_FULL = 6
+    INTERRUPTED = 130
+
+
+class TSGBError(Exception):
+    """Root of the tree; `exit_code` is what the command line exits with."""
+
+    exit_code: ExitCode = ExitCode.FAILURE
+
+
+class UsageError(TSGBError, ValueError):
+    """The user's input is wrong; the message names the value, the rule and the way out."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(UsageError):
+    """A configuration that cannot be run here."""
+
+
+class CheckpointError(UsageError):
+    """No checkpoint, or none that verifies."""
+
+
+class StoreError(UsageError):
+    """The store cannot be read or written."""
+
+
+class StoreFull(StoreError):
+    """No space left; what was committed before is untouched."""
+
+    exit_code = ExitCode.STORE_FULL
+
+
+class LeaseLost(TSGBError):
+    """Another process has claimed this run with a higher attempt number."""
+
+    exit_code = ExitCode.LEASE_LOST
+
+
+class InvalidResult(TSGBError):
+    """Too many items ended in an error for the rate to mean anything."""
+
+    exit_code = ExitCode.INVALID
+
+
+class Interrupted(TSGBError):
+    """Stopped by a signal after the state was saved."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+class Preempted(TSGBError, RuntimeError):
+    """The machine is gone without an exit record: resume from the last checkpoint."""
+
+
+class WorkerFailed(TSGBError, RuntimeError):
+    """The worker ended with a reason that a retry does not cure."""
