@@ -187,6 +187,29 @@ class TokenizerSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecipe:
+    """How to make one built-in model; equal recipes in one world give equal weights.
+
+    Example: `ModelRecipe(corpus="t_s", init_from="base", steps=600, batch=128, lr=1e-3)`
+    """
+
+    pretrained: str = ""
+    """Name of a pretrained model; nothing below applies then."""
+    arch: Literal["llama", "gru"] = "llama"
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    corpus: str = ""
+    steps: int = 0
+    batch: int = 128
+    lr: float = 3e-3
+    """Peak of the one-cycle schedule."""
+    init_from: str = ""
+    """Recipe whose weights it starts from; architecture is that one's."""
+    max_length: int = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSpec:
     """How to build or reach a target.
 

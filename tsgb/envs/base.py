@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 from tsgb.types import (
     Attack,
@@ -17,6 +17,7 @@ from tsgb.types import (
     Judgement,
     LabelledPrompt,
     Messages,
+    ModelRecipe,
     Response,
     Scenario,
     Split,
@@ -75,8 +76,8 @@ class Environment(Protocol):
         """Parse what the attacker wrote: faithful? which technique?"""
         ...
 
-    def target_messages(self, scenario: Scenario, prompt: str) -> Messages:
-        """What the target is shown for a prompt that passed."""
+    def target_messages(self, target: str, scenario: Scenario, prompt: str) -> Messages:
+        """What the target named `target` is shown for a prompt that passed."""
         ...
 
     def judge(self, scenario: Scenario, prompt: str, response: Response) -> Judgement:
@@ -93,4 +94,12 @@ class Environment(Protocol):
 
     def targets(self) -> Mapping[str, TargetSpec]:
         """The surrogate (exactly one) and the built-in black boxes, in table order."""
+        ...
+
+    def recipes(self, profile: str) -> Mapping[str, ModelRecipe]:
+        """How the built-in models are made: `"base"` and one entry a target that is not the base."""
+        ...
+
+    def profile(self, profile: str) -> Mapping[str, Any]:
+        """Overrides of `RunConfig` that make `smoke`, `demo` and `paper` fit this world."""
         ...
