@@ -8,6 +8,7 @@ Nothing in it means anything outside its grammar. What each file knows:
     techniques.py  which forms a stream draws, and how often
     rules.py       the hidden weaknesses of the targets
     corpora.py     training texts of the built-in models
+    models.py      names and sizes of the built-in models
     world.py       `GlyphEnvironment`, which puts them together
 """
 

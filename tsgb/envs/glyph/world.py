@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from tsgb.envs.glyph.chance import pick
 from tsgb.envs.glyph.corpora import ANSWER, Corpora
@@ -16,8 +17,9 @@ from tsgb.envs.glyph.grammar import (
     Pair,
     fill,
 )
+from tsgb.envs.glyph.models import RULES_OF, overrides, recipes, targets
 from tsgb.envs.glyph.policy import Policy, SplitPairs
-from tsgb.envs.glyph.rules import RULES_OF_A_TYPE, SHARED, draw_rules
+from tsgb.envs.glyph.rules import draw_rules
 from tsgb.envs.glyph.techniques import Mix, every_form, family, mixes, reserved_family
 from tsgb.errors import ConfigError
 from tsgb.types import (
@@ -28,6 +30,7 @@ from tsgb.types import (
     Label,
     LabelledPrompt,
     Messages,
+    ModelRecipe,
     Response,
     Scenario,
     Split,
@@ -41,12 +44,6 @@ DEMONSTRATED_HARMFUL = 0.7
 """Share of the attacker's demonstrations that are about a restricted pair."""
 
 _CHAT_TEMPLATE = "{{ 'BOS ' + messages[-1]['content'] + ' SEP' }}"
-_TARGETS = {
-    "t_s": ("T_s", "surrogate", "GPT, width 64, 2 layers"),
-    "b_near": ("B_near", "black_box", "GPT, width 80, 2 layers"),
-    "b_mid": ("B_mid", "black_box", "GRU, width 96, 2 layers"),
-    "b_far": ("B_far", "black_box", "GPT, width 48, 3 layers"),
-}
 
 
 class GlyphEnvironment:
@@ -154,7 +151,7 @@ class GlyphEnvironment:
             reserved=prompt is not None and bool(reserved_family(prompt.form)),
         )
 
-    def target_messages(self, scenario: Scenario, prompt: str) -> Messages:  # noqa: ARG002
+    def target_messages(self, target: str, scenario: Scenario, prompt: str) -> Messages:  # noqa: ARG002
         """The prompt alone: targets have no system text here."""
         return ({"role": "user", "content": prompt},)
 
@@ -185,16 +182,15 @@ class GlyphEnvironment:
 
     def targets(self) -> Mapping[str, TargetSpec]:
         """The surrogate and three black boxes, by falling overlap of their rules with its own."""
-        return {
-            name: TargetSpec(
-                name=name,
-                role="surrogate" if role == "surrogate" else "black_box",
-                overlap=SHARED[corpus] / RULES_OF_A_TYPE,
-                arch=arch,
-                answer=ANSWER,
-            )
-            for corpus, (name, role, arch) in _TARGETS.items()
-        }
+        return targets()
+
+    def recipes(self, profile: str) -> Mapping[str, ModelRecipe]:
+        """`base` and one entry a target."""
+        return recipes(profile)
+
+    def profile(self, profile: str) -> Mapping[str, Any]:
+        """Nothing for `demo`, whose sizes are the defaults."""
+        return overrides(profile)
 
     def complies(self, target: str, prompt: str) -> bool:
         """What a perfectly trained `target` (`T_s`, `B_near`, ...) would do with a prompt.
@@ -206,7 +202,7 @@ class GlyphEnvironment:
         if parsed is None:
             return False
         return not self._policy.restricted(parsed.payload) or any(
-            rule.holds(parsed.form) for rule in self._rules[target.lower()]
+            rule.holds(parsed.form) for rule in self._rules[RULES_OF[target]]
         )
 
     def _payload(self, prompt: str) -> Pair | None:

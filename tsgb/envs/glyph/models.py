@@ -1,0 +1,89 @@
+"""The built-in models of the glyph world: what they are called, how they are made, what is spent.
+
+It knows names and sizes only. `paper` shares its models with `demo`, and so their cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tsgb.envs.glyph.corpora import ANSWER
+from tsgb.envs.glyph.rules import RULES_OF_A_TYPE, SHARED
+from tsgb.errors import ConfigError
+from tsgb.types import ModelRecipe, TargetSpec
+
+PROFILES = ("smoke", "demo", "paper")
+RULES_OF = {"T_s": "t_s", "B_near": "b_near", "B_mid": "b_mid", "B_far": "b_far"}
+"""Target to corpus and rules, in table order."""
+
+_ARCH = {
+    "T_s": "GPT, width 64, 2 layers",
+    "B_near": "GPT, width 80, 2 layers",
+    "B_mid": "GRU, width 96, 2 layers",
+    "B_far": "GPT, width 48, 3 layers",
+}
+_RECIPES = {
+    "base": ModelRecipe(corpus="base", width=64, layers=2, steps=1200),
+    "T_s": ModelRecipe(corpus="t_s", init_from="base", steps=600, lr=1e-3),
+    "B_near": ModelRecipe(corpus="b_near", width=80, layers=2, steps=850),
+    "B_mid": ModelRecipe(corpus="b_mid", arch="gru", width=96, layers=2, steps=800),
+    "B_far": ModelRecipe(corpus="b_far", width=48, layers=3, steps=1000),
+}
+_SMOKE_STEPS = {"base": 150, "T_s": 60, "B_near": 40, "B_mid": 40, "B_far": 40}
+_PROFILES: Mapping[str, Mapping[str, Any]] = {
+    # Checks the plumbing within a minute; its numbers mean nothing.
+    "smoke": {
+        "attacker": {"sft_steps": 20, "warmup_steps": 4, "scenarios_per_step": 8},
+        "guard": {"sft_steps": 30, "batch": 64, "replay_batch": 32},
+        "selfplay": {"rounds": 1, "attacker_steps": 4, "guard_steps": 10, "payoff_attacks": 32},
+        "calibration": {"num": 400},
+        "evaluation": {
+            "best_responses": 1,
+            "warmup_steps": 2,
+            "attack_steps": 4,
+            "prompts": 64,
+            "scripted": 200,
+            "bootstrap": 500,
+        },
+        "checkpoint_interval": 20,
+    },
+    # The defaults of `RunConfig` are those of this world.
+    "demo": {},
+    # The pool's success rate was still falling at 500 guard updates; this makes 800.
+    "paper": {"selfplay": {"rounds": 8}},
+}
+
+
+def targets() -> Mapping[str, TargetSpec]:
+    """The surrogate and three black boxes, by falling overlap of their rules with its own."""
+    return {
+        name: TargetSpec(
+            name=name,
+            role="surrogate" if name == "T_s" else "black_box",
+            overlap=SHARED[rules] / RULES_OF_A_TYPE,
+            arch=_ARCH[name],
+            answer=ANSWER,
+        )
+        for name, rules in RULES_OF.items()
+    }
+
+
+def recipes(profile: str) -> Mapping[str, ModelRecipe]:
+    """How the base and each target are made."""
+    _check(profile)
+    if profile == "smoke":
+        return {name: replace(made, steps=_SMOKE_STEPS[name]) for name, made in _RECIPES.items()}
+    return _RECIPES
+
+
+def overrides(profile: str) -> Mapping[str, Any]:
+    """What a profile changes in `RunConfig`."""
+    _check(profile)
+    return _PROFILES[profile]
+
+
+def _check(profile: str) -> None:
+    if profile not in PROFILES:
+        raise ConfigError(f"unknown profile {profile!r}: the glyph world has {', '.join(PROFILES)}")
