@@ -1,0 +1,1 @@
+"""Where a run's state is kept: atomic publish, verified read, fencing; see store.py."""

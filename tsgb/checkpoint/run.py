@@ -1,0 +1,204 @@
+"""One run's directory in a store: its address, its documents, its local lock.
+
+It knows the layout of the documents only by their names, and no checkpoint; store.py does that.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+
+from pydantic import SecretStr
+
+from tsgb.checkpoint.filesystem import (
+    DEADLINE_SECONDS,
+    FileSystem,
+    canonical_url,
+    local_path,
+    open_filesystem,
+)
+from tsgb.checkpoint.manifest import canonical_json
+from tsgb.errors import StoreError, UsageError
+
+_RUN_ID = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")
+_RESERVED = frozenset({"latest", "checkpoints"})
+_READS = 3
+_PAUSE_SECONDS = 0.2
+
+
+def is_run_id(name: str) -> bool:
+    """Whether a run could have this name."""
+    return _RUN_ID.match(name) is not None and name not in _RESERVED
+
+
+def check_run_id(run_id: str) -> str:
+    """Return the run id, or say what is wrong with it.
+
+    Raises:
+        UsageError: It could not be a directory everywhere, or has a meaning of its own in URLs.
+    """
+    if not is_run_id(run_id):
+        raise UsageError(
+            f"run id {run_id!r} is not 1 to 128 of A-Z a-z 0-9 . _ - without a dot in front, or is "
+            "'latest' or 'checkpoints': choose another"
+        )
+    return run_id
+
+
+def join_run(store_url: str, run_id: str) -> str:
+    """The URL of a run in a store."""
+    return f"{canonical_url(store_url)}/{check_run_id(run_id)}"
+
+
+class RunStore:
+    """The documents of one run, by name: `config.json`, `lease.json`, `heartbeats/0003.json` ...
+
+    Absence raises `FileNotFoundError` and is always definite; see filesystem.py for the rest.
+    Writing replaces. On a WebDAV server a replaced document may be read half, so reading JSON
+    tries again before it gives up; on a local disk replacement is atomic.
+    """
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        run_url: str,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.filesystem = filesystem
+        self.run_url = canonical_url(run_url)
+        self.run_id = check_run_id(self.run_url.rpartition("/")[2])
+        self._sleep = sleep
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.run_url!r})"
+
+    def read_bytes(self, name: str) -> bytes:
+        """The document as it lies there."""
+        return self.filesystem.read(name)
+
+    def read_text(self, name: str) -> str:
+        """The document as UTF-8."""
+        return self.read_bytes(name).decode("utf-8")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON object.
+
+        Raises:
+            FileNotFoundError: There is none.
+            StoreError: It is no JSON object, on each of three reads.
+        """
+        for read in range(_READS):
+            try:
+                loaded: object = json.loads(self.read_bytes(name))
+            except ValueError:
+                loaded = None
+            if isinstance(loaded, dict):
+                return cast("dict[str, Any]", loaded)
+            if read + 1 < _READS:
+                self._sleep(_PAUSE_SECONDS)
+        raise StoreError(
+            f"{self.run_url}/{name} is not a JSON object: its writer was killed half way or it is "
+            "damaged; write it again or delete it"
+        )
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Create or replace a document."""
+        self.filesystem.write(name, data)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Create or replace a document, as UTF-8."""
+        self.write_bytes(name, text.encode("utf-8"))
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Create or replace a document, as canonical JSON."""
+        self.write_bytes(name, canonical_json(content))
+
+    def list(self, name: str = "") -> Sequence[str]:
+        """The names in a directory of the run, sorted."""
+        return [entry.name for entry in self.filesystem.entries(name)]
+
+    def delete(self, name: str) -> None:
+        """Delete a document; a missing one is fine."""
+        self.filesystem.delete(name)
+
+
+def open_run(
+    run_url: str,
+    user: str | None = None,
+    password: SecretStr | None = None,
+    *,
+    deadline_seconds: float = DEADLINE_SECONDS,
+) -> RunStore:
+    """Open a run by its URL; it need not exist yet."""
+    filesystem = open_filesystem(run_url, user, password, deadline_seconds=deadline_seconds)
+    return RunStore(filesystem, filesystem.url)
+
+
+class RunLock:
+    """Keeps a second process of this machine off a run in a local directory.
+
+    The kernel frees the lock when the process dies, however it dies. For any other store it does
+    nothing: there the claims decide (see `CheckpointStore.check_fence`).
+
+    Example: `with RunLock(run_url): train()`
+    """
+
+    def __init__(self, run_url: str) -> None:
+        directory = local_path(run_url)
+        self._path = None if directory is None else directory / "lock"
+        self._handle: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock or fail at once.
+
+        Raises:
+            UsageError: Another live process holds it.
+            StoreError: The directory cannot be written.
+        """
+        if self._path is None or self._handle is not None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreError(f"{self._path}: {error.strerror}: choose another store") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(handle)
+            raise UsageError(
+                f"run {self._path.parent} is in use by process {holder}: stop that process, or "
+                "choose another run id"
+            ) from None
+        except OSError:
+            os.close(handle)  # a file system without locks; the claims still decide
+            return
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode("ascii"), 0)
+        self._handle = handle
+
+    def release(self) -> None:
+        """Give the lock back; the file stays, since deleting it would race with the next owner."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
