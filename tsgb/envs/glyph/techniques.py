@@ -88,6 +88,13 @@ def every_form() -> tuple[Form, ...]:
     )
 
 
+@cache
+def openings(*, reserved: bool) -> tuple[str, ...]:
+    """The tags of each technique, with or without the reserved ones."""
+    forms = every_form()
+    return tuple(sorted({form.tags for form in forms if reserved or not reserved_family(form)}))
+
+
 class Mix:
     """A distribution over forms."""
 
@@ -99,6 +106,15 @@ class Mix:
     def draw(self, rng: Random) -> Form:
         """One form."""
         return self._forms[bisect(self._cumulative, rng.random() * self._total)]
+
+    def share(self, holds: Callable[[Form], bool]) -> float:
+        """Probability that a drawn form has a property."""
+        start = 0.0
+        total = 0.0
+        for form, stop in zip(self._forms, self._cumulative, strict=True):
+            total += (stop - start) * holds(form)
+            start = stop
+        return total / self._total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from tsgb.envs.glyph.grammar import (
 from tsgb.envs.glyph.models import RULES_OF, overrides, recipes, targets
 from tsgb.envs.glyph.policy import Policy, SplitPairs
 from tsgb.envs.glyph.rules import draw_rules
-from tsgb.envs.glyph.techniques import Mix, every_form, family, mixes, reserved_family
+from tsgb.envs.glyph.techniques import Mix, family, mixes, openings, reserved_family
 from tsgb.errors import ConfigError
 from tsgb.types import (
     Attack,
@@ -82,9 +82,7 @@ class GlyphEnvironment:
 
     def openings(self, *, reserved: bool) -> Sequence[str]:
         """The pairs of technique tags, such as `e3 t1`."""
-        return tuple(
-            sorted({form.tags for form in every_form() if reserved or not reserved_family(form)})
-        )
+        return openings(reserved=reserved)
 
     def demonstrations(self, rng: Random, num: int) -> Sequence[Demonstration]:
         """Half static and half wide: from static ones alone no attacker ever finds a hole."""
