@@ -193,8 +193,7 @@ def set_generator_state(generator: Generator, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: The state is of another kind of generator.
     """
-    kind = {Random: "python", torch.Generator: "torch", np.random.Generator: "numpy"}
-    expected = next(name for type_, name in kind.items() if isinstance(generator, type_))
+    expected: str = generator_state(generator)["kind"]
     if state.get("kind") != expected:
         raise CheckpointError(
             f"a generator state of kind {state.get('kind')!r} cannot go into one of {expected!r}: "

@@ -1,13 +1,11 @@
 """The seam to wherever bytes are kept: a narrow protocol over local files, WebDAV and fsspec.
 
-The only file that touches fsspec and webdav4, and the only place where a store's errors are
-classified. It knows nothing of runs and checkpoints. Three rules:
+The only file that touches fsspec and webdav4. It knows nothing of runs and checkpoints. Its rules:
 
 - unknown is never empty: only a definite answer becomes `FileNotFoundError`; an outage is retried
   to a deadline and then raises `StoreError`. (fsspec's `exists()` answers False during an outage,
   which would make a trainer start from zero, so it is not used.)
-- one layer of retries, here; its jitter comes from the operating system, because tenacity's own
-  draws from the global `random` and so would change what a training run samples.
+- one layer of retries, that of failures.py; every call may be repeated.
 - credentials are arguments and never part of a URL, a message or a repr.
 """
 
@@ -16,32 +14,26 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import SystemRandom
 from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import httpx
+from fsspec import core  # pyright: ignore[reportMissingTypeStubs]
 from pydantic import SecretStr
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay
+from webdav4 import client as webdav  # pyright: ignore[reportMissingTypeStubs]
 
-from tsgb.errors import StoreError, StoreFull
+from tsgb.checkpoint.failures import HTTPFailure, Retries, one_line
+from tsgb.checkpoint.urls import canonical_url, local_path
+from tsgb.errors import StoreError
 
 DEADLINE_SECONDS = 300.0
 _TIMEOUT = httpx.Timeout(connect=10, read=300, write=60, pool=60)
-_CREDENTIALS = "set RCLONE_WEBDAV_USER and RCLONE_WEBDAV_PASS"
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_TRANSIENT_STATUS = frozenset({408, 423, 425, 429})
-_PERMANENT_SERVER_STATUS = frozenset({501, 505})
-_TRANSIENT_ERRNO = frozenset(
-    {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
-)
 _T = TypeVar("_T")
 
 
@@ -82,10 +74,6 @@ class FileSystem(Protocol):
         """What the directory holds, in the order of names."""
         ...
 
-    def make_dirs(self, path: str) -> None:
-        """Make the directory and its parents; an existing one is fine."""
-        ...
-
     def delete(self, path: str) -> None:
         """Delete a file; a missing one is fine, because a repeated request finds it missing."""
         ...
@@ -93,44 +81,6 @@ class FileSystem(Protocol):
     def delete_dir(self, path: str) -> None:
         """Delete a directory with what is left in it; a missing one is fine."""
         ...
-
-    def size(self, path: str) -> int:
-        """Bytes of a file."""
-        ...
-
-
-def canonical_url(url: str) -> str:
-    """The form of a store URL that is kept in records: no slash at the end, paths absolute.
-
-    Raises:
-        StoreError: The URL holds a password or a query, which would end up in logs.
-    """
-    if not (_SCHEME.match(url) or "::" in url):
-        return str(Path(url).expanduser().absolute())
-    parts = urlsplit(url)
-    if parts.password is not None:
-        raise StoreError(
-            f"store URL {parts.scheme}://...@{parts.hostname}{parts.path} holds a password, which "
-            f"would end up in logs: take it out and {_CREDENTIALS}"
-        )
-    if parts.scheme.endswith(("http", "https")) and (parts.query or parts.fragment):
-        raise StoreError(
-            f"store URL {parts.scheme}://{parts.hostname}{parts.path} goes on with a query or a "
-            "fragment, so that no path can be appended: take it out"
-        )
-    stripped = url.rstrip("/")
-    return f"{stripped}//" if stripped.endswith(":") else stripped
-
-
-def local_path(url: str) -> Path | None:
-    """The directory that a plain path or a `file://` URL names; None for any other URL."""
-    url = canonical_url(url)
-    if url.startswith("file:"):
-        parts = urlsplit(url)
-        if parts.netloc not in {"", "localhost"}:
-            raise StoreError(f"store URL {url} names a host: write file:///absolute/path")
-        return Path(unquote(parts.path) or "/")
-    return None if _SCHEME.match(url) or "::" in url else Path(url)
 
 
 def open_filesystem(
@@ -155,7 +105,7 @@ def open_filesystem(
         StoreError: Nothing can open such a URL.
     """
     url = canonical_url(url)
-    retries = _Retries(deadline_seconds, sleep)
+    retries = Retries(deadline_seconds, sleep)
     root = local_path(url)
     if root is not None:
         return _LocalFiles(url, root, retries)
@@ -167,116 +117,10 @@ def open_filesystem(
     return _FsspecFiles(url, retries)
 
 
-class _TransientError(Exception):
-    """May heal; the message is the reason in words."""
-
-
-def _wait_seconds(state: RetryCallState) -> float:
-    """Full jitter, 0.25 s doubling up to 20 s, from the operating system's generator."""
-    return SystemRandom().uniform(0, min(20.0, 0.25 * 2 ** min(state.attempt_number, 10)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Retries:
-    deadline_seconds: float
-    sleep: Callable[[float], None]
-
-    def __call__(self, where: str, operation: Callable[[], _T]) -> _T:
-        def classified() -> _T:
-            try:
-                return operation()
-            except Exception as error:
-                raise _classify(error, where) from error
-
-        retrying = Retrying(
-            sleep=self.sleep,
-            stop=stop_before_delay(self.deadline_seconds),
-            wait=_wait_seconds,
-            retry=retry_if_exception_type(_TransientError),
-            reraise=True,
-        )
-        try:
-            return retrying(classified)
-        except _TransientError as error:
-            raise StoreError(
-                f"{where} cannot be reached: {error}; gave up after retrying for "
-                f"{self.deadline_seconds:g} s. Check the address and the server, then start again"
-            ) from error
-
-
-def _classify(error: Exception, where: str) -> Exception:
-    """Turn whatever a backend raises into one of the four kinds that the seam promises."""
-    status = _http_status(error)
-    if status is not None:
-        return _classify_status(status, where)
-    if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
-        return _TransientError(f"{type(error).__name__}: {error}")
-    if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(errno.ENOENT, "no such file or directory in the store", where)
-    if isinstance(error, OSError):
-        return _classify_os(error, where)
-    return StoreError(
-        f"{where} gave an answer that makes no sense ({type(error).__name__}: "
-        f"{_one_line(error)}): check that the URL is a store of a kind that TSGB knows"
-    )
-
-
-def _http_status(error: Exception) -> int | None:
-    from webdav4 import client as webdav  # pyright: ignore[reportMissingTypeStubs]
-
-    if isinstance(error, webdav.HTTPError):
-        return int(error.status_code)
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code
-    meaning = {
-        webdav.ResourceNotFound: 404,
-        webdav.InsufficientStorage: 507,
-        webdav.BadGatewayError: 502,
-        webdav.ResourceLocked: 423,
-        webdav.ResourceConflict: 409,
-        webdav.ForbiddenOperation: 403,
-        webdav.MultiStatusError: 500,  # a part of the request failed; every one of ours is repeatable
-    }
-    return next((code for kind, code in meaning.items() if isinstance(error, kind)), None)
-
-
-def _classify_status(status: int, where: str) -> Exception:
-    if status in {404, 410}:
-        return FileNotFoundError(errno.ENOENT, "no such file or directory in the store", where)
-    if status == 507:
-        return StoreFull(f"{where}: no space left on the server (HTTP 507): free some, go on")
-    if status == 401:
-        return StoreError(f"{where}: user or password refused (HTTP 401): {_CREDENTIALS}")
-    if status == 403:
-        return StoreError(f"{where}: this user may not do that (HTTP 403): grant read and write")
-    if status == 413:
-        return StoreError(f"{where}: too large for the server (HTTP 413): raise its body limit")
-    if status in _TRANSIENT_STATUS or (status >= 500 and status not in _PERMANENT_SERVER_STATUS):
-        return _TransientError(f"HTTP {status}")
-    return StoreError(f"{where}: refused with HTTP {status}: check that this is a WebDAV directory")
-
-
-def _classify_os(error: OSError, where: str) -> Exception:
-    reason = error.strerror or _one_line(error) or type(error).__name__
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StoreFull(f"{where}: no space left ({reason}): free some, then go on")
-    if isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _TRANSIENT_ERRNO:
-        return _TransientError(reason)
-    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return StoreError(
-            f"{where}: {reason}: TSGB must read and write there; choose another store"
-        )
-    return StoreError(f"{where}: {reason}: check the path")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 class _LocalFiles:
     """Files of this machine; a reader never sees half of one."""
 
-    def __init__(self, url: str, root: Path, retries: _Retries) -> None:
+    def __init__(self, url: str, root: Path, retries: Retries) -> None:
         self.url = url
         self._root = root
         self._retries = retries
@@ -303,9 +147,6 @@ class _LocalFiles:
 
         return self._call(path, scan)
 
-    def make_dirs(self, path: str) -> None:
-        self._call(path, lambda target: target.mkdir(parents=True, exist_ok=True))
-
     def delete(self, path: str) -> None:
         self._call(path, lambda target: target.unlink(missing_ok=True))
 
@@ -315,9 +156,6 @@ class _LocalFiles:
                 shutil.rmtree(target)
 
         self._call(path, remove)
-
-    def size(self, path: str) -> int:
-        return self._call(path, lambda target: target.stat().st_size)
 
 
 def _local_entry(item: os.DirEntry[str]) -> Entry:
@@ -353,16 +191,14 @@ class _WebDAVFiles:
     """
 
     def __init__(
-        self, url: str, user: str | None, password: SecretStr | None, retries: _Retries
+        self, url: str, user: str | None, password: SecretStr | None, retries: Retries
     ) -> None:
-        from webdav4.client import Client  # pyright: ignore[reportMissingTypeStubs]
-
         parts = urlsplit(url.removeprefix("webdav+"))
         self.url = url
         self._root = unquote(parts.path).strip("/")
         self._retries = retries
         secret = "" if password is None else password.get_secret_value()
-        self._client = Client(
+        self._client = webdav.Client(
             f"{parts.scheme}://{parts.netloc}",
             auth=None if user is None else (user, secret),
             retry=False,  # one layer of retries: ours
@@ -373,8 +209,16 @@ class _WebDAVFiles:
         return f"{type(self).__name__}({self.url!r})"
 
     def _call(self, path: str, operation: Callable[[str], _T]) -> _T:
-        where = f"{self.url}/{path}".rstrip("/")
-        return self._retries(where, lambda: operation(f"{self._root}/{path}".strip("/")))
+        def translated() -> _T:
+            try:
+                return operation(f"{self._root}/{path}".strip("/"))
+            except Exception as error:
+                status = _http_status(error)
+                if status is None:
+                    raise
+                raise HTTPFailure(status) from error
+
+        return self._retries(f"{self.url}/{path}".rstrip("/"), translated)
 
     def read(self, path: str) -> bytes:
         # One GET for the whole file: webdav4's own download resumes without If-Range, so that a
@@ -417,13 +261,8 @@ class _WebDAVFiles:
             for item in children
         ]
 
-    def make_dirs(self, path: str) -> None:
-        self._call(path, self._make_dirs)
-
     def _make_dirs(self, target: str) -> None:
         # From the bottom up: directories above one's own are often forbidden to touch.
-        from webdav4 import client as webdav  # pyright: ignore[reportMissingTypeStubs]
-
         try:
             self._client.mkdir(target)
         except webdav.ResourceAlreadyExists:
@@ -451,12 +290,23 @@ class _WebDAVFiles:
         except FileNotFoundError:
             return
 
-    def size(self, path: str) -> int:
-        return self._call(path, self._size)
 
-    def _size(self, target: str) -> int:
-        answer = self._client.request("HEAD", target)
-        return int(answer.headers["Content-Length"])
+def _http_status(error: Exception) -> int | None:
+    """webdav4 has a class for some statuses, and leaks httpx's errors for others."""
+    if isinstance(error, webdav.HTTPError):
+        return int(error.status_code)
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code
+    meaning = {
+        webdav.ResourceNotFound: 404,
+        webdav.InsufficientStorage: 507,
+        webdav.BadGatewayError: 502,
+        webdav.ResourceLocked: 423,
+        webdav.ResourceConflict: 409,
+        webdav.ForbiddenOperation: 403,
+        webdav.MultiStatusError: 500,  # a part of the request failed; it may be repeated
+    }
+    return next((status for kind, status in meaning.items() if isinstance(error, kind)), None)
 
 
 class _AnyFileSystem(Protocol):
@@ -475,16 +325,14 @@ class _AnyFileSystem(Protocol):
 class _FsspecFiles:
     """Any other URL that fsspec knows."""
 
-    def __init__(self, url: str, retries: _Retries) -> None:
-        from fsspec import core  # pyright: ignore[reportMissingTypeStubs]
-
+    def __init__(self, url: str, retries: Retries) -> None:
         self.url = url
         self._retries = retries
         try:
             opened = cast("Any", core).url_to_fs(url, skip_instance_cache=True)
-        except (ValueError, ImportError, TypeError) as error:
+        except (ValueError, ImportError, TypeError, OSError) as error:
             raise StoreError(
-                f"store URL {url} cannot be opened ({_one_line(error)}): use a path, file://, "
+                f"store URL {url} cannot be opened ({one_line(error)}): use a path, file://, "
                 "webdav+https:// or a protocol whose fsspec package is installed"
             ) from error
         self._fs, self._root = cast("tuple[_AnyFileSystem, str]", opened)
@@ -523,9 +371,6 @@ class _FsspecFiles:
             found.append(Entry(name.rpartition("/")[2], size, is_dir))
         return sorted(found, key=lambda entry: entry.name)
 
-    def make_dirs(self, path: str) -> None:
-        self._call(path, lambda target: self._fs.makedirs(target, exist_ok=True))
-
     def delete(self, path: str) -> None:
         try:
             self._call(path, self._fs.rm_file)
@@ -537,6 +382,3 @@ class _FsspecFiles:
             self._call(path, lambda target: self._fs.rm(target, recursive=True))
         except FileNotFoundError:
             return
-
-    def size(self, path: str) -> int:
-        return self._call(path, lambda target: int(self._fs.info(target)["size"]))

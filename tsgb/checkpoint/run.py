@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -16,44 +15,13 @@ from typing import Any, Self, cast
 
 from pydantic import SecretStr
 
-from tsgb.checkpoint.filesystem import (
-    DEADLINE_SECONDS,
-    FileSystem,
-    canonical_url,
-    local_path,
-    open_filesystem,
-)
+from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, FileSystem, open_filesystem
 from tsgb.checkpoint.manifest import canonical_json
+from tsgb.checkpoint.urls import canonical_url, check_run_id, local_path
 from tsgb.errors import StoreError, UsageError
 
-_RUN_ID = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")
-_RESERVED = frozenset({"latest", "checkpoints"})
 _READS = 3
 _PAUSE_SECONDS = 0.2
-
-
-def is_run_id(name: str) -> bool:
-    """Whether a run could have this name."""
-    return _RUN_ID.match(name) is not None and name not in _RESERVED
-
-
-def check_run_id(run_id: str) -> str:
-    """Return the run id, or say what is wrong with it.
-
-    Raises:
-        UsageError: It could not be a directory everywhere, or has a meaning of its own in URLs.
-    """
-    if not is_run_id(run_id):
-        raise UsageError(
-            f"run id {run_id!r} is not 1 to 128 of A-Z a-z 0-9 . _ - without a dot in front, or is "
-            "'latest' or 'checkpoints': choose another"
-        )
-    return run_id
-
-
-def join_run(store_url: str, run_id: str) -> str:
-    """The URL of a run in a store."""
-    return f"{canonical_url(store_url)}/{check_run_id(run_id)}"
 
 
 class RunStore:

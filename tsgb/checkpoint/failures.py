@@ -1,0 +1,137 @@
+"""What can go wrong in a store: classified once, retried once, for every backend alike.
+
+The jitter comes from the operating system: tenacity's own draws from the global `random`, and so
+would change what a training run samples after an outage.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import SystemRandom
+from typing import TypeVar
+
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay
+
+from tsgb.errors import StoreError, StoreFull
+
+_TRANSIENT_STATUS = frozenset({408, 423, 425, 429})
+_PERMANENT_SERVER_STATUS = frozenset({501, 505})
+_TRANSIENT_ERRNO = frozenset(
+    {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+)
+_T = TypeVar("_T")
+
+
+class HTTPFailure(Exception):  # noqa: N818 - it is a fact that is yet to be judged
+    """A server answered with this status instead of doing what was asked."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+
+
+class _TransientError(Exception):
+    """May heal; the message is the reason in words."""
+
+
+def _wait_seconds(state: RetryCallState) -> float:
+    """Full jitter, 0.25 s doubling up to 20 s, from the operating system's generator."""
+    return SystemRandom().uniform(0, min(20.0, 0.25 * 2 ** min(state.attempt_number, 10)))
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """Runs an operation until it succeeds, fails for good, or its time is over."""
+
+    deadline_seconds: float
+    """For one call; a try that hangs is ended by its own timeout."""
+    sleep: Callable[[float], None]
+
+    def __call__(self, where: str, operation: Callable[[], _T]) -> _T:
+        """Return what the operation returns.
+
+        Args:
+            where: What it works on, for messages.
+            operation: May be run again from its start at any time.
+
+        Raises:
+            FileNotFoundError: A definite answer that it is not there.
+            StoreFull: No space.
+            StoreError: All else.
+        """
+
+        def classified() -> _T:
+            try:
+                return operation()
+            except Exception as error:
+                raise _classify(error, where) from error
+
+        retrying = Retrying(
+            sleep=self.sleep,
+            stop=stop_before_delay(self.deadline_seconds),
+            wait=_wait_seconds,
+            retry=retry_if_exception_type(_TransientError),
+            reraise=True,
+        )
+        try:
+            return retrying(classified)
+        except _TransientError as error:
+            raise StoreError(
+                f"{where} cannot be reached: {error}; gave up after retrying for "
+                f"{self.deadline_seconds:g} s. Check the address and the server, then start again"
+            ) from error
+
+
+def _classify(error: Exception, where: str) -> Exception:
+    """Turn whatever a backend raises into one of the four kinds that the seam promises."""
+    if isinstance(error, HTTPFailure):
+        return _classify_status(error.status, where)
+    if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
+        return _TransientError(f"{type(error).__name__}: {error}")
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(errno.ENOENT, "no such file or directory in the store", where)
+    if isinstance(error, OSError):
+        return _classify_os(error, where)
+    return StoreError(
+        f"{where} gave an answer that makes no sense ({type(error).__name__}: "
+        f"{one_line(error)}): check that the URL is a store of a kind that TSGB knows"
+    )
+
+
+_STATUS_MEANING = {
+    401: "user or password refused (HTTP 401): set RCLONE_WEBDAV_USER and RCLONE_WEBDAV_PASS",
+    403: "this user may not do that (HTTP 403): grant read and write, or choose another store",
+    413: "too large for the server (HTTP 413): raise its limit on request bodies",
+}
+
+
+def _classify_status(status: int, where: str) -> Exception:
+    if status in {404, 410}:
+        return FileNotFoundError(errno.ENOENT, "no such file or directory in the store", where)
+    if status == 507:
+        return StoreFull(f"{where}: no space left on the server (HTTP 507): free some, then go on")
+    if status in _TRANSIENT_STATUS or (status >= 500 and status not in _PERMANENT_SERVER_STATUS):
+        return _TransientError(f"HTTP {status}")
+    meaning = f"refused with HTTP {status}: check that this is a WebDAV directory"
+    return StoreError(f"{where}: {_STATUS_MEANING.get(status, meaning)}")
+
+
+def _classify_os(error: OSError, where: str) -> Exception:
+    reason = error.strerror or one_line(error) or type(error).__name__
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StoreFull(f"{where}: no space left ({reason}): free some, then go on")
+    if isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _TRANSIENT_ERRNO:
+        return _TransientError(reason)
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return StoreError(
+            f"{where}: {reason}: TSGB must read and write there; choose another store"
+        )
+    return StoreError(f"{where}: {reason}: check the path")
+
+
+def one_line(error: Exception) -> str:
+    """The message of a foreign error, fit for a line of ours."""
+    return " ".join(str(error).split())[:200]

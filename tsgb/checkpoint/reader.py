@@ -1,0 +1,214 @@
+"""Reads checkpoints of a run: the newest, one by name, all of them verified.
+
+Needs no claim and writes nothing. Unknown is never empty: `None` is only ever the answer for a run
+that definitely has no checkpoint; an outage raises, and so do checkpoints that all turn out bad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
+
+from tsgb.checkpoint.layout import CHECKPOINTS, Place
+from tsgb.checkpoint.manifest import MANIFEST, Manifest, sha256_hex
+from tsgb.checkpoint.run import RunStore
+from tsgb.errors import CheckpointError, StoreError
+from tsgb.types import CheckpointRef
+
+_READS = 3
+"""The wire may lie: a file is called damaged after this many reads."""
+_T = TypeVar("_T")
+
+
+class InvalidCheckpoint(Exception):  # noqa: N818 - a finding: the next older one is tried
+    """This checkpoint does not count; the message says why."""
+
+    def __init__(self, reason: str, *, committed: bool) -> None:
+        super().__init__(reason)
+        self.committed = committed
+        """It counted once, so something was lost."""
+
+
+class CheckpointReader:
+    """The checkpoints of one run, read only."""
+
+    def __init__(self, run: RunStore) -> None:
+        self.run = run
+        self._proven: str | None = None
+        """The newest checkpoint that this process has read in full."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.run.run_url!r})"
+
+    def newest(self) -> CheckpointRef | None:
+        """The newest committed checkpoint; its files are verified when they are read.
+
+        Returns:
+            None only when the run definitely has none: a new run.
+
+        Raises:
+            CheckpointError: There are checkpoints, but none that counts.
+        """
+        found = self.newest_manifest()
+        return None if found is None else found[0]
+
+    def newest_manifest(self) -> tuple[CheckpointRef, Manifest] | None:
+        """As `newest`, with the manifest."""
+
+        def look(place: Place) -> tuple[CheckpointRef, Manifest]:
+            manifest, sha256 = self._manifest(place)
+            return self._ref(place, manifest, sha256), manifest
+
+        return self._first_valid(look, lambda _line: None)
+
+    def newest_valid(
+        self, on_skip: Callable[[str], None], names: Collection[str] | None = None
+    ) -> tuple[CheckpointRef, dict[str, bytes]] | None:
+        """The newest checkpoint whose files all verify, and its files.
+
+        Args:
+            on_skip: Gets one line for each newer checkpoint that was skipped, saying why.
+            names: Read these files only; None reads all.
+
+        Returns:
+            None only when the run definitely has none.
+
+        Raises:
+            CheckpointError: There are checkpoints, but none that verifies.
+        """
+
+        def look(place: Place) -> tuple[CheckpointRef, dict[str, bytes]]:
+            manifest, sha256 = self._manifest(place)
+            return self._ref(place, manifest, sha256), self._files(place, manifest, names)
+
+        return self._first_valid(look, on_skip)
+
+    def read(self, ref: CheckpointRef, names: Collection[str] | None = None) -> dict[str, bytes]:
+        """The files of a checkpoint, each verified.
+
+        Raises:
+            CheckpointError: It is gone or damaged.
+        """
+
+        def look(place: Place) -> dict[str, bytes]:
+            manifest, sha256 = self._manifest(place)
+            if sha256 != ref.sha256:
+                raise InvalidCheckpoint("its manifest is not the one named", committed=True)
+            return self._files(place, manifest, names)
+
+        return self._only(ref.name, look)
+
+    def ref(self, name: str) -> CheckpointRef:
+        """The reference to a committed checkpoint by its directory name.
+
+        Raises:
+            CheckpointError: There is none of that name, or its manifest is damaged.
+        """
+        return self._only(name, lambda place: self._ref(place, *self._manifest(place)))
+
+    def _only(self, name: str, look: Callable[[Place], _T]) -> _T:
+        place = Place.parse(name)
+        try:
+            if place is not None:
+                return look(place)
+            reason = "that is no checkpoint's name"
+        except InvalidCheckpoint as error:
+            reason = str(error)
+        raise CheckpointError(
+            f"checkpoint {self.run.run_url}/{CHECKPOINTS}/{name} cannot be used: {reason}; choose "
+            f"another one, or {self.run.run_url}/latest"
+        )
+
+    def _first_valid(
+        self, look: Callable[[Place], _T], on_skip: Callable[[str], None]
+    ) -> _T | None:
+        places = self._places()
+        if not places:
+            self._confirm_absence()
+        nothing_lost = True
+        reasons: list[str] = []
+        for place in places:
+            try:
+                found = look(place)
+            except InvalidCheckpoint as error:
+                # A run that died in its very first save, of step 0, has lost nothing.
+                nothing_lost = nothing_lost and not error.committed and place.step == 0
+                reasons.append(f"{place.name}: {error}")
+                on_skip(reasons[-1])
+                continue
+            return found
+        if nothing_lost:
+            return None
+        raise CheckpointError(
+            f"none of the {len(places)} checkpoints of {self.run.run_url} can be used, the newest "
+            f"because {reasons[0]}: to start over, delete {self.run.run_url}/{CHECKPOINTS}"
+        )
+
+    def _confirm_absence(self) -> None:
+        """Raises if it is known that the store must hold something."""
+
+    def _places(self) -> Sequence[Place]:
+        """All checkpoint directories, newest first, whether they count or not."""
+        try:
+            names = self.run.list(CHECKPOINTS)
+        except FileNotFoundError:
+            return []
+        return sorted((place for name in names if (place := Place.parse(name))), reverse=True)
+
+    def _ref(self, place: Place, manifest: Manifest, sha256: str) -> CheckpointRef:
+        return CheckpointRef(
+            run_url=self.run.run_url,
+            step=place.step,
+            episode=manifest.episode,
+            attempt=place.attempt,
+            writer=place.writer,
+            name=place.name,
+            sha256=sha256,
+        )
+
+    def _manifest(self, place: Place) -> tuple[Manifest, str]:
+        """The manifest and the sha256 of its bytes."""
+        path = f"{CHECKPOINTS}/{place.name}/{MANIFEST}"
+        reason = ""
+        for _ in range(_READS):
+            try:
+                data = self.run.read_bytes(path)
+                manifest = Manifest.from_bytes(data)
+            except FileNotFoundError as error:
+                reason = f"it has no {MANIFEST}, so its writer did not finish it"
+                raise InvalidCheckpoint(reason, committed=False) from error
+            except ValueError as error:
+                if isinstance(error, StoreError):
+                    raise
+                reason = str(error)
+                continue
+            if Place(manifest.attempt, manifest.step, manifest.writer) == place:
+                return manifest, sha256_hex(data)
+            reason = "it belongs to another checkpoint"
+        raise InvalidCheckpoint(f"{MANIFEST} is damaged: {reason}", committed=True)
+
+    def _files(
+        self, place: Place, manifest: Manifest, names: Collection[str] | None
+    ) -> dict[str, bytes]:
+        files = {
+            name: self._file(place, manifest, name)
+            for name in (manifest.files if names is None else names)
+        }
+        if names is None:
+            self._proven = place.name
+        return files
+
+    def _file(self, place: Place, manifest: Manifest, name: str) -> bytes:
+        record = manifest.files.get(name)
+        if record is None:
+            raise InvalidCheckpoint(f"it holds no {name}", committed=True)
+        problem: str | None = None
+        for _ in range(_READS):
+            try:
+                data = self.run.read_bytes(f"{CHECKPOINTS}/{place.name}/{name}")
+            except FileNotFoundError as error:
+                raise InvalidCheckpoint(f"{name} is missing", committed=True) from error
+            problem = record.mismatch(data)
+            if problem is None:
+                return data
+        raise InvalidCheckpoint(f"{name} is damaged: {problem}", committed=True)

@@ -1,0 +1,121 @@
+"""Finds the checkpoint that a person means by a path or URL. Nothing stores a `latest` pointer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+
+from pydantic import SecretStr
+
+from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, FileSystem, open_filesystem
+from tsgb.checkpoint.layout import CHECKPOINTS, Place
+from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.run import open_run
+from tsgb.checkpoint.urls import canonical_url, is_run_id
+from tsgb.errors import CheckpointError
+from tsgb.types import CheckpointRef
+
+
+def resolve(
+    url: str,
+    user: str | None = None,
+    password: SecretStr | None = None,
+    *,
+    on_skip: Callable[[str], None] = lambda _line: None,
+    deadline_seconds: float = DEADLINE_SECONDS,
+) -> CheckpointRef:
+    """The checkpoint that a user means by a path or URL, verified; see `load`."""
+    return load(url, user, password, on_skip=on_skip, deadline_seconds=deadline_seconds)[0]
+
+
+def load(
+    url: str,
+    user: str | None = None,
+    password: SecretStr | None = None,
+    *,
+    names: Collection[str] | None = None,
+    on_skip: Callable[[str], None] = lambda _line: None,
+    deadline_seconds: float = DEADLINE_SECONDS,
+) -> tuple[CheckpointRef, dict[str, bytes]]:
+    """Find the checkpoint that a user means by a path or URL, and read it verified.
+
+    Args:
+        url: A checkpoint directory, a run, or a store; the latter two, with `/latest` at the end
+            or without, mean the newest checkpoint below.
+        user: For WebDAV.
+        password: For WebDAV.
+        names: Read these files only; None reads all.
+        on_skip: Gets one line for each newer checkpoint that does not verify.
+        deadline_seconds: See `open_filesystem`.
+
+    Raises:
+        CheckpointError: There is none, or none that verifies.
+    """
+
+    def open_reader(run_url: str) -> CheckpointReader:
+        return CheckpointReader(
+            open_run(run_url, user, password, deadline_seconds=deadline_seconds)
+        )
+
+    base = canonical_url(url)
+    parent, _, last = base.rpartition("/")
+    if last == "latest":
+        base = parent
+        parent, _, last = base.rpartition("/")
+    if parent.endswith(f"/{CHECKPOINTS}") and Place.parse(last):
+        reader = open_reader(parent.removesuffix(f"/{CHECKPOINTS}"))
+        ref = reader.ref(last)
+        return ref, reader.read(ref, names)
+    if last == CHECKPOINTS:
+        base = parent
+    filesystem = open_filesystem(base, user, password, deadline_seconds=deadline_seconds)
+    readers = [open_reader(run_url) for run_url in _runs_below(filesystem)]
+    for reader in _newest_first(readers, on_skip):
+        try:
+            valid = reader.newest_valid(on_skip, names)
+        except CheckpointError as error:
+            on_skip(str(error))
+            continue
+        if valid is not None:
+            return valid
+    raise CheckpointError(
+        f"no usable checkpoint below {base}: give a checkpoint directory, a run or a store that "
+        "holds one, or train first"
+    )
+
+
+def _newest_first(
+    readers: Sequence[CheckpointReader], on_skip: Callable[[str], None]
+) -> Sequence[CheckpointReader]:
+    """Runs by the time of their newest save: steps and attempts of two runs do not compare."""
+    dated: list[tuple[datetime, CheckpointReader]] = []
+    for reader in readers:
+        try:
+            found = reader.newest_manifest()
+        except CheckpointError as error:
+            on_skip(str(error))
+            continue
+        if found is not None:
+            dated.append((found[1].created_at, reader))
+    return [reader for _, reader in sorted(dated, key=lambda item: item[0], reverse=True)]
+
+
+def _runs_below(filesystem: FileSystem) -> Sequence[str]:
+    try:
+        names = _directories(filesystem, "")
+        if CHECKPOINTS in names:
+            return [filesystem.url]
+        runs = [name for name in names if is_run_id(name)]
+        return [
+            f"{filesystem.url}/{name}"
+            for name in runs
+            if CHECKPOINTS in _directories(filesystem, name)
+        ]
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"there is nothing at {filesystem.url}: check the path, or train first"
+        ) from error
+
+
+def _directories(filesystem: FileSystem, path: str) -> Sequence[str]:
+    return [entry.name for entry in filesystem.entries(path) if entry.is_dir]

@@ -1,0 +1,72 @@
+"""Addresses of stores and runs: which are allowed, and the one form in which they are kept."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tsgb.errors import StoreError, UsageError
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_RUN_ID = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")
+_RESERVED = frozenset({"latest", "checkpoints"})
+
+
+def canonical_url(url: str) -> str:
+    """The form of a store URL that is kept in records: no slash at the end, paths absolute.
+
+    Raises:
+        StoreError: The URL holds a password or a query, which would end up in logs.
+    """
+    if not (_SCHEME.match(url) or "::" in url):
+        return str(Path(url).expanduser().absolute())
+    parts = urlsplit(url)
+    if parts.password is not None:
+        raise StoreError(
+            f"store URL {parts.scheme}://...@{parts.hostname}{parts.path} holds a password, which "
+            f"would end up in logs: take it out and set "
+            "RCLONE_WEBDAV_USER and RCLONE_WEBDAV_PASS"
+        )
+    if parts.scheme.endswith(("http", "https")) and (parts.query or parts.fragment):
+        raise StoreError(
+            f"store URL {parts.scheme}://{parts.hostname}{parts.path} goes on with a query or a "
+            "fragment, so that no path can be appended: take it out"
+        )
+    stripped = url.rstrip("/")
+    return f"{stripped}//" if stripped.endswith(":") else stripped
+
+
+def local_path(url: str) -> Path | None:
+    """The directory that a plain path or a `file://` URL names; None for any other URL."""
+    url = canonical_url(url)
+    if url.startswith("file:"):
+        parts = urlsplit(url)
+        if parts.netloc not in {"", "localhost"}:
+            raise StoreError(f"store URL {url} names a host: write file:///absolute/path")
+        return Path(unquote(parts.path) or "/")
+    return None if _SCHEME.match(url) or "::" in url else Path(url)
+
+
+def is_run_id(name: str) -> bool:
+    """Whether a run could have this name."""
+    return _RUN_ID.match(name) is not None and name not in _RESERVED
+
+
+def check_run_id(run_id: str) -> str:
+    """Return the run id, or say what is wrong with it.
+
+    Raises:
+        UsageError: It could not be a directory everywhere, or has a meaning of its own in URLs.
+    """
+    if not is_run_id(run_id):
+        raise UsageError(
+            f"run id {run_id!r} is not 1 to 128 of A-Z a-z 0-9 . _ - without a dot in front, or is "
+            "'latest' or 'checkpoints': choose another"
+        )
+    return run_id
+
+
+def join_run(store_url: str, run_id: str) -> str:
+    """The URL of a run in a store."""
+    return f"{canonical_url(store_url)}/{check_run_id(run_id)}"
