@@ -28,7 +28,7 @@ _RECIPES = {
     "base": ModelRecipe(corpus="base", width=64, layers=2, steps=1200),
     "T_s": ModelRecipe(corpus="t_s", init_from="base", steps=600, lr=1e-3),
     "B_near": ModelRecipe(corpus="b_near", width=80, layers=2, steps=850),
-    "B_mid": ModelRecipe(corpus="b_mid", arch="gru", width=96, layers=2, steps=800),
+    "B_mid": ModelRecipe(corpus="b_mid", arch="gru", width=96, layers=2, steps=800, lr=6e-3),
     "B_far": ModelRecipe(corpus="b_far", width=48, layers=3, steps=1000),
 }
 _SMOKE_STEPS = {"base": 150, "T_s": 60, "B_near": 40, "B_mid": 40, "B_far": 40}
