@@ -1,0 +1,90 @@
+"""The opponent pool: what earlier attackers wrote, and who beats whom.
+
+A member is its attacks, not its weights: a payoff is then one scoring pass of a guard, replay needs
+no generation, and the pool fits into the trainer's state as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+FLOOR = 0.02
+"""No member's replay weight vanishes: a forgotten attack comes back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolAttack:
+    """One attack as the guard trains on it."""
+
+    text: str
+    harmful: bool
+    violated: bool | None
+    technique: str = ""
+    signature: str = ""
+    scenario_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolMember:
+    """An attacker of the past."""
+
+    name: str
+    attacks: tuple[PoolAttack, ...]
+
+
+def hedge(payoff_AG: Matrix, iterations: int = 4000) -> tuple[Matrix, Matrix]:
+    """Mixed strategies of the matrix game by Hedge in self-play, averaged over time.
+
+    Freund & Schapire (1999), "Adaptive game playing using multiplicative weights": both averages
+    approach the minimax strategies at O(sqrt(log n / iterations)).
+
+    Args:
+        payoff_AG: [attackers, guards] in [0, 1]; rows maximise, columns minimise.
+        iterations: rounds of play.
+
+    Returns:
+        Mixtures over attackers and over guards.
+    """
+    attackers, guards = payoff_AG.shape
+    log_a, log_g = np.zeros(attackers), np.zeros(guards)
+    sum_a, sum_g = np.zeros(attackers), np.zeros(guards)
+    for t in range(1, iterations + 1):
+        rate = np.sqrt(8 * np.log(max(attackers, guards, 2)) / t)
+        a = np.exp(rate * (log_a - log_a.max()))
+        g = np.exp(rate * (log_g - log_g.max()))
+        a /= a.sum()
+        g /= g.sum()
+        sum_a += a
+        sum_g += g
+        log_a += payoff_AG @ g
+        log_g -= a @ payoff_AG
+    return sum_a / iterations, sum_g / iterations
+
+
+def replay_weights(payoff_AG: Matrix) -> Matrix:
+    """How often each member is replayed against the newest guard (the last column).
+
+    Half the Hedge mixture (what an attacker who knows all guards would play), half prioritised
+    fictitious self-play, ASR^2 (Vinyals et al. 2019): whoever still beats the newest guard.
+    """
+    if payoff_AG.shape[1] == 0:
+        return np.full(payoff_AG.shape[0], 1 / payoff_AG.shape[0])
+    mixture, _ = hedge(payoff_AG, iterations=500)
+    prioritised = payoff_AG[:, -1] ** 2 + FLOOR
+    return 0.5 * mixture + 0.5 * prioritised / prioritised.sum()
+
+
+def draw(
+    members: Sequence[PoolMember], weights: Sequence[float], rng: Random, num: int
+) -> list[PoolAttack]:
+    """Draw `num` attacks: a member by weight, then one of its attacks."""
+    if not members or num == 0:
+        return []
+    chosen = rng.choices(members, weights=weights, k=num)
+    return [rng.choice(member.attacks) for member in chosen]

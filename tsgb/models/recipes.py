@@ -1,0 +1,134 @@
+"""Training the built-in tiny models from an environment's corpora.
+
+It knows recipes and corpora, not worlds: what a text means is the environment's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tsgb.envs.base import Environment
+from tsgb.models.adapters import FullAdapter
+from tsgb.models.language_model import label_texts
+from tsgb.models.network import Shape, hidden_states, logits
+from tsgb.models.tokenizer import Tokenizer
+from tsgb.types import ModelRecipe
+
+Report = Callable[[int, float], None]
+"""Called after each update with (updates done, loss)."""
+
+
+class GruModel(nn.Module):
+    """A recurrent peer, so that one black box shares no architecture with the surrogate."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.rnn = nn.GRU(width, width, layers, batch_first=True)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """Logits [B, T, V]."""
+        out, _ = self.rnn(self.embed(ids_BT))
+        return self.head(out)
+
+
+def make_module(recipe: ModelRecipe, tokenizer: Tokenizer, seed: int) -> nn.Module:
+    """A freshly initialised module of the recipe's architecture.
+
+    Args:
+        recipe: sizes.
+        tokenizer: gives the vocabulary.
+        seed: of the initial weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if recipe.arch == "gru":
+        module: nn.Module = GruModel(tokenizer.size, recipe.width, recipe.layers)
+    else:
+        config = LlamaConfig(
+            vocab_size=tokenizer.size,
+            hidden_size=recipe.width,
+            intermediate_size=recipe.width * 8 // 3 // 8 * 8,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            max_position_embeddings=recipe.max_length,
+            tie_word_embeddings=False,
+            pad_token_id=tokenizer.pad_id,
+            eos_token_id=tokenizer.eos_id,
+            bos_token_id=None,
+        )
+        module = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in sorted(module.named_parameters()):
+            if parameter.dim() > 1:
+                scale = 0.02 if "embed" in name else parameter.shape[1] ** -0.5
+                parameter.normal_(0.0, scale, generator=generator)
+            elif "norm" in name:
+                parameter.fill_(1.0)
+            else:
+                parameter.zero_()
+    return module
+
+
+def train(
+    module: nn.Module,
+    recipe: ModelRecipe,
+    env: Environment,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    report: Report,
+) -> None:
+    """Train `module` in place by the recipe (AdamW, one-cycle).
+
+    Args:
+        module: a LlamaForCausalLM or a GruModel.
+        recipe: corpus, steps, batch, learning rate.
+        env: gives the corpus.
+        tokenizer: its tokenizer.
+        seed: of the data order.
+        report: progress.
+    """
+    rng = Random(seed)
+    forward, parameters = _forward(module)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=recipe.lr, total_steps=recipe.steps, pct_start=0.15
+    )
+    for step in range(recipe.steps):
+        texts = env.corpus(recipe.corpus, rng, recipe.batch)
+        ids_BT, labels_BT = label_texts(tokenizer, texts)
+        loss = forward(ids_BT, labels_BT)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        report(step + 1, float(loss))
+
+
+def _forward(module: nn.Module) -> tuple[Callable[[Tensor, Tensor], Tensor], list[nn.Parameter]]:
+    if isinstance(module, GruModel):
+
+        def gru(ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
+            wanted = labels_BT >= 0
+            return nn.functional.cross_entropy(module(ids_BT)[wanted], labels_BT[wanted])
+
+        return gru, list(module.parameters())
+    config: Any = module.config
+    shape = Shape.of(config)
+    own = FullAdapter.around(dict(module.named_parameters()))
+
+    def llama(ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
+        wanted = labels_BT >= 0
+        hidden = hidden_states(own, shape, ids_BT)[wanted]
+        return nn.functional.cross_entropy(logits(own, hidden), labels_BT[wanted])
+
+    return llama, list(own.parameters.values())

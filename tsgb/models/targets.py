@@ -1,0 +1,84 @@
+"""Targets: models that answer prompts. To everything above they are black boxes in and text out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tsgb.models.generation import generate, pad_right
+from tsgb.models.language_model import LanguageModel
+from tsgb.models.tokenizer import Tokenizer
+from tsgb.types import Messages, Response
+
+
+class Target(Protocol):
+    """Answers chats in batches. Built-in models implement it, and so do adapters to endpoints."""
+
+    name: str
+
+    def answer(self, chats: Sequence[Messages]) -> list[Response]:
+        """One response a chat, in order; a call that failed for good is a response with `error`."""
+        ...
+
+
+class ReadoutTarget:
+    """A tiny model whose whole answer is read at the last positions of one forward pass."""
+
+    def __init__(
+        self, name: str, forward: Callable[[Tensor], Tensor], tokenizer: Tokenizer, answer: str
+    ) -> None:
+        """Wrap a forward function from ids [B, T] to logits [B, T, V]."""
+        self.name = name
+        self._forward = forward
+        self._tokenizer = tokenizer
+        self._answer = tokenizer.encode(answer)
+
+    @torch.no_grad()
+    def answer(self, chats: Sequence[Messages]) -> list[Response]:
+        """See `Target`."""
+        rows = [[*self._tokenizer.encode_chat(chat), *self._answer] for chat in chats]
+        texts: list[str] = []
+        width = len(self._answer)
+        for start in range(0, len(rows), 512):
+            ids_BT, lengths_B = pad_right(rows[start : start + 512], self._tokenizer.pad_id)
+            at = lengths_B[:, None] - width + torch.arange(width)
+            words = self._forward(ids_BT)[torch.arange(len(ids_BT))[:, None], at].argmax(-1)
+            texts += [self._tokenizer.decode(row) for row in words.tolist()]
+        return [Response(text=text) for text in texts]
+
+
+class ChatTarget:
+    """A language model that generates its answer greedily."""
+
+    def __init__(
+        self, name: str, model: LanguageModel, max_new_tokens: int, batch: int = 16
+    ) -> None:
+        """Use the bare base of `model`."""
+        self.name = name
+        self._model = model
+        self._max_new_tokens = max_new_tokens
+        self._batch = batch
+
+    def answer(self, chats: Sequence[Messages]) -> list[Response]:
+        """See `Target`."""
+        tokenizer = self._model.tokenizer
+        responses: list[Response] = []
+        for start in range(0, len(chats), self._batch):
+            out = generate(
+                self._model.base,
+                self._model.shape,
+                [tokenizer.encode_chat(chat) for chat in chats[start : start + self._batch]],
+                group=1,
+                max_new_tokens=self._max_new_tokens,
+                eos=tokenizer.eos_id,
+                pad=tokenizer.pad_id,
+                generator=None,
+            )
+            for ids, length in zip(out.ids_NL.tolist(), out.lengths_N.tolist(), strict=True):
+                done = ids[length - 1] == tokenizer.eos_id
+                text = tokenizer.decode(ids[: length - done])
+                responses.append(Response(text=text, finish_reason="stop" if done else "length"))
+        return responses

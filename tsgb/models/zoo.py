@@ -1,0 +1,159 @@
+"""Where models come from: an environment's recipes, trained at first use and cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tsgb.config import RunConfig
+from tsgb.envs.base import Environment
+from tsgb.errors import ConfigError
+from tsgb.models.adapters import BaseWeights
+from tsgb.models.cache import cache_key, cached_tensors, is_cached
+from tsgb.models.language_model import LanguageModel
+from tsgb.models.network import Shape, hidden_states, logits
+from tsgb.models.recipes import make_module, train
+from tsgb.models.targets import ChatTarget, ReadoutTarget, Target
+from tsgb.models.tokenizer import Tokenizer
+from tsgb.types import ModelRecipe, TargetSpec
+
+Progress = Callable[[str, int, int], None]
+"""Called with (model, updates done, updates in all) while a model is being trained."""
+
+
+class Zoo:
+    """The models of one environment under one profile."""
+
+    def __init__(
+        self, env: Environment, config: RunConfig, cache: Path, progress: Progress
+    ) -> None:
+        """Nothing is built yet.
+
+        Args:
+            env: gives recipes, corpora and target specs.
+            config: profile and world seed.
+            cache: directory for trained models.
+            progress: told about training.
+        """
+        self._env = env
+        self._config = config
+        self._cache = cache
+        self._progress = progress
+        self._recipes: Mapping[str, ModelRecipe] = env.recipes(config.profile.value)
+        spec = env.tokenizer()
+        self._pretrained = spec.pretrained
+        self._tokenizer = None if spec.pretrained else Tokenizer.from_words(spec)
+        self._base: LanguageModel | None = None
+
+    def names(self) -> list[str]:
+        """All recipes, in an order in which each one's start comes first."""
+        return sorted(self._recipes, key=lambda name: bool(self._recipes[name].init_from))
+
+    def build(self, name: str) -> None:
+        """Make sure that a model is in the cache."""
+        if self._recipes[name].pretrained:
+            self.base()
+        else:
+            self._weights(name)
+
+    def is_built(self, name: str) -> bool:
+        """Whether `build` would have nothing to do."""
+        recipe = self._recipes[name]
+        return not recipe.pretrained and is_cached(self._cache, self._key(name))
+
+    def base(self) -> LanguageModel:
+        """The frozen base of both players."""
+        if self._base is None:
+            recipe = self._recipes["base"]
+            if recipe.pretrained:
+                self._base = self._load_pretrained(recipe.pretrained)
+            else:
+                module, sha256 = self._module("base")
+                self._base = LanguageModel(module, self._require(), name="base", sha256=sha256)
+        return self._base
+
+    def target(self, spec: TargetSpec) -> Target:
+        """The model behind a target spec."""
+        if spec.max_new_tokens:
+            return ChatTarget(spec.name, self.base(), spec.max_new_tokens)
+        module, _ = self._module(spec.name)
+        module.eval()
+        if self._root(spec.name).arch == "gru":
+            return ReadoutTarget(spec.name, module, self._require(), spec.answer)
+        shape, weights = Shape.of(module.config), BaseWeights.of(module)
+
+        def forward(ids_BT: Tensor) -> Tensor:
+            return logits(weights, hidden_states(weights, shape, ids_BT))
+
+        return ReadoutTarget(spec.name, forward, self._require(), spec.answer)
+
+    def surrogate(self) -> Target:
+        """The target of stage 1."""
+        specs = [s for s in self._env.targets().values() if s.role == "surrogate"]
+        if len(specs) != 1:
+            raise ConfigError(f"{self._env.name} has {len(specs)} surrogates, it must have one")
+        return self.target(specs[0])
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _require(self) -> Tokenizer:
+        if self._tokenizer is None:
+            return self.base().tokenizer
+        return self._tokenizer
+
+    def _root(self, name: str) -> ModelRecipe:
+        recipe = self._recipes[name]
+        return self._root(recipe.init_from) if recipe.init_from else recipe
+
+    def _key(self, name: str) -> str:
+        recipe = self._recipes[name]
+        return cache_key(
+            {
+                "env": self._env.name,
+                "world_seed": self._config.world_seed,
+                "name": name,
+                "recipe": asdict(recipe),
+                "start": self._key(recipe.init_from) if recipe.init_from else "",
+                "torch": torch.__version__.split("+")[0],
+            }
+        )
+
+    def _seed(self, name: str) -> int:
+        return int(cache_key({"seed": self._config.world_seed, "name": name})[:12], 16)
+
+    def _weights(self, name: str) -> tuple[dict[str, Tensor], str]:
+        recipe = self._recipes[name]
+
+        def build() -> Mapping[str, Tensor]:
+            module = make_module(self._root(name), self._require(), self._seed(name))
+            if recipe.init_from:
+                module.load_state_dict(self._weights(recipe.init_from)[0])
+            train(
+                module,
+                recipe,
+                self._env,
+                self._require(),
+                seed=self._seed(name),
+                report=lambda step, _loss: self._progress(name, step, recipe.steps),
+            )
+            return module.state_dict()
+
+        return cached_tensors(self._cache, self._key(name), build)
+
+    def _module(self, name: str) -> tuple[nn.Module, str]:
+        tensors, sha256 = self._weights(name)
+        module = make_module(self._root(name), self._require(), 0)
+        module.load_state_dict(tensors)
+        return module, sha256
+
+    def _load_pretrained(self, name: str) -> LanguageModel:
+        if name != "smollm2-135m-instruct":
+            raise ConfigError(f"unknown pretrained model {name!r}: known is smollm2-135m-instruct")
+        from tsgb.models.smollm2 import load_smollm2
+
+        module, fast, sha256 = load_smollm2(self._cache)
+        return LanguageModel(module, Tokenizer(fast), name=name, sha256=sha256)

@@ -1,0 +1,157 @@
+"""How exploitable a guard is: a fresh attacker, trained against it, from its own start.
+
+The attacker shares nothing with training but the frozen base: its supervised start has its own
+seed, it warms up on the very target that is evaluated, it may use every technique (reserved ones
+too), and it sees the guard at its operating point. What it writes at the end is the measurement.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+from tsgb.config import RunConfig
+from tsgb.envs.base import Environment
+from tsgb.envs.rollout import judge_attacks, play
+from tsgb.models.adapters import load_parameters, snapshot
+from tsgb.models.language_model import LanguageModel
+from tsgb.models.targets import Target
+from tsgb.trainer.players import AttackerPlayer, make_adapter
+from tsgb.types import Attack, Judgement, Scenario, Split
+
+Score = Callable[[Sequence[str]], Sequence[float]]
+Tick = Callable[[], None]
+"""Called after each update, for progress and for signals."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One attack of a best response, with the target's un-guarded outcome."""
+
+    scenario: Scenario
+    attack: Attack
+    judgement: Judgement
+
+
+class FreshAttacker:
+    """An attacker of the evaluation: one supervised start, many targets and guards."""
+
+    def __init__(
+        self, env: Environment, model: LanguageModel, config: RunConfig, br_seed: int, tick: Tick
+    ) -> None:
+        """Train the supervised start.
+
+        Args:
+            env: the world.
+            model: its base.
+            config: attacker settings and evaluation budget.
+            br_seed: number of the best response; starts of different numbers are independent.
+            tick: progress.
+        """
+        self.env = env
+        self.config = config
+        self.tick = tick
+        self.br_seed = br_seed
+        self._rng = Random(f"best-response-{config.seed}-{br_seed}")  # noqa: S311
+        self._generator = torch.Generator().manual_seed(self._rng.getrandbits(62))
+        self.player = AttackerPlayer(
+            model,
+            env,
+            config.attacker,
+            make_adapter(model, f"fresh{br_seed}", config.model, self._generator),
+        )
+        for _ in range(config.attacker.sft_steps):
+            demonstrations = env.demonstrations(self._rng, config.attacker.sft_batch)
+            self.player.imitate(demonstrations, config.attacker.sft_lr)
+            tick()
+        self._start = snapshot(self.player.adapter)
+        self._scenarios = [s for s in env.scenarios(Split.TEST) if s.harmful]
+        self._openings = env.openings(reserved=True)
+
+    def warm_up(self, target: Target) -> dict[str, Tensor]:
+        """Learn to break the bare target; returns the attacker's parameters."""
+        rng, generator = self._generators(f"warm-up-{target.name}")
+        return self._train(
+            self._start, target, None, 0.0, self.config.evaluation.warmup_steps, rng, generator
+        )
+
+    def respond(
+        self, warm: dict[str, Tensor], target: Target, score: Score, threshold: float, name: str
+    ) -> dict[str, Tensor]:
+        """Learn to break the target behind a guard; returns the attacker's parameters."""
+        rng, generator = self._generators(f"respond-{target.name}-{name}")
+        steps = self.config.evaluation.attack_steps
+        return self._train(warm, target, score, threshold, steps, rng, generator)
+
+    def attempts(self, parameters: dict[str, Tensor], target: Target, name: str) -> list[Attempt]:
+        """Sample attacks on test scenarios and ask the target about each."""
+        rng, generator = self._generators(f"attempts-{target.name}-{name}")
+        load_parameters(self.player.adapter, parameters)
+        found: list[Attempt] = []
+        wanted = self.config.evaluation.prompts
+        # Every scenario equally often: the cluster bootstrap resamples scenarios.
+        order = list(self._scenarios)
+        rng.shuffle(order)
+        scenarios = [order[i % len(order)] for i in range(wanted)]
+        for start in range(0, wanted, 256):
+            part = scenarios[start : start + 256]
+            writing = self.player.write(part, 1, generator)
+            attacks = [self.env.read(s, t) for s, t in zip(part, writing.texts, strict=True)]
+            judgements = judge_attacks(
+                self.env, target.name, target.answer, part, attacks, reserved=True
+            )
+            found += [
+                Attempt(scenario=s, attack=a, judgement=j)
+                for s, a, j in zip(part, attacks, judgements, strict=True)
+            ]
+        return found
+
+    def _train(
+        self,
+        start: dict[str, Tensor],
+        target: Target,
+        score: Score | None,
+        threshold: float,
+        steps: int,
+        rng: Random,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        config = self.config.attacker
+        load_parameters(self.player.adapter, start)
+        self.player.restart_optimizer()
+        successes: Counter[str] = Counter()
+        for step in range(steps):
+            scenarios = [rng.choice(self._scenarios) for _ in range(config.scenarios_per_step)]
+            openings: list[str] = []
+            for _ in scenarios:
+                forced = rng.random() < config.forced_share
+                openings += [rng.choice(self._openings) if forced else ""] * config.group_size
+            writing = self.player.write(scenarios, config.group_size, generator, openings)
+            ramp = config.anneal * steps
+            episodes = play(
+                self.env,
+                writing.scenarios,
+                writing.texts,
+                target=target.name,
+                answer=target.answer,
+                score=score,
+                threshold=threshold,
+                attacker=config,
+                guard=self.config.guard,
+                guard_weight=min(1.0, step / ramp) if ramp else 1.0,
+                successes=successes,
+                reserved=True,
+            )
+            self.player.learn(writing, [e.attacker_reward for e in episodes], config.lr)
+            self.tick()
+        return snapshot(self.player.adapter)
+
+    def _generators(self, purpose: str) -> tuple[Random, torch.Generator]:
+        """Private generators a purpose, so that results do not depend on the order of work."""
+        rng = Random(f"{self.config.seed}-{self.br_seed}-{purpose}")  # noqa: S311
+        return rng, torch.Generator().manual_seed(rng.getrandbits(62))

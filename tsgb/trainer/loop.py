@@ -1,0 +1,442 @@
+"""The outer loop of self-play, one update at a time.
+
+It knows the environment, two players, a surrogate and a schedule. It knows neither stores nor
+signals: `step` does one update, `files` is the whole state between two updates, `load` is its
+inverse, and the result does not depend on how often it was saved and loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tsgb.checkpoint.codec import (
+    decode_optimizer,
+    decode_tensors,
+    encode_optimizer,
+    encode_tensors,
+)
+from tsgb.config import Arm, Phase, RunConfig
+from tsgb.envs.base import Environment
+from tsgb.envs.pool import PoolAttack, PoolMember, draw, replay_weights
+from tsgb.envs.rollout import play
+from tsgb.errors import CheckpointError
+from tsgb.models.adapters import load_parameters, snapshot
+from tsgb.models.language_model import LanguageModel
+from tsgb.models.targets import Target
+from tsgb.trainer.batches import GuardBatch, clean_batch, selfplay_batch
+from tsgb.trainer.players import AttackerPlayer, GuardPlayer, make_adapter
+from tsgb.trainer.state import TrainerState, decode_state, encode_state, join, split
+from tsgb.trainer.threshold import np_threshold
+from tsgb.types import Episode, Label, Scenario, Split, StreamKind
+
+Metrics = dict[str, Any]
+RECALIBRATE = 50
+"""Guard updates between two calibrations inside a phase (each phase also starts with one)."""
+
+
+class Trainer:
+    """Trains one arm of one run."""
+
+    def __init__(
+        self, config: RunConfig, env: Environment, model: LanguageModel, surrogate: Target
+    ) -> None:
+        self.config = config
+        self.env = env
+        self.model = model
+        self.surrogate = surrogate
+        self.phases = config.phases()
+        self.total_steps = config.total_steps
+        self.rng = Random(f"tsgb-{config.seed}")  # noqa: S311
+        self.generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 17)
+        self.state = TrainerState()
+        self.attacker = AttackerPlayer(
+            model,
+            env,
+            config.attacker,
+            make_adapter(model, "attacker", config.model, self.generator),
+        )
+        self.guard = GuardPlayer(
+            model, env, config.guard, make_adapter(model, "guard", config.model, self.generator)
+        )
+        self.starts: dict[str, dict[str, Tensor]] = {}
+        """Attackers to restart from: `sft` and `warm`."""
+        self.columns: dict[str, dict[str, Tensor]] = {}
+        """Guards of the payoff's columns, by name."""
+        scenarios = env.scenarios(Split.TRAIN)
+        self._harmful = [s for s in scenarios if s.harmful]
+        self._benign = [s for s in scenarios if not s.harmful]
+
+    # -- the schedule ----------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether every update of the schedule is made."""
+        return self.state.step >= self.total_steps
+
+    def phase(self) -> Phase:
+        """The phase that the next update belongs to."""
+        return next(p for p in self.phases if self.state.step < p.stop)
+
+    def step(self) -> Metrics:
+        """Do one update and whatever starts or ends with it; returns its metrics."""
+        phase = self.phase()
+        if self.state.step == phase.start:
+            self._enter(phase)
+        within = self.state.step - phase.start
+        handler = {
+            "sft_attacker": self._sft_attacker,
+            "warmup": self._attack,
+            "attacker": self._attack,
+            "sft_guard": self._sft_guard,
+            "guard": self._defend,
+        }[phase.kind]
+        metrics = handler(phase, within)
+        self.state.step += 1
+        if self.state.step == phase.stop:
+            self._leave(phase)
+        return {
+            "step": self.state.step,
+            "episode": self.state.episode,
+            "phase": phase.kind,
+            "round": phase.round,
+            "tau": self.state.threshold,
+            "mu": self.state.mu,
+            **metrics,
+        }
+
+    # -- phases ----------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase) -> None:
+        if phase.kind == "attacker":
+            self.calibrate()
+            start = "warm"
+            if self.config.selfplay.reinitialise and phase.round % 2 == 1:
+                start = "sft"
+            load_parameters(self.attacker.adapter, self.starts[start])
+            self.attacker.restart_optimizer()
+            self.state.buffer = []
+        elif phase.kind == "warmup":
+            self.attacker.restart_optimizer()
+        elif phase.kind == "guard":
+            if phase.round == 0:
+                self._add_column("sft")
+            if self.config.arm is Arm.FROZEN:
+                self.state.buffer = self._sample_attacks(self.config.selfplay.buffer, forced=True)
+            self.calibrate()
+
+    def _leave(self, phase: Phase) -> None:
+        if phase.kind == "sft_attacker":
+            self.starts["sft"] = snapshot(self.attacker.adapter)
+        elif phase.kind == "warmup":
+            self.starts["warm"] = snapshot(self.attacker.adapter)
+            self._add_member("warm")
+        elif phase.kind == "attacker":
+            self._add_member(f"round-{phase.round + 1}")
+        elif phase.kind == "guard":
+            self._add_column(f"round-{phase.round + 1}")
+
+    def _sft_attacker(self, phase: Phase, within: int) -> Metrics:
+        config = self.config.attacker
+        demonstrations = self.env.demonstrations(self.rng, config.sft_batch)
+        lr = config.sft_lr * _decay(within, phase.stop - phase.start, 0.1)
+        return self.attacker.imitate(demonstrations, lr)
+
+    def _sft_guard(self, phase: Phase, within: int) -> Metrics:
+        config = self.config.guard
+        batch = clean_batch(self.env, config, self.rng, config.sft_batch, 0.0)
+        lr = config.sft_lr * _decay(within, phase.stop - phase.start, 0.3)
+        return self._guard_update(batch, "weighted_ce", lr)
+
+    def _attack(self, phase: Phase, within: int) -> Metrics:
+        """One rollout and one policy-gradient update of the attacker."""
+        config = self.config.attacker
+        scenarios = self._draw_scenarios(config.scenarios_per_step, config.benign_share)
+        openings = self._draw_openings(len(scenarios), config.group_size, config.forced_share)
+        writing = self.attacker.write(scenarios, config.group_size, self.generator, openings)
+        guarded = phase.kind == "attacker"
+        ramp = config.anneal * (phase.stop - phase.start)
+        weight = min(1.0, within / ramp) if guarded and ramp else float(guarded)
+        episodes = self._play(writing.scenarios, writing.texts, guarded, weight)
+        rewards = [e.attacker_reward for e in episodes]
+        metrics = self.attacker.learn(writing, rewards, config.lr)
+        if guarded:
+            kept = _usable(episodes)
+            self.state.buffer = (self.state.buffer + kept)[-self.config.selfplay.buffer :]
+        harmful = [e for e in episodes if e.scenario.harmful]
+        violated = [e.judgement.label is Label.HARMFUL for e in harmful]
+        return {
+            **metrics,
+            "tokens": writing.num_tokens,
+            "reward": float(np.mean(rewards)),
+            "asr_no_guard": float(np.mean(violated)),
+            "asr": float(
+                np.mean([v * (1 - e.p_block) for v, e in zip(violated, harmful, strict=True)])
+            ),
+            "faithful": float(np.mean([e.attack.faithful for e in episodes])),
+            "signatures": len(
+                {e.attack.signature for e, v in zip(harmful, violated, strict=True) if v}
+            ),
+        }
+
+    def _defend(self, phase: Phase, within: int) -> Metrics:
+        """One update of the guard."""
+        if within and within % RECALIBRATE == 0:
+            self.calibrate()
+        config = self.config.guard
+        done = phase.round * self.config.selfplay.guard_steps + within
+        total = self.config.selfplay.rounds * self.config.selfplay.guard_steps
+        lr = config.lr * _decay(done, total, config.lr_final)
+        if self.config.arm is Arm.SFT:
+            batch = clean_batch(self.env, config, self.rng, config.batch, self.state.mu)
+            metrics = self._guard_update(batch, "weighted_ce", lr)
+        else:
+            pool: list[PoolAttack] = []
+            num = round(config.batch * config.pool_share)
+            if self.config.selfplay.pool and self.state.pool:
+                weights = replay_weights(np.array(self.state.payoff))
+                pool = draw(self.state.pool, weights.tolist(), self.rng, num)
+            elif self.state.buffer:
+                pool = [self.rng.choice(self.state.buffer) for _ in range(num)]
+            batch = selfplay_batch(
+                self.env,
+                config,
+                self.config.selfplay,
+                self.rng,
+                buffer=self.state.buffer,
+                pool_draw=pool,
+                mu=self.state.mu,
+            )
+            metrics = self._guard_update(batch, config.loss, lr)
+        return metrics
+
+    def _guard_update(self, batch: GuardBatch, loss: str, lr: float) -> Metrics:
+        config = self.config.guard
+        replay = (
+            self.env.corpus("replay", self.rng, config.replay_batch) if config.lm_replay else []
+        )
+        metrics, z_B = self.guard.learn(
+            batch.prompts,
+            batch.gains,
+            loss_name=loss,
+            replay=replay,
+            lr=lr,
+            generator=self.generator,
+        )
+        blocked = (z_B > self.state.threshold).tolist()
+        false = [b for b, h in zip(blocked, batch.harmful, strict=True) if not h]
+        missed = [not b for b, h in zip(blocked, batch.harmful, strict=True) if h]
+        fpr = float(np.mean(false)) if false else 0.0
+        budget = self.config.calibration.fpr
+        self.state.mu = min(
+            config.dual_max, max(0.0, self.state.mu + config.dual_lr * (fpr - budget))
+        )
+        return {
+            **metrics,
+            "lr": lr,
+            "fpr": fpr,
+            "fnr": float(np.mean(missed)) if missed else 0.0,
+            "distance_to_always_block": 1 - fpr,
+            "tokens": sum(len(p.split()) for p in batch.prompts),
+        }
+
+    # -- pool and operating point ------------------------------------------------------------
+
+    def calibrate(self) -> float:
+        """Set tau to the Neyman-Pearson threshold of the current guard; returns it."""
+        config = self.config.calibration
+        self.state.threshold = calibrated_threshold(self.env, self.guard, self.config)
+        del config
+        return self.state.threshold
+
+    def _add_member(self, name: str) -> None:
+        attacks = self._sample_attacks(self.config.selfplay.payoff_attacks, forced=False)
+        if not any(a.violated for a in attacks):
+            attacks = attacks or [
+                PoolAttack(text="", harmful=True, violated=False)
+            ]  # a member without attacks still has its row: zeros
+        member = PoolMember(name=name, attacks=tuple(attacks))
+        self.state.pool.append(member)
+        row: list[float] = []
+        kept = snapshot(self.guard.adapter)
+        for column, threshold in zip(self.state.guards, self.state.thresholds, strict=True):
+            load_parameters(self.guard.adapter, self.columns[column])
+            row.append(self._success_rate(member, threshold))
+        load_parameters(self.guard.adapter, kept)
+        self.state.payoff.append(row)
+
+    def _add_column(self, name: str) -> None:
+        threshold = self.calibrate()
+        self.state.guards.append(name)
+        self.state.thresholds.append(threshold)
+        self.columns[name] = snapshot(self.guard.adapter)
+        for row, member in zip(self.state.payoff, self.state.pool, strict=True):
+            row.append(self._success_rate(member, threshold))
+        self.state.best_guard = self._select()
+
+    def _select(self) -> int:
+        """The column whose worst case over all attackers is lowest; the newest among equals."""
+        if not self.state.payoff:
+            return len(self.state.guards) - 1
+        worst = np.array(self.state.payoff).max(0)
+        return int(len(worst) - 1 - np.argmin(worst[::-1]))
+
+    def _success_rate(self, member: PoolMember, threshold: float) -> float:
+        z_N = self.guard.score([a.text for a in member.attacks]).tolist()
+        hits = [
+            bool(a.violated) and z <= threshold for a, z in zip(member.attacks, z_N, strict=True)
+        ]
+        return float(np.mean(hits))
+
+    def _sample_attacks(self, num: int, *, forced: bool) -> list[PoolAttack]:
+        """Attacks of the current attacker on harmful scenarios, judged without a guard."""
+        attacks: list[PoolAttack] = []
+        for start in range(0, num, 256):
+            count = min(256, num - start)
+            scenarios = [self.rng.choice(self._harmful) for _ in range(count)]
+            share = self.config.attacker.forced_share if forced else 0.0
+            openings = self._draw_openings(count, 1, share)
+            writing = self.attacker.write(scenarios, 1, self.generator, openings)
+            attacks += _usable(self._play(scenarios, writing.texts, guarded=False, weight=0.0))
+        return attacks
+
+    def _play(
+        self, scenarios: Sequence[Scenario], texts: Sequence[str], guarded: bool, weight: float
+    ) -> list[Episode]:
+        self.state.episode += len(texts)
+        return play(
+            self.env,
+            scenarios,
+            texts,
+            target=self.surrogate.name,
+            answer=self.surrogate.answer,
+            score=(lambda prompts: self.guard.score(prompts).tolist()) if guarded else None,
+            threshold=self.state.threshold,
+            attacker=self.config.attacker,
+            guard=self.config.guard,
+            guard_weight=weight,
+            successes=self.state.successes,
+        )
+
+    def _draw_scenarios(self, num: int, benign_share: float) -> list[Scenario]:
+        benign = round(num * benign_share) if self._benign else 0
+        return [self.rng.choice(self._harmful) for _ in range(num - benign)] + [
+            self.rng.choice(self._benign) for _ in range(benign)
+        ]
+
+    def _draw_openings(self, groups: int, group: int, share: float) -> list[str]:
+        choices = self.env.openings(reserved=False)
+        drawn: list[str] = []
+        for _ in range(groups):
+            forced = self.rng.random() < share
+            drawn += [self.rng.choice(choices) if forced else ""] * group
+        return drawn
+
+    # -- state -----------------------------------------------------------------------------
+
+    def files(self, now: datetime | None = None) -> dict[str, bytes]:
+        """The five files of a checkpoint."""
+        about = {
+            "base": self.model.name,
+            "base_sha256": self.model.sha256,
+            "adapter": self.config.model.adapter,
+            "rank": self.config.model.rank,
+            "selected": self.state.guards[self.state.best_guard] if self.state.guards else "",
+        }
+        content = encode_state(self.state, self.rng, self.generator)
+        content["timestamp"] = (now or datetime.now(UTC)).isoformat()
+        return {
+            "attacker.safetensors": encode_tensors(
+                join({"current": snapshot(self.attacker.adapter), **self.starts}), about
+            ),
+            "guard.safetensors": encode_tensors(
+                join({"current": snapshot(self.guard.adapter), **self.columns}), about
+            ),
+            "optim_attacker.safetensors": encode_optimizer(
+                self.attacker.optimizer, self.attacker.adapter.parameters
+            ),
+            "optim_guard.safetensors": encode_optimizer(
+                self.guard.optimizer, self.guard.adapter.parameters
+            ),
+            "trainer_state.json": json.dumps(content, indent=1, sort_keys=True).encode(),
+        }
+
+    def load(self, files: Mapping[str, bytes]) -> None:
+        """Continue from the five files of a checkpoint.
+
+        Raises:
+            CheckpointError: it belongs to another base model or another version.
+        """
+        attacker, about = decode_tensors(files["attacker.safetensors"])
+        guard, _ = decode_tensors(files["guard.safetensors"])
+        if about.get("base_sha256") != self.model.sha256:
+            raise CheckpointError(
+                f"the checkpoint was trained on base {about.get('base')} "
+                f"{str(about.get('base_sha256'))[:12]}, this machine has {self.model.sha256[:12]}: "
+                "use the same environment, profile, world seed and torch version"
+            )
+        starts, columns = split(attacker), split(guard)
+        load_parameters(self.attacker.adapter, starts.pop("current"))
+        load_parameters(self.guard.adapter, columns.pop("current"))
+        self.starts, self.columns = starts, columns
+        self.attacker.restart_optimizer()
+        decode_optimizer(
+            files["optim_attacker.safetensors"],
+            self.attacker.optimizer,
+            self.attacker.adapter.parameters,
+        )
+        decode_optimizer(
+            files["optim_guard.safetensors"], self.guard.optimizer, self.guard.adapter.parameters
+        )
+        self.state = decode_state(files["trainer_state.json"], self.rng, self.generator)
+
+
+def calibrated_threshold(env: Environment, guard: GuardPlayer, config: RunConfig) -> float:
+    """Tau of a guard: Neyman-Pearson on benign prompts of the calibration split.
+
+    The prompts are the same for every guard of a run (their generator is seeded by the run's seed),
+    so thresholds differ by the guard alone.
+    """
+    calibration = config.calibration
+    rng = Random(f"calibration-{config.seed}")  # noqa: S311
+    hard = round(calibration.num * calibration.hard_share)
+    twins = round(calibration.num * calibration.twins_share)
+    prompts = [
+        p.text
+        for kind, num in (
+            (StreamKind.BENIGN, calibration.num - hard - twins),
+            (StreamKind.HARD_BENIGN, hard),
+            (StreamKind.TWINS, twins),
+        )
+        for p in env.stream(kind, Split.CALIBRATION, rng, num)
+    ]
+    scores = guard.score(prompts).double().numpy()
+    return float(np_threshold(scores, calibration.fpr, calibration.delta).value)
+
+
+def _usable(episodes: Sequence[Episode]) -> list[PoolAttack]:
+    """What the guard may train on: readable, undrifted, unreserved, judged."""
+    return [
+        PoolAttack(
+            text=e.attack.text,
+            harmful=e.scenario.harmful,
+            violated=e.judgement.label is Label.HARMFUL if e.scenario.harmful else None,
+            technique=e.attack.technique,
+            signature=e.attack.signature,
+            scenario_id=e.scenario.scenario_id,
+        )
+        for e in episodes
+        if e.attack.faithful and not e.attack.reserved and e.judgement.label.scored
+    ]
+
+
+def _decay(done: int, total: int, final: float) -> float:
+    """Linear from 1 to `final`."""
+    return 1 - (1 - final) * min(1.0, done / max(1, total))
