@@ -1,0 +1,203 @@
+"""What a run is, written down before anything starts: ids, configurations, evaluation requests.
+
+It knows the layout of a run in the store. It starts nothing and knows no Prefect.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from flows.workers import Workers
+from tsgb.checkpoint.manifest import canonical_json, sha256_hex
+from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.urls import check_run_id
+from tsgb.config import (
+    ABLATIONS,
+    BASELINES,
+    Arm,
+    Profile,
+    RunConfig,
+    arm_overrides,
+    make_config,
+    parse_config,
+)
+from tsgb.envs import make_environment
+from tsgb.errors import CheckpointError, ConfigError, UsageError
+from tsgb.types import CheckpointRef
+
+CONFIG = "config.json"
+IDENTITY = "flow.json"
+
+
+def new_run_id(now: datetime) -> str:
+    """A run id that nobody has used.
+
+    >>> new_run_id(datetime(2026, 11, 24, 8, 0, 0))  # doctest: +SKIP
+    '20261124-080000-9f3c'
+    """
+    return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def default_arms(profile: Profile) -> tuple[Arm, ...]:
+    """Self-play and its baselines; the ablations too where there is time for them."""
+    arms = (Arm.SELFPLAY, *BASELINES)
+    return (*arms, *ABLATIONS) if profile is Profile.PAPER else arms
+
+
+def parse_arms(names: Sequence[str] | None, profile: Profile) -> tuple[Arm, ...]:
+    """The arms by name, self-play first: the others are measured against it.
+
+    Raises:
+        UsageError: A name is no arm's, or self-play is missing.
+    """
+    if names is None:
+        return default_arms(profile)
+    known = [arm.value for arm in Arm]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"arm {unknown[0]!r} is not known: choose from {', '.join(known)}")
+    if Arm.SELFPLAY.value not in names:
+        raise UsageError(f"arms {', '.join(names)} lack 'selfplay', which all are measured against")
+    return tuple(arm for arm in Arm if arm.value in names)
+
+
+def arm_configs(
+    arms: Sequence[Arm],
+    *,
+    profile: Profile,
+    env: str,
+    world_seed: int,
+    seed: int,
+    overrides: Mapping[str, Any] | None,
+) -> dict[Arm, RunConfig]:
+    """The configuration of each arm: the world's sizes, then the user's wishes, then the arm."""
+    sizes = make_environment(env, world_seed=world_seed).profile(profile.value)
+    named = {"profile": profile.value, "env": env, "world_seed": world_seed, "seed": seed}
+    return {arm: make_config(sizes, overrides or {}, named, arm_overrides(arm)) for arm in arms}
+
+
+def write_configs(workers: Workers, configs: Mapping[Arm, RunConfig]) -> str:
+    """Write each arm's `config.json`, unless it is there already.
+
+    Returns:
+        A key that names this run with these configurations in this store, and changes when the
+        run is deleted and begun anew: results that Prefect keeps are kept under it.
+
+    Raises:
+        ConfigError: The run exists with another configuration.
+    """
+    check_run_id(workers.run)
+    for arm, config in configs.items():
+        _write_config(workers, arm, config)
+    main = workers.open(next(iter(configs)))
+    try:
+        identity = main.read_json(IDENTITY)
+    except FileNotFoundError:
+        identity = {"identity": secrets.token_hex(8)}
+        main.write_json(IDENTITY, identity)
+    prints = {arm.value: config.fingerprint for arm, config in configs.items()}
+    return _short_hash({"url": main.run_url, **identity, **prints})
+
+
+def _write_config(workers: Workers, arm: Arm, config: RunConfig) -> None:
+    run = workers.open(arm)
+    origin = f"{run.run_url}/{CONFIG}"
+    try:
+        text = run.read_text(CONFIG)
+    except FileNotFoundError:
+        run.write_text(CONFIG, config.canonical())
+        return
+    kept = parse_config(text, origin)
+    if kept.fingerprint != config.fingerprint:
+        raise ConfigError(
+            f"run {run.run_id!r} exists with another configuration "
+            f"({_difference(kept.model_dump(mode='json'), config.model_dump(mode='json'))}): "
+            f"resume it with the options it was started with, or choose another --run-id"
+        )
+
+
+def _difference(kept: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
+    for name, old in kept.items():
+        new = asked.get(name)
+        if old != new:
+            if isinstance(old, Mapping) and isinstance(new, Mapping):
+                return _difference(old, new, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
+            return f"{prefix}{name} is {old!r} there, {new!r} here"
+    return "fields differ"
+
+
+def trained_arms(workers: Workers) -> dict[Arm, CheckpointRef]:
+    """The arms of a run whose training is complete, with their newest checkpoints."""
+    found: dict[Arm, CheckpointRef] = {}
+    for arm in Arm:
+        try:
+            config = workers.config(arm)
+        except FileNotFoundError:
+            continue
+        ref = CheckpointReader(workers.open(arm)).newest()
+        if ref is not None and ref.step >= config.total_steps:
+            found[arm] = ref
+    return found
+
+
+def guards_of(workers: Workers, checkpoint: str | None) -> dict[Arm, CheckpointRef]:
+    """The guards of an evaluation: self-play's at `checkpoint`, and every other finished arm's.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or none that is finished.
+    """
+    guards = trained_arms(workers)
+    if checkpoint is not None and not checkpoint.endswith("/latest"):
+        name = checkpoint.rstrip("/").rpartition("/")[2]
+        guards = {**guards, Arm.SELFPLAY: CheckpointReader(workers.open()).ref(name)}
+    if Arm.SELFPLAY not in guards:
+        raise CheckpointError(
+            f"run {workers.run!r} in {workers.store} has no finished self-play guard: run stage 1 "
+            "to its end first, or name a checkpoint"
+        )
+    return {arm: guards[arm] for arm in Arm if arm in guards}
+
+
+def evaluation_id(
+    guards: Mapping[str, Mapping[Arm, CheckpointRef]],
+    configs: Mapping[str, RunConfig],
+    targets: Sequence[str] | None,
+) -> str:
+    """One id for one question: equal guards, configuration and targets are evaluated once.
+
+    Args:
+        guards: Of each run (one a seed), by arm.
+        configs: Of each run.
+        targets: Their names; None for all of the environment's.
+    """
+    shas = {
+        run: {arm.value: ref.sha256 for arm, ref in refs.items()} for run, refs in guards.items()
+    }
+    prints = {run: config.fingerprint for run, config in configs.items()}
+    wanted = None if targets is None else sorted(targets)
+    return _short_hash({"guards": shas, "configs": prints, "targets": wanted})
+
+
+def write_request(
+    workers: Workers,
+    eval_id: str,
+    guards: Mapping[Arm, CheckpointRef],
+    targets: Sequence[str] | None,
+) -> None:
+    """Write `reports/<eval_id>/request.json`, which tells the worker what to evaluate."""
+    workers.open().write_json(
+        f"reports/{eval_id}/request.json",
+        {
+            "eval_id": eval_id,
+            "guards": {arm.value: asdict(ref) for arm, ref in guards.items()},
+            "targets": None if targets is None else sorted(targets),
+        },
+    )
+
+
+def _short_hash(content: Mapping[str, Any]) -> str:
+    return sha256_hex(canonical_json(content))[:12]

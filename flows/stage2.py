@@ -1,0 +1,132 @@
+"""Stage 2: how far the guards of a run protect the black boxes; evaluated once for each question.
+
+Wiring only. The same guards, configuration and targets give the same evaluation id, and a report
+that is there already is not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.runtime import flow_run
+
+from flows import tasks
+from flows.hooks import say_how_to_resume
+from flows.plan import evaluation_id, guards_of, write_request
+from flows.progress import listener
+from flows.workers import Workers
+from tsgb.checkpoint.urls import canonical_url, local_path
+from tsgb.settings import load_settings
+
+RATES = (
+    "asr",
+    "asr_no_guard",
+    "adaptive_asr",
+    "scripted_tpr",
+    "fpr",
+    "fnr",
+    "auroc",
+)
+
+
+def _flow_run_name() -> str:
+    return f"stage2-{flow_run.parameters['run']}"
+
+
+@flow(
+    name="tsgb",
+    flow_run_name=_flow_run_name,
+    on_failure=[say_how_to_resume],
+    on_crashed=[say_how_to_resume],
+    on_cancellation=[say_how_to_resume],
+)
+def stage2(
+    run: str,
+    checkpoint: str | None = None,
+    targets: list[str] | None = None,
+    store: str | None = None,
+    more_runs: list[str] | None = None,
+) -> dict[str, Any]:
+    """Evaluate the guards of a run and report.
+
+    Args:
+        run: Run id.
+        checkpoint: URL of the self-play guard's checkpoint; None for its newest.
+        targets: Names of the targets; None for all of the world's.
+        store: Where runs are kept, any fsspec URL; None for the default of the settings.
+        more_runs: Further runs of the same configuration, one a seed, pooled into one report.
+
+    Returns:
+        `eval_id`, `report` and `summary_path` (paths, or URLs in a remote store), and `summary`.
+    """
+    settings = load_settings()
+    where = canonical_url(store or settings.default_store)
+    runs = {name: Workers(settings, where, name) for name in [run, *(more_runs or [])]}
+    guards = {
+        name: guards_of(workers, checkpoint if name == run else None)
+        for name, workers in runs.items()
+    }
+    configs = {name: workers.config() for name, workers in runs.items()}
+    eval_id = evaluation_id(guards, configs, targets)
+    directory = f"reports/{eval_id}"
+    home = runs[run].open()
+    try:
+        summary = home.read_json(f"{directory}/summary.json")
+    except FileNotFoundError:
+        for name, workers in runs.items():
+            listener().note(f"stage 2: run {name}, {', '.join(guards[name])}, evaluation {eval_id}")
+            write_request(workers, eval_id, guards[name], targets)
+            tasks.resilient(tasks.evaluate, settings)(name, where, eval_id)
+        summary = tasks.resilient(tasks.report, settings)(run, where, eval_id, more_runs or [])
+    report = _place(f"{home.run_url}/{directory}/report.html")
+    _publish(run, report, summary)
+    return {
+        "eval_id": eval_id,
+        "report": report,
+        "summary_path": _place(f"{home.run_url}/{directory}/summary.json"),
+        "summary": summary,
+    }
+
+
+def _place(url: str) -> str:
+    """A path where the store is local, else the URL."""
+    path = local_path(url)
+    return url if path is None else str(path)
+
+
+def key_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results over all seeds, one row a guard and target."""
+    return [
+        {
+            **{name: row.get(name) for name in ("guard", "target", "threshold_rule")},
+            **{name: row.get(name) for name in RATES},
+        }
+        for row in summary.get("results", [])
+        if row.get("seed") is None
+    ]
+
+
+def _publish(run: str, report: str, summary: Mapping[str, Any]) -> None:
+    """Show the key figures in Prefect's UI."""
+    key = tasks.artifact_key(f"report-{run}")
+    verdict = summary.get("verdict", {}).get("sentence", "")
+    create_markdown_artifact(
+        f"# {run}\n\n{verdict}\n\nReport: `{report}`\n", key=key, description=verdict
+    )
+    create_table_artifact(
+        [{name: _cell(value) for name, value in row.items()} for row in key_figures(summary)],
+        key=f"{key}-figures",
+        description=f"Key figures of {run}, with 95 % intervals",
+    )
+    link = report if "://" in report else f"file://{report}"
+    create_link_artifact(link, link_text="report.html", key=f"{key}-link")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        rate = cast("Mapping[str, float]", value)
+        return f"{rate['value']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
+    return "" if value is None else str(value)

@@ -1,0 +1,142 @@
+"""A worker that speaks the contract of `tsgb.worker` and computes nothing.
+
+    python tests/fakes/worker.py run --resume-path URL --attempt 1 --until-step 10
+
+`TSGB_FAKE` in its environment is a JSON object, from a run id to what its attempts do:
+`{"r1": {"vanish": [1, 2], "crash": [3]}, "r1.sft": {"hang": [1]}}`; any other attempt finishes.
+A vanishing one publishes a checkpoint half way and then kills itself without a trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.checkpoint.store import CheckpointStore
+from tsgb.config import parse_config
+
+RATES = ("asr", "asr_no_guard", "adaptive_asr", "scripted_tpr", "fpr", "fnr", "auroc")
+RATE = {"value": 0.1, "low": 0.05, "high": 0.2, "n": 100, "errors": 0}
+
+
+class Stopped(Exception):  # noqa: N818 - as KeyboardInterrupt
+    pass
+
+
+def plan_of(run_id: str) -> dict[str, Any]:
+    return json.loads(os.environ.get("TSGB_FAKE", "{}")).get(run_id, {})
+
+
+def train(run: RunStore, attempt: int | None, until: int) -> int:
+    config = parse_config(run.read_text("config.json"), run.run_url)
+    store = CheckpointStore(run)
+    attempt = store.claim(attempt)
+    newest = store.newest()
+    step = 0 if newest is None else newest.step
+    plan = plan_of(run.run_id)
+
+    def save() -> dict[str, Any]:
+        files = {"guard.safetensors": f"weights {step}".encode()}
+        return asdict(store.publish(step, step * 10, files, config.fingerprint))
+
+    def leave(outcome: str, message: str, checkpoint: dict[str, Any] | None) -> None:
+        record = {"outcome": outcome, "message": message, "step": step, "checkpoint": checkpoint}
+        run.write_json(f"exits/{attempt:04d}.json", record)
+
+    try:
+        while step < until:
+            step += 1
+            heartbeat = {
+                "attempt": attempt,
+                "pid": os.getpid(),
+                "step": step,
+                "total_steps": config.total_steps,
+                "episode": step * 10,
+                "phase": "guard",
+                "round": 0,
+                "metrics": {},
+                "updated_at": datetime.now(UTC).isoformat(),
+            }
+            run.write_json(f"heartbeats/{attempt:04d}.json", heartbeat)
+            time.sleep(float(plan.get("step_seconds", 0)))
+            if attempt in plan.get("crash", []):
+                leave("crash", "ValueError: the fake crashes", None)
+                return 1
+            if attempt in plan.get("vanish", []):
+                save()
+                os.kill(os.getpid(), signal.SIGKILL)
+            while attempt in plan.get("hang", []):
+                time.sleep(0.05)
+    except Stopped:
+        leave("interrupted", "SIGTERM", save())
+        return 130
+    leave("done", "", save())
+    return 0
+
+
+def evaluate(run: RunStore, eval_id: str, part: str) -> int:
+    index, num = (int(x) for x in part.split("/"))
+    request = run.read_json(f"reports/{eval_id}/request.json")
+    targets = request["targets"] or ["B0"]
+    cells = [(g, t) for g in request["guards"] for t in targets][index::num]
+    for done, (guard, target) in enumerate(cells, 1):
+        name = f"reports/{eval_id}/cells/{guard}-{target}.json"
+        try:
+            run.read_json(name)
+        except FileNotFoundError:
+            run.write_json(name, {"guard": guard, "target": target})
+        progress = {"done": done, "total": len(cells), "label": guard, "updated_at": ""}
+        run.write_json(f"reports/{eval_id}/progress-{index}.json", progress)
+    return 0
+
+
+def report(runs: list[RunStore], eval_id: str) -> int:
+    results: list[dict[str, Any]] = []
+    for run in runs:
+        for name in run.list(f"reports/{eval_id}/cells"):
+            cell = run.read_json(f"reports/{eval_id}/cells/{name}")
+            rates = dict.fromkeys(RATES, RATE)
+            results.append({**cell, "seed": None, "threshold_rule": "fpr<=0.01@95%", **rates})
+    first = runs[0]
+    first.write_text(f"reports/{eval_id}/report.html", "<p>fake</p>")
+    first.write_json(
+        f"reports/{eval_id}/summary.json",
+        {"results": results, "verdict": {"sentence": "a fake shows nothing"}},
+    )
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("verb", choices=["build", "run", "evaluate", "report"])
+    parser.add_argument("--resume-path", action="append", required=True)
+    parser.add_argument("--attempt", type=int)
+    parser.add_argument("--until-step", type=int)
+    parser.add_argument("--eval-id")
+    parser.add_argument("--part")
+    options = parser.parse_args()
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+    runs = [open_run(url) for url in options.resume_path]
+    if options.verb == "build":
+        return 0
+    if options.verb == "run":
+        return train(runs[0], options.attempt, options.until_step)
+    if options.verb == "evaluate":
+        return evaluate(runs[0], options.eval_id, options.part)
+    return report(runs, options.eval_id)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What a process reads from its environment: addresses, secrets, places. Only flows and cli use it.
+
+What determines a result is in `config.py` instead. This is the only file that touches `os.environ`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from tsgb.errors import ConfigError
+
+
+def _user_cache() -> Path:
+    """The user's cache directory, as the XDG base directory specification names it."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if given else Path.home() / ".cache") / "tsgb"
+
+
+class Settings(BaseSettings):
+    """All environment variables of TSGB; an `.env` file in the working directory counts too."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TSGB_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
+
+    webdav_url: str | None = Field(default=None, validation_alias="RCLONE_WEBDAV_URL")
+    """Store for runs, `https://...`; the default store where it is set."""
+    webdav_user: str | None = Field(default=None, validation_alias="RCLONE_WEBDAV_USER")
+    webdav_pass: SecretStr | None = Field(default=None, validation_alias="RCLONE_WEBDAV_PASS")
+    """In plain text."""
+    store: str | None = None
+    """Store for runs: a path or any fsspec URL. Wins over RCLONE_WEBDAV_URL."""
+    cache_dir: Path = Field(default_factory=_user_cache)
+    """Built models, logs of workers and the database of the embedded Prefect API."""
+    worker_command: Annotated[list[str], NoDecode] = [sys.executable, "-m", "tsgb.worker"]
+    """What starts a worker, split as a shell would."""
+    max_parallel: Annotated[int, Field(gt=0)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    """Workers at a time."""
+    poll_seconds: Annotated[float, Field(gt=0)] = 0.5
+    """Between two looks at the workers."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """How long a worker may take to save after SIGTERM."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """A worker without a sign of life for so long is taken away and started anew."""
+    retries: Annotated[int, Field(ge=0)] = 20
+    """How often one segment survives the loss of its machines."""
+    retry_delay_seconds: Annotated[float, Field(ge=0)] = 1.0
+
+    @field_validator("worker_command", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return shlex.split(value) if isinstance(value, str) else value
+
+    @property
+    def default_store(self) -> str:
+        """Where runs go unless a store is named: `./runs` if the environment names none either."""
+        return self.store or self.webdav_url or str(Path("runs").absolute())
+
+    @property
+    def prefect_home(self) -> Path:
+        """Home of the embedded Prefect API."""
+        return self.cache_dir / "prefect"
+
+    @property
+    def log_dir(self) -> Path:
+        """Logs of workers, a directory a run."""
+        return self.cache_dir / "logs"
+
+
+def load_settings() -> Settings:
+    """Read the environment now.
+
+    Raises:
+        ConfigError: A variable has a value that its rule forbids.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"environment variable for {name!r}: {first['msg']}; set it right or unset it"
+        ) from error
+
+
+def child_environment(settings: Settings | None = None) -> Mapping[str, str]:
+    """The environment for a process of ours: without Prefect's variables, which are not its.
+
+    With `settings`, the store's credentials are in it even if they came from an `.env` file.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    if settings is not None:
+        if settings.webdav_user is not None:
+            environment["RCLONE_WEBDAV_USER"] = settings.webdav_user
+        if settings.webdav_pass is not None:
+            environment["RCLONE_WEBDAV_PASS"] = settings.webdav_pass.get_secret_value()
+    return environment
