@@ -120,7 +120,8 @@ def decode_optimizer(data: bytes, optimizer: Optimizer, names: Mapping[str, Tens
     for full, value in {**tensors, **metadata.get("scalars", {})}.items():
         name, _, key = full.rpartition("|")
         parameter = by_name[name]
-        if key in _LIKE_PARAMETER and value.shape != parameter.shape:
+        like = key in _LIKE_PARAMETER and isinstance(value, Tensor)
+        if like and value.shape != parameter.shape:
             raise CheckpointError(
                 f"the optimizer state of {name} has shape {tuple(value.shape)} where the model has "
                 f"{tuple(parameter.shape)}: resume with the configuration that wrote it"

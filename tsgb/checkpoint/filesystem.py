@@ -90,6 +90,7 @@ def open_filesystem(
     *,
     deadline_seconds: float = DEADLINE_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
+    transport: httpx.BaseTransport | None = None,
 ) -> FileSystem:
     """Open the store below a URL; no request is made yet.
 
@@ -100,6 +101,7 @@ def open_filesystem(
         password: For WebDAV.
         deadline_seconds: How long one call goes on retrying what can heal.
         sleep: Waits between two tries.
+        transport: Carries the requests of a WebDAV store; None for the network.
 
     Raises:
         StoreError: Nothing can open such a URL.
@@ -111,7 +113,7 @@ def open_filesystem(
         return _LocalFiles(url, root, retries)
     scheme = urlsplit(url).scheme.lower()
     if scheme.removeprefix("webdav+") in {"http", "https"}:
-        return _WebDAVFiles(url, user, password, retries)
+        return _WebDAVFiles(url, user, password, retries, transport)
     if scheme in {"webdav", "dav"}:
         raise StoreError(f"store URL {url} does not say how to connect: write webdav+https://...")
     return _FsspecFiles(url, retries)
@@ -191,7 +193,12 @@ class _WebDAVFiles:
     """
 
     def __init__(
-        self, url: str, user: str | None, password: SecretStr | None, retries: Retries
+        self,
+        url: str,
+        user: str | None,
+        password: SecretStr | None,
+        retries: Retries,
+        transport: httpx.BaseTransport | None,
     ) -> None:
         parts = urlsplit(url.removeprefix("webdav+"))
         self.url = url
@@ -203,6 +210,7 @@ class _WebDAVFiles:
             auth=None if user is None else (user, secret),
             retry=False,  # one layer of retries: ours
             timeout=_TIMEOUT,
+            transport=transport,
         )
 
     def __repr__(self) -> str:

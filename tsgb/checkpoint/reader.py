@@ -12,7 +12,7 @@ from typing import TypeVar
 from tsgb.checkpoint.layout import CHECKPOINTS, Place
 from tsgb.checkpoint.manifest import MANIFEST, Manifest, sha256_hex
 from tsgb.checkpoint.run import RunStore
-from tsgb.errors import CheckpointError, StoreError
+from tsgb.errors import CheckpointError
 from tsgb.types import CheckpointRef
 
 _READS = 3
@@ -173,13 +173,12 @@ class CheckpointReader:
         for _ in range(_READS):
             try:
                 data = self.run.read_bytes(path)
-                manifest = Manifest.from_bytes(data)
             except FileNotFoundError as error:
                 reason = f"it has no {MANIFEST}, so its writer did not finish it"
                 raise InvalidCheckpoint(reason, committed=False) from error
+            try:
+                manifest = Manifest.from_bytes(data)
             except ValueError as error:
-                if isinstance(error, StoreError):
-                    raise
                 reason = str(error)
                 continue
             if Place(manifest.attempt, manifest.step, manifest.writer) == place:

@@ -63,8 +63,9 @@ class RunStore:
             StoreError: It is no JSON object, on each of three reads.
         """
         for read in range(_READS):
+            data = self.read_bytes(name)  # outside the try: a StoreError is a ValueError too
             try:
-                loaded: object = json.loads(self.read_bytes(name))
+                loaded: object = json.loads(data)
             except ValueError:
                 loaded = None
             if isinstance(loaded, dict):

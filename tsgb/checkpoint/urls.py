@@ -17,24 +17,37 @@ def canonical_url(url: str) -> str:
     """The form of a store URL that is kept in records: no slash at the end, paths absolute.
 
     Raises:
-        StoreError: The URL holds a password or a query, which would end up in logs.
+        StoreError: It cannot be a store's address, or holds a secret that would end up in logs.
     """
-    if not (_SCHEME.match(url) or "::" in url):
+    if not url.strip():
+        raise StoreError("the store URL is empty: give a path or a URL")
+    if not _has_scheme(url):
         return str(Path(url).expanduser().absolute())
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise StoreError(f"store URL {url!r} cannot be read: {error}") from error
+    # Neither the password nor the query is repeated below: either may be secret.
+    safe = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
     if parts.password is not None:
         raise StoreError(
-            f"store URL {parts.scheme}://...@{parts.hostname}{parts.path} holds a password, which "
-            f"would end up in logs: take it out and set "
+            f"store URL {safe} holds a password, which would end up in logs: take it out and set "
             "RCLONE_WEBDAV_USER and RCLONE_WEBDAV_PASS"
         )
-    if parts.scheme.endswith(("http", "https")) and (parts.query or parts.fragment):
-        raise StoreError(
-            f"store URL {parts.scheme}://{parts.hostname}{parts.path} goes on with a query or a "
-            "fragment, so that no path can be appended: take it out"
-        )
+    if parts.scheme.endswith(("http", "https")):
+        if not parts.hostname:
+            raise StoreError(f"store URL {safe} names no host: write https://host/path")
+        if parts.query or parts.fragment:
+            raise StoreError(
+                f"store URL {safe} goes on with a query or a fragment, so that no path can be "
+                "appended: take it out"
+            )
     stripped = url.rstrip("/")
     return f"{stripped}//" if stripped.endswith(":") else stripped
+
+
+def _has_scheme(url: str) -> bool:
+    return "::" in url or _SCHEME.match(url) is not None
 
 
 def local_path(url: str) -> Path | None:
@@ -45,7 +58,7 @@ def local_path(url: str) -> Path | None:
         if parts.netloc not in {"", "localhost"}:
             raise StoreError(f"store URL {url} names a host: write file:///absolute/path")
         return Path(unquote(parts.path) or "/")
-    return None if _SCHEME.match(url) or "::" in url else Path(url)
+    return None if _has_scheme(url) else Path(url)
 
 
 def is_run_id(name: str) -> bool:

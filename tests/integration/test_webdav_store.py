@@ -1,0 +1,186 @@
+"""Checkpoints on a real WebDAV server: wsgidav on loopback, basic auth, real sockets."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import pytest
+from cheroot import wsgi
+from pydantic import SecretStr
+from wsgidav.wsgidav_app import WsgiDAVApp
+
+from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
+from tsgb.checkpoint.store import CheckpointStore, RunStore, load, resolve
+from tsgb.errors import LeaseLost, StoreError
+
+pytestmark = pytest.mark.integration
+
+USER, PASSWORD = "me", "correct-horse-battery"
+CONFIG = "0" * 64
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    directory: Path
+
+    def open(self, path: str, password: str = PASSWORD, deadline_seconds: float = 20) -> FileSystem:
+        return open_filesystem(
+            f"{self.url}/{path}", USER, SecretStr(password), deadline_seconds=deadline_seconds
+        )
+
+    def store(self, path: str) -> CheckpointStore:
+        files = self.open(path)
+        return CheckpointStore(RunStore(files, files.url))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("dav")
+    app = WsgiDAVApp(
+        {
+            "provider_mapping": {"/": str(directory)},
+            "simple_dc": {"user_mapping": {"*": {USER: {"password": PASSWORD}}}},
+            "http_authenticator": {"accept_digest": False, "default_to_digest": False},
+            "verbose": 0,
+            "logging": {"enable": False},
+        }
+    )
+    served = wsgi.Server(("127.0.0.1", 0), app)
+    served.prepare()
+    thread = threading.Thread(target=served.serve, daemon=True)
+    thread.start()
+    try:
+        yield Server(f"webdav+http://127.0.0.1:{served.bind_addr[1]}", directory)
+    finally:
+        served.stop()
+        thread.join()
+
+
+def test_publish_read_resolve_prune(server: Server) -> None:
+    store = server.store("deep/er/a store/run-1")
+    assert store.newest() is None
+    assert store.claim() == 1
+    files = {"guard.safetensors": bytes(range(256)) * 4096, "trainer_state.json": b"{}"}
+    refs = [store.publish(step, step, files, CONFIG) for step in range(4)]
+
+    reader = server.store("deep/er/a store/run-1")
+    assert reader.newest() == refs[-1]
+    assert reader.read(refs[-1]) == files
+    for url in (refs[-1].url, store.run.run_url, f"{server.url}/deep/er/a store/latest"):
+        assert resolve(url, USER, SecretStr(PASSWORD), deadline_seconds=20) == refs[-1]
+    assert store.prune(keep=2) == [refs[0].name, refs[1].name]
+    left = server.directory / "deep" / "er" / "a store" / "run-1" / "checkpoints"
+    assert {path.name for path in left.iterdir()} == {refs[2].name, refs[3].name}
+
+
+def test_rot_on_the_servers_disk_is_found(server: Server) -> None:
+    store = server.store("run-2")
+    store.claim()
+    older = store.publish(1, 1, {"guard.safetensors": b"one" * 100}, CONFIG)
+    newer = store.publish(2, 2, {"guard.safetensors": b"two" * 100}, CONFIG)
+    path = server.directory / "run-2" / "checkpoints" / newer.name / "guard.safetensors"
+    data = bytearray(path.read_bytes())
+    data[17] ^= 1
+    path.write_bytes(data)
+    skipped: list[str] = []
+    found = load(f"{server.url}/run-2/latest", USER, SecretStr(PASSWORD), on_skip=skipped.append)
+    assert found == (older, {"guard.safetensors": b"one" * 100})
+    assert len(skipped) == 1
+
+
+def test_two_writers(server: Server) -> None:
+    old, new = server.store("run-3"), server.store("run-3")
+    old.claim()
+    new.claim()
+    with pytest.raises(LeaseLost):
+        old.publish(1, 1, {"x": b"1"}, CONFIG)
+    new.publish(1, 1, {"x": b"1"}, CONFIG)
+
+
+def test_documents(server: Server) -> None:
+    files = server.open("run-4")
+    run = RunStore(files, files.url)
+    with pytest.raises(FileNotFoundError):
+        run.read_json("lease.json")
+    with pytest.raises(FileNotFoundError):
+        run.list("attempts")
+    run.write_json("lease.json", {"attempt": 1, "note": "long" * 50})
+    run.write_json("lease.json", {"attempt": 2})
+    run.write_bytes("reports/e1/results.jsonl", b"")
+    assert run.read_json("lease.json") == {"attempt": 2}
+    assert run.list() == ["lease.json", "reports"]
+    assert run.read_bytes("reports/e1/results.jsonl") == b""
+    with pytest.raises(StoreError):
+        run.list("lease.json")
+    run.delete("lease.json")
+    run.delete("lease.json")
+
+
+def test_a_wrong_password_is_one_clear_line(server: Server) -> None:
+    files = server.open("run-5", password="wrong-" + PASSWORD)
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1.*run-5.*RCLONE_WEBDAV_PASS") as caught:
+        files.entries("checkpoints")
+    with pytest.raises(StoreError, match="HTTP 401"):
+        files.write("x", b"1")
+    assert "\n" not in str(caught.value)
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_server_that_is_down_is_not_an_empty_store() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, never listening: connections are refused
+        port = closed.getsockname()[1]
+        files = open_filesystem(f"http://127.0.0.1:{port}/run-6", deadline_seconds=0.5)
+        store = CheckpointStore(RunStore(files, files.url))
+        with pytest.raises(StoreError, match="cannot be reached: ConnectError"):
+            store.newest()
+
+
+WRITER = """
+import sys
+from pydantic import SecretStr
+from tsgb.checkpoint.store import CheckpointStore, open_run
+
+url, user, password = sys.argv[1:]
+store = CheckpointStore(open_run(url, user, SecretStr(password), deadline_seconds=20))
+store.claim()
+found = store.newest_valid(lambda line: None)
+step = 0 if found is None else found[0].step + 1
+while True:
+    ref = store.publish(step, step, {name: b"%d," % step * 300_000 for name in "abc"}, "0" * 64)
+    print(ref.step, flush=True)
+    store.prune(keep=2)
+    step += 1
+"""
+
+
+@pytest.mark.parametrize("kind", ["local", "webdav"])
+def test_killed_writers_lose_nothing_they_acknowledged(
+    server: Server, tmp_path: Path, kind: str
+) -> None:
+    url = f"{server.url}/killed" if kind == "webdav" else str(tmp_path / "killed")
+    dice = Random(7)
+    acknowledged = -1
+    for _ in range(4):
+        command = [sys.executable, "-c", WRITER, url, USER, PASSWORD]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            time.sleep(dice.uniform(0, 0.25))
+            process.kill()
+            acknowledged = int(([first, *process.stdout.read().split()])[-1])
+        found = load(f"{url}/latest", USER, SecretStr(PASSWORD), deadline_seconds=20)
+        step = found[0].step
+        assert step in {acknowledged, acknowledged + 1}  # committed, but not yet said so
+        assert found[1] == dict.fromkeys("abc", b"%d," % step * 300000)
+        assert int(first) <= step

@@ -1,0 +1,444 @@
+"""Publish, fence, fall back, prune: what may never happen to a run's checkpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes.filesystems import FaultyFiles, Killed, MemoryFiles, dies_after
+from tsgb.checkpoint.filesystem import FileSystem
+from tsgb.checkpoint.layout import Place
+from tsgb.checkpoint.store import CheckpointStore, RunStore
+from tsgb.errors import CheckpointError, LeaseLost, StoreError, StoreFull
+
+NAMES = (
+    "attacker.safetensors",
+    "guard.safetensors",
+    "optim_attacker.safetensors",
+    "optim_guard.safetensors",
+    "trainer_state.json",
+)
+CONFIG = "0" * 64
+
+
+def content(step: int) -> Mapping[str, bytes]:
+    return {name: f"{name} after {step}".encode() * 3 for name in NAMES}
+
+
+def open_store(files: FileSystem) -> CheckpointStore:
+    run = RunStore(files, files.url, sleep=lambda _seconds: None)
+    return CheckpointStore(run, clock=lambda: datetime(2026, 1, 2, tzinfo=UTC))
+
+
+def writer(files: FileSystem, attempt: int | None = None) -> CheckpointStore:
+    store = open_store(files)
+    store.claim(attempt)
+    return store
+
+
+def publish(store: CheckpointStore, *steps: int) -> None:
+    for step in steps:
+        store.publish(step, step * 10, content(step), CONFIG)
+
+
+def flip(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+class TestPublish:
+    def test_reads_back_what_was_written(self) -> None:
+        files = MemoryFiles()
+        ref = writer(files, 3).publish(1200, 48000, content(1200), CONFIG, parent="x")
+
+        assert (ref.step, ref.episode, ref.attempt) == (1200, 48000, 3)
+        assert re.fullmatch(r"step-00001200-a0003-000[0-9a-f]{5}", ref.name)
+        reader = open_store(files)
+        assert reader.newest() == ref
+        assert reader.read(ref) == content(1200)
+        assert reader.read(ref, ["guard.safetensors"]).keys() == {"guard.safetensors"}
+
+    def test_manifest_is_written_last(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files), 0)
+        assert [path.rpartition("/")[2] for path in files.writes[1:]] == [*NAMES, "manifest.json"]
+
+    @pytest.mark.parametrize("torn", [False, True], ids=["clean kill", "half a file left"])
+    @pytest.mark.parametrize("num_changes", range(6))
+    def test_any_prefix_of_the_writes_leaves_the_previous_step(
+        self, num_changes: int, torn: bool
+    ) -> None:
+        files = MemoryFiles()
+        publish(writer(files), 0, 7)
+        dying = FaultyFiles(files)
+        store = writer(dying)
+        dying.before, dying.torn = dies_after(num_changes), torn
+        with pytest.raises(Killed):
+            publish(store, 8)
+
+        skipped: list[str] = []
+        found = open_store(files).newest_valid(skipped.append)
+        assert found is not None
+        assert found[0].step == 7
+        assert found[1] == content(7)
+        newest = open_store(files).newest()
+        assert newest is not None
+        assert newest.step == 7
+        began = num_changes > 0 or torn
+        assert len(skipped) == began
+        # The next machine goes on where the last one stopped.
+        publish(writer(files), 8)
+        newest = open_store(files).newest()
+        assert newest is not None
+        assert (newest.step, newest.attempt) == (8, 3)
+
+    def test_death_in_the_very_first_save_loses_nothing(self) -> None:
+        files = MemoryFiles()
+        dying = FaultyFiles(files)
+        store = writer(dying)
+        dying.before = dies_after(3)
+        with pytest.raises(Killed):
+            publish(store, 0)
+        assert open_store(files).newest() is None
+        assert open_store(files).newest_valid(lambda _line: None) is None
+
+    def test_a_lost_write_is_not_committed(self) -> None:
+        class Lossy(MemoryFiles):
+            def write(self, path: str, data: bytes) -> None:
+                super().write(path, data[:5] if "optim_guard" in path else data)
+
+        files = Lossy()
+        store = writer(files)
+        with pytest.raises(StoreError, match=r"optim_guard.safetensors has 5 bytes"):
+            publish(store, 4)
+        assert not any("manifest" in path for path in files.files)
+
+    def test_full_disk(self) -> None:
+        files = MemoryFiles()
+        full = FaultyFiles(files)
+        store = writer(full)
+        publish(store, 0)
+
+        def no_space(operation: str, path: str) -> None:
+            if operation == "write" and "trainer_state" in path:
+                raise StoreFull("no space")
+
+        full.before = no_space
+        with pytest.raises(StoreFull):
+            publish(store, 5)
+        newest = open_store(files).newest()
+        assert newest is not None
+        assert newest.step == 0
+        full.before = lambda _operation, _path: None
+        publish(store, 5)  # after space was made, the same call succeeds
+
+    def test_repeating_a_call_is_harmless_and_never_writes_over_a_commit(self) -> None:
+        files = MemoryFiles()
+        store = writer(files)
+        first = store.publish(1, 10, content(1), CONFIG)
+        before = dict(files.files)
+        assert store.publish(1, 10, content(1), CONFIG) == first
+        with pytest.raises(CheckpointError, match="never written over"):
+            store.publish(1, 10, content(2), CONFIG)
+        assert files.files == before
+
+    def test_needs_a_claim(self) -> None:
+        with pytest.raises(RuntimeError, match="claim"):
+            publish(open_store(MemoryFiles()), 0)
+
+    @pytest.mark.parametrize("name", ["../x", "manifest.json", ".hidden", "a/b", ""])
+    def test_refuses_file_names_that_lead_elsewhere(self, name: str) -> None:
+        store = writer(MemoryFiles())
+        with pytest.raises(ValueError, match="file names"):
+            store.publish(0, 0, {name: b""}, CONFIG)
+
+
+class TestFence:
+    def test_attempts_count_up(self) -> None:
+        files = MemoryFiles()
+        assert [open_store(files).claim() for _ in range(3)] == [1, 2, 3]
+        assert open_store(files).claim(7) == 7
+        with pytest.raises(LeaseLost, match="attempt 7 has claimed it"):
+            open_store(files).claim(6)
+
+    def test_the_older_of_two_writers_stops_and_damages_nothing(self) -> None:
+        files = MemoryFiles()
+        old = writer(files, 1)
+        publish(old, 0, 10)
+        new = writer(files, 2)
+        with pytest.raises(LeaseLost, match="claimed by a0002"):
+            publish(old, 20)
+        with pytest.raises(LeaseLost):
+            old.prune(1)
+        publish(new, 11)
+        newest = open_store(files).newest()
+        assert newest is not None
+        assert (newest.step, newest.attempt) == (11, 2)
+
+    def test_a_claim_during_the_upload_stops_the_commit(self) -> None:
+        files = MemoryFiles()
+        slow = FaultyFiles(files)
+        old = writer(slow, 1)
+
+        def rival(operation: str, path: str) -> None:
+            if operation == "write" and "trainer_state" in path:
+                writer(files, 2)
+
+        slow.before = rival
+        with pytest.raises(LeaseLost):
+            publish(old, 0)
+        assert not any("manifest" in path for path in files.files)
+
+    def test_a_zombie_that_slips_through_is_still_not_the_newest(self) -> None:
+        files = MemoryFiles()
+        old, new = writer(files, 1), None
+
+        def publish_then_commit_late(operation: str, path: str) -> None:
+            nonlocal new
+            if operation == "write" and path.endswith("manifest.json"):
+                new = writer(files, 2)
+                publish(new, 5)
+
+        old.run.filesystem = FaultyFiles(files, publish_then_commit_late)
+        publish(old, 50)
+        newest = open_store(files).newest()
+        assert newest is not None
+        assert (newest.attempt, newest.step) == (2, 5)
+
+    def test_a_restart_of_the_same_attempt_outranks_the_first_start(self) -> None:
+        files = MemoryFiles()
+        starts = [writer(files, 4) for _ in range(20)]
+        assert [store.writer for store in starts] == sorted(store.writer for store in starts)
+        starts[-1].check_fence()
+        for store in starts[:-1]:
+            with pytest.raises(LeaseLost):
+                store.check_fence()
+
+    def test_a_vanished_claim_is_not_a_permission(self) -> None:
+        files = MemoryFiles()
+        store = writer(files)
+        files.files.clear()
+        with pytest.raises(StoreError, match="vanished"):
+            publish(store, 0)
+        with pytest.raises(StoreError, match="vanished"):
+            store.newest()
+
+
+class TestUnknownIsNeverEmpty:
+    def test_a_new_run_has_no_checkpoint(self) -> None:
+        assert open_store(MemoryFiles()).newest() is None
+        claimed = writer(MemoryFiles())
+        assert claimed.newest() is None
+
+    def test_an_outage_raises(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files), 3)
+
+        def down(operation: str, path: str) -> None:
+            raise StoreError("store cannot be reached")
+
+        store = open_store(FaultyFiles(files, down))
+        with pytest.raises(StoreError):
+            store.newest()
+        with pytest.raises(StoreError):
+            store.newest_valid(lambda _line: None)
+        with pytest.raises(StoreError):
+            store.claim()
+
+    def test_an_outage_in_the_middle_does_not_fall_back(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files), 3, 4)
+
+        def down(operation: str, path: str) -> None:
+            if operation == "read" and "00000004" in path:
+                raise StoreError("store cannot be reached")
+
+        store = open_store(FaultyFiles(files, down))
+        with pytest.raises(StoreError, match="reached"):
+            store.newest_valid(lambda _line: None)
+
+    def test_nothing_valid_is_an_error(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files), 3, 4)
+        for path in [path for path in files.files if path.endswith("manifest.json")]:
+            del files.files[path]
+        with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints .* delete"):
+            open_store(files).newest()
+
+    def test_a_damaged_step_zero_is_an_error(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files), 0)
+        path = next(path for path in files.files if path.endswith("manifest.json"))
+        files.files[path] = b"{"
+        with pytest.raises(CheckpointError, match="damaged"):
+            open_store(files).newest()
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", [*NAMES, "manifest.json"])
+    def test_every_flipped_byte_is_found_and_the_older_one_is_used(self, name: str) -> None:
+        files = MemoryFiles()
+        store = writer(files)
+        publish(store, 1, 2)
+        path = f"checkpoints/step-00000002-a0001-{store.writer}/{name}"
+        good = files.files[path]
+        for position in range(0, len(good), 7):
+            files.files[path] = flip(good, position)
+            skipped: list[str] = []
+            found = open_store(files).newest_valid(skipped.append)
+            assert found is not None
+            assert found[0].step == 1, f"byte {position} of {name}"
+            assert len(skipped) == 1
+            assert name in skipped[0]
+            assert "\n" not in skipped[0]
+
+    @pytest.mark.parametrize("name", [*NAMES, "manifest.json"])
+    def test_a_missing_file(self, name: str) -> None:
+        files = MemoryFiles()
+        store = writer(files)
+        publish(store, 1, 2)
+        newest = store.newest()
+        assert newest is not None
+        del files.files[f"checkpoints/{newest.name}/{name}"]
+        found = open_store(files).newest_valid(lambda _line: None)
+        assert found is not None
+        assert found[0].step == 1
+        with pytest.raises(CheckpointError, match=rf"cannot be used: .*{name}"):
+            open_store(files).read(newest)
+
+    @given(st.data())
+    def test_a_changed_file_is_never_returned(self, data: st.DataObject) -> None:
+        files = MemoryFiles()
+        store = writer(files)
+        publish(store, 1)
+        paths = sorted(path for path in files.files if path.startswith("checkpoints"))
+        path = data.draw(st.sampled_from(paths))
+        good = files.files[path]
+        bad = data.draw(st.binary(max_size=len(good) + 3).filter(lambda value: value != good))
+        files.files[path] = bad
+        with pytest.raises(CheckpointError):
+            open_store(files).newest_valid(lambda _line: None)
+
+    @pytest.mark.parametrize("name", [*NAMES, "manifest.json"])
+    def test_the_wire_may_lie_twice(self, name: str) -> None:
+        files = MemoryFiles()
+        publish(writer(files), 1)
+
+        class Wire(FaultyFiles):
+            lies = 2
+
+            def read(self, path: str) -> bytes:
+                data = super().read(path)
+                if path.endswith(name) and self.lies:
+                    self.lies -= 1
+                    return flip(data, 3)
+                return data
+
+        found = open_store(Wire(files)).newest_valid(pytest.fail)
+        assert found is not None
+        assert found[1] == content(1)
+
+    def test_a_manifest_swapped_with_another_checkpoints(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files), 1, 2)
+        one, two = sorted(path for path in files.files if path.endswith("manifest.json"))
+        files.files[two] = files.files[one]
+        newest = open_store(files).newest()
+        assert newest is not None
+        assert newest.step == 1
+
+    def test_a_ref_binds_the_content(self) -> None:
+        files = MemoryFiles()
+        store = writer(files)
+        ref = store.publish(1, 10, content(1), CONFIG)
+        # Someone puts a consistent checkpoint with other weights in its place.
+        files.files = {path: data for path, data in files.files.items() if "claims" in path}
+        store.publish(1, 10, content(2), CONFIG)
+        with pytest.raises(CheckpointError, match="not the one named"):
+            open_store(files).read(ref)
+
+
+class TestPrune:
+    def steps(self, files: MemoryFiles) -> list[int]:
+        places = {Place.parse(path.split("/")[1]) for path in files.files if "step-" in path}
+        return sorted(place.step for place in places if place)
+
+    def test_keeps_the_newest(self) -> None:
+        files = MemoryFiles()
+        store = writer(files)
+        publish(store, 0, 1, 2, 3, 4)
+        deleted = store.prune(keep=3)
+        assert [name[:13] for name in deleted] == ["step-00000000", "step-00000001"]
+        assert self.steps(files) == [2, 3, 4]
+        assert store.prune(keep=3) == []
+
+    def test_keeps_what_it_started_from_until_it_has_enough_of_its_own(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files), 0, 1, 2)
+        damaged = sorted(path for path in files.files if path.endswith("/guard.safetensors"))[1:]
+        for path in damaged:
+            files.files[path] = flip(files.files[path], 0)
+        store = writer(files)
+        found = store.newest_valid(lambda _line: None)
+        assert found is not None
+        assert found[0].step == 0
+        publish(store, 1)
+        store.prune(keep=2)
+        assert 0 in self.steps(files)
+        publish(store, 2)
+        store.prune(keep=2)
+        assert self.steps(files) == [1, 2]
+
+    def test_removes_what_older_writers_left_unfinished(self) -> None:
+        files = MemoryFiles()
+        dying = FaultyFiles(files)
+        dead = writer(dying)
+        publish(dead, 0)
+        dying.before = dies_after(2)
+        with pytest.raises(Killed):
+            publish(dead, 1)
+        store = writer(files)
+        publish(store, 2)
+        assert [name[:13] for name in store.prune(keep=3)] == ["step-00000001"]
+        assert self.steps(files) == [0, 2]
+
+    @pytest.mark.parametrize("num_changes", range(8))
+    def test_death_while_pruning_leaves_a_valid_store(self, num_changes: int) -> None:
+        files = MemoryFiles()
+        dying = FaultyFiles(files)
+        store = writer(dying)
+        publish(store, 0, 1, 2, 3)
+        dying.before = dies_after(num_changes)
+        with pytest.raises(Killed):
+            store.prune(keep=2)
+        found = open_store(files).newest_valid(pytest.fail)
+        assert found is not None
+        assert found[0].step == 3
+        other = writer(files)
+        publish(other, 4)
+        other.prune(keep=2)
+        assert self.steps(files) == [3, 4]
+
+    def test_order_is_by_attempt_then_step_also_with_many_digits(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files, 9999), 99_999_999, 100_000_000)
+        newest = open_store(files).newest()
+        assert newest is not None
+        assert newest.step == 100_000_000
+        publish(writer(files), 5)
+        newest = open_store(files).newest()
+        assert newest is not None
+        assert (newest.attempt, newest.step) == (10_000, 5)
+
+
+def test_foreign_files_are_ignored() -> None:
+    files = MemoryFiles()
+    files.write("checkpoints/README", b"x")
+    files.write("checkpoints/step-12/guard.safetensors", b"x")
+    files.write("claims/.keep", b"")
+    assert open_store(files).newest() is None
+    assert open_store(files).claim() == 1
