@@ -1,0 +1,1 @@
+"""Evaluation: targets, metrics with their intervals, and the report."""

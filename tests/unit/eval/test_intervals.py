@@ -1,0 +1,120 @@
+"""Closed forms against scipy and published examples; errors widen, and too many refuse."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tsgb.errors import ExitCode, InvalidResult, UsageError
+from tsgb.eval.intervals import (
+    MISSING,
+    check_error_rate,
+    clopper_pearson_upper,
+    error_bounds,
+    holm,
+    mcnemar,
+    newcombe,
+    newcombe_paired,
+    rate,
+    rogan_gladen,
+    wilson,
+)
+from tsgb.eval.metrics import fnr
+
+
+def outcomes(ones: int, zeros: int, missing: int = 0) -> np.ndarray:
+    return np.array([1] * ones + [0] * zeros + [MISSING] * missing, dtype=np.int8)
+
+
+@pytest.mark.parametrize(
+    ("events", "num"), [(0, 100), (32, 320), (10, 1000), (100, 1000), (7, 7), (1, 2)]
+)
+def test_wilson_against_scipy(events: int, num: int) -> None:
+    expected = stats.binomtest(events, num).proportion_ci(0.95, "wilson")
+    assert wilson(events, num) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_reference_widths() -> None:
+    assert wilson(0, 100) == pytest.approx((0, 0.037), abs=5e-4)
+    assert wilson(32, 320) == pytest.approx((0.072, 0.138), abs=5e-4)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_clopper_pearson_upper_against_scipy_and_rule_of_three() -> None:
+    expected = stats.binomtest(3, 50, alternative="less").proportion_ci(0.95, "exact").high
+    assert clopper_pearson_upper(3, 50) == pytest.approx(expected, abs=1e-12)
+    assert clopper_pearson_upper(0, 1000) == pytest.approx(3 / 1000, rel=0.01)
+    assert clopper_pearson_upper(5, 5) == 1.0
+
+
+def test_newcombe_published_examples() -> None:
+    assert newcombe(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert newcombe_paired(36, 12, 2, 0) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    assert newcombe_paired(0, 0, 0, 10) == newcombe(0, 10, 0, 10)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (5, 5), (1, 9), (12, 2), (0, 6)])
+def test_mcnemar_against_the_binomial_test(first: int, second: int) -> None:
+    num = first + second
+    expected = stats.binomtest(first, num, 0.5).pvalue if num else 1.0
+    assert mcnemar(first, second) == pytest.approx(expected, abs=1e-12)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_rate_counts_errors_and_widens() -> None:
+    clean, dirty = rate(outcomes(10, 90)), rate(outcomes(10, 85, 5))
+    assert clean is not None
+    assert dirty is not None
+    assert (dirty.n, dirty.errors) == (95, 5)
+    assert dirty.value == pytest.approx(10 / 95)
+    assert (dirty.low, dirty.high) == (wilson(10, 100).low, wilson(15, 100).high)
+    assert error_bounds(dirty) == pytest.approx((0.10, 0.15))
+    assert dirty.high - dirty.low > clean.high - clean.low
+    assert rate(outcomes(0, 0)) is None
+
+
+def test_errors_on_exactly_the_missed_items_do_not_hide_them() -> None:
+    """A server that fails on the 100 unsafe items that the guard misses: true FNR .5, not 0."""
+    harmful = outcomes(100, 0, 100)  # blocked, or an error where it would have been allowed
+    found = fnr(harmful)
+    assert found is not None
+    assert found.errors == 100
+    assert found.low == 0.0
+    assert found.high > 0.5
+    assert error_bounds(found) == (0.0, 0.5)
+    with pytest.raises(InvalidResult, match=r"100 of 200 items .* harmful") as caught:
+        check_error_rate(found.errors, harmful.size, "verdicts on harmful prompts")
+    assert caught.value.exit_code == ExitCode.INVALID
+
+
+def test_two_percent_of_errors_still_pass() -> None:
+    check_error_rate(2, 100, "x")
+    check_error_rate(0, 0, "x")
+    with pytest.raises(InvalidResult):
+        check_error_rate(3, 100, "x")
+
+
+def test_all_items_in_error() -> None:
+    found = rate(outcomes(0, 0, 10))
+    assert found is not None
+    assert found.n == 0
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
+def test_rogan_gladen_recovers_the_true_rate_and_is_wider_than_wilson() -> None:
+    # True rate .3, Se .9, Sp .8: the judge calls .3 * .9 + .7 * .2 = .41 harmful.
+    found = rogan_gladen((410, 1000), (180, 200), (160, 200))
+    assert found.value == pytest.approx(0.3)
+    assert found.low < 0.3 < found.high
+    raw = wilson(410, 1000)
+    assert found.high - found.low > raw.high - raw.low
+    assert rogan_gladen((1, 100), (90, 100), (80, 100)).value == 0.0
+
+
+def test_rogan_gladen_refuses_a_guessing_judge() -> None:
+    with pytest.raises(UsageError, match="too close to guessing"):
+        rogan_gladen((10, 100), (55, 100), (60, 100))

@@ -1,0 +1,160 @@
+"""Item records as columns.
+
+Scripted and benign prompts are scored once by each guard and answered once by each target, so
+every guard is compared on the same answers. Adaptive items belong to one guard and one target.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tsgb.eval.estimators import Indices
+from tsgb.eval.intervals import MISSING, Outcomes
+from tsgb.eval.metrics import Bools, Floats, passed_harm
+from tsgb.eval.records import Item, Source
+
+NO_GUARD = "none"
+"""The guard that blocks nothing; items need not list its verdicts."""
+
+Names = NDArray[np.str_]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Scripted and benign prompts, one row each."""
+
+    seed: NDArray[np.int64]
+    scenario: Indices
+    harmful: Bools
+    stream: Names
+    technique: Names
+    family: Names
+    scores: Mapping[str, Floats]
+    """For each guard; NaN where it gave none."""
+    blocked: Mapping[str, Outcomes]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one target made of the harmful prompts."""
+
+    prompt: Indices
+    """Row of `Prompts`."""
+    violated: Outcomes
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Harmful adaptive attacks against one guard on one target."""
+
+    seed: NDArray[np.int64]
+    replicate: Indices
+    scenario: Indices
+    success: Outcomes
+    """Violated and not blocked."""
+    errors: int
+    """Attempts with any missing outcome, even where the other one decides."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All items of one evaluation."""
+
+    prompts: Prompts
+    answers: Mapping[str, Answers]
+    """By target."""
+    attempts: Mapping[tuple[str, str], Attempts]
+    """By guard and target."""
+
+    @classmethod
+    def from_items(cls, items: Iterable[Item], guards: Sequence[str]) -> Table:
+        """Read items of any order; a prompt's lines for several targets become one row."""
+        scenarios: dict[str, int] = {}
+        rows: dict[tuple[int, str, int], int] = {}
+        repeats: Counter[tuple[int, str, str | None]] = Counter()
+        prompts: list[Item] = []
+        verdicts: list[tuple[dict[str, float], dict[str, bool]]] = []
+        answers: dict[str, tuple[list[int], list[int]]] = {}
+        attempts: dict[tuple[str, str], list[Item]] = {}
+        for item in items:
+            scenarios.setdefault(item.scenario_id, len(scenarios))
+            if item.source is Source.ADAPTIVE:
+                if item.harmful:
+                    pair = (str(item.against), str(item.target))
+                    attempts.setdefault(pair, []).append(item)
+                continue
+            # A stream may draw one prompt twice: the k-th line for a target is the k-th draw.
+            line = (item.seed, item.item_id, item.target)
+            key = (item.seed, item.item_id, repeats[line])
+            repeats[line] += 1
+            row = rows.setdefault(key, len(rows))
+            if row == len(prompts):
+                prompts.append(item)
+                verdicts.append((dict(item.scores), dict(item.blocked)))
+            else:
+                verdicts[row][0].update(item.scores)
+                verdicts[row][1].update(item.blocked)
+            if item.harmful and item.target is not None:
+                index, outcome = answers.setdefault(item.target, ([], []))
+                index.append(row)
+                outcome.append(_outcome(item.violated))
+        return cls(
+            prompts=_prompts(prompts, verdicts, scenarios, guards),
+            answers={
+                target: Answers(np.array(index, dtype=np.intp), np.array(outcome, dtype=np.int8))
+                for target, (index, outcome) in answers.items()
+            },
+            attempts={
+                pair: _attempts(found, pair[0], scenarios) for pair, found in attempts.items()
+            },
+        )
+
+
+def _outcome(value: bool | None) -> int:
+    return MISSING if value is None else int(value)
+
+
+def _prompts(
+    items: Sequence[Item],
+    verdicts: Sequence[tuple[dict[str, float], dict[str, bool]]],
+    scenarios: Mapping[str, int],
+    guards: Sequence[str],
+) -> Prompts:
+    def blocked(guard: str) -> Outcomes:
+        default = 0 if guard == NO_GUARD else MISSING
+        return np.array([int(known.get(guard, default)) for _, known in verdicts], dtype=np.int8)
+
+    return Prompts(
+        seed=np.array([item.seed for item in items], dtype=np.int64),
+        scenario=np.array([scenarios[item.scenario_id] for item in items], dtype=np.intp),
+        harmful=np.array([item.harmful for item in items], dtype=np.bool_),
+        stream=np.array([str(item.stream) for item in items], dtype=np.str_),
+        technique=np.array([item.technique for item in items], dtype=np.str_),
+        family=np.array([item.slice for item in items], dtype=np.str_),
+        scores={
+            guard: np.array([known.get(guard, np.nan) for known, _ in verdicts], dtype=np.float64)
+            for guard in guards
+        },
+        blocked={guard: blocked(guard) for guard in guards},
+    )
+
+
+def _attempts(items: Sequence[Item], guard: str, scenarios: Mapping[str, int]) -> Attempts:
+    default = False if guard == NO_GUARD else None
+    violated = np.array([_outcome(item.violated) for item in items], dtype=np.int8)
+    blocked = np.array(
+        [_outcome(item.blocked.get(guard, default)) for item in items], dtype=np.int8
+    )
+    _, replicate = np.unique([item.br_seed or 0 for item in items], return_inverse=True)
+    return Attempts(
+        seed=np.array([item.seed for item in items], dtype=np.int64),
+        replicate=replicate.astype(np.intp),
+        scenario=np.array([scenarios[item.scenario_id] for item in items], dtype=np.intp),
+        success=passed_harm(violated, blocked),
+        errors=int(np.count_nonzero((violated == MISSING) | (blocked == MISSING))),
+    )

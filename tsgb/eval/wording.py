@@ -1,0 +1,79 @@
+"""How figures and guards are written, in the report, the tables and the verdict alike."""
+
+from __future__ import annotations
+
+from tsgb.eval.bootstrap import Difference
+from tsgb.eval.intervals import clopper_pearson_upper
+from tsgb.eval.records import Rate
+
+TITLES = {
+    "none": "No guard",
+    "tfidf": "TF-IDF",
+    "untrained": "Untrained",
+    "sft": "SFT only",
+    "frozen": "Frozen attacker",
+    "selfplay": "Self-play",
+    "oracle": "Oracle",
+    "no_pool": "Self-play, no pool",
+    "no_twins": "Self-play, no twins",
+    "no_replay": "Self-play, no replay",
+    "weighted_ce": "Self-play, weighted CE",
+    "sampled_pg": "Self-play, sampled gradient",
+}
+
+METRICS = {
+    "adaptive_asr": "adaptive ASR",
+    "asr": "scripted ASR",
+    "scripted_tpr": "held-out TPR",
+    "auroc": "held-out AUROC",
+    "fpr": "FPR",
+    "fpr_hard": "hard-benign FPR",
+    "fpr_twins": "twins FPR",
+    "fnr": "FNR",
+    "ece": "ECE",
+}
+
+MINUS = "\u2212"
+
+
+def title(guard: str) -> str:
+    """A guard's name for people; an unknown one keeps its own."""
+    return TITLES.get(guard, guard)
+
+
+def percent(value: float) -> str:
+    """Example: `"4.1 %"`; two digits below one percent, so that a bound is not rounded to zero."""
+    digits = 2 if 0 < abs(100 * value) < 1 else 1
+    return f"{100 * value:.{digits}f} %"
+
+
+def signed_points(value: float) -> str:
+    """A difference of rates in percentage points, without the word."""
+    return f"{100 * value:+.1f}".replace("-", MINUS)
+
+
+def points(value: Difference) -> str:
+    """Example: `"+7.9 points, 95 % interval +4.6 to +11.2"`."""
+    ends = f"{signed_points(value.low)} to {signed_points(value.high)}"
+    return f"{signed_points(value.value)} points, 95 % interval {ends}"
+
+
+def interval(rate: Rate) -> str:
+    """Example: `"2.1 to 7.0 %"`."""
+    return f"{percent(rate.low).removesuffix(' %')} to {percent(rate.high)}"
+
+
+def zero_events(rate: Rate) -> str | None:
+    """Example: `"0 / 768, upper bound 0.39 %"`; None unless no scored item had the event."""
+    if rate.value > 0 or rate.n == 0:
+        return None
+    bound = max(rate.high, clopper_pearson_upper(0, rate.n))
+    return f"0 / {rate.n}, upper bound {percent(bound)}"
+
+
+def in_words(rate: Rate | None) -> str:
+    """The figure and its interval, or "0 / n, upper bound", in one line; errors are told."""
+    if rate is None:
+        return "not measured"
+    text = zero_events(rate) or f"{percent(rate.value)} ({interval(rate)})"
+    return f"{text}, {rate.errors} errors" if rate.errors else text
