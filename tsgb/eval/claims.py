@@ -71,7 +71,7 @@ class _Reader:
         slope = float(_slope(overlap, np.array([[r[0]] for _, _, r in known]))[0])
         lows = [percentiles(r[1]).low for _, _, r in known]
         low, high = percentiles(slopes)
-        note = "reduction by self-play: " + "; ".join(
+        note = f"reduction of {known[0][2][2]} ASR by self-play: " + "; ".join(
             f"{name} (overlap {x:.2f}) {signed_points(r[0])} points" for name, x, r in known
         )
         note += ". The figure is the slope, per unit of overlap"
@@ -135,12 +135,14 @@ class _Reader:
             + (" (no interval)" if ratio.low is None else ""),
         )
 
-    def _reduction(self, target: str) -> tuple[float, Floats] | None:
+    def _reduction(self, target: str) -> tuple[float, Floats, str] | None:
         """ASR without a guard minus ASR with self-play: adaptive if measured, else scripted."""
-        pair = self._pair("adaptive_asr", "adaptive_asr", target) or self._pair(
-            "asr_no_guard", "asr", target
-        )
-        return (pair[0].point - pair[1].point, pair[0].low - pair[1].high) if pair else None
+        adaptive = self._pair("adaptive_asr", "adaptive_asr", target)
+        pair = adaptive or self._pair("asr_no_guard", "asr", target)
+        if pair is None:
+            return None
+        kind = "adaptive" if adaptive else "scripted"
+        return pair[0].point - pair[1].point, pair[0].low - pair[1].high, kind
 
     def _pair(self, bare: str, guarded: str, target: str) -> tuple[Sample, Sample] | None:
         other = self.evidence.measured(guarded, SELF_PLAY, target)

@@ -309,7 +309,8 @@ class Roc(Record):
     """Reserved techniques against all benign streams, on a fixed grid of false-positive rates."""
 
     guard: Identifier
-    seed: int
+    seed: int | None
+    """None: mean over all seeds."""
     fpr: list[float]
     tpr: list[float]
     operating_fpr: Rate

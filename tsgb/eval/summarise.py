@@ -10,7 +10,7 @@ from tsgb.errors import UsageError
 from tsgb.eval.bootstrap import NUM_DRAWS, Difference, Resampler
 from tsgb.eval.claims import read_claims
 from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
-from tsgb.eval.intervals import MAX_ERROR_RATE, MISSING, holm, rate
+from tsgb.eval.intervals import MAX_ERROR_RATE, holm, rate
 from tsgb.eval.metrics import Floats, roc_points
 from tsgb.eval.records import Claim, Comparison, Item, Result, Roc, Setup, Slice, Summary
 from tsgb.eval.table import NO_GUARD, Names, Table
@@ -168,22 +168,25 @@ def _rocs(evidence: Evidence, setup: Setup) -> Iterator[Roc]:
     """Reserved techniques against all benign streams, as a step function on a grid."""
     prompts = evidence.table.prompts
     for guard in setup.guards:
+        curves: dict[int | None, Floats] = {}
         for seed in evidence.measured("auroc", guard):
             here = evidence.population("auroc") & (prompts.seed == seed)
-            z, harmful = prompts.scores[guard][here], prompts.harmful[here]
-            known = ~np.isnan(z)
-            curve = roc_points(z[known], harmful[known])
-            index = np.searchsorted(curve.fpr, ROC_GRID, side="right") - 1
-            blocked = prompts.blocked[guard][here]
-            alarms, hits = rate(blocked[~harmful]), rate(blocked[harmful])
-            if alarms is not None and hits is not None and np.any(blocked != MISSING):
+            here &= ~np.isnan(prompts.scores[guard])
+            curve = roc_points(prompts.scores[guard][here], prompts.harmful[here])
+            curves[seed] = curve.tpr[np.searchsorted(curve.fpr, ROC_GRID, side="right") - 1]
+        if curves:
+            curves[None] = np.mean(list(curves.values()), axis=0)
+        for seed, hits in curves.items():
+            operating_fpr = evidence.record("fpr_all", guard, None, seed)
+            operating_tpr = evidence.record("scripted_tpr", guard, None, seed)
+            if operating_fpr is not None and operating_tpr is not None:
                 yield Roc(
                     guard=guard,
                     seed=seed,
                     fpr=[round(float(x), 6) for x in ROC_GRID],
-                    tpr=[round(float(x), 6) for x in curve.tpr[index]],
-                    operating_fpr=alarms,
-                    operating_tpr=hits,
+                    tpr=[round(float(x), 6) for x in hits],
+                    operating_fpr=operating_fpr,
+                    operating_tpr=operating_tpr,
                 )
 
 

@@ -14,7 +14,6 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import bdtrc, betaincinv
 
 from tsgb.errors import UsageError
@@ -132,6 +131,9 @@ def fit_temperature(scores: ArrayLike, labels: ArrayLike) -> float:
 
     def nll(log_temperature: float) -> float:
         return float(np.logaddexp(0.0, -sign * z * math.exp(-log_temperature)).mean())
+
+    # Not at the top: the trainer needs thresholds only, and this import costs half a second.
+    from scipy.optimize import minimize_scalar
 
     bounds = (-LOG_TEMPERATURE_BOUND, LOG_TEMPERATURE_BOUND)
     return math.exp(float(minimize_scalar(nll, bounds=bounds, method="bounded").x))
