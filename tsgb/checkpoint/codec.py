@@ -14,20 +14,28 @@ import base64
 import json
 from collections.abc import Mapping
 from random import Random
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.optim import Optimizer
 
 from tsgb.errors import CheckpointError
 
 _KEY = "tsgb"
 """The one metadata key: safetensors writes two or more of them in random order."""
 _LIKE_PARAMETER = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"})
+
+
+class Optimizer(Protocol):
+    """What torch's optimizers and ours have in common."""
+
+    state: Any
+    """Parameter to its named state."""
+    param_groups: list[dict[str, Any]]
+
 
 JsonState = dict[str, Any]
 Generator = Random | torch.Generator | np.random.Generator

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import peft
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -98,6 +97,8 @@ class LoraAdapter:
             rank: r; alpha = r, so the scale is 1.
             role: adapter name.
         """
+        import peft  # not at the top: whole-weight roles do without it, and it imports the compiler
+
         config = peft.LoraConfig(
             r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM"
         )

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tsgb.envs.base import Environment
 from tsgb.models.adapters import FullAdapter
 from tsgb.models.language_model import label_texts
+from tsgb.models.optimizer import AdamW, clip_norm, one_cycle
 from tsgb.models.network import Shape, hidden_states, logits
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.types import ModelRecipe
@@ -98,20 +99,16 @@ def train(
     """
     rng = Random(seed)
     forward, parameters = _forward(module)
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=recipe.lr, total_steps=recipe.steps, pct_start=0.15
-    )
+    optimizer = AdamW(parameters, lr=recipe.lr, weight_decay=0.01)
     for step in range(recipe.steps):
         texts = env.corpus(recipe.corpus, rng, recipe.batch)
         ids_BT, labels_BT = label_texts(tokenizer, texts)
         loss = forward(ids_BT, labels_BT)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        report(step + 1, float(loss))
+        clip_norm(parameters, 1.0)
+        optimizer.step(one_cycle(step, recipe.steps, recipe.lr))
+        report(step + 1, float(loss.detach()))
 
 
 def _forward(module: nn.Module) -> tuple[Callable[[Tensor, Tensor], Tensor], list[nn.Parameter]]:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from tsgb.config import AttackerConfig, GuardConfig, ModelConfig
 from tsgb.envs.base import Environment
 from tsgb.models.adapters import Adapter
 from tsgb.models.generation import Completions
 from tsgb.models.language_model import LanguageModel
+from tsgb.models.optimizer import AdamW, clip_norm
 from tsgb.trainer.advantages import leave_one_out, live_groups, scale_by_class
 from tsgb.trainer.losses import (
     binary_entropy,
@@ -35,24 +36,20 @@ FULL_KL_VOCABULARY = 1024
 Metrics = dict[str, float]
 
 
-def make_optimizer(adapter: Adapter, lr: float) -> torch.optim.AdamW:
+def make_optimizer(adapter: Adapter, lr: float) -> AdamW:
     """AdamW without weight decay (decay would pull whole weights to zero, not to the base)."""
-    return torch.optim.AdamW(
-        list(adapter.parameters.values()), lr=lr, betas=(0.9, 0.98), weight_decay=0.0
-    )
+    return AdamW(list(adapter.parameters.values()), lr=lr)
 
 
 def apply_update(
-    loss: Tensor, adapter: Adapter, optimizer: torch.optim.Optimizer, lr: float, max_norm: float
+    loss: Tensor, adapter: Adapter, optimizer: AdamW, lr: float, max_norm: float
 ) -> float:
     """One optimizer update; returns the gradient's norm before clipping."""
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(list(adapter.parameters.values()), max_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    return float(norm)
+    norm = clip_norm(list(adapter.parameters.values()), max_norm)
+    optimizer.step(lr)
+    return norm
 
 
 @dataclass(slots=True)
