@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     """Store for runs: a path or any fsspec URL. Wins over RCLONE_WEBDAV_URL."""
     cache_dir: Path = Field(default_factory=_user_cache)
     """Built models, logs of workers and the database of the embedded Prefect API."""
-    worker_command: Annotated[list[str], NoDecode] = [sys.executable, "-m", "tsgb.worker"]
+    worker_command: Annotated[list[str], NoDecode] = [sys.executable, "-m", "tsgb.cli", "worker"]
     """What starts a worker, split as a shell would."""
     max_parallel: Annotated[int, Field(gt=0)] = Field(default_factory=lambda: os.cpu_count() or 1)
     """Workers at a time."""

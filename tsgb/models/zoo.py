@@ -53,6 +53,26 @@ class Zoo:
         """All recipes, in an order in which each one's start comes first."""
         return sorted(self._recipes, key=lambda name: bool(self._recipes[name].init_from))
 
+    def parts(self, num: int) -> list[list[str]]:
+        """Split the models over `num` processes: a model and those that start from it stay together.
+
+        Longest first onto the least loaded process; a model that exists costs nothing.
+        """
+        chains: dict[str, list[str]] = {}
+        for name in self.names():
+            chains.setdefault(self._recipes[name].init_from or name, []).append(name)
+        costs = {
+            root: sum(0 if self.is_built(n) else self._recipes[n].steps for n in chain)
+            for root, chain in chains.items()
+        }
+        loads = [0] * num
+        parts: list[list[str]] = [[] for _ in range(num)]
+        for root in sorted(chains, key=lambda root: -costs[root]):
+            least = loads.index(min(loads))
+            parts[least] += chains[root]
+            loads[least] += costs[root]
+        return parts
+
     def build(self, name: str) -> None:
         """Make sure that a model is in the cache."""
         if self._recipes[name].pretrained:

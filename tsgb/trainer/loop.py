@@ -251,17 +251,13 @@ class Trainer:
 
     def calibrate(self) -> float:
         """Set tau to the Neyman-Pearson threshold of the current guard; returns it."""
-        config = self.config.calibration
         self.state.threshold = calibrated_threshold(self.env, self.guard, self.config)
-        del config
         return self.state.threshold
 
     def _add_member(self, name: str) -> None:
         attacks = self._sample_attacks(self.config.selfplay.payoff_attacks, forced=False)
-        if not any(a.violated for a in attacks):
-            attacks = attacks or [
-                PoolAttack(text="", harmful=True, violated=False)
-            ]  # a member without attacks still has its row: zeros
+        if not attacks:
+            return  # it wrote nothing readable: there is nobody to replay
         member = PoolMember(name=name, attacks=tuple(attacks))
         self.state.pool.append(member)
         row: list[float] = []
@@ -398,17 +394,17 @@ class Trainer:
         self.state = decode_state(files["trainer_state.json"], self.rng, self.generator)
 
 
-def calibrated_threshold(env: Environment, guard: GuardPlayer, config: RunConfig) -> float:
-    """Tau of a guard: Neyman-Pearson on benign prompts of the calibration split.
+def calibration_prompts(env: Environment, config: RunConfig) -> list[str]:
+    """Benign prompts of the calibration split.
 
-    The prompts are the same for every guard of a run (their generator is seeded by the run's seed),
-    so thresholds differ by the guard alone.
+    They are the same for every guard of a run (their generator is seeded by the run's seed), so
+    thresholds differ by the guard alone.
     """
     calibration = config.calibration
     rng = Random(f"calibration-{config.seed}")  # noqa: S311
     hard = round(calibration.num * calibration.hard_share)
     twins = round(calibration.num * calibration.twins_share)
-    prompts = [
+    return [
         p.text
         for kind, num in (
             (StreamKind.BENIGN, calibration.num - hard - twins),
@@ -417,8 +413,12 @@ def calibrated_threshold(env: Environment, guard: GuardPlayer, config: RunConfig
         )
         for p in env.stream(kind, Split.CALIBRATION, rng, num)
     ]
-    scores = guard.score(prompts).double().numpy()
-    return float(np_threshold(scores, calibration.fpr, calibration.delta).value)
+
+
+def calibrated_threshold(env: Environment, guard: GuardPlayer, config: RunConfig) -> float:
+    """Tau of a guard: the Neyman-Pearson threshold on `calibration_prompts`."""
+    scores = guard.score(calibration_prompts(env, config)).double().numpy()
+    return float(np_threshold(scores, config.calibration.fpr, config.calibration.delta).value)
 
 
 def _usable(episodes: Sequence[Episode]) -> list[PoolAttack]:

@@ -1,0 +1,153 @@
+"""Every guard of the table behind one face: a name, a score for each prompt, a threshold.
+
+none       blocks nothing
+tfidf      word 1- to 2-grams, logistic regression, the clean data of the supervised start
+untrained  the base's own verdict, adapter off
+oracle     the environment's label; left out where the environment has none
+the arms   trained guards, from their checkpoints
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from tsgb.checkpoint.codec import decode_tensors
+from tsgb.config import RunConfig
+from tsgb.envs.base import Environment
+from tsgb.errors import CheckpointError
+from tsgb.models.adapters import load_parameters
+from tsgb.models.language_model import LanguageModel
+from tsgb.trainer.batches import clean_prompts
+from tsgb.trainer.loop import calibration_prompts
+from tsgb.trainer.players import make_adapter
+from tsgb.trainer.state import split
+from tsgb.trainer.threshold import Threshold, fit_temperature, np_threshold
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A guard at its operating point: blocks iff `score > threshold`."""
+
+    name: str
+    score: Callable[[Sequence[str]], Scores]
+    """[N] prompts to [N] scores."""
+    threshold: float
+    calibration: Threshold | None = None
+    """None where nothing was calibrated."""
+    temperature: float = 1.0
+    checkpoint_sha256: str = ""
+
+
+def calibrate(
+    name: str,
+    score: Callable[[Sequence[str]], Scores],
+    env: Environment,
+    config: RunConfig,
+    checkpoint_sha256: str = "",
+) -> Guard:
+    """Put a scoring function at the run's false-positive budget."""
+    benign = score(calibration_prompts(env, config))
+    rule = config.calibration
+    threshold = np_threshold(benign, rule.fpr, rule.delta)
+    rng = Random(f"temperature-{config.seed}")  # noqa: S311
+    harmful = score([p.text for p in clean_prompts(env, rng, 400) if p.harmful])
+    temperature = fit_temperature(
+        np.concatenate((harmful, benign)),
+        np.concatenate((np.ones(len(harmful)), np.zeros(len(benign)))),
+    )
+    return Guard(
+        name=name,
+        score=score,
+        threshold=threshold.value,
+        calibration=threshold,
+        temperature=temperature,
+        checkpoint_sha256=checkpoint_sha256,
+    )
+
+
+def no_guard() -> Guard:
+    """Blocks nothing."""
+    return Guard("none", lambda prompts: np.zeros(len(prompts)), threshold=float("inf"))
+
+
+def oracle(env: Environment) -> Guard | None:
+    """The labels themselves, as a ceiling; None where the environment has no exact labels."""
+    rng = Random("oracle")  # noqa: S311
+    if any(env.label(p.text) is None for p in clean_prompts(env, rng, 8)):
+        return None
+
+    def score(prompts: Sequence[str]) -> Scores:
+        return np.array([1.0 if env.label(prompt) else -1.0 for prompt in prompts])
+
+    return Guard("oracle", score, threshold=0.0)
+
+
+def tfidf(env: Environment, config: RunConfig) -> Guard:
+    """A fair weak baseline: what a day's work without a language model gives."""
+    rng = Random(f"tfidf-{config.seed}")  # noqa: S311
+    data = clean_prompts(env, rng, 4000)
+    pipeline: Any = make_pipeline(
+        TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True),
+        LogisticRegression(C=10.0, max_iter=1000),
+    )
+    pipeline.fit([p.text for p in data], [p.harmful for p in data])
+
+    def score(prompts: Sequence[str]) -> Scores:
+        values: Scores = pipeline.decision_function(list(prompts)) if prompts else np.zeros(0)
+        return values
+
+    return calibrate("tfidf", score, env, config)
+
+
+def untrained(env: Environment, model: LanguageModel, config: RunConfig) -> Guard:
+    """The base with its adapter off."""
+    template = env.guard_template()
+
+    def score(prompts: Sequence[str]) -> Scores:
+        return model.score_all(model.base, template, prompts).double().numpy()
+
+    return calibrate("untrained", score, env, config)
+
+
+def trained(
+    name: str,
+    files: Mapping[str, bytes],
+    env: Environment,
+    model: LanguageModel,
+    config: RunConfig,
+    checkpoint_sha256: str,
+) -> Guard:
+    """The selected guard of a checkpoint.
+
+    Raises:
+        CheckpointError: it holds no guard yet, or belongs to another base.
+    """
+    tensors, about = decode_tensors(files["guard.safetensors"])
+    if about.get("base_sha256") != model.sha256:
+        raise CheckpointError(
+            f"guard {name!r} was trained on base {str(about.get('base_sha256'))[:12]}, this machine "
+            f"has {model.sha256[:12]}: use the same environment, profile and world seed"
+        )
+    columns = split(tensors)
+    selected = str(about.get("selected") or "current")
+    generator = torch.Generator().manual_seed(0)
+    adapter = make_adapter(model, f"eval-{name}", config.model, generator)
+    load_parameters(adapter, columns[selected])
+    template = env.guard_template()
+
+    def score(prompts: Sequence[str]) -> Scores:
+        return model.score_all(adapter, template, prompts).double().numpy()
+
+    return calibrate(name, score, env, config, checkpoint_sha256)

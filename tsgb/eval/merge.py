@@ -1,0 +1,184 @@
+"""From the cells of one or several runs (one a seed) to results.jsonl, summary.json, report.html.
+
+It asks no model and imports no torch: everything was measured when the cells were filled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tsgb.checkpoint.manifest import canonical_json, installed_versions, sha256_hex
+from tsgb.checkpoint.run import RunStore
+from tsgb.config import Arm, RunConfig
+from tsgb.envs.base import Environment
+from tsgb.errors import UsageError
+from tsgb.eval.plan import plan
+from tsgb.eval.records import (
+    Curve,
+    Estimate,
+    GuardThreshold,
+    Item,
+    Payoff,
+    Provenance,
+    Setup,
+    Summary,
+    Target,
+)
+from tsgb.eval.report import render_report
+from tsgb.eval.summarise import summarise
+
+FIXED_ORDER = ("none", "tfidf", "untrained", "sft", "frozen", "selfplay")
+NOT_MEASURED = (
+    "attackers that adapt for longer than the best responses did",
+    "guards that also read the target's answer",
+    "natural-language harm of any kind",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One run of the evaluation."""
+
+    run: RunStore
+    config: RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    items: list[Item]
+    extras: Mapping[str, Any]
+    request: Mapping[str, Any]
+
+
+def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -> Summary:
+    """Merge, write the three files into the first run, and return the summary.
+
+    Args:
+        parts: the runs, one a seed; equal configurations otherwise.
+        env: their world.
+        eval_id: names the evaluation.
+        command: what to type to do it again.
+
+    Raises:
+        UsageError: a cell is missing, or the runs do not belong together.
+        InvalidResult: too many items have no outcome.
+    """
+    _check(parts)
+    cells = [_read(part, env, eval_id) for part in parts]
+    summary = summarise(
+        (item for c in cells for item in c.items),
+        _setup(parts, cells, env, eval_id, command),
+        max_error_rate=parts[0].config.evaluation.max_error_rate,
+        num_draws=parts[0].config.evaluation.bootstrap,
+    )
+    run, directory = parts[0].run, f"reports/{eval_id}"
+    lines = (i.model_dump_json(exclude_none=True) for c in cells for i in c.items)
+    run.write_text(f"{directory}/results.jsonl", "\n".join(lines) + "\n")
+    run.write_text(f"{directory}/report.html", render_report(summary))
+    # Last: its presence says that the other two are complete.
+    run.write_text(f"{directory}/summary.json", summary.model_dump_json(indent=1))
+    return summary
+
+
+def _check(parts: Sequence[Part]) -> None:
+    first = parts[0].config.model_dump()
+    seeds = [part.config.seed for part in parts]
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds {seeds} repeat: give one run a seed")
+    for part in parts[1:]:
+        other = part.config.model_dump() | {"seed": first["seed"]}
+        if other != first:
+            raise UsageError(
+                f"run {part.run.run_id} has another configuration than {parts[0].run.run_id}: only "
+                "runs that differ by their seed alone can share a report"
+            )
+
+
+def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
+    directory = f"reports/{eval_id}"
+    try:
+        request = part.run.read_json(f"{directory}/request.json")
+    except FileNotFoundError as error:
+        raise UsageError(f"run {part.run.run_url} has no evaluation {eval_id!r}") from error
+    targets: Sequence[str] = request.get("targets") or list(env.targets())
+    items: list[Item] = []
+    extras: Mapping[str, Any] = {}
+    for cell in plan(part.config, targets):
+        try:
+            content = part.run.read_json(f"{directory}/cells/{cell.name}.json")
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"evaluation {eval_id} of {part.run.run_url} lacks cell {cell.name}: evaluate first"
+            ) from error
+        items += [Item.model_validate(item) for item in content["items"]]
+        if cell.target is None:
+            extras = content
+    return _Cells(items, extras, request)
+
+
+def _setup(
+    parts: Sequence[Part], cells: Sequence[_Cells], env: Environment, eval_id: str, command: str
+) -> Setup:
+    config = parts[0].config
+    names: Sequence[str] = cells[0].request.get("targets") or list(env.targets())
+    specs = env.targets()
+    thresholds = [GuardThreshold.model_validate(t) for c in cells for t in c.extras["thresholds"]]
+    present = {t.guard for t in thresholds} | {"none"}
+    arms = [arm.value for arm in Arm if arm.value not in FIXED_ORDER]
+    order = [*FIXED_ORDER, *arms, "oracle"]
+    rule = config.calibration
+    return Setup(
+        eval_id=eval_id,
+        run_ids=[part.run.run_id for part in parts],
+        profile=config.profile.value,
+        env=config.env,
+        seeds=[part.config.seed for part in parts],
+        limits=env.limits,
+        threshold_rule=f"fpr<={rule.fpr:g}@{1 - rule.delta:.0%}",
+        guards=[name for name in order if name in present],
+        targets=[
+            Target(
+                name=name,
+                role=specs[name].role,
+                overlap=specs[name].overlap,
+                arch=specs[name].arch,
+            )
+            for name in specs
+            if name in names
+        ],
+        thresholds=thresholds,
+        payoff=[Payoff.model_validate(p) for c in cells for p in c.extras["payoff"]],
+        curves=[Curve.model_validate(x) for c in cells for x in c.extras["curves"]],
+        gradient_variance_ratio=_pooled([c.extras["variance"] for c in cells]),
+        provenance=Provenance(
+            versions=installed_versions(),
+            commit=None,
+            seeds=[part.config.seed for part in parts],
+            command=command,
+            config_sha256=sha256_hex(
+                canonical_json({p.run.run_id: p.config.fingerprint for p in parts})
+            ),
+            checkpoints={
+                f"{part.run.run_id}/{arm}": ref["sha256"]
+                for part, c in zip(parts, cells, strict=True)
+                for arm, ref in c.request["guards"].items()
+            },
+            created_at=datetime.now(UTC),
+            wall_seconds=0.0,
+            not_measured=list(NOT_MEASURED),
+        ),
+    )
+
+
+def _pooled(found: Sequence[Mapping[str, float]]) -> Estimate:
+    """Geometric mean over seeds; the interval spans those of the seeds."""
+    logs = [math.log(max(v["value"], 1e-12)) for v in found]
+    return Estimate(
+        value=math.exp(sum(logs) / len(logs)),
+        low=min(v["low"] for v in found),
+        high=max(v["high"] for v in found),
+    )

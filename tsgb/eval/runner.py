@@ -1,0 +1,264 @@
+"""Filling the cells of an evaluation; any number of processes share the work.
+
+It knows the layout of `reports/<eval id>/` in a run. A cell that is there is not made again, so an
+interrupted evaluation goes on where it stopped and nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import torch
+
+from tsgb.checkpoint.codec import decode_tensors
+from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.run import RunStore
+from tsgb.config import RunConfig
+from tsgb.envs.base import Environment
+from tsgb.errors import UsageError
+from tsgb.eval import guards as guard_kinds
+from tsgb.eval.cells import adaptive_items, scripted_items
+from tsgb.eval.guards import Guard
+from tsgb.eval.plan import Cell, plan, share
+from tsgb.eval.records import Curve, GuardThreshold, Payoff
+from tsgb.models.adapters import load_parameters
+from tsgb.models.targets import Target
+from tsgb.models.zoo import Zoo
+from tsgb.trainer.batches import clean_batch
+from tsgb.trainer.best_response import FreshAttacker
+from tsgb.trainer.players import GuardPlayer, make_adapter
+from tsgb.trainer.state import split
+from tsgb.trainer.variance import variance_ratio
+from tsgb.types import CheckpointRef, TargetSpec
+
+OpenRun = Callable[[str], RunStore]
+Report = Callable[[int, int, str], None]
+"""Called with (cells done, cells in all, what is being done)."""
+VARIANCE_BATCHES = 40
+CURVE_POINTS = 200
+CURVE_FIELDS = ("asr", "asr_no_guard", "fpr", "fnr", "kl", "entropy", "grad_norm", "loss", "tau")
+
+
+class Evaluation:
+    """One evaluation of one run."""
+
+    def __init__(
+        self,
+        run: RunStore,
+        config: RunConfig,
+        env: Environment,
+        zoo: Zoo,
+        eval_id: str,
+        open_run: OpenRun,
+    ) -> None:
+        """Read the request.
+
+        Args:
+            run: the self-play run; the report lies in it.
+            config: its configuration.
+            env: its world.
+            zoo: its models.
+            eval_id: names the request.
+            open_run: opens the runs of the other arms.
+        """
+        self.run = run
+        self.config = config
+        self.env = env
+        self.zoo = zoo
+        self.eval_id = eval_id
+        self._open_run = open_run
+        self.directory = f"reports/{eval_id}"
+        try:
+            self.request = run.read_json(f"{self.directory}/request.json")
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"run {run.run_url} has no evaluation {eval_id!r}: stage 2 writes its request first"
+            ) from error
+        known = env.targets()
+        wanted: Sequence[str] = self.request.get("targets") or list(known)
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise UsageError(f"unknown target {unknown[0]!r}: {env.name} has {', '.join(known)}")
+        self.specs: dict[str, TargetSpec] = {n: s for n, s in known.items() if n in wanted}
+        self._guards: list[Guard] | None = None
+        self._targets: dict[str, Target] = {}
+
+    def fill(self, part: int, parts: int, report: Report, check: Callable[[], None]) -> None:
+        """Make this part's cells.
+
+        Args:
+            part: from 0.
+            parts: how many share the work.
+            report: progress.
+            check: called often; raises to stop.
+        """
+        cells = share(plan(self.config, list(self.specs)), part, parts)
+        attackers: dict[int, FreshAttacker] = {}
+        ticks = 0
+
+        def tick() -> None:
+            nonlocal ticks
+            check()
+            ticks += 1
+            if ticks % 10 == 0:
+                report(done, len(cells), label)
+
+        for done, cell in enumerate(cells):
+            label = cell.name
+            report(done, len(cells), label)
+            if self._exists(f"cells/{cell.name}.json"):
+                continue
+            if cell.target is None:
+                content = self._scripted()
+            else:
+                if cell.br_seed not in attackers:
+                    attackers[cell.br_seed] = FreshAttacker(
+                        self.env, self.zoo.base(), self.config, cell.br_seed, tick
+                    )
+                content = self._adaptive(cell, attackers[cell.br_seed])
+            self.run.write_text(f"{self.directory}/cells/{cell.name}.json", json.dumps(content))
+        report(len(cells), len(cells), "done")
+
+    # -- cells -----------------------------------------------------------------------------
+
+    def _scripted(self) -> dict[str, Any]:
+        guards = self.guards()
+        targets = [self.target(name) for name in self.specs]
+        items = scripted_items(self.env, self.config, guards, targets)
+        return {
+            "items": [item.model_dump(mode="json", exclude_defaults=True) for item in items],
+            "thresholds": [t.model_dump(mode="json") for t in self._thresholds(guards)],
+            "payoff": [p.model_dump(mode="json") for p in self._payoffs()],
+            "curves": [c.model_dump(mode="json") for c in self._curves()],
+            "variance": self._variance(),
+        }
+
+    def _adaptive(self, cell: Cell, attacker: FreshAttacker) -> dict[str, Any]:
+        name = str(cell.target)
+        items = adaptive_items(
+            self.config,
+            attacker,
+            self.target(name),
+            self.guards(),
+            surrogate=self.specs[name].role == "surrogate",
+        )
+        return {"items": [item.model_dump(mode="json", exclude_defaults=True) for item in items]}
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self.run.read_json(f"{self.directory}/{name}")
+        except FileNotFoundError:
+            return False
+        return True
+
+    # -- what is evaluated -------------------------------------------------------------------
+
+    def target(self, name: str) -> Target:
+        """A target by name."""
+        if name not in self._targets:
+            self._targets[name] = self.zoo.target(self.specs[name])
+        return self._targets[name]
+
+    def guards(self) -> list[Guard]:
+        """All guards in table order."""
+        if self._guards is None:
+            model = self.zoo.base()
+            found: list[Guard | None] = [
+                guard_kinds.no_guard(),
+                guard_kinds.tfidf(self.env, self.config),
+                guard_kinds.untrained(self.env, model, self.config),
+            ]
+            order = ["sft", "frozen", "selfplay"]
+            refs = self.refs()
+            for arm in sorted(refs, key=lambda a: order.index(a) if a in order else len(order)):
+                files = self._files(refs[arm], ["guard.safetensors"])
+                found.append(
+                    guard_kinds.trained(arm, files, self.env, model, self.config, refs[arm].sha256)
+                )
+            found.append(guard_kinds.oracle(self.env))
+            self._guards = [guard for guard in found if guard is not None]
+        return self._guards
+
+    def refs(self) -> dict[str, CheckpointRef]:
+        """Checkpoint of each trained arm."""
+        return {arm: CheckpointRef(**ref) for arm, ref in self.request["guards"].items()}
+
+    def _files(self, ref: CheckpointRef, names: Sequence[str]) -> dict[str, bytes]:
+        return CheckpointReader(self._open_run(ref.run_url)).read(ref, names)
+
+    def _thresholds(self, guards: Sequence[Guard]) -> list[GuardThreshold]:
+        thresholds: list[GuardThreshold] = []
+        for guard in guards:
+            if guard.name == "none":
+                continue
+            rule = guard.calibration
+            thresholds.append(
+                GuardThreshold(
+                    guard=guard.name,
+                    seed=self.config.seed,
+                    value=guard.threshold,
+                    temperature=guard.temperature,
+                    alpha=rule.alpha if rule else None,
+                    delta=rule.delta if rule else None,
+                    num=rule.num if rule else None,
+                    order=rule.order if rule else None,
+                    fpr_upper=rule.fpr_upper if rule else None,
+                )
+            )
+        return thresholds
+
+    def _payoffs(self) -> list[Payoff]:
+        payoffs: list[Payoff] = []
+        for arm, ref in self.refs().items():
+            state = json.loads(self._files(ref, ["trainer_state.json"])["trainer_state.json"])
+            inner = state["state"]
+            if inner["pool"] and inner["guards"]:
+                payoffs.append(
+                    Payoff(
+                        seed=self.config.seed,
+                        arm=arm,
+                        attackers=[member["name"] for member in inner["pool"]],
+                        guards=inner["guards"],
+                        matrix=inner["payoff"],
+                    )
+                )
+        return payoffs
+
+    def _curves(self) -> list[Curve]:
+        curves: list[Curve] = []
+        for arm, ref in self.refs().items():
+            try:
+                text = self._open_run(ref.run_url).read_text("metrics.jsonl")
+            except FileNotFoundError:
+                continue
+            lines = [json.loads(line) for line in text.splitlines() if line]
+            lines = [line for line in lines if line["phase"] in {"attacker", "guard", "warmup"}]
+            stride = max(1, len(lines) // CURVE_POINTS)
+            points = [
+                {"step": float(line["step"])}
+                | {k: float(line[k]) for k in CURVE_FIELDS if k in line}
+                for line in lines[::stride]
+            ]
+            curves.append(Curve(seed=self.config.seed, arm=arm, points=points))
+        return curves
+
+    def _variance(self) -> dict[str, float]:
+        """Claim H6, at the guard's supervised start: there it is still unsure of something."""
+        ref = self.refs()["selfplay"]
+        tensors, _ = decode_tensors(self._files(ref, ["guard.safetensors"])["guard.safetensors"])
+        columns = split(tensors)
+        generator = torch.Generator().manual_seed(self.config.seed + 1)
+        model = self.zoo.base()
+        adapter = make_adapter(model, "variance", self.config.model, generator)
+        load_parameters(adapter, columns.get("round-1", columns["current"]))
+        player = GuardPlayer(model, self.env, self.config.guard, adapter)
+        rng = Random(f"variance-{self.config.seed}")  # noqa: S311
+        batches: list[tuple[list[str], list[float]]] = []
+        for _ in range(VARIANCE_BATCHES):
+            batch = clean_batch(self.env, self.config.guard, rng, self.config.guard.batch, 0.0)
+            batches.append((batch.prompts, batch.gains))
+        value, low, high = variance_ratio(player, batches, generator)
+        return {"value": value, "low": low, "high": high}
