@@ -143,6 +143,9 @@ class SelfPlayConfig(_Frozen):
     """Attackers start from the warm-up and from the supervised start in turn."""
     buffer: Positive = 1024
     """Newest attacks kept of the current round."""
+    resample: Share = 0.5
+    """Share of the buffer that is sampled anew from the round's final attacker, with the opening
+    quota, when its phase ends; the rest is what it wrote while it learned."""
     payoff_attacks: Positive = 256
     """Attacks a pool member is represented by."""
 
@@ -165,6 +168,8 @@ class EvaluationConfig(_Frozen):
     """Fresh attackers a guard and target, each from its own supervised start; the worst counts."""
     warmup_steps: Count = 30
     attack_steps: Count = 40
+    reserved: bool = True
+    """Whether best responses may use the techniques that training never showed."""
     prompts: Positive = 768
     """Attack attempts a best response is scored on (test scenarios)."""
     scripted: Positive = 1000

@@ -71,7 +71,7 @@ class FreshAttacker:
             tick()
         self._start = snapshot(self.player.adapter)
         self._scenarios = [s for s in env.scenarios(Split.TEST) if s.harmful]
-        self._openings = env.openings(reserved=True)
+        self._openings = env.openings(reserved=config.evaluation.reserved)
 
     def warm_up(self, target: Target) -> dict[str, Tensor]:
         """Learn to break the bare target; returns the attacker's parameters."""
@@ -103,7 +103,12 @@ class FreshAttacker:
             writing = self.player.write(part, 1, generator)
             attacks = [self.env.read(s, t) for s, t in zip(part, writing.texts, strict=True)]
             judgements = judge_attacks(
-                self.env, target.name, target.answer, part, attacks, reserved=True
+                self.env,
+                target.name,
+                target.answer,
+                part,
+                attacks,
+                reserved=self.config.evaluation.reserved,
             )
             found += [
                 Attempt(scenario=s, attack=a, judgement=j)
@@ -145,7 +150,7 @@ class FreshAttacker:
                 guard=self.config.guard,
                 guard_weight=min(1.0, step / ramp) if ramp else 1.0,
                 successes=successes,
-                reserved=True,
+                reserved=self.config.evaluation.reserved,
             )
             self.player.learn(writing, [e.attacker_reward for e in episodes], config.lr)
             self.tick()

@@ -139,6 +139,11 @@ class Trainer:
             self.starts["warm"] = snapshot(self.attacker.adapter)
             self._add_member("warm")
         elif phase.kind == "attacker":
+            fresh = round(self.config.selfplay.buffer * self.config.selfplay.resample)
+            if fresh:
+                learned = self.config.selfplay.buffer - fresh
+                kept = self.state.buffer[-learned:] if learned else []
+                self.state.buffer = kept + self._sample_attacks(fresh, forced=True)
             self._add_member(f"round-{phase.round + 1}")
         elif phase.kind == "guard":
             self._add_column(f"round-{phase.round + 1}")
