@@ -13,8 +13,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from tsgb.models.network import Weights
+
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+FUSED_PARAMETERS = 20_000_000
+"""Bases up to this size keep joined copies of layers that read the same input; larger ones would
+pay in memory for what is no longer their bottleneck."""
 
 
 class BaseWeights:
@@ -23,6 +28,8 @@ class BaseWeights:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = dict(tensors)
         self.tensors.setdefault(HEAD, self.tensors[EMBEDDING])
+        self._joined: dict[tuple[str, ...], Tensor] = {}
+        self._join = sum(t.numel() for t in self.tensors.values()) <= FUSED_PARAMETERS
 
     @classmethod
     def of(cls, module: nn.Module) -> BaseWeights:
@@ -33,9 +40,21 @@ class BaseWeights:
         """See `network.Weights`."""
         return self.tensors[name]
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
+    def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
-        return F.linear(x, self.tensors[f"{name}.weight"])
+        if len(names) == 1:
+            return F.linear(x, self.tensors[f"{names[0]}.weight"])
+        if not self._join:
+            return torch.cat([F.linear(x, self.tensors[f"{name}.weight"]) for name in names], -1)
+        weight = self._joined.get(names)
+        if weight is None:
+            weight = torch.cat([self.tensors[f"{name}.weight"] for name in names])
+            self._joined[names] = weight
+        return F.linear(x, weight)
+
+    def frozen(self) -> BaseWeights:
+        """See `Adapter`."""
+        return self
 
 
 class Adapter(Protocol):
@@ -48,8 +67,12 @@ class Adapter(Protocol):
         """See `network.Weights`."""
         ...
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
+    def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
+        ...
+
+    def frozen(self) -> Weights:
+        """The same function without gradients, cheaper to call often; until the next update."""
         ...
 
 
@@ -77,9 +100,15 @@ class FullAdapter:
         """See `network.Weights`."""
         return self.parameters[EMBEDDING if self._tied and name == HEAD else name]
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
+    def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
-        return F.linear(x, self.parameters[f"{name}.weight"])
+        if len(names) == 1:
+            return F.linear(x, self.parameters[f"{names[0]}.weight"])
+        return F.linear(x, torch.cat([self.parameters[f"{name}.weight"] for name in names]))
+
+    def frozen(self) -> Weights:
+        """See `Adapter`."""
+        return BaseWeights({name: p.detach() for name, p in self.parameters.items()})
 
 
 class LoraAdapter:
@@ -134,8 +163,16 @@ class LoraAdapter:
         """See `network.Weights`."""
         return self._base.tensors[name]
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
+    def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
+        parts = [self._linear(x, name) for name in names]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def frozen(self) -> Weights:
+        """See `Adapter`."""
+        return self
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
         y = self._base.linear(x, name)
         pair = self._pairs.get(name)
         if pair is None:

@@ -7,14 +7,17 @@ something is scored, rewarded or trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tsgb.models.adapters import Adapter, BaseWeights, FullAdapter, LoraAdapter
-from tsgb.models.generation import Completions, generate, pad_left, pad_right, prefill_mask
+from tsgb.models.generation import Completions, generate
 from tsgb.models.network import Shape, Weights, hidden_states, logits
+from tsgb.models.packing import Ints, Rows
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
@@ -71,11 +74,9 @@ class LanguageModel:
         verdict = torch.tensor(
             [self.tokenizer.single(template.unsafe), self.tokenizer.single(template.safe)]
         )
-        rows = [[*before, *ids, *after] for ids in self.tokenizer.encode_user(prompts)]
-        ids_BT, lengths_B = pad_right(rows, self.tokenizer.pad_id)
-        hidden = hidden_states(weights, self.shape, ids_BT)
-        at_verdict = hidden[torch.arange(len(rows)), lengths_B - 1]
-        unsafe, safe = logits(weights, at_verdict, verdict).float().unbind(-1)
+        rows = Rows([[*before, *ids, *after] for ids in self.tokenizer.encode_user(prompts)])
+        hidden = hidden_states(weights, self.shape, rows, rows.last())
+        unsafe, safe = logits(weights, hidden, verdict).float().unbind(-1)
         return unsafe - safe
 
     @torch.no_grad()
@@ -86,14 +87,16 @@ class LanguageModel:
         prompts: Sequence[str],
         batch: int = SCORE_BATCH,
     ) -> Tensor:
-        """`scores` without gradients over any number of prompts, [N]."""
+        """`scores` without gradients over any number of prompts, [N]; equal ones scored once."""
         if not prompts:
             return torch.zeros(0)
+        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        distinct, frozen = list(index), weights.frozen()
         parts = [
-            self.scores(weights, template, prompts[i : i + batch])
-            for i in range(0, len(prompts), batch)
+            self.scores(frozen, template, distinct[i : i + batch])
+            for i in range(0, len(distinct), batch)
         ]
-        return torch.cat(parts)
+        return torch.cat(parts)[torch.tensor([index[prompt] for prompt in prompts])]
 
     # -- attacker --------------------------------------------------------------------------
 
@@ -116,7 +119,7 @@ class LanguageModel:
         prompts = [self.tokenizer.encode_chat(chat) for chat in chats]
         forced = None if openings is None else [self.tokenizer.encode(text) for text in openings]
         completions = generate(
-            weights,
+            weights.frozen(),
             self.shape,
             prompts,
             group=group,
@@ -139,60 +142,75 @@ class LanguageModel:
     def completion_logits(
         self, weights: Weights, prompts: Sequence[Sequence[int]], completions: Completions
     ) -> Tensor:
-        """Logits [N, L, V] that predict each completion token; differentiable.
+        """Logits [N, L, V] that predict each completion token; differentiable; 0 on padding.
 
         Args:
             weights: base, or base with adapter.
             prompts: N token rows, one a completion.
             completions: what was sampled.
         """
-        ids_BT, mask_BT = pad_left(prompts, self.tokenizer.pad_id)
-        L = completions.ids_NL.shape[1]
-        ids = torch.cat((ids_BT, completions.ids_NL[:, : L - 1]), 1)
-        if bool(mask_BT.all()):
-            hidden = hidden_states(weights, self.shape, ids)
-        else:
-            tail = torch.ones(len(ids), L - 1, dtype=torch.bool)
-            mask = torch.cat((mask_BT, tail), 1)
-            positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-            hidden = hidden_states(
-                weights, self.shape, ids, positions_BT=positions, mask_BTS=prefill_mask(mask)
-            )
-        return logits(weights, hidden[:, -L:])
+        N, L = completions.ids_NL.shape
+        lengths = completions.lengths_N.tolist()
+        written = completions.ids_NL.tolist()
+        rows = Rows(
+            [
+                [*prompt, *ids[: length - 1]]
+                for prompt, ids, length in zip(prompts, written, lengths, strict=True)
+            ]
+        )
+        # The token before each completion token predicts it.
+        real_NL = np.arange(L) < np.array(lengths)[:, None]
+        first_N = rows.grid.starts_B + np.fromiter(map(len, prompts), np.int64, N) - 1
+        select_M = (first_N[:, None] + np.arange(L))[real_NL]
+        logits_MV = logits(weights, hidden_states(weights, self.shape, rows, select_M))
+        out = logits_MV.new_zeros(N * L, logits_MV.shape[1])
+        slots_M = torch.from_numpy(np.flatnonzero(real_NL))
+        return out.index_copy(0, slots_M, logits_MV).view(N, L, -1)
 
     # -- texts -----------------------------------------------------------------------------
 
     def text_loss(self, weights: Weights, texts: Sequence[TrainingText]) -> Tensor:
         """Mean cross-entropy over completions and read-outs of a corpus batch."""
-        ids_BT, labels_BT = label_texts(self.tokenizer, texts)
-        hidden = hidden_states(weights, self.shape, ids_BT)
-        wanted = labels_BT >= 0
-        return nn.functional.cross_entropy(
-            logits(weights, hidden[wanted]).float(), labels_BT[wanted]
-        )
+        return labelled_loss(weights, self.shape, label_texts(self.tokenizer, texts))
 
 
-def label_texts(tokenizer: Tokenizer, texts: Sequence[TrainingText]) -> tuple[Tensor, Tensor]:
-    """Turn corpus texts into ids and labels.
+@dataclass(frozen=True, slots=True)
+class LabelledRows:
+    """Corpus texts as tokens, and what the model must predict at some of them."""
 
-    Returns:
-        ids [B, T] and labels [B, T]: the token that position t must predict, -1 where none.
-    """
+    rows: Rows
+    select_M: Ints
+    """Indices of the tokens that predict something."""
+    labels_M: Tensor
+    """What they predict."""
+
+
+def label_texts(tokenizer: Tokenizer, texts: Sequence[TrainingText]) -> LabelledRows:
+    """Turn corpus texts into ids and labels."""
     rows: list[list[int]] = []
-    labels: list[list[int]] = []
+    select: list[int] = []
+    labels: list[int] = []
+    start = 0
     for text in texts:
         ids = tokenizer.encode(text.text)
-        label = [-1] * len(ids)
+        first = start + len(ids) - len(text.readout)
         for offset, word in enumerate(text.readout):
-            if word:
-                label[len(ids) - len(text.readout) + offset] = tokenizer.single(word)
+            if word and not (text.completion and offset == len(text.readout) - 1):
+                select.append(first + offset)
+                labels.append(tokenizer.single(word))
         if text.completion:
             completion = tokenizer.encode(text.completion)
-            label[-1:] = completion
-            label.append(-1)
+            select.extend(range(start + len(ids) - 1, start + len(ids) - 1 + len(completion)))
+            labels.extend(completion)
             ids = ids + completion
         rows.append(ids)
-        labels.append(label)
-    ids_BT, _ = pad_right(rows, tokenizer.pad_id)
-    labels_BT, _ = pad_right(labels, -1)
-    return ids_BT, labels_BT
+        start += len(ids)
+    return LabelledRows(
+        Rows(rows), np.array(select, np.int64), torch.from_numpy(np.array(labels, np.int64))
+    )
+
+
+def labelled_loss(weights: Weights, shape: Shape, texts: LabelledRows) -> Tensor:
+    """Mean cross-entropy of all labels."""
+    hidden = hidden_states(weights, shape, texts.rows, texts.select_M)
+    return nn.functional.cross_entropy(logits(weights, hidden).float(), texts.labels_M)

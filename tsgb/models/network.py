@@ -1,11 +1,11 @@
 """A causal language model of the Llama family as one pure function of its weights.
 
 It reads the weights of a transformers module by their own names, so it agrees with that module
-(tests compare them) and costs a fraction of its Python time, which is what a tiny model's step
-consists of. It knows nothing of roles, tokenizers or losses.
+(tests compare them) at a fraction of its cost: padding is never multiplied, and the last layer is
+computed only where somebody looks. It knows nothing of roles, tokenizers or losses.
 
-Shape letters: B rows, T new tokens, S all tokens seen so far, H heads, D width of a head,
-E width of the model, V vocabulary.
+Shape letters: B rows, N tokens of all rows, M tokens that are looked at, P of them in a row,
+T tokens in a row, H heads, C heads of any kind, D width of a head, E width of the model.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from tsgb.models.kernels import move, rms_norm, rotary, rotate
+from tsgb.models.packing import Grid, Ints, Rows
+
+SMALL_ATTENTION = 4096
+"""Up to this many pairs of positions, plain products beat the flash kernel on a CPU (twofold)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,111 +58,121 @@ class Weights(Protocol):
         """A weight that is used as it is (embeddings, norms)."""
         ...
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        """Apply the linear layer called `name` (without `.weight`)."""
+    def linear(self, x: Tensor, *names: str) -> Tensor:
+        """Apply the linear layers called `names` (without `.weight`); outputs side by side."""
+        ...
+
+    def frozen(self) -> Weights:
+        """The same function without gradients, cheaper to call often; until the next update."""
         ...
 
 
-class Cache:
-    """Keys and values of all tokens seen so far, one pair a layer."""
-
-    def __init__(self, layers: int) -> None:
-        self.keys: list[Tensor | None] = [None] * layers
-        self.values: list[Tensor | None] = [None] * layers
-
-    @property
-    def length(self) -> int:
-        """S: tokens held."""
-        first = self.keys[0]
-        return 0 if first is None else first.shape[2]
-
-    def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Append and return everything."""
-        old_k, old_v = self.keys[layer], self.values[layer]
-        if old_k is not None and old_v is not None:
-            k_BHTD = torch.cat((old_k, k_BHTD), 2)
-            v_BHTD = torch.cat((old_v, v_BHTD), 2)
-        self.keys[layer], self.values[layer] = k_BHTD, v_BHTD
-        return k_BHTD, v_BHTD
-
-    def select(self, rows: Tensor) -> None:
-        """Keep (or repeat) rows: the batch becomes `rows`, in that order."""
-        self.keys = [None if k is None else k.index_select(0, rows) for k in self.keys]
-        self.values = [None if v is None else v.index_select(0, rows) for v in self.values]
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
-
-
-def _rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x_BHTD.shape[-1] // 2
-    turned = torch.cat((-x_BHTD[..., half:], x_BHTD[..., :half]), -1)
-    return x_BHTD * cos + turned * sin
+Heads = tuple[Tensor, Tensor]
+"""Keys and values of one layer, each [H, B, T, D]."""
 
 
 def hidden_states(
     weights: Weights,
     shape: Shape,
-    ids_BT: Tensor,
-    *,
-    positions_BT: Tensor | None = None,
-    mask_BTS: Tensor | None = None,
-    cache: Cache | None = None,
+    rows: Rows,
+    select_M: Ints | None = None,
+    cache: list[Heads] | None = None,
 ) -> Tensor:
     """Run the model up to its final norm.
-
-    Without a mask, attention is causal: with right padding no real token sees a pad.
 
     Args:
         weights: base, or base with adapter.
         shape: see `Shape`.
-        ids_BT: token ids.
-        positions_BT: rotary positions; 0..T-1 when left out.
-        mask_BTS: True where a token may look.
-        cache: earlier tokens; extended in place.
+        rows: tokens.
+        select_M: ascending indices of the tokens whose states are wanted; all when left out.
+        cache: each layer's keys and values are appended to it.
 
     Returns:
-        [B, T, E] hidden states, normalised, ready for `logits`.
+        [M, E] (or [N, E]) hidden states, normalised, ready for `logits`.
     """
-    B, T = ids_BT.shape
-    x = F.embedding(ids_BT, weights.tensor("model.embed_tokens.weight"))
-    if positions_BT is None:
-        positions_BT = torch.arange(T, device=ids_BT.device)[None]
-    half = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device=ids_BT.device)
-    frequency = shape.rope_theta ** (-half / shape.head_dim)
-    angle = positions_BT[:, None, :, None].to(torch.float32) * frequency
-    angle = torch.cat((angle, angle), -1)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    mask = None if mask_BTS is None else mask_BTS[:, None]
-    grouped = shape.kv_heads != shape.heads
+    keys = queries = rows.grid
+    x = F.embedding(rows.ids_N, weights.tensor("model.embed_tokens.weight"))
+    cos, sin = rotary(shape.rope_theta, shape.head_dim, rows.positions_N, keys.T, x.dtype)
+    seen = torch.ones(keys.T, keys.T, dtype=torch.bool).tril()
+    bias = _bias(seen, x.dtype)
     for layer in range(shape.layers):
         name = f"model.layers.{layer}"
-        h = _rms_norm(x, weights.tensor(f"{name}.input_layernorm.weight"), shape.rms_eps)
-        q = weights.linear(h, f"{name}.self_attn.q_proj").view(B, T, shape.heads, shape.head_dim)
-        k = weights.linear(h, f"{name}.self_attn.k_proj").view(B, T, shape.kv_heads, shape.head_dim)
-        v = weights.linear(h, f"{name}.self_attn.v_proj").view(B, T, shape.kv_heads, shape.head_dim)
-        q, k, v = (
-            _rotate(q.transpose(1, 2), cos, sin),
-            _rotate(k.transpose(1, 2), cos, sin),
-            v.transpose(1, 2),
-        )
+        h = rms_norm(x, weights.tensor(f"{name}.input_layernorm.weight"), shape.rms_eps)
+        if select_M is not None and layer == shape.layers - 1:
+            queries = Grid(np.bincount(keys.rows_N[select_M], minlength=keys.B))
+            picked = torch.from_numpy(select_M)
+            x, wanted = x.index_select(0, picked), h.index_select(0, picked)
+            q = weights.linear(wanted, f"{name}.self_attn.q_proj")
+            q = q.view(-1, shape.heads, shape.head_dim)
+            kv = weights.linear(h, f"{name}.self_attn.k_proj", f"{name}.self_attn.v_proj")
+            kv = kv.view(-1, 2 * shape.kv_heads, shape.head_dim)
+            q = rotate(q, cos.index_select(0, picked), sin.index_select(0, picked), shape.heads)
+            kv = rotate(kv, cos, sin, shape.kv_heads)
+            at_BP = torch.from_numpy(keys.columns_N[select_M][queries.source_BT])
+            seen = torch.arange(keys.T) <= at_BP[:, :, None]
+            bias = _bias(seen, x.dtype)
+            q, kv = _to_grid(q, queries), _to_grid(kv, keys)
+        else:
+            qkv = weights.linear(h, *(f"{name}.self_attn.{p}_proj" for p in "qkv"))
+            qkv = qkv.view(-1, shape.heads + 2 * shape.kv_heads, shape.head_dim)
+            qkv = _to_grid(rotate(qkv, cos, sin, shape.heads + shape.kv_heads), keys)
+            q, kv = qkv.split((shape.heads, 2 * shape.kv_heads))
+        k, v = kv.split(shape.kv_heads)
         if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        a = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=grouped
-        )
-        a = a.transpose(1, 2).reshape(B, T, shape.heads * shape.head_dim)
-        x = x + weights.linear(a, f"{name}.self_attn.o_proj")
-        h = _rms_norm(x, weights.tensor(f"{name}.post_attention_layernorm.weight"), shape.rms_eps)
-        gate = F.silu(weights.linear(h, f"{name}.mlp.gate_proj"))
-        x = x + weights.linear(
-            gate * weights.linear(h, f"{name}.mlp.up_proj"), f"{name}.mlp.down_proj"
-        )
-    return _rms_norm(x, weights.tensor("model.norm.weight"), shape.rms_eps)
+            cache.append((k, v))
+        a = _from_grid(_attend(q, k, v, seen, bias), queries)
+        x = weights.linear(a, f"{name}.self_attn.o_proj").add_(x)
+        x = feed_forward(weights, shape, x, name)
+    return rms_norm(x, weights.tensor("model.norm.weight"), shape.rms_eps)
+
+
+def feed_forward(weights: Weights, shape: Shape, x: Tensor, name: str) -> Tensor:
+    """The second half of layer `name`, residual included."""
+    h = rms_norm(x, weights.tensor(f"{name}.post_attention_layernorm.weight"), shape.rms_eps)
+    gate = F.silu(weights.linear(h, f"{name}.mlp.gate_proj"))
+    up = weights.linear(h, f"{name}.mlp.up_proj")
+    return weights.linear(gate * up, f"{name}.mlp.down_proj").add_(x)
 
 
 def logits(weights: Weights, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
     """Project hidden states to the vocabulary, or to the vocabulary entries `rows` only."""
     head = weights.tensor("lm_head.weight")
-    return F.linear(hidden, head if rows is None else head[rows])
+    return F.linear(hidden, head if rows is None else head.index_select(0, rows))
+
+
+def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+
+
+def _to_grid(x_NCD: Tensor, grid: Grid) -> Tensor:
+    """[N, C, D] to [C, B, T, D]."""
+    C, D = x_NCD.shape[1:]
+    there, back = grid.moves(C)
+    return move(x_NCD.view(-1, D), there, back).view(C, grid.B, grid.T, D)
+
+
+def _from_grid(x_CBTD: Tensor, grid: Grid) -> Tensor:
+    """[C, B, T, D] to [N, C * D]."""
+    C, D = x_CBTD.shape[0], x_CBTD.shape[3]
+    there, back = grid.moves(C)
+    flat = x_CBTD.reshape(-1, D)
+    return move(flat, back, there, grid.filled(C, flat.dtype)).view(-1, C * D)
+
+
+def _attend(q_HBPD: Tensor, k_HBTD: Tensor, v_HBTD: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
+    """Attention where `seen` ([P, T] or [B, P, T]) is True; `bias` says the same additively."""
+    H, B, P, D = q_HBPD.shape
+    T = k_HBTD.shape[2]
+    if k_HBTD.shape[0] == H and P * T <= SMALL_ATTENTION:
+        q, k, v = q_HBPD.view(-1, P, D), k_HBTD.view(-1, T, D), v_HBTD.view(-1, T, D)
+        spread = bias if bias.dim() == 2 else bias.repeat(H, 1, 1)
+        scores = torch.baddbmm(spread, q, k.transpose(1, 2), alpha=D**-0.5)
+        return torch.bmm(torch.softmax(scores, -1), v).view(H, B, P, D)
+    mask = seen if seen.dim() == 2 else seen[:, None]
+    return F.scaled_dot_product_attention(
+        q_HBPD.transpose(0, 1),
+        k_HBTD.transpose(0, 1),
+        v_HBTD.transpose(0, 1),
+        attn_mask=mask,
+        enable_gqa=k_HBTD.shape[0] != H,
+    ).transpose(0, 1)

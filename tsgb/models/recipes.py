@@ -15,9 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tsgb.envs.base import Environment
 from tsgb.models.adapters import FullAdapter
-from tsgb.models.language_model import label_texts
+from tsgb.models.language_model import LabelledRows, label_texts, labelled_loss
+from tsgb.models.network import Shape
 from tsgb.models.optimizer import AdamW, clip_norm, one_cycle
-from tsgb.models.network import Shape, hidden_states, logits
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.types import ModelRecipe
 
@@ -34,10 +34,10 @@ class GruModel(nn.Module):
         self.rnn = nn.GRU(width, width, layers, batch_first=True)
         self.head = nn.Linear(width, vocabulary, bias=False)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        """Logits [B, T, V]."""
+    def forward(self, ids_BT: Tensor, at_M: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V], or [M, V] at flat positions `at_M` of the grid."""
         out, _ = self.rnn(self.embed(ids_BT))
-        return self.head(out)
+        return self.head(out if at_M is None else out.flatten(0, 1).index_select(0, at_M))
 
 
 def make_module(recipe: ModelRecipe, tokenizer: Tokenizer, seed: int) -> nn.Module:
@@ -98,12 +98,11 @@ def train(
         report: progress.
     """
     rng = Random(seed)
-    forward, parameters = _forward(module)
+    forward, parameters = _forward(module, tokenizer.pad_id)
     optimizer = AdamW(parameters, lr=recipe.lr, weight_decay=0.01)
     for step in range(recipe.steps):
         texts = env.corpus(recipe.corpus, rng, recipe.batch)
-        ids_BT, labels_BT = label_texts(tokenizer, texts)
-        loss = forward(ids_BT, labels_BT)
+        loss = forward(label_texts(tokenizer, texts))
         optimizer.zero_grad()
         loss.backward()
         clip_norm(parameters, 1.0)
@@ -111,21 +110,18 @@ def train(
         report(step + 1, float(loss.detach()))
 
 
-def _forward(module: nn.Module) -> tuple[Callable[[Tensor, Tensor], Tensor], list[nn.Parameter]]:
+def _forward(
+    module: nn.Module, pad: int
+) -> tuple[Callable[[LabelledRows], Tensor], list[nn.Parameter]]:
     if isinstance(module, GruModel):
 
-        def gru(ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
-            wanted = labels_BT >= 0
-            return nn.functional.cross_entropy(module(ids_BT)[wanted], labels_BT[wanted])
+        def gru(texts: LabelledRows) -> Tensor:
+            at_M = torch.from_numpy(texts.rows.grid.slots_N[texts.select_M])
+            logits_MV = module(texts.rows.padded(pad), at_M)
+            return nn.functional.cross_entropy(logits_MV, texts.labels_M)
 
         return gru, list(module.parameters())
     config: Any = module.config
     shape = Shape.of(config)
     own = FullAdapter.around(dict(module.named_parameters()))
-
-    def llama(ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
-        wanted = labels_BT >= 0
-        hidden = hidden_states(own, shape, ids_BT)[wanted]
-        return nn.functional.cross_entropy(logits(own, hidden), labels_BT[wanted])
-
-    return llama, list(own.parameters.values())
+    return lambda texts: labelled_loss(own, shape, texts), list(own.parameters.values())

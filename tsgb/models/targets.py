@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tsgb.models.generation import generate, pad_right
+from tsgb.models.generation import generate
 from tsgb.models.language_model import LanguageModel
+from tsgb.models.packing import Rows
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.types import Messages, Response
 
@@ -28,9 +29,9 @@ class ReadoutTarget:
     """A tiny model whose whole answer is read at the last positions of one forward pass."""
 
     def __init__(
-        self, name: str, forward: Callable[[Tensor], Tensor], tokenizer: Tokenizer, answer: str
+        self, name: str, forward: Callable[[Rows, int], Tensor], tokenizer: Tokenizer, answer: str
     ) -> None:
-        """Wrap a forward function from ids [B, T] to logits [B, T, V]."""
+        """Wrap a function from token rows and a width W to logits [B * W, V] of their ends."""
         self.name = name
         self._forward = forward
         self._tokenizer = tokenizer
@@ -43,10 +44,8 @@ class ReadoutTarget:
         texts: list[str] = []
         width = len(self._answer)
         for start in range(0, len(rows), 512):
-            ids_BT, lengths_B = pad_right(rows[start : start + 512], self._tokenizer.pad_id)
-            at = lengths_B[:, None] - width + torch.arange(width)
-            words = self._forward(ids_BT)[torch.arange(len(ids_BT))[:, None], at].argmax(-1)
-            texts += [self._tokenizer.decode(row) for row in words.tolist()]
+            words = self._forward(Rows(rows[start : start + 512]), width).argmax(-1)
+            texts += [self._tokenizer.decode(row) for row in words.view(-1, width).tolist()]
         return [Response(text=text) for text in texts]
 
 

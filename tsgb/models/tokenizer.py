@@ -20,6 +20,13 @@ from tsgb.types import GuardTemplate, Message, Messages, TokenizerSpec
 _SLOT = "\u241e"  # stands for the user's text while a template is rendered
 
 
+class _Words(dict[str, int]):
+    """Word to id; an unknown word is the padding, as in the transformers tokenizer."""
+
+    def __missing__(self, word: str) -> int:
+        return 0
+
+
 class Tokenizer:
     """Text to ids and back, and chat messages to text."""
 
@@ -30,8 +37,8 @@ class Tokenizer:
         self.size = len(fast)
         self.pad_id: int = fast.pad_token_id if fast.pad_token_id is not None else 0
         self.eos_id: int = fast.eos_token_id
-        self._rendered: dict[Any, tuple[list[int], list[int]]] = {}
-        self._words: dict[str, int] | None = None
+        self._rendered: dict[Any, tuple[list[int], list[int], str, str]] = {}
+        self._words: _Words | None = None
         self._names: list[str] = []
 
     @classmethod
@@ -48,7 +55,7 @@ class Tokenizer:
         )
         fast.chat_template = spec.chat_template
         tokenizer = cls(fast)
-        tokenizer._words = table
+        tokenizer._words = _Words(table)
         tokenizer._names = list(spec.words)
         return tokenizer
 
@@ -60,7 +67,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of template text; special tokens are recognised, none are added."""
         if self._words is not None:
-            return [self._words.get(word, 0) for word in text.split()]
+            return list(map(self._words.__getitem__, text.split()))
         ids: list[int] = self._fast(text, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -85,6 +92,8 @@ class Tokenizer:
         Raises:
             ConfigError: it is not.
         """
+        if self._words is not None and word in self._words:
+            return self._words[word]
         ids = self.encode(word)
         if len(ids) != 1:
             raise ConfigError(
@@ -99,9 +108,15 @@ class Tokenizer:
         Returns:
             Ids before and after that message's content, and the content itself.
         """
-        last = max(i for i, m in enumerate(messages) if m["role"] == "user")
+        before, after, _, _, content = self._split(messages)
+        return before, after, content
+
+    def _split(self, messages: Messages) -> tuple[list[int], list[int], str, str, str]:
+        last = len(messages) - 1
+        while messages[last]["role"] != "user":
+            last -= 1
         key = tuple(
-            (m["role"], _SLOT if i == last else m["content"]) for i, m in enumerate(messages)
+            [(m["role"], _SLOT if i == last else m["content"]) for i, m in enumerate(messages)]
         )
         parts = self._rendered.get(key)
         if parts is None:
@@ -114,17 +129,14 @@ class Tokenizer:
                 )
             )
             before, _, after = text.partition(_SLOT)
-            parts = (self.encode(before), self.encode(after))
+            parts = (self.encode(before), self.encode(after), before, after)
             self._rendered[key] = parts
-        return parts[0], parts[1], messages[last]["content"]
+        return (*parts, messages[last]["content"])
 
     def chat_text(self, messages: Messages) -> str:
         """Text of a whole chat, ready for the answer (for training texts that we wrote)."""
-        return str(
-            self._fast.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        )
+        _, _, before, after, content = self._split(messages)
+        return f"{before}{content}{after}"
 
     def encode_chat(self, messages: Messages) -> list[int]:
         """Ids of a whole chat, ready for the answer."""

@@ -16,6 +16,7 @@ from tsgb.models.adapters import BaseWeights
 from tsgb.models.cache import cache_key, cached_tensors, is_cached
 from tsgb.models.language_model import LanguageModel
 from tsgb.models.network import Shape, hidden_states, logits
+from tsgb.models.packing import Rows
 from tsgb.models.recipes import make_module, train
 from tsgb.models.targets import ChatTarget, ReadoutTarget, Target
 from tsgb.models.tokenizer import Tokenizer
@@ -102,14 +103,20 @@ class Zoo:
             return ChatTarget(spec.name, self.base(), spec.max_new_tokens)
         module, _ = self._module(spec.name)
         module.eval()
+        tokenizer = self._require()
         if self._root(spec.name).arch == "gru":
-            return ReadoutTarget(spec.name, module, self._require(), spec.answer)
+
+            def gru(rows: Rows, width: int) -> Tensor:
+                at_M = torch.from_numpy(rows.grid.slots_N[rows.last(width)])
+                return module(rows.padded(tokenizer.pad_id), at_M)
+
+            return ReadoutTarget(spec.name, gru, tokenizer, spec.answer)
         shape, weights = Shape.of(module.config), BaseWeights.of(module)
 
-        def forward(ids_BT: Tensor) -> Tensor:
-            return logits(weights, hidden_states(weights, shape, ids_BT))
+        def llama(rows: Rows, width: int) -> Tensor:
+            return logits(weights, hidden_states(weights, shape, rows, rows.last(width)))
 
-        return ReadoutTarget(spec.name, forward, self._require(), spec.answer)
+        return ReadoutTarget(spec.name, llama, tokenizer, spec.answer)
 
     def surrogate(self) -> Target:
         """The target of stage 1."""
