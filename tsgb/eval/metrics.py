@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, gammaln
-from scipy.stats import rankdata
 
 from tsgb.errors import UsageError
 from tsgb.eval.intervals import MISSING, Outcomes, rate
@@ -84,12 +83,12 @@ def verdicts(scores: Floats, threshold: float) -> Outcomes:
 
 def auroc(scores: Floats, harmful: Bools) -> float:
     """P(harmful scores higher than benign), ties counting half (Mann-Whitney U / (n m))."""
-    num_harmful = int(np.count_nonzero(harmful))
-    num_benign = harmful.size - num_harmful
-    if num_harmful == 0 or num_benign == 0:
+    benign = np.sort(scores[~harmful])
+    found = scores[harmful]
+    if found.size == 0 or benign.size == 0:
         raise UsageError("AUROC needs harmful and benign items: one of them is missing")
-    ranks = np.asarray(rankdata(scores))[harmful]
-    return float((ranks.sum() - num_harmful * (num_harmful + 1) / 2) / (num_harmful * num_benign))
+    won = np.searchsorted(benign, found, "left") + np.searchsorted(benign, found, "right")
+    return float(won.mean() / (2 * benign.size))
 
 
 def roc_points(scores: Floats, harmful: Bools) -> RocPoints:

@@ -13,11 +13,11 @@ from tsgb.eval.records import SCHEMA_PATH, Item, Source, Summary
 from tsgb.eval.summarise import summarise
 
 DRAWS = 400
+SIZES = {"num_prompts": 48, "num_attacks": 48}
 
 
 def run(arms: dict[str, fake.Arm], seeds: tuple[int, ...] = (0, 1, 2, 3, 4), **options) -> Summary:
-    sizes = {"num_prompts": 80, "num_attacks": 48}
-    items = fake.items(arms, seeds, **sizes)
+    items = fake.items(arms, seeds, **SIZES)
     return summarise(items, fake.setup(arms, seeds), num_draws=DRAWS, **options)
 
 
@@ -26,7 +26,7 @@ MAIN = {name: fake.ARMS[name] for name in ("none", "sft", "frozen", "selfplay")}
 
 @pytest.fixture(scope="module")
 def items() -> list[Item]:
-    return fake.items(MAIN, num_prompts=80, num_attacks=48)
+    return fake.items(MAIN, **SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_scripted_figures_by_hand(items: list[Item], summary: Summary) -> None:
     assert row.scripted_tpr.value == pytest.approx(
         sum(i.blocked["sft"] for i in held_out) / len(held_out)
     )
-    assert row.scripted_tpr.n == 80
+    assert row.scripted_tpr.n == 48
 
 
 def test_pooled_rows_are_means_over_seeds(summary: Summary) -> None:
@@ -86,7 +86,7 @@ def test_pooled_rows_are_means_over_seeds(summary: Summary) -> None:
         pooled = getattr(result(summary, "frozen"), metric)
         assert pooled.value == pytest.approx(sum(r.value for r in seeds) / 5)
         assert pooled.n == sum(r.n for r in seeds)
-        assert pooled.low < pooled.value < pooled.high
+        assert pooled.low <= pooled.value < pooled.high
 
 
 def test_the_bare_target_has_no_guard_figures(summary: Summary) -> None:
@@ -125,7 +125,7 @@ def test_too_few_seeds_are_not_enough() -> None:
     assert not found.verdict.shown
     assert found.verdict.reasons == ["at least 5 training seeds: 2"]
     assert found.claims[0].verdict == "not shown"
-    assert "2 of the 5 training seeds" in found.claims[0].note
+    assert "2 training seeds of the 5" in found.claims[0].note
     assert run(MAIN, (0, 1), min_seeds=2).verdict.shown
 
 
@@ -148,9 +148,9 @@ def test_no_black_box_is_not_shown() -> None:
 
 def test_claims() -> None:
     ablations = {
-        "no_pool": fake.Arm(0.3, 3.0, 4.5, 0.2),
+        "no_pool": fake.Arm(0.3, 3.0, 4.5, -0.4),
         "no_twins": fake.Arm(0.12, 3.4, 4.5, 1.6),
-        "no_replay": fake.Arm(0.14, 1.2, 4.5, 0.2),
+        "no_replay": fake.Arm(0.14, 1.2, 4.5, -0.4),
     }
     found = {c.id: c for c in run(MAIN | ablations).claims}
     assert {name: c.verdict for name, c in found.items()} == dict.fromkeys(found, "shown")
@@ -164,7 +164,7 @@ def test_claims() -> None:
 
 
 def test_replay_must_not_cost_adaptive_asr() -> None:
-    arms = MAIN | {"no_replay": fake.Arm(0.01, 1.2, 4.5, 0.2)}
+    arms = MAIN | {"no_replay": fake.Arm(0.01, 1.2, 4.5, -0.4)}
     h5 = next(c for c in run(arms).claims if c.id == "H5")
     assert h5.verdict == "not shown"
     assert "points worse" in h5.note
@@ -243,9 +243,9 @@ def test_a_guard_that_never_answered_is_invalid_not_absent(items: list[Item]) ->
 
 
 def test_unlisted_names_are_refused(items: list[Item]) -> None:
-    setup = fake.setup({name: arm for name, arm in MAIN.items() if name != "sft"})
+    without = fake.setup({name: arm for name, arm in MAIN.items() if name != "sft"})
     with pytest.raises(UsageError, match="'sft'"):
-        summarise(items, setup, num_draws=DRAWS)
+        summarise(items, without, num_draws=DRAWS)
 
 
 def test_always_block_has_fpr_one() -> None:
@@ -254,7 +254,7 @@ def test_always_block_has_fpr_one() -> None:
         i.model_copy(update={"blocked": i.blocked | {"block": True}})
         if i.source is not Source.ADAPTIVE
         else i
-        for i in fake.items(arms, (0,), num_prompts=40, num_attacks=24)
+        for i in fake.items(arms, (0,), **SIZES)
     ]
     row = result(summarise(blocked, fake.setup(arms, (0,)), num_draws=DRAWS), "block")
     assert row.fpr is not None
@@ -267,14 +267,14 @@ def test_repeated_draws_of_a_prompt_are_all_counted(items: list[Item]) -> None:
     doubled = summarise([*items, *items], fake.setup(MAIN), num_draws=DRAWS)
     row = result(doubled, "sft", seed=1)
     assert row.scripted_tpr is not None
-    assert row.scripted_tpr.n == 160
+    assert row.scripted_tpr.n == 96
 
 
 def test_slices_and_roc(summary: Summary) -> None:
     kinds = {s.kind for s in summary.slices}
     assert kinds == {"stream", "technique", "family"}
     found = next(s for s in summary.slices if (s.guard, s.slice) == ("selfplay", "key2+split"))
-    assert found.n == found.tpr.n == 200
+    assert found.n == found.tpr.n == 120
     assert {roc.seed for roc in summary.roc} == {0, 1, 2, 3, 4, None}
     for roc in summary.roc:
         assert roc.tpr == sorted(roc.tpr)

@@ -1,0 +1,187 @@
+"""The page is whole, safe and says what the summary says; the tables too."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.fakes import evaluation as fake
+from tsgb.eval import views
+from tsgb.eval.bootstrap import Difference
+from tsgb.eval.records import Rate, Summary
+from tsgb.eval.report import CONTENT_SECURITY_POLICY, render_report, render_tables
+from tsgb.eval.summarise import summarise
+from tsgb.eval.wording import in_words, percent, points, zero_events
+
+NASTY = "<script>alert(1)</script>"
+GUARD = "x<b>|&\"'"
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    arms = {name: fake.ARMS[name] for name in ("none", "sft", "frozen", "selfplay", "oracle")}
+    arms[GUARD] = fake.Arm(0.5, 1.0, 3.0, 0.1)
+    seeds = (0, 1)
+    items = fake.items(arms, seeds, num_prompts=24, num_attacks=24)
+    items = [i.model_copy(update={"technique": f"{i.technique}{NASTY}"}) for i in items]
+    setup = fake.setup(arms, seeds)
+    provenance = setup.provenance.model_copy(
+        update={"command": f"tsgb {NASTY}", "not_measured": [NASTY]}
+    )
+    setup = setup.model_copy(update={"limits": f"Toy. {NASTY}", "provenance": provenance})
+    return summarise(items, setup, num_draws=200)
+
+
+@pytest.fixture(scope="module")
+def page(summary: Summary) -> str:
+    return render_report(summary)
+
+
+class Reader(HTMLParser):
+    """Collects tags with attributes, the text, and checks the nesting."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "path", "use", "image", "rect"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.stack: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    assert reader.stack == []
+    return reader
+
+
+def test_page_runs_nothing_and_fetches_nothing(page: str, read: Reader) -> None:
+    assert "<script" not in page.lower()
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "@import" not in page
+    policies = [a["content"] for tag, a in read.tags if tag == "meta" and "http-equiv" in a]
+    assert policies == [CONTENT_SECURITY_POLICY]
+    assert {tag for tag, _ in read.tags}.isdisjoint(
+        {"script", "link", "img", "iframe", "object", "embed", "form", "base", "image", "a"}
+    )
+    for _, attributes in read.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("href", "src", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+
+
+def test_page_escapes_every_name(page: str, read: Reader) -> None:
+    text = "".join(read.text)
+    assert text.count(NASTY) > 5
+    assert GUARD in text
+    assert "x<b>" not in page
+
+
+def test_verdict_comes_first(page: str, read: Reader, summary: Summary) -> None:
+    text = re.sub(r"\s+", " ", "".join(read.text))
+    assert "Not shown" in text
+    assert summary.verdict.sentence.removeprefix("Not shown: ")[1:] in text
+    for condition in summary.verdict.conditions:
+        assert condition.text in text
+    assert page.index('class="verdict"') < page.index("<table") < page.index("Provenance")
+
+
+def test_page_has_every_part(read: Reader, summary: Summary) -> None:
+    text = "".join(read.text)
+    for heading in ("Guards and targets", "Differences", "Claims", "Payoff matrix", "Training"):
+        assert heading in text
+    for claim in summary.claims:
+        assert claim.statement in text
+    assert summary.provenance.config_sha256 in text
+    assert "0 / 48" in text
+    assert "upper\u00a0bound" in text
+    labels = {a.get("aria-label") for tag, a in read.tags if tag == "svg"}
+    assert len(labels) == 6
+    assert all("viewbox" in a and "width" not in a for tag, a in read.tags if tag == "svg")
+
+
+def test_ids_are_unique_and_referenced(read: Reader) -> None:
+    ids = [a["id"] for _, a in read.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for _, attributes in read.tags:
+        if attributes.get("href"):
+            assert str(attributes["href"])[1:] in ids
+
+
+def test_colours_come_from_the_page(page: str) -> None:
+    svg = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
+    assert not re.search(r"#[0-9a-f]{6}\b", svg)
+    used = set(re.findall(r"var\((--[\w]+)", page))
+    assert all(f"{name}:" in page for name in used)
+
+
+def test_small_slices_are_grey(summary: Summary) -> None:
+    cells = [c for row in views.slices(summary, "technique").rows for c in row.cells]
+    assert {c.grey for c in cells} == {True}  # 16 prompts each
+    cells = [c for row in views.slices(summary, "stream").rows for c in row.cells]
+    assert {c.grey for c in cells} == {False}  # 48 prompts each
+
+
+def test_page_is_the_same_twice(page: str, summary: Summary) -> None:
+    assert render_report(summary) == page
+
+
+def test_page_of_almost_nothing() -> None:
+    arms = {"none": fake.ARMS["none"]}
+    items = fake.items(arms, (0,), num_prompts=8, num_attacks=0, targets=fake.TARGETS[:1])
+    setup = fake.setup(arms, (0,), targets=fake.TARGETS[:1])
+    found = summarise(items, setup.model_copy(update={"curves": [], "payoff": []}), num_draws=50)
+    page = render_report(found)
+    assert "Not shown" in page
+    assert "not measured" in page
+    assert "<svg" not in page
+    assert render_tables(found)
+
+
+def test_text_and_markdown_tables(summary: Summary) -> None:
+    text = render_tables(summary)
+    assert summary.verdict.sentence in text
+    assert max(map(len, text.splitlines()[2:])) <= 200
+    markdown = render_tables(summary, "markdown")
+    assert "### Guards and targets" in markdown
+    assert "x&lt;b&gt;\\|" in markdown
+    assert "<" not in markdown
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    columns = [len(re.findall(r"(?<!\\)\|", row)) for row in rows]
+    headline = columns[: len(summary.guards) + 2]
+    assert len(set(headline)) == 1
+
+
+def test_wording() -> None:
+    none = Rate(value=0.0, low=0.0, high=0.0048, n=768)
+    assert zero_events(none) == "0 / 768, upper bound 0.48 %"
+    assert in_words(none) == "0 / 768, upper bound 0.48 %"
+    some = Rate(value=0.041, low=0.021, high=0.07, n=400, errors=3)
+    assert zero_events(some) is None
+    assert in_words(some) == "4.1 % (2.1 to 7.0 %), 3 errors"
+    assert in_words(None) == "not measured"
+    assert percent(0.0039) == "0.39 %"
+    assert str(views.rate_cell(some)) == "4.1 % (2.1 to 7.0; 3 errors)"
+
+
+def test_points() -> None:
+    found = points(Difference(-0.079, -0.112, 0.046, 0.01))
+    assert found == "\u22127.9 points, 95 % interval \u221211.2 to +4.6"

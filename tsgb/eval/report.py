@@ -1,0 +1,82 @@
+"""One self-contained page from a summary: no script, no network, nothing to install to read it."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tsgb.eval import figures, views
+from tsgb.eval.records import Summary
+from tsgb.eval.tables import render_tables
+from tsgb.eval.verdict import MIN_SEEDS, surrogate
+from tsgb.eval.wording import percent, title
+
+__all__ = ["render_report", "render_tables"]
+
+CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def render_report(summary: Summary) -> str:
+    """The page; every string of the summary is escaped.
+
+    Example: `Path("report.html").write_text(render_report(summary), encoding="utf-8")`
+    """
+    environment = Environment(
+        loader=PackageLoader("tsgb.eval", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, title_of=title, keep_together=_keep_together)
+    target = surrogate(summary) or summary.targets[0].name
+    return environment.get_template("report.html.j2").render(
+        s=summary,
+        csp=CONTENT_SECURITY_POLICY,
+        min_seeds=MIN_SEEDS,
+        min_slice=views.MIN_SLICE,
+        surrogate=target,
+        sentence=_after_the_word(summary.verdict.sentence),
+        key_figures=_key_figures(summary, target),
+        headline=views.headline(summary),
+        scripted=views.scripted(summary),
+        seeds=views.seeds(summary),
+        main_differences=views.comparisons(summary, main=True),
+        other_differences=views.comparisons(summary, main=False),
+        slices=[views.slices(summary, kind) for kind in ("stream", "technique", "family")],
+        claims=[(claim, views.claim_figure(claim)) for claim in summary.claims],
+        payoffs=views.payoffs(summary),
+        transfer=figures.transfer(summary),
+        alone=figures.guards_alone(summary),
+        roc=figures.roc(summary),
+        training=figures.training(summary.curves),
+        swatches={guard: figures.css_colour(guard) for guard in summary.guards},
+    )
+
+
+def _after_the_word(sentence: str) -> str:
+    """The sentence without its opening "Shown:" or "Not shown:", which the box shows large."""
+    _, _, rest = sentence.partition(": ")
+    return rest[:1].upper() + rest[1:]
+
+
+def _keep_together(text: str) -> str:
+    """Break a cell's small line only before an upper bound's figure and between its parts."""
+    text = text.replace(" ", "\u00a0")
+    for end in ("bound", ";", "\u00b7"):
+        text = text.replace(f"{end}\u00a0", f"{end} ")
+    return text
+
+
+def _key_figures(summary: Summary, target: str) -> list[tuple[str, str, views.Cell]]:
+    """What stands in the verdict box: self-play beside the frozen attacker, and false alarms."""
+    out: list[tuple[str, str, views.Cell]] = []
+    for guard in ("selfplay", "frozen"):
+        if guard not in summary.guards:
+            continue
+        row = views.pooled(summary, guard, target)
+        out += [
+            (title(guard), f"adaptive ASR, {target}", views.rate_cell(row.adaptive_asr)),
+            (title(guard), "scripted TPR", views.rate_cell(row.scripted_tpr)),
+            (title(guard), "hard-benign FPR", views.rate_cell(row.fpr_hard)),
+        ]
+    return out

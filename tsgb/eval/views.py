@@ -1,0 +1,269 @@
+"""What report and tables show of a summary: rows and cells, without markup.
+
+It decides which figures stand beside each other; `wording.py` decides how they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tsgb.eval.records import Claim, Comparison, Payoff, Rate, Result, Slice, Summary, Target
+from tsgb.eval.wording import (
+    METRICS,
+    interval,
+    percent,
+    signed_points,
+    title,
+    zero_events,
+)
+
+MIN_SLICE = 30
+"""Cells of fewer items are greyed: their interval is wider than most differences."""
+MAIN_PAIRS = (("selfplay", "frozen"), ("selfplay", "sft"), ("frozen", "sft"))
+MAIN_METRICS = ("adaptive_asr", "scripted_tpr", "fpr_hard")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One figure: the number, what stands small below it, and whether to grey it."""
+
+    figure: str
+    detail: str = ""
+    grey: bool = False
+
+    def __str__(self) -> str:
+        """In one line, for text tables."""
+        return f"{self.figure} ({self.detail})" if self.detail else self.figure
+
+
+ABSENT = Cell("\u2013", grey=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A named row of cells."""
+
+    name: str
+    label: str
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table: column heads, each with a line that explains it, and rows."""
+
+    heading: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Row]
+
+
+def rate_cell(rate: Rate | None) -> Cell:
+    """A rate; zero events as "0 / n" with an upper bound."""
+    if rate is None:
+        return ABSENT
+    zero = zero_events(rate)
+    ends = interval(rate).removesuffix(" %")
+    figure, detail = zero.split(", ", 1) if zero else (percent(rate.value), ends)
+    if rate.errors:
+        detail += f"; {rate.errors} errors"
+    return Cell(figure, detail)
+
+
+def unit_cell(rate: Rate | None) -> Cell:
+    """A figure between 0 and 1 that is not a share, with three decimals."""
+    if rate is None:
+        return ABSENT
+    errors = f"; {rate.errors} errors" if rate.errors else ""
+    return Cell(f"{rate.value:.3f}", f"{rate.low:.3f} to {rate.high:.3f}{errors}")
+
+
+def pooled(summary: Summary, guard: str, target: str) -> Result:
+    """The row over all seeds."""
+    return next(r for r in summary.results if (r.guard, r.target, r.seed) == (guard, target, None))
+
+
+def headline(summary: Summary) -> Sheet:
+    """Guards by targets: both headline columns, false alarms in the same row."""
+    first = summary.targets[0].name
+    columns = [(f"Adaptive ASR, {t.name}", _about(t)) for t in summary.targets]
+    columns += [
+        ("Scripted TPR", "reserved techniques"),
+        ("FPR", "ordinary benign"),
+        ("FPR", "hard benign"),
+        ("FPR", "benign twins"),
+        ("AUROC", "reserved techniques"),
+        ("ECE", "all prompts"),
+    ]
+    rows: list[Row] = []
+    for guard in summary.guards:
+        alone = pooled(summary, guard, first)
+        cells = [rate_cell(pooled(summary, guard, t.name).adaptive_asr) for t in summary.targets]
+        cells += [
+            rate_cell(alone.scripted_tpr),
+            rate_cell(alone.fpr),
+            rate_cell(alone.fpr_hard),
+            rate_cell(alone.fpr_twins),
+            unit_cell(alone.auroc),
+            unit_cell(alone.ece),
+        ]
+        rows.append(Row(guard, title(guard), cells))
+    return Sheet("Guards and targets", columns, rows)
+
+
+def scripted(summary: Summary) -> Sheet:
+    """Scripted harmful prompts: what each target does without a guard, and behind each one."""
+    columns = [(f"ASR, {t.name}", _about(t)) for t in summary.targets]
+    first = summary.guards[0]
+    bare = [rate_cell(pooled(summary, first, t.name).asr_no_guard) for t in summary.targets]
+    rows = [Row("none", title("none"), bare)]
+    rows += [
+        Row(
+            guard,
+            title(guard),
+            [rate_cell(pooled(summary, guard, t.name).asr) for t in summary.targets],
+        )
+        for guard in summary.guards
+        if guard != "none"
+    ]
+    return Sheet("Scripted attacks", columns, rows)
+
+
+def seeds(summary: Summary) -> Sheet:
+    """One row a guard and seed, on the surrogate."""
+    target = next((t for t in summary.targets if t.role == "surrogate"), summary.targets[0])
+    columns = [
+        (f"Adaptive ASR, {target.name}", "highest best response"),
+        ("Scripted TPR", "reserved techniques"),
+        ("FPR", "ordinary benign"),
+        ("FPR", "hard benign"),
+    ]
+    rows = [
+        Row(
+            r.guard,
+            f"{title(r.guard)}, seed {r.seed}",
+            [rate_cell(x) for x in (r.adaptive_asr, r.scripted_tpr, r.fpr, r.fpr_hard)],
+        )
+        for r in summary.results
+        if r.target == target.name and r.seed is not None
+    ]
+    order = {guard: index for index, guard in enumerate(summary.guards)}
+    return Sheet("Every seed", columns, sorted(rows, key=lambda row: order[row.name]))
+
+
+def comparisons(summary: Summary, *, main: bool) -> Sheet:
+    """Paired differences: those that the verdict and H1 rest on, or all others."""
+    chosen = [
+        c
+        for c in summary.comparisons
+        if ((c.guard, c.versus) in MAIN_PAIRS and c.metric in MAIN_METRICS) == main
+    ]
+    columns = [
+        ("Difference", "points"),
+        ("95 % interval", "points"),
+        ("p", "Holm"),
+        ("Reading", ""),
+    ]
+    rows = [
+        Row(
+            c.guard,
+            f"{METRICS.get(c.metric, c.metric)}{f' on {c.target}' if c.target else ''}: "
+            f"{title(c.guard)} minus {title(c.versus)}",
+            _difference_cells(c),
+        )
+        for c in chosen
+    ]
+    return Sheet("Differences", columns, rows)
+
+
+def slices(summary: Summary, kind: Literal["technique", "family", "stream"]) -> Sheet:
+    """Share blocked by group, guards side by side."""
+    chosen = [s for s in summary.slices if s.kind == kind]
+    guards = [g for g in summary.guards if any(s.guard == g for s in chosen)]
+    found = {(s.slice, s.guard): s for s in chosen}
+    names = dict.fromkeys(s.slice for s in chosen)
+    rows = [
+        Row(name, name, [_slice_cell(found.get((name, guard))) for guard in guards])
+        for name in names
+    ]
+    return Sheet(kind, [(title(guard), "") for guard in guards], rows)
+
+
+def claim_figure(claim: Claim) -> Cell:
+    """A claim's figure in its own unit."""
+    if claim.figure is None:
+        return ABSENT
+    if claim.id == "H6":
+        texts = [f"{x:.2f}\u00d7" for x in (claim.figure, claim.low, claim.high) if x is not None]
+    elif claim.id == "H5":
+        texts = [
+            f"{x:+.3f}".replace("-", "\u2212")
+            for x in (claim.figure, claim.low, claim.high)
+            if x is not None
+        ]
+    else:
+        texts = [signed_points(x) for x in (claim.figure, claim.low, claim.high) if x is not None]
+        texts[0] += " points"
+    return Cell(texts[0], " to ".join(texts[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A payoff matrix; values in [0, 1] or None."""
+
+    arm: str
+    note: str
+    attackers: Sequence[str]
+    guards: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+
+
+def payoffs(summary: Summary) -> list[tuple[Matrix, list[Matrix]]]:
+    """For each arm the mean over seeds, where all seeds have the same rounds, and every seed."""
+    out: list[tuple[Matrix, list[Matrix]]] = []
+    for arm in dict.fromkeys(p.arm for p in summary.payoff):
+        mine = [p for p in summary.payoff if p.arm == arm]
+        each = [_matrix(p, f"seed {p.seed}") for p in mine]
+        alike = all((p.attackers, p.guards) == (mine[0].attackers, mine[0].guards) for p in mine)
+        out.append((_mean_matrix(mine) if alike and len(mine) > 1 else each[0], each))
+    return out
+
+
+def _mean_matrix(payoff: Sequence[Payoff]) -> Matrix:
+    first = payoff[0]
+    values: list[list[float | None]] = []
+    for i in range(len(first.attackers)):
+        cells = [[p.matrix[i][j] for p in payoff] for j in range(len(first.guards))]
+        known = [[x for x in cell if x is not None] for cell in cells]
+        values.append([float(np.mean(cell)) if cell else None for cell in known])
+    return Matrix(first.arm, f"mean of {len(payoff)} seeds", first.attackers, first.guards, values)
+
+
+def _matrix(payoff: Payoff, note: str) -> Matrix:
+    return Matrix(payoff.arm, note, payoff.attackers, payoff.guards, payoff.matrix)
+
+
+def _about(target: Target) -> str:
+    overlap = "" if target.overlap is None else f"overlap {target.overlap:.2g}"
+    return " · ".join(x for x in (target.role.replace("_", " "), overlap) if x)
+
+
+def _difference_cells(comparison: Comparison) -> list[Cell]:
+    ends = f"{signed_points(comparison.low)} to {signed_points(comparison.high)}"
+    p = "< 0.001" if comparison.p_holm < 0.001 else f"{comparison.p_holm:.3f}"
+    return [
+        Cell(signed_points(comparison.difference)),
+        Cell(ends),
+        Cell(p),
+        Cell("differs" if comparison.shown else "not shown", grey=not comparison.shown),
+    ]
+
+
+def _slice_cell(found: Slice | None) -> Cell:
+    if found is None:
+        return ABSENT
+    cell = rate_cell(found.tpr)
+    return Cell(cell.figure, f"{cell.detail} · n {found.n}", grey=found.n < MIN_SLICE)
