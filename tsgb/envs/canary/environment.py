@@ -68,9 +68,10 @@ class CanaryEnvironment:
 
     name = "canary"
     limits = (
-        "The targets are one bare 135M chat model under two system prompts; it keeps no secret"
-        " usefully, so these numbers show that the method runs on a real model and not how well a"
-        " guard protects anything."
+        "The targets are one bare 135M chat model under two system prompts: it keeps no secret"
+        " usefully (untrained attacks get out hardly more than benign prompts), counts are small,"
+        " and the numbers prove that the method runs on a real model, not that anything is"
+        " protected."
     )
 
     def __init__(self, world_seed: int) -> None:
