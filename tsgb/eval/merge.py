@@ -6,9 +6,11 @@ It asks no model and imports no torch: everything was measured when the cells we
 from __future__ import annotations
 
 import math
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from tsgb.checkpoint.manifest import canonical_json, installed_versions, sha256_hex
@@ -131,6 +133,7 @@ def _setup(
     arms = [arm.value for arm in Arm if arm.value not in FIXED_ORDER]
     order = [*FIXED_ORDER, *arms, "oracle"]
     rule = config.calibration
+    now = datetime.now(UTC)
     return Setup(
         eval_id=eval_id,
         run_ids=[part.run.run_id for part in parts],
@@ -156,7 +159,7 @@ def _setup(
         gradient_variance_ratio=_pooled([c.extras["variance"] for c in cells]),
         provenance=Provenance(
             versions=installed_versions(),
-            commit=None,
+            commit=_commit(),
             seeds=[part.config.seed for part in parts],
             command=command,
             config_sha256=sha256_hex(
@@ -167,8 +170,8 @@ def _setup(
                 for part, c in zip(parts, cells, strict=True)
                 for arm, ref in c.request["guards"].items()
             },
-            created_at=datetime.now(UTC),
-            wall_seconds=0.0,
+            created_at=now,
+            wall_seconds=round((now - _began(parts, now)).total_seconds(), 1),
             not_measured=list(NOT_MEASURED),
         ),
     )
@@ -182,3 +185,41 @@ def _pooled(found: Sequence[Mapping[str, float]]) -> Estimate:
         low=min(v["low"] for v in found),
         high=max(v["high"] for v in found),
     )
+
+
+def _began(parts: Sequence[Part], now: datetime) -> datetime:
+    """When the first worker claimed one of the runs; pauses between attempts count."""
+    begun = [now]
+    for part in parts:
+        try:
+            names = part.run.list("claims")
+        except FileNotFoundError:
+            continue
+        begun += [
+            datetime.fromisoformat(part.run.read_json(f"claims/{name}")["created_at"])
+            for name in names
+        ]
+    return min(begun)
+
+
+def _commit() -> str | None:
+    """The commit of a checkout, with `+` if files differ from it; None when installed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
+            ["git", "-C", str(root), *arguments],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    try:
+        dirty = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "HEAD") + dirty
+    except (OSError, subprocess.SubprocessError):
+        return None
