@@ -9,6 +9,13 @@ import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from prefect import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker, PrefectConsoleHandler
 from prefect.settings import (
@@ -21,6 +28,7 @@ from prefect.settings import (
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
     temporary_settings,
 )
+from prefect.states import Crashed
 
 from tsgb.local_api import LocalAPI
 
@@ -47,10 +55,21 @@ def embedded(api: LocalAPI) -> Generator[None]:
         _quiet_console(),
     ):
         try:
+            _bury_the_dead()
             yield
         finally:
             APILogWorker.drain_all(timeout=DRAIN_SECONDS)
             EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+
+
+def _bury_the_dead() -> None:
+    """Whatever still counts as running was killed: the database has no other user than us."""
+    running = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+    )
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=running):
+            client.set_flow_run_state(run.id, Crashed(message="Its process was killed"), force=True)
 
 
 @contextmanager

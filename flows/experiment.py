@@ -13,7 +13,7 @@ from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from flows.plan import arm_configs, new_run_id, parse_arms, write_configs
+from flows.plan import arm_configs, check_targets, new_run_id, parse_arms, write_configs
 from flows.progress import watching
 from flows.workers import Workers
 from tsgb import local_api
@@ -75,6 +75,7 @@ def run_experiment(
         }
         for run, one in runs.items()
     }
+    check_targets(targets, env, world_seed)
     _check(settings, where, parameters, chosen)
     name = f"{run_id}-{sha256_hex(where.encode())[:8]}"
     with (

@@ -65,6 +65,18 @@ def parse_arms(names: Sequence[str] | None, profile: Profile) -> tuple[Arm, ...]
     return tuple(arm for arm in Arm if arm.value in names)
 
 
+def check_targets(names: Sequence[str] | None, env: str, world_seed: int) -> None:
+    """Pass if the world has all these targets.
+
+    Raises:
+        UsageError: It lacks one.
+    """
+    known = make_environment(env, world_seed=world_seed).targets()
+    unknown = [name for name in names or [] if name not in known]
+    if unknown:
+        raise UsageError(f"target {unknown[0]!r} is not in {env!r}: choose of {', '.join(known)}")
+
+
 def arm_configs(
     arms: Sequence[Arm],
     *,

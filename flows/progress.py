@@ -76,7 +76,10 @@ def listening(to: Listener) -> Generator[None]:
 def bar_of(state: JobState) -> Bar:
     """Read a heartbeat: a trainer's (`step`, `total_steps`, `phase`) or an evaluation's."""
     heartbeat: Mapping[str, Any] = state.progress
-    if "total_steps" in heartbeat:
+    if "build_total" in heartbeat:
+        done, total = heartbeat.get("built", 0), heartbeat["build_total"]
+        text = str(heartbeat.get("phase", ""))
+    elif "total_steps" in heartbeat:
         done, total = heartbeat.get("step", 0), heartbeat["total_steps"]
         text = f"{heartbeat.get('phase', '')}, round {heartbeat.get('round', 0)}"
     else:

@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 
 from flows import tasks
 from flows.hooks import say_how_to_resume
-from flows.plan import arm_configs, parse_arms, write_configs
+from flows.plan import arm_configs, check_targets, parse_arms, write_configs
 from flows.progress import listener
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
@@ -77,6 +77,7 @@ def stage1(
     where = canonical_url(store or settings.default_store)
     workers = Workers(settings, where, run)
     chosen = parse_arms(arms, profile)
+    check_targets(targets, env, world_seed)
     configs = arm_configs(
         chosen, profile=profile, env=env, world_seed=world_seed, seed=seed, overrides=overrides
     )

@@ -110,11 +110,16 @@ def key_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _publish(run: str, report: str, summary: Mapping[str, Any]) -> None:
-    """Show the key figures in Prefect's UI."""
+    """Show the verdict, the tables and the key figures in Prefect's UI."""
+    from tsgb.eval.records import Summary
+    from tsgb.eval.tables import render_tables
+
+    read = Summary.model_validate(summary)
     key = tasks.artifact_key(f"report-{run}")
-    verdict = summary.get("verdict", {}).get("sentence", "")
     create_markdown_artifact(
-        f"# {run}\n\n{verdict}\n\nReport: `{report}`\n", key=key, description=verdict
+        f"# {run}\n\n{render_tables(read, 'markdown')}\nReport: `{report}`\n",
+        key=key,
+        description=read.verdict.sentence,
     )
     create_table_artifact(
         [{name: _cell(value) for name, value in row.items()} for row in key_figures(summary)],

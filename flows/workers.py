@@ -130,11 +130,12 @@ class Workers:
                 "started_at": datetime.now(UTC).isoformat(),
             },
         )
-        arguments = ["run", "--attempt", str(number), "--until-step", str(target)]
-        return Attempt(
-            machine=self._machine(run, f"train-{number:04d}", arguments),
-            exit_record=lambda: _read(run, f"exits/{number:04d}.json"),
-            progress=lambda: _glance(run, f"heartbeats/{number:04d}.json"),
+        return self._begin(
+            run,
+            f"train-{number:04d}",
+            ["run", "--attempt", str(number), "--until-step", str(target)],
+            heartbeat=f"heartbeats/{number:04d}.json",
+            exit_record=f"exits/{number:04d}.json",
         )
 
     def _job(
@@ -145,19 +146,26 @@ class Workers:
         arguments: Sequence[str],
         heartbeat: str | None = None,
     ) -> Job:
-        def begin() -> Attempt:
-            machine = self._machine(run, log, arguments)
-            return Attempt(
-                machine=machine, progress=lambda: _glance(run, heartbeat) if heartbeat else None
-            )
+        return Job(key, lambda: self._begin(run, log, arguments, heartbeat=heartbeat))
 
-        return Job(key, begin)
-
-    def _machine(self, run: RunStore, log: str, arguments: Sequence[str]) -> LocalMachine:
+    def _begin(
+        self,
+        run: RunStore,
+        log: str,
+        arguments: Sequence[str],
+        *,
+        heartbeat: str | None = None,
+        exit_record: str | None = None,
+    ) -> Attempt:
         verb, *rest = arguments
         command = [*self.settings.worker_command, verb, "--resume-path", run.run_url, *rest]
         log_path = self.settings.log_dir / run.run_id / f"{log}.log"
-        return LocalMachine(command, log_path, child_environment(self.settings))
+        return Attempt(
+            machine=LocalMachine(command, log_path, child_environment(self.settings)),
+            exit_record=lambda: _read(run, exit_record) if exit_record else None,
+            progress=lambda: _glance(run, heartbeat) if heartbeat else None,
+            log=str(log_path),
+        )
 
     def _drive(
         self, label: str, jobs: Sequence[Job], watch: Watch, *, stall_seconds: float | None
@@ -183,9 +191,7 @@ def _raise_for(label: str, states: Sequence[JobState]) -> None:
     """Nothing if all are done; a reason that a retry does not cure counts before a lost machine."""
     for state in states:
         if state.outcome is Outcome.FAILED:
-            error = _failure(state)(f"{label}: {state.key}: {state.message}")
-            listener().note(str(error))
-            raise error
+            raise _failure(state)(f"{label}: {state.key}: {state.message}")
     lost = [f"{s.key} ({s.message})" for s in states if s.outcome is Outcome.PREEMPTED]
     if lost:
         error = Preempted(f"{label}: lost {', '.join(lost)}")

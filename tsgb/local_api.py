@@ -39,6 +39,8 @@ from tsgb.errors import TSGBError
 if TYPE_CHECKING:
     import uvicorn
 
+TEMPLATE = f"template-{version('prefect')}.db"
+"""In the home: a migrated database without any run."""
 _READY = b"ready\n"
 _OFF = ("ACTIONS", "EVENT_LOGGER", "EVENT_PERSISTER", "TRIGGERS")
 """Services that serve deployments and automations, which such a database does not hold."""
@@ -128,7 +130,7 @@ def _spawn(
     home: Path, directory: Path, environment: Mapping[str, str], listener: socket.socket
 ) -> subprocess.Popen[bytes]:
     database = directory / "prefect.db"
-    template = home / f"template-{version('prefect')}.db"
+    template = home / TEMPLATE
     if template.exists() and not database.exists():
         fresh = directory / "prefect.db.new"
         shutil.copyfile(template, fresh)

@@ -190,6 +190,8 @@ class Attempt:
     """Reads what the worker left behind; called once, when its process is gone."""
     progress: Callable[[], Mapping[str, Any] | None] = lambda: None
     """Reads the heartbeat; called at each look."""
+    log: str = ""
+    """Where a person finds what the worker printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +235,12 @@ class JobState:
             return "no sign of life; taken away"
         if self.exit_record is not None and self.exit_record.get("message"):
             return str(self.exit_record["message"])
-        tail = [] if self.attempt is None else self.attempt.machine.logs().strip().splitlines()
         how = "machine gone" if self.exit_code is None else f"exit code {self.exit_code}"
-        return f"{how}: {tail[-1]}" if tail else how
+        if self.attempt is None:
+            return how
+        tail = self.attempt.machine.logs().strip().splitlines()
+        words = f"{how}: {tail[-1].strip()}" if tail else how
+        return f"{words} (log: {self.attempt.log})" if self.attempt.log else words
 
 
 def run_processes(

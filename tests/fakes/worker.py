@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,12 +24,7 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import parse_config
 
-RATES = ("asr", "asr_no_guard", "adaptive_asr", "scripted_tpr", "fpr", "fnr", "auroc")
-RATE = {"value": 0.1, "low": 0.05, "high": 0.2, "n": 100, "errors": 0}
-
-
-class Stopped(Exception):  # noqa: N818 - as KeyboardInterrupt
-    pass
+STOP = threading.Event()
 
 
 def plan_of(run_id: str) -> dict[str, Any]:
@@ -51,33 +47,32 @@ def train(run: RunStore, attempt: int | None, until: int) -> int:
         record = {"outcome": outcome, "message": message, "step": step, "checkpoint": checkpoint}
         run.write_json(f"exits/{attempt:04d}.json", record)
 
-    try:
-        while step < until:
-            step += 1
-            heartbeat = {
-                "attempt": attempt,
-                "pid": os.getpid(),
-                "step": step,
-                "total_steps": config.total_steps,
-                "episode": step * 10,
-                "phase": "guard",
-                "round": 0,
-                "metrics": {},
-                "updated_at": datetime.now(UTC).isoformat(),
-            }
-            run.write_json(f"heartbeats/{attempt:04d}.json", heartbeat)
-            time.sleep(float(plan.get("step_seconds", 0)))
-            if attempt in plan.get("crash", []):
-                leave("crash", "ValueError: the fake crashes", None)
-                return 1
-            if attempt in plan.get("vanish", []):
-                save()
-                os.kill(os.getpid(), signal.SIGKILL)
-            while attempt in plan.get("hang", []):
-                time.sleep(0.05)
-    except Stopped:
-        leave("interrupted", "SIGTERM", save())
-        return 130
+    while step < until:
+        if STOP.is_set():
+            leave("interrupted", "SIGTERM", save())
+            return 130
+        step += 1
+        heartbeat = {
+            "attempt": attempt,
+            "pid": os.getpid(),
+            "step": step,
+            "total_steps": config.total_steps,
+            "episode": step * 10,
+            "phase": "guard",
+            "round": 0,
+            "metrics": {},
+            "updated_at": datetime.now(UTC).isoformat(),
+        }
+        run.write_json(f"heartbeats/{attempt:04d}.json", heartbeat)
+        time.sleep(float(plan.get("step_seconds", 0)))
+        if attempt in plan.get("crash", []):
+            leave("crash", "ValueError: the fake crashes", None)
+            return 1
+        if attempt in plan.get("vanish", []):
+            save()
+            os.kill(os.getpid(), signal.SIGKILL)
+        while attempt in plan.get("hang", []):
+            time.sleep(0.05)  # deaf to SIGTERM
     leave("done", "", save())
     return 0
 
@@ -99,18 +94,20 @@ def evaluate(run: RunStore, eval_id: str, part: str) -> int:
 
 
 def report(runs: list[RunStore], eval_id: str) -> int:
-    results: list[dict[str, Any]] = []
-    for run in runs:
-        for name in run.list(f"reports/{eval_id}/cells"):
-            cell = run.read_json(f"reports/{eval_id}/cells/{name}")
-            rates = dict.fromkeys(RATES, RATE)
-            results.append({**cell, "seed": None, "threshold_rule": "fpr<=0.01@95%", **rates})
+    """A made-up summary in the published format; it insists on the cells of every run."""
+    from tests.fakes import evaluation
+    from tsgb.eval.summarise import summarise
+
     first = runs[0]
-    first.write_text(f"reports/{eval_id}/report.html", "<p>fake</p>")
-    first.write_json(
-        f"reports/{eval_id}/summary.json",
-        {"results": results, "verdict": {"sentence": "a fake shows nothing"}},
+    for run in runs:
+        assert run.list(f"reports/{eval_id}/cells")
+    setup = evaluation.setup(seeds=[0]).model_copy(
+        update={"eval_id": eval_id, "run_ids": [run.run_id for run in runs]}
     )
+    items = evaluation.items(seeds=[0], num_prompts=24, num_attacks=24)
+    summary = summarise(items, setup, num_draws=50)
+    first.write_text(f"reports/{eval_id}/report.html", "<p>fake</p>")
+    first.write_text(f"reports/{eval_id}/summary.json", summary.model_dump_json())
     return 0
 
 
@@ -124,10 +121,7 @@ def main() -> int:
     parser.add_argument("--part")
     options = parser.parse_args()
 
-    def stop(*_: object) -> None:
-        raise Stopped
-
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, lambda *_: STOP.set())
     runs = [open_run(url) for url in options.resume_path]
     if options.verb == "build":
         return 0

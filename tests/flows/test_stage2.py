@@ -1,0 +1,63 @@
+"""One question is evaluated once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+from flows.stage2 import key_figures, stage2
+from tests.flows.conftest import Behave
+from tests.flows.test_stage1 import train
+from tsgb.errors import CheckpointError
+
+pytestmark = [pytest.mark.flows, pytest.mark.usefixtures("prefect_api")]
+
+
+def test_a_question_is_evaluated_once(store: Path) -> None:
+    trained = train("once", arms=["selfplay", "sft"]).result()
+    payload: dict[str, Any] = {
+        "run": "once",
+        "checkpoint": trained["checkpoint"],
+        "targets": None,
+        "store": str(store),
+    }
+    first = stage2(**payload)
+    directory = store / "once" / "reports" / first["eval_id"]
+    request = json.loads((directory / "request.json").read_text())
+    assert request["targets"] is None
+    assert request["guards"] == trained["checkpoints"]
+    assert Path(first["report"]).read_text() == "<p>fake</p>"
+    (directory / "report.html").write_text("kept")
+
+    again = stage2(**payload)
+    assert again == first
+    assert (directory / "report.html").read_text() == "kept", "no worker was started"
+
+    figures = key_figures(first["summary"])
+    assert {"guard", "target", "asr", "asr_no_guard", "fpr"} <= set(figures[0])
+    with get_client(sync_client=True) as client:
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["report-once"]))
+        )
+    assert first["report"] in artifacts[0].data
+
+
+def test_runs_of_several_seeds_share_a_report(store: Path) -> None:
+    for seed in (0, 1):
+        assert train(f"pool-s{seed}", seed=seed).is_completed()
+    pooled = stage2("pool-s0", more_runs=["pool-s1"])
+    assert pooled["summary"]["run_ids"] == ["pool-s0", "pool-s1"]
+    for run in ("pool-s0", "pool-s1"):
+        assert (store / run / "reports" / pooled["eval_id"] / "cells").is_dir()
+
+
+def test_an_unfinished_run_is_refused(store: Path, behave: Behave) -> None:
+    behave({"half": {"crash": [1]}})
+    assert train("half").is_failed()
+    with pytest.raises(CheckpointError, match="no finished self-play guard"):
+        stage2("half", store=str(store))

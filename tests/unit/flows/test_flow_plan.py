@@ -1,0 +1,109 @@
+"""What a run is, before anything starts. No Prefect in here."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.plan import (
+    arm_configs,
+    check_targets,
+    default_arms,
+    evaluation_id,
+    new_run_id,
+    parse_arms,
+    trained_arms,
+    write_configs,
+)
+from flows.workers import Workers
+from tsgb.checkpoint.store import CheckpointStore
+from tsgb.checkpoint.urls import is_run_id
+from tsgb.config import Arm, Profile, RunConfig
+from tsgb.errors import ConfigError, UsageError
+from tsgb.settings import Settings
+from tsgb.types import CheckpointRef
+
+
+def configs(arms: tuple[Arm, ...] = (Arm.SELFPLAY, Arm.SFT), **given: Any) -> dict[Arm, RunConfig]:
+    named: dict[str, Any] = {
+        "profile": Profile.SMOKE,
+        "env": "glyph",
+        "world_seed": 0,
+        "seed": 0,
+        "overrides": None,
+    }
+    return arm_configs(arms, **{**named, **given})
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Workers:
+    return Workers(Settings(cache_dir=tmp_path / "cache"), str(tmp_path / "store"), "r1")
+
+
+def test_a_new_run_id_is_one() -> None:
+    assert is_run_id(new_run_id(datetime(2026, 11, 24, 8, 0, 0)))  # noqa: DTZ001
+
+
+def test_arms() -> None:
+    assert parse_arms(None, Profile.DEMO) == (Arm.SELFPLAY, Arm.SFT, Arm.FROZEN)
+    assert set(default_arms(Profile.PAPER)) == set(Arm)
+    assert parse_arms(["sft", "selfplay"], Profile.DEMO) == (Arm.SELFPLAY, Arm.SFT)
+    with pytest.raises(UsageError, match=r"'stf' is not known: choose from selfplay, sft"):
+        parse_arms(["selfplay", "stf"], Profile.DEMO)
+    with pytest.raises(UsageError, match="lack 'selfplay'"):
+        parse_arms(["sft"], Profile.DEMO)
+
+
+def test_layers_of_a_configuration() -> None:
+    asked = configs(seed=3, overrides={"guard": {"batch": 7}, "seed": 9})
+    assert {config.seed for config in asked.values()} == {3}
+    assert {config.guard.batch for config in asked.values()} == {7}
+    assert [config.arm for config in asked.values()] == [Arm.SELFPLAY, Arm.SFT]
+
+
+def test_an_unknown_target_is_refused() -> None:
+    check_targets(None, "glyph", 0)
+    with pytest.raises(UsageError, match=r"'GPT-9' is not in 'glyph': choose of T_s"):
+        check_targets(["GPT-9"], "glyph", 0)
+
+
+def test_configs_are_written_once_and_not_changed(workers: Workers, tmp_path: Path) -> None:
+    key = write_configs(workers, configs())
+    assert workers.config(Arm.SFT) == configs()[Arm.SFT]
+    assert (tmp_path / "store" / "r1.sft" / "config.json").exists()
+    assert write_configs(workers, configs()) == key
+    with pytest.raises(
+        ConfigError, match=r"'r1' .*guard\.batch is \d+ there, 7 here.*another --run-id"
+    ):
+        write_configs(workers, configs(overrides={"guard": {"batch": 7}}))
+
+
+def test_the_key_changes_with_the_run(workers: Workers, tmp_path: Path) -> None:
+    key = write_configs(workers, configs())
+    (tmp_path / "store" / "r1" / "flow.json").unlink()
+    assert write_configs(workers, configs()) != key, "a run begun anew has nothing finished"
+
+
+def test_only_finished_arms_are_evaluated(workers: Workers) -> None:
+    asked = configs()
+    write_configs(workers, asked)
+    for arm, share in ((Arm.SELFPLAY, 1.0), (Arm.SFT, 0.5)):
+        store = CheckpointStore(workers.open(arm))
+        store.claim()
+        step = int(asked[arm].total_steps * share)
+        store.publish(step, step, {"guard.safetensors": b"w"}, asked[arm].fingerprint)
+    assert list(trained_arms(workers)) == [Arm.SELFPLAY]
+
+
+def test_one_question_has_one_id() -> None:
+    ref = CheckpointRef(
+        run_url="/r1", step=1, episode=1, attempt=1, writer="0", name="n", sha256="ab"
+    )
+    guards, asked = {"r1": {Arm.SELFPLAY: ref}}, {"r1": configs()[Arm.SELFPLAY]}
+    first = evaluation_id(guards, asked, ["a", "b"])
+    assert evaluation_id(guards, asked, ["b", "a"]) == first
+    assert evaluation_id(guards, asked, None) != first
+    assert evaluation_id(guards, {"r1": configs(seed=1)[Arm.SELFPLAY]}, ["a", "b"]) != first
