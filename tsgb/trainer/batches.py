@@ -57,11 +57,12 @@ def selfplay_batch(
         config: shares.
         selfplay: whether there are twins.
         rng: private.
-        buffer: attacks of this round.
+        buffer: attacks of this round; none if nothing that it wrote was readable.
         pool_draw: attacks drawn from the pool.
         mu: extra price of a false positive.
     """
-    current = [rng.choice(buffer) for _ in range(round(config.batch * config.current_share))]
+    num_current = round(config.batch * config.current_share) if buffer else 0
+    current = [rng.choice(buffer) for _ in range(num_current)]
     attacks = [*current, *pool_draw]
     benign: list[LabelledPrompt] = []
     if selfplay.twins and attacks:

@@ -66,8 +66,9 @@ class Trainer:
         self.guard = GuardPlayer(
             model, env, config.guard, make_adapter(model, "guard", config.model, self.generator)
         )
-        self.starts: dict[str, dict[str, Tensor]] = {}
-        """Attackers to restart from: `sft` and `warm`."""
+        fresh = snapshot(self.attacker.adapter)
+        self.starts: dict[str, dict[str, Tensor]] = {"sft": fresh, "warm": fresh}
+        """Attackers to restart from; a phase of no updates leaves the start before it."""
         self.columns: dict[str, dict[str, Tensor]] = {}
         """Guards of the payoff's columns, by name."""
         scenarios = env.scenarios(Split.TRAIN)
@@ -134,7 +135,7 @@ class Trainer:
 
     def _leave(self, phase: Phase) -> None:
         if phase.kind == "sft_attacker":
-            self.starts["sft"] = snapshot(self.attacker.adapter)
+            self.starts["sft"] = self.starts["warm"] = snapshot(self.attacker.adapter)
         elif phase.kind == "warmup":
             self.starts["warm"] = snapshot(self.attacker.adapter)
             self._add_member("warm")
@@ -180,12 +181,10 @@ class Trainer:
         return {
             **metrics,
             "tokens": writing.num_tokens,
-            "reward": float(np.mean(rewards)),
-            "asr_no_guard": float(np.mean(violated)),
-            "asr": float(
-                np.mean([v * (1 - e.p_block) for v, e in zip(violated, harmful, strict=True)])
-            ),
-            "faithful": float(np.mean([e.attack.faithful for e in episodes])),
+            "reward": _mean(rewards),
+            "asr_no_guard": _mean(violated),
+            "asr": _mean([v * (1 - e.p_block) for v, e in zip(violated, harmful, strict=True)]),
+            "faithful": _mean([e.attack.faithful for e in episodes]),
             "signatures": len(
                 {e.attack.signature for e, v in zip(harmful, violated, strict=True) if v}
             ),
@@ -238,7 +237,7 @@ class Trainer:
         blocked = (z_B > self.state.threshold).tolist()
         false = [b for b, h in zip(blocked, batch.harmful, strict=True) if not h]
         missed = [not b for b, h in zip(blocked, batch.harmful, strict=True) if h]
-        fpr = float(np.mean(false)) if false else 0.0
+        fpr = _mean(false)
         budget = self.config.calibration.fpr
         self.state.mu = min(
             config.dual_max, max(0.0, self.state.mu + config.dual_lr * (fpr - budget))
@@ -247,7 +246,7 @@ class Trainer:
             **metrics,
             "lr": lr,
             "fpr": fpr,
-            "fnr": float(np.mean(missed)) if missed else 0.0,
+            "fnr": _mean(missed),
             "distance_to_always_block": 1 - fpr,
             "tokens": sum(len(p.split()) for p in batch.prompts),
         }
@@ -294,7 +293,7 @@ class Trainer:
         hits = [
             bool(a.violated) and z <= threshold for a, z in zip(member.attacks, z_N, strict=True)
         ]
-        return float(np.mean(hits))
+        return _mean(hits)
 
     def _sample_attacks(self, num: int, *, forced: bool) -> list[PoolAttack]:
         """Attacks of the current attacker on harmful scenarios, judged without a guard."""
@@ -440,6 +439,11 @@ def _usable(episodes: Sequence[Episode]) -> list[PoolAttack]:
         for e in episodes
         if e.attack.faithful and not e.attack.reserved and e.judgement.label.scored
     ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """0 of nothing: JSON has no NaN."""
+    return float(np.mean(values)) if values else 0.0
 
 
 def _decay(done: int, total: int, final: float) -> float:
