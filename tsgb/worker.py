@@ -180,7 +180,8 @@ class Attempt:
             Interrupted: a signal came; the state is saved.
         """
         trainer = self._prepare()
-        target = min(until_step or trainer.total_steps, trainer.total_steps)
+        total = trainer.total_steps
+        target = total if until_step is None else min(until_step, total)
         if trainer.state.step < target or self._saved is None:
             self._loop(trainer, target)
         if self._saved is None or self._saved.step < trainer.state.step:
