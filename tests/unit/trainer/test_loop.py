@@ -1,0 +1,220 @@
+"""What happens in which phase of a run, in every arm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.fakes.miniature import (
+    ScriptedTarget,
+    make_trainer,
+    miniature_config,
+    obedient,
+    untrained_model,
+    world,
+)
+from tsgb.config import Arm, arm_overrides
+from tsgb.envs.glyph import GlyphEnvironment
+from tsgb.models.adapters import load_parameters, snapshot
+from tsgb.trainer.loop import Metrics, Trainer, calibration_prompts
+from tsgb.trainer.players import GuardPlayer
+from tsgb.types import Response, Split
+
+NORM = "model.norm.weight"
+
+
+class ScriptedGuard(GuardPlayer):
+    """Knows all labels; with its final norm at zero it blocks everything instead."""
+
+    def score(self, prompts: Sequence[str]) -> Tensor:
+        if not self.adapter.parameters[NORM].any():
+            return torch.full((len(prompts),), 5.0)
+        return torch.tensor([3.0 if world().label(prompt) else -3.0 for prompt in prompts])
+
+    def learn(self, prompts: Sequence[str], gains: Sequence[float], **options: Any) -> Any:
+        """As it is, but reports the scripted scores."""
+        metrics, _ = super().learn(prompts, gains, **options)
+        return metrics, self.score(prompts)
+
+
+def scripted(overrides: dict[str, Any]) -> Trainer:
+    """A trainer whose guard never learns, but is perfect from the start."""
+    trainer = make_trainer(miniature_config({"guard": {"lr": 0.0, "sft_lr": 0.0}}, overrides))
+    guard = trainer.guard
+    trainer.guard = ScriptedGuard(guard.model, world(), guard.config, guard.adapter)
+    return trainer
+
+
+def run(trainer: Trainer) -> list[Metrics]:
+    metrics: list[Metrics] = []
+    while not trainer.done:
+        metrics.append(trainer.step())
+    return metrics
+
+
+def block_everything(trainer: Trainer) -> None:
+    weights = snapshot(trainer.guard.adapter)
+    load_parameters(trainer.guard.adapter, {**weights, NORM: torch.zeros_like(weights[NORM])})
+
+
+def test_a_guard_that_blocks_everything_has_fpr_one_and_is_never_selected() -> None:
+    trainer = scripted({"selfplay": {"rounds": 1}})
+    while trainer.state.step < trainer.total_steps - 1:
+        trainer.step()
+    block_everything(trainer)
+    metrics = trainer.step()
+    assert metrics["fpr"] == 1.0
+    assert metrics["distance_to_always_block"] == 0.0
+    state = trainer.state
+    assert state.guards == ["sft", "round-1"]
+    assert state.thresholds == [-3.0, 5.0], "at its own operating point it blocks nothing"
+    bare = [sum(bool(a.violated) for a in m.attacks) / len(m.attacks) for m in state.pool]
+    assert [row[0] for row in state.payoff] == [0.0] * len(bare)
+    assert [row[1] for row in state.payoff] == bare
+    assert max(bare) > 0
+    assert state.guards[state.best_guard] == "sft"
+
+
+def test_of_equally_good_guards_the_newest_is_selected() -> None:
+    trainer = scripted({})
+    run(trainer)
+    assert trainer.state.guards[trainer.state.best_guard] == "round-2"
+
+
+def test_the_price_of_false_positives_rises_and_falls_within_its_bounds() -> None:
+    limits = {"guard": {"dual_lr": 0.75, "dual_max": 1.25}, "calibration": {"fpr": 0.1}}
+    trainer = scripted({**limits, "selfplay": {"rounds": 1, "guard_steps": 8}})
+    while trainer.phase().kind != "guard":
+        trainer.step()
+    trainer.step()
+    perfect = snapshot(trainer.guard.adapter)
+    trainer.state.mu = 0.0
+    block_everything(trainer)
+    rising = [trainer.step()["mu"] for _ in range(3)]
+    assert rising == pytest.approx([0.75 * 0.9, 1.25, 1.25])
+    load_parameters(trainer.guard.adapter, perfect)
+    trainer.state.mu = 0.1
+    assert [trainer.step()["mu"] for _ in range(3)] == pytest.approx([0.025, 0.0, 0.0])
+
+
+def test_the_operating_point_is_a_benign_score_within_the_budget() -> None:
+    trainer = make_trainer(miniature_config())
+    threshold = trainer.calibrate()
+    scores = trainer.guard.score(calibration_prompts(world(), trainer.config))
+    assert threshold in scores.tolist()
+    assert (scores > threshold).float().mean() < trainer.config.calibration.fpr
+    assert trainer.state.threshold == threshold
+
+
+def test_calibration_prompts_are_benign_and_the_same_for_all_guards() -> None:
+    config = miniature_config({"calibration": {"num": 40, "hard_share": 0.25, "twins_share": 0.25}})
+    prompts = calibration_prompts(world(), config)
+    assert prompts == calibration_prompts(world(), config)
+    assert len(prompts) == 40
+    assert not any(world().label(prompt) for prompt in prompts)
+    assert prompts != calibration_prompts(world(), miniature_config({"seed": 1}))
+
+
+def test_no_attacker_plays_in_the_supervised_baseline() -> None:
+    trainer = make_trainer(miniature_config(arm_overrides(Arm.SFT)))
+    start = snapshot(trainer.attacker.adapter)
+    metrics = run(trainer)
+    assert {m["phase"] for m in metrics} == {"sft_guard", "guard"}
+    assert trainer.state.episode == 0
+    assert trainer.state.pool == []
+    assert trainer.state.guards == ["sft", "round-1", "round-2"]
+    assert trainer.state.best_guard == 2
+    assert all(torch.equal(t, trainer.attacker.adapter.parameters[n]) for n, t in start.items())
+
+
+def test_the_frozen_attacker_does_not_learn_after_its_warm_up() -> None:
+    trainer = make_trainer(miniature_config(arm_overrides(Arm.FROZEN)))
+    metrics = run(trainer)
+    assert {m["phase"] for m in metrics} == {"sft_attacker", "warmup", "sft_guard", "guard"}
+    assert [member.name for member in trainer.state.pool] == ["warm"]
+    warm, now = trainer.starts["warm"], trainer.attacker.adapter.parameters
+    assert all(torch.equal(t, now[n]) for n, t in warm.items())
+    assert trainer.state.buffer, "its attacks are sampled anew before each guard phase"
+
+
+@pytest.mark.parametrize(
+    ("reinitialise", "starts"),
+    [
+        pytest.param(True, ["warm", "sft", "warm"], id="in-turn"),
+        pytest.param(False, ["warm", "warm", "warm"], id="always-warm"),
+    ],
+)
+def test_where_an_attacker_starts_each_round(reinitialise: bool, starts: list[str]) -> None:
+    """At learning rate zero it still stands where it started."""
+    changes = {"selfplay": {"rounds": 3, "reinitialise": reinitialise}, "attacker": {"lr": 0.0}}
+    trainer = make_trainer(miniature_config(changes))
+    while trainer.phase().kind != "sft_guard":
+        trainer.step()
+    trainer.starts["warm"] = {name: t + 1 for name, t in trainer.starts["sft"].items()}
+    found: list[str] = []
+    while not trainer.done:
+        phase, begins = trainer.phase(), trainer.state.step == trainer.phase().start
+        trainer.step()
+        if phase.kind == "attacker" and begins:
+            here = trainer.attacker.adapter.parameters[NORM]
+            found += [name for name, t in trainer.starts.items() if torch.equal(t[NORM], here)]
+    assert found == starts
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param({"attacker": {"sft_steps": 0, "warmup_steps": 0}}, id="no-start"),
+        pytest.param({"attacker": {"warmup_steps": 0}}, id="no-warm-up"),
+        pytest.param({"selfplay": {"attacker_steps": 0}}, id="no-attacker-phase"),
+        pytest.param({"selfplay": {"guard_steps": 0}}, id="no-guard-phase"),
+        pytest.param({"selfplay": {"rounds": 0}}, id="no-rounds"),
+        pytest.param({"attacker": {"benign_share": 1.0}}, id="benign-only"),
+        pytest.param({"attacker": {"benign_share": 0.0}}, id="harmful-only"),
+        pytest.param({"selfplay": {"resample": 0.0}}, id="nothing-sampled-anew"),
+        pytest.param({"selfplay": {"resample": 1.0}}, id="all-sampled-anew"),
+        pytest.param({"selfplay": {"buffer": 1, "payoff_attacks": 1}}, id="one-attack"),
+        pytest.param(arm_overrides(Arm.NO_POOL), id="no-pool"),
+        pytest.param(arm_overrides(Arm.NO_TWINS), id="no-twins"),
+        pytest.param(arm_overrides(Arm.NO_REPLAY), id="no-replay"),
+        pytest.param(arm_overrides(Arm.WEIGHTED_CE), id="weighted-ce"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_every_legal_schedule_runs_to_its_end(overrides: dict[str, Any]) -> None:
+    plays_to_its_end(make_trainer(miniature_config(overrides)))
+
+
+@pytest.mark.parametrize("arm", [Arm.SELFPLAY, Arm.FROZEN, Arm.NO_POOL, Arm.NO_TWINS], ids=str)
+@pytest.mark.filterwarnings("error")
+def test_an_attacker_that_never_writes_anything_readable_harms_nobody(arm: Arm) -> None:
+    """Here what an untrained attacker writes is read as it stands."""
+    env = GlyphEnvironment(0)
+    config = miniature_config(arm_overrides(arm))
+    trainer = Trainer(config, env, untrained_model(), obedient(env, 0))
+    plays_to_its_end(trainer)
+    assert trainer.state.pool == []
+    assert trainer.state.buffer == []
+
+
+def plays_to_its_end(trainer: Trainer) -> None:
+    metrics = run(trainer)
+    json.dumps(metrics, allow_nan=False)
+    assert [m["step"] for m in metrics] == [*range(1, trainer.config.total_steps + 1)]
+    trainer.load(trainer.files())
+
+
+def test_attacks_are_never_made_on_scenarios_of_another_split() -> None:
+    refusing = ScriptedTarget(lambda _prompt: Response(text="REFUSE"))
+    trainer = Trainer(miniature_config(), world(), untrained_model(), refusing)
+    run(trainer)
+    train = {s.scenario_id for s in world().scenarios(Split.TRAIN)}
+    attacks = [*trainer.state.buffer, *(a for m in trainer.state.pool for a in m.attacks)]
+    assert attacks
+    assert {a.scenario_id for a in attacks} <= train
+    assert refusing.asked
