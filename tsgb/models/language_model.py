@@ -87,16 +87,15 @@ class LanguageModel:
         prompts: Sequence[str],
         batch: int = SCORE_BATCH,
     ) -> Tensor:
-        """`scores` without gradients over any number of prompts, [N]; equal ones scored once."""
+        """`scores` without gradients over any number of prompts, [N]."""
         if not prompts:
             return torch.zeros(0)
-        index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        distinct, frozen = list(index), weights.frozen()
+        frozen = weights.frozen()
         parts = [
-            self.scores(frozen, template, distinct[i : i + batch])
-            for i in range(0, len(distinct), batch)
+            self.scores(frozen, template, prompts[i : i + batch])
+            for i in range(0, len(prompts), batch)
         ]
-        return torch.cat(parts)[torch.tensor([index[prompt] for prompt in prompts])]
+        return torch.cat(parts)
 
     # -- attacker --------------------------------------------------------------------------
 
@@ -159,13 +158,13 @@ class LanguageModel:
             ]
         )
         # The token before each completion token predicts it.
-        real_NL = np.arange(L) < np.array(lengths)[:, None]
-        first_N = rows.grid.starts_B + np.fromiter(map(len, prompts), np.int64, N) - 1
-        select_M = (first_N[:, None] + np.arange(L))[real_NL]
+        slots_M = np.flatnonzero(np.arange(L) < np.array(lengths)[:, None])
+        row_M, at_M = slots_M // L, slots_M % L
+        first_N = np.fromiter(map(len, prompts), np.int64, N) - 1
+        select_M = rows.tokens(row_M, first_N[row_M] + at_M)
         logits_MV = logits(weights, hidden_states(weights, self.shape, rows, select_M))
         out = logits_MV.new_zeros(N * L, logits_MV.shape[1])
-        slots_M = torch.from_numpy(np.flatnonzero(real_NL))
-        return out.index_copy(0, slots_M, logits_MV).view(N, L, -1)
+        return out.index_copy(0, torch.from_numpy(slots_M), logits_MV).view(N, L, -1)
 
     # -- texts -----------------------------------------------------------------------------
 
@@ -180,7 +179,7 @@ class LabelledRows:
 
     rows: Rows
     select_M: Ints
-    """Indices of the tokens that predict something."""
+    """Numbers of the tokens that predict something."""
     labels_M: Tensor
     """What they predict."""
 
@@ -188,26 +187,26 @@ class LabelledRows:
 def label_texts(tokenizer: Tokenizer, texts: Sequence[TrainingText]) -> LabelledRows:
     """Turn corpus texts into ids and labels."""
     rows: list[list[int]] = []
-    select: list[int] = []
+    row_M: list[int] = []
+    column_M: list[int] = []
     labels: list[int] = []
-    start = 0
-    for text in texts:
+    for number, text in enumerate(texts):
         ids = tokenizer.encode(text.text)
-        first = start + len(ids) - len(text.readout)
+        first, before = len(ids) - len(text.readout), len(labels)
         for offset, word in enumerate(text.readout):
             if word and not (text.completion and offset == len(text.readout) - 1):
-                select.append(first + offset)
+                column_M.append(first + offset)
                 labels.append(tokenizer.single(word))
         if text.completion:
             completion = tokenizer.encode(text.completion)
-            select.extend(range(start + len(ids) - 1, start + len(ids) - 1 + len(completion)))
+            column_M.extend(range(len(ids) - 1, len(ids) - 1 + len(completion)))
             labels.extend(completion)
             ids = ids + completion
+        row_M.extend([number] * (len(labels) - before))
         rows.append(ids)
-        start += len(ids)
-    return LabelledRows(
-        Rows(rows), np.array(select, np.int64), torch.from_numpy(np.array(labels, np.int64))
-    )
+    packed = Rows(rows)
+    select_M = packed.tokens(np.array(row_M, np.int64), np.array(column_M, np.int64))
+    return LabelledRows(packed, select_M, torch.from_numpy(np.array(labels, np.int64)))
 
 
 def labelled_loss(weights: Weights, shape: Shape, texts: LabelledRows) -> Tensor:

@@ -1,7 +1,10 @@
-"""Token rows without their padding: one long row of tokens, and where each stands in a grid.
+"""Token rows as a tree of prefixes: no padding, and what rows begin with alike is kept once.
 
-Linear layers run on the N real tokens; only attention sees the padded grid. What a pad holds
-does not matter: no real token looks at it, and its gradient is exactly zero.
+A causal model computes the same thing for equal beginnings, so completions share their prompt,
+prompts share the template in front of them, and a repeated row costs nothing. Linear layers run
+on the N distinct tokens; only attention sees a padded grid. What a pad holds does not matter: no
+real token looks at it, and its gradient is exactly zero.
+
 Shape letters: B rows, T columns, N tokens, C heads.
 """
 
@@ -19,68 +22,103 @@ Ints = npt.NDArray[np.int64]
 
 
 class Grid:
-    """Where N things stand in a [B, T] grid, each row filled from the left."""
+    """A [B, T] grid of N things; several slots may show the same one, which one of them owns."""
 
-    def __init__(self, counts_B: Ints) -> None:
-        """Lay out `counts_B[b]` things in row b, in order."""
-        self.counts_B = counts_B
-        self.starts_B: Ints = np.cumsum(counts_B) - counts_B
-        self.B = len(counts_B)
-        self.T = int(counts_B.max())
-        self.N = int(counts_B.sum())
-        self.columns_N: Ints = np.arange(self.N) - np.repeat(self.starts_B, counts_B)
-        self.rows_N: Ints = np.repeat(np.arange(self.B), counts_B)
-        last_B = np.maximum(counts_B, 1) - 1
-        self.source_BT: Ints = np.minimum(
-            self.starts_B[:, None] + np.minimum(np.arange(self.T), last_B[:, None]), self.N - 1
-        )
-        self.slots_N: Ints = self.rows_N * self.T + self.columns_N
-        self._moves: dict[int, tuple[Tensor, Tensor]] = {}
-        self._filled: dict[int, Tensor | None] = {}
+    def __init__(self, source_BT: Ints, owned_N: Ints, real_BT: npt.NDArray[np.bool_]) -> None:
+        """Describe a grid.
+
+        Args:
+            source_BT: the thing in each slot; any at a pad.
+            owned_N: the flat slot that owns each thing.
+            real_BT: False on pads.
+        """
+        self.B, self.T = source_BT.shape
+        self.source_BT = source_BT
+        self.owned_N = owned_N
+        self._real_BT = real_BT
+        shared = real_BT.copy().reshape(-1)
+        shared[owned_N] = False
+        self._shared: Ints = np.flatnonzero(shared)
+
+    @classmethod
+    def filled_from_left(cls, counts_B: Ints) -> Grid:
+        """A grid with `counts_B[b]` things of its own in row b, in order."""
+        T, N = int(counts_B.max()), int(counts_B.sum())
+        starts_B = np.cumsum(counts_B) - counts_B
+        columns_T = np.arange(T)
+        real_BT = columns_T < counts_B[:, None]
+        source_BT = np.minimum(starts_B[:, None] + columns_T, N - 1)
+        return cls(source_BT, np.flatnonzero(real_BT), real_BT)
 
     def moves(self, C: int) -> tuple[Tensor, Tensor]:
-        """Row indices between tokens [N, C] and grid [C, B, T]: to the grid, and back."""
-        found = self._moves.get(C)
-        if found is None:
-            heads = torch.arange(C)
-            source = torch.from_numpy(self.source_BT)
-            slots = torch.from_numpy(self.slots_N)
-            found = (
-                (source[None] * C + heads[:, None, None]).view(-1),
-                (slots[:, None] + heads * (self.B * self.T)).view(-1),
-            )
-            self._moves[C] = found
-        return found
+        """Row indices between things [N, C] and grid [C, B, T]: to the grid, and back."""
+        heads = torch.arange(C)
+        source = torch.from_numpy(self.source_BT) * C
+        owned = torch.from_numpy(self.owned_N)
+        return (
+            (source + heads[:, None, None]).view(-1),
+            (owned[:, None] + heads * (self.B * self.T)).view(-1),
+        )
+
+    def shared(self, C: int) -> tuple[Tensor, Tensor] | None:
+        """The real slots that do not own what they show: rows of the grid, rows of the things."""
+        if not len(self._shared):
+            return None
+        heads = torch.arange(C)
+        slots = torch.from_numpy(self._shared)
+        things = torch.from_numpy(self.source_BT.reshape(-1)[self._shared])
+        return (
+            (slots[:, None] + heads * (self.B * self.T)).view(-1),
+            (things[:, None] * C + heads).view(-1),
+        )
 
     def filled(self, C: int, dtype: torch.dtype) -> Tensor | None:
         """1 on real slots and 0 on pads, [C * B * T, 1]; None if there are no pads."""
-        if C not in self._filled:
-            real = np.arange(self.T) < self.counts_B[:, None]
-            self._filled[C] = (
-                None
-                if bool(real.all())
-                else torch.from_numpy(real).to(dtype).expand(C, -1, -1).reshape(-1, 1)
-            )
-        return self._filled[C]
+        if bool(self._real_BT.all()):
+            return None
+        return torch.from_numpy(self._real_BT).to(dtype).expand(C, -1, -1).reshape(-1, 1)
 
 
 class Rows:
     """Token rows, packed."""
 
     def __init__(self, rows: Sequence[Sequence[int]]) -> None:
-        """Pack rows of any lengths (none empty)."""
-        self.grid = Grid(np.fromiter(map(len, rows), np.int64, len(rows)))
-        self.flat_N: Ints = np.fromiter(chain.from_iterable(rows), np.int64, self.grid.N)
-        self.ids_N = torch.from_numpy(self.flat_N)
-        self.positions_N = torch.from_numpy(self.grid.columns_N)
+        """Pack rows of any lengths (none empty); they keep their numbers."""
+        order = sorted(range(len(rows)), key=rows.__getitem__)
+        counts = np.fromiter((len(rows[i]) for i in order), np.int64, len(rows))
+        T, columns_T = int(counts.max()), np.arange(int(counts.max()))
+        real = columns_T < counts[:, None]
+        ids = np.full((len(rows), T), -1)
+        ids[real] = np.fromiter(chain.from_iterable(rows[i] for i in order), np.int64, counts.sum())
+        # In sorted order a row shares its beginning with the one above, or with none.
+        fresh = real.copy()
+        fresh[1:] &= np.logical_or.accumulate(ids[1:] != ids[:-1], 1)
+        kept = fresh.any(1)  # all but exact repetitions
+        place = np.empty(len(rows), np.int64)
+        place[order] = np.cumsum(kept) - 1
+        ids, fresh, real = ids[kept], fresh[kept], real[kept]
+        owned_N: Ints = np.flatnonzero(fresh)
+        source = np.zeros(fresh.shape, np.int64)
+        source.reshape(-1)[owned_N] = np.arange(len(owned_N))
+        np.maximum.accumulate(source, 0, out=source)
+        self.place_R: Ints = place
+        """The grid's row of each row."""
+        self.counts_R: Ints = np.fromiter(map(len, rows), np.int64, len(rows))
+        self.grid = Grid(source, owned_N, real)
+        self.rows_N: Ints = owned_N // T
+        self.columns_N: Ints = owned_N % T
+        self.ids_N = torch.from_numpy(ids.reshape(-1)[owned_N])
+        self._ids_BT = np.where(real, ids, -1)
+
+    def tokens(self, row_M: Ints, column_M: Ints) -> Ints:
+        """The number of the token at these rows and columns."""
+        return self.grid.source_BT[self.place_R[row_M], column_M]
 
     def last(self, width: int = 1) -> Ints:
-        """Indices [B * width] of the last `width` tokens of each row."""
-        ends_B = self.grid.starts_B + self.grid.counts_B
-        return (ends_B[:, None] + np.arange(-width, 0)).reshape(-1)
+        """Numbers of the last `width` tokens of each row, row after row."""
+        column = self.counts_R[:, None] + np.arange(-width, 0)
+        return self.grid.source_BT[self.place_R[:, None], column].reshape(-1)
 
     def padded(self, pad: int) -> Tensor:
         """Ids as a grid [B, T], padded on the right."""
-        ids_BT = np.full((self.grid.B, self.grid.T), pad)
-        ids_BT[self.grid.rows_N, self.grid.columns_N] = self.flat_N
-        return torch.from_numpy(ids_BT)
+        return torch.from_numpy(np.where(self._ids_BT < 0, pad, self._ids_BT))

@@ -116,7 +116,7 @@ def _forward(
     if isinstance(module, GruModel):
 
         def gru(texts: LabelledRows) -> Tensor:
-            at_M = torch.from_numpy(texts.rows.grid.slots_N[texts.select_M])
+            at_M = torch.from_numpy(texts.rows.grid.owned_N[texts.select_M])
             logits_MV = module(texts.rows.padded(pad), at_M)
             return nn.functional.cross_entropy(logits_MV, texts.labels_M)
 

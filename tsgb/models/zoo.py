@@ -107,7 +107,7 @@ class Zoo:
         if self._root(spec.name).arch == "gru":
 
             def gru(rows: Rows, width: int) -> Tensor:
-                at_M = torch.from_numpy(rows.grid.slots_N[rows.last(width)])
+                at_M = torch.from_numpy(rows.grid.owned_N[rows.last(width)])
                 return module(rows.padded(tokenizer.pad_id), at_M)
 
             return ReadoutTarget(spec.name, gru, tokenizer, spec.answer)
