@@ -138,7 +138,13 @@ class _LocalFiles:
         return self._call(path, Path.read_bytes)
 
     def write(self, path: str, data: bytes) -> None:
-        self._call(path, lambda target: _write_atomically(target, data))
+        try:
+            self._call(path, lambda target: _write_atomically(target, data))
+        except FileNotFoundError as error:
+            # No answer to a write: a place like /proc, or the store was deleted just now.
+            raise StoreError(
+                f"{self._root / path} cannot be created: choose another store"
+            ) from error
 
     def entries(self, path: str) -> Sequence[Entry]:
         def scan(target: Path) -> Sequence[Entry]:

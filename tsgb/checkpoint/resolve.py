@@ -66,8 +66,6 @@ def load(
         reader = open_reader(parent.removesuffix(f"/{CHECKPOINTS}"))
         ref = reader.ref(last)
         return ref, reader.read(ref, names)
-    if last == CHECKPOINTS:
-        base = parent
     filesystem = open_filesystem(base, user, password, deadline_seconds=deadline_seconds)
     readers = [open_reader(run_url) for run_url in _runs_below(filesystem)]
     for reader in _newest_first(readers, on_skip):
@@ -103,6 +101,8 @@ def _newest_first(
 def _runs_below(filesystem: FileSystem) -> Sequence[str]:
     try:
         names = _directories(filesystem, "")
+        if any(map(Place.parse, names)):
+            return [filesystem.url.rpartition("/")[0]]  # the checkpoints directory of a run
         if CHECKPOINTS in names:
             return [filesystem.url]
         runs = [name for name in names if is_run_id(name)]

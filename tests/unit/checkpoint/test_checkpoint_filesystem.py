@@ -72,6 +72,11 @@ class TestEveryKind:
 
 
 class TestLocal:
+    @pytest.mark.parametrize("root", ["/proc/no-such", "/dev/null/below"])
+    def test_where_nothing_can_be_created_is_an_error_and_not_an_absence(self, root: str) -> None:
+        with pytest.raises(StoreError, match=f"^{root}/x[: ]"):
+            open_filesystem(root).write("x", b"")
+
     def test_nothing_half_written_is_ever_seen(self, tmp_path: Path) -> None:
         files = open_filesystem(str(tmp_path))
         files.write("x", b"old")

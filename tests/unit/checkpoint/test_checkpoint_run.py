@@ -150,6 +150,11 @@ class TestResolve:
         assert load(first.url) == (first, {"guard.safetensors": b"10", "x": b"-"})
         assert load(run, names=["x"]) == (newest, {"x": b"-"})
 
+    def test_a_store_may_be_called_checkpoints(self, tmp_path: Path) -> None:
+        newest = publish(str(tmp_path / "checkpoints" / "r1"), 10)
+        for path in ("checkpoints", "checkpoints/latest", "checkpoints/r1/checkpoints/latest"):
+            assert resolve(str(tmp_path / path)) == newest
+
     def test_a_store_means_the_latest_save_of_all_runs(self, root: str) -> None:
         publish(f"{root}/long-ago", 900, minutes=0)
         newest = publish(f"{root}/today", 3, minutes=60)
