@@ -48,7 +48,10 @@ class Arm(StrEnum):
 
 
 BASELINES = (Arm.SFT, Arm.FROZEN)
-ABLATIONS = (Arm.NO_POOL, Arm.NO_TWINS, Arm.NO_REPLAY, Arm.WEIGHTED_CE, Arm.SAMPLED_PG)
+ABLATIONS = (Arm.NO_POOL, Arm.NO_TWINS, Arm.NO_REPLAY)
+"""One ingredient left out each; `paper` trains them."""
+LOSSES = (Arm.WEIGHTED_CE, Arm.SAMPLED_PG)
+"""Other losses of the guard, on request."""
 
 
 class _Frozen(BaseModel):
@@ -262,14 +265,20 @@ class RunConfig(_Frozen):
         return self.total_steps * (index + 1) // self.segments
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            merged[key] = _merge(old, value)  # pyright: ignore[reportUnknownArgumentType]
-        else:
-            merged[key] = value
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested overrides, the last one winning.
+
+    >>> merge({"guard": {"batch": 64}}, {"guard": {"lr": 1e-3}})
+    {'guard': {'batch': 64, 'lr': 0.001}}
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = merged.get(key)
+            if isinstance(old, Mapping) and isinstance(value, Mapping):
+                merged[key] = merge(old, value)  # pyright: ignore[reportUnknownArgumentType]
+            else:
+                merged[key] = value
     return merged
 
 
@@ -279,11 +288,8 @@ def make_config(*layers: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: a value breaks its rule, or a key does not exist.
     """
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = _merge(merged, layer)
     try:
-        return RunConfig.model_validate(merged)
+        return RunConfig.model_validate(merge(*layers))
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from error
 

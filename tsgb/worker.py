@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from pydantic import SecretStr
 
+from tsgb.checkpoint.layout import CHECKPOINTS, Place
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.checkpoint.urls import canonical_url
@@ -36,12 +36,29 @@ from tsgb.errors import (
     StoreFull,
     UsageError,
 )
+from tsgb.logging import get_logger
 from tsgb.models.zoo import Zoo
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef
 
 HEARTBEAT_SECONDS = 1.0
 KEEP_CHECKPOINTS = 3
+
+OnUpdate = Callable[[Mapping[str, Any]], None]
+OnBuild = Callable[[str, int, int], None]
+"""Called with (model, updates done, updates in all)."""
+
+
+def _no_update(_metrics: Mapping[str, Any]) -> None:
+    pass
+
+
+def _no_build(_model: str, _done: int, _total: int) -> None:
+    pass
+
+
+def _skipped(line: str) -> None:
+    get_logger().warning("checkpoint skipped", reason=line)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +75,7 @@ class Places:
 
 
 class Signals:
-    """SIGTERM and SIGINT set a flag that is read between two updates; a second one exits at once."""
+    """SIGTERM and SIGINT set a flag, read between two updates; a second one exits at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -101,7 +118,7 @@ def find_run(places: Places, url: str) -> RunStore:
     try:
         names = run.list("")
     except FileNotFoundError:
-        names = []
+        names = list[str]()
     for name in names:
         try:
             run.read_bytes(f"{name}/config.json")
@@ -117,7 +134,7 @@ def find_run(places: Places, url: str) -> RunStore:
         )
     raise UsageError(
         f"{run.run_url} holds {len(candidates)} runs ({', '.join(sorted(candidates)[:6])}): "
-        f"name one, as in --resume-path {run.run_url}/{sorted(candidates)[0]}"
+        f"name one, as in --resume-path {run.run_url}/{min(candidates)}"
     )
 
 
@@ -151,10 +168,23 @@ class Attempt:
         signals: Signals,
         *,
         attempt: int | None,
-        on_update: Callable[[Mapping[str, Any]], None] = lambda _metrics: None,
+        keep: int | None = KEEP_CHECKPOINTS,
+        on_update: OnUpdate = _no_update,
+        on_build: OnBuild = _no_build,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Claim the run.
+
+        Args:
+            run: its documents.
+            config: what is trained.
+            places: where models are cached.
+            signals: read between two updates.
+            attempt: the fencing token; None takes the next free one.
+            keep: how many of the newest checkpoints stay; None keeps all but that of step 0.
+            on_update: gets the metrics of each update.
+            on_build: told about models that are being built.
+            clock: monotonic seconds.
 
         Raises:
             LeaseLost: a newer process works on it.
@@ -163,7 +193,9 @@ class Attempt:
         self.config = config
         self.places = places
         self.signals = signals
+        self.keep = keep
         self.on_update = on_update
+        self.on_build = on_build
         self.store = CheckpointStore(run)
         self.number = self.store.claim(attempt)
         self._clock = clock
@@ -216,7 +248,7 @@ class Attempt:
         zoo = make_zoo(self.config, self.places, self._building)
         env = make_environment(self.config.env, world_seed=self.config.world_seed)
         trainer = Trainer(self.config, env, zoo.base(), zoo.surrogate())
-        found = self.store.newest_valid(lambda line: print(line, file=sys.stderr))  # noqa: T201
+        found = self.store.newest_valid(_skipped)
         if found is not None:
             self._saved, files = found
             trainer.load(files)
@@ -253,9 +285,16 @@ class Attempt:
 
     def prune(self) -> None:
         """Keep the newest checkpoints."""
-        self.store.prune(KEEP_CHECKPOINTS)
+        if self.keep is not None:
+            self.store.prune(self.keep)
+            return
+        places = [Place.parse(name) for name in self.run.list(CHECKPOINTS)]
+        later = sum(place is not None and place.step > 0 for place in places)
+        if later:
+            self.store.prune(later)
 
     def _building(self, model: str, done: int, total: int) -> None:
+        self.on_build(model, done, total)
         if self.signals.received is not None:
             self.signals.check()
         if self._clock() - self._beat_at >= HEARTBEAT_SECONDS or done == total:
@@ -288,7 +327,7 @@ class Attempt:
         except StoreFull:
             raise
         except StoreError as error:
-            print(f"heartbeat not written: {error}", file=sys.stderr)  # noqa: T201
+            get_logger().warning("heartbeat not written", reason=str(error))
 
     def leave(self, outcome: str, message: str) -> None:
         """Write the exit record; best effort, since the store may be what failed."""
@@ -303,7 +342,7 @@ class Attempt:
         try:
             self.run.write_json(f"exits/{self.number:04d}.json", record)
         except StoreError as error:
-            print(f"exit record not written: {error}", file=sys.stderr)  # noqa: T201
+            get_logger().warning("exit record not written", reason=str(error))
 
 
 OUTCOMES: Sequence[tuple[type[BaseException], str]] = (
@@ -322,9 +361,11 @@ def train(
     *,
     attempt: int | None = None,
     until_step: int | None = None,
-    on_update: Callable[[Mapping[str, Any]], None] = lambda _metrics: None,
+    keep: int | None = KEEP_CHECKPOINTS,
+    on_update: OnUpdate = _no_update,
+    on_build: OnBuild = _no_build,
 ) -> CheckpointRef:
-    """`tsgb worker run`: train one run to a step.
+    """`tsgb worker run`: train one run to a step; see `Attempt` for the arguments.
 
     Raises:
         UsageError: no run there, or another process of this machine works on it.
@@ -337,7 +378,16 @@ def train(
     run = find_run(places, resume_path)
     config = read_config(run)
     with RunLock(run.run_url):
-        worker = Attempt(run, config, places, signals, attempt=attempt, on_update=on_update)
+        worker = Attempt(
+            run,
+            config,
+            places,
+            signals,
+            attempt=attempt,
+            keep=keep,
+            on_update=on_update,
+            on_build=on_build,
+        )
         try:
             ref = worker.train(until_step)
         except BaseException as error:
@@ -358,7 +408,7 @@ def build(places: Places, resume_path: str, part: int, parts: int) -> None:
     def beat(model: str, done: int, total: int) -> None:
         signals.check()
         if done % 100 == 0 or done == total:
-            print(f"{model}: {done}/{total}", file=sys.stderr, flush=True)  # noqa: T201
+            get_logger().info("building", model=model, done=done, total=total)
 
     zoo = make_zoo(config, places, beat)
     for name in zoo.parts(parts)[part]:
@@ -411,7 +461,7 @@ def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: i
 
 
 def report(places: Places, resume_paths: Sequence[str], eval_id: str, command: str = "") -> str:
-    """`tsgb worker report`: merge the cells of one or several runs; returns the verdict's sentence."""
+    """`tsgb worker report`: merge the cells of one or several runs; returns the verdict."""
     from tsgb.eval.merge import Part, merge
 
     runs = [find_run(places, path) for path in resume_paths]

@@ -7,7 +7,7 @@ interrupted evaluation goes on where it stopped and nothing is asked twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -53,6 +53,7 @@ class Evaluation:
         zoo: Zoo,
         eval_id: str,
         open_run: OpenRun,
+        own_targets: Mapping[str, Target] | None = None,
     ) -> None:
         """Read the request.
 
@@ -63,6 +64,7 @@ class Evaluation:
             zoo: its models.
             eval_id: names the request.
             open_run: opens the runs of the other arms.
+            own_targets: targets of `env` that the zoo does not know, ready made.
         """
         self.run = run
         self.config = config
@@ -84,7 +86,7 @@ class Evaluation:
             raise UsageError(f"unknown target {unknown[0]!r}: {env.name} has {', '.join(known)}")
         self.specs: dict[str, TargetSpec] = {n: s for n, s in known.items() if n in wanted}
         self._guards: list[Guard] | None = None
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[str, Target] = dict(own_targets or {})
 
     def fill(self, part: int, parts: int, report: Report, check: Callable[[], None]) -> None:
         """Make this part's cells.
@@ -247,7 +249,8 @@ class Evaluation:
 
     def _variance(self) -> dict[str, float]:
         """Claim H6, at the guard's supervised start: there it is still unsure of something."""
-        ref = self.refs()["selfplay"]
+        refs = self.refs()
+        ref = refs.get("selfplay") or next(iter(refs.values()))
         tensors, _ = decode_tensors(self._files(ref, ["guard.safetensors"])["guard.safetensors"])
         columns = split(tensors)
         generator = torch.Generator().manual_seed(self.config.seed + 1)
