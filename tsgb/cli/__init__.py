@@ -1,0 +1,82 @@
+"""The command line: arguments in, one document or a few lines out, errors as one line.
+
+The only part of `tsgb` that reads settings or starts flows. What a command needs is imported when
+it runs, so that `--help` answers at once: at import there are typer, the errors and the options.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from tsgb.cli.eval_local import eval_local
+from tsgb.cli.experiment import experiment
+from tsgb.cli.train_local import train_local
+from tsgb.cli.worker import worker_app
+from tsgb.errors import ExitCode, TSGBError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug shows its plain traceback
+    help="Train a small guard by self-play; measure how far it protects big black boxes.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong input, 3 too many errors to trust a result, "
+    "5 another process took the run over, 6 no space left (what was saved is kept), "
+    "130 interrupted (the same command goes on).",
+)
+app.command()(experiment)
+app.command()(train_local)
+app.command()(eval_local)
+app.add_typer(worker_app, name="worker")
+
+
+def main() -> None:
+    """Entry point: errors of ours, and of the parser, become one line and their exit code."""
+    # So that `--env mine:World` works in the console script as it does under `python -m`.
+    sys.path.append(os.getcwd())  # noqa: PTH109 - a string is what goes there
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code: object = app(prog_name="tsgb", standalone_mode=False)
+    except TSGBError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        code = ExitCode.INTERRUPTED
+    if code == ExitCode.INTERRUPTED:
+        # Ctrl-C before a command took the signal over: nothing was under way.
+        return _fail("interrupted; the same command goes on from what is saved", 130)
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: typer.TyperException) -> int:
+    """The parser's complaint, with the value that it is about and the way out."""
+    context = getattr(error, "ctx", None)
+    command = "tsgb" if context is None else context.command_path
+    given = _given(getattr(getattr(error, "param", None), "opts", ()))
+    value = "" if given is None else f" (got {given!r})"
+    return _fail(
+        f"{error.format_message().rstrip('.')}{value}: see `{command} --help`", error.exit_code
+    )
+
+
+def _given(names: Sequence[str]) -> str | None:
+    """What stands on the command line for an option; the parser's messages leave it out."""
+    for index, word in enumerate(sys.argv):
+        name, equals, value = word.partition("=")
+        if name in names:
+            return value if equals else next(iter(sys.argv[index + 1 : index + 2]), None)
+    return None
+
+
+def _fail(message: str, code: int) -> int:
+    """One line on stderr, whatever the message holds."""
+    typer.echo(f"tsgb: {' '.join(message.split())}", err=True)
+    return int(code)

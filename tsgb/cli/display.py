@@ -1,0 +1,189 @@
+"""What commands print: tables for people, one JSON document for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tsgb.checkpoint.filesystem import open_filesystem
+from tsgb.checkpoint.layout import CHECKPOINTS, Place
+from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.run import RunStore
+from tsgb.checkpoint.urls import canonical_url, local_path
+from tsgb.config import Arm
+from tsgb.eval import views
+from tsgb.eval.records import Summary
+from tsgb.settings import Settings, load_settings
+
+MIN_WIDTH = 110
+"""Columns of a table where the terminal does not say how wide it is."""
+TRAINING_FIGURES = {
+    "asr_no_guard": "ASR, no guard",
+    "asr": "ASR, guarded",
+    "fpr": "FPR",
+    "fnr": "FNR",
+}
+"""Fields of `metrics.jsonl` in the table of a training, and their heads."""
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """The document on stdout, on lines of its own."""
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def console() -> Console:
+    """Stdout; wide enough for a table also where it is no terminal."""
+    out = Console(highlight=False, emoji=False)
+    return out if out.is_terminal else Console(highlight=False, emoji=False, width=MIN_WIDTH)
+
+
+def place(url: str) -> str:
+    """A path where the store is local, else the URL."""
+    path = local_path(url)
+    return url if path is None else str(path)
+
+
+# -- an evaluation -------------------------------------------------------------------------
+
+
+def read_summary(where: str) -> Summary:
+    """The summary at a path or URL."""
+    directory, _, name = canonical_url(where).rpartition("/")
+    settings: Settings = load_settings()
+    files = open_filesystem(directory, settings.webdav_user, settings.webdav_pass)
+    return Summary.model_validate_json(files.read(name))
+
+
+def print_evaluation(summary: Summary, report: str) -> None:
+    """Key figures, guards by targets, with intervals; the verdict; where the report is."""
+    out = console()
+    trained = {arm.value for arm in Arm}
+    for table in evaluation_tables(summary):
+        out.print(table)
+    if len(trained & set(summary.guards)) > 1:
+        out.print(summary.verdict.sentence, markup=False)
+    else:
+        out.print("One guard: `tsgb experiment` measures it against its baselines.", markup=False)
+    out.print(f"Limits: {summary.limits}", markup=False)
+    out.print(f"Report: {report}", markup=False, soft_wrap=True)
+
+
+def evaluation_tables(summary: Summary) -> list[Table]:
+    """What fixed prompts and fresh attackers achieve on each target, and what each guard costs."""
+    headline = views.headline(summary)
+    costs = [
+        index
+        for index, (name, note) in enumerate(headline.columns)
+        if name not in {"AUROC", "ECE"} and note != "benign twins"
+    ]
+    about = f"{summary.env}, {summary.profile}, {summary.threshold_rule}, 95 % intervals"
+    fixed = views.scripted(summary)
+    return [
+        _table(f"Fixed prompts: {about}", fixed, range(len(fixed.columns))),
+        _table("Fresh attackers, and the price", headline, costs),
+    ]
+
+
+def _table(title: str, sheet: views.Sheet, columns: Sequence[int]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("Guard")
+    for index in columns:
+        name, note = sheet.columns[index]
+        table.add_column(f"{name.replace(', ', chr(10))}\n{note}", justify="right")
+    for row in sheet.rows:
+        cells = [row.cells[index] for index in columns]
+        table.add_row(row.label, *(_cell(cell) for cell in cells))
+    return table
+
+
+def _cell(cell: views.Cell) -> str:
+    detail = cell.detail.replace("upper bound ", "\u2264 ").replace(" to ", "\u2013")
+    return f"{cell.figure}\n{detail}".strip()
+
+
+# -- a training ------------------------------------------------------------------------------
+
+
+def store_url(store: str) -> str:
+    """The form in which a store is kept in records."""
+    return canonical_url(store)
+
+
+def newest_step(run: RunStore) -> int:
+    """Updates that are saved; -1 without any."""
+    newest = CheckpointReader(run).newest()
+    return -1 if newest is None else newest.step
+
+
+def training_document(run: RunStore, total_steps: int) -> dict[str, Any]:
+    """What a training left in its run: every checkpoint, with the mean figures up to it."""
+    reader = CheckpointReader(run)
+    places = sorted(p for name in run.list(CHECKPOINTS) if (p := Place.parse(name)))
+    refs = [reader.ref(name) for name in {p.step: p.name for p in places}.values()]
+    metrics = [json.loads(line) for line in run.read_text("metrics.jsonl").splitlines() if line]
+    rows: list[dict[str, Any]] = []
+    start = 0
+    for ref in sorted(refs, key=lambda ref: ref.step):
+        since = [line for line in metrics if start < line["step"] <= ref.step]
+        rows.append(
+            {
+                "step": ref.step,
+                "episode": ref.episode,
+                "phases": list(dict.fromkeys(line["phase"] for line in since)),
+                **{name: _mean(since, name) for name in TRAINING_FIGURES},
+                "checkpoint": place(ref.url),
+            }
+        )
+        start = ref.step
+    return {
+        "run_id": run.run_id,
+        "run": place(run.run_url),
+        "step": rows[-1]["step"] if rows else 0,
+        "total_steps": total_steps,
+        "checkpoint": rows[-1]["checkpoint"] if rows else None,
+        "checkpoints": rows,
+    }
+
+
+def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = [float(line[name]) for line in lines if name in line]
+    return sum(values) / len(values) if values else None
+
+
+def print_training(document: Mapping[str, Any], *, already: bool) -> None:
+    """A row a checkpoint, and what to do next."""
+    out = console()
+    table = Table(
+        title=f"{document['run_id']}: means over the updates up to each checkpoint",
+        title_justify="left",
+    )
+    for head in ("Update", "Games"):
+        table.add_column(head, justify="right")
+    table.add_column("Phases")
+    for head in TRAINING_FIGURES.values():
+        table.add_column(head, justify="right")
+    for row in document["checkpoints"]:
+        figures = [row[name] for name in TRAINING_FIGURES]
+        table.add_row(
+            f"{row['step']}",
+            f"{row['episode']}",
+            ", ".join(row["phases"]),
+            *("" if value is None else f"{value:.1%}" for value in figures),
+        )
+    out.print(table)
+    done = "was done already" if already else "done"
+    out.print(
+        f"{done}: {document['step']} of {document['total_steps']} updates, "
+        f"{len(document['checkpoints'])} checkpoints in {document['run']}",
+        markup=False,
+        soft_wrap=True,
+    )
+    parent = document["run"].rpartition("/")[0]
+    out.print(
+        f"next: tsgb eval-local --checkpoint-path {parent}/latest", markup=False, soft_wrap=True
+    )

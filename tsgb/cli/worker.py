@@ -1,0 +1,81 @@
+"""`tsgb worker ...`: one attempt. A flow starts these; a person may too, to see one at work."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tsgb.cli.options import read_places
+from tsgb.errors import UsageError
+
+worker_app = typer.Typer(help="One attempt: the process that trains or evaluates.")
+
+ResumePath = Annotated[
+    list[str],
+    typer.Option(
+        "--resume-path",
+        metavar="URL",
+        help="URL or path of a run, or of a store with one run.",
+    ),
+]
+EvalId = Annotated[str, typer.Option("--eval-id", metavar="ID", help="Names the evaluation.")]
+PartOption = Annotated[
+    str, typer.Option("--part", metavar="K/N", help="Which share of the work, from 0.")
+]
+
+
+def _one(paths: list[str]) -> str:
+    if len(paths) != 1:
+        raise UsageError(f"--resume-path was given {len(paths)} times: this command takes one run")
+    return paths[0]
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, total = text.partition("/")
+    if not (index.isdecimal() and total.isdecimal() and int(index) < int(total)):
+        raise UsageError(f"--part {text!r} is not K/N with 0 <= K < N, as in 0/2")
+    return int(index), int(total)
+
+
+@worker_app.command("run")
+def worker_run(
+    resume_path: ResumePath,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Fencing token; without it the next free one.")
+    ] = None,
+    until_step: Annotated[
+        int | None, typer.Option(min=0, help="Stop there; without it train to the end.")
+    ] = None,
+) -> None:
+    """Resume a run from its newest checkpoint and train it."""
+    path = _one(resume_path)
+    from tsgb import worker
+
+    typer.echo(worker.train(read_places(), path, attempt=attempt, until_step=until_step).url)
+
+
+@worker_app.command("build")
+def worker_build(resume_path: ResumePath, part: PartOption = "0/1") -> None:
+    """Build the models that a run needs and that are not cached."""
+    path, share = _one(resume_path), _part(part)
+    from tsgb import worker
+
+    worker.build(read_places(), path, *share)
+
+
+@worker_app.command("evaluate")
+def worker_evaluate(resume_path: ResumePath, eval_id: EvalId, part: PartOption = "0/1") -> None:
+    """Fill a share of an evaluation's cells."""
+    path, share = _one(resume_path), _part(part)
+    from tsgb import worker
+
+    worker.evaluate(read_places(), path, eval_id, *share)
+
+
+@worker_app.command("report")
+def worker_report(resume_path: ResumePath, eval_id: EvalId) -> None:
+    """Merge the cells of one or several runs into a report, in the first one."""
+    from tsgb import worker
+
+    typer.echo(worker.report(read_places(), resume_path, eval_id))
