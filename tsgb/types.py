@@ -213,7 +213,7 @@ class ModelRecipe:
 class TargetSpec:
     """How to build or reach a target.
 
-    Example: `TargetSpec(name="B_far", role="black_box", recipe="b_far", overlap=0.0)`
+    Example: `TargetSpec(name="B_far", role="black_box", overlap=0.0, answer="Q1 Q2 V")`
     """
 
     name: str

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tsgb.config import (
     ABLATIONS,
     BASELINES,
+    LOSSES,
     Arm,
     Phase,
     RunConfig,
@@ -140,7 +141,7 @@ def test_an_arm_changes_one_thing(arm: Arm, changes: dict[str, Any]) -> None:
 
 
 def test_arms_and_their_run_ids() -> None:
-    assert {Arm.SELFPLAY, *BASELINES, *ABLATIONS} == set(Arm)
+    assert {Arm.SELFPLAY, *BASELINES, *ABLATIONS, *LOSSES} == set(Arm)
     assert arm_run_id("r1", Arm.SELFPLAY) == "r1"
     assert arm_run_id("r1", Arm.NO_POOL) == "r1.no_pool"
 

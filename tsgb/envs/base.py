@@ -97,7 +97,7 @@ class Environment(Protocol):
         ...
 
     def recipes(self, profile: str) -> Mapping[str, ModelRecipe]:
-        """How the built-in models are made: `"base"` and one entry a target that is not the base."""
+        """How built-in models are made: `"base"`, and one entry a target that is not the base."""
         ...
 
     def profile(self, profile: str) -> Mapping[str, Any]:

@@ -1,1 +1,1 @@
-"""Evaluation: targets, metrics with their intervals, and the report."""
+"""Evaluation: cells of items, statistics over them, and the report."""

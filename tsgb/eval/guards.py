@@ -137,8 +137,8 @@ def trained(
     tensors, about = decode_tensors(files["guard.safetensors"])
     if about.get("base_sha256") != model.sha256:
         raise CheckpointError(
-            f"guard {name!r} was trained on base {str(about.get('base_sha256'))[:12]}, this machine "
-            f"has {model.sha256[:12]}: use the same environment, profile and world seed"
+            f"guard {name!r} was trained on base {str(about.get('base_sha256'))[:12]}, this "
+            f"machine has {model.sha256[:12]}: use the same environment, profile and world seed"
         )
     columns = split(tensors)
     selected = str(about.get("selected") or "current")

@@ -87,6 +87,6 @@ def full_kl(logp_NLV: Tensor, reference_NLV: Tensor, mask_NL: Tensor) -> Tensor:
 
 
 def k3_kl(logp_NL: Tensor, reference_NL: Tensor, mask_NL: Tensor) -> Tensor:
-    """Mean over sampled tokens of exp(d) - d - 1, d = log ref - log pi (Schulman 2020): unbiased."""
+    """Mean of exp(d) - d - 1, d = log ref - log pi, over sampled tokens (Schulman 2020)."""
     d = reference_NL - logp_NL
     return ((d.exp() - d - 1) * mask_NL).sum() / mask_NL.sum().clamp(min=1)

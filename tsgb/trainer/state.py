@@ -31,8 +31,6 @@ class TrainerState:
     """tau: the guard's operating point, in units of the score."""
     mu: float = 0.0
     """Dual variable: extra price of a false positive."""
-    false_positive_rate: float = 0.0
-    """Of the newest calibration-independent check (benign traffic of the train split)."""
     successes: Counter[str] = field(default_factory=Counter)
     """Violations by attack signature, for the novelty bonus."""
     buffer: list[PoolAttack] = field(default_factory=list)
@@ -74,20 +72,13 @@ def decode_state(data: bytes, rng: Random, generator: torch.Generator) -> Traine
     raw: dict[str, Any] = content["state"]
     set_generator_state(rng, content["python_rng"])
     set_generator_state(generator, content["torch_rng"])
-    return TrainerState(
-        **{
-            **raw,
-            "successes": Counter(raw["successes"]),
-            "buffer": [PoolAttack(**attack) for attack in raw["buffer"]],
-            "pool": [
-                PoolMember(
-                    name=member["name"],
-                    attacks=tuple(PoolAttack(**attack) for attack in member["attacks"]),
-                )
-                for member in raw["pool"]
-            ],
-        }
-    )
+    pool = [
+        PoolMember(name=m["name"], attacks=tuple(PoolAttack(**a) for a in m["attacks"]))
+        for m in raw.pop("pool")
+    ]
+    successes: Counter[str] = Counter(raw.pop("successes"))
+    buffer = [PoolAttack(**attack) for attack in raw.pop("buffer")]
+    return TrainerState(**raw, successes=successes, buffer=buffer, pool=pool)
 
 
 def join(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -41,8 +41,10 @@ def variance_ratio(
             (sampled, sampled_policy_gradient(z_B, gain_B, uniform_B)),
         )
         for found, loss in losses:
-            grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            found.append(torch.cat([g.flatten() for g in grads if g is not None]).double())
+            grads = torch.autograd.grad(
+                loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            found.append(torch.cat([g.flatten() for g in grads]).double())
     e_ND, s_ND = torch.stack(exact), torch.stack(sampled)
     # The trace of a covariance needs inner products only: draws then cost nothing.
     gram_e, gram_s = e_ND @ e_ND.T, s_ND @ s_ND.T
@@ -54,8 +56,8 @@ def variance_ratio(
     draws = torch.tensor(
         [ratio(torch.randint(0, N, (N,), generator=generator)) for _ in range(1000)]
     )
-    low, high = draws.quantile(torch.tensor([0.025, 0.975])).tolist()
-    return ratio(torch.arange(N)), low, high
+    low, high = draws.quantile(torch.tensor([0.025, 0.975]))
+    return ratio(torch.arange(N)), float(low), float(high)
 
 
 def _trace(gram: Tensor, index: Tensor) -> Tensor:

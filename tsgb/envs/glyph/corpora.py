@@ -1,7 +1,7 @@
 """Training texts of the built-in models. Only the corpora of the targets know the policy's labels.
 
 `base` teaches what a pretrained model can do (decode payloads, write prompts) and no safety label;
-a target's corpus teaches its hidden rules; `replay` keeps the skill of decoding alive.
+a target's corpus teaches its hidden rules; `replay` keeps alive what the base can do.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Corpora:
                 return self._decode(mixes().base, rng, kinds_share=self._kinds_share)
             return self._write(rng)
         if name == "replay":
-            return self._decode(mixes().replay, rng, kinds_share=0.0)
+            # What the base read while it was pretrained, the reserved techniques left out. Without
+            # the severity classes the guard forgets them and judges unseen pairs by memory.
+            return self._decode(mixes().replay, rng, kinds_share=self._kinds_share)
         return self._answer(self._rules[name], rng)
 
     def _text(self, form: Form, pair: Pair, rng: Random) -> str:

@@ -35,6 +35,7 @@ _SMOKE_STEPS = {"base": 150, "T_s": 60, "B_near": 40, "B_mid": 40, "B_far": 40}
 _PROFILES: Mapping[str, Mapping[str, Any]] = {
     # Checks the plumbing within a minute; its numbers mean nothing.
     "smoke": {
+        "segments": 1,
         "attacker": {"sft_steps": 20, "warmup_steps": 4, "scenarios_per_step": 8},
         "guard": {"sft_steps": 30, "batch": 64, "replay_batch": 32},
         "selfplay": {"rounds": 1, "attacker_steps": 4, "guard_steps": 10, "payoff_attacks": 32},
@@ -50,9 +51,9 @@ _PROFILES: Mapping[str, Mapping[str, Any]] = {
         "checkpoint_interval": 20,
     },
     # The defaults of `RunConfig` are those of this world.
-    "demo": {},
-    # 800 guard updates instead of 500: a guard that stops early looks worse than its method.
-    "paper": {"selfplay": {"rounds": 8}},
+    "demo": {"segments": 2},
+    # The recipe of the demo, on five seeds, with ablations.
+    "paper": {"segments": 2},
 }
 
 
