@@ -28,7 +28,7 @@ from tsgb.errors import CheckpointError
 from tsgb.models.adapters import load_parameters
 from tsgb.models.language_model import LanguageModel
 from tsgb.trainer.batches import clean_prompts
-from tsgb.trainer.loop import calibration_prompts
+from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.players import make_adapter
 from tsgb.trainer.state import split
 from tsgb.trainer.threshold import Threshold, fit_temperature, np_threshold

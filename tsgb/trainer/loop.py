@@ -7,7 +7,6 @@ inverse, and the result does not depend on how often it was saved and loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from random import Random
@@ -17,25 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tsgb.checkpoint.codec import (
-    decode_optimizer,
-    decode_tensors,
-    encode_optimizer,
-    encode_tensors,
-)
 from tsgb.config import Arm, Phase, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.pool import PoolAttack, PoolMember, draw, replay_weights
 from tsgb.envs.rollout import play
-from tsgb.errors import CheckpointError
 from tsgb.models.adapters import load_parameters, snapshot
 from tsgb.models.language_model import LanguageModel
 from tsgb.models.targets import Target
 from tsgb.trainer.batches import GuardBatch, clean_batch, selfplay_batch
+from tsgb.trainer.calibration import calibrated_threshold
 from tsgb.trainer.players import AttackerPlayer, GuardPlayer, make_adapter
-from tsgb.trainer.state import TrainerState, decode_state, encode_state, join, split
-from tsgb.trainer.threshold import np_threshold
-from tsgb.types import Episode, Label, Scenario, Split, StreamKind
+from tsgb.trainer.saving import checkpoint_files, restore
+from tsgb.trainer.state import TrainerState
+from tsgb.types import Episode, Label, Scenario, Split
 
 Metrics = dict[str, Any]
 RECALIBRATE = 50
@@ -343,30 +336,7 @@ class Trainer:
 
     def files(self, now: datetime | None = None) -> dict[str, bytes]:
         """The five files of a checkpoint."""
-        about = {
-            "base": self.model.name,
-            "base_sha256": self.model.sha256,
-            "adapter": self.config.model.adapter,
-            "rank": self.config.model.rank,
-            "selected": self.state.guards[self.state.best_guard] if self.state.guards else "",
-        }
-        content = encode_state(self.state, self.rng, self.generator)
-        content["timestamp"] = (now or datetime.now(UTC)).isoformat()
-        return {
-            "attacker.safetensors": encode_tensors(
-                join({"current": snapshot(self.attacker.adapter), **self.starts}), about
-            ),
-            "guard.safetensors": encode_tensors(
-                join({"current": snapshot(self.guard.adapter), **self.columns}), about
-            ),
-            "optim_attacker.safetensors": encode_optimizer(
-                self.attacker.optimizer, self.attacker.adapter.parameters
-            ),
-            "optim_guard.safetensors": encode_optimizer(
-                self.guard.optimizer, self.guard.adapter.parameters
-            ),
-            "trainer_state.json": json.dumps(content, indent=1, sort_keys=True).encode(),
-        }
+        return checkpoint_files(self, now or datetime.now(UTC))
 
     def load(self, files: Mapping[str, bytes]) -> None:
         """Continue from the five files of a checkpoint.
@@ -374,55 +344,7 @@ class Trainer:
         Raises:
             CheckpointError: it belongs to another base model or another version.
         """
-        attacker, about = decode_tensors(files["attacker.safetensors"])
-        guard, _ = decode_tensors(files["guard.safetensors"])
-        if about.get("base_sha256") != self.model.sha256:
-            raise CheckpointError(
-                f"the checkpoint was trained on base {about.get('base')} "
-                f"{str(about.get('base_sha256'))[:12]}, this machine has {self.model.sha256[:12]}: "
-                "use the same environment, profile, world seed and torch version"
-            )
-        starts, columns = split(attacker), split(guard)
-        load_parameters(self.attacker.adapter, starts.pop("current"))
-        load_parameters(self.guard.adapter, columns.pop("current"))
-        self.starts, self.columns = starts, columns
-        self.attacker.restart_optimizer()
-        decode_optimizer(
-            files["optim_attacker.safetensors"],
-            self.attacker.optimizer,
-            self.attacker.adapter.parameters,
-        )
-        decode_optimizer(
-            files["optim_guard.safetensors"], self.guard.optimizer, self.guard.adapter.parameters
-        )
-        self.state = decode_state(files["trainer_state.json"], self.rng, self.generator)
-
-
-def calibration_prompts(env: Environment, config: RunConfig) -> list[str]:
-    """Benign prompts of the calibration split.
-
-    They are the same for every guard of a run (their generator is seeded by the run's seed), so
-    thresholds differ by the guard alone.
-    """
-    calibration = config.calibration
-    rng = Random(f"calibration-{config.seed}")  # noqa: S311
-    hard = round(calibration.num * calibration.hard_share)
-    twins = round(calibration.num * calibration.twins_share)
-    return [
-        p.text
-        for kind, num in (
-            (StreamKind.BENIGN, calibration.num - hard - twins),
-            (StreamKind.HARD_BENIGN, hard),
-            (StreamKind.TWINS, twins),
-        )
-        for p in env.stream(kind, Split.CALIBRATION, rng, num)
-    ]
-
-
-def calibrated_threshold(env: Environment, guard: GuardPlayer, config: RunConfig) -> float:
-    """Tau of a guard: the Neyman-Pearson threshold on `calibration_prompts`."""
-    scores = guard.score(calibration_prompts(env, config)).double().numpy()
-    return float(np_threshold(scores, config.calibration.fpr, config.calibration.delta).value)
+        restore(self, files)
 
 
 def _usable(episodes: Sequence[Episode]) -> list[PoolAttack]:

@@ -1,0 +1,79 @@
+"""A trainer as the five files of a checkpoint, and back, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from tsgb.checkpoint.codec import (
+    decode_optimizer,
+    decode_tensors,
+    encode_optimizer,
+    encode_tensors,
+)
+from tsgb.errors import CheckpointError
+from tsgb.models.adapters import load_parameters, snapshot
+from tsgb.trainer.state import decode_state, encode_state, join, split
+
+if TYPE_CHECKING:
+    from tsgb.trainer.loop import Trainer
+
+
+def checkpoint_files(trainer: Trainer, now: datetime) -> dict[str, bytes]:
+    """The five files; equal states give equal bytes, the timestamp apart."""
+    state = trainer.state
+    about = {
+        "base": trainer.model.name,
+        "base_sha256": trainer.model.sha256,
+        "adapter": trainer.config.model.adapter,
+        "rank": trainer.config.model.rank,
+        "selected": state.guards[state.best_guard] if state.guards else "",
+    }
+    content = encode_state(state, trainer.rng, trainer.generator)
+    content["timestamp"] = now.isoformat()
+    attacker, guard = trainer.attacker, trainer.guard
+    return {
+        "attacker.safetensors": encode_tensors(
+            join({"current": snapshot(attacker.adapter), **trainer.starts}), about
+        ),
+        "guard.safetensors": encode_tensors(
+            join({"current": snapshot(guard.adapter), **trainer.columns}), about
+        ),
+        "optim_attacker.safetensors": encode_optimizer(
+            attacker.optimizer, attacker.adapter.parameters
+        ),
+        "optim_guard.safetensors": encode_optimizer(guard.optimizer, guard.adapter.parameters),
+        "trainer_state.json": json.dumps(content, indent=1, sort_keys=True).encode(),
+    }
+
+
+def restore(trainer: Trainer, files: Mapping[str, bytes]) -> None:
+    """Put the state of five files into a fresh trainer.
+
+    Raises:
+        CheckpointError: they belong to another base model or another version.
+    """
+    attacker, about = decode_tensors(files["attacker.safetensors"])
+    guard, _ = decode_tensors(files["guard.safetensors"])
+    if about.get("base_sha256") != trainer.model.sha256:
+        raise CheckpointError(
+            f"the checkpoint was trained on base {about.get('base')} "
+            f"{str(about.get('base_sha256'))[:12]}, this machine has {trainer.model.sha256[:12]}: "
+            "use the same environment, profile, world seed and torch version"
+        )
+    starts, columns = split(attacker), split(guard)
+    load_parameters(trainer.attacker.adapter, starts.pop("current"))
+    load_parameters(trainer.guard.adapter, columns.pop("current"))
+    trainer.starts, trainer.columns = starts, columns
+    trainer.attacker.restart_optimizer()
+    decode_optimizer(
+        files["optim_attacker.safetensors"],
+        trainer.attacker.optimizer,
+        trainer.attacker.adapter.parameters,
+    )
+    decode_optimizer(
+        files["optim_guard.safetensors"], trainer.guard.optimizer, trainer.guard.adapter.parameters
+    )
+    trainer.state = decode_state(files["trainer_state.json"], trainer.rng, trainer.generator)
