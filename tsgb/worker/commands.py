@@ -1,0 +1,140 @@
+"""What `tsgb worker` does: train, build, evaluate, report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from tsgb.checkpoint.run import RunLock
+from tsgb.envs import make_environment
+from tsgb.logging import get_logger
+from tsgb.types import CheckpointRef
+from tsgb.worker.attempt import (
+    HEARTBEAT_SECONDS,
+    KEEP_CHECKPOINTS,
+    OUTCOMES,
+    Attempt,
+    OnBuild,
+    OnUpdate,
+    no_build,
+    no_update,
+)
+from tsgb.worker.places import Places, find_run, make_zoo, read_config, setup_torch
+from tsgb.worker.signals import Signals
+
+
+def train(
+    places: Places,
+    resume_path: str,
+    *,
+    attempt: int | None = None,
+    until_step: int | None = None,
+    keep: int | None = KEEP_CHECKPOINTS,
+    on_update: OnUpdate = no_update,
+    on_build: OnBuild = no_build,
+) -> CheckpointRef:
+    """`tsgb worker run`: train one run to a step; see `Attempt` for the arguments.
+
+    Raises:
+        UsageError: no run there, or another process of this machine works on it.
+        Interrupted: a signal came; the state is saved.
+        LeaseLost: a newer process works on the run.
+    """
+    setup_torch()
+    signals = Signals()
+    signals.install()
+    run = find_run(places, resume_path)
+    config = read_config(run)
+    with RunLock(run.run_url):
+        worker = Attempt(
+            run,
+            config,
+            places,
+            signals,
+            attempt=attempt,
+            keep=keep,
+            on_update=on_update,
+            on_build=on_build,
+        )
+        try:
+            ref = worker.train(until_step)
+        except BaseException as error:
+            outcome = next(name for kind, name in OUTCOMES if isinstance(error, kind))
+            worker.leave(outcome, f"{type(error).__name__}: {error}")
+            raise
+        worker.leave("done", f"trained to step {ref.step}")
+    return ref
+
+
+def build(places: Places, resume_path: str, part: int, parts: int) -> None:
+    """`tsgb worker build`: make a share of the models that the run needs."""
+    setup_torch()
+    signals = Signals()
+    signals.install()
+    config = read_config(find_run(places, resume_path))
+
+    def beat(model: str, done: int, total: int) -> None:
+        signals.check()
+        if done % 100 == 0 or done == total:
+            get_logger().info("building", model=model, done=done, total=total)
+
+    zoo = make_zoo(config, places, beat)
+    for name in zoo.parts(parts)[part]:
+        zoo.build(name)
+
+
+def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: int) -> None:
+    """`tsgb worker evaluate`: fill a share of an evaluation's cells.
+
+    Raises:
+        Interrupted: a signal came; finished cells are kept.
+    """
+    from tsgb.eval.runner import Evaluation
+
+    setup_torch()
+    signals = Signals()
+    signals.install()
+    run = find_run(places, resume_path)
+    config = read_config(run)
+    beat_at = -1e9
+
+    def report(done: int, total: int, label: str) -> None:
+        nonlocal beat_at
+        now = time.monotonic()
+        if now - beat_at >= HEARTBEAT_SECONDS or done == total:
+            beat_at = now
+            run.write_json(
+                f"reports/{eval_id}/progress-{part}.json",
+                {
+                    "done": done,
+                    "total": total,
+                    "label": label,
+                    "pid": os.getpid(),
+                    "updated_at": datetime.now(UTC).isoformat(),
+                },
+            )
+
+    def building(model: str, done: int, total: int) -> None:
+        signals.check()
+        report(0, 1, f"build {model} {done}/{total}")
+
+    env = make_environment(config.env, world_seed=config.world_seed)
+    zoo = make_zoo(config, places, building)
+    evaluation = Evaluation(run, config, env, zoo, eval_id, places.open)
+    evaluation.fill(part, parts, report, signals.check)
+
+
+def report(places: Places, resume_paths: Sequence[str], eval_id: str, command: str = "") -> str:
+    """`tsgb worker report`: merge the cells of one or several runs; returns the verdict."""
+    from tsgb.eval.merge import Part, merge
+
+    runs = [find_run(places, path) for path in resume_paths]
+    parts = [Part(run, read_config(run)) for run in runs]
+    first = parts[0].config
+    env = make_environment(first.env, world_seed=first.world_seed)
+    done = command or (
+        f"tsgb experiment --profile {first.profile.value} --env {first.env} --seed {first.seed}"
+    )
+    return merge(parts, env, eval_id, done).verdict.sentence

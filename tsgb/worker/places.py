@@ -1,0 +1,86 @@
+"""Where a worker finds its run, its configuration and its models; all of it from arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import SecretStr
+
+from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.checkpoint.urls import canonical_url
+from tsgb.config import RunConfig, parse_config
+from tsgb.envs import make_environment
+from tsgb.errors import (
+    StoreError,
+    UsageError,
+)
+from tsgb.models.zoo import Zoo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """What the environment would say; the command line fills it in."""
+
+    cache_dir: Path
+    user: str | None = None
+    password: SecretStr | None = None
+
+    def open(self, run_url: str) -> RunStore:
+        """A run's documents."""
+        return open_run(run_url, self.user, self.password)
+
+
+def find_run(places: Places, url: str) -> RunStore:
+    """The run that a user means by a run or store URL.
+
+    Raises:
+        UsageError: there is none, or the store holds several and none is named.
+    """
+    run = places.open(canonical_url(url))
+    try:
+        run.read_bytes("config.json")
+    except FileNotFoundError:
+        pass
+    else:
+        return run
+    candidates: list[str] = []
+    try:
+        names = run.list("")
+    except FileNotFoundError:
+        names = list[str]()
+    for name in names:
+        try:
+            run.read_bytes(f"{name}/config.json")
+        except (FileNotFoundError, StoreError):
+            continue
+        candidates.append(name)
+    if len(candidates) == 1:
+        return places.open(f"{run.run_url}/{candidates[0]}")
+    if not candidates:
+        raise UsageError(
+            f"no run at {run.run_url}: it has no config.json, and no directory below has one; "
+            "give the URL of a run, or begin one with `tsgb experiment` or `tsgb train-local`"
+        )
+    raise UsageError(
+        f"{run.run_url} holds {len(candidates)} runs ({', '.join(sorted(candidates)[:6])}): "
+        f"name one, as in --resume-path {run.run_url}/{min(candidates)}"
+    )
+
+
+def read_config(run: RunStore) -> RunConfig:
+    """The run's configuration."""
+    return parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
+
+
+def setup_torch() -> None:
+    """One thread: two on such small matrices are slower than one, and results depend on it."""
+    torch.set_num_threads(1)
+
+
+def make_zoo(config: RunConfig, places: Places, beat: Callable[[str, int, int], None]) -> Zoo:
+    """The run's world and models."""
+    env = make_environment(config.env, world_seed=config.world_seed)
+    return Zoo(env, config, places.cache_dir / "models", beat)
