@@ -15,10 +15,18 @@ from typing import Any
 from flows.progress import bar_of, listener
 from tsgb.checkpoint.layout import Claim
 from tsgb.checkpoint.reader import CheckpointReader
-from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.urls import join_run
 from tsgb.config import Arm, RunConfig, arm_run_id, parse_config
-from tsgb.errors import LeaseLost, Preempted, StoreError, StoreFull, TSGBError, WorkerFailed
+from tsgb.errors import (
+    LeaseLost,
+    Preempted,
+    StoreError,
+    StoreFull,
+    TSGBError,
+    UsageError,
+    WorkerFailed,
+)
 from tsgb.machines import Attempt, Job, JobState, LocalMachine, Outcome, run_processes
 from tsgb.settings import Settings, child_environment
 from tsgb.types import CheckpointRef
@@ -120,6 +128,7 @@ class Workers:
         return found[0] if found is not None and found[0].step >= target else None
 
     def _attempt(self, run: RunStore, target: int) -> Attempt:
+        self._wait_for(run)
         number = _highest(run) + 1
         run.write_json(
             f"attempts/{number:04d}.json",
@@ -137,6 +146,18 @@ class Workers:
             heartbeat=f"heartbeats/{number:04d}.json",
             exit_record=f"exits/{number:04d}.json",
         )
+
+    def _wait_for(self, run: RunStore) -> None:
+        """Let a worker end that still saves, because the flow that started it was killed."""
+        deadline = time.monotonic() + self.settings.grace_seconds
+        while True:
+            try:
+                with RunLock(run.run_url):
+                    return
+            except UsageError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(self.settings.poll_seconds)
 
     def _job(
         self,

@@ -100,18 +100,22 @@ class Machine(Protocol):
         ...
 
 
-# Linux sends the worker SIGTERM when its parent ends in whatever way, `kill -9` included: the
-# worker then saves and goes by itself. `prctl` acts on the calling process and survives `exec`;
-# doing it in a program of its own (9 ms) is safe where `preexec_fn` is not: Prefect's process has
-# many threads. Elsewhere the worker ends at its step target, and a newer attempt fences it off.
-_FOLLOW_PARENT = """
-import os, signal, sys
-if sys.platform == "linux":
-    import ctypes
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit(128 + signal.SIGTERM)
-os.execvp(sys.argv[2], sys.argv[2:])
+# Runs in the worker's process before it becomes the worker: leaves a small process behind that
+# holds the other end of a pipe from the flow and sends SIGTERM, once, when that pipe breaks because
+# the flow is gone, `kill -9` included. The worker then saves and goes by itself; it needs no code
+# for it. (The kernel's PR_SET_PDEATHSIG sends the signal once for each thread of the flow that
+# dies, and a worker takes a second signal for impatience.)
+_FOLLOW_FLOW = """
+import os, select, signal, sys
+worker = os.getpid()
+if os.fork() == 0:
+    while os.getppid() == worker and not select.select([0], [], [], 1.0)[0]:
+        pass
+    if os.getppid() == worker:
+        os.kill(worker, signal.SIGTERM)
+    os._exit(0)
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
@@ -142,11 +146,11 @@ class LocalMachine:
     def provision(self) -> None:
         """Start the process."""
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        shim = [sys.executable, "-I", "-S", "-c", _FOLLOW_PARENT, str(os.getpid())]
+        follow_flow = [sys.executable, "-I", "-S", "-c", _FOLLOW_FLOW]
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own worker command, no shell
-                [*shim, *self._command],
-                stdin=subprocess.DEVNULL,
+                [*follow_flow, *self._command],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=self._environment,
@@ -158,6 +162,8 @@ class LocalMachine:
         if self._process is None:
             return MachineStatus(running=False)
         code = self._process.poll()
+        if code is not None and self._process.stdin is not None:
+            self._process.stdin.close()
         return MachineStatus(running=code is None, exit_code=code)
 
     def logs(self, max_bytes: int = 4096) -> str:

@@ -151,7 +151,7 @@ def test_stage_2_follows_stage_1_exactly_once(environment: dict[str, str], tmp_p
             wait_for(
                 "both stages",
                 lambda: any(run["state_type"] == "COMPLETED" for run in api.automated()),
-                240,
+                400,
             )
             time.sleep(5)  # a second one would have been created by now
 
