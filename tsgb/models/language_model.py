@@ -58,6 +58,9 @@ class LanguageModel:
         """
         if kind == "full":
             return FullAdapter(self.base)
+        convert = getattr(self._peft, "transformers", None)
+        if convert is not None:
+            self._peft = convert()  # peft wants the real module, not only its weights
         adapter = LoraAdapter(self.base, self._peft, rank=rank, role=role)
         self._peft = adapter.module
         adapter.reset(generator)
@@ -131,7 +134,7 @@ class LanguageModel:
         )
         eos = self.tokenizer.eos_id
         texts = [
-            self.tokenizer.decode([i for i in row[:length] if i != eos])
+            self.tokenizer.decode(row[: length - (row[length - 1] == eos)])
             for row, length in zip(
                 completions.ids_NL.tolist(), completions.lengths_N.tolist(), strict=True
             )

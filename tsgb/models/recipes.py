@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tsgb.envs.base import Environment
 from tsgb.models.adapters import FullAdapter
@@ -40,6 +40,61 @@ class GruModel(nn.Module):
         return self.head(out if at_M is None else out.flatten(0, 1).index_select(0, at_M))
 
 
+class TinyLlama(nn.Module):
+    """The weights of a small transformers `LlamaForCausalLM`, under its names, without its code.
+
+    Importing that code costs every worker 3 CPU seconds; `network.py` runs the weights as they are,
+    and `transformers` makes the real module where one is needed (LoRA, export).
+    """
+
+    def __init__(self, recipe: ModelRecipe, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        width, inner = recipe.width, recipe.width * 8 // 3 // 8 * 8
+        self.settings: dict[str, Any] = {
+            "vocab_size": tokenizer.size,
+            "hidden_size": width,
+            "intermediate_size": inner,
+            "num_hidden_layers": recipe.layers,
+            "num_attention_heads": recipe.heads,
+            "num_key_value_heads": recipe.heads,
+            "max_position_embeddings": recipe.max_length,
+            "tie_word_embeddings": False,
+            "pad_token_id": tokenizer.pad_id,
+            "eos_token_id": tokenizer.eos_id,
+            "bos_token_id": None,
+            "rms_norm_eps": 1e-6,
+        }
+        self.config = SimpleNamespace(**self.settings)
+        self._add("model.embed_tokens", tokenizer.size, width)
+        for layer in range(recipe.layers):
+            at = f"model.layers.{layer}"
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                self._add(f"{at}.self_attn.{name}", width, width)
+            self._add(f"{at}.mlp.gate_proj", inner, width)
+            self._add(f"{at}.mlp.up_proj", inner, width)
+            self._add(f"{at}.mlp.down_proj", width, inner)
+            self._add(f"{at}.input_layernorm", width)
+            self._add(f"{at}.post_attention_layernorm", width)
+        self._add("model.norm", width)
+        self._add("lm_head", tokenizer.size, width)
+
+    def _add(self, path: str, *shape: int) -> None:
+        here: nn.Module = self
+        for part in path.split("."):
+            if not hasattr(here, part):
+                here.add_module(part, nn.Module())
+            here = getattr(here, part)
+        here.register_parameter("weight", nn.Parameter(torch.empty(*shape)))
+
+    def transformers(self) -> nn.Module:
+        """The same weights in a transformers module."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        module = LlamaForCausalLM(LlamaConfig(**self.settings))
+        module.load_state_dict(self.state_dict())
+        return module.requires_grad_(False).eval()  # pyright: ignore[reportReturnType]
+
+
 def make_module(recipe: ModelRecipe, tokenizer: Tokenizer, seed: int) -> nn.Module:
     """A freshly initialised module of the recipe's architecture.
 
@@ -52,20 +107,7 @@ def make_module(recipe: ModelRecipe, tokenizer: Tokenizer, seed: int) -> nn.Modu
     if recipe.arch == "gru":
         module: nn.Module = GruModel(tokenizer.size, recipe.width, recipe.layers)
     else:
-        config = LlamaConfig(
-            vocab_size=tokenizer.size,
-            hidden_size=recipe.width,
-            intermediate_size=recipe.width * 8 // 3 // 8 * 8,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            num_key_value_heads=recipe.heads,
-            max_position_embeddings=recipe.max_length,
-            tie_word_embeddings=False,
-            pad_token_id=tokenizer.pad_id,
-            eos_token_id=tokenizer.eos_id,
-            bos_token_id=None,
-        )
-        module = LlamaForCausalLM(config)
+        module = TinyLlama(recipe, tokenizer)
     with torch.no_grad():
         for name, parameter in sorted(module.named_parameters()):
             if parameter.dim() > 1:

@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Tokenizer as FastTokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tsgb.errors import ConfigError
 from tsgb.types import GuardTemplate, Message, Messages, TokenizerSpec
@@ -33,36 +30,51 @@ class Tokenizer:
     def __init__(self, fast: Any) -> None:
         """Wrap a transformers fast tokenizer with a chat template."""
         self._fast = fast
-        self._plain: FastTokenizer = fast.backend_tokenizer
         self.size = len(fast)
         self.pad_id: int = fast.pad_token_id if fast.pad_token_id is not None else 0
         self.eos_id: int = fast.eos_token_id
         self._rendered: dict[Any, tuple[list[int], list[int], str, str]] = {}
         self._words: _Words | None = None
         self._names: list[str] = []
+        self._template = ""
 
     @classmethod
     def from_words(cls, spec: TokenizerSpec) -> Tokenizer:
-        """A word-level tokenizer; the first word pads, `EOS` ends."""
-        table = {word: index for index, word in enumerate(spec.words)}
-        plain = FastTokenizer(WordLevel(table, unk_token=spec.words[0]))
+        """A word-level tokenizer; the first word pads, `EOS` ends.
+
+        Words need no library: importing transformers costs every worker 2 CPU seconds.
+        """
+        tokenizer = cls.__new__(cls)
+        tokenizer._fast = None
+        tokenizer.size = len(spec.words)
+        tokenizer._words = _Words({word: index for index, word in enumerate(spec.words)})
+        tokenizer._names = list(spec.words)
+        tokenizer.pad_id = 0
+        tokenizer.eos_id = tokenizer._words["EOS"]
+        tokenizer._rendered = {}
+        tokenizer._template = spec.chat_template
+        return tokenizer
+
+    def transformers(self) -> Any:
+        """The transformers tokenizer, to be saved beside exported weights."""
+        if self._words is None:
+            return self._fast
+        from tokenizers import Tokenizer as FastTokenizer
+        from tokenizers.models import WordLevel
+        from tokenizers.pre_tokenizers import WhitespaceSplit
+        from transformers import PreTrainedTokenizerFast
+
+        pad = self._names[0]
+        plain = FastTokenizer(WordLevel(dict(self._words), unk_token=pad))
         plain.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
         fast = PreTrainedTokenizerFast(
             tokenizer_object=plain,
-            pad_token=spec.words[0],
-            eos_token="EOS",
-            unk_token=spec.words[0],
+            pad_token=pad,
+            eos_token=self._names[self.eos_id],
+            unk_token=pad,
         )
-        fast.chat_template = spec.chat_template
-        tokenizer = cls(fast)
-        tokenizer._words = _Words(table)
-        tokenizer._names = list(spec.words)
-        return tokenizer
-
-    @property
-    def transformers(self) -> Any:
-        """The wrapped tokenizer, to be saved beside exported weights."""
-        return self._fast
+        fast.chat_template = self._template
+        return fast
 
     def encode(self, text: str) -> list[int]:
         """Ids of template text; special tokens are recognised, none are added."""
@@ -83,7 +95,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
         if self._words is not None:
-            return " ".join(self._names[i] for i in ids)
+            return " ".join(map(self._names.__getitem__, ids))
         return str(self._fast.decode(ids, skip_special_tokens=True))
 
     def single(self, word: str) -> int:
@@ -121,17 +133,19 @@ class Tokenizer:
         parts = self._rendered.get(key)
         if parts is None:
             # Rendering costs a hundred times the rest; what surrounds the slot rarely changes.
-            text = str(
-                self._fast.apply_chat_template(
-                    [{"role": role, "content": content} for role, content in key],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
-            )
+            text = self._apply([{"role": role, "content": content} for role, content in key])
             before, _, after = text.partition(_SLOT)
             parts = (self.encode(before), self.encode(after), before, after)
             self._rendered[key] = parts
         return (*parts, messages[last]["content"])
+
+    def _apply(self, messages: list[dict[str, str]]) -> str:
+        if self._words is not None:
+            template = ImmutableSandboxedEnvironment().from_string(self._template)
+            return template.render(messages=messages, add_generation_prompt=True)
+        return str(
+            self._fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
 
     def chat_text(self, messages: Messages) -> str:
         """Text of a whole chat, ready for the answer (for training texts that we wrote)."""
