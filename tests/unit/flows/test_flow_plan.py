@@ -21,7 +21,7 @@ from flows.plan import (
 from flows.workers import Workers
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.checkpoint.urls import is_run_id
-from tsgb.config import Arm, Profile, RunConfig
+from tsgb.config import ABLATIONS, BASELINES, Arm, Profile, RunConfig
 from tsgb.errors import ConfigError, UsageError
 from tsgb.settings import Settings
 from tsgb.types import CheckpointRef
@@ -49,7 +49,7 @@ def test_a_new_run_id_is_one() -> None:
 
 def test_arms() -> None:
     assert parse_arms(None, Profile.DEMO) == (Arm.SELFPLAY, Arm.SFT, Arm.FROZEN)
-    assert set(default_arms(Profile.PAPER)) == set(Arm)
+    assert default_arms(Profile.PAPER) == (Arm.SELFPLAY, *BASELINES, *ABLATIONS)
     assert parse_arms(["sft", "selfplay"], Profile.DEMO) == (Arm.SELFPLAY, Arm.SFT)
     with pytest.raises(UsageError, match=r"'stf' is not known: choose from selfplay, sft"):
         parse_arms(["selfplay", "stf"], Profile.DEMO)
