@@ -1,0 +1,142 @@
+"""One attempt: where it stops, what it leaves behind, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.miniature import miniature_config
+from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.errors import Interrupted, LeaseLost, UsageError
+from tsgb.types import CheckpointRef
+from tsgb.worker import Attempt, Places, Signals, find_run, setup_torch
+
+CONFIG = miniature_config({"checkpoint_interval": 4})
+LAST = CONFIG.total_steps
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+    setup_torch()
+    return Places(cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunStore:
+    made = open_run(str(tmp_path / "store" / "r1"))
+    made.write_text("config.json", CONFIG.canonical())
+    return made
+
+
+def attempt(
+    run: RunStore, places: Places, signals: Signals | None = None, **options: Any
+) -> Attempt:
+    ticks = count()  # each look at the clock is a second later, so that each heartbeat is due
+    given = {"attempt": None, "clock": lambda: float(next(ticks)), **options}
+    return Attempt(run, CONFIG, places, signals or Signals(), **given)
+
+
+def steps(run: RunStore) -> list[int]:
+    return [json.loads(line)["step"] for line in run.read_text("metrics.jsonl").splitlines()]
+
+
+def content(run: RunStore, ref: CheckpointRef) -> dict[str, bytes]:
+    files = run.list(f"checkpoints/{ref.name}")
+    return {
+        name: run.read_bytes(f"checkpoints/{ref.name}/{name}")
+        for name in files
+        if name.endswith(".safetensors")
+    }
+
+
+@pytest.mark.parametrize("until", [0, 1, 6, None])
+def test_it_stops_where_it_is_told_to(run: RunStore, places: Places, until: int | None) -> None:
+    ref = attempt(run, places).train(until)
+    wanted = LAST if until is None else until
+    assert ref.step == wanted
+    assert steps(run) == [*range(1, wanted + 1)] if wanted else run.read_text("metrics.jsonl") == ""
+    assert attempt(run, places).train(until) == ref, "nothing is left to do"
+
+
+def test_a_signal_saves_and_the_next_attempt_goes_on(run: RunStore, places: Places) -> None:
+    signals, stopped = Signals(), 6
+
+    def interrupt(metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == stopped:
+            signals.received = signal.SIGTERM
+
+    first = attempt(run, places, signals, on_update=interrupt)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM; the same command goes on"):
+        first.train(None)
+    first.leave("interrupted", "SIGTERM")
+    record = run.read_json("exits/0001.json")
+    assert (record["outcome"], record["step"]) == ("interrupted", stopped)
+    assert record["checkpoint"]["step"] == stopped
+
+    second = attempt(run, places)
+    ref = second.train(None)
+    assert (second.number, ref.step) == (2, LAST)
+    assert steps(run) == [*range(1, LAST + 1)]
+
+
+def test_work_after_the_last_checkpoint_is_done_again_and_told_once(
+    run: RunStore, places: Places, tmp_path: Path
+) -> None:
+    def fall(metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == 7:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        attempt(run, places, on_update=fall).train(None)
+    # What a dying process may leave: lines of updates that no checkpoint has, and a torn one.
+    text = run.read_text("metrics.jsonl")
+    run.write_text("metrics.jsonl", text + '{"step": 5}\n{"step": 6}\n{"st')
+    seen: list[int] = []
+    second = attempt(run, places, on_update=lambda metrics: seen.append(metrics["step"]))
+    ref = second.train(None)
+    assert seen == [*range(5, LAST + 1)]
+    assert steps(run) == [*range(1, LAST + 1)]
+
+    other = open_run(str(tmp_path / "store" / "r2"))
+    undisturbed = attempt(other, places).train(None)
+    assert content(run, ref) == content(other, undisturbed)
+
+
+def test_heartbeats_say_what_would_survive(run: RunStore, places: Places) -> None:
+    beats: list[dict[str, Any]] = []
+
+    def look(metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] > 1:  # the heartbeat of the update before
+            beats.append(run.read_json("heartbeats/0001.json"))
+
+    attempt(run, places, on_update=look).train(None)
+    beats.append(run.read_json("heartbeats/0001.json"))
+    assert [beat["step"] for beat in beats] == [*range(1, LAST + 1)]
+    assert [beat["durable_step"] for beat in beats[:8]] == [0, 0, 0, 0, 4, 4, 4, 4]
+    assert beats[-1]["durable_step"] == LAST
+    assert {beat["total_steps"] for beat in beats} == {LAST}
+    assert beats[-1]["phase"] == "guard"
+
+
+def test_an_older_attempt_is_fenced_off(run: RunStore, places: Places) -> None:
+    older = attempt(run, places)
+    attempt(run, places)
+    with pytest.raises(LeaseLost):
+        older.train(None)
+
+
+def test_a_run_is_found_by_its_own_or_its_stores_address(run: RunStore, places: Places) -> None:
+    store = run.run_url.rpartition("/")[0]
+    assert find_run(places, run.run_url).run_url == run.run_url
+    assert find_run(places, store).run_url == run.run_url
+    open_run(f"{store}/r2").write_text("config.json", CONFIG.canonical())
+    with pytest.raises(UsageError, match=r"holds 2 runs \(r1, r2\): name one"):
+        find_run(places, store)
+    with pytest.raises(UsageError, match="no run at"):
+        find_run(places, f"{store}/r3")
