@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tsgb import worker
 from tsgb.errors import TSGBError
 from tsgb.settings import load_settings
+from tsgb.worker import commands as worker
 
 # It must not outlive its victim for long, nor hit whoever gets the victim's number next.
 ASSASSIN = """

@@ -28,7 +28,7 @@ from tsgb.envs import make_environment
 from tsgb.models.zoo import Zoo
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef
-from tsgb.worker import setup_torch
+from tsgb.worker.models import setup_torch
 
 pytestmark = [
     pytest.mark.integration,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsgb.cli.options import JsonOption, SetOption, TargetOption, parse_overrides, read_places
-from tsgb.errors import CheckpointError, UsageError
+from tsgb.errors import CheckpointError, InvalidResult, UsageError
 
 if TYPE_CHECKING:
     from tsgb.checkpoint.run import RunStore
@@ -166,7 +166,7 @@ def _answer(question: _Question) -> tuple[Summary, str]:
     with watching() as listener:
         ref, _ = load(question.checkpoint_path, user, password, on_skip=listener.note)
         run = open_run(ref.run_url, user, password)
-        config = _reduced(_read_config(run), question.overrides)
+        config = reduced(_read_config(run), question.overrides)
         env = question.environment(config)
         wanted = question.wanted(env)
         eval_id = question.identity(ref, config, wanted)
@@ -201,7 +201,12 @@ def _read_config(run: RunStore) -> RunConfig:
     return parse_config(text, f"{run.run_url}/config.json")
 
 
-def _reduced(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+def reduced(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """The run's configuration with at most `CAPS` to spend, unless the user says more.
+
+    Raises:
+        UsageError: The user would change what the guard was trained with.
+    """
     from tsgb.config import make_config
 
     fixed = [name for name in overrides if name != "evaluation"]
@@ -235,7 +240,8 @@ def _measure(
     from tsgb.custom import CustomTarget
     from tsgb.eval.merge import Part, merge
     from tsgb.eval.runner import Evaluation
-    from tsgb.worker import Signals, make_zoo, setup_torch
+    from tsgb.worker.models import make_zoo, setup_torch
+    from tsgb.worker.signals import Signals
 
     setup_torch()
     signals = Signals()
@@ -252,4 +258,9 @@ def _measure(
     evaluation.fill(
         0, 1, lambda done, total, text: show("evaluate", "cells", done, total, text), signals.check
     )
-    return merge([Part(run, config)], env, eval_id, question.command)
+    try:
+        return merge([Part(run, config)], env, eval_id, question.command)
+    except InvalidResult:
+        # A cell keeps its errors; the same command shall ask again.
+        run.filesystem.delete_dir(f"reports/{eval_id}/cells")
+        raise

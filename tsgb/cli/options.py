@@ -12,7 +12,7 @@ from tsgb.errors import UsageError
 
 if TYPE_CHECKING:
     from tsgb.config import Profile
-    from tsgb.worker import Places
+    from tsgb.worker.places import Places
 
 ProfileOption = Annotated[
     str, typer.Option("--profile", metavar="smoke|demo|paper", help="How much is spent.")
@@ -145,7 +145,7 @@ def _check_name(text: str, path: Sequence[str]) -> None:
 def read_places() -> Places:
     """Cache and credentials, from the environment; loads torch, so say what is wrong before."""
     from tsgb.settings import load_settings
-    from tsgb.worker import Places
+    from tsgb.worker.places import Places
 
     settings = load_settings()
     return Places(

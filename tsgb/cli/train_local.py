@@ -176,7 +176,7 @@ def _train(run_url: str, episodes: int) -> None:
 
     with watching() as listener:
         listener.note(f"train-local: {episodes} updates into {run_url}")
-        from tsgb import worker
+        from tsgb.worker import commands as worker
 
         screen = _Screen(listener, episodes)
         worker.train(

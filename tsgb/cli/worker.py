@@ -50,7 +50,7 @@ def worker_run(
 ) -> None:
     """Resume a run from its newest checkpoint and train it."""
     path = _one(resume_path)
-    from tsgb import worker
+    from tsgb.worker import commands as worker
 
     typer.echo(worker.train(read_places(), path, attempt=attempt, until_step=until_step).url)
 
@@ -59,7 +59,7 @@ def worker_run(
 def worker_build(resume_path: ResumePath, part: PartOption = "0/1") -> None:
     """Build the models that a run needs and that are not cached."""
     path, share = _one(resume_path), _part(part)
-    from tsgb import worker
+    from tsgb.worker import commands as worker
 
     worker.build(read_places(), path, *share)
 
@@ -68,7 +68,7 @@ def worker_build(resume_path: ResumePath, part: PartOption = "0/1") -> None:
 def worker_evaluate(resume_path: ResumePath, eval_id: EvalId, part: PartOption = "0/1") -> None:
     """Fill a share of an evaluation's cells."""
     path, share = _one(resume_path), _part(part)
-    from tsgb import worker
+    from tsgb.worker import commands as worker
 
     worker.evaluate(read_places(), path, eval_id, *share)
 
@@ -76,6 +76,6 @@ def worker_evaluate(resume_path: ResumePath, eval_id: EvalId, part: PartOption =
 @worker_app.command("report")
 def worker_report(resume_path: ResumePath, eval_id: EvalId) -> None:
     """Merge the cells of one or several runs into a report, in the first one."""
-    from tsgb import worker
+    from tsgb.worker import reporting
 
-    typer.echo(worker.report(read_places(), resume_path, eval_id))
+    typer.echo(reporting.report(read_places(), resume_path, eval_id))

@@ -26,7 +26,8 @@ from tsgb.errors import (
 from tsgb.logging import get_logger
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef
-from tsgb.worker.places import Places, make_zoo
+from tsgb.worker.models import make_zoo
+from tsgb.worker.places import Places
 from tsgb.worker.signals import Signals
 
 HEARTBEAT_SECONDS = 1.0

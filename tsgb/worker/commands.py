@@ -1,10 +1,9 @@
-"""What `tsgb worker` does: train, build, evaluate, report."""
+"""What `tsgb worker` does with models: train, build, evaluate."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from tsgb.checkpoint.run import RunLock
@@ -21,7 +20,8 @@ from tsgb.worker.attempt import (
     no_build,
     no_update,
 )
-from tsgb.worker.places import Places, find_run, make_zoo, read_config, setup_torch
+from tsgb.worker.models import make_zoo, setup_torch
+from tsgb.worker.places import Places, find_run, read_config
 from tsgb.worker.signals import Signals
 
 
@@ -91,7 +91,7 @@ def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: i
     Raises:
         Interrupted: a signal came; finished cells are kept.
     """
-    from tsgb.eval.runner import Evaluation
+    from tsgb.eval.runner import Evaluation  # statistics and scikit-learn: training needs neither
 
     setup_torch()
     signals = Signals()
@@ -124,17 +124,3 @@ def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: i
     zoo = make_zoo(config, places, building)
     evaluation = Evaluation(run, config, env, zoo, eval_id, places.open)
     evaluation.fill(part, parts, report, signals.check)
-
-
-def report(places: Places, resume_paths: Sequence[str], eval_id: str, command: str = "") -> str:
-    """`tsgb worker report`: merge the cells of one or several runs; returns the verdict."""
-    from tsgb.eval.merge import Part, merge
-
-    runs = [find_run(places, path) for path in resume_paths]
-    parts = [Part(run, read_config(run)) for run in runs]
-    first = parts[0].config
-    env = make_environment(first.env, world_seed=first.world_seed)
-    done = command or (
-        f"tsgb experiment --profile {first.profile.value} --env {first.env} --seed {first.seed}"
-    )
-    return merge(parts, env, eval_id, done).verdict.sentence

@@ -1,23 +1,16 @@
-"""Where a worker finds its run, its configuration and its models; all of it from arguments."""
+"""Where a worker finds its run and its configuration; all of it from arguments. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import SecretStr
 
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import RunConfig, parse_config
-from tsgb.envs import make_environment
-from tsgb.errors import (
-    StoreError,
-    UsageError,
-)
-from tsgb.models.zoo import Zoo
+from tsgb.errors import StoreError, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +66,3 @@ def find_run(places: Places, url: str) -> RunStore:
 def read_config(run: RunStore) -> RunConfig:
     """The run's configuration."""
     return parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
-
-
-def setup_torch() -> None:
-    """One thread: two on such small matrices are slower than one, and results depend on it."""
-    torch.set_num_threads(1)
-
-
-def make_zoo(config: RunConfig, places: Places, beat: Callable[[str, int, int], None]) -> Zoo:
-    """The run's world and models."""
-    env = make_environment(config.env, world_seed=config.world_seed)
-    return Zoo(env, config, places.cache_dir / "models", beat)

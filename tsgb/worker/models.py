@@ -1,0 +1,23 @@
+"""The models of a run, and how torch is set up for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from tsgb.config import RunConfig
+from tsgb.envs import make_environment
+from tsgb.models.zoo import Zoo
+from tsgb.worker.places import Places
+
+
+def setup_torch() -> None:
+    """One thread: two on such small matrices are slower than one, and results depend on it."""
+    torch.set_num_threads(1)
+
+
+def make_zoo(config: RunConfig, places: Places, beat: Callable[[str, int, int], None]) -> Zoo:
+    """The run's world and models."""
+    env = make_environment(config.env, world_seed=config.world_seed)
+    return Zoo(env, config, places.cache_dir / "models", beat)
