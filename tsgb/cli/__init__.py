@@ -12,10 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from tsgb.cli.eval_local import eval_local
-from tsgb.cli.experiment import experiment
-from tsgb.cli.train_local import train_local
-from tsgb.cli.worker import worker_app
+from tsgb.cli import eval_local, experiment, train_local, worker
 from tsgb.errors import ExitCode, TSGBError
 
 app = typer.Typer(
@@ -26,10 +23,10 @@ app = typer.Typer(
     "5 another process took the run over, 6 no space left (what was saved is kept), "
     "130 interrupted (the same command goes on).",
 )
-app.command()(experiment)
-app.command()(train_local)
-app.command()(eval_local)
-app.add_typer(worker_app, name="worker")
+app.command()(experiment.experiment)
+app.command()(train_local.train_local)
+app.command()(eval_local.eval_local)
+app.add_typer(worker.worker_app, name="worker")
 
 
 def main() -> None:

@@ -94,7 +94,8 @@ def _table(title: str, sheet: views.Sheet, columns: Sequence[int]) -> Table:
     table.add_column("Guard")
     for index in columns:
         name, note = sheet.columns[index]
-        table.add_column(f"{name.replace(', ', chr(10))}\n{note}", justify="right")
+        head = f"{name}, {note}".replace(" \u00b7 ", ", ").replace(", ", "\n")
+        table.add_column(head, justify="right")
     for row in sheet.rows:
         cells = [row.cells[index] for index in columns]
         table.add_row(row.label, *(_cell(cell) for cell in cells))

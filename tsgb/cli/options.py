@@ -143,7 +143,7 @@ def _check_name(text: str, path: Sequence[str]) -> None:
 
 
 def read_places() -> Places:
-    """Cache and credentials, from the environment; loads torch, so say what is wrong before."""
+    """Cache and credentials, from the environment."""
     from tsgb.settings import load_settings
     from tsgb.worker.places import Places
 

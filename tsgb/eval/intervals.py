@@ -92,7 +92,7 @@ def check_error_rate(errors: int, total: int, what: str, limit: float = MAX_ERRO
     if total and errors / total > limit:
         raise InvalidResult(
             f"{errors} of {total} items ({errors / total:.1%}) have no outcome: {what}. Above "
-            f"{limit:.0%} no rate of them means anything: run again, finished items are kept"
+            f"{limit:.0%} no rate of them means anything: mend what failed, then run it again"
         )
 
 

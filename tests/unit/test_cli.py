@@ -1,0 +1,234 @@
+"""The command line in this process: one line for wrong input, one document for programs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import evaluation
+from tests.fakes.command_line import Run
+from tsgb import errors
+from tsgb.cli import options
+from tsgb.config import Profile
+from tsgb.errors import TSGBError
+from tsgb.eval.records import Summary
+from tsgb.eval.summarise import summarise
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    setup = evaluation.setup(seeds=[0])
+    items = evaluation.items(seeds=[0], num_prompts=24, num_attacks=24)
+    return summarise(items, setup, num_draws=50)
+
+
+WRONG = {
+    "profile": ("experiment --profile huge", "--profile 'huge' .* smoke, demo, paper"),
+    "env": ("experiment --env mars", "'mars': choose one of canary, glyph, or .*module:attr"),
+    "own env": ("experiment --env no_such:World", "'no_such:World' cannot be loaded"),
+    "seed": ("experiment --seed x", r"'--seed'.* integer .*\(got 'x'\): see `tsgb experiment --h"),
+    "world seed": ("experiment --world-seed=-1", r"'--world-seed'.* 0 \(got '-1'\)"),
+    "arm": ("experiment --arms selfplay,magic", "'magic' is not known: choose from selfplay"),
+    "no self-play": ("experiment --arms sft", "lack 'selfplay'"),
+    "empty arm": ("experiment --arms sft,,selfplay", "empty name"),
+    "target": ("experiment --target GPT", "'GPT' is not in 'glyph': choose of T_s, B_near"),
+    "set": ("experiment --set rounds", "--set 'rounds' is not NAME=VALUE"),
+    "set unknown": (
+        "experiment --set selfplay.round=1",
+        "selfplay has no 'round': choose of rounds",
+    ),
+    "set group": ("experiment --set selfplay=1", "selfplay.rounds, selfplay.attacker_steps"),
+    "set deep": ("experiment --set selfplay.rounds.x=1", "selfplay.rounds has no parts"),
+    "set value": ("experiment --set selfplay.rounds=-1", "selfplay.rounds = -1: .* equal to 0"),
+    "set text": ("experiment --set guard.loss=l2", "guard.loss = 'l2': .*'exact_pg'"),
+    "set option": ("experiment --set seed=1", "use the option --seed"),
+    "set shares": ("experiment --set guard.pool_share=0.9", "at most 1"),
+    "run id": ("experiment --run-id a/b", "run id 'a/b' is not 1 to 128 of"),
+    "store": ("experiment --store /proc/nowhere", "/proc/nowhere/.* choose another store"),
+    "store secret": ("experiment --store https://me:hunter2@dav.example/x", "holds a password"),
+    "store scheme": ("experiment --store gopher2://x", "gopher2"),
+    "option": ("experiment --frobnicate", "No such option: --frobnicate: see `tsgb experiment"),
+    "command": ("frobnicate", "No such command 'frobnicate': see `tsgb --help`"),
+    "episodes": ("train-local --episodes -3", r"'--episodes'.* to 1 \(got '-3'\)"),
+    "episodes word": ("train-local --episodes=many", r"'--episodes'.*\(got 'many'\)"),
+    "interval": ("train-local --checkpoint-interval 0", r"'--checkpoint-interval'.*\(got '0'\)"),
+    "length": ("train-local --set selfplay.rounds=9", "schedule to .* --episodes says 100"),
+    "train store": ("train-local --store /dev/null/x", "/dev/null/x/local/.*: Not a directory"),
+    "no checkpoint": ("eval-local", "there is nothing at .*/here/checkpoints"),
+    "no url": ("eval-local --checkpoint-path=", "the store URL is empty"),
+    "target class": ("eval-local --target-class Mine", "'Mine' is not module:attribute"),
+    "target module": ("eval-local --target-class no_such:Mine", "No module named 'no_such'"),
+    "target attribute": ("eval-local --target-class json:Mine", "no attribute 'Mine'"),
+    "target method": ("eval-local --target-class json:JSONDecoder", r"generate\(prompt: str\)"),
+    "judge method": ("eval-local --judge-class json:JSONDecoder", r"judge\(response: str"),
+    "part": ("worker build --resume-path x --part 2/2", "--part '2/2' is not K/N"),
+    "no path": ("worker run", "Missing option '--resume-path'"),
+    "two paths": ("worker run --resume-path a --resume-path b", "given 2 times"),
+    "no worker": ("worker", "Missing command: see `tsgb worker --help`"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_input_is_one_line_and_exit_code_2(tsgb: Run, words: str, message: str) -> None:
+    ended = tsgb(*words.split())
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.startswith("tsgb: ")
+    assert ended.err.count("\n") == 1
+    assert re.search(message, ended.err)
+    assert "hunter2" not in ended.err
+
+
+def test_wrong_input_starts_no_run(tsgb: Run) -> None:
+    tsgb("experiment", "--set", "selfplay.rounds=-1")
+    tsgb("train-local", "--env", "mars")
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_an_environment_variable_that_breaks_its_rule(
+    tsgb: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TSGB_MAX_PARALLEL", "0")
+    ended = tsgb("train-local")
+    assert ended.code == 2
+    assert re.fullmatch("tsgb: environment variable for 'max_parallel': .*unset it\n", ended.err)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.UsageError("no"), 2),
+        (errors.StoreFull("/store: no space left"), 6),
+        (errors.LeaseLost("newer"), 5),
+        (errors.InvalidResult("too many"), 3),
+        (errors.Interrupted("stopped"), 130),
+        (errors.WorkerFailed("a\nb"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_exit_codes(
+    tsgb: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def fail(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("flows.experiment.run_experiment", fail)
+    ended = tsgb("experiment")
+    assert ended.code == code
+    assert ended.err.count("\n") == 1
+    if isinstance(error, TSGBError):
+        assert ended.err == f"tsgb: {' '.join(str(error).split())}\n"
+
+
+def test_a_bug_is_a_traceback(tsgb: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("flows.experiment.run_experiment", fail)
+    with pytest.raises(ZeroDivisionError):
+        tsgb("experiment")
+
+
+class TestExperiment:
+    @pytest.fixture
+    def asked(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, summary: Summary
+    ) -> dict[str, Any]:
+        """What a stand-in for the flow was called with."""
+        path = tmp_path / "summary.json"
+        path.write_text(summary.model_dump_json())
+        seen: dict[str, Any] = {}
+
+        def run_experiment(**arguments: Any) -> dict[str, Any]:
+            seen.update(arguments)
+            sys.stderr.write("progress\n")
+            return {"run_id": "r1", "stage2": {"summary": str(path), "report": "/r/report.html"}}
+
+        monkeypatch.setattr("flows.experiment.run_experiment", run_experiment)
+        return seen
+
+    def test_options_reach_the_flow(self, tsgb: Run, asked: dict[str, Any]) -> None:
+        words = (
+            "experiment --profile smoke --env canary --seed 3 --world-seed 4 --store /s --run-id r1"
+            " --arms selfplay,sft --target T_s --target B_far"
+            " --set selfplay.rounds=2 --set guard.loss=exact_pg --set selfplay.pool=false --json"
+        )
+        assert tsgb(*words.split()).code == 0
+        assert asked == {
+            "run_id": "r1",
+            "profile": Profile.SMOKE,
+            "env": "canary",
+            "seed": 3,
+            "world_seed": 4,
+            "store": "/s",
+            "arms": ["selfplay", "sft"],
+            "targets": ["T_s", "B_far"],
+            "overrides": {"selfplay": {"rounds": 2, "pool": False}, "guard": {"loss": "exact_pg"}},
+        }
+
+    def test_defaults(self, tsgb: Run, asked: dict[str, Any]) -> None:
+        tsgb("experiment")
+        given = {name: value for name, value in asked.items() if value is not None}
+        assert given == {"profile": Profile.DEMO, "env": "glyph", "seed": 0, "world_seed": 0}
+
+    @pytest.mark.usefixtures("asked")
+    def test_json_is_one_document_on_stdout(self, tsgb: Run) -> None:
+        ended = tsgb("experiment", "--json")
+        assert json.loads(ended.out)["run_id"] == "r1"
+        assert ended.err == "progress\n"
+
+    @pytest.mark.usefixtures("asked")
+    def test_people_get_figures_verdict_and_report(self, tsgb: Run, summary: Summary) -> None:
+        ended = tsgb("experiment")
+        assert ended.code == 0
+        for word in ("Self-play", "Frozen attacker", "T_s", "B_far", "Fresh attackers"):
+            assert word in ended.out
+        assert re.search(r"\d\.\d %.*\n.*\d+\.\d+.\d+\.\d", ended.out)
+        assert summary.verdict.sentence in " ".join(ended.out.split())
+        assert ended.out.endswith("Report: /r/report.html\n")
+
+
+def test_without_a_command_there_is_help(tsgb: Run) -> None:
+    ended = tsgb()
+    assert ended.code == 0
+    for command in ("experiment", "train-local", "eval-local", "worker"):
+        assert command in ended.out
+    assert "Exit codes" in ended.out
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = "import sys, tsgb.cli; print(*sys.modules)"
+    names = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    heavy = {"torch", "prefect", "pydantic", "numpy", "rich", "flows", "structlog", "fsspec"}
+    assert heavy.isdisjoint(names)
+
+
+def test_the_profiles_of_the_help_are_those_of_the_config() -> None:
+    metavar: str = options.ProfileOption.__metadata__[0].metavar
+    assert metavar.split("|") == [profile.value for profile in Profile]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], {}),
+        (["segments=2"], {"segments": 2}),
+        (["attacker.kl=1e-3", "attacker.lr=2"], {"attacker": {"kl": 0.001, "lr": 2}}),
+        (["selfplay.pool=false"], {"selfplay": {"pool": False}}),
+        (["guard.loss=weighted_ce"], {"guard": {"loss": "weighted_ce"}}),
+        (["guard.loss=a=b"], {"guard": {"loss": "a=b"}}),
+        (["segments=1", "segments=2"], {"segments": 2}),
+    ],
+)
+def test_overrides(given: Sequence[str], expected: dict[str, Any]) -> None:
+    assert options.parse_overrides(given) == expected
