@@ -55,7 +55,7 @@ class Zoo:
         return sorted(self._recipes, key=lambda name: bool(self._recipes[name].init_from))
 
     def parts(self, num: int) -> list[list[str]]:
-        """Split the models over `num` processes: a model and those that start from it stay together.
+        """Split the models over `num` processes; what starts from a model stays with it.
 
         Longest first onto the least loaded process; a model that exists costs nothing.
         """
