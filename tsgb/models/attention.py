@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from tsgb.models.packing import Grid, Ints, Rows
+from tsgb.models.tensors import from_numpy
 
 PLAIN_PAIRS = 128 * 128
 """Up to this many pairs of positions, plain products beat the flash kernel on a CPU (twofold);
@@ -62,7 +63,7 @@ class Lookup:
         keys = rows.grid
         self.B, self.T = keys.B, keys.T
         cos, sin = rotary_table(theta, head_dim, keys.T, dtype)
-        at_N = torch.from_numpy(rows.columns_N)
+        at_N = from_numpy(rows.columns_N)
         self.key_turn = cos.index_select(0, at_N)[:, None], sin.index_select(0, at_N)[:, None]
         self.key_there, self.key_back = keys.moves(2 * kv_heads)
         self.key_shared = keys.shared(2 * kv_heads)
@@ -70,7 +71,7 @@ class Lookup:
         self.query_turn = self.key_turn
         if select_M is not None:
             row_M, column_M = row_M[select_M], column_M[select_M]
-            at_M = torch.from_numpy(column_M)
+            at_M = from_numpy(column_M)
             self.query_turn = cos.index_select(0, at_M)[:, None], sin.index_select(0, at_M)[:, None]
         queries = Grid.filled_from_left(np.bincount(row_M, minlength=keys.B))
         self.P = queries.T
@@ -78,7 +79,7 @@ class Lookup:
         self.filled = queries.filled(heads, dtype)
         self.bias = _causal(keys.T, dtype)
         if select_M is not None or self.key_shared is not None:
-            at_BP = torch.from_numpy(column_M[queries.source_BT])
+            at_BP = from_numpy(column_M[queries.source_BT])
             self.bias = self.bias.index_select(0, at_BP.view(-1)).view(self.B, self.P, self.T)
 
     def spread(self) -> Tensor:
@@ -181,8 +182,9 @@ class _Attend(Function):
         g_q = torch.bmm(g_scores, k).view(-1, D).index_select(0, lookup.query_back)
         g_q = _turn(g_q.view(-1, J * G, D), *lookup.query_turn, J * G, -1)
         g_kv = torch.empty(2, len(k), T, D, dtype=k.dtype)
-        torch.bmm(g_scores.transpose(1, 2), q, out=g_kv[0])
-        torch.bmm(share.transpose(1, 2), g, out=g_kv[1])
+        product = torch.mul if P == 1 else torch.bmm  # the product kernel is slow at outer products
+        product(g_scores.transpose(1, 2), q, out=g_kv[0])
+        product(share.transpose(1, 2), g, out=g_kv[1])
         if G > 1:
             g_kv = g_kv.view(2 * J, G, -1).sum(1)
         # No real token looks at a pad, so a pad's gradient is zero and need not be collected.

@@ -1,7 +1,7 @@
 """Rows that grow by one token a call: keys and values kept, no gradients.
 
-Shape letters: A rows alive, S slots for tokens, J heads of keys, G heads of queries for each of
-them, D width of a head, E width of the model.
+Shape letters: A rows alive, S slots for tokens, H heads of queries, J heads of keys, D width of a
+head, E width of the model.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tsgb.models.attention import rotary_table
-from tsgb.models.network import Shape, Weights, hidden_states, logits
+from tsgb.models.kernels import rms_norm
+from tsgb.models.network import Shape, Weights, feed_forward, hidden_states, logits
 from tsgb.models.packing import Rows
+from tsgb.models.tensors import from_numpy
 
 
 class Decoder:
@@ -35,69 +37,86 @@ class Decoder:
         self._hidden_AE = hidden_states(weights, shape, rows, rows.last().repeat(group), read)
         self._filled = rows.grid.T
         S = rows.grid.T + max_new_tokens
-        heads = torch.cat(read).index_select(1, torch.from_numpy(rows.place_R.repeat(group)))
-        # All layers in one tensor, so that dropping rows is one call.
-        self._cache_CASD = F.pad(heads, (0, 0, 0, max_new_tokens))
-        cos, sin = rotary_table(shape.rope_theta, shape.head_dim, S, self._hidden_AE.dtype)
-        half = shape.head_dim // 2
-        self._cos, self._sin = cos, torch.cat((-sin[:, :half], sin[:, half:]), 1)
-        self._position_A1 = torch.from_numpy(rows.counts_R.repeat(group))[:, None]
-        self._bias_AS: Tensor | None = None
+        J, H, D = shape.kv_heads, shape.heads, shape.head_dim
+        place_A = from_numpy(rows.place_R.repeat(group))
+        # Slots first: a token is appended, and all slots are read, in one piece.
+        self._cache_SAJD: list[Tensor] = []
+        for layer in read:
+            for part_JBTD in layer.split(J):
+                cache = part_JBTD.new_empty(S, len(place_A), J, D)
+                cache[: rows.grid.T] = part_JBTD.index_select(1, place_A).permute(2, 1, 0, 3)
+                self._cache_SAJD.append(cache)
+        cos, sin = rotary_table(shape.rope_theta, D, S, self._hidden_AE.dtype)
+        sin = torch.cat((-sin[:, : D // 2], sin[:, D // 2 :]), 1)
+        # Queries are scaled where they are turned.
+        scale = torch.tensor([D**-0.5] * H + [1.0] * J)[:, None]
+        self._cos = (cos[:, None] * scale).to(cos.dtype)
+        self._sin = (sin[:, None] * scale).to(cos.dtype)
+        self._position_A = from_numpy(rows.counts_R.repeat(group))
+        self._bias_SA: Tensor | None = None
         if int(rows.counts_R.min()) < rows.grid.T:
             # Prompts of unequal lengths leave empty slots between prompt and completion.
-            slots = torch.arange(S)
-            empty = (slots >= self._position_A1) & (slots < rows.grid.T)
-            self._bias_AS = torch.zeros(empty.shape, dtype=self._hidden_AE.dtype)
-            self._bias_AS.masked_fill_(empty, float("-inf"))
+            slots = torch.arange(S)[:, None]
+            empty = (slots >= self._position_A) & (slots < rows.grid.T)
+            self._bias_SA = torch.zeros(empty.shape, dtype=cos.dtype)
+            self._bias_SA.masked_fill_(empty, float("-inf"))
 
     def logits(self) -> Tensor:
         """Logits [A, V] of each row's next token."""
         return logits(self._weights, self._hidden_AE)
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all other rows."""
-        self._cache_CASD = self._cache_CASD.index_select(1, rows)
-        if self._bias_AS is not None:
-            self._bias_AS = self._bias_AS.index_select(0, rows)
-            self._position_A1 = self._position_A1.index_select(0, rows)
+        """Drop all other rows; what was fed last is lost, so feed next."""
+        filled = self._filled
+        for number, cache in enumerate(self._cache_SAJD):
+            left = cache.new_empty(len(cache), len(rows), *cache.shape[2:])
+            torch.index_select(cache[:filled], 1, rows, out=left[:filled])
+            self._cache_SAJD[number] = left
+        if self._bias_SA is not None:
+            self._bias_SA = self._bias_SA.index_select(1, rows)
+            self._position_A = self._position_A.index_select(0, rows)
 
     def feed(self, token_A: Tensor) -> None:
         """Append one token to each row."""
-        weights, shape, eps = self._weights, self._shape, self._shape.rms_eps
+        weights, shape = self._weights, self._shape
         J, D, A = shape.kv_heads, shape.head_dim, len(token_A)
-        H, G, here, end = shape.heads, shape.heads // J, self._filled, self._filled + 1
-        if self._bias_AS is None:
-            cos, sin = self._cos[here], self._sin[here]
-            bias = None
+        H, here, end = shape.heads, self._filled, self._filled + 1
+        if self._bias_SA is None:
+            cos, sin, bias = self._cos[here], self._sin[here], None
         else:
-            cos, sin = self._cos[self._position_A1], self._sin[self._position_A1]
-            self._position_A1 = self._position_A1 + 1
-            bias = self._bias_AS[:, None, :end].repeat(J, 1, 1)
+            cos = self._cos.index_select(0, self._position_A)
+            sin = self._sin.index_select(0, self._position_A)
+            self._position_A = self._position_A + 1
+            bias = self._bias_SA[:end, :, None]
         x = F.embedding(token_A, weights.tensor("model.embed_tokens.weight"))
-        size = x.shape[-1:]
         for layer in range(shape.layers):
             name = f"model.layers.{layer}"
-            h = F.rms_norm(x, size, weights.tensor(f"{name}.input_layernorm.weight"), eps)
+            h = rms_norm(x, weights.tensor(f"{name}.input_layernorm.weight"), shape.rms_eps)
             qkv = weights.linear(h, *(f"{name}.self_attn.{p}_proj" for p in "qkv"))
             qkv = qkv.view(A, H + 2 * J, D)
             qk = qkv[:, : H + J]
             qk = torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin)
-            cache = self._cache_CASD[2 * J * layer : 2 * J * (layer + 1)]
-            cache[:J, :, here] = qk[:, H:].transpose(0, 1)
-            cache[J:, :, here] = qkv[:, H + J :].transpose(0, 1)
-            q = qk[:, :H].unflatten(1, (J, G)).transpose(0, 1).reshape(J * A, G, D)
-            k = cache[:J].view(J * A, -1, D)[:, :end]
-            v = cache[J:].view(J * A, -1, D)[:, :end]
-            if bias is None:
-                scores = torch.bmm(q, k.transpose(1, 2)).mul_(D**-0.5)
-            else:
-                scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=D**-0.5)
-            a = torch.bmm(torch.softmax(scores, -1), v).view(J, A, G * D)
-            a = a.transpose(0, 1).reshape(A, H * D)
-            x = weights.linear(a, f"{name}.self_attn.o_proj").add_(x)
-            h = F.rms_norm(x, size, weights.tensor(f"{name}.post_attention_layernorm.weight"), eps)
-            gate = F.silu(weights.linear(h, f"{name}.mlp.gate_proj"))
-            gate.mul_(weights.linear(h, f"{name}.mlp.up_proj"))
-            x = weights.linear(gate, f"{name}.mlp.down_proj").add_(x)
-        self._hidden_AE = F.rms_norm(x, size, weights.tensor("model.norm.weight"), eps)
+            keys, values = self._cache_SAJD[2 * layer : 2 * layer + 2]
+            keys[here], values[here] = qk[:, H:], qkv[:, H + J :]
+            a = _attend(qk[:, :H], keys[:end], values[:end], bias)
+            x = weights.linear(a.view(A, H * D), f"{name}.self_attn.o_proj").add_(x)
+            x = feed_forward(weights, shape, x, name)
+        self._hidden_AE = rms_norm(x, weights.tensor("model.norm.weight"), shape.rms_eps)
         self._filled = end
+
+
+def _attend(q_AHD: Tensor, k_SAJD: Tensor, v_SAJD: Tensor, bias_SA1: Tensor | None) -> Tensor:
+    """Attention of one token a row over all its slots."""
+    S, A, J, D = k_SAJD.shape
+    if q_AHD.shape[1] == J:
+        # One query a head is an outer sum: plain arithmetic is several times faster than products
+        # of such thin matrices, and softmax over the first dimension runs along whole rows.
+        scores = (k_SAJD * q_AHD).sum(-1)
+        if bias_SA1 is not None:
+            scores += bias_SA1
+        return (v_SAJD * torch.softmax(scores, 0)[..., None]).sum(0)
+    k, v = k_SAJD.view(S, A * J, D).transpose(0, 1), v_SAJD.view(S, A * J, D).transpose(0, 1)
+    scores = torch.bmm(q_AHD.reshape(A * J, -1, D), k.transpose(1, 2))
+    if bias_SA1 is not None:
+        scores.view(A, J, -1, S).add_(bias_SA1.permute(1, 2, 0)[:, None])
+    return torch.bmm(torch.softmax(scores, -1), v)

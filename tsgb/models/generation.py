@@ -14,6 +14,10 @@ from torch import Tensor
 
 from tsgb.models.decoding import Decoder
 from tsgb.models.network import Shape, Weights
+from tsgb.models.tensors import from_numpy
+
+DROP_BELOW = 0.8
+"""Finished rows are dropped when at most this share is running: dropping copies the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,36 +69,44 @@ def generate(
     decoder = Decoder(weights, shape, prompts, group, max_new_tokens)
     forced_NL = _forced(openings, N, max_new_tokens)
     uniforms = torch.rand(N, max_new_tokens, generator=generator) if generator else None
+    columns = uniforms.t().contiguous() if uniforms is not None else None
     alive = torch.arange(N)  # row of the result behind each row of the decoder
+    running = torch.ones(N, dtype=torch.bool)
     slots: list[Tensor] = []
     tokens: list[Tensor] = []
     logps: list[Tensor] = []
+    written: list[Tensor] = []
     for t in range(max_new_tokens):
         logits_AV = decoder.logits().float()
         logp_AV = torch.log_softmax(logits_AV if temperature == 1 else logits_AV / temperature, -1)
-        if uniforms is None:
+        if columns is None:
             token = logp_AV.argmax(-1, keepdim=True)
         else:
             cumulative = logp_AV.exp().cumsum_(-1)
-            draw = uniforms[:, t].index_select(0, alive)[:, None] * cumulative[:, -1:]
+            draw = columns[t].index_select(0, alive)[:, None] * cumulative[:, -1:]
             token = torch.searchsorted(cumulative, draw).clamp_(max=logp_AV.shape[-1] - 1)
         if forced_NL is not None and t < forced_NL.shape[1]:
             forced = forced_NL[:, t].index_select(0, alive)[:, None]
             token = torch.where(forced >= 0, forced, token)
         slots.append(alive * max_new_tokens + t)
-        logps.append(logp_AV.gather(-1, token))
+        logps.append(logp_AV.gather(-1, token).squeeze(-1))
+        token = token.squeeze(-1)
         tokens.append(token)
-        keep = (token != eos).view(-1).nonzero().squeeze(-1)
-        if len(keep) == 0 or t + 1 == max_new_tokens:
+        written.append(running)
+        running = running & (token != eos)
+        left = int(running.sum())
+        if left == 0 or t + 1 == max_new_tokens:
             break
-        token = token.view(-1)
-        if len(keep) < len(alive):
+        if left <= DROP_BELOW * len(alive):
+            keep = running.nonzero().squeeze(-1)
             alive, token = alive.index_select(0, keep), token.index_select(0, keep)
+            running = running.index_select(0, keep)
             decoder.keep(keep)
         decoder.feed(token)
-    slot, L = torch.cat(slots), len(slots)
-    ids = torch.full((N * max_new_tokens,), pad).index_copy_(0, slot, torch.cat(tokens).view(-1))
-    logp = torch.zeros(N * max_new_tokens).index_copy_(0, slot, torch.cat(logps).view(-1))
+    L, wrote = len(slots), torch.cat(written)
+    slot = torch.cat(slots)[wrote]
+    ids = torch.full((N * max_new_tokens,), pad).index_copy_(0, slot, torch.cat(tokens)[wrote])
+    logp = torch.zeros(N * max_new_tokens).index_copy_(0, slot, torch.cat(logps)[wrote])
     lengths = torch.bincount(slot // max_new_tokens, minlength=N)
     sampled = torch.arange(L) < lengths[:, None]
     if forced_NL is not None:
@@ -115,4 +127,4 @@ def _forced(openings: Sequence[Sequence[int]] | None, N: int, max_new_tokens: in
     forced = np.full((N, longest), -1)
     for row, opening in enumerate(openings):
         forced[row, : len(opening)] = opening[:longest]
-    return torch.from_numpy(forced)
+    return from_numpy(forced)

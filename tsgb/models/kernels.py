@@ -6,6 +6,7 @@ Shape letters: N tokens, C heads (or heads and groups), D width of a head, E wid
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,9 +34,15 @@ class _RmsNorm(Function):
         return g_x, along_NE.sum(0) if ctx.needs_input_grad[1] else None, None
 
 
+@lru_cache(maxsize=16)
+def _constant(value: float) -> Tensor:
+    return torch.tensor(value)
+
+
 def _inverse_rms(x_NE: Tensor, eps: float) -> Tensor:
     norm_N1 = torch.linalg.vector_norm(x_NE, dim=-1, keepdim=True, dtype=torch.float32)
-    return norm_N1.square_().div_(x_NE.shape[-1]).add_(eps).rsqrt_().to(x_NE.dtype)
+    mean_N1 = torch.addcmul(_constant(eps), norm_N1, norm_N1, value=1 / x_NE.shape[-1])
+    return mean_N1.rsqrt_().to(x_NE.dtype)
 
 
 def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:

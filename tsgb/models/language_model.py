@@ -18,6 +18,7 @@ from tsgb.models.adapters import Adapter, BaseWeights, FullAdapter, LoraAdapter
 from tsgb.models.generation import Completions, generate
 from tsgb.models.network import Shape, Weights, hidden_states, logits
 from tsgb.models.packing import Ints, Rows
+from tsgb.models.tensors import from_numpy, int_rows, ints
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
@@ -136,7 +137,7 @@ class LanguageModel:
         texts = [
             self.tokenizer.decode(row[: length - (row[length - 1] == eos)])
             for row, length in zip(
-                completions.ids_NL.tolist(), completions.lengths_N.tolist(), strict=True
+                int_rows(completions.ids_NL), ints(completions.lengths_N), strict=True
             )
         ]
         return prompts, completions, texts
@@ -152,8 +153,8 @@ class LanguageModel:
             completions: what was sampled.
         """
         N, L = completions.ids_NL.shape
-        lengths = completions.lengths_N.tolist()
-        written = completions.ids_NL.tolist()
+        lengths = ints(completions.lengths_N)
+        written = int_rows(completions.ids_NL)
         rows = Rows(
             [
                 [*prompt, *ids[: length - 1]]
@@ -167,7 +168,7 @@ class LanguageModel:
         select_M = rows.tokens(row_M, first_N[row_M] + at_M)
         logits_MV = logits(weights, hidden_states(weights, self.shape, rows, select_M))
         out = logits_MV.new_zeros(N * L, logits_MV.shape[1])
-        return out.index_copy(0, torch.from_numpy(slots_M), logits_MV).view(N, L, -1)
+        return out.index_copy(0, from_numpy(slots_M), logits_MV).view(N, L, -1)
 
     # -- texts -----------------------------------------------------------------------------
 
@@ -209,7 +210,7 @@ def label_texts(tokenizer: Tokenizer, texts: Sequence[TrainingText]) -> Labelled
         rows.append(ids)
     packed = Rows(rows)
     select_M = packed.tokens(np.array(row_M, np.int64), np.array(column_M, np.int64))
-    return LabelledRows(packed, select_M, torch.from_numpy(np.array(labels, np.int64)))
+    return LabelledRows(packed, select_M, from_numpy(np.array(labels, np.int64)))
 
 
 def labelled_loss(weights: Weights, shape: Shape, texts: LabelledRows) -> Tensor:

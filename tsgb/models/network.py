@@ -21,6 +21,7 @@ from torch import Tensor
 from tsgb.models.attention import Lookup, attend, keys_and_values
 from tsgb.models.kernels import rms_norm
 from tsgb.models.packing import Ints, Rows
+from tsgb.models.tensors import from_numpy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,13 +110,13 @@ def hidden_states(
             cache.append(keys_and_values(kv, lookup))
         if distinct is not None and layer == shape.layers - 1:
             lookup = shape.lookup(rows, distinct, x.dtype)
-            picked = torch.from_numpy(distinct)
+            picked = from_numpy(distinct)
             x, h = x.index_select(0, picked), h.index_select(0, picked)
         a = attend(weights.linear(h, f"{name}.self_attn.q_proj"), kv, lookup)
         x = weights.linear(a, f"{name}.self_attn.o_proj").add_(x)
         x = feed_forward(weights, shape, x, name)
     x = rms_norm(x, weights.tensor("model.norm.weight"), shape.rms_eps)
-    return x if inverse is None else x.index_select(0, torch.from_numpy(inverse))
+    return x if inverse is None else x.index_select(0, from_numpy(inverse))
 
 
 def feed_forward(weights: Weights, shape: Shape, x: Tensor, name: str) -> Tensor:

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tsgb.models.tensors import from_numpy
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -53,8 +55,8 @@ class Grid:
     def moves(self, C: int) -> tuple[Tensor, Tensor]:
         """Row indices between things [N, C] and grid [C, B, T]: to the grid, and back."""
         heads = torch.arange(C)
-        source = torch.from_numpy(self.source_BT) * C
-        owned = torch.from_numpy(self.owned_N)
+        source = from_numpy(self.source_BT) * C
+        owned = from_numpy(self.owned_N)
         return (
             (source + heads[:, None, None]).view(-1),
             (owned[:, None] + heads * (self.B * self.T)).view(-1),
@@ -65,8 +67,8 @@ class Grid:
         if not len(self._shared):
             return None
         heads = torch.arange(C)
-        slots = torch.from_numpy(self._shared)
-        things = torch.from_numpy(self.source_BT.reshape(-1)[self._shared])
+        slots = from_numpy(self._shared)
+        things = from_numpy(self.source_BT.reshape(-1)[self._shared])
         return (
             (slots[:, None] + heads * (self.B * self.T)).view(-1),
             (things[:, None] * C + heads).view(-1),
@@ -76,7 +78,7 @@ class Grid:
         """1 on real slots and 0 on pads, [C * B * T, 1]; None if there are no pads."""
         if bool(self._real_BT.all()):
             return None
-        return torch.from_numpy(self._real_BT).to(dtype).expand(C, -1, -1).reshape(-1, 1)
+        return from_numpy(self._real_BT).to(dtype).expand(C, -1, -1).reshape(-1, 1)
 
 
 class Rows:
@@ -107,7 +109,7 @@ class Rows:
         self.grid = Grid(source, owned_N, real)
         self.rows_N: Ints = owned_N // T
         self.columns_N: Ints = owned_N % T
-        self.ids_N = torch.from_numpy(ids.reshape(-1)[owned_N])
+        self.ids_N = from_numpy(ids.reshape(-1)[owned_N])
         self._ids_BT = np.where(real, ids, -1)
 
     def tokens(self, row_M: Ints, column_M: Ints) -> Ints:
@@ -121,4 +123,4 @@ class Rows:
 
     def padded(self, pad: int) -> Tensor:
         """Ids as a grid [B, T], padded on the right."""
-        return torch.from_numpy(np.where(self._ids_BT < 0, pad, self._ids_BT))
+        return from_numpy(np.where(self._ids_BT < 0, pad, self._ids_BT))

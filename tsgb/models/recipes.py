@@ -18,6 +18,7 @@ from tsgb.models.adapters import FullAdapter
 from tsgb.models.language_model import LabelledRows, label_texts, labelled_loss
 from tsgb.models.network import Shape
 from tsgb.models.optimizer import AdamW, clip_norm, one_cycle
+from tsgb.models.tensors import backward, from_numpy
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.types import ModelRecipe
 
@@ -146,7 +147,7 @@ def train(
         texts = env.corpus(recipe.corpus, rng, recipe.batch)
         loss = forward(label_texts(tokenizer, texts))
         optimizer.zero_grad()
-        loss.backward()
+        backward(loss)
         clip_norm(parameters, 1.0)
         optimizer.step(one_cycle(step, recipe.steps, recipe.lr))
         report(step + 1, float(loss.detach()))
@@ -158,7 +159,7 @@ def _forward(
     if isinstance(module, GruModel):
 
         def gru(texts: LabelledRows) -> Tensor:
-            at_M = torch.from_numpy(texts.rows.grid.owned_N[texts.select_M])
+            at_M = from_numpy(texts.rows.grid.owned_N[texts.select_M])
             logits_MV = module(texts.rows.padded(pad), at_M)
             return nn.functional.cross_entropy(logits_MV, texts.labels_M)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tsgb.models.generation import generate
 from tsgb.models.language_model import LanguageModel
 from tsgb.models.packing import Rows
+from tsgb.models.tensors import int_rows, ints
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.types import Messages, Response
 
@@ -45,7 +46,7 @@ class ReadoutTarget:
         width = len(self._answer)
         for start in range(0, len(rows), 512):
             words = self._forward(Rows(rows[start : start + 512]), width).argmax(-1)
-            texts += [self._tokenizer.decode(row) for row in words.view(-1, width).tolist()]
+            texts += [self._tokenizer.decode(row) for row in int_rows(words.view(-1, width))]
         return [Response(text=text) for text in texts]
 
 
@@ -76,7 +77,7 @@ class ChatTarget:
                 pad=tokenizer.pad_id,
                 generator=None,
             )
-            for ids, length in zip(out.ids_NL.tolist(), out.lengths_N.tolist(), strict=True):
+            for ids, length in zip(int_rows(out.ids_NL), ints(out.lengths_N), strict=True):
                 done = ids[length - 1] == tokenizer.eos_id
                 text = tokenizer.decode(ids[: length - done])
                 responses.append(Response(text=text, finish_reason="stop" if done else "length"))

@@ -19,6 +19,7 @@ from tsgb.models.network import Shape, hidden_states, logits
 from tsgb.models.packing import Rows
 from tsgb.models.recipes import make_module, train
 from tsgb.models.targets import ChatTarget, ReadoutTarget, Target
+from tsgb.models.tensors import from_numpy
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.types import ModelRecipe, TargetSpec
 
@@ -107,7 +108,7 @@ class Zoo:
         if self._root(spec.name).arch == "gru":
 
             def gru(rows: Rows, width: int) -> Tensor:
-                at_M = torch.from_numpy(rows.grid.owned_N[rows.last(width)])
+                at_M = from_numpy(rows.grid.owned_N[rows.last(width)])
                 return module(rows.padded(tokenizer.pad_id), at_M)
 
             return ReadoutTarget(spec.name, gru, tokenizer, spec.answer)

@@ -1,0 +1,40 @@
+"""The few torch calls whose stubs say `Unknown`, with their types. No arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def floats(values: Tensor) -> list[float]:
+    """A 1-d float tensor as a list."""
+    return cast("list[float]", cast("Any", values).tolist())
+
+
+def ints(values: Tensor) -> list[int]:
+    """A 1-d integer tensor as a list."""
+    return cast("list[int]", cast("Any", values).tolist())
+
+
+def flags(values: Tensor) -> list[bool]:
+    """A 1-d bool tensor as a list."""
+    return cast("list[bool]", cast("Any", values).tolist())
+
+
+def int_rows(values: Tensor) -> list[list[int]]:
+    """A 2-d integer tensor as lists."""
+    return cast("list[list[int]]", cast("Any", values).tolist())
+
+
+def from_numpy(array: NDArray[np.generic]) -> Tensor:
+    """Share an array's memory."""
+    return cast("Tensor", cast("Any", torch).from_numpy(array))
+
+
+def backward(loss: Tensor) -> None:
+    """Accumulate gradients."""
+    cast("Any", loss).backward()
