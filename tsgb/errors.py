@@ -8,10 +8,10 @@ classified where they enter (store, black box, worker), in one place each.
     |   +-- ConfigError            exit 2   a config that cannot be run, or of another version
     |   +-- CheckpointError        exit 2   nothing there to load, or nothing valid
     |   +-- StoreError             exit 2   the store cannot be read or written
-    |       +-- StoreFull          exit 6   no space (ENOSPC, HTTP 507); nothing that was saved is lost
+    |       +-- StoreFull          exit 6   no space (ENOSPC, HTTP 507); saved work is safe
     +-- LeaseLost                  exit 5   a newer process works on this run
     +-- InvalidResult              exit 3   too many errors to trust the number
-    +-- Interrupted                exit 130 SIGINT/SIGTERM: state saved, resume with the same command
+    +-- Interrupted                exit 130 SIGINT/SIGTERM: saved, resume with the same command
     +-- Preempted                           the machine is gone; the flow retries on this one only
     +-- WorkerFailed                        the worker said why; retrying would not help
 """

@@ -76,8 +76,9 @@ def replay_weights(payoff_AG: Matrix) -> Matrix:
     if payoff_AG.shape[1] == 0:
         return np.full(payoff_AG.shape[0], 1 / payoff_AG.shape[0])
     mixture, _ = hedge(payoff_AG, iterations=500)
-    prioritised = payoff_AG[:, -1] ** 2 + FLOOR
-    return 0.5 * mixture + 0.5 * prioritised / prioritised.sum()
+    prioritised: Matrix = payoff_AG[:, -1] ** 2 + FLOOR
+    weights: Matrix = 0.5 * mixture + 0.5 * prioritised / prioritised.sum()
+    return weights
 
 
 def draw(

@@ -17,9 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
 from tsgb.checkpoint.codec import decode_tensors
 from tsgb.config import RunConfig
@@ -96,10 +93,17 @@ def oracle(env: Environment) -> Guard | None:
 
 def tfidf(env: Environment, config: RunConfig) -> Guard:
     """A fair weak baseline: what a day's work without a language model gives."""
+    # scikit-learn ships no types.
+    from sklearn.feature_extraction.text import (  # pyright: ignore[reportMissingTypeStubs]
+        TfidfVectorizer,
+    )
+    from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
+    from sklearn.pipeline import make_pipeline  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
     rng = Random(f"tfidf-{config.seed}")  # noqa: S311
     data = clean_prompts(env, rng, 4000)
     pipeline: Any = make_pipeline(
-        TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True),
+        TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True),  # noqa: S106
         LogisticRegression(C=10.0, max_iter=1000),
     )
     pipeline.fit([p.text for p in data], [p.harmful for p in data])

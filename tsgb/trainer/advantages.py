@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tsgb.models.tensors import floats
+
 
 def leave_one_out(rewards_GK: Tensor) -> Tensor:
     """A_k = R_k - mean of the other K - 1 rewards (RLOO, Ahmadian et al. 2024), [G, K].
@@ -30,7 +32,7 @@ def scale_by_class(advantages_GK: Tensor, classes_G: Tensor) -> Tensor:
     Otherwise the class with the larger rewards drowns the other one.
     """
     scaled = advantages_GK.clone()
-    for value in classes_G.unique():
+    for value in sorted(set(floats(classes_G))):
         rows = classes_G == value
         rms = advantages_GK[rows].pow(2).mean().sqrt()
         if rms > 1e-6:

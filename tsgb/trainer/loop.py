@@ -23,6 +23,7 @@ from tsgb.envs.rollout import play
 from tsgb.models.adapters import load_parameters, snapshot
 from tsgb.models.language_model import LanguageModel
 from tsgb.models.targets import Target
+from tsgb.models.tensors import flags, floats
 from tsgb.trainer.batches import GuardBatch, clean_batch, selfplay_batch
 from tsgb.trainer.calibration import calibrated_threshold
 from tsgb.trainer.players import AttackerPlayer, GuardPlayer, make_adapter
@@ -227,7 +228,7 @@ class Trainer:
             lr=lr,
             generator=self.generator,
         )
-        blocked = (z_B > self.state.threshold).tolist()
+        blocked = flags(z_B > self.state.threshold)
         false = [b for b, h in zip(blocked, batch.harmful, strict=True) if not h]
         missed = [not b for b, h in zip(blocked, batch.harmful, strict=True) if h]
         fpr = _mean(false)
@@ -282,7 +283,7 @@ class Trainer:
         return int(len(worst) - 1 - np.argmin(worst[::-1]))
 
     def _success_rate(self, member: PoolMember, threshold: float) -> float:
-        z_N = self.guard.score([a.text for a in member.attacks]).tolist()
+        z_N = floats(self.guard.score([a.text for a in member.attacks]))
         hits = [
             bool(a.violated) and z <= threshold for a, z in zip(member.attacks, z_N, strict=True)
         ]
@@ -310,7 +311,7 @@ class Trainer:
             texts,
             target=self.surrogate.name,
             answer=self.surrogate.answer,
-            score=(lambda prompts: self.guard.score(prompts).tolist()) if guarded else None,
+            score=(lambda prompts: floats(self.guard.score(prompts))) if guarded else None,
             threshold=self.state.threshold,
             attacker=self.config.attacker,
             guard=self.config.guard,

@@ -18,6 +18,7 @@ from tsgb.models.adapters import Adapter
 from tsgb.models.generation import Completions
 from tsgb.models.language_model import LanguageModel
 from tsgb.models.optimizer import AdamW, clip_norm
+from tsgb.models.tensors import backward, ints
 from tsgb.trainer.advantages import leave_one_out, live_groups, scale_by_class
 from tsgb.trainer.losses import (
     binary_entropy,
@@ -46,7 +47,7 @@ def apply_update(
 ) -> float:
     """One optimizer update; returns the gradient's norm before clipping."""
     optimizer.zero_grad()
-    loss.backward()
+    backward(loss)
     norm = clip_norm(list(adapter.parameters.values()), max_norm)
     optimizer.step(lr)
     return norm
@@ -131,7 +132,7 @@ class AttackerPlayer:
         classes_G = torch.tensor([float(s.harmful) for s in writing.scenarios[::K]])
         A_GK = scale_by_class(leave_one_out(rewards_GK)[live_G], classes_G[live_G])
         rows = live_G.repeat_interleave(K).nonzero().squeeze(-1)
-        picked = [writing.prompts[i] for i in rows.tolist()]
+        picked = [writing.prompts[i] for i in ints(rows)]
         part = Completions(
             ids_NL=completions.ids_NL[rows],
             logp_NL=completions.logp_NL[rows],
