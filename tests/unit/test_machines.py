@@ -81,7 +81,7 @@ class FakeMachine:
             return MachineStatus(running=True)
         return MachineStatus(running=False, exit_code=self.code)
 
-    def logs(self, max_bytes: int = 4096) -> str:  # noqa: ARG002
+    def logs(self, max_bytes: int = 4096) -> str:
         return "first line\nKeyError: 'why'\n"
 
     def destroy(self, *, force: bool) -> None:
