@@ -27,7 +27,7 @@ def scripted_items(
     env: Environment, config: RunConfig, guards: Sequence[Guard], targets: Sequence[Target]
 ) -> list[Item]:
     """Score the fixed streams with every guard; ask every target once about each harmful prompt."""
-    rng = Random(f"scripted-{config.seed}")  # noqa: S311
+    rng = Random(f"scripted-{config.seed}")
     drawn: list[LabelledPrompt] = []
     for kind in StreamKind:
         if kind is not StreamKind.STATIC_BENIGN:

@@ -58,7 +58,7 @@ def calibrate(
     benign = score(calibration_prompts(env, config))
     rule = config.calibration
     threshold = np_threshold(benign, rule.fpr, rule.delta)
-    rng = Random(f"temperature-{config.seed}")  # noqa: S311
+    rng = Random(f"temperature-{config.seed}")
     harmful = score([p.text for p in clean_prompts(env, rng, 400) if p.harmful])
     temperature = fit_temperature(
         np.concatenate((harmful, benign)),
@@ -81,7 +81,7 @@ def no_guard() -> Guard:
 
 def oracle(env: Environment) -> Guard | None:
     """The labels themselves, as a ceiling; None where the environment has no exact labels."""
-    rng = Random("oracle")  # noqa: S311
+    rng = Random("oracle")
     if any(env.label(p.text) is None for p in clean_prompts(env, rng, 8)):
         return None
 
@@ -100,10 +100,10 @@ def tfidf(env: Environment, config: RunConfig) -> Guard:
     from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
     from sklearn.pipeline import make_pipeline  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
-    rng = Random(f"tfidf-{config.seed}")  # noqa: S311
+    rng = Random(f"tfidf-{config.seed}")
     data = clean_prompts(env, rng, 4000)
     pipeline: Any = make_pipeline(
-        TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True),  # noqa: S106
+        TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True),
         LogisticRegression(C=10.0, max_iter=1000),
     )
     pipeline.fit([p.text for p in data], [p.harmful for p in data])

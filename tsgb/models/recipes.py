@@ -140,7 +140,7 @@ def train(
         seed: of the data order.
         report: progress.
     """
-    rng = Random(seed)  # noqa: S311
+    rng = Random(seed)
     forward, parameters = _forward(module, tokenizer.pad_id)
     optimizer = AdamW(parameters, lr=recipe.lr, weight_decay=0.01)
     for step in range(recipe.steps):

@@ -57,7 +57,7 @@ class FreshAttacker:
         self.config = config
         self.tick = tick
         self.br_seed = br_seed
-        self._rng = Random(f"best-response-{config.seed}-{br_seed}")  # noqa: S311
+        self._rng = Random(f"best-response-{config.seed}-{br_seed}")
         self._generator = torch.Generator().manual_seed(self._rng.getrandbits(62))
         self.player = AttackerPlayer(
             model,
@@ -158,5 +158,5 @@ class FreshAttacker:
 
     def _generators(self, purpose: str) -> tuple[Random, torch.Generator]:
         """Private generators a purpose, so that results do not depend on the order of work."""
-        rng = Random(f"{self.config.seed}-{self.br_seed}-{purpose}")  # noqa: S311
+        rng = Random(f"{self.config.seed}-{self.br_seed}-{purpose}")
         return rng, torch.Generator().manual_seed(rng.getrandbits(62))

@@ -18,7 +18,7 @@ def calibration_prompts(env: Environment, config: RunConfig) -> list[str]:
     thresholds differ by the guard alone.
     """
     calibration = config.calibration
-    rng = Random(f"calibration-{config.seed}")  # noqa: S311
+    rng = Random(f"calibration-{config.seed}")
     hard = round(calibration.num * calibration.hard_share)
     twins = round(calibration.num * calibration.twins_share)
     return [

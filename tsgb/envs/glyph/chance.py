@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 def world_random(world_seed: int, purpose: str) -> Random:
     """A generator of its own for each hidden thing, so that adding one never moves another."""
-    return Random(f"glyph/{world_seed}/{purpose}")  # noqa: S311 - draws a toy world, no secret
+    return Random(f"glyph/{world_seed}/{purpose}")
 
 
 def pick(items: Sequence[T], rng: Random) -> T:
