@@ -121,7 +121,7 @@ def _prompts(
                 yield Item(**common, target=target.name, violated=violated)
 
 
-def _attacks(  # noqa: PLR0917
+def _attacks(
     rng: np.random.Generator, guard: str, arm: Arm, seed: int, num: int, target: Target
 ) -> Iterator[Item]:
     for br_seed in (0, 1):

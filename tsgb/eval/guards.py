@@ -103,7 +103,7 @@ def tfidf(env: Environment, config: RunConfig) -> Guard:
     rng = Random(f"tfidf-{config.seed}")
     data = clean_prompts(env, rng, 4000)
     pipeline: Any = make_pipeline(
-        TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True),
+        TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True),  # noqa: S106
         LogisticRegression(C=10.0, max_iter=1000),
     )
     pipeline.fit([p.text for p in data], [p.harmful for p in data])
