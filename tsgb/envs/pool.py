@@ -74,7 +74,7 @@ def replay_weights(payoff_AG: Matrix) -> Matrix:
     fictitious self-play, ASR^2 (Vinyals et al. 2019): whoever still beats the newest guard.
     """
     if payoff_AG.shape[1] == 0:
-        return np.full(payoff_AG.shape[0], 1 / payoff_AG.shape[0])
+        return np.ones(payoff_AG.shape[0]) / payoff_AG.shape[0]
     mixture, _ = hedge(payoff_AG, iterations=500)
     prioritised: Matrix = payoff_AG[:, -1] ** 2 + FLOOR
     weights: Matrix = 0.5 * mixture + 0.5 * prioritised / prioritised.sum()

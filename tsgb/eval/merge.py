@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.special import stdtrit
+
 from tsgb.checkpoint.manifest import canonical_json, installed_versions, sha256_hex
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, RunConfig
@@ -178,12 +181,14 @@ def _setup(
 
 
 def _pooled(found: Sequence[Mapping[str, float]]) -> Estimate:
-    """Geometric mean over seeds; the interval spans those of the seeds."""
-    logs = [math.log(max(v["value"], 1e-12)) for v in found]
+    """Geometric mean over seeds with a t interval of the logarithms; one seed has its own."""
+    if len(found) == 1:
+        return Estimate(value=found[0]["value"], low=found[0]["low"], high=found[0]["high"])
+    logs = np.log([max(v["value"], 1e-12) for v in found])
+    centre, error = float(logs.mean()), float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    reach = float(stdtrit(len(logs) - 1, 0.975)) * error
     return Estimate(
-        value=math.exp(sum(logs) / len(logs)),
-        low=min(v["low"] for v in found),
-        high=max(v["high"] for v in found),
+        value=math.exp(centre), low=math.exp(centre - reach), high=math.exp(centre + reach)
     )
 
 

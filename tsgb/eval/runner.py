@@ -18,6 +18,7 @@ from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
+from tsgb.envs.pool import PoolAttack
 from tsgb.errors import UsageError
 from tsgb.eval import guards as guard_kinds
 from tsgb.eval.cells import adaptive_items, scripted_items
@@ -27,7 +28,7 @@ from tsgb.eval.records import Curve, GuardThreshold, Payoff
 from tsgb.models.adapters import load_parameters
 from tsgb.models.targets import Target
 from tsgb.models.zoo import Zoo
-from tsgb.trainer.batches import clean_batch
+from tsgb.trainer.batches import clean_batch, selfplay_batch
 from tsgb.trainer.best_response import FreshAttacker
 from tsgb.trainer.players import GuardPlayer, make_adapter
 from tsgb.trainer.state import split
@@ -37,7 +38,7 @@ from tsgb.types import CheckpointRef, TargetSpec
 OpenRun = Callable[[str], RunStore]
 Report = Callable[[int, int, str], None]
 """Called with (cells done, cells in all, what is being done)."""
-VARIANCE_BATCHES = 40
+VARIANCE_BATCHES = 60
 CURVE_POINTS = 200
 CURVE_FIELDS = ("asr", "asr_no_guard", "fpr", "fnr", "kl", "entropy", "grad_norm", "loss", "tau")
 
@@ -248,20 +249,41 @@ class Evaluation:
         return curves
 
     def _variance(self) -> dict[str, float]:
-        """Claim H6, at the guard's supervised start: there it is still unsure of something."""
+        """Claim H6, at the guard after its first round and on batches like those of its next.
+
+        Where it stands matters: an untrained guard blocks with probability one half, where one
+        sample with a baseline is as good as the expectation, and a trained one is sure of nearly
+        all, so that both gradients vanish but for a few rare verdicts.
+        """
         refs = self.refs()
         ref = refs.get("selfplay") or next(iter(refs.values()))
-        tensors, _ = decode_tensors(self._files(ref, ["guard.safetensors"])["guard.safetensors"])
+        files = self._files(ref, ["guard.safetensors", "trainer_state.json"])
+        tensors, _ = decode_tensors(files["guard.safetensors"])
         columns = split(tensors)
         generator = torch.Generator().manual_seed(self.config.seed + 1)
         model = self.zoo.base()
         adapter = make_adapter(model, "variance", self.config.model, generator)
         load_parameters(adapter, columns.get("round-1", columns["current"]))
         player = GuardPlayer(model, self.env, self.config.guard, adapter)
-        rng = Random(f"variance-{self.config.seed}")  # noqa: S311
+        members = json.loads(files["trainer_state.json"])["state"]["pool"]
+        attacks = [PoolAttack(**a) for m in members for a in m["attacks"]]
+        config, rng = self.config, Random(f"variance-{self.config.seed}")
+        num = round(config.guard.batch * config.guard.pool_share)
         batches: list[tuple[list[str], list[float]]] = []
         for _ in range(VARIANCE_BATCHES):
-            batch = clean_batch(self.env, self.config.guard, rng, self.config.guard.batch, 0.0)
+            if attacks:
+                drawn = [rng.choice(attacks) for _ in range(num)]
+                batch = selfplay_batch(
+                    self.env,
+                    config.guard,
+                    config.selfplay,
+                    rng,
+                    buffer=attacks,
+                    pool_draw=drawn,
+                    mu=0.0,
+                )
+            else:
+                batch = clean_batch(self.env, config.guard, rng, config.guard.batch, 0.0)
             batches.append((batch.prompts, batch.gains))
         value, low, high = variance_ratio(player, batches, generator)
         return {"value": value, "low": low, "high": high}

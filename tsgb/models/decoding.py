@@ -16,7 +16,7 @@ from tsgb.models.attention import rotary_table
 from tsgb.models.kernels import rms_norm
 from tsgb.models.network import Shape, Weights, feed_forward, hidden_states, logits
 from tsgb.models.packing import Rows
-from tsgb.models.tensors import from_numpy
+from tsgb.models.tensors import from_numpy, pieces
 
 
 class Decoder:
@@ -42,7 +42,7 @@ class Decoder:
         # Slots first: a token is appended, and all slots are read, in one piece.
         self._cache_SAJD: list[Tensor] = []
         for layer in read:
-            for part_JBTD in layer.split(J):
+            for part_JBTD in pieces(layer, J):
                 cache = part_JBTD.new_empty(S, len(place_A), J, D)
                 cache[: rows.grid.T] = part_JBTD.index_select(1, place_A).permute(2, 1, 0, 3)
                 self._cache_SAJD.append(cache)

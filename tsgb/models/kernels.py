@@ -7,7 +7,7 @@ Shape letters: N tokens, C heads (or heads and groups), D width of a head, E wid
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -40,7 +40,8 @@ def _constant(value: float) -> Tensor:
 
 
 def _inverse_rms(x_NE: Tensor, eps: float) -> Tensor:
-    norm_N1 = torch.linalg.vector_norm(x_NE, dim=-1, keepdim=True, dtype=torch.float32)
+    linalg: Any = torch.linalg
+    norm_N1: Tensor = linalg.vector_norm(x_NE, dim=-1, keepdim=True, dtype=torch.float32)
     mean_N1 = torch.addcmul(_constant(eps), norm_N1, norm_N1, value=1 / x_NE.shape[-1])
     return mean_N1.rsqrt_().to(x_NE.dtype)
 
@@ -49,4 +50,4 @@ def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension."""
     if not torch.is_grad_enabled():
         return (x_NE * _inverse_rms(x_NE, eps)).mul_(weight_E)
-    return _RmsNorm.apply(x_NE, weight_E, eps)  # pyright: ignore[reportReturnType, reportUnknownVariableType]
+    return cast("Tensor", cast("Any", _RmsNorm).apply(x_NE, weight_E, eps))

@@ -86,7 +86,7 @@ class Rows:
 
     def __init__(self, rows: Sequence[Sequence[int]]) -> None:
         """Pack rows of any lengths (none empty); they keep their numbers."""
-        order = sorted(range(len(rows)), key=rows.__getitem__)
+        order = sorted(range(len(rows)), key=lambda i: list(rows[i]))
         counts = np.fromiter((len(rows[i]) for i in order), np.int64, len(rows))
         T, columns_T = int(counts.max()), np.arange(int(counts.max()))
         real = columns_T < counts[:, None]

@@ -35,6 +35,11 @@ def from_numpy(array: NDArray[np.generic]) -> Tensor:
     return cast("Tensor", cast("Any", torch).from_numpy(array))
 
 
+def pieces(tensor: Tensor, size: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """Split into pieces of `size` along `dim`, without copying."""
+    return cast("tuple[Tensor, ...]", cast("Any", tensor).split(size, dim))
+
+
 def backward(loss: Tensor) -> None:
     """Accumulate gradients."""
     cast("Any", loss).backward()

@@ -29,7 +29,7 @@ from tsgb.trainer.calibration import calibrated_threshold
 from tsgb.trainer.players import AttackerPlayer, GuardPlayer, make_adapter
 from tsgb.trainer.saving import checkpoint_files, restore
 from tsgb.trainer.state import TrainerState
-from tsgb.types import Episode, Label, Scenario, Split
+from tsgb.types import Episode, Label, Scenario, Split, TrainingText
 
 Metrics = dict[str, Any]
 RECALIBRATE = 50
@@ -48,7 +48,7 @@ class Trainer:
         self.surrogate = surrogate
         self.phases = config.phases()
         self.total_steps = config.total_steps
-        self.rng = Random(f"tsgb-{config.seed}")  # noqa: S311
+        self.rng = Random(f"tsgb-{config.seed}")
         self.generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 17)
         self.state = TrainerState()
         self.attacker = AttackerPlayer(
@@ -217,9 +217,9 @@ class Trainer:
 
     def _guard_update(self, batch: GuardBatch, loss: str, lr: float) -> Metrics:
         config = self.config.guard
-        replay = (
-            self.env.corpus("replay", self.rng, config.replay_batch) if config.lm_replay else []
-        )
+        replay: Sequence[TrainingText] = ()
+        if config.lm_replay:
+            replay = self.env.corpus("replay", self.rng, config.replay_batch)
         metrics, z_B = self.guard.learn(
             batch.prompts,
             batch.gains,
