@@ -65,6 +65,8 @@ class ModelConfig(_Frozen):
     """`lora`: a peft LoRA adapter a role. `full`: whole weights a role, for tiny bases."""
     rank: Positive = 16
     """LoRA rank r; alpha = r."""
+    pretrained: str = ""
+    """Another pretrained base than the world's: a directory that `save_pretrained` wrote."""
 
 
 class AttackerConfig(_Frozen):

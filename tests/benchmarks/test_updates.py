@@ -44,12 +44,12 @@ def traffic() -> tuple[list[str], list[float]]:
 
 
 def make_guard(model: LanguageModel, adapter: str) -> GuardPlayer:
-    made = make_adapter(model, "guard", ModelConfig(adapter=adapter), torch.Generator())
+    made = make_adapter(model, ModelConfig(adapter=adapter), torch.Generator())
     return GuardPlayer(model, world(), GUARD, made)
 
 
 def make_attacker(model: LanguageModel, adapter: str) -> AttackerPlayer:
-    made = make_adapter(model, "attacker", ModelConfig(adapter=adapter), torch.Generator())
+    made = make_adapter(model, ModelConfig(adapter=adapter), torch.Generator())
     return AttackerPlayer(model, world(), ATTACKER, made)
 
 

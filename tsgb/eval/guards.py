@@ -147,7 +147,7 @@ def trained(
     columns = split(tensors)
     selected = str(about.get("selected") or "current")
     generator = torch.Generator().manual_seed(0)
-    adapter = make_adapter(model, f"eval-{name}", config.model, generator)
+    adapter = make_adapter(model, config.model, generator)
     load_parameters(adapter, columns[selected])
     template = env.guard_template()
 

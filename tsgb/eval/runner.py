@@ -262,7 +262,7 @@ class Evaluation:
         columns = split(tensors)
         generator = torch.Generator().manual_seed(self.config.seed + 1)
         model = self.zoo.base()
-        adapter = make_adapter(model, "variance", self.config.model, generator)
+        adapter = make_adapter(model, self.config.model, generator)
         load_parameters(adapter, columns.get("round-1", columns["current"]))
         player = GuardPlayer(model, self.env, self.config.guard, adapter)
         members = json.loads(files["trainer_state.json"])["state"]["pool"]

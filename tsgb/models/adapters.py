@@ -6,20 +6,18 @@ second copy of it in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from tsgb.models.network import Weights
+from tsgb.models.network import EMBEDDING, HEAD, Weights
 
-HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
-FUSED_PARAMETERS = 20_000_000
-"""Bases up to this size keep joined copies of layers that read the same input; larger ones would
-pay in memory for what is no longer their bottleneck."""
+SMALL_PARAMETERS = 20_000_000
+"""Bases up to this size spend memory to save time: joined copies of layers that read the same
+input, activations kept for the backward pass, large batches."""
 
 
 class BaseWeights:
@@ -29,7 +27,7 @@ class BaseWeights:
         self.tensors = dict(tensors)
         self.tensors.setdefault(HEAD, self.tensors[EMBEDDING])
         self._joined: dict[tuple[str, ...], Tensor] = {}
-        self._join = sum(t.numel() for t in self.tensors.values()) <= FUSED_PARAMETERS
+        self.small = sum(t.numel() for t in self.tensors.values()) <= SMALL_PARAMETERS
 
     @classmethod
     def of(cls, module: nn.Module) -> BaseWeights:
@@ -44,13 +42,17 @@ class BaseWeights:
         """See `network.Weights`."""
         if len(names) == 1:
             return F.linear(x, self.tensors[f"{names[0]}.weight"])
-        if not self._join:
+        if not self.small:
             return torch.cat([F.linear(x, self.tensors[f"{name}.weight"]) for name in names], -1)
         weight = self._joined.get(names)
         if weight is None:
             weight = torch.cat([self.tensors[f"{name}.weight"] for name in names])
             self._joined[names] = weight
         return F.linear(x, weight)
+
+    def recomputed(self, layer: int) -> Sequence[Tensor] | None:  # noqa: ARG002
+        """See `network.Weights`; nothing here is trained."""
+        return None
 
     def frozen(self) -> BaseWeights:
         """See `Adapter`."""
@@ -68,6 +70,10 @@ class Adapter(Protocol):
         ...
 
     def linear(self, x: Tensor, *names: str) -> Tensor:
+        """See `network.Weights`."""
+        ...
+
+    def recomputed(self, layer: int) -> Sequence[Tensor] | None:
         """See `network.Weights`."""
         ...
 
@@ -106,50 +112,45 @@ class FullAdapter:
             return F.linear(x, self.parameters[f"{names[0]}.weight"])
         return F.linear(x, torch.cat([self.parameters[f"{name}.weight"] for name in names]))
 
+    def recomputed(self, layer: int) -> Sequence[Tensor] | None:  # noqa: ARG002
+        """See `network.Weights`; whole weights are for small bases."""
+        return None
+
     def frozen(self) -> Weights:
         """See `Adapter`."""
         return BaseWeights({name: p.detach() for name, p in self.parameters.items()})
 
 
 class LoraAdapter:
-    """A peft LoRA adapter on every linear layer; `W x + (alpha / r) B A x`, never merged.
+    """A LoRA adapter on every linear layer; `W x + B A x`, never merged.
 
+    Names and shapes are those of a peft adapter with `target_modules="all-linear"` (a test loads it
+    into peft), but peft itself would import transformers: 7 CPU seconds and 200 MB a process.
     Merging and unmerging does not restore the bits of the base, so the frozen base stays untouched.
     """
 
-    def __init__(self, base: BaseWeights, module: nn.Module, *, rank: int, role: str) -> None:
-        """Take the role's parameters from peft, so that names and initialisation are peft's.
+    def __init__(self, base: BaseWeights, *, rank: int) -> None:
+        """Make parameters for `base`; nothing is initialised before `reset`.
 
         Args:
             base: shared frozen tensors.
-            module: the transformers module (or the PeftModel of an earlier role) to inject into.
             rank: r; alpha = r, so the scale is 1.
-            role: adapter name.
         """
-        import peft  # not at the top: whole-weight roles do without it, and it imports the compiler
-
-        config = peft.LoraConfig(
-            r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        if isinstance(module, peft.PeftModel):
-            module.add_adapter(role, config)
-            self.module = module
-        else:
-            self.module = peft.PeftModel(module, config, adapter_name=role)  # pyright: ignore[reportArgumentType]
         self._base = base
-        self._scale = 1.0
         self.parameters: dict[str, nn.Parameter] = {}
         self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
-        found: dict[str, nn.Parameter] = dict(self.module.named_parameters())
-        for name, parameter in found.items():
-            if f".lora_A.{role}." not in name:
+        self._layers: dict[int, list[Tensor]] = {}
+        for name, weight in sorted(base.tensors.items()):
+            place = name.split(".")
+            if "layers" not in place or weight.dim() != 2:
                 continue
-            other = found[name.replace(".lora_A.", ".lora_B.")]
-            layer = name.removeprefix("base_model.model.").split(".lora_A.")[0]
-            self._pairs[layer] = (parameter, other)
-            for key, value in ((name, parameter), (name.replace("lora_A", "lora_B"), other)):
-                value.requires_grad_(True)
-                self.parameters[key.replace(f".{role}.weight", ".weight")] = value
+            layer = name.removesuffix(".weight")
+            a = nn.Parameter(weight.new_zeros(rank, weight.shape[1]))
+            b = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+            self._pairs[layer] = (a, b)
+            self.parameters[f"base_model.model.{layer}.lora_A.weight"] = a
+            self.parameters[f"base_model.model.{layer}.lora_B.weight"] = b
+            self._layers.setdefault(int(place[place.index("layers") + 1]), []).extend((a, b))
 
     def reset(self, generator: torch.Generator) -> None:
         """Initialise as peft does (A Kaiming-uniform, B zero), from a private generator."""
@@ -168,6 +169,10 @@ class LoraAdapter:
         parts = [self._linear(x, name) for name in names]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
+    def recomputed(self, layer: int) -> Sequence[Tensor] | None:
+        """See `network.Weights`: on a large base, everything but what goes into a layer."""
+        return None if self._base.small else self._layers.get(layer)
+
     def frozen(self) -> Weights:
         """See `Adapter`."""
         return self
@@ -177,7 +182,7 @@ class LoraAdapter:
         pair = self._pairs.get(name)
         if pair is None:
             return y
-        return y + self._scale * F.linear(F.linear(x, pair[0]), pair[1])
+        return y + F.linear(F.linear(x, pair[0]), pair[1])
 
 
 def load_parameters(adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tsgb.models.adapters import Adapter, BaseWeights, FullAdapter, LoraAdapter
 from tsgb.models.generation import Completions, generate
-from tsgb.models.network import Shape, Weights, hidden_states, logits
+from tsgb.models.head import LARGE_VOCABULARY, token_logps
+from tsgb.models.network import HEAD, Shape, Weights, hidden_states, logits
 from tsgb.models.packing import Ints, Rows
 from tsgb.models.tensors import from_numpy, int_rows, ints
 from tsgb.models.tokenizer import Tokenizer
@@ -25,16 +26,19 @@ from tsgb.types import GuardTemplate, Messages, TrainingText
 Role = Literal["attacker", "guard"]
 SCORE_BATCH = 512
 """Prompts scored at once without gradients; bounds memory, not results."""
+LARGE_SCORE_BATCH = 32
+LARGE_WRITE_BATCH = 8
+"""Scored and written at once by a large base; a token of context costs 46 kB at 135M parameters."""
 
 
 class LanguageModel:
     """A causal LM with roles."""
 
     def __init__(self, module: nn.Module, tokenizer: Tokenizer, *, name: str, sha256: str) -> None:
-        """Wrap a transformers causal LM of the Llama family.
+        """Wrap the weights of a causal LM of the Llama family.
 
         Args:
-            module: stays frozen.
+            module: its parameters under the names of transformers, and `config`; stays frozen.
             tokenizer: its tokenizer.
             name: for records.
             sha256: of the weights; a checkpoint of adapters names the base it belongs to.
@@ -46,24 +50,19 @@ class LanguageModel:
         self.shape = Shape.of(self.module.config)
         self.base = BaseWeights.of(module)
         self.num_parameters = sum(p.numel() for p in module.parameters())
-        self._peft: nn.Module = module
+        self.vocabulary = self.base.tensor(HEAD).shape[0]
 
-    def add_role(self, role: str, *, kind: str, rank: int, generator: torch.Generator) -> Adapter:
+    def add_role(self, *, kind: str, rank: int, generator: torch.Generator) -> Adapter:
         """Put a fresh adapter on the base.
 
         Args:
-            role: its name.
             kind: `full` or `lora`.
             rank: LoRA r.
             generator: initialises LoRA's A.
         """
         if kind == "full":
             return FullAdapter(self.base)
-        convert = getattr(self._peft, "transformers", None)
-        if convert is not None:
-            self._peft = convert()  # peft wants the real module, not only its weights
-        adapter = LoraAdapter(self.base, self._peft, rank=rank, role=role)
-        self._peft = adapter.module
+        adapter = LoraAdapter(self.base, rank=rank)
         adapter.reset(generator)
         return adapter
 
@@ -89,12 +88,13 @@ class LanguageModel:
         weights: Weights,
         template: GuardTemplate,
         prompts: Sequence[str],
-        batch: int = SCORE_BATCH,
+        batch: int | None = None,
     ) -> Tensor:
         """`scores` without gradients over any number of prompts, [N]."""
         if not prompts:
             return torch.zeros(0)
         frozen = weights.frozen()
+        batch = batch or (SCORE_BATCH if self.base.small else LARGE_SCORE_BATCH)
         parts = [
             self.scores(frozen, template, prompts[i : i + batch])
             for i in range(0, len(prompts), batch)
@@ -121,19 +121,26 @@ class LanguageModel:
         """
         prompts = [self.tokenizer.encode_chat(chat) for chat in chats]
         forced = None if openings is None else [self.tokenizer.encode(text) for text in openings]
-        completions = generate(
-            weights.frozen(),
-            self.shape,
-            prompts,
-            group=group,
-            max_new_tokens=max_new_tokens,
-            eos=self.tokenizer.eos_id,
-            pad=self.tokenizer.pad_id,
-            generator=generator,
-            temperature=temperature,
-            openings=forced,
+        frozen, eos, pad = weights.frozen(), self.tokenizer.eos_id, self.tokenizer.pad_id
+        num = len(chats) if self.base.small else max(1, LARGE_WRITE_BATCH // group)
+        completions = _join(
+            [
+                generate(
+                    frozen,
+                    self.shape,
+                    prompts[start : start + num],
+                    group=group,
+                    max_new_tokens=max_new_tokens,
+                    eos=eos,
+                    pad=pad,
+                    generator=generator,
+                    temperature=temperature,
+                    openings=forced and forced[start * group : (start + num) * group],
+                )
+                for start in range(0, len(chats), num)
+            ],
+            pad,
         )
-        eos = self.tokenizer.eos_id
         texts = [
             self.tokenizer.decode(row[: length - (row[length - 1] == eos)])
             for row, length in zip(
@@ -153,6 +160,37 @@ class LanguageModel:
             completions: what was sampled.
         """
         N, L = completions.ids_NL.shape
+        hidden_ME, slots_M = self._predicting(weights, prompts, completions)
+        logits_MV = logits(weights, hidden_ME)
+        out = logits_MV.new_zeros(N * L, logits_MV.shape[1])
+        return out.index_copy(0, slots_M, logits_MV).view(N, L, -1)
+
+    def completion_logps(
+        self,
+        weights: Weights,
+        prompts: Sequence[Sequence[int]],
+        completions: Completions,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each completion token and entropy there, [N, L]; else as above.
+
+        For vocabularies that are too large for `completion_logits`.
+        """
+        N, L = completions.ids_NL.shape
+        hidden_ME, slots_M = self._predicting(weights, prompts, completions)
+        ids_M = completions.ids_NL.reshape(-1).index_select(0, slots_M)
+        logp_M, entropy_M = token_logps(weights, hidden_ME, ids_M, temperature)
+        empty = logp_M.new_zeros(N * L)
+        return (
+            empty.index_copy(0, slots_M, logp_M).view(N, L),
+            empty.index_copy(0, slots_M, entropy_M).view(N, L),
+        )
+
+    def _predicting(
+        self, weights: Weights, prompts: Sequence[Sequence[int]], completions: Completions
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states [M, E] that predict completion tokens, and the flat slots of these."""
+        L = completions.ids_NL.shape[1]
         lengths = ints(completions.lengths_N)
         written = int_rows(completions.ids_NL)
         rows = Rows(
@@ -164,17 +202,33 @@ class LanguageModel:
         # The token before each completion token predicts it.
         slots_M = np.flatnonzero(np.arange(L) < np.array(lengths)[:, None])
         row_M, at_M = slots_M // L, slots_M % L
-        first_N = np.fromiter(map(len, prompts), np.int64, N) - 1
+        first_N = np.fromiter(map(len, prompts), np.int64, len(prompts)) - 1
         select_M = rows.tokens(row_M, first_N[row_M] + at_M)
-        logits_MV = logits(weights, hidden_states(weights, self.shape, rows, select_M))
-        out = logits_MV.new_zeros(N * L, logits_MV.shape[1])
-        return out.index_copy(0, from_numpy(slots_M), logits_MV).view(N, L, -1)
+        hidden_ME = hidden_states(weights, self.shape, rows, select_M)
+        return hidden_ME, from_numpy(slots_M)
 
     # -- texts -----------------------------------------------------------------------------
 
     def text_loss(self, weights: Weights, texts: Sequence[TrainingText]) -> Tensor:
         """Mean cross-entropy over completions and read-outs of a corpus batch."""
         return labelled_loss(weights, self.shape, label_texts(self.tokenizer, texts))
+
+
+def _join(parts: Sequence[Completions], pad: int) -> Completions:
+    """Completions of several batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    L = max(part.ids_NL.shape[1] for part in parts)
+
+    def wide(x_NL: Tensor, value: int = 0) -> Tensor:
+        return nn.functional.pad(x_NL, (0, L - x_NL.shape[1]), value=value)
+
+    return Completions(
+        ids_NL=torch.cat([wide(part.ids_NL, pad) for part in parts]),
+        logp_NL=torch.cat([wide(part.logp_NL) for part in parts]),
+        sampled_NL=torch.cat([wide(part.sampled_NL) for part in parts]),
+        lengths_N=torch.cat([part.lengths_N for part in parts]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,4 +270,6 @@ def label_texts(tokenizer: Tokenizer, texts: Sequence[TrainingText]) -> Labelled
 def labelled_loss(weights: Weights, shape: Shape, texts: LabelledRows) -> Tensor:
     """Mean cross-entropy of all labels."""
     hidden = hidden_states(weights, shape, texts.rows, texts.select_M)
+    if weights.tensor(HEAD).shape[0] > LARGE_VOCABULARY:
+        return -token_logps(weights, hidden, texts.labels_M)[0].mean()
     return nn.functional.cross_entropy(logits(weights, hidden).float(), texts.labels_M)

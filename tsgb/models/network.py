@@ -10,7 +10,9 @@ D width of a head, E width of the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +23,11 @@ from torch import Tensor
 from tsgb.models.attention import Lookup, attend, keys_and_values
 from tsgb.models.kernels import rms_norm
 from tsgb.models.packing import Ints, Rows
+from tsgb.models.recompute import recomputed
 from tsgb.models.tensors import from_numpy
+
+HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,13 @@ class Weights(Protocol):
         """Apply the linear layers called `names` (without `.weight`); outputs side by side."""
         ...
 
+    def recomputed(self, layer: int) -> Sequence[Tensor] | None:
+        """The parameters in a layer whose activations are not kept for the backward pass.
+
+        None: they are kept.
+        """
+        ...
+
     def frozen(self) -> Weights:
         """The same function without gradients, cheaper to call often; until the next update."""
         ...
@@ -97,26 +110,46 @@ def hidden_states(
     Returns:
         [M, E] (or [N, E]) hidden states, normalised, ready for `logits`.
     """
-    x = F.embedding(rows.ids_N, weights.tensor("model.embed_tokens.weight"))
+    x = F.embedding(rows.ids_N, weights.tensor(EMBEDDING))
     lookup = shape.lookup(rows, None, x.dtype)
     distinct, inverse = None, None
     if select_M is not None:
         distinct, inverse = np.unique(select_M, return_inverse=True)
     for layer in range(shape.layers):
+        picked = distinct if layer == shape.layers - 1 else None
+        asking = lookup if picked is None else shape.lookup(rows, picked, x.dtype)
         name = f"model.layers.{layer}"
-        h = rms_norm(x, weights.tensor(f"{name}.input_layernorm.weight"), shape.rms_eps)
-        kv = weights.linear(h, f"{name}.self_attn.k_proj", f"{name}.self_attn.v_proj")
-        if cache is not None:
-            cache.append(keys_and_values(kv, lookup))
-        if distinct is not None and layer == shape.layers - 1:
-            lookup = shape.lookup(rows, distinct, x.dtype)
-            picked = from_numpy(distinct)
-            x, h = x.index_select(0, picked), h.index_select(0, picked)
-        a = attend(weights.linear(h, f"{name}.self_attn.q_proj"), kv, lookup)
-        x = weights.linear(a, f"{name}.self_attn.o_proj").add_(x)
-        x = feed_forward(weights, shape, x, name)
+        run = partial(
+            _layer, weights, shape, name, lookup=lookup, asking=asking, picked=picked, cache=cache
+        )
+        parameters = weights.recomputed(layer)
+        x = run(x) if parameters is None else recomputed(run, x, parameters)
     x = rms_norm(x, weights.tensor("model.norm.weight"), shape.rms_eps)
     return x if inverse is None else x.index_select(0, from_numpy(inverse))
+
+
+def _layer(
+    weights: Weights,
+    shape: Shape,
+    name: str,
+    x: Tensor,
+    *,
+    lookup: Lookup,
+    asking: Lookup,
+    picked: Ints | None,
+    cache: list[Tensor] | None,
+) -> Tensor:
+    """Layer `name` on all tokens `x`, or its result for the `picked` ones only."""
+    h = rms_norm(x, weights.tensor(f"{name}.input_layernorm.weight"), shape.rms_eps)
+    kv = weights.linear(h, f"{name}.self_attn.k_proj", f"{name}.self_attn.v_proj")
+    if cache is not None:
+        cache.append(keys_and_values(kv, lookup))
+    if picked is not None:
+        index = from_numpy(picked)
+        x, h = x.index_select(0, index), h.index_select(0, index)
+    a = attend(weights.linear(h, f"{name}.self_attn.q_proj"), kv, asking)
+    x = weights.linear(a, f"{name}.self_attn.o_proj").add_(x)
+    return feed_forward(weights, shape, x, name)
 
 
 def feed_forward(weights: Weights, shape: Shape, x: Tensor, name: str) -> Tensor:
@@ -129,5 +162,5 @@ def feed_forward(weights: Weights, shape: Shape, x: Tensor, name: str) -> Tensor
 
 def logits(weights: Weights, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
     """Project hidden states to the vocabulary, or to the vocabulary entries `rows` only."""
-    head = weights.tensor("lm_head.weight")
+    head = weights.tensor(HEAD)
     return F.linear(hidden, head if rows is None else head.index_select(0, rows))

@@ -41,6 +41,15 @@ class GruModel(nn.Module):
         return self.head(out if at_M is None else out.flatten(0, 1).index_select(0, at_M))
 
 
+def add_weight(module: nn.Module, path: str, tensor: Tensor) -> None:
+    """Register `<path>.weight`, with empty modules on the way."""
+    for part in path.split("."):
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    module.register_parameter("weight", nn.Parameter(tensor))
+
+
 class TinyLlama(nn.Module):
     """The weights of a small transformers `LlamaForCausalLM`, under its names, without its code.
 
@@ -80,12 +89,7 @@ class TinyLlama(nn.Module):
         self._add("lm_head", tokenizer.size, width)
 
     def _add(self, path: str, *shape: int) -> None:
-        here: nn.Module = self
-        for part in path.split("."):
-            if not hasattr(here, part):
-                here.add_module(part, nn.Module())
-            here = getattr(here, part)
-        here.register_parameter("weight", nn.Parameter(torch.empty(*shape)))
+        add_weight(self, path, torch.empty(*shape))
 
     def transformers(self) -> nn.Module:
         """The same weights in a transformers module."""

@@ -21,16 +21,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-)
-
 from tsgb.errors import UsageError
 
 NAME = "smollm2-135m-instruct"
@@ -40,13 +30,9 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SUMS = "SHA256SUMS"
 
-# transformers types its factories in part only
-_MODELS: Any = AutoModelForCausalLM
-_TOKENIZERS: Any = AutoTokenizer
 
-
-def load_smollm2(cache_dir: Path) -> tuple[nn.Module, PreTrainedTokenizerBase, str]:
-    """Load the model (float32, evaluation mode), its tokenizer and the sha256 of its weights.
+def find_smollm2(cache_dir: Path) -> Path:
+    """The directory of the model (float32) and its tokenizer, as `save_pretrained` writes them.
 
     Args:
         cache_dir: where the converted files are kept (540 MB); made if it does not exist. With a
@@ -60,9 +46,7 @@ def load_smollm2(cache_dir: Path) -> tuple[nn.Module, PreTrainedTokenizerBase, s
         convert(find_gguf(), cached)
         if not verified(cached):
             raise UsageError(f"{cached} does not match its {SUMS}: remove it and try again")
-    model = _MODELS.from_pretrained(cached, dtype=torch.float32)
-    tokenizer = _TOKENIZERS.from_pretrained(cached)
-    return model.eval(), tokenizer, sums(cached)["model.safetensors"]
+    return cached
 
 
 def find_gguf() -> Path:
@@ -81,17 +65,23 @@ def find_gguf() -> Path:
 
 def convert(gguf: Path, cached: Path) -> None:
     """Write `gguf` as safetensors and tokenizer files to `cached`, all or nothing."""
+    import torch
+    import transformers  # only here: it takes seconds, and a filled cache does without it
+
+    # transformers types its factories in part only
+    models: Any = transformers.AutoModelForCausalLM
+    tokenizers: Any = transformers.AutoTokenizer
     cached.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cached.parent))
     try:
-        opened = _MODELS.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        opened = models.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         settings = opened.config.to_dict()
         del settings["quantization_config"]  # with it, transformers refuses to save the model
-        model: Any = LlamaForCausalLM(LlamaConfig(**settings))
+        model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
         model.load_state_dict(opened.state_dict())
         model.generation_config = opened.generation_config
         model.save_pretrained(scratch)
-        _TOKENIZERS.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
+        tokenizers.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
         files = sorted(path for path in scratch.iterdir() if path.is_file())
         lines = [f"{sha256(path)}  {path.name}\n" for path in files]
         (scratch / SUMS).write_text("".join(lines), encoding="utf-8")

@@ -54,7 +54,7 @@ class ChatTarget:
     """A language model that generates its answer greedily."""
 
     def __init__(
-        self, name: str, model: LanguageModel, max_new_tokens: int, batch: int = 16
+        self, name: str, model: LanguageModel, max_new_tokens: int, batch: int = 8
     ) -> None:
         """Use the bare base of `model`."""
         self.name = name

@@ -6,15 +6,34 @@ prompt cannot forge a turn.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
+from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as FastTokenizer
 
 from tsgb.errors import ConfigError
 from tsgb.types import GuardTemplate, Message, Messages, TokenizerSpec
 
 _SLOT = "\u241e"  # stands for the user's text while a template is rendered
+
+
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def _content(token: Any) -> str:
+    """A special token's text: written as such, or as an object."""
+    if isinstance(token, dict):
+        return str(cast("dict[str, Any]", token)["content"])
+    return str(token or "")
+
+
+def _raise_exception(message: str) -> NoReturn:
+    """What chat templates call on messages that they refuse."""
+    raise TemplateError(message)
 
 
 class _Words(dict[str, int]):
@@ -27,39 +46,72 @@ class _Words(dict[str, int]):
 class Tokenizer:
     """Text to ids and back, and chat messages to text."""
 
-    def __init__(self, fast: Any) -> None:
-        """Wrap a transformers fast tokenizer with a chat template."""
-        self._fast = fast
-        self.size = len(fast)
-        self.pad_id: int = fast.pad_token_id if fast.pad_token_id is not None else 0
-        self.eos_id: int = fast.eos_token_id
+    def __init__(self, *, size: int, pad_id: int, eos_id: int, template: str) -> None:
+        """Use `from_words` or `from_directory`; importing transformers would cost seconds."""
+        self.size = size
+        self.pad_id = pad_id
+        self.eos_id = eos_id
+        self._template = template
+        self._special: dict[str, str] = {}
         self._rendered: dict[Any, tuple[list[int], list[int], str, str]] = {}
+        self._fast: Any = None
+        self._directory = Path()
         self._words: _Words | None = None
         self._names: list[str] = []
-        self._template = ""
 
     @classmethod
     def from_words(cls, spec: TokenizerSpec) -> Tokenizer:
-        """A word-level tokenizer; the first word pads, `EOS` ends.
-
-        Words need no library: importing transformers costs every worker 2 CPU seconds.
-        """
-        tokenizer = cls.__new__(cls)
-        tokenizer._fast = None
-        tokenizer.size = len(spec.words)
-        tokenizer._words = _Words({word: index for index, word in enumerate(spec.words)})
+        """A word-level tokenizer; the first word pads, `EOS` ends."""
+        words = _Words({word: index for index, word in enumerate(spec.words)})
+        tokenizer = cls(
+            size=len(spec.words), pad_id=0, eos_id=words["EOS"], template=spec.chat_template
+        )
+        tokenizer._words = words
         tokenizer._names = list(spec.words)
-        tokenizer.pad_id = 0
-        tokenizer.eos_id = tokenizer._words["EOS"]
-        tokenizer._rendered = {}
-        tokenizer._template = spec.chat_template
+        return tokenizer
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> Tokenizer:
+        """What `save_pretrained` of a transformers fast tokenizer wrote.
+
+        Raises:
+            ConfigError: a file is missing, or there is no chat template or end token.
+        """
+        try:
+            text = (directory / "tokenizer_config.json").read_text("utf-8")
+            fast = FastTokenizer.from_str((directory / "tokenizer.json").read_text("utf-8"))
+            settings: dict[str, Any] = json.loads(text)
+            template: str | None = settings.get("chat_template")
+            if template is None:
+                template = (directory / "chat_template.jinja").read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{directory} holds no chat tokenizer ({error}): it needs tokenizer.json, "
+                "tokenizer_config.json and a chat template, as `save_pretrained` writes them"
+            ) from error
+        special = {name: _content(settings.get(name)) for name in _SPECIAL}
+        eos_id = fast.token_to_id(special["eos_token"])
+        if eos_id is None:
+            raise ConfigError(f"{directory}/tokenizer_config.json names no eos_token")
+        pad_id = fast.token_to_id(special["pad_token"])
+        tokenizer = cls(
+            size=fast.get_vocab_size(),
+            pad_id=0 if pad_id is None else pad_id,
+            eos_id=eos_id,
+            template=template,
+        )
+        tokenizer._fast = fast
+        tokenizer._directory = directory
+        tokenizer._special = special
         return tokenizer
 
     def transformers(self) -> Any:
         """The transformers tokenizer, to be saved beside exported weights."""
         if self._words is None:
-            return self._fast
-        from tokenizers import Tokenizer as FastTokenizer
+            from transformers import AutoTokenizer
+
+            factory: Any = AutoTokenizer  # transformers types its factories in part only
+            return factory.from_pretrained(self._directory)
         from tokenizers.models import WordLevel
         from tokenizers.pre_tokenizers import WhitespaceSplit
         from transformers import PreTrainedTokenizerFast
@@ -80,17 +132,17 @@ class Tokenizer:
         """Ids of template text; special tokens are recognised, none are added."""
         if self._words is not None:
             return list(map(self._words.__getitem__, text.split()))
-        ids: list[int] = self._fast(text, add_special_tokens=False)["input_ids"]
-        return ids
+        self._fast.encode_special_tokens = False
+        return list(self._fast.encode(text, add_special_tokens=False).ids)
 
     def encode_user(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of user text: what looks like a special token stays plain text."""
         if self._words is not None:
             return [self.encode(text) for text in texts]
-        ids: list[list[int]] = self._fast(
-            list(texts), add_special_tokens=False, split_special_tokens=True
-        )["input_ids"]
-        return ids
+        self._fast.encode_special_tokens = True
+        return [
+            list(one.ids) for one in self._fast.encode_batch(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
@@ -140,11 +192,16 @@ class Tokenizer:
         return (*parts, messages[last]["content"])
 
     def _apply(self, messages: list[dict[str, str]]) -> str:
-        if self._words is not None:
-            template = ImmutableSandboxedEnvironment().from_string(self._template)
-            return template.render(messages=messages, add_generation_prompt=True)
-        return str(
-            self._fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        # The environment that transformers renders in.
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        template = environment.from_string(self._template)
+        return template.render(
+            messages=messages,
+            add_generation_prompt=True,
+            raise_exception=_raise_exception,
+            **self._special,
         )
 
     def chat_text(self, messages: Messages) -> str:

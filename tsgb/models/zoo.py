@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
+from tsgb.models import smollm2
 from tsgb.models.adapters import BaseWeights
 from tsgb.models.cache import cache_key, cached_tensors, is_cached
 from tsgb.models.language_model import LanguageModel
 from tsgb.models.network import Shape, hidden_states, logits
 from tsgb.models.packing import Rows
+from tsgb.models.pretrained import WEIGHTS, load_pretrained
 from tsgb.models.recipes import make_module, train
 from tsgb.models.targets import ChatTarget, ReadoutTarget, Target
 from tsgb.models.tensors import from_numpy
@@ -90,9 +92,13 @@ class Zoo:
     def base(self) -> LanguageModel:
         """The frozen base of both players."""
         if self._base is None:
-            recipe = self._recipes["base"]
+            recipe, own = self._recipes["base"], self._config.model.pretrained
             if recipe.pretrained:
-                self._base = self._load_pretrained(recipe.pretrained)
+                self._base = self._load_pretrained(own or recipe.pretrained)
+            elif own:
+                raise ConfigError(
+                    f"model.pretrained = {own!r}: {self._env.name} trains its own models, leave it"
+                )
             else:
                 module, sha256 = self._module("base")
                 self._base = LanguageModel(module, self._require(), name="base", sha256=sha256)
@@ -179,9 +185,16 @@ class Zoo:
         return module, sha256
 
     def _load_pretrained(self, name: str) -> LanguageModel:
-        if name != "smollm2-135m-instruct":
-            raise ConfigError(f"unknown pretrained model {name!r}: known is smollm2-135m-instruct")
-        from tsgb.models.smollm2 import load_smollm2
-
-        module, fast, sha256 = load_smollm2(self._cache)
-        return LanguageModel(module, Tokenizer(fast), name=name, sha256=sha256)
+        if name == smollm2.NAME:
+            directory = smollm2.find_smollm2(self._cache)
+        else:
+            directory = Path(name)
+            if not directory.is_dir():
+                raise ConfigError(
+                    f"unknown pretrained model {name!r}: name {smollm2.NAME}, or a directory that "
+                    "`save_pretrained` wrote"
+                )
+        module = load_pretrained(directory)
+        tokenizer = Tokenizer.from_directory(directory)
+        sha256 = smollm2.sha256(directory / WEIGHTS)
+        return LanguageModel(module, tokenizer, name=directory.name, sha256=sha256)

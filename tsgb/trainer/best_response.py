@@ -63,7 +63,7 @@ class FreshAttacker:
             model,
             env,
             config.attacker,
-            make_adapter(model, f"fresh{br_seed}", config.model, self._generator),
+            make_adapter(model, config.model, self._generator),
         )
         for _ in range(config.attacker.sft_steps):
             demonstrations = env.demonstrations(self._rng, config.attacker.sft_batch)

@@ -55,10 +55,10 @@ class Trainer:
             model,
             env,
             config.attacker,
-            make_adapter(model, "attacker", config.model, self.generator),
+            make_adapter(model, config.model, self.generator),
         )
         self.guard = GuardPlayer(
-            model, env, config.guard, make_adapter(model, "guard", config.model, self.generator)
+            model, env, config.guard, make_adapter(model, config.model, self.generator)
         )
         fresh = snapshot(self.attacker.adapter)
         self.starts: dict[str, dict[str, Tensor]] = {"sft": fresh, "warm": fresh}

@@ -16,6 +16,7 @@ from tsgb.config import AttackerConfig, GuardConfig, ModelConfig
 from tsgb.envs.base import Environment
 from tsgb.models.adapters import Adapter
 from tsgb.models.generation import Completions
+from tsgb.models.head import LARGE_VOCABULARY
 from tsgb.models.language_model import LanguageModel
 from tsgb.models.optimizer import AdamW, clip_norm
 from tsgb.models.tensors import backward, ints
@@ -32,8 +33,6 @@ from tsgb.trainer.losses import (
 )
 from tsgb.types import Demonstration, Scenario, TrainingText
 
-FULL_KL_VOCABULARY = 1024
-"""Up to this many words the KL is summed exactly; beyond, it is estimated on sampled tokens."""
 Metrics = dict[str, float]
 
 
@@ -139,19 +138,9 @@ class AttackerPlayer:
             sampled_NL=completions.sampled_NL[rows],
             lengths_N=completions.lengths_N[rows],
         )
-        logits_NLV = self.model.completion_logits(self.adapter, picked, part)
-        logp_NLV = F.log_softmax(logits_NLV.float() / config.temperature, -1)
-        ids = part.ids_NL[..., None]
-        logp_NL = logp_NLV.gather(-1, ids).squeeze(-1)
         mask_NL = part.sampled_NL.float()
-        with torch.no_grad():
-            reference = self.model.completion_logits(self.model.base, picked, part)
-            reference_NLV = F.log_softmax(reference.float() / config.temperature, -1)
-        if logp_NLV.shape[-1] <= FULL_KL_VOCABULARY:
-            kl = full_kl(logp_NLV, reference_NLV, mask_NL)
-        else:
-            kl = k3_kl(logp_NL, reference_NLV.gather(-1, ids).squeeze(-1), mask_NL)
-        entropy_NL = -(logp_NLV.exp() * logp_NLV).sum(-1)
+        policy_of = self._policy if self.model.vocabulary <= LARGE_VOCABULARY else self._estimate
+        logp_NL, entropy_NL, kl = policy_of(picked, part, mask_NL)
         entropy = (entropy_NL * mask_NL).sum() / mask_NL.sum().clamp(min=1)
         scale = float(len(writing.texts) * config.max_new_tokens)
         policy = clipped_policy_gradient(
@@ -166,6 +155,32 @@ class AttackerPlayer:
             "grad_norm": norm,
             "live_groups": float(live_G.float().mean()),
         }
+
+    def _policy(
+        self, prompts: Sequence[Sequence[int]], part: Completions, mask_NL: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability and entropy at each token [N, L], and the exact KL to the base."""
+        T = self.config.temperature
+        logits_NLV = self.model.completion_logits(self.adapter, prompts, part)
+        logp_NLV = F.log_softmax(logits_NLV.float() / T, -1)
+        with torch.no_grad():
+            reference = self.model.completion_logits(self.model.base, prompts, part)
+            reference_NLV = F.log_softmax(reference.float() / T, -1)
+        return (
+            logp_NLV.gather(-1, part.ids_NL[..., None]).squeeze(-1),
+            -(logp_NLV.exp() * logp_NLV).sum(-1),
+            full_kl(logp_NLV, reference_NLV, mask_NL),
+        )
+
+    def _estimate(
+        self, prompts: Sequence[Sequence[int]], part: Completions, mask_NL: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for a large vocabulary, the KL estimated on the sampled tokens."""
+        T = self.config.temperature
+        logp_NL, entropy_NL = self.model.completion_logps(self.adapter, prompts, part, T)
+        with torch.no_grad():
+            reference_NL, _ = self.model.completion_logps(self.model.base, prompts, part, T)
+        return logp_NL, entropy_NL, k3_kl(logp_NL, reference_NL, mask_NL)
 
 
 class GuardPlayer:
@@ -228,8 +243,6 @@ class GuardPlayer:
         }, z_B.detach()
 
 
-def make_adapter(
-    model: LanguageModel, role: str, config: ModelConfig, generator: torch.Generator
-) -> Adapter:
+def make_adapter(model: LanguageModel, config: ModelConfig, generator: torch.Generator) -> Adapter:
     """A fresh adapter for a role."""
-    return model.add_role(role, kind=config.adapter, rank=config.rank, generator=generator)
+    return model.add_role(kind=config.adapter, rank=config.rank, generator=generator)

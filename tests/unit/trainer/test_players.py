@@ -27,7 +27,7 @@ def make_attacker() -> AttackerPlayer:
     """Off its base, so that its divergence from it has a gradient."""
     model = untrained_model()
     generator = torch.Generator().manual_seed(5)
-    adapter = make_adapter(model, "attacker", CONFIG.model, generator)
+    adapter = make_adapter(model, CONFIG.model, generator)
     with torch.no_grad():
         for parameter in adapter.parameters.values():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
@@ -112,9 +112,7 @@ def test_a_guard_learns_from_gains_alone(loss: str) -> None:
     model = untrained_model()
     generator = torch.Generator().manual_seed(5)
     config = CONFIG.guard.model_copy(update={"lm_replay": 0.0, "entropy": 0.0})
-    guard = GuardPlayer(
-        model, world(), config, make_adapter(model, "guard", CONFIG.model, generator)
-    )
+    guard = GuardPlayer(model, world(), config, make_adapter(model, CONFIG.model, generator))
     texts = [p.text for p in world().stream(StreamKind.WIDE, Split.TRAIN, Random(3), 32)]
     gains = [3.0 if i % 2 else -2.0 for i in range(32)]
     learn = {"loss_name": loss, "replay": [], "lr": 3e-3, "generator": generator}

@@ -1,0 +1,108 @@
+"""A random chat model on disk, as `save_pretrained` writes one: Llama with shared key heads.
+
+It is small and says nothing sensible, but it is loaded, asked and trained as a real one is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tsgb.envs.canary import CanaryEnvironment
+from tsgb.types import Split, StreamKind
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nHelp.<|im_end|>\n' }}{% endif %}\n"
+    "  {{ '<|im_start|>' + message['role'] + '\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WIDTH, INNER, LAYERS, HEADS, KEY_HEADS, HEAD = 24, 40, 2, 3, 1, 8
+
+
+def save_chat_model(directory: Path, *, words: int = 1200) -> Path:
+    """Write config, weights and tokenizer; equal arguments give equal files."""
+    directory.mkdir(parents=True)
+    tokenizer = _tokenizer(words)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    size = tokenizer.get_vocab_size()
+    _write(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<|im_start|>",
+            "eos_token": {"content": "<|im_end|>", "special": True, "__type": "AddedToken"},
+            "pad_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+            "chat_template": TEMPLATE,
+        },
+    )
+    _write(
+        directory / "config.json",
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": size,
+            "hidden_size": WIDTH,
+            "intermediate_size": INNER,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": KEY_HEADS,
+            "head_dim": HEAD,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_theta": 50000.0, "rope_type": "default"},
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 2,
+        },
+    )
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"model.embed_tokens": (size, WIDTH), "model.norm": (WIDTH,)}
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        shapes |= {
+            f"{at}.self_attn.q_proj": (HEADS * HEAD, WIDTH),
+            f"{at}.self_attn.k_proj": (KEY_HEADS * HEAD, WIDTH),
+            f"{at}.self_attn.v_proj": (KEY_HEADS * HEAD, WIDTH),
+            f"{at}.self_attn.o_proj": (WIDTH, HEADS * HEAD),
+            f"{at}.mlp.gate_proj": (INNER, WIDTH),
+            f"{at}.mlp.up_proj": (INNER, WIDTH),
+            f"{at}.mlp.down_proj": (WIDTH, INNER),
+            f"{at}.input_layernorm": (WIDTH,),
+            f"{at}.post_attention_layernorm": (WIDTH,),
+        }
+    tensors = {
+        f"{name}.weight": torch.ones(shape)
+        if len(shape) == 1
+        else torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+        for name, shape in shapes.items()
+    }
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def _tokenizer(words: int) -> Tokenizer:
+    env, rng = CanaryEnvironment(world_seed=0), Random(0)
+    kinds = (StreamKind.WIDE, StreamKind.BENIGN)
+    texts = [p.text for kind in kinds for p in env.stream(kind, Split.TRAIN, rng, 300)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=words, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([*texts, *["is unsafe safe"] * 200], trainer)
+    return tokenizer
+
+
+def _write(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
