@@ -32,7 +32,7 @@ from tsgb.worker.models import setup_torch
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(3600),
     pytest.mark.usefixtures("prefect_api"),
 ]
 

@@ -15,7 +15,10 @@ from tests.fakes.miniature import miniature_config
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.errors import Interrupted, LeaseLost, UsageError
 from tsgb.types import CheckpointRef
-from tsgb.worker import Attempt, Places, Signals, find_run, setup_torch
+from tsgb.worker.attempt import Attempt
+from tsgb.worker.models import setup_torch
+from tsgb.worker.places import Places, find_run
+from tsgb.worker.signals import Signals
 
 CONFIG = miniature_config({"checkpoint_interval": 4})
 LAST = CONFIG.total_steps

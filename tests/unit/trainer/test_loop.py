@@ -81,6 +81,18 @@ def test_a_guard_that_blocks_everything_has_fpr_one_and_is_never_selected() -> N
     assert state.guards[state.best_guard] == "sft"
 
 
+def test_the_worst_case_over_attackers_counts_not_the_best() -> None:
+    """One guard stops an attacker and falls to another; the new one falls to each now and then."""
+    trainer = scripted({"selfplay": {"rounds": 1, "payoff_attacks": 40}})
+    while trainer.state.step < trainer.total_steps - 1:
+        trainer.step()
+    block_everything(trainer)
+    trainer.state.payoff = [[0.0], [1.0]]
+    trainer.step()
+    assert all(0 < row[1] < 1 for row in trainer.state.payoff)
+    assert trainer.state.guards[trainer.state.best_guard] == "round-1"
+
+
 def test_of_equally_good_guards_the_newest_is_selected() -> None:
     trainer = scripted({})
     run(trainer)
@@ -165,6 +177,15 @@ def test_where_an_attacker_starts_each_round(reinitialise: bool, starts: list[st
             here = trainer.attacker.adapter.parameters[NORM]
             found += [name for name, t in trainer.starts.items() if torch.equal(t[NORM], here)]
     assert found == starts
+
+
+def test_without_a_warm_up_attackers_start_from_their_supervised_start() -> None:
+    trainer = make_trainer(miniature_config({"attacker": {"warmup_steps": 0}}))
+    untouched = snapshot(trainer.attacker.adapter)
+    while trainer.phase().kind == "sft_attacker":
+        trainer.step()
+    assert torch.equal(trainer.starts["warm"][NORM], trainer.starts["sft"][NORM])
+    assert not torch.equal(trainer.starts["warm"][NORM], untouched[NORM])
 
 
 @pytest.mark.parametrize(

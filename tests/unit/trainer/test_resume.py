@@ -14,7 +14,14 @@ from tsgb.errors import CheckpointError
 from tsgb.trainer.loop import Trainer
 
 Files = dict[str, bytes]
-ARMS = (Arm.SELFPLAY, Arm.FROZEN, Arm.SFT, Arm.SAMPLED_PG)
+ONE_ROUND = {"selfplay": {"rounds": 1}}
+RUNS = [
+    pytest.param(arm_overrides(Arm.SELFPLAY), id="selfplay"),
+    pytest.param({**arm_overrides(Arm.FROZEN), **ONE_ROUND}, id="frozen"),
+    pytest.param({**arm_overrides(Arm.SFT), **ONE_ROUND}, id="sft"),
+    pytest.param({**arm_overrides(Arm.SAMPLED_PG), **ONE_ROUND}, id="sampled_pg"),
+]
+LORA = {"model": {"adapter": "lora", "rank": 2}, **ONE_ROUND}
 
 
 def saved(trainer: Trainer) -> Files:
@@ -41,10 +48,9 @@ def uninterrupted(config: RunConfig) -> list[Files]:
     return boundaries
 
 
-@pytest.mark.parametrize("arm", ARMS, ids=str)
-def test_stopped_after_any_update_it_ends_the_same(arm: Arm) -> None:
-    rounds = 2 if arm is Arm.SELFPLAY else 1
-    config = miniature_config(arm_overrides(arm), {"selfplay": {"rounds": rounds}})
+@pytest.mark.parametrize("changes", RUNS)
+def test_stopped_after_any_update_it_ends_the_same(changes: dict[str, Any]) -> None:
+    config = miniature_config(changes)
     boundaries = uninterrupted(config)
     assert len(boundaries) == config.total_steps + 1
     for step, files in enumerate(boundaries):
@@ -56,8 +62,10 @@ def test_stopped_after_any_update_it_ends_the_same(arm: Arm) -> None:
         assert not differing, f"stopped after update {step}"
 
 
-def test_stopped_after_every_update_it_ends_the_same() -> None:
-    config = miniature_config()
+@pytest.mark.parametrize("changes", [pytest.param({}, id="full"), pytest.param(LORA, id="lora")])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21
+def test_stopped_after_every_update_it_ends_the_same(changes: dict[str, Any]) -> None:
+    config = miniature_config(changes)
     files = saved(make_trainer(config))
     for _ in range(config.total_steps):
         trainer = make_trainer(config)
