@@ -23,8 +23,8 @@ from tsgb.settings import Settings, load_settings
 MIN_WIDTH = 110
 """Columns of a table where the terminal does not say how wide it is."""
 TRAINING_FIGURES = {
-    "asr_no_guard": "ASR, no guard",
-    "asr": "ASR, guarded",
+    "asr_no_guard": "ASR bare",
+    "asr": "ASR guarded",
     "fpr": "FPR",
     "fnr": "FNR",
 }

@@ -116,10 +116,10 @@ def schedule(episodes: int) -> dict[str, Any]:
 
 
 def larger(usual: RunConfig) -> dict[str, Any]:
-    """Twice the batches of the profile and longer attacks: one arm is trained instead of three."""
+    """Three times the batches, since one arm is trained instead of three; longer best responses."""
     return {
-        "attacker": {"scenarios_per_step": 2 * usual.attacker.scenarios_per_step},
-        "guard": {"batch": 2 * usual.guard.batch},
+        "attacker": {"scenarios_per_step": 3 * usual.attacker.scenarios_per_step},
+        "guard": {"batch": 3 * usual.guard.batch, "replay_batch": 3 * usual.guard.replay_batch},
         "evaluation": {
             "warmup_steps": 4 * usual.evaluation.warmup_steps,
             "attack_steps": 2 * usual.evaluation.attack_steps,
