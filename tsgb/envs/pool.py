@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 
 import numpy as np
@@ -75,10 +76,17 @@ def replay_weights(payoff_AG: Matrix) -> Matrix:
     """
     if payoff_AG.shape[1] == 0:
         return np.ones(payoff_AG.shape[0]) / payoff_AG.shape[0]
-    mixture, _ = hedge(payoff_AG, iterations=500)
+    mixture = _mixture(payoff_AG.shape, payoff_AG.astype(np.float64).tobytes())
     prioritised: Matrix = payoff_AG[:, -1] ** 2 + FLOOR
     weights: Matrix = 0.5 * mixture + 0.5 * prioritised / prioritised.sum()
     return weights
+
+
+@lru_cache(maxsize=4)
+def _mixture(shape: tuple[int, ...], payoffs: bytes) -> Matrix:
+    """Of attackers; asked for at every guard update, but new only when a phase has ended."""
+    mixture, _ = hedge(np.frombuffer(payoffs).reshape(shape), iterations=500)
+    return mixture
 
 
 def draw(
