@@ -86,7 +86,7 @@ class FullAdapter:
     """Whole weights: starts as a copy of the base."""
 
     def __init__(self, base: BaseWeights) -> None:
-        tied = base.tensors[HEAD] is base.tensors[EMBEDDING]
+        tied = base.tensors[HEAD].data_ptr() == base.tensors[EMBEDDING].data_ptr()
         self.parameters = {
             name: nn.Parameter(tensor.clone())
             for name, tensor in base.tensors.items()

@@ -1,7 +1,7 @@
 """One tokenizer interface for a closed word list and for a pretrained model.
 
-User text is encoded apart from the template around it and never parsed for special tokens, so a
-prompt cannot forge a turn.
+User text is encoded apart from the template around it and never parsed for special tokens (nor, in
+a word list, for the words of the template), so a prompt cannot forge a turn.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Tokenizer:
         self._fast: Any = None
         self._directory = Path()
         self._words: _Words | None = None
+        self._user_words = _Words()
         self._names: list[str] = []
 
     @classmethod
@@ -68,6 +69,11 @@ class Tokenizer:
         )
         tokenizer._words = words
         tokenizer._names = list(spec.words)
+        chat = tokenizer._apply([{"role": "user", "content": _SLOT}])
+        reserved = {"EOS", *chat.split()}
+        tokenizer._user_words = _Words(
+            {word: index for word, index in words.items() if word not in reserved}
+        )
         return tokenizer
 
     @classmethod
@@ -138,7 +144,8 @@ class Tokenizer:
     def encode_user(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of user text: what looks like a special token stays plain text."""
         if self._words is not None:
-            return [self.encode(text) for text in texts]
+            look_up = self._user_words.__getitem__
+            return [list(map(look_up, text.split())) for text in texts]
         self._fast.encode_special_tokens = True
         return [
             list(one.ids) for one in self._fast.encode_batch(list(texts), add_special_tokens=False)
@@ -158,11 +165,11 @@ class Tokenizer:
         """
         if self._words is not None and word in self._words:
             return self._words[word]
-        ids = self.encode(word)
+        ids = [] if self._words is not None else self.encode(word)
         if len(ids) != 1:
             raise ConfigError(
-                f"verdict word {word!r} is {len(ids)} tokens of this tokenizer, it must be one: "
-                "name another word in the environment's guard_template"
+                f"{word!r} is {len(ids) or 'no'} tokens of this tokenizer, it must be one: "
+                "a verdict stands in the environment's guard_template, a read-out in its corpus"
             )
         return ids[0]
 
