@@ -1,7 +1,7 @@
-"""The few operations whose stock versions dominate a tiny model's step, with their gradients.
+"""The root-mean-square norm as one recorded operation; a CPU's stock one is a chain of ten.
 
-Each one is checked against autograd through plain PyTorch in the tests.
-Shape letters: N tokens, C heads (or heads and groups), D width of a head, E width of the model.
+Its gradient is checked against autograd through plain PyTorch in the tests.
+Shape letters: N tokens, E width of the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 
 class _RmsNorm(Function):
-    """x / rms(x) * weight; the stock one is a chain of ten recorded operations on a CPU."""
+    """x / rms(x) * weight."""
 
     @staticmethod
     def forward(ctx: Any, x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
