@@ -1,6 +1,6 @@
 """What a whole experiment costs: wall time, CPU time and memory of all its processes.
 
-    pytest tests/benchmarks/test_experiment.py --benchmark-enable --benchmark-only -s
+    pytest tests/benchmarks/test_experiment_cost.py --benchmark-enable --benchmark-only -s
 
 Measured once with no models built, and once more with all of them cached.
 """
