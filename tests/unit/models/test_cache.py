@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tsgb.models.cache import cache_key, cached_tensors, is_cached
 
@@ -17,6 +18,7 @@ ASK = """
 import sys, time
 from pathlib import Path
 import torch
+from torch import Tensor
 from tsgb.models.cache import cached_tensors
 
 directory, log, key = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
