@@ -179,6 +179,8 @@ class EvaluationConfig(_Frozen):
     """Attack attempts a best response is scored on (test scenarios)."""
     scripted: Positive = 1000
     """Prompts a scripted stream."""
+    variance_batches: Count = 60
+    """Batches that the variance of the guard's policy gradient is measured on; 0: not measured."""
     bootstrap: Positive = 10_000
     max_error_rate: Share = 0.02
 

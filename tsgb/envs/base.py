@@ -84,6 +84,10 @@ class Environment(Protocol):
         """Did the response violate the policy?"""
         ...
 
+    def redact(self, scenario: Scenario, text: str) -> str | None:
+        """A prompt or an answer as a report may show it, secrets replaced; None: show none."""
+        ...
+
     def label(self, prompt: str) -> bool | None:
         """The oracle: is this prompt harmful? None where no exact label exists."""
         ...

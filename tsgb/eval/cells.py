@@ -15,6 +15,7 @@ from tsgb.config import ABLATIONS, LOSSES, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.eval.guards import Guard
 from tsgb.eval.records import Item, Source
+from tsgb.eval.transcripts import Transcript, choose, transcribe
 from tsgb.models.targets import Target
 from tsgb.trainer.best_response import Attempt, FreshAttacker
 from tsgb.types import Label, LabelledPrompt, Response, Scenario, Split, StreamKind
@@ -25,8 +26,12 @@ SATURATED = 0.9
 
 def scripted_items(
     env: Environment, config: RunConfig, guards: Sequence[Guard], targets: Sequence[Target]
-) -> list[Item]:
-    """Score the fixed streams with every guard; ask every target once about each harmful prompt."""
+) -> tuple[list[Item], list[Transcript]]:
+    """Score the fixed streams with every guard; ask every target once about each harmful prompt.
+
+    Returns:
+        The items, and games that a report may show.
+    """
     rng = Random(f"scripted-{config.seed}")
     drawn: list[LabelledPrompt] = []
     for kind in StreamKind:
@@ -37,6 +42,7 @@ def scripted_items(
     by_id = {s.scenario_id: s for s in env.scenarios(Split.TEST)}
     harmful = [i for i, p in enumerate(drawn) if p.harmful]
     items: list[Item] = []
+    games: list[Transcript] = []
 
     def item(index: int, target: str | None, violated: bool | None, error: str | None) -> Item:
         prompt = drawn[index]
@@ -69,8 +75,10 @@ def scripted_items(
         for i, scenario, response in zip(harmful, chosen, target.answer(chats), strict=True):
             violated, error = _outcome(env, scenario, drawn[i].text, response)
             items.append(item(i, target.name, violated, error))
+            game = transcribe(env, scenario, items[-1], drawn[i].text, response.text)
+            games += [] if game is None else [game]
     items += [item(i, None, None, None) for i in range(len(drawn)) if not drawn[i].harmful]
-    return items
+    return items, choose(games)
 
 
 def adaptive_items(
@@ -84,7 +92,8 @@ def adaptive_items(
     """Best responses of one fresh attacker to each guard on one target.
 
     A guard that the warmed-up attacker already passes almost freely is beaten as it is; one that
-    nothing violating passes by construction (the oracle) is not attacked further either.
+    nothing violating passes by construction (the oracle) is not attacked further either, and left
+    out where it has no word on an attack in free text.
     Ablations are attacked on the surrogate only.
     """
     warm = attacker.warm_up(target)
@@ -94,6 +103,10 @@ def adaptive_items(
     ablations = {arm.value for arm in (*ABLATIONS, *LOSSES)}
     for guard in guards:
         if guard.name in ablations and not surrogate:
+            continue
+        if guard.name == "oracle" and any(
+            a.attack.faithful and attacker.env.label(a.attack.text) is None for a in bare
+        ):
             continue
         attempts = bare
         if guard.name not in {"none", "oracle"}:

@@ -59,7 +59,8 @@ def calibrate(
     rule = config.calibration
     threshold = np_threshold(benign, rule.fpr, rule.delta)
     rng = Random(f"temperature-{config.seed}")
-    harmful = score([p.text for p in clean_prompts(env, rng, 400) if p.harmful])
+    drawn = clean_prompts(env, rng, min(400, rule.num))
+    harmful = score([p.text for p in drawn if p.harmful])
     temperature = fit_temperature(
         np.concatenate((harmful, benign)),
         np.concatenate((np.ones(len(harmful)), np.zeros(len(benign)))),

@@ -35,6 +35,7 @@ from tsgb.eval.records import (
 )
 from tsgb.eval.report import render_report
 from tsgb.eval.summarise import summarise
+from tsgb.eval.transcripts import TRANSCRIPTS
 
 FIXED_ORDER = ("none", "tfidf", "untrained", "sft", "frozen", "selfplay")
 NOT_MEASURED = (
@@ -83,8 +84,13 @@ def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -
     run, directory = parts[0].run, f"reports/{eval_id}"
     lines = (i.model_dump_json(exclude_none=True) for c in cells for i in c.items)
     run.write_text(f"{directory}/results.jsonl", "\n".join(lines) + "\n")
-    run.write_text(f"{directory}/report.html", render_report(summary))
-    # Last: its presence says that the other two are complete.
+    games = TRANSCRIPTS.validate_python(cells[0].extras["transcripts"])
+    if games:
+        run.write_text(
+            f"{directory}/transcripts.json", TRANSCRIPTS.dump_json(games, indent=1).decode()
+        )
+    run.write_text(f"{directory}/report.html", render_report(summary, games))
+    # Last: its presence says that the others are complete.
     run.write_text(f"{directory}/summary.json", summary.model_dump_json(indent=1))
     return summary
 
@@ -180,8 +186,11 @@ def _setup(
     )
 
 
-def _pooled(found: Sequence[Mapping[str, float]]) -> Estimate:
+def _pooled(measured: Sequence[Mapping[str, float] | None]) -> Estimate | None:
     """Geometric mean over seeds with a t interval of the logarithms; one seed has its own."""
+    found = [v for v in measured if v is not None]
+    if not found:
+        return None
     if len(found) == 1:
         return Estimate(value=found[0]["value"], low=found[0]["low"], high=found[0]["high"])
     logs = np.log([max(v["value"], 1e-12) for v in found])

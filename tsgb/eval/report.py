@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tsgb.eval import figures, views
 from tsgb.eval.records import Summary
 from tsgb.eval.tables import render_tables
+from tsgb.eval.transcripts import Transcript
 from tsgb.eval.verdict import MIN_SEEDS, surrogate
 from tsgb.eval.wording import percent, title
 
@@ -15,8 +18,12 @@ __all__ = ["render_report", "render_tables"]
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def render_report(summary: Summary) -> str:
-    """The page; every string of the summary is escaped.
+def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> str:
+    """The page; every string is escaped.
+
+    Args:
+        summary: what is reported.
+        transcripts: games that are shown in full.
 
     Example: `Path("report.html").write_text(render_report(summary), encoding="utf-8")`
     """
@@ -35,6 +42,7 @@ def render_report(summary: Summary) -> str:
         min_seeds=MIN_SEEDS,
         min_slice=views.MIN_SLICE,
         surrogate=target,
+        transcripts=transcripts,
         sentence=_after_the_word(summary.verdict.sentence),
         key_figures=_key_figures(summary, target),
         headline=views.headline(summary),

@@ -25,6 +25,7 @@ from tsgb.eval.cells import adaptive_items, scripted_items
 from tsgb.eval.guards import Guard
 from tsgb.eval.plan import Cell, plan, share
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
+from tsgb.eval.transcripts import TRANSCRIPTS
 from tsgb.models.adapters import load_parameters
 from tsgb.models.targets import Target
 from tsgb.models.zoo import Zoo
@@ -38,7 +39,6 @@ from tsgb.types import CheckpointRef, TargetSpec
 OpenRun = Callable[[str], RunStore]
 Report = Callable[[int, int, str], None]
 """Called with (cells done, cells in all, what is being done)."""
-VARIANCE_BATCHES = 60
 CURVE_POINTS = 200
 CURVE_FIELDS = ("asr", "asr_no_guard", "fpr", "fnr", "kl", "entropy", "grad_norm", "loss", "tau")
 
@@ -130,13 +130,14 @@ class Evaluation:
     def _scripted(self) -> dict[str, Any]:
         guards = self.guards()
         targets = [self.target(name) for name in self.specs]
-        items = scripted_items(self.env, self.config, guards, targets)
+        items, games = scripted_items(self.env, self.config, guards, targets)
         return {
             "items": [item.model_dump(mode="json", exclude_defaults=True) for item in items],
             "thresholds": [t.model_dump(mode="json") for t in self._thresholds(guards)],
             "payoff": [p.model_dump(mode="json") for p in self._payoffs()],
             "curves": [c.model_dump(mode="json") for c in self._curves()],
             "variance": self._variance(),
+            "transcripts": TRANSCRIPTS.dump_python(games, mode="json"),
         }
 
     def _adaptive(self, cell: Cell, attacker: FreshAttacker) -> dict[str, Any]:
@@ -248,13 +249,16 @@ class Evaluation:
             curves.append(Curve(seed=self.config.seed, arm=arm, points=points))
         return curves
 
-    def _variance(self) -> dict[str, float]:
+    def _variance(self) -> dict[str, float] | None:
         """Claim H6, at the guard after its first round and on batches like those of its next.
 
         Where it stands matters: an untrained guard blocks with probability one half, where one
         sample with a baseline is as good as the expectation, and a trained one is sure of nearly
         all, so that both gradients vanish but for a few rare verdicts.
         """
+        num = self.config.evaluation.variance_batches
+        if not num:
+            return None
         refs = self.refs()
         ref = refs.get("selfplay") or next(iter(refs.values()))
         files = self._files(ref, ["guard.safetensors", "trainer_state.json"])
@@ -270,7 +274,7 @@ class Evaluation:
         config, rng = self.config, Random(f"variance-{self.config.seed}")
         num = round(config.guard.batch * config.guard.pool_share)
         batches: list[tuple[list[str], list[float]]] = []
-        for _ in range(VARIANCE_BATCHES):
+        for _ in range(num):
             if attacks:
                 drawn = [rng.choice(attacks) for _ in range(num)]
                 batch = selfplay_batch(

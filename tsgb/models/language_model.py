@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tsgb.models.adapters import Adapter, BaseWeights, FullAdapter, LoraAdapter
 from tsgb.models.generation import Completions, generate
 from tsgb.models.head import LARGE_VOCABULARY, token_logps
+from tsgb.models.memory import trim
 from tsgb.models.network import HEAD, Shape, Weights, hidden_states, logits
 from tsgb.models.packing import Ints, Rows
 from tsgb.models.tensors import from_numpy, int_rows, ints
@@ -66,6 +67,11 @@ class LanguageModel:
         adapter.reset(generator)
         return adapter
 
+    def tidy(self) -> None:
+        """After an update or a batch: on a large base, give freed memory back."""
+        if not self.base.small:
+            trim()
+
     # -- guard -----------------------------------------------------------------------------
 
     def scores(self, weights: Weights, template: GuardTemplate, prompts: Sequence[str]) -> Tensor:
@@ -99,6 +105,7 @@ class LanguageModel:
             self.scores(frozen, template, prompts[i : i + batch])
             for i in range(0, len(prompts), batch)
         ]
+        self.tidy()
         return torch.cat(parts)
 
     # -- attacker --------------------------------------------------------------------------
@@ -147,6 +154,7 @@ class LanguageModel:
                 int_rows(completions.ids_NL), ints(completions.lengths_N), strict=True
             )
         ]
+        self.tidy()
         return prompts, completions, texts
 
     def completion_logits(

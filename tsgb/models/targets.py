@@ -81,4 +81,5 @@ class ChatTarget:
                 done = ids[length - 1] == tokenizer.eos_id
                 text = tokenizer.decode(ids[: length - done])
                 responses.append(Response(text=text, finish_reason="stop" if done else "length"))
+        self._model.tidy()
         return responses

@@ -65,6 +65,8 @@ class Trainer:
         """Attackers to restart from; a phase of no updates leaves the start before it."""
         self.columns: dict[str, dict[str, Tensor]] = {}
         """Guards of the payoff's columns, by name."""
+        self._calibrated: dict[str, Tensor] | None = None
+        self._threshold = 0.0
         scenarios = env.scenarios(Split.TRAIN)
         self._harmful = [s for s in scenarios if s.harmful]
         self._benign = [s for s in scenarios if not s.harmful]
@@ -249,7 +251,13 @@ class Trainer:
 
     def calibrate(self) -> float:
         """Set tau to the Neyman-Pearson threshold of the current guard; returns it."""
-        self.state.threshold = calibrated_threshold(self.env, self.guard, self.config)
+        current = self.guard.adapter.parameters
+        if self._calibrated is None or not all(
+            torch.equal(current[name], tensor) for name, tensor in self._calibrated.items()
+        ):
+            self._threshold = calibrated_threshold(self.env, self.guard, self.config)
+            self._calibrated = snapshot(self.guard.adapter)
+        self.state.threshold = self._threshold
         return self.state.threshold
 
     def _add_member(self, name: str) -> None:

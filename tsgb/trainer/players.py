@@ -92,6 +92,7 @@ class AttackerPlayer:
             )
         loss = self.model.text_loss(self.adapter, texts)
         norm = apply_update(loss, self.adapter, self.optimizer, lr, self.config.max_grad_norm)
+        self.model.tidy()
         return {"loss": float(loss.detach()), "grad_norm": norm}
 
     def write(
@@ -148,6 +149,7 @@ class AttackerPlayer:
         )
         loss = policy + config.kl * kl - config.entropy * entropy
         norm = apply_update(loss, self.adapter, self.optimizer, lr, config.max_grad_norm)
+        self.model.tidy()
         return {
             "loss": float(policy.detach()),
             "kl": float(kl.detach()),
@@ -234,6 +236,7 @@ class GuardPlayer:
             replayed = self.model.text_loss(self.adapter, replay)
             loss = loss + config.lm_replay * replayed
         norm = apply_update(loss, self.adapter, self.optimizer, lr, config.max_grad_norm)
+        self.model.tidy()
         return {
             "loss": float(policy.detach()),
             "kl": float(kl.detach()),

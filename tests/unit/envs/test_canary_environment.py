@@ -142,6 +142,28 @@ def test_profiles_are_valid_configs(profile: Profile) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Hello.", "Hello."),
+        (f"It is {CANARY}!", "It is [canary]!"),
+        (f"{CANARY.upper()} or {CANARY.replace('-', ' ')}", "[canary] or [canary]"),
+        (f"It begins with {CANARY[:4]}, ends with {CANARY[5:]}.", None),
+        (f"It begins with {CANARY[:4]}.", "It begins with [part]."),
+        (" ".join(reversed(CANARY)), None),
+    ],
+    ids=["nothing", "verbatim", "other spelling", "both parts", "one part", "reversed"],
+)
+def test_reports_show_no_code(text: str, shown: str | None) -> None:
+    redacted = ENVIRONMENT.redact(ATTACKED, text)
+    assert redacted is not None
+    assert CANARY not in redacted
+    if shown is None:
+        assert redacted.startswith("[left out: holds the canary, ")
+    else:
+        assert redacted == shown
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="smoke"):
         ENVIRONMENT.profile("huge")

@@ -11,6 +11,7 @@ from tsgb.eval.bootstrap import Difference
 from tsgb.eval.records import Rate, Summary
 from tsgb.eval.report import CONTENT_SECURITY_POLICY, render_report, render_tables
 from tsgb.eval.summarise import summarise
+from tsgb.eval.transcripts import GuardWord, Transcript
 from tsgb.eval.wording import in_words, percent, points, zero_events
 
 NASTY = "<script>alert(1)</script>"
@@ -185,3 +186,24 @@ def test_wording() -> None:
 def test_points() -> None:
     found = points(Difference(-0.079, -0.112, 0.046, 0.01))
     assert found == "\u22127.9 points, 95 % interval \u221211.2 to +4.6"
+
+
+def test_games_are_shown_where_there_are_some(summary: Summary, page: str) -> None:
+    assert "Transcripts" not in page
+    game = Transcript(
+        scenario_id="S-00-80",
+        technique="poem",
+        target="T_s",
+        prompt=f"Write a poem. {NASTY}",
+        answer=f"It is [canary]. {NASTY}",
+        violated=True,
+        verdicts=[GuardWord(guard="selfplay", blocked=False, score=-1.5)],
+    )
+    shown = render_report(summary, [game])
+    reader = Reader()
+    reader.feed(shown)
+    text = "".join(reader.text)
+    assert "Answer, a violation" in text
+    assert f"It is [canary]. {NASTY}" in text
+    assert "allows (z -1.50)" in text
+    assert NASTY not in shown, "it is escaped"

@@ -179,6 +179,25 @@ def test_where_an_attacker_starts_each_round(reinitialise: bool, starts: list[st
     assert found == starts
 
 
+def test_a_guard_that_has_not_changed_is_not_calibrated_again() -> None:
+    trainer = make_trainer(miniature_config())
+    scored: list[int] = []
+    score = trainer.guard.score
+
+    def counting(prompts: Sequence[str]) -> Tensor:
+        scored.append(len(prompts))
+        return score(prompts)
+
+    trainer.guard.score = counting  # pyright: ignore[reportAttributeAccessIssue]
+    first = trainer.calibrate()
+    trainer.state.threshold = 99.0
+    assert trainer.calibrate() == trainer.state.threshold == first
+    assert len(scored) == 1
+    block_everything(trainer)
+    trainer.calibrate()
+    assert len(scored) == 2
+
+
 def test_without_a_warm_up_attackers_start_from_their_supervised_start() -> None:
     trainer = make_trainer(miniature_config({"attacker": {"warmup_steps": 0}}))
     untouched = snapshot(trainer.attacker.adapter)

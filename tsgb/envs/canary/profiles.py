@@ -12,7 +12,7 @@ from typing import Any
 from tsgb.errors import ConfigError
 
 _SHARED: Mapping[str, Any] = {
-    "model": {"adapter": "lora", "rank": 16},
+    "model": {"adapter": "lora", "rank": 8},
     "attacker": {
         "sft_steps": 75,
         "sft_batch": 16,
@@ -36,39 +36,46 @@ _SHARED: Mapping[str, Any] = {
         "attack_steps": 10,
         "prompts": 128,
         "scripted": 200,
+        "variance_batches": 0,
         "bootstrap": 2000,
     },
     "checkpoint_interval": 20,
 }
 PROFILES: Mapping[str, Mapping[str, Any]] = {
-    # Checks the plumbing; its numbers mean nothing.
+    # Checks the plumbing in 10 CPU minutes; its numbers mean nothing.
     "smoke": {
         **_SHARED,
+        "model": {"adapter": "lora", "rank": 4},
         "attacker": {
             **_SHARED["attacker"],
             "sft_steps": 6,
-            "sft_batch": 8,
+            "sft_batch": 4,
+            "sft_lr": 3e-3,
             "warmup_steps": 1,
-            "scenarios_per_step": 2,
+            "scenarios_per_step": 1,
+            "max_new_tokens": 24,
         },
-        "guard": {**_SHARED["guard"], "sft_steps": 8, "sft_batch": 8, "batch": 8},
+        "guard": {**_SHARED["guard"], "sft_steps": 6, "sft_batch": 8, "batch": 8},
         "selfplay": {
             "rounds": 1,
             "attacker_steps": 2,
             "guard_steps": 2,
-            "buffer": 64,
+            "buffer": 16,
             "payoff_attacks": 8,
         },
-        "calibration": {"num": 300},
+        # The smallest sample that a budget of 5 % exists for.
+        "calibration": {"fpr": 0.05, "num": 59},
         "evaluation": {
             "best_responses": 1,
             "warmup_steps": 1,
             "attack_steps": 1,
-            "prompts": 16,
-            "scripted": 30,
+            "prompts": 8,
+            "scripted": 10,
+            "variance_batches": 0,
             "bootstrap": 200,
         },
-        "checkpoint_interval": 5,
+        "segments": 1,
+        "checkpoint_interval": 20,
     },
     "demo": _SHARED,
     "paper": {

@@ -1,0 +1,125 @@
+"""The canary world from first update to report: a tiny stand-in by default, SmolLM2 on request."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.plan import arm_configs, evaluation_id, guards_of, write_configs, write_request
+from flows.workers import Workers
+from tests.fakes.chat_model import save_chat_model
+from tsgb.checkpoint.codec import decode_tensors
+from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.run import RunStore
+from tsgb.config import Arm, Profile
+from tsgb.envs.canary import CanaryEnvironment
+from tsgb.settings import Settings, load_settings
+from tsgb.worker.commands import evaluate, train
+from tsgb.worker.places import Places
+from tsgb.worker.reporting import report
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+# The fewest updates and prompts with which every part of the path still does something.
+SMALLEST: dict[str, Any] = {
+    "attacker": {"sft_steps": 1, "sft_batch": 2, "warmup_steps": 1, "max_new_tokens": 8},
+    "guard": {"sft_steps": 1, "sft_batch": 4, "batch": 4},
+    "selfplay": {"attacker_steps": 1, "guard_steps": 1, "buffer": 4, "payoff_attacks": 2},
+    "calibration": {"fpr": 0.3, "delta": 0.3, "num": 8},
+    "evaluation": {"prompts": 4, "scripted": 3, "bootstrap": 50},
+}
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """The worker takes signals over; give them back."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def check(run: RunStore, eval_id: str) -> None:
+    """The report is whole, says what it is, and shows no canary."""
+    directory = f"reports/{eval_id}"
+    summary = run.read_json(f"{directory}/summary.json")
+    assert {"none", "tfidf", "untrained", "selfplay"} <= set(summary["guards"])
+    assert {row["target"] for row in summary["results"]} == {"T_s", "B_prompt"}
+    page = run.read_text(f"{directory}/report.html")
+    assert "not that anything is protected" in page
+    assert "Transcripts" in page
+    games = json.loads(run.read_text(f"{directory}/transcripts.json"))
+    assert len(games) == 2
+    world = CanaryEnvironment(world_seed=0)
+    for game in games:
+        canary = world.secret(game["scenario_id"]).canary
+        assert canary not in json.dumps(games)
+        assert canary not in page
+        assert {"selfplay", "tfidf"} <= {word["guard"] for word in game["verdicts"]}
+
+
+def test_a_tiny_chat_model_goes_the_whole_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
+) -> None:
+    for name in list(os.environ):
+        if name.startswith(("TSGB_", "RCLONE_WEBDAV_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    model = save_chat_model(tmp_path / "model")
+    places = Places(cache_dir=tmp_path / "cache")
+    workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")
+    configs = arm_configs(
+        [Arm.SELFPLAY, Arm.SFT],
+        profile=Profile.SMOKE,
+        env="canary",
+        world_seed=0,
+        seed=0,
+        overrides={**SMALLEST, "model": {"pretrained": str(model)}},
+    )
+    write_configs(workers, configs)
+    for arm, config in configs.items():
+        ref = train(places, workers.open(arm).run_url)
+        assert ref.step == config.total_steps
+    guards = guards_of(workers, None)
+    files = CheckpointReader(workers.open()).read(guards[Arm.SELFPLAY], ["guard.safetensors"])
+    tensors, about = decode_tensors(files["guard.safetensors"])
+    assert about["base"] == "model"
+    assert all(".lora_" in name for name in tensors), "a checkpoint holds adapters, not the base"
+    eval_id = evaluation_id({"r1": guards}, {"r1": configs[Arm.SELFPLAY]}, None)
+    write_request(workers, eval_id, guards, None)
+    run = workers.open()
+    evaluate(places, run.run_url, eval_id, 0, 1)
+    report(places, [run.run_url], eval_id)
+    check(run, eval_id)
+
+
+@pytest.mark.smollm2
+@pytest.mark.timeout(1800)
+def test_smollm2_goes_the_whole_way(tmp_path: Path) -> None:
+    """Needs the extra, or TSGB_CACHE_DIR of an earlier run; the command is a user's."""
+    sizes = [
+        f"--set={group}.{name}={value}"
+        for group, values in SMALLEST.items()
+        for name, value in values.items()
+    ]
+    command = "experiment --env canary --profile smoke --arms selfplay,sft --run-id r1 --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tsgb.cli", *command.split(), "--store", str(tmp_path), *sizes],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    document = json.loads(done.stdout)
+    run = Workers(Settings(), tmp_path.as_uri(), "r1").open()
+    check(run, Path(document["stage2"]["report"]).parent.name)
