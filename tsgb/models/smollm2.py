@@ -67,6 +67,7 @@ def convert(gguf: Path, cached: Path) -> None:
     """Write `gguf` as safetensors and tokenizer files to `cached`, all or nothing."""
     import torch
     import transformers  # only here: it takes seconds, and a filled cache does without it
+    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     # transformers types its factories in part only
     models: Any = transformers.AutoModelForCausalLM
@@ -77,10 +78,12 @@ def convert(gguf: Path, cached: Path) -> None:
         opened = models.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         settings = opened.config.to_dict()
         del settings["quantization_config"]  # with it, transformers refuses to save the model
-        model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
-        model.load_state_dict(opened.state_dict())
-        model.generation_config = opened.generation_config
-        model.save_pretrained(scratch)
+        settings["architectures"] = ["LlamaForCausalLM"]
+        config: Any = transformers.LlamaConfig(**settings)
+        config.save_pretrained(scratch)
+        tensors: dict[str, Any] = opened.state_dict()
+        del tensors["lm_head.weight"]  # the embedding, once more
+        save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
         tokenizers.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
         files = sorted(path for path in scratch.iterdir() if path.is_file())
         lines = [f"{sha256(path)}  {path.name}\n" for path in files]
