@@ -29,11 +29,10 @@ from tsgb.eval.transcripts import TRANSCRIPTS
 from tsgb.models.adapters import load_parameters
 from tsgb.models.targets import Target
 from tsgb.models.zoo import Zoo
-from tsgb.trainer.batches import clean_batch, selfplay_batch
 from tsgb.trainer.best_response import FreshAttacker
 from tsgb.trainer.players import GuardPlayer, make_adapter
 from tsgb.trainer.state import split
-from tsgb.trainer.variance import variance_ratio
+from tsgb.trainer.variance import gradient_batches, variance_ratio
 from tsgb.types import CheckpointRef, TargetSpec
 
 OpenRun = Callable[[str], RunStore]
@@ -256,8 +255,7 @@ class Evaluation:
         sample with a baseline is as good as the expectation, and a trained one is sure of nearly
         all, so that both gradients vanish but for a few rare verdicts.
         """
-        num = self.config.evaluation.variance_batches
-        if not num:
+        if not self.config.evaluation.variance_batches:
             return None
         refs = self.refs()
         ref = refs.get("selfplay") or next(iter(refs.values()))
@@ -271,23 +269,7 @@ class Evaluation:
         player = GuardPlayer(model, self.env, self.config.guard, adapter)
         members = json.loads(files["trainer_state.json"])["state"]["pool"]
         attacks = [PoolAttack(**a) for m in members for a in m["attacks"]]
-        config, rng = self.config, Random(f"variance-{self.config.seed}")
-        num = round(config.guard.batch * config.guard.pool_share)
-        batches: list[tuple[list[str], list[float]]] = []
-        for _ in range(num):
-            if attacks:
-                drawn = [rng.choice(attacks) for _ in range(num)]
-                batch = selfplay_batch(
-                    self.env,
-                    config.guard,
-                    config.selfplay,
-                    rng,
-                    buffer=attacks,
-                    pool_draw=drawn,
-                    mu=0.0,
-                )
-            else:
-                batch = clean_batch(self.env, config.guard, rng, config.guard.batch, 0.0)
-            batches.append((batch.prompts, batch.gains))
+        rng = Random(f"variance-{self.config.seed}")
+        batches = gradient_batches(self.env, self.config, attacks, rng)
         value, low, high = variance_ratio(player, batches, generator)
         return {"value": value, "low": low, "high": high}

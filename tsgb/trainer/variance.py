@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
 import torch
 from torch import Tensor
 
+from tsgb.config import RunConfig
+from tsgb.envs.base import Environment
+from tsgb.envs.pool import PoolAttack
+from tsgb.trainer.batches import GuardBatch, clean_batch, selfplay_batch
 from tsgb.trainer.losses import exact_policy_gradient, sampled_policy_gradient
 from tsgb.trainer.players import GuardPlayer
 
 
+def gradient_batches(
+    env: Environment, config: RunConfig, attacks: Sequence[PoolAttack], rng: Random
+) -> list[GuardBatch]:
+    """`evaluation.variance_batches` batches like those of a guard update, without dual price.
+
+    Args:
+        env: makes twins and clean prompts.
+        config: shares and counts.
+        attacks: of the pool; without any, the batches are clean.
+        rng: private.
+    """
+    guard = config.guard
+    num_pool = round(guard.batch * guard.pool_share)
+    batches: list[GuardBatch] = []
+    for _ in range(config.evaluation.variance_batches):
+        if attacks:
+            drawn = [rng.choice(attacks) for _ in range(num_pool)]
+            batch = selfplay_batch(
+                env, guard, config.selfplay, rng, buffer=attacks, pool_draw=drawn, mu=0.0
+            )
+        else:
+            batch = clean_batch(env, guard, rng, guard.batch, 0.0)
+        batches.append(batch)
+    return batches
+
+
 def variance_ratio(
     guard: GuardPlayer,
-    batches: Sequence[tuple[Sequence[str], Sequence[float]]],
+    batches: Sequence[GuardBatch],
     generator: torch.Generator,
 ) -> tuple[float, float, float]:
     """Total variance of the sampled gradient over that of the exact one.
@@ -23,7 +54,7 @@ def variance_ratio(
 
     Args:
         guard: its current weights.
-        batches: prompts and gains.
+        batches: what both gradients are computed on.
         generator: draws the verdicts.
 
     Returns:
@@ -32,9 +63,9 @@ def variance_ratio(
     exact: list[Tensor] = []
     sampled: list[Tensor] = []
     parameters = list(guard.adapter.parameters.values())
-    for prompts, gains in batches:
-        z_B = guard.model.scores(guard.adapter, guard.template, prompts)
-        gain_B = torch.tensor(list(gains))
+    for batch in batches:
+        z_B = guard.model.scores(guard.adapter, guard.template, batch.prompts)
+        gain_B = torch.tensor(batch.gains)
         uniform_B = torch.rand(len(z_B), generator=generator)
         losses = (
             (exact, exact_policy_gradient(z_B, gain_B)),
