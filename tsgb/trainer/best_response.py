@@ -21,7 +21,7 @@ from tsgb.envs.rollout import judge_attacks, play
 from tsgb.models.adapters import load_parameters, snapshot
 from tsgb.models.language_model import LanguageModel
 from tsgb.models.targets import Target
-from tsgb.trainer.players import AttackerPlayer, make_adapter
+from tsgb.trainer.players import AttackerPlayer, draw_openings, make_adapter
 from tsgb.types import Attack, Judgement, Scenario, Split
 
 Score = Callable[[Sequence[str]], Sequence[float]]
@@ -132,10 +132,13 @@ class FreshAttacker:
         successes: Counter[str] = Counter()
         for step in range(steps):
             scenarios = [rng.choice(self._scenarios) for _ in range(config.scenarios_per_step)]
-            openings: list[str] = []
-            for _ in scenarios:
-                forced = rng.random() < config.forced_share
-                openings += [rng.choice(self._openings) if forced else ""] * config.group_size
+            openings = draw_openings(
+                self._openings,
+                rng,
+                groups=len(scenarios),
+                group=config.group_size,
+                share=config.forced_share,
+            )
             writing = self.player.write(scenarios, config.group_size, generator, openings)
             ramp = config.anneal * steps
             episodes = play(

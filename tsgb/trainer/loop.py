@@ -26,7 +26,7 @@ from tsgb.models.targets import Target
 from tsgb.models.tensors import flags, floats
 from tsgb.trainer.batches import GuardBatch, clean_batch, selfplay_batch
 from tsgb.trainer.calibration import calibrated_threshold
-from tsgb.trainer.players import AttackerPlayer, GuardPlayer, make_adapter
+from tsgb.trainer.players import AttackerPlayer, GuardPlayer, draw_openings, make_adapter
 from tsgb.trainer.saving import checkpoint_files, restore
 from tsgb.trainer.state import TrainerState
 from tsgb.types import Episode, Label, Scenario, Split, TrainingText
@@ -335,11 +335,7 @@ class Trainer:
 
     def _draw_openings(self, groups: int, group: int, share: float) -> list[str]:
         choices = self.env.openings(reserved=False)
-        drawn: list[str] = []
-        for _ in range(groups):
-            forced = self.rng.random() < share
-            drawn += [self.rng.choice(choices) if forced else ""] * group
-        return drawn
+        return draw_openings(choices, self.rng, groups=groups, group=group, share=share)
 
     # -- state -----------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -63,6 +64,21 @@ class Writing:
     """[N] token rows."""
     completions: Completions
     num_tokens: int
+
+
+def draw_openings(
+    choices: Sequence[str], rng: Random, *, groups: int, group: int, share: float
+) -> list[str]:
+    """The quota of techniques: a `share` of groups gets a forced opening, the others none.
+
+    Returns:
+        One opening a completion, equal within a group.
+    """
+    drawn: list[str] = []
+    for _ in range(groups):
+        forced = rng.random() < share
+        drawn += [rng.choice(choices) if forced else ""] * group
+    return drawn
 
 
 class AttackerPlayer:
