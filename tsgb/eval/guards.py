@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from tsgb.checkpoint.codec import decode_tensors
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
-from tsgb.errors import CheckpointError
 from tsgb.models.adapters import load_parameters
 from tsgb.models.language_model import LanguageModel
+from tsgb.models.network import Weights
 from tsgb.trainer.batches import clean_prompts
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.players import make_adapter
+from tsgb.trainer.saving import check_base
 from tsgb.trainer.state import split
 from tsgb.trainer.threshold import Threshold, fit_temperature, np_threshold
 
@@ -118,12 +119,7 @@ def tfidf(env: Environment, config: RunConfig) -> Guard:
 
 def untrained(env: Environment, model: LanguageModel, config: RunConfig) -> Guard:
     """The base with its adapter off."""
-    template = env.guard_template()
-
-    def score(prompts: Sequence[str]) -> Scores:
-        return model.score_all(model.base, template, prompts).double().numpy()
-
-    return calibrate("untrained", score, env, config)
+    return calibrate("untrained", _scorer(env, model, model.base), env, config)
 
 
 def trained(
@@ -140,19 +136,21 @@ def trained(
         CheckpointError: it holds no guard yet, or belongs to another base.
     """
     tensors, about = decode_tensors(files["guard.safetensors"])
-    if about.get("base_sha256") != model.sha256:
-        raise CheckpointError(
-            f"guard {name!r} was trained on base {str(about.get('base_sha256'))[:12]}, this "
-            f"machine has {model.sha256[:12]}: use the same environment, profile and world seed"
-        )
+    check_base(about, model, f"guard {name!r}")
     columns = split(tensors)
     selected = str(about.get("selected") or "current")
     generator = torch.Generator().manual_seed(0)
     adapter = make_adapter(model, config.model, generator)
     load_parameters(adapter, columns[selected])
+    return calibrate(name, _scorer(env, model, adapter), env, config, checkpoint_sha256)
+
+
+def _scorer(
+    env: Environment, model: LanguageModel, weights: Weights
+) -> Callable[[Sequence[str]], Scores]:
     template = env.guard_template()
 
     def score(prompts: Sequence[str]) -> Scores:
-        return model.score_all(adapter, template, prompts).double().numpy()
+        return model.score_all(weights, template, prompts).double().numpy()
 
-    return calibrate(name, score, env, config, checkpoint_sha256)
+    return score

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tsgb.checkpoint.codec import (
     decode_optimizer,
@@ -15,6 +15,7 @@ from tsgb.checkpoint.codec import (
 )
 from tsgb.errors import CheckpointError
 from tsgb.models.adapters import load_parameters, snapshot
+from tsgb.models.language_model import LanguageModel
 from tsgb.trainer.state import decode_state, encode_state, join, split
 
 if TYPE_CHECKING:
@@ -49,6 +50,20 @@ def checkpoint_files(trainer: Trainer, now: datetime) -> dict[str, bytes]:
     }
 
 
+def check_base(about: Mapping[str, Any], model: LanguageModel, what: str) -> None:
+    """Refuse adapters of another base model.
+
+    Raises:
+        CheckpointError: `about`, the metadata of `what`, names other base weights than `model`'s.
+    """
+    if about.get("base_sha256") != model.sha256:
+        raise CheckpointError(
+            f"{what} was trained on base {about.get('base')} "
+            f"{str(about.get('base_sha256'))[:12]}, this machine has {model.sha256[:12]}: "
+            "use the same environment, profile, world seed and torch version"
+        )
+
+
 def restore(trainer: Trainer, files: Mapping[str, bytes]) -> None:
     """Put the state of five files into a fresh trainer.
 
@@ -57,12 +72,7 @@ def restore(trainer: Trainer, files: Mapping[str, bytes]) -> None:
     """
     attacker, about = decode_tensors(files["attacker.safetensors"])
     guard, _ = decode_tensors(files["guard.safetensors"])
-    if about.get("base_sha256") != trainer.model.sha256:
-        raise CheckpointError(
-            f"the checkpoint was trained on base {about.get('base')} "
-            f"{str(about.get('base_sha256'))[:12]}, this machine has {trainer.model.sha256[:12]}: "
-            "use the same environment, profile, world seed and torch version"
-        )
+    check_base(about, trainer.model, "the checkpoint")
     starts, columns = split(attacker), split(guard)
     load_parameters(trainer.attacker.adapter, starts.pop("current"))
     load_parameters(trainer.guard.adapter, columns.pop("current"))
