@@ -244,8 +244,7 @@ def _measure(
     from tsgb.worker.signals import Signals
 
     setup_torch()
-    signals = Signals()
-    signals.install()
+    signals = Signals.installed()
     places = read_places()
 
     def built(model: str, done: int, total: int) -> None:

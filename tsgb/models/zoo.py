@@ -43,7 +43,7 @@ class Zoo:
             cache: directory for trained models.
             progress: told about training.
         """
-        self._env = env
+        self.env = env
         self._config = config
         self._cache = cache
         self._progress = progress
@@ -97,7 +97,7 @@ class Zoo:
                 self._base = self._load_pretrained(own or recipe.pretrained)
             elif own:
                 raise ConfigError(
-                    f"model.pretrained = {own!r}: {self._env.name} trains its own models, leave it"
+                    f"model.pretrained = {own!r}: {self.env.name} trains its own models, leave it"
                 )
             else:
                 module, sha256 = self._module("base")
@@ -127,9 +127,9 @@ class Zoo:
 
     def surrogate(self) -> Target:
         """The target of stage 1."""
-        specs = [s for s in self._env.targets().values() if s.role == "surrogate"]
+        specs = [s for s in self.env.targets().values() if s.role == "surrogate"]
         if len(specs) != 1:
-            raise ConfigError(f"{self._env.name} has {len(specs)} surrogates, it must have one")
+            raise ConfigError(f"{self.env.name} has {len(specs)} surrogates, it must have one")
         return self.target(specs[0])
 
     # -- inside ----------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class Zoo:
         recipe = self._recipes[name]
         return cache_key(
             {
-                "env": self._env.name,
+                "env": self.env.name,
                 "world_seed": self._config.world_seed,
                 "name": name,
                 "recipe": asdict(recipe),
@@ -169,7 +169,7 @@ class Zoo:
             train(
                 module,
                 recipe,
-                self._env,
+                self.env,
                 self._require(),
                 seed=self._seed(name),
                 report=lambda step, _loss: self._progress(name, step, recipe.steps),

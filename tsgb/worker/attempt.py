@@ -14,7 +14,6 @@ from tsgb.checkpoint.layout import CHECKPOINTS, Place
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
-from tsgb.envs import make_environment
 from tsgb.errors import (
     CheckpointError,
     ConfigError,
@@ -139,8 +138,7 @@ class Attempt:
 
     def _prepare(self) -> Trainer:
         zoo = make_zoo(self.config, self.places, self._building)
-        env = make_environment(self.config.env, world_seed=self.config.world_seed)
-        trainer = Trainer(self.config, env, zoo.base(), zoo.surrogate())
+        trainer = Trainer(self.config, zoo.env, zoo.base(), zoo.surrogate())
         found = self.store.newest_valid(_skipped)
         if found is not None:
             self._saved, files = found

@@ -7,7 +7,6 @@ import time
 from datetime import UTC, datetime
 
 from tsgb.checkpoint.run import RunLock
-from tsgb.envs import make_environment
 from tsgb.logging import get_logger
 from tsgb.types import CheckpointRef
 from tsgb.worker.attempt import (
@@ -43,8 +42,7 @@ def train(
         LeaseLost: a newer process works on the run.
     """
     setup_torch()
-    signals = Signals()
-    signals.install()
+    signals = Signals.installed()
     run = find_run(places, resume_path)
     config = read_config(run)
     with RunLock(run.run_url):
@@ -71,8 +69,7 @@ def train(
 def build(places: Places, resume_path: str, part: int, parts: int) -> None:
     """`tsgb worker build`: make a share of the models that the run needs."""
     setup_torch()
-    signals = Signals()
-    signals.install()
+    signals = Signals.installed()
     config = read_config(find_run(places, resume_path))
 
     def beat(model: str, done: int, total: int) -> None:
@@ -94,8 +91,7 @@ def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: i
     from tsgb.eval.runner import Evaluation  # statistics and scikit-learn: training needs neither
 
     setup_torch()
-    signals = Signals()
-    signals.install()
+    signals = Signals.installed()
     run = find_run(places, resume_path)
     config = read_config(run)
     beat_at = -1e9
@@ -120,7 +116,6 @@ def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: i
         signals.check()
         report(0, 1, f"build {model} {done}/{total}")
 
-    env = make_environment(config.env, world_seed=config.world_seed)
     zoo = make_zoo(config, places, building)
-    evaluation = Evaluation(run, config, env, zoo, eval_id, places.open)
+    evaluation = Evaluation(run, config, zoo.env, zoo, eval_id, places.open)
     evaluation.fill(part, parts, report, signals.check)

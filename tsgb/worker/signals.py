@@ -17,10 +17,13 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
 
-    def install(self) -> None:
+    @classmethod
+    def installed(cls) -> Signals:
         """Take over both signals (main thread only)."""
+        signals = cls()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+            signal.signal(number, signals._handle)
+        return signals
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
