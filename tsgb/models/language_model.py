@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from tsgb.models.tensors import from_numpy, int_rows, ints
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
-Role = Literal["attacker", "guard"]
 SCORE_BATCH = 512
 """Prompts scored at once without gradients; bounds memory, not results."""
 LARGE_SCORE_BATCH = 32
@@ -50,7 +49,6 @@ class LanguageModel:
         self.sha256 = sha256
         self.shape = Shape.of(self.module.config)
         self.base = BaseWeights.of(module)
-        self.num_parameters = sum(p.numel() for p in module.parameters())
         self.vocabulary = self.base.tensor(HEAD).shape[0]
 
     def add_role(self, *, kind: str, rank: int, generator: torch.Generator) -> Adapter:

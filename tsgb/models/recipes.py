@@ -54,7 +54,7 @@ class TinyLlama(nn.Module):
     """The weights of a small transformers `LlamaForCausalLM`, under its names, without its code.
 
     Importing that code costs every worker 3 CPU seconds; `network.py` runs the weights as they are,
-    and `transformers` makes the real module where one is needed (LoRA, export).
+    and `transformers` makes the real module for whoever needs one.
     """
 
     def __init__(self, recipe: ModelRecipe, tokenizer: Tokenizer) -> None:
