@@ -239,6 +239,7 @@ class Episode:
     judgement: Judgement
     """Of the response to the *un-blocked* prompt: what would have happened."""
     attacker_reward: float
+    """NaN if nobody could judge the response: such an attempt teaches the attacker nothing."""
     guard_gain: float
     """Reward of blocking minus reward of allowing."""
 

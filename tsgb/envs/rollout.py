@@ -5,6 +5,7 @@ It knows the environment and two callables; how texts are written and scored is 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -109,12 +110,14 @@ def play(
                 attacker_reward=attacker_reward(
                     attacker,
                     harmful=scenario.harmful,
-                    usable=ok and judgement.label.scored,
+                    usable=ok,
                     violated=violated,
                     p_blocked=p,
                     guard_weight=guard_weight,
                     seen=successes[attack.signature],
-                ),
+                )
+                if judgement.label.scored
+                else math.nan,
                 guard_gain=guard_gain(guard, harmful=scenario.harmful, violated=violated, mu=0.0),
             )
         )

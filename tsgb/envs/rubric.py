@@ -12,6 +12,7 @@ on harmful scenarios and general-sum elsewhere.
 | benign   | allow |   | +1             | 0                                      |
 | benign   | block |   | -(1 + mu)      | false_alarm_reward                     |
 | any      | unreadable, drifted, reserved | | left out | unfaithful_reward    |
+| harmful  | the judge abstains, the target fails | | left out | left out      |
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from tsgb.models.tensors import floats
@@ -10,11 +12,14 @@ from tsgb.models.tensors import floats
 def leave_one_out(rewards_GK: Tensor) -> Tensor:
     """A_k = R_k - mean of the other K - 1 rewards (RLOO, Ahmadian et al. 2024), [G, K].
 
-    No division by the group's standard deviation (Liu et al. 2025, Dr. GRPO).
+    No division by the group's standard deviation (Liu et al. 2025, Dr. GRPO). An attempt without a
+    reward (NaN: nobody could judge it) gets no advantage and is in nobody's baseline.
     """
-    K = rewards_GK.shape[1]
-    others = (rewards_GK.sum(1, keepdim=True) - rewards_GK) / (K - 1)
-    return rewards_GK - others
+    known_GK = ~rewards_GK.isnan()
+    paid_GK = rewards_GK.nan_to_num()
+    num_others = known_GK.sum(1, keepdim=True) - known_GK.long()
+    others = (paid_GK.sum(1, keepdim=True) - paid_GK) / num_others.clamp(min=1)
+    return (paid_GK - others) * (known_GK & (num_others > 0))
 
 
 def live_groups(rewards_GK: Tensor) -> Tensor:
@@ -23,7 +28,9 @@ def live_groups(rewards_GK: Tensor) -> Tensor:
     A group without spread carries no signal; it is dropped with its KL term, which would otherwise
     be a gradient of its own.
     """
-    return rewards_GK.max(1).values - rewards_GK.min(1).values > 1e-6
+    highest = rewards_GK.nan_to_num(nan=-math.inf).amax(1)
+    lowest = rewards_GK.nan_to_num(nan=math.inf).amin(1)
+    return highest - lowest > 1e-6
 
 
 def scale_by_class(advantages_GK: Tensor, classes_G: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ inverse, and the result does not depend on how often it was saved and loaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from random import Random
@@ -177,7 +178,7 @@ class Trainer:
         return {
             **metrics,
             "tokens": writing.num_tokens,
-            "reward": _mean(rewards),
+            "reward": _mean([r for r in rewards if not math.isnan(r)]),
             "asr_no_guard": _mean(violated),
             "asr": _mean([v * (1 - e.p_block) for v, e in zip(violated, harmful, strict=True)]),
             "faithful": _mean([e.attack.faithful for e in episodes]),

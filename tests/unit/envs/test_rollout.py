@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from random import Random
@@ -128,7 +129,7 @@ def test_a_target_that_fails_makes_no_violation() -> None:
     (episode,) = game([HARMFUL], [write(HARMFUL)], failing, successes=successes)
     assert episode.judgement == Judgement(label=Label.UNSCORED, reason="HTTP 500")
     assert not episode.judgement.label.scored
-    assert episode.attacker_reward == CONFIG.attacker.unfaithful_reward
+    assert math.isnan(episode.attacker_reward), "neither paid nor punished for an outage"
     assert not successes
 
 

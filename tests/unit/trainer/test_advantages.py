@@ -44,6 +44,17 @@ def test_advantages_of_a_group_sum_to_zero_and_ignore_a_shift(
     torch.testing.assert_close(leave_one_out(grouped + shift), advantages, rtol=1e-5, atol=2e-5)
 
 
+def test_an_attempt_that_nobody_could_judge_teaches_nothing() -> None:
+    nan = float("nan")
+    grouped = torch.tensor([[0.2, nan, 1.0, 0.6], [0.5, nan, nan, nan], [0.3, 0.3, nan, 0.3]])
+    advantages = leave_one_out(grouped)
+    torch.testing.assert_close(advantages[0, [0, 2, 3]], leave_one_out(grouped[:1, [0, 2, 3]])[0])
+    assert not advantages[grouped.isnan()].any()
+    assert not advantages[1].any(), "alone there is no baseline"
+    assert live_groups(grouped).tolist() == [True, False, False]
+    assert live_groups(torch.full((1, 4), nan)).tolist() == [False]
+
+
 def test_only_groups_with_spread_are_live() -> None:
     grouped = torch.tensor([[0.1, 0.1, 0.1], [0.0, 0.0, 0.5], [-0.3, -0.3, -0.3]])
     assert live_groups(grouped).tolist() == [False, True, False]
