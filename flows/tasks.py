@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from flows.progress import bar_of
 from flows.workers import Workers, as_json
 from tsgb.config import Arm
-from tsgb.errors import Preempted
+from tsgb.errors import Preempted, StoreUnreachable
 from tsgb.machines import JobState
 from tsgb.settings import Settings, load_settings
 
@@ -41,8 +41,8 @@ def resilient(given: Task[P, R], settings: Settings) -> Task[P, R]:
 
 
 def only_preemption(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Retry what another machine can heal, and nothing else."""
-    return isinstance(state.result(raise_on_failure=False), Preempted)
+    """Retry what another machine or a store that answers again can heal, and nothing else."""
+    return isinstance(state.result(raise_on_failure=False), (Preempted, StoreUnreachable))
 
 
 @task(

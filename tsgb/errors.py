@@ -9,6 +9,7 @@ classified where they enter (store, black box, worker), in one place each.
     |   +-- CheckpointError        exit 2   nothing there to load, or nothing valid
     |   +-- StoreError             exit 2   the store cannot be read or written
     |       +-- StoreFull          exit 6   no space (ENOSPC, HTTP 507); saved work is safe
+    |       +-- StoreUnreachable   exit 7   no answer for as long as it was retried; may heal
     +-- LeaseLost                  exit 5   a newer process works on this run
     +-- InvalidResult              exit 3   too many errors to trust the number
     +-- Interrupted                exit 130 SIGINT/SIGTERM: saved, resume with the same command
@@ -30,6 +31,7 @@ class ExitCode(IntEnum):
     INVALID = 3
     LEASE_LOST = 5
     STORE_FULL = 6
+    STORE_UNREACHABLE = 7
     INTERRUPTED = 130
 
 
@@ -61,6 +63,12 @@ class StoreFull(StoreError):
     """No space left; what was committed before is untouched."""
 
     exit_code = ExitCode.STORE_FULL
+
+
+class StoreUnreachable(StoreError):
+    """No answer within the time for retries: what was committed is safe, a later try may work."""
+
+    exit_code = ExitCode.STORE_UNREACHABLE
 
 
 class LeaseLost(TSGBError):

@@ -41,6 +41,8 @@ class Outcome(StrEnum):
 _FAULTS = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGBUS, signal.SIGSYS}
 )
+# Interrupted by a signal that was not ours, as before a spot machine is taken away; or cut off.
+_HEALS = frozenset({"interrupted", "store_unreachable"})
 
 
 def verdict(exit_code: int | None, exit_record: Mapping[str, Any] | None) -> Outcome:
@@ -54,14 +56,15 @@ def verdict(exit_code: int | None, exit_record: Mapping[str, Any] | None) -> Out
         said = exit_record.get("outcome")
         if said == "done":
             return Outcome.DONE
-        # Interrupted by a signal that was not ours, as before a spot machine is taken away.
-        return Outcome.PREEMPTED if said == "interrupted" else Outcome.FAILED
+        return Outcome.PREEMPTED if said in _HEALS else Outcome.FAILED
     if exit_code is None:
         return Outcome.PREEMPTED
     # A shell and a container report signal n as 128 + n.
     number = -exit_code if exit_code < 0 else exit_code - 128
     if number > 0:
         return Outcome.FAILED if number in _FAULTS else Outcome.PREEMPTED
+    if exit_code == ExitCode.STORE_UNREACHABLE:
+        return Outcome.PREEMPTED  # with the store away it could not leave a record
     return Outcome.DONE if exit_code == ExitCode.OK else Outcome.FAILED
 
 

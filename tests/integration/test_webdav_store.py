@@ -20,7 +20,7 @@ from wsgidav.wsgidav_app import WsgiDAVApp
 
 from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
 from tsgb.checkpoint.store import CheckpointStore, RunStore, load, resolve
-from tsgb.errors import LeaseLost, StoreError
+from tsgb.errors import LeaseLost, StoreError, StoreUnreachable
 
 pytestmark = pytest.mark.integration
 
@@ -142,7 +142,7 @@ def test_a_server_that_is_down_is_not_an_empty_store() -> None:
         port = closed.getsockname()[1]
         files = open_filesystem(f"http://127.0.0.1:{port}/run-6", deadline_seconds=0.5)
         store = CheckpointStore(RunStore(files, files.url))
-        with pytest.raises(StoreError, match="cannot be reached: ConnectError"):
+        with pytest.raises(StoreUnreachable, match="cannot be reached: ConnectError"):
             store.newest()
 
 

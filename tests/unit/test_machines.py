@@ -33,6 +33,8 @@ from tsgb.machines import (
         pytest.param(2, "config", Outcome.FAILED, id="config"),
         pytest.param(5, "lease_lost", Outcome.FAILED, id="lease-lost"),
         pytest.param(6, "disk_full", Outcome.FAILED, id="disk-full"),
+        pytest.param(7, "store_unreachable", Outcome.PREEMPTED, id="the-store-came-back"),
+        pytest.param(7, None, Outcome.PREEMPTED, id="the-store-is-still-away"),
         pytest.param(130, "interrupted", Outcome.PREEMPTED, id="signal-that-was-not-ours"),
         pytest.param(-9, None, Outcome.PREEMPTED, id="sigkill"),
         pytest.param(-15, None, Outcome.PREEMPTED, id="sigterm-before-it-listened"),

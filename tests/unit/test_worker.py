@@ -81,6 +81,7 @@ def test_a_signal_saves_and_the_next_attempt_goes_on(run: RunStore, places: Plac
     record = run.read_json("exits/0001.json")
     assert (record["outcome"], record["step"]) == ("interrupted", stopped)
     assert record["checkpoint"]["step"] == stopped
+    assert 50e6 < record["peak_memory_bytes"] < 50e9
 
     second = attempt(run, places)
     ref = second.train(None)

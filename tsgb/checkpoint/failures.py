@@ -15,7 +15,7 @@ from typing import TypeVar
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay
 
-from tsgb.errors import StoreError, StoreFull
+from tsgb.errors import StoreError, StoreFull, StoreUnreachable
 
 _TRANSIENT_STATUS = frozenset({408, 423, 425, 429})
 _PERMANENT_SERVER_STATUS = frozenset({501, 505})
@@ -60,6 +60,7 @@ class Retries:
         Raises:
             FileNotFoundError: A definite answer that it is not there.
             StoreFull: No space.
+            StoreUnreachable: What may heal did not in time.
             StoreError: All else.
         """
 
@@ -79,7 +80,7 @@ class Retries:
         try:
             return retrying(classified)
         except _TransientError as error:
-            raise StoreError(
+            raise StoreUnreachable(
                 f"{where} cannot be reached: {error}; gave up after retrying for "
                 f"{self.deadline_seconds:g} s. Check the address and the server, then start again"
             ) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,6 +23,7 @@ from tsgb.errors import (
     LeaseLost,
     StoreError,
     StoreFull,
+    StoreUnreachable,
 )
 from tsgb.logging import get_logger
 from tsgb.trainer.loop import Trainer
@@ -229,6 +232,7 @@ class Attempt:
             "step": step,
             "checkpoint": None if self._saved is None else asdict(self._saved),
             "ended_at": datetime.now(UTC).isoformat(),
+            "peak_memory_bytes": peak_memory_bytes(),
         }
         try:
             self.run.write_json(f"exits/{self.number:04d}.json", record)
@@ -240,10 +244,18 @@ OUTCOMES: Sequence[tuple[type[BaseException], str]] = (
     (Interrupted, "interrupted"),
     (LeaseLost, "lease_lost"),
     (StoreFull, "disk_full"),
+    (StoreUnreachable, "store_unreachable"),
+    (StoreError, "config"),
     (CheckpointError, "config"),
     (ConfigError, "config"),
     (BaseException, "crash"),
 )
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far, mapped files among it."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _rounded(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from tsgb.checkpoint.failures import HTTPFailure, Retries
 from tsgb.checkpoint.filesystem import Entry, FileSystem, open_filesystem
 from tsgb.checkpoint.urls import canonical_url, local_path
-from tsgb.errors import StoreError, StoreFull
+from tsgb.errors import StoreError, StoreFull, StoreUnreachable
 
 PASSWORD = "correct-horse-battery"  # noqa: S105 - made up, to look for in messages
 
@@ -262,7 +262,7 @@ class TestWebDAVAnswers:
     def test_an_outage_never_looks_empty(self, status: int) -> None:
         files, _ = answering(status, deadline_seconds=0)
         for call in (files.entries, files.read):
-            with pytest.raises(StoreError, match=f"cannot be reached: HTTP {status}"):
+            with pytest.raises(StoreUnreachable, match=f"cannot be reached: HTTP {status}"):
                 call("checkpoints")
 
     def test_a_page_of_something_else_never_looks_empty(self) -> None:
