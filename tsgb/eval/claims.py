@@ -1,5 +1,8 @@
 """Hypotheses that were written down before any run, and what the evidence says about each.
 
+H7 came later: tuning suggested it, and it was written down before the seeds that it is read from
+were run.
+
 A claim is shown when its interval lies wholly on the claimed side and enough training seeds were
 run. Where an arm is missing it is "not measured", never "not shown".
 """
@@ -29,13 +32,16 @@ STATEMENTS = {
     "H4": "Without benign twins, hard-benign prompts are blocked more often.",
     "H5": "Language-model replay raises AUROC on reserved techniques at equal adaptive ASR.",
     "H6": "The exact policy gradient has less variance than the sampled one.",
+    "H7": "Where no attack's technique is prescribed, fresh attackers get through self-play less "
+    "often than through the frozen-attacker guard, on the surrogate.",
 }
 
 
 def read_claims(evidence: Evidence, setup: Setup, *, min_seeds: int = MIN_SEEDS) -> list[Claim]:
     """All claims, in order."""
     reader = _Reader(evidence, setup, min_seeds)
-    return [reader.h1(), reader.h2(), reader.h3(), reader.h4(), reader.h5(), reader.h6()]
+    read = (reader.h1, reader.h2, reader.h3, reader.h4, reader.h5, reader.h6, reader.h7)
+    return [claim() for claim in read]
 
 
 class _Reader:
@@ -135,6 +141,18 @@ class _Reader:
             note="variance of the sampled gradient over that of the exact one, at a fixed batch"
             + (" (no interval)" if ratio.low is None else ""),
         )
+
+    def h7(self) -> Claim:
+        """Self-play minus frozen, both without the quota of openings."""
+        arms = ("no_quota", "frozen_no_quota")
+        found = self.evidence.compare("adaptive_asr", *arms, self.target)
+        if found is None:
+            return _missing("H7", "needs the arms no_quota and frozen_no_quota")
+        measured = [self.evidence.measured("adaptive_asr", arm, self.target) for arm in arms]
+        seeds = len([s for s in measured[0] if s in measured[1]])
+        tpr = self.evidence.compare("scripted_tpr", *arms)
+        note = f"TPR on reserved techniques: {points(tpr[0])}" if tpr else ""
+        return self._claim("H7", found[0], seeds, holds=found[0].high < 0, note=note)
 
     def _reduction(self, target: str) -> tuple[float, Floats, str] | None:
         """ASR without a guard minus ASR with self-play: adaptive if measured, else scripted."""

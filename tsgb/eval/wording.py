@@ -17,7 +17,9 @@ TITLES = {
     "no_pool": "Self-play, no pool",
     "no_twins": "Self-play, no twins",
     "no_replay": "Self-play, no replay",
-    "weighted_ce": "Self-play, weighted CE",
+    "no_quota": "Self-play, no quota",
+    "frozen_no_quota": "Frozen attacker, no quota",
+    "exact_pg": "Self-play, exact gradient",
     "sampled_pg": "Self-play, sampled gradient",
 }
 

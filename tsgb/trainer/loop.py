@@ -126,7 +126,7 @@ class Trainer:
         elif phase.kind == "guard":
             if phase.round == 0:
                 self._add_column("sft")
-            if self.config.arm is Arm.FROZEN:
+            if self.config.arm is not Arm.SFT and not self.config.attacker_learns:
                 self.state.buffer = self._sample_attacks(self.config.selfplay.buffer, forced=True)
             self.calibrate()
 

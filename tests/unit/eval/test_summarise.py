@@ -135,7 +135,7 @@ def test_missing_arms_are_not_measured() -> None:
     assert not found.verdict.shown
     assert any("not measured" in reason for reason in found.verdict.reasons)
     missing = {c.id for c in found.claims if c.verdict == "not measured"}
-    assert missing == {"H1", "H3", "H4", "H5"}
+    assert missing == {"H1", "H3", "H4", "H5", "H7"}
     assert any(line.startswith("H4") for line in found.provenance.not_measured)
 
 
@@ -151,6 +151,8 @@ def test_claims() -> None:
         "no_pool": fake.Arm(0.3, 3.0, 4.5, -0.4),
         "no_twins": fake.Arm(0.12, 3.4, 4.5, 1.6),
         "no_replay": fake.Arm(0.14, 1.2, 4.5, -0.4),
+        "no_quota": fake.Arm(0.2, 3.4, 4.5, -0.4),
+        "frozen_no_quota": fake.Arm(0.45, 2.0, 4.5, -0.4),
     }
     found = {c.id: c for c in run(MAIN | ablations).claims}
     assert {name: c.verdict for name, c in found.items()} == dict.fromkeys(found, "shown")

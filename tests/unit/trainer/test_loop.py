@@ -223,7 +223,8 @@ def test_without_a_warm_up_attackers_start_from_their_supervised_start() -> None
         pytest.param(arm_overrides(Arm.NO_POOL), id="no-pool"),
         pytest.param(arm_overrides(Arm.NO_TWINS), id="no-twins"),
         pytest.param(arm_overrides(Arm.NO_REPLAY), id="no-replay"),
-        pytest.param(arm_overrides(Arm.WEIGHTED_CE), id="weighted-ce"),
+        pytest.param(arm_overrides(Arm.NO_QUOTA), id="no-quota"),
+        pytest.param(arm_overrides(Arm.EXACT_PG), id="exact-pg"),
     ],
 )
 @pytest.mark.filterwarnings("error")
