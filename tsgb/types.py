@@ -19,6 +19,8 @@ class Message(TypedDict):
 
 
 Messages = Sequence[Message]
+Buffer = bytes | memoryview
+"""A file's content; a view is not copied on its way to a disk or a server."""
 
 
 class Split(StrEnum):

@@ -1,8 +1,8 @@
 """Tensors, optimizer and generator states <-> bytes and JSON, exactly.
 
-The only file of this package that imports torch. It knows no store. Never pickle: a checkpoint
-may come from a machine that is not ours. Equal input gives equal bytes, so that a checkpoint can be
-compared by its hash.
+With staging.py the only file of this package that imports torch. It knows no store. Never pickle:
+a checkpoint may come from a machine that is not ours. Equal input gives equal bytes, so that a
+checkpoint can be compared by its hash.
 
 Optimizer state is stored by parameter *name*: by index, a model that lists its parameters in
 another order would silently get its neighbour's moments.
@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from tsgb.checkpoint.staging import METADATA_KEY, TensorFile
 from tsgb.errors import CheckpointError
+from tsgb.types import Buffer
 
-_KEY = "tsgb"
-"""The one metadata key: safetensors writes two or more of them in random order."""
 _LIKE_PARAMETER = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"})
 
 
@@ -50,31 +50,21 @@ def encode_tensors(
         tensors: By name, of any device, shape and dtype that safetensors knows.
         metadata: Anything JSON can hold.
     """
-    flat: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().to("cpu").contiguous()
-        # safetensors refuses tensors that share memory (tied weights, views); give each its own.
-        address = tensor.untyped_storage().data_ptr()
-        flat[name] = tensor.clone() if address in seen else tensor
-        seen.add(address)
-    text = json.dumps(
-        metadata or {}, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
-    return safetensors.torch.save(flat, metadata={_KEY: text})
+    return bytes(TensorFile().fill(tensors, metadata or {}))
 
 
-def decode_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def decode_tensors(data: Buffer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors by name, in the order of names, and the metadata.
 
     Raises:
         CheckpointError: These are no safetensors bytes.
     """
+    data = bytes(data)  # no copy of what is bytes already
     try:
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         header: dict[str, Any] = json.loads(data[8 : 8 + length])
-        text: str = header.get("__metadata__", {}).get(_KEY, "{}")
+        text: str = header.get("__metadata__", {}).get(METADATA_KEY, "{}")
         metadata = cast("dict[str, Any]", json.loads(text))
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"not a safetensors file: {error}") from error
@@ -82,7 +72,14 @@ def decode_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def encode_optimizer(optimizer: Optimizer, names: Mapping[str, Tensor]) -> bytes:
-    """The whole state of an optimizer.
+    """The whole state of an optimizer, as safetensors bytes; see `optimizer_content`."""
+    return encode_tensors(*optimizer_content(optimizer, names))
+
+
+def optimizer_content(
+    optimizer: Optimizer, names: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The whole state of an optimizer, as tensors by name and metadata.
 
     Args:
         optimizer: Any whose state is tensors and plain numbers.
@@ -102,10 +99,10 @@ def encode_optimizer(optimizer: Optimizer, names: Mapping[str, Tensor]) -> bytes
         {**group, "params": [name_of[parameter] for parameter in group["params"]]}
         for group in optimizer.param_groups
     ]
-    return encode_tensors(tensors, {"param_groups": groups, "scalars": scalars})
+    return tensors, {"param_groups": groups, "scalars": scalars}
 
 
-def decode_optimizer(data: bytes, optimizer: Optimizer, names: Mapping[str, Tensor]) -> None:
+def decode_optimizer(data: Buffer, optimizer: Optimizer, names: Mapping[str, Tensor]) -> None:
     """Put a stored state into an optimizer over parameters of the same names and groups.
 
     Not by `load_state_dict`, which goes by index and casts the moments to the parameter's dtype.

@@ -12,7 +12,6 @@ The only file that touches fsspec and webdav4. It knows nothing of runs and chec
 from __future__ import annotations
 
 import errno
-import io
 import os
 import secrets
 import shutil
@@ -31,6 +30,7 @@ from webdav4 import client as webdav  # pyright: ignore[reportMissingTypeStubs]
 from tsgb.checkpoint.failures import HTTPFailure, Retries, one_line
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import StoreError
+from tsgb.types import Buffer
 
 DEADLINE_SECONDS = 300.0
 _TIMEOUT = httpx.Timeout(connect=10, read=300, write=60, pool=60)
@@ -66,7 +66,7 @@ class FileSystem(Protocol):
         """The whole file."""
         ...
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Buffer) -> None:
         """Create or replace a file; missing parents are made."""
         ...
 
@@ -137,7 +137,7 @@ class _LocalFiles:
     def read(self, path: str) -> bytes:
         return self._call(path, Path.read_bytes)
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Buffer) -> None:
         try:
             self._call(path, lambda target: _write_atomically(target, data))
         except FileNotFoundError as error:
@@ -171,7 +171,7 @@ def _local_entry(item: os.DirEntry[str]) -> Entry:
     return Entry(item.name, None if is_dir else item.stat().st_size, is_dir)
 
 
-def _write_atomically(target: Path, data: bytes) -> None:
+def _write_atomically(target: Path, data: Buffer) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -239,9 +239,10 @@ class _WebDAVFiles:
         # file replaced meanwhile comes back as half old, half new.
         return self._call(path, lambda target: self._client.request("GET", target).content)
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Buffer) -> None:
         def put(target: str) -> None:
-            self._client.upload_fileobj(io.BytesIO(data), target, overwrite=True, size=len(data))
+            source: Any = _Reader(data)
+            self._client.upload_fileobj(source, target, overwrite=True, size=len(data))
 
         def put_below_parents(target: str) -> None:
             try:
@@ -305,6 +306,20 @@ class _WebDAVFiles:
             return
 
 
+class _Reader:
+    """A buffer as a file; `io.BytesIO` would copy it whole."""
+
+    def __init__(self, data: Buffer) -> None:
+        self._view = memoryview(data)
+        self._at = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        stop = len(self._view) if size is None or size < 0 else self._at + size
+        part = bytes(self._view[self._at : stop])
+        self._at += len(part)
+        return part
+
+
 def _http_status(error: Exception) -> int | None:
     """webdav4 has a class for some statuses, and leaks httpx's errors for others."""
     if isinstance(error, webdav.HTTPError):
@@ -361,10 +376,10 @@ class _FsspecFiles:
     def read(self, path: str) -> bytes:
         return self._call(path, self._fs.cat_file)
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Buffer) -> None:
         def put(target: str) -> None:
             self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self._fs.pipe_file(target, data)
+            self._fs.pipe_file(target, bytes(data))
 
         self._call(path, put)
 

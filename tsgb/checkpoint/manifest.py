@@ -18,6 +18,8 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tsgb.types import Buffer
+
 MANIFEST = "manifest.json"
 _PACKAGES = ("tsgb", "torch", "transformers", "peft", "safetensors", "numpy")
 
@@ -32,11 +34,11 @@ class FileRecord(BaseModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
     @classmethod
-    def of(cls, data: bytes) -> FileRecord:
+    def of(cls, data: Buffer) -> FileRecord:
         """The record that matches these bytes."""
         return cls(size=len(data), sha256=sha256_hex(data))
 
-    def mismatch(self, data: bytes) -> str | None:
+    def mismatch(self, data: Buffer) -> str | None:
         """Why these bytes are not the recorded ones; None when they are."""
         if len(data) != self.size:
             return f"{len(data)} bytes where {self.size} were written"
@@ -109,7 +111,7 @@ def canonical_json(value: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode()
 
 
-def sha256_hex(data: bytes) -> str:
+def sha256_hex(data: Buffer) -> str:
     """The sha256 of the bytes, as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 

@@ -19,6 +19,7 @@ from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, FileSystem, open_filesy
 from tsgb.checkpoint.manifest import canonical_json
 from tsgb.checkpoint.urls import canonical_url, check_run_id, local_path
 from tsgb.errors import StoreError, UsageError
+from tsgb.types import Buffer
 
 _READS = 3
 _PAUSE_SECONDS = 0.2
@@ -77,7 +78,7 @@ class RunStore:
             "damaged; write it again or delete it"
         )
 
-    def write_bytes(self, name: str, data: bytes) -> None:
+    def write_bytes(self, name: str, data: Buffer) -> None:
         """Create or replace a document."""
         self.filesystem.write(name, data)
 

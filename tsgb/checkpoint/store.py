@@ -27,7 +27,7 @@ from tsgb.checkpoint.resolve import load, resolve
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.urls import check_run_id, join_run
 from tsgb.errors import CheckpointError, LeaseLost, StoreError
-from tsgb.types import CheckpointRef
+from tsgb.types import Buffer, CheckpointRef
 
 __all__ = [
     "CheckpointReader",
@@ -139,7 +139,7 @@ class CheckpointStore(CheckpointReader):
         self,
         step: int,
         episode: int,
-        files: Mapping[str, bytes],
+        files: Mapping[str, Buffer],
         config_sha256: str,
         parent: str | None = None,
     ) -> CheckpointRef:

@@ -28,9 +28,9 @@ from tsgb.models.tensors import flags, floats
 from tsgb.trainer.batches import GuardBatch, clean_batch, selfplay_batch
 from tsgb.trainer.calibration import calibrated_threshold
 from tsgb.trainer.players import AttackerPlayer, GuardPlayer, draw_openings, make_adapter
-from tsgb.trainer.saving import checkpoint_files, restore
+from tsgb.trainer.saving import Stage, checkpoint_files, restore
 from tsgb.trainer.state import TrainerState
-from tsgb.types import Episode, Label, Scenario, Split, TrainingText
+from tsgb.types import Buffer, Episode, Label, Scenario, Split, TrainingText
 
 Metrics = dict[str, Any]
 RECALIBRATE = 50
@@ -340,11 +340,11 @@ class Trainer:
 
     # -- state -----------------------------------------------------------------------------
 
-    def files(self, now: datetime | None = None) -> dict[str, bytes]:
-        """The five files of a checkpoint."""
-        return checkpoint_files(self, now or datetime.now(UTC))
+    def files(self, now: datetime | None = None, stage: Stage | None = None) -> dict[str, Buffer]:
+        """The five files of a checkpoint; `stage` holds them until it is filled again."""
+        return checkpoint_files(self, now or datetime.now(UTC), stage or Stage())
 
-    def load(self, files: Mapping[str, bytes]) -> None:
+    def load(self, files: Mapping[str, Buffer]) -> None:
         """Continue from the five files of a checkpoint.
 
         Raises:

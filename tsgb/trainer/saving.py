@@ -7,23 +7,41 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from tsgb.checkpoint.codec import (
-    decode_optimizer,
-    decode_tensors,
-    encode_optimizer,
-    encode_tensors,
-)
+from torch import Tensor
+
+from tsgb.checkpoint.codec import decode_optimizer, decode_tensors, optimizer_content
+from tsgb.checkpoint.staging import TensorFile
 from tsgb.errors import CheckpointError
-from tsgb.models.adapters import load_parameters, snapshot
+from tsgb.models.adapters import load_parameters
 from tsgb.models.language_model import LanguageModel
 from tsgb.trainer.state import decode_state, encode_state, join, split
+from tsgb.types import Buffer
 
 if TYPE_CHECKING:
     from tsgb.trainer.loop import Trainer
 
 
-def checkpoint_files(trainer: Trainer, now: datetime) -> dict[str, bytes]:
-    """The five files; equal states give equal bytes, the timestamp apart."""
+class Stage:
+    """Memory for one checkpoint, kept between saves."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, TensorFile] = {}
+
+    def fill(
+        self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, object]
+    ) -> memoryview:
+        """Copy the tensors of one file in."""
+        return self._files.setdefault(name, TensorFile()).fill(tensors, about)
+
+
+def checkpoint_files(trainer: Trainer, now: datetime, stage: Stage) -> dict[str, Buffer]:
+    """The five files; equal states give equal bytes, the timestamp apart.
+
+    Args:
+        trainer: between two updates.
+        now: goes into `trainer_state.json`.
+        stage: holds the files, until it is filled again.
+    """
     state = trainer.state
     about = {
         "base": trainer.model.name,
@@ -34,20 +52,18 @@ def checkpoint_files(trainer: Trainer, now: datetime) -> dict[str, bytes]:
     }
     content = encode_state(state, trainer.rng, trainer.generator)
     content["timestamp"] = now.isoformat()
-    attacker, guard = trainer.attacker, trainer.guard
-    return {
-        "attacker.safetensors": encode_tensors(
-            join({"current": snapshot(attacker.adapter), **trainer.starts}), about
-        ),
-        "guard.safetensors": encode_tensors(
-            join({"current": snapshot(guard.adapter), **trainer.columns}), about
-        ),
-        "optim_attacker.safetensors": encode_optimizer(
-            attacker.optimizer, attacker.adapter.parameters
-        ),
-        "optim_guard.safetensors": encode_optimizer(guard.optimizer, guard.adapter.parameters),
-        "trainer_state.json": json.dumps(content, indent=1, sort_keys=True).encode(),
-    }
+    files: dict[str, Buffer] = {}
+    for role, player, kept in (
+        ("attacker", trainer.attacker, trainer.starts),
+        ("guard", trainer.guard, trainer.columns),
+    ):
+        weights = player.adapter.parameters
+        name = f"{role}.safetensors"
+        files[name] = stage.fill(name, join({"current": weights, **kept}), about)
+        name = f"optim_{role}.safetensors"
+        files[name] = stage.fill(name, *optimizer_content(player.optimizer, weights))
+    files["trainer_state.json"] = json.dumps(content, indent=1, sort_keys=True).encode()
+    return files
 
 
 def check_base(about: Mapping[str, Any], model: LanguageModel, what: str) -> None:
@@ -64,7 +80,7 @@ def check_base(about: Mapping[str, Any], model: LanguageModel, what: str) -> Non
         )
 
 
-def restore(trainer: Trainer, files: Mapping[str, bytes]) -> None:
+def restore(trainer: Trainer, files: Mapping[str, Buffer]) -> None:
     """Put the state of five files into a fresh trainer.
 
     Raises:

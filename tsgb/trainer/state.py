@@ -15,6 +15,7 @@ from torch import Tensor
 from tsgb.checkpoint.codec import generator_state, set_generator_state
 from tsgb.envs.pool import PoolAttack, PoolMember
 from tsgb.errors import CheckpointError
+from tsgb.types import Buffer
 
 STATE_VERSION = 1
 
@@ -56,13 +57,13 @@ def encode_state(state: TrainerState, rng: Random, generator: torch.Generator) -
     }
 
 
-def decode_state(data: bytes, rng: Random, generator: torch.Generator) -> TrainerState:
+def decode_state(data: Buffer, rng: Random, generator: torch.Generator) -> TrainerState:
     """Read `trainer_state.json` and set both generators.
 
     Raises:
         CheckpointError: written by another version.
     """
-    content: dict[str, Any] = json.loads(data)
+    content: dict[str, Any] = json.loads(bytes(data))
     version = content.get("state_version")
     if version != STATE_VERSION:
         raise CheckpointError(

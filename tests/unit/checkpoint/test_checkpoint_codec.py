@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from tsgb.checkpoint.codec import (
     generator_state,
     set_generator_state,
 )
+from tsgb.checkpoint.staging import TensorFile
 from tsgb.errors import CheckpointError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8]
@@ -68,6 +70,24 @@ class TestTensors:
         decoded, found = decode_tensors(encode_tensors(tensors, metadata))
         assert_same(tensors, decoded)
         assert found == metadata
+
+    @settings(deadline=None)
+    @given(some_tensors(), some_tensors(), st.dictionaries(st.text(), json_values, max_size=2))
+    def test_a_buffer_that_is_filled_again_holds_what_safetensors_would_write(
+        self, first: dict[str, Tensor], second: dict[str, Tensor], metadata: dict[str, object]
+    ) -> None:
+        file = TensorFile()
+        for tensors in (first, second, first):
+            data = bytes(file.fill(tensors, metadata))
+            text = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
+            assert data == safetensors.torch.save(tensors, metadata={"tsgb": text})
+
+    def test_filling_a_buffer_again_takes_no_new_memory(self) -> None:
+        file = TensorFile()
+        before = file.fill({"w": torch.zeros(4)}, {"lr": 0.5})
+        after = file.fill({"w": torch.ones(4)}, {"lr": 0.1})
+        assert before.obj is after.obj
+        assert decode_tensors(after)[0]["w"].tolist() == [1, 1, 1, 1]
 
     def test_the_bytes_depend_on_the_content_only(self) -> None:
         tensors = {name: torch.full((3,), i) for i, name in enumerate("zebra")}
