@@ -219,8 +219,8 @@ class RunConfig(_Frozen):
     evaluation: EvaluationConfig = EvaluationConfig()
     segments: Positive = 3
     """Prefect task runs that the training is cut into."""
-    checkpoint_interval: Positive = 100
-    """Updates between two checkpoints."""
+    checkpoint_interval: Positive | None = None
+    """Updates between two checkpoints; None: a time, from measured stall and failures."""
 
     @model_validator(mode="after")
     def _shares_fit(self) -> RunConfig:

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable, Sequence
 
 from tsgb.checkpoint.filesystem import Entry
+from tsgb.types import Buffer
 
 
 class Killed(BaseException):
@@ -25,9 +26,9 @@ class MemoryFiles:
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
         return self.files[path]
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Buffer) -> None:
         self.writes.append(path)
-        self.files[path] = data
+        self.files[path] = bytes(data)  # a view's owner may fill it again
 
     def entries(self, path: str) -> Sequence[Entry]:
         prefix = f"{path}/" if path else ""
@@ -74,7 +75,7 @@ class FaultyFiles:
         self.before("read", path)
         return self.inner.read(path)
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Buffer) -> None:
         try:
             self.before("write", path)
         except BaseException:

@@ -122,7 +122,9 @@ def test_heartbeats_say_what_would_survive(run: RunStore, places: Places) -> Non
     attempt(run, places, on_update=look).train(None)
     beats.append(run.read_json("heartbeats/0001.json"))
     assert [beat["step"] for beat in beats] == [*range(1, LAST + 1)]
-    assert [beat["durable_step"] for beat in beats[:8]] == [0, 0, 0, 0, 4, 4, 4, 4]
+    durable = [beat["durable_step"] for beat in beats]
+    assert durable == sorted(durable)
+    assert set(durable) <= {*range(0, LAST, 4), LAST}
     assert beats[-1]["durable_step"] == LAST
     assert {beat["total_steps"] for beat in beats} == {LAST}
     assert beats[-1]["phase"] == "guard"

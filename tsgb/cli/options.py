@@ -149,5 +149,8 @@ def read_places() -> Places:
 
     settings = load_settings()
     return Places(
-        cache_dir=settings.cache_dir, user=settings.webdav_user, password=settings.webdav_pass
+        cache_dir=settings.cache_dir,
+        user=settings.webdav_user,
+        password=settings.webdav_pass,
+        grace_seconds=settings.grace_seconds,
     )

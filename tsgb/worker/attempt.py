@@ -12,7 +12,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from tsgb.checkpoint.layout import CHECKPOINTS, Place
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
@@ -28,12 +27,14 @@ from tsgb.errors import (
 from tsgb.logging import get_logger
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef
+from tsgb.worker.beats import Beats
 from tsgb.worker.models import make_zoo
 from tsgb.worker.places import Places
+from tsgb.worker.saves import KEEP_CHECKPOINTS, Saves
 from tsgb.worker.signals import Signals
 
-HEARTBEAT_SECONDS = 1.0
-KEEP_CHECKPOINTS = 3
+FLUSH_SECONDS = 5.0
+"""For the last heartbeat to arrive."""
 
 OnUpdate = Callable[[Mapping[str, Any]], None]
 OnBuild = Callable[[str, int, int], None]
@@ -88,15 +89,22 @@ class Attempt:
         self.config = config
         self.places = places
         self.signals = signals
-        self.keep = keep
         self.on_update = on_update
         self.on_build = on_build
-        self.store = CheckpointStore(run)
-        self.number = self.store.claim(attempt)
+        store = CheckpointStore(run)
+        self.number = store.claim(attempt)
+        self.saves = Saves(
+            store,
+            config,
+            attempt=self.number,
+            spool_root=places.cache_dir / "spool",
+            keep=keep,
+            clock=clock,
+        )
         self._clock = clock
+        self._beats = Beats(run, f"heartbeats/{self.number:04d}.json")
         self._beat_at = -1e9
         self._metrics: list[str] = []
-        self._saved: CheckpointRef | None = None
         self._last: dict[str, Any] = {}
         self.trainer: Trainer | None = None
 
@@ -109,19 +117,15 @@ class Attempt:
         trainer = self._prepare()
         total = trainer.total_steps
         target = total if until_step is None else min(until_step, total)
-        if trainer.state.step < target or self._saved is None:
-            self._loop(trainer, target)
-        if self._saved is None or self._saved.step < trainer.state.step:
-            self._save(trainer)
+        if self.saves.saved is None:
+            # Step 0 proves the store before time is spent.
+            self.saves.save_now(trainer, self._metrics_text)
+        self._loop(trainer, target)
+        ref = self.saves.settle(trainer, self._metrics_text)
         self._beat(trainer, force=True)
-        if self._saved is None:
-            raise CheckpointError("nothing was saved")
-        return self._saved
+        return ref
 
     def _loop(self, trainer: Trainer, target: int) -> None:
-        if self._saved is None:
-            self._save(trainer)  # step 0 proves the store before time is spent
-        interval = self.config.checkpoint_interval
         while trainer.state.step < target:
             begin = self._clock()
             metrics = trainer.step()
@@ -130,23 +134,21 @@ class Attempt:
             self._metrics.append(json.dumps(_rounded(metrics), sort_keys=True))
             self._last = metrics
             self.on_update(metrics)
+            self.saves.after_update(trainer, self._metrics_text, seconds)
             self._beat(trainer)
-            if trainer.state.step % interval == 0 or trainer.state.step == target:
-                self._save(trainer)
             if self.signals.received is not None:
-                if self._saved is None or self._saved.step < trainer.state.step:
-                    self._save(trainer)
+                grace = self.places.grace_seconds
+                self.saves.before_the_end(trainer, self._metrics_text, grace)
                 self._beat(trainer, force=True)
                 self.signals.check()
 
     def _prepare(self) -> Trainer:
         zoo = make_zoo(self.config, self.places, self._building)
         trainer = Trainer(self.config, zoo.env, zoo.base(), zoo.surrogate())
-        found = self.store.newest_valid(_skipped)
-        if found is not None:
-            self._saved, files = found
+        files = self.saves.resume(_skipped)
+        if files is not None:
             trainer.load(files)
-            self._metrics = self._earlier_metrics(self._saved.step)
+            self._metrics = self._earlier_metrics(trainer.state.step)
         self.trainer = trainer
         return trainer
 
@@ -165,50 +167,33 @@ class Attempt:
                 break  # torn: everything after it was written by the same dying process
         return kept
 
-    def _save(self, trainer: Trainer) -> None:
-        # Before the checkpoint: a line too many is cut when resuming, one too few would be missed.
-        self.run.write_text("metrics.jsonl", "\n".join(self._metrics) + "\n" * bool(self._metrics))
-        self._saved = self.store.publish(
-            trainer.state.step,
-            trainer.state.episode,
-            trainer.files(),
-            self.config.fingerprint,
-            None if self._saved is None else self._saved.name,
-        )
-        self.prune()
-
-    def prune(self) -> None:
-        """Keep the newest checkpoints."""
-        if self.keep is not None:
-            self.store.prune(self.keep)
-            return
-        places = [Place.parse(name) for name in self.run.list(CHECKPOINTS)]
-        later = sum(place is not None and place.step > 0 for place in places)
-        if later:
-            self.store.prune(later)
+    def _metrics_text(self) -> str:
+        return "\n".join(self._metrics) + "\n" * bool(self._metrics)
 
     def _building(self, model: str, done: int, total: int) -> None:
         self.on_build(model, done, total)
         if self.signals.received is not None:
             self.signals.check()
-        if self._clock() - self._beat_at >= HEARTBEAT_SECONDS or done == total:
+        if self._clock() - self._beat_at >= self._beats.every_seconds or done == total:
             self._beat_at = self._clock()
             self._write_beat(0, {"phase": f"build {model}", "built": done, "build_total": total})
 
     def _beat(self, trainer: Trainer, *, force: bool = False) -> None:
-        if force or self._clock() - self._beat_at >= HEARTBEAT_SECONDS:
+        if force or self._clock() - self._beat_at >= self._beats.every_seconds:
             self._beat_at = self._clock()
             facts = {
                 "episode": trainer.state.episode,
                 "phase": self._last.get("phase", "start"),
                 "round": self._last.get("round", 0),
-                "durable_step": -1 if self._saved is None else self._saved.step,
+                **self.saves.facts(),
                 "metrics": _rounded(self._last),
             }
             self._write_beat(trainer.state.step, facts)
+        if force:
+            self._beats.flush(FLUSH_SECONDS)
 
     def _write_beat(self, step: int, facts: Mapping[str, Any]) -> None:
-        content = {
+        content: dict[str, Any] = {
             "attempt": self.number,
             "pid": os.getpid(),
             "step": step,
@@ -216,12 +201,7 @@ class Attempt:
             "updated_at": datetime.now(UTC).isoformat(),
             **facts,
         }
-        try:
-            self.run.write_json(f"heartbeats/{self.number:04d}.json", content)
-        except StoreFull:
-            raise
-        except StoreError as error:
-            get_logger().warning("heartbeat not written", reason=str(error))
+        self._beats.put(content)
 
     def leave(self, outcome: str, message: str) -> None:
         """Write the exit record; best effort, since the store may be what failed."""
@@ -230,7 +210,7 @@ class Attempt:
             "outcome": outcome,
             "message": message,
             "step": step,
-            "checkpoint": None if self._saved is None else asdict(self._saved),
+            "checkpoint": None if self.saves.saved is None else asdict(self.saves.saved),
             "ended_at": datetime.now(UTC).isoformat(),
             "peak_memory_bytes": peak_memory_bytes(),
         }

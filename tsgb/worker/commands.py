@@ -10,8 +10,7 @@ from tsgb.checkpoint.run import RunLock
 from tsgb.logging import get_logger
 from tsgb.types import CheckpointRef
 from tsgb.worker.attempt import (
-    HEARTBEAT_SECONDS,
-    KEEP_CHECKPOINTS,
+    FLUSH_SECONDS,
     OUTCOMES,
     Attempt,
     OnBuild,
@@ -19,8 +18,10 @@ from tsgb.worker.attempt import (
     no_build,
     no_update,
 )
+from tsgb.worker.beats import Beats
 from tsgb.worker.models import make_zoo, setup_torch
 from tsgb.worker.places import Places, find_run, read_config
+from tsgb.worker.saves import KEEP_CHECKPOINTS
 from tsgb.worker.signals import Signals
 
 
@@ -95,14 +96,14 @@ def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: i
     run = find_run(places, resume_path)
     config = read_config(run)
     beat_at = -1e9
+    beats = Beats(run, f"reports/{eval_id}/progress-{part}.json")
 
     def report(done: int, total: int, label: str) -> None:
         nonlocal beat_at
         now = time.monotonic()
-        if now - beat_at >= HEARTBEAT_SECONDS or done == total:
+        if now - beat_at >= beats.every_seconds or done == total:
             beat_at = now
-            run.write_json(
-                f"reports/{eval_id}/progress-{part}.json",
+            beats.put(
                 {
                     "done": done,
                     "total": total,
@@ -119,3 +120,4 @@ def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: i
     zoo = make_zoo(config, places, building)
     evaluation = Evaluation(run, config, zoo.env, zoo, eval_id, places.open)
     evaluation.fill(part, parts, report, signals.check)
+    beats.flush(FLUSH_SECONDS)

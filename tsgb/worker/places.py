@@ -20,6 +20,8 @@ class Places:
     cache_dir: Path
     user: str | None = None
     password: SecretStr | None = None
+    grace_seconds: float = 60.0
+    """Between a signal and the end of the process."""
 
     def open(self, run_url: str) -> RunStore:
         """A run's documents."""

@@ -39,7 +39,6 @@ _SHARED: Mapping[str, Any] = {
         "variance_batches": 0,
         "bootstrap": 2000,
     },
-    "checkpoint_interval": 20,
 }
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     # Checks the plumbing in 10 CPU minutes; its numbers mean nothing.
@@ -75,7 +74,6 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
             "bootstrap": 200,
         },
         "segments": 1,
-        "checkpoint_interval": 20,
     },
     "demo": _SHARED,
     "paper": {

@@ -1,0 +1,211 @@
+"""A worker before a store that is full, away, slow or somebody else's by now."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.filesystems import FaultyFiles, MemoryFiles
+from tests.fakes.miniature import miniature_config
+from tsgb.checkpoint.layout import Place
+from tsgb.checkpoint.run import RunStore
+from tsgb.checkpoint.store import CheckpointStore
+from tsgb.config import RunConfig
+from tsgb.errors import Interrupted, LeaseLost, StoreFull, StoreUnreachable
+from tsgb.types import CheckpointRef
+from tsgb.worker.attempt import Attempt
+from tsgb.worker.models import setup_torch
+from tsgb.worker.places import Places
+from tsgb.worker.signals import Signals
+
+CONFIG = miniature_config({"checkpoint_interval": 2})
+LAST = CONFIG.total_steps
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    setup_torch()
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def files() -> MemoryFiles:
+    return MemoryFiles("memory://store/r1")
+
+
+@pytest.fixture
+def places(models: Path, tmp_path: Path) -> Places:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "models").symlink_to(models / "models")
+    (models / "models").mkdir(exist_ok=True)
+    return Places(cache_dir=cache)
+
+
+def attempt(
+    files: FaultyFiles | MemoryFiles,
+    places: Places,
+    on_update: Callable[[Mapping[str, Any]], None] = lambda _metrics: None,
+    *,
+    signals: Signals | None = None,
+    config: RunConfig = CONFIG,
+) -> Attempt:
+    run = RunStore(files, files.url, sleep=lambda _seconds: None)
+    return Attempt(run, config, places, signals or Signals(), attempt=None, on_update=on_update)
+
+
+def tensors(files: MemoryFiles, ref: CheckpointRef) -> dict[str, bytes]:
+    return {
+        path.rpartition("/")[2]: data
+        for path, data in files.files.items()
+        if f"/{ref.name}/" in path and path.endswith(".safetensors")
+    }
+
+
+def undisturbed(places: Places) -> dict[str, bytes]:
+    files = MemoryFiles("memory://store/r2")
+    return tensors(files, attempt(files, places).train(None))
+
+
+def committed(files: MemoryFiles) -> set[Place]:
+    found = (Place.parse(p.split("/")[1]) for p in files.files if p.endswith("/manifest.json"))
+    return {place for place in found if place}
+
+
+def full(files: MemoryFiles, room_for: int) -> Callable[[str, str], None]:
+    """A store with room for so many checkpoints."""
+
+    def before(operation: str, path: str) -> None:
+        if operation == "write" and path.endswith(".safetensors"):
+            others = {place.name for place in committed(files)} - {path.split("/")[1]}
+            if len(others) >= room_for:
+                raise StoreFull("HTTP 507")
+
+    return before
+
+
+def test_old_checkpoints_make_room_for_new_ones(files: MemoryFiles, places: Places) -> None:
+    ref = attempt(FaultyFiles(files, full(files, room_for=2)), places).train(None)
+    assert ref.step == LAST
+    assert tensors(files, ref) == undisturbed(places)
+    assert not (places.cache_dir / "spool").exists()
+
+
+def test_training_goes_on_on_this_machine_while_the_store_is_full(
+    files: MemoryFiles, places: Places
+) -> None:
+    faulty = FaultyFiles(files)
+    beats: list[dict[str, Any]] = []
+
+    def fill_up(metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == 3:
+            faulty.before = full(files, room_for=0)
+
+    first = attempt(faulty, places, fill_up)
+    with pytest.raises(StoreFull, match=r"HTTP 507; step \d+ is kept in .*spool.*r1-\w+ on this"):
+        first.train(None)
+    assert first.trainer is not None
+    assert first.trainer.state.step == LAST, "it trained to the end"
+    assert max(place.step for place in committed(files)) < LAST
+    beats.append(first.saves.facts())
+    assert "kept in" in beats[0]["alarm"]
+    assert beats[0]["durable_step"] < LAST
+
+    faulty.before = lambda _operation, _path: None  # somebody made room
+    done: list[int] = []
+    second = attempt(faulty, places, lambda metrics: done.append(metrics["step"]))
+    ref = second.train(None)
+    assert done == [], "the state of this machine was found again"
+    assert (ref.step, second.saves.alarm) == (LAST, "")
+    assert tensors(files, ref) == undisturbed(places)
+    assert [*(places.cache_dir / "spool").iterdir()] == []
+
+
+def test_an_outage_costs_no_training(files: MemoryFiles, places: Places) -> None:
+    faulty = FaultyFiles(files)
+
+    def outage(operation: str, path: str) -> None:
+        if operation == "write" and "step-" in path:
+            raise StoreUnreachable("away")
+
+    def come_and_go(metrics: Mapping[str, Any]) -> None:
+        faulty.before = outage if 2 <= metrics["step"] < LAST - 1 else lambda _o, _p: None
+
+    seen: list[int] = []
+
+    def look(metrics: Mapping[str, Any]) -> None:
+        come_and_go(metrics)
+        seen.append(metrics["step"])
+
+    ref = attempt(faulty, places, look).train(None)
+    assert seen == [*range(1, LAST + 1)]
+    assert ref.step == LAST
+    assert tensors(files, ref) == undisturbed(places)
+
+
+def test_a_store_that_stays_away_is_an_error_in_the_end(files: MemoryFiles, places: Places) -> None:
+    faulty = FaultyFiles(files)
+
+    def outage(metrics: Mapping[str, Any]) -> None:
+        def before(operation: str, path: str) -> None:
+            if operation == "write" and "step-" in path:
+                raise StoreUnreachable("away")
+
+        if metrics["step"] == 3:
+            faulty.before = before
+
+    with pytest.raises(StoreUnreachable):
+        attempt(faulty, places, outage).train(None)
+    faulty.before = lambda _operation, _path: None
+    assert tensors(files, attempt(faulty, places).train(None)) == undisturbed(places)
+
+
+def test_the_older_of_two_writers_stops_and_the_newer_ones_result_stands(
+    files: MemoryFiles, places: Places
+) -> None:
+    refs: list[CheckpointRef] = []
+
+    def take_over(metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == 5 and not refs:
+            refs.append(attempt(files, places).train(None))
+
+    with pytest.raises(LeaseLost):
+        attempt(files, places, take_over).train(None)
+    assert tensors(files, refs[0]) == undisturbed(places)
+    assert max(committed(files)).name == refs[0].name
+
+
+@pytest.mark.parametrize("grace_seconds", [60.0, 0.0])
+def test_the_last_save_is_made_if_there_is_time(
+    files: MemoryFiles, places: Places, grace_seconds: float
+) -> None:
+    signals = Signals()
+
+    def interrupt(metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == 5:
+            signals.received = signal.SIGTERM
+
+    short = replace(places, grace_seconds=grace_seconds)
+    config = miniature_config({"checkpoint_interval": 4})
+    stopped = attempt(files, short, interrupt, signals=signals, config=config)
+    with pytest.raises(Interrupted):
+        stopped.train(None)
+    assert stopped.saves.saved is not None
+    assert (stopped.saves.saved.step == 5) is (grace_seconds > 0)
+    ref = attempt(files, places, config=config).train(None)
+    assert ref.step == LAST
+    run = RunStore(files, files.url)
+    assert CheckpointStore(run).read(ref, ["guard.safetensors"])
+
+
+def test_without_an_interval_the_clock_decides(files: MemoryFiles, places: Places) -> None:
+    config = miniature_config({"checkpoint_interval": None})
+    taken = attempt(files, places, config=config)
+    assert taken.train(None).step == LAST
+    assert {place.step for place in committed(files)} >= {LAST}
+    assert taken.saves.facts()["save_interval_seconds"] >= 1
