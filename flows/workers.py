@@ -48,7 +48,10 @@ class Workers:
     def open(self, arm: Arm = Arm.SELFPLAY) -> RunStore:
         """The store of an arm's run."""
         url = join_run(self.store, arm_run_id(self.run, arm))
-        return open_run(url, self.settings.webdav_user, self.settings.webdav_pass)
+        settings = self.settings
+        return open_run(
+            url, settings.webdav_user, settings.webdav_pass, manifest_key=settings.manifest_key
+        )
 
     def config(self, arm: Arm = Arm.SELFPLAY) -> RunConfig:
         """The stored configuration of an arm."""

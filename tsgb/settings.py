@@ -34,6 +34,7 @@ class Settings(BaseSettings):
         extra="ignore",
         frozen=True,
         populate_by_name=True,
+        hide_input_in_errors=True,  # it may be a secret
         use_attribute_docstrings=True,
     )
 
@@ -44,6 +45,8 @@ class Settings(BaseSettings):
     """In plain text."""
     store: str | None = None
     """Store for runs: a path or any fsspec URL. Wins over RCLONE_WEBDAV_URL."""
+    manifest_key: Annotated[SecretStr, Field(min_length=16)] | None = None
+    """Signs checkpoints; one that is not signed with it does not count."""
     cache_dir: Path = Field(default_factory=_user_cache)
     """Built models, logs of workers and the database of the embedded Prefect API."""
     worker_command: Annotated[list[str], NoDecode] = [sys.executable, "-m", "tsgb.cli", "worker"]
@@ -100,7 +103,7 @@ def load_settings() -> Settings:
 def child_environment(settings: Settings | None = None) -> Mapping[str, str]:
     """The environment for a process of ours: without Prefect's variables, which are not its.
 
-    With `settings`, the store's credentials are in it even if they came from an `.env` file.
+    With `settings`, the store's secrets are in it even if they came from an `.env` file.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     if settings is not None:
@@ -108,4 +111,6 @@ def child_environment(settings: Settings | None = None) -> Mapping[str, str]:
             environment["RCLONE_WEBDAV_USER"] = settings.webdav_user
         if settings.webdav_pass is not None:
             environment["RCLONE_WEBDAV_PASS"] = settings.webdav_pass.get_secret_value()
+        if settings.manifest_key is not None:
+            environment["TSGB_MANIFEST_KEY"] = settings.manifest_key.get_secret_value()
     return environment

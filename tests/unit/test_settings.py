@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,17 @@ def test_a_wrong_value_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_command_is_split_as_a_shell_would(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSGB_WORKER_COMMAND", "python 'my worker.py' --fast")
     assert load_settings().worker_command == ["python", "my worker.py", "--fast"]
+
+
+def test_the_manifest_key_reaches_the_worker_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("TSGB_MANIFEST_KEY=sixteen-or-more-characters\n")
+    settings = load_settings()
+    assert child_environment(settings)["TSGB_MANIFEST_KEY"] == "sixteen-or-more-characters"
+    assert "sixteen-or-more" not in f"{settings!r}{settings.model_dump()}{settings}"
+    assert "TSGB_MANIFEST_KEY" not in child_environment()
+    monkeypatch.setenv("TSGB_MANIFEST_KEY", "too-short")
+    with pytest.raises(ConfigError, match=r"manifest_key.*at least 16") as caught:
+        load_settings()
+    assert "too-short" not in "".join(traceback.format_exception(caught.value))

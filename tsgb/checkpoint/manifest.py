@@ -3,12 +3,14 @@
 It knows formats and hashes, no store and no torch. Changing a field is a change of
 `schema_version`; a manifest of another version is refused by name, never read by guess.
 
-Schema versions: 1, the first.
+Schema versions: 1, the first; 2, the same with `hmac_sha256`, written only where a key is set, so
+that a store without one stays readable by older versions.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import platform
 from collections.abc import Mapping
@@ -16,12 +18,16 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from tsgb.types import Buffer
 
 MANIFEST = "manifest.json"
 _PACKAGES = ("tsgb", "torch", "transformers", "peft", "safetensors", "numpy")
+
+
+class Untrusted(ValueError):  # noqa: N818 - a finding, and no damage
+    """The manifest is sound, but not by the holder of our key."""
 
 
 class FileRecord(BaseModel):
@@ -52,7 +58,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 1
     run_id: str
     step: int = Field(ge=0)
     episode: int = Field(ge=0)
@@ -66,16 +72,28 @@ class Manifest(BaseModel):
     config_sha256: str
     created_at: datetime
 
-    def to_bytes(self) -> bytes:
-        """Canonical JSON with the hash of all else in `self_sha256`."""
+    def to_bytes(self, key: SecretStr | None = None) -> bytes:
+        """Canonical JSON with the hash of all else in `self_sha256`.
+
+        Args:
+            key: Signs it, and with it every file: their hashes are in it.
+        """
         content = self.model_dump(mode="json")
+        content["schema_version"] = 1 if key is None else 2
+        if key is not None:
+            content["hmac_sha256"] = _signature(content, key)
         return canonical_json({**content, "self_sha256": sha256_hex(canonical_json(content))})
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Manifest:
+    def from_bytes(cls, data: bytes, key: SecretStr | None = None) -> Manifest:
         """Read and verify.
 
+        Args:
+            data: What the store holds.
+            key: It must be signed with this one; without a key a signature is not looked at.
+
         Raises:
+            Untrusted: It is not signed with the key.
             ValueError: Not a manifest, of another version, or not the bytes that were written.
         """
         try:
@@ -90,17 +108,40 @@ class Manifest(BaseModel):
             raise ValueError("it is not canonical JSON")
         if claimed != sha256_hex(canonical_json(content)):
             raise ValueError("its own sha256 differs from the one that was written")
-        if content.get("schema_version") != 1:
+        schema_version: object = content.get("schema_version")
+        if schema_version not in (1, 2):
             raise ValueError(
-                f"schema_version {content.get('schema_version')!r} is not 1: read it with the "
-                "version of TSGB that wrote it"
+                f"schema_version {schema_version!r} is not 1 or 2: read it with the version of "
+                "TSGB that wrote it"
             )
+        signature: object = content.pop("hmac_sha256", None) if schema_version == 2 else None
+        if key is not None:
+            _check_signature(content, signature, key)
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(str(part) for part in first["loc"])
             raise ValueError(f"field {field}: {first['msg']}") from error
+
+
+def _signature(content: Mapping[str, Any], key: SecretStr) -> str:
+    # The secret gets no name: a traceback with locals would show it.
+    return hmac.new(
+        key.get_secret_value().encode(), canonical_json(content), hashlib.sha256
+    ).hexdigest()
+
+
+def _check_signature(content: Mapping[str, Any], signature: object, key: SecretStr) -> None:
+    if not isinstance(signature, str):
+        raise Untrusted(
+            "it is unsigned while TSGB_MANIFEST_KEY is set: unset the key if you trust this store"
+        )
+    if not hmac.compare_digest(signature.encode(), _signature(content, key).encode()):
+        raise Untrusted(
+            "it is signed with another key, or somebody without the key changed it: set "
+            "TSGB_MANIFEST_KEY to the key that wrote it"
+        )
 
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from tsgb.checkpoint.layout import CHECKPOINTS, Place
-from tsgb.checkpoint.manifest import MANIFEST, Manifest, sha256_hex
+from tsgb.checkpoint.manifest import MANIFEST, Manifest, Untrusted, sha256_hex
 from tsgb.checkpoint.run import RunStore
 from tsgb.errors import CheckpointError
 from tsgb.types import CheckpointRef
@@ -177,10 +177,17 @@ class CheckpointReader:
                 reason = f"it has no {MANIFEST}, so its writer did not finish it"
                 raise InvalidCheckpoint(reason, committed=False) from error
             try:
-                manifest = Manifest.from_bytes(data)
+                manifest = Manifest.from_bytes(data, self.run.manifest_key)
+            except Untrusted as error:
+                raise InvalidCheckpoint(f"{MANIFEST}: {error}", committed=True) from error
             except ValueError as error:
                 reason = str(error)
                 continue
+            if self.run.manifest_key is not None and manifest.run_id != self.run.run_id:
+                reason = (
+                    f"{MANIFEST}: it is signed for run {manifest.run_id!r}: give it back that name"
+                )
+                raise InvalidCheckpoint(reason, committed=True)
             if Place(manifest.attempt, manifest.step, manifest.writer) == place:
                 return manifest, sha256_hex(data)
             reason = "it belongs to another checkpoint"

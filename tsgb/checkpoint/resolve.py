@@ -21,11 +21,19 @@ def resolve(
     user: str | None = None,
     password: SecretStr | None = None,
     *,
+    manifest_key: SecretStr | None = None,
     on_skip: Callable[[str], None] = lambda _line: None,
     deadline_seconds: float = DEADLINE_SECONDS,
 ) -> CheckpointRef:
     """The checkpoint that a user means by a path or URL, verified; see `load`."""
-    return load(url, user, password, on_skip=on_skip, deadline_seconds=deadline_seconds)[0]
+    return load(
+        url,
+        user,
+        password,
+        manifest_key=manifest_key,
+        on_skip=on_skip,
+        deadline_seconds=deadline_seconds,
+    )[0]
 
 
 def load(
@@ -33,6 +41,7 @@ def load(
     user: str | None = None,
     password: SecretStr | None = None,
     *,
+    manifest_key: SecretStr | None = None,
     names: Collection[str] | None = None,
     on_skip: Callable[[str], None] = lambda _line: None,
     deadline_seconds: float = DEADLINE_SECONDS,
@@ -44,6 +53,7 @@ def load(
             or without, mean the newest checkpoint below.
         user: For WebDAV.
         password: For WebDAV.
+        manifest_key: Manifests must be signed with it.
         names: Read these files only; None reads all.
         on_skip: Gets one line for each newer checkpoint that does not verify.
         deadline_seconds: See `open_filesystem`.
@@ -53,9 +63,14 @@ def load(
     """
 
     def open_reader(run_url: str) -> CheckpointReader:
-        return CheckpointReader(
-            open_run(run_url, user, password, deadline_seconds=deadline_seconds)
+        run = open_run(
+            run_url,
+            user,
+            password,
+            manifest_key=manifest_key,
+            deadline_seconds=deadline_seconds,
         )
+        return CheckpointReader(run)
 
     base = canonical_url(url)
     parent, _, last = base.rpartition("/")
@@ -68,14 +83,18 @@ def load(
         return ref, reader.read(ref, names)
     filesystem = open_filesystem(base, user, password, deadline_seconds=deadline_seconds)
     readers = [open_reader(run_url) for run_url in _runs_below(filesystem)]
-    for reader in _newest_first(readers, on_skip):
+    bad: list[CheckpointError] = []
+    for reader in _newest_first(readers, bad, on_skip):
         try:
             valid = reader.newest_valid(on_skip, names)
         except CheckpointError as error:
+            bad.append(error)
             on_skip(str(error))
             continue
         if valid is not None:
             return valid
+    if bad:
+        raise CheckpointError(f"no usable checkpoint below {base}: {bad[0]}") from bad[0]
     raise CheckpointError(
         f"no usable checkpoint below {base}: give a checkpoint directory, a run or a store that "
         "holds one, or train first"
@@ -83,7 +102,9 @@ def load(
 
 
 def _newest_first(
-    readers: Sequence[CheckpointReader], on_skip: Callable[[str], None]
+    readers: Sequence[CheckpointReader],
+    bad: list[CheckpointError],
+    on_skip: Callable[[str], None],
 ) -> Sequence[CheckpointReader]:
     """Runs by the time of their newest save: steps and attempts of two runs do not compare."""
     dated: list[tuple[datetime, CheckpointReader]] = []
@@ -91,6 +112,7 @@ def _newest_first(
         try:
             found = reader.newest_manifest()
         except CheckpointError as error:
+            bad.append(error)
             on_skip(str(error))
             continue
         if found is not None:

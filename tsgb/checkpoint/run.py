@@ -38,9 +38,12 @@ class RunStore:
         filesystem: FileSystem,
         run_url: str,
         *,
+        manifest_key: SecretStr | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.filesystem = filesystem
+        self.manifest_key = manifest_key
+        """Signs the manifests of this run; None where they are not signed."""
         self.run_url = canonical_url(run_url)
         self.run_id = check_run_id(self.run_url.rpartition("/")[2])
         self._sleep = sleep
@@ -104,11 +107,12 @@ def open_run(
     user: str | None = None,
     password: SecretStr | None = None,
     *,
+    manifest_key: SecretStr | None = None,
     deadline_seconds: float = DEADLINE_SECONDS,
 ) -> RunStore:
     """Open a run by its URL; it need not exist yet."""
     filesystem = open_filesystem(run_url, user, password, deadline_seconds=deadline_seconds)
-    return RunStore(filesystem, filesystem.url)
+    return RunStore(filesystem, filesystem.url, manifest_key=manifest_key)
 
 
 class RunLock:

@@ -187,7 +187,7 @@ class CheckpointStore(CheckpointReader):
         self._check_sizes(directory, manifest)
         self.check_fence()
         self._written.add(place.name)
-        self.run.write_bytes(f"{directory}/{MANIFEST}", manifest.to_bytes())
+        self.run.write_bytes(f"{directory}/{MANIFEST}", manifest.to_bytes(self.run.manifest_key))
         try:
             kept, sha256 = self._manifest(place)
         except InvalidCheckpoint as error:

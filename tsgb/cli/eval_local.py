@@ -158,14 +158,17 @@ def _answer(question: _Question) -> tuple[Summary, str]:
     """The summary, and the URL of the directory in which it lies."""
     from flows.progress import Bar, watching
     from tsgb.checkpoint.resolve import load
-    from tsgb.checkpoint.run import open_run
-    from tsgb.settings import load_settings
 
-    settings = load_settings()
-    user, password = settings.webdav_user, settings.webdav_pass
+    places = read_places()
     with watching() as listener:
-        ref, _ = load(question.checkpoint_path, user, password, on_skip=listener.note)
-        run = open_run(ref.run_url, user, password)
+        ref, _ = load(
+            question.checkpoint_path,
+            places.user,
+            places.password,
+            manifest_key=places.manifest_key,
+            on_skip=listener.note,
+        )
+        run = places.open(ref.run_url)
         config = reduced(_read_config(run), question.overrides)
         env = question.environment(config)
         wanted = question.wanted(env)

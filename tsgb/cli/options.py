@@ -153,4 +153,5 @@ def read_places() -> Places:
         user=settings.webdav_user,
         password=settings.webdav_pass,
         grace_seconds=settings.grace_seconds,
+        manifest_key=settings.manifest_key,
     )

@@ -22,10 +22,11 @@ class Places:
     password: SecretStr | None = None
     grace_seconds: float = 60.0
     """Between a signal and the end of the process."""
+    manifest_key: SecretStr | None = None
 
     def open(self, run_url: str) -> RunStore:
         """A run's documents."""
-        return open_run(run_url, self.user, self.password)
+        return open_run(run_url, self.user, self.password, manifest_key=self.manifest_key)
 
 
 def find_run(places: Places, url: str) -> RunStore:

@@ -59,7 +59,7 @@ def test_no_changed_byte_passes(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema_version 2 is not 1"),
+        ({"schema_version": 3}, "schema_version 3 is not 1 or 2"),
         ({"step": -1}, "field step"),
         ({"surprise": 1}, "field surprise"),
     ],
