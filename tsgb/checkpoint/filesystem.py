@@ -360,6 +360,12 @@ class _FsspecFiles:
         try:
             opened = cast("Any", core).url_to_fs(url, skip_instance_cache=True)
         except (ValueError, ImportError, TypeError, OSError) as error:
+            package = getattr(error.__cause__, "name", None)
+            if isinstance(error, ImportError) and package:
+                raise StoreError(
+                    f"store URL {url} needs the package {package}, which is not installed: "
+                    f"uv pip install {package}"
+                ) from error
             raise StoreError(
                 f"store URL {url} cannot be opened ({one_line(error)}): use a path, file://, "
                 "webdav+https:// or a protocol whose fsspec package is installed"

@@ -6,6 +6,7 @@ import errno
 import random
 import traceback
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -137,6 +138,13 @@ class TestURLs:
             open_filesystem(url)
         assert "\n" not in str(caught.value)
         assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(StoreError, match=r"needs the package s3fs.*pip install s3fs$") as caught:
+        open_filesystem("s3://bucket/run-1")
+    assert "\n" not in str(caught.value)
 
 
 def failing(error: Exception) -> Callable[[], bytes]:

@@ -287,12 +287,12 @@ class TestDamage:
             open_store(files).newest_valid(lambda _line: None)
 
     @pytest.mark.parametrize("name", [*NAMES, "manifest.json"])
-    def test_the_wire_may_lie_twice(self, name: str) -> None:
+    def test_the_wire_may_lie_three_times(self, name: str) -> None:
         files = MemoryFiles()
         publish(writer(files), 1)
 
         class Wire(FaultyFiles):
-            lies = 2
+            lies = 3
 
             def read(self, path: str) -> bytes:
                 data = super().read(path)
