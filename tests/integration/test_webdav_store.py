@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -14,17 +13,15 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from cheroot import wsgi
 from pydantic import SecretStr
-from wsgidav.wsgidav_app import WsgiDAVApp
 
+from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
 from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
 from tsgb.checkpoint.store import CheckpointStore, RunStore, load, resolve
 from tsgb.errors import LeaseLost, StoreError, StoreUnreachable
 
 pytestmark = pytest.mark.integration
 
-USER, PASSWORD = "me", "correct-horse-battery"
 CONFIG = "0" * 64
 
 
@@ -46,24 +43,8 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("dav")
-    app = WsgiDAVApp(
-        {
-            "provider_mapping": {"/": str(directory)},
-            "simple_dc": {"user_mapping": {"*": {USER: {"password": PASSWORD}}}},
-            "http_authenticator": {"accept_digest": False, "default_to_digest": False},
-            "verbose": 0,
-            "logging": {"enable": False},
-        }
-    )
-    served = wsgi.Server(("127.0.0.1", 0), app)
-    served.prepare()
-    thread = threading.Thread(target=served.serve, daemon=True)
-    thread.start()
-    try:
-        yield Server(f"webdav+http://127.0.0.1:{served.bind_addr[1]}", directory)
-    finally:
-        served.stop()
-        thread.join()
+    with serve(dav_app(directory)) as url:
+        yield Server(f"webdav+{url}", directory)
 
 
 def test_publish_read_resolve_prune(server: Server) -> None:

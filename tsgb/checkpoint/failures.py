@@ -7,6 +7,7 @@ would change what a training run samples after an outage.
 from __future__ import annotations
 
 import errno
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import SystemRandom
@@ -90,6 +91,12 @@ def _classify(error: Exception, where: str) -> Exception:
     """Turn whatever a backend raises into one of the four kinds that the seam promises."""
     if isinstance(error, HTTPFailure):
         return _classify_status(error.status, where)
+    certificate = _certificate_problem(error)
+    if certificate is not None:
+        return StoreError(
+            f"{where}: its certificate is not trusted ({certificate}): if it is your server, set "
+            "SSL_CERT_FILE to a file with its certificate"
+        )
     if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
         return _TransientError(f"{type(error).__name__}: {error}")
     if isinstance(error, FileNotFoundError):
@@ -100,6 +107,15 @@ def _classify(error: Exception, where: str) -> Exception:
         f"{where} gave an answer that makes no sense ({type(error).__name__}: "
         f"{one_line(error)}): check that the URL is a store of a kind that TSGB knows"
     )
+
+
+def _certificate_problem(error: BaseException | None) -> str | None:
+    """Why TLS refused the server, which no retry heals; None if that is not what happened."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        error = error.__cause__ or error.__context__
+    return None
 
 
 _STATUS_MEANING = {
