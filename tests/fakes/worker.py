@@ -23,6 +23,7 @@ from typing import Any
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import parse_config
+from tsgb.settings import load_settings
 
 STOP = threading.Event()
 
@@ -122,7 +123,10 @@ def main() -> int:
     options = parser.parse_args()
 
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    runs = [open_run(url) for url in options.resume_path]
+    settings = load_settings()
+    access = settings.webdav_user, settings.webdav_pass
+    key = settings.manifest_key
+    runs = [open_run(url, *access, manifest_key=key) for url in options.resume_path]
     if options.verb == "build":
         return 0
     if options.verb == "run":

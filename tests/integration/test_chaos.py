@@ -1,0 +1,92 @@
+"""Workers die, the network lies, the server's disk rots: the run ends as if nothing had happened.
+
+The same bit for bit: weights, optimizers and generators of the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.chaos import Chaos
+from tests.fakes.dav_server import dav_app, serve
+from tests.fakes.fault_proxy import FaultProxy, Rates
+from tests.fakes.miniature import miniature_config
+from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.run import open_run
+from tsgb.config import RunConfig
+from tsgb.envs import make_environment
+from tsgb.models.zoo import Zoo
+from tsgb.trainer.loop import Trainer
+from tsgb.worker.models import setup_torch
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+CONFIG = miniature_config({"selfplay": {"rounds": 5}, "checkpoint_interval": 2})
+RATES = Rates(
+    unavailable=0.03,
+    delayed=0.005,
+    put_full=0.005,
+    put_cut=0.03,
+    answer_lost=0.02,
+    read_flipped=0.08,
+    read_cut=0.03,
+)
+
+State = Mapping[str, Any]
+
+
+def state_of(files: Mapping[str, bytes]) -> State:
+    """All that a run is at its end, without the time of day."""
+    state = json.loads(files["trainer_state.json"])
+    assert state.pop("timestamp")
+    return {**files, "trainer_state.json": state}
+
+
+def undisturbed(config: RunConfig, cache: Path) -> State:
+    setup_torch()
+    env = make_environment(config.env, world_seed=config.world_seed)
+    zoo = Zoo(env, config, cache / "models", lambda *_: None)
+    trainer = Trainer(config, env, zoo.base(), zoo.surrogate())
+    while not trainer.done:
+        trainer.step()
+    return state_of(trainer.files())
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    made = tmp_path / "cache"
+    made.mkdir()
+    return made
+
+
+def survive(url: str, disk: Path, cache: Path, config: RunConfig, seed: int, kills: int) -> None:
+    """Have a run killed so often, and compare."""
+    wanted = undisturbed(config, cache)
+    run = open_run(str(disk / "r1"))
+    run.write_text("config.json", config.canonical())
+    with FaultProxy(url, RATES, seed) as proxy:
+        chaos = Chaos(f"{proxy.url}/r1", disk / "r1", cache, seed)
+        chaos.run(kills)
+    print(f"seed {seed}: {dict(chaos.counts)}, {dict(proxy.counts)}")  # noqa: T201 - with -rP
+    found = CheckpointReader(run).newest_valid(pytest.fail)
+    assert found is not None
+    assert found[0].step == config.total_steps
+    end = state_of(found[1])
+    assert [name for name in wanted if end[name] != wanted[name]] == []
+    assert chaos.kills >= kills
+    assert proxy.faults >= kills
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_run_that_everything_happens_to(tmp_path: Path, cache: Path, seed: int) -> None:
+    disk = tmp_path / "dav"
+    disk.mkdir()
+    with serve(dav_app(disk)) as url:
+        survive(url, disk, cache, CONFIG, seed, kills=10)

@@ -1,0 +1,164 @@
+"""The store's password and the manifest key are in nothing that a session leaves behind.
+
+A session of real processes over WebDAV: an experiment from workers to report (they compute nothing,
+but get the secrets as real ones do), a real worker, commands with a wrong password and with another
+key, and a worker that cannot read its run.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from pydantic import SecretStr
+
+from tests.fakes.dav_server import USER, dav_app, serve
+from tests.fakes.miniature import miniature_config
+from tests.flows.conftest import migrated  # noqa: F401 - a fixture
+from tsgb.checkpoint.run import open_run
+from tsgb.checkpoint.store import CheckpointStore
+from tsgb.errors import StoreError
+from tsgb.settings import Settings
+from tsgb.worker.places import Places
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+PASSWORD = "sentinel+password/4711"  # noqa: S105 - made up, to be searched for
+KEY = "sentinel+manifest/key/4711"
+WRONG = "sentinel+wrong/4711"
+SMALL = {
+    "segments": 1,
+    "attacker": {"sft_steps": 2, "warmup_steps": 0},
+    "guard": {"sft_steps": 2},
+    "selfplay": {"rounds": 1, "attacker_steps": 2, "guard_steps": 2},
+}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """As `--set` names them."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def write_config(run: Path) -> None:
+    run.mkdir()
+    (run / "config.json").write_text(miniature_config().canonical())
+
+
+def forms(secret: str) -> set[bytes]:
+    """Every way in which it could be written down."""
+    basic = base64.b64encode(f"{USER}:{secret}".encode())
+    plain = {secret, quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1]}
+    return {basic, base64.b64encode(secret.encode()), *(text.encode() for text in plain)}
+
+
+def traces(data: bytes) -> list[bytes]:
+    return [form for secret in (PASSWORD, KEY, WRONG) for form in forms(secret) if form in data]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "dav").mkdir()
+    with serve(dav_app(tmp_path / "dav", PASSWORD)) as root:
+        yield f"{root}/runs"
+
+
+def session(tmp_path: Path, url: str, *words: str, **environment: str) -> tuple[int, str]:
+    """Run `tsgb`; what it exits with and what it says."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TSGB_", "RCLONE_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "tsgb.cli", *words],
+        env={
+            **inherited,
+            "PYTHONPATH": str(ROOT),
+            "TSGB_CACHE_DIR": str(tmp_path / "cache"),
+            "TSGB_MAX_PARALLEL": "1",
+            "TSGB_MANIFEST_KEY": KEY,
+            "RCLONE_WEBDAV_URL": url,
+            "RCLONE_WEBDAV_USER": USER,
+            "RCLONE_WEBDAV_PASS": PASSWORD,
+            **environment,
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_no_secret_is_left_behind(url: str, tmp_path: Path, migrated: Path) -> None:  # noqa: F811
+    (tmp_path / "cache" / "prefect").mkdir(parents=True)
+    shutil.copy(migrated, tmp_path / "cache" / "prefect")
+    experiment = ["experiment", "--profile", "smoke", "--run-id", "r1", "--arms", "selfplay"]
+    for name, value in flat(SMALL):
+        experiment += ["--set", f"{name}={json.dumps(value)}"]
+    said: list[str] = []
+
+    fake = shlex.join([sys.executable, str(ROOT / "tests" / "fakes" / "worker.py")])
+    code, text = session(tmp_path, url, *experiment, TSGB_WORKER_COMMAND=fake)
+    assert code == 0, text
+    said.append(text)
+    write_config(tmp_path / "dav" / "runs" / "r2")
+    code, text = session(tmp_path, url, "worker", "run", "--resume-path", f"{url}/r2")
+    assert code == 0, text
+    said.append(text)
+    evaluate = ["eval-local", "--checkpoint-path", f"{url}/r1/latest"]
+    for change, reason in (
+        ({"RCLONE_WEBDAV_PASS": WRONG}, "HTTP 401"),
+        ({"TSGB_MANIFEST_KEY": WRONG}, "signed with another key"),
+        ({"TSGB_MANIFEST_KEY": WRONG[:9]}, "at least 16"),
+    ):
+        code, text = session(tmp_path, url, *evaluate, **change)
+        assert code == 2
+        assert reason in text
+        said.append(text)
+    (tmp_path / "dav" / "runs" / "r2" / "config.json").write_text("{")
+    code, text = session(tmp_path, url, "worker", "run", "--resume-path", f"{url}/r2")
+    assert code != 0
+    said.append(text)
+
+    assert traces("".join(said).encode()) == []
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in files}
+    assert {".safetensors", ".json", ".jsonl", ".html", ".log", ".db"} <= kinds
+    manifests = [path for path in files if path.name == "manifest.json"]
+    assert manifests
+    assert all(b"hmac_sha256" in path.read_bytes() for path in manifests)
+    assert {path: found for path in files if (found := traces(path.read_bytes()))} == {}
+
+
+def test_no_secret_is_in_a_repr_or_a_traceback(url: str) -> None:
+    places = Places(
+        cache_dir=Path("cache"),
+        user=USER,
+        password=SecretStr(WRONG),
+        manifest_key=SecretStr(KEY),
+    )
+    settings = Settings(
+        webdav_user=USER, webdav_pass=SecretStr(PASSWORD), manifest_key=SecretStr(KEY)
+    )
+    run = open_run(f"{url}/r1", USER, SecretStr(WRONG), manifest_key=SecretStr(KEY))
+    store = CheckpointStore(run)
+    with pytest.raises(StoreError) as caught:
+        store.claim()
+    shown = [*map(repr, (places, settings, run, run.filesystem, store)), repr(vars(run))]
+    shown += [str(settings), settings.model_dump_json(), repr(vars(run.filesystem))]
+    shown += traceback.format_exception(caught.value)
+    assert traces("\n".join(shown).encode()) == []
