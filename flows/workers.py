@@ -46,7 +46,7 @@ class Workers:
     run: str
 
     def open(self, arm: Arm = Arm.SELFPLAY) -> RunStore:
-        """The store of an arm's run."""
+        """The store of an arm's run; no cache, so that what is verified lies in the store."""
         url = join_run(self.store, arm_run_id(self.run, arm))
         settings = self.settings
         return open_run(

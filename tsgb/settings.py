@@ -48,7 +48,8 @@ class Settings(BaseSettings):
     manifest_key: Annotated[SecretStr, Field(min_length=16)] | None = None
     """Signs checkpoints; one that is not signed with it does not count."""
     cache_dir: Path = Field(default_factory=_user_cache)
-    """Built models, logs of workers and the database of the embedded Prefect API."""
+    """Built models, files of remote checkpoints (at most 4 GiB), logs of workers and the database
+    of the embedded Prefect API."""
     worker_command: Annotated[list[str], NoDecode] = [sys.executable, "-m", "tsgb.cli", "worker"]
     """What starts a worker, split as a shell would."""
     max_parallel: Annotated[int, Field(gt=0)] = Field(default_factory=lambda: os.cpu_count() or 1)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from tsgb.checkpoint.layout import CHECKPOINTS, Place
-from tsgb.checkpoint.manifest import MANIFEST, Manifest, Untrusted, sha256_hex
+from tsgb.checkpoint.manifest import MANIFEST, FileRecord, Manifest, Untrusted, sha256_hex
 from tsgb.checkpoint.run import RunStore
 from tsgb.errors import CheckpointError
 from tsgb.types import CheckpointRef
@@ -36,7 +36,7 @@ class CheckpointReader:
     def __init__(self, run: RunStore) -> None:
         self.run = run
         self._proven: str | None = None
-        """The newest checkpoint that this process has read in full."""
+        """The newest checkpoint that this process has had in full."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.run.run_url!r})"
@@ -209,6 +209,9 @@ class CheckpointReader:
         record = manifest.files.get(name)
         if record is None:
             raise InvalidCheckpoint(f"it holds no {name}", committed=True)
+        kept = None if self.run.cache is None else self.run.cache.get(record)
+        if kept is not None:
+            return kept
         problem: str | None = None
         for _ in range(_READS):
             try:
@@ -217,5 +220,11 @@ class CheckpointReader:
                 raise InvalidCheckpoint(f"{name} is missing", committed=True) from error
             problem = record.mismatch(data)
             if problem is None:
+                self._keep(record, data)
                 return data
         raise InvalidCheckpoint(f"{name} is damaged: {problem}", committed=True)
+
+    def _keep(self, record: FileRecord, data: bytes) -> None:
+        """Spare the next process of this machine the way to the store."""
+        if self.run.cache is not None:
+            self.run.cache.put(record, data)

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from pydantic import SecretStr
 
+from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, FileSystem, open_filesystem
 from tsgb.checkpoint.layout import CHECKPOINTS, Place
 from tsgb.checkpoint.reader import CheckpointReader
@@ -42,6 +43,7 @@ def load(
     password: SecretStr | None = None,
     *,
     manifest_key: SecretStr | None = None,
+    cache: FileCache | None = None,
     names: Collection[str] | None = None,
     on_skip: Callable[[str], None] = lambda _line: None,
     deadline_seconds: float = DEADLINE_SECONDS,
@@ -54,6 +56,7 @@ def load(
         user: For WebDAV.
         password: For WebDAV.
         manifest_key: Manifests must be signed with it.
+        cache: See `open_run`.
         names: Read these files only; None reads all.
         on_skip: Gets one line for each newer checkpoint that does not verify.
         deadline_seconds: See `open_filesystem`.
@@ -68,6 +71,7 @@ def load(
             user,
             password,
             manifest_key=manifest_key,
+            cache=cache,
             deadline_seconds=deadline_seconds,
         )
         return CheckpointReader(run)

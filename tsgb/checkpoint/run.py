@@ -15,6 +15,7 @@ from typing import Any, Self, cast
 
 from pydantic import SecretStr
 
+from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, FileSystem, open_filesystem
 from tsgb.checkpoint.manifest import canonical_json
 from tsgb.checkpoint.urls import canonical_url, check_run_id, local_path
@@ -39,11 +40,14 @@ class RunStore:
         run_url: str,
         *,
         manifest_key: SecretStr | None = None,
+        cache: FileCache | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.filesystem = filesystem
         self.manifest_key = manifest_key
         """Signs the manifests of this run; None where they are not signed."""
+        self.cache = cache
+        """Keeps files of checkpoints on this machine; None where every read goes to the store."""
         self.run_url = canonical_url(run_url)
         self.run_id = check_run_id(self.run_url.rpartition("/")[2])
         self._sleep = sleep
@@ -108,11 +112,23 @@ def open_run(
     password: SecretStr | None = None,
     *,
     manifest_key: SecretStr | None = None,
+    cache: FileCache | None = None,
     deadline_seconds: float = DEADLINE_SECONDS,
 ) -> RunStore:
-    """Open a run by its URL; it need not exist yet."""
+    """Open a run by its URL; it need not exist yet.
+
+    Args:
+        run_url: Of the run's directory.
+        user: For WebDAV.
+        password: For WebDAV.
+        manifest_key: Manifests are signed with it, and must be.
+        cache: Not used for a store on this machine's disk, which is as fast.
+        deadline_seconds: See `open_filesystem`.
+    """
     filesystem = open_filesystem(run_url, user, password, deadline_seconds=deadline_seconds)
-    return RunStore(filesystem, filesystem.url, manifest_key=manifest_key)
+    if local_path(filesystem.url) is not None:
+        cache = None
+    return RunStore(filesystem, filesystem.url, manifest_key=manifest_key, cache=cache)
 
 
 class RunLock:

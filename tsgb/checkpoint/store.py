@@ -195,6 +195,8 @@ class CheckpointStore(CheckpointReader):
                 f"{self.run.run_url}/{directory} was written but cannot be read back: {error}; "
                 "the one before it still counts"
             ) from error
+        for name, data in files.items():
+            self._keep(kept.files[name], data)
         return self._ref(place, kept, sha256)
 
     def _earlier_commit(self, place: Place, manifest: Manifest) -> CheckpointRef | None:

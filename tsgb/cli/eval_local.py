@@ -166,6 +166,7 @@ def _answer(question: _Question) -> tuple[Summary, str]:
             places.user,
             places.password,
             manifest_key=places.manifest_key,
+            cache=places.files,
             on_skip=listener.note,
         )
         run = places.open(ref.run_url)

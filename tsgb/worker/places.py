@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import RunConfig, parse_config
@@ -26,7 +27,18 @@ class Places:
 
     def open(self, run_url: str) -> RunStore:
         """A run's documents."""
-        return open_run(run_url, self.user, self.password, manifest_key=self.manifest_key)
+        return open_run(
+            run_url,
+            self.user,
+            self.password,
+            manifest_key=self.manifest_key,
+            cache=self.files,
+        )
+
+    @property
+    def files(self) -> FileCache:
+        """Files of remote checkpoints, kept on this machine."""
+        return FileCache(self.cache_dir / "files")
 
 
 def find_run(places: Places, url: str) -> RunStore:
