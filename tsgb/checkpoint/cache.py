@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tsgb.checkpoint.manifest import FileRecord
+from tsgb.types import Buffer
 
 LIMIT_BYTES = 4 * 1024**3
 """Five checkpoints of two adapters on a 3B model."""
@@ -51,7 +52,7 @@ class FileCache:
             path.unlink()
         return None
 
-    def put(self, record: FileRecord, data: bytes) -> None:
+    def put(self, record: FileRecord, data: Buffer) -> None:
         """Keep a file if there is room for it; the longest unused ones go first."""
         path = self.directory / record.sha256
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")

@@ -13,7 +13,7 @@ from tsgb.checkpoint.layout import CHECKPOINTS, Place
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, Manifest, Untrusted, sha256_hex
 from tsgb.checkpoint.run import RunStore
 from tsgb.errors import CheckpointError
-from tsgb.types import CheckpointRef
+from tsgb.types import Buffer, CheckpointRef
 
 _READS = 4
 """The wire may lie: a file is called damaged after this many reads. Two were too few
@@ -224,7 +224,7 @@ class CheckpointReader:
                 return data
         raise InvalidCheckpoint(f"{name} is damaged: {problem}", committed=True)
 
-    def _keep(self, record: FileRecord, data: bytes) -> None:
+    def _keep(self, record: FileRecord, data: Buffer) -> None:
         """Spare the next process of this machine the way to the store."""
         if self.run.cache is not None:
             self.run.cache.put(record, data)
