@@ -20,6 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from tsgb.machines import JobState, Outcome
 
 
+UNSAVED_SECONDS = 120.0
+"""From here on a person is told how long ago the last save was."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bar:
     """How far one worker is.
@@ -82,6 +86,12 @@ def bar_of(state: JobState) -> Bar:
     elif "total_steps" in heartbeat:
         done, total = heartbeat.get("step", 0), heartbeat["total_steps"]
         text = f"{heartbeat.get('phase', '')}, round {heartbeat.get('round', 0)}"
+        if "durable_step" in heartbeat:
+            text += f", saved {max(0, heartbeat['durable_step'])}"
+            if heartbeat.get("seconds_since_durable", 0) > UNSAVED_SECONDS:
+                text += f" ({heartbeat['seconds_since_durable'] / 60:.0f} min ago)"
+        if heartbeat.get("alarm"):
+            text += f" [!] {heartbeat['alarm']}"
     else:
         done, total = heartbeat.get("done", 0), heartbeat.get("total", 0)
         text = str(heartbeat.get("label", ""))

@@ -22,6 +22,19 @@ from tsgb.machines import Attempt, JobState, Outcome
             id="training",
         ),
         pytest.param(
+            {
+                "step": 8,
+                "total_steps": 9,
+                "phase": "guard",
+                "durable_step": 5,
+                "seconds_since_durable": 300.0,
+                "alarm": "the store is full",
+            },
+            None,
+            Bar("sft", 8, 9, "guard, round 0, saved 5 (5 min ago) [!] the store is full"),
+            id="unsaved",
+        ),
+        pytest.param(
             {"step": 0, "total_steps": 9, "phase": "build t_s", "built": 2, "build_total": 5},
             None,
             Bar("sft", 2, 5, "build t_s"),
