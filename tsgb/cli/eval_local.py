@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsgb.cli.options import JsonOption, SetOption, TargetOption, parse_overrides, read_places
-from tsgb.errors import CheckpointError, InvalidResult, UsageError
+from tsgb.errors import InvalidResult, UsageError
 
 if TYPE_CHECKING:
     from tsgb.checkpoint.run import RunStore
@@ -158,6 +158,7 @@ def _answer(question: _Question) -> tuple[Summary, str]:
     """The summary, and the URL of the directory in which it lies."""
     from flows.progress import Bar, watching
     from tsgb.checkpoint.resolve import load
+    from tsgb.worker.places import read_config
 
     places = read_places()
     with watching() as listener:
@@ -170,7 +171,7 @@ def _answer(question: _Question) -> tuple[Summary, str]:
             on_skip=listener.note,
         )
         run = places.open(ref.run_url)
-        config = reduced(_read_config(run), question.overrides)
+        config = reduced(read_config(run), question.overrides)
         env = question.environment(config)
         wanted = question.wanted(env)
         eval_id = question.identity(ref, config, wanted)
@@ -190,19 +191,6 @@ def _answer(question: _Question) -> tuple[Summary, str]:
 
         summary = _measure(run, config, env, eval_id, question, show)
     return summary, f"{run.run_url}/{directory}"
-
-
-def _read_config(run: RunStore) -> RunConfig:
-    from tsgb.config import parse_config
-
-    try:
-        text = run.read_text("config.json")
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"run {run.run_url} has no config.json, which says how its guard is used: copy the "
-            "whole run, not its checkpoints alone"
-        ) from None
-    return parse_config(text, f"{run.run_url}/config.json")
 
 
 def reduced(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:

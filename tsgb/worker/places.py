@@ -11,7 +11,7 @@ from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import RunConfig, parse_config
-from tsgb.errors import StoreError, UsageError
+from tsgb.errors import CheckpointError, StoreError, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,5 +79,16 @@ def find_run(places: Places, url: str) -> RunStore:
 
 
 def read_config(run: RunStore) -> RunConfig:
-    """The run's configuration."""
-    return parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
+    """The run's configuration.
+
+    Raises:
+        CheckpointError: there is none; checkpoints alone do not say what they belong to.
+    """
+    try:
+        text = run.read_text("config.json")
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"run {run.run_url} has no config.json, which says how its guard is used: copy the "
+            "whole run, not its checkpoints alone"
+        ) from None
+    return parse_config(text, f"{run.run_url}/config.json")
