@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tsgb.checkpoint.codec import decode_tensors
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.models.adapters import load_parameters
@@ -27,8 +26,7 @@ from tsgb.models.network import Weights
 from tsgb.trainer.batches import clean_prompts
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.players import make_adapter
-from tsgb.trainer.saving import check_base
-from tsgb.trainer.state import split
+from tsgb.trainer.saving import read_role
 from tsgb.trainer.threshold import Threshold, fit_temperature, np_threshold
 
 Scores = NDArray[np.float64]
@@ -46,6 +44,8 @@ class Guard:
     """None where nothing was calibrated."""
     temperature: float = 1.0
     checkpoint_sha256: str = ""
+    benign: Scores | None = None
+    """[n] scores that the threshold was chosen on; other budgets are chosen on them too."""
 
 
 def calibrate(
@@ -73,6 +73,7 @@ def calibrate(
         calibration=threshold,
         temperature=temperature,
         checkpoint_sha256=checkpoint_sha256,
+        benign=benign,
     )
 
 
@@ -135,10 +136,9 @@ def trained(
     Raises:
         CheckpointError: it holds no guard yet, or belongs to another base.
     """
-    tensors, about = decode_tensors(files["guard.safetensors"])
-    check_base(about, model, f"guard {name!r}")
-    columns = split(tensors)
-    selected = str(about.get("selected") or "current")
+    columns, selected = read_role(
+        files["guard.safetensors"], model, config.model, f"guard {name!r}"
+    )
     generator = torch.Generator().manual_seed(0)
     adapter = make_adapter(model, config.model, generator)
     load_parameters(adapter, columns[selected])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tsgb.checkpoint.codec import decode_optimizer, decode_tensors, optimizer_content
 from tsgb.checkpoint.staging import TensorFile
+from tsgb.config import ModelConfig
 from tsgb.errors import CheckpointError
 from tsgb.models.adapters import load_parameters
 from tsgb.models.language_model import LanguageModel
@@ -78,6 +79,29 @@ def check_base(about: Mapping[str, Any], model: LanguageModel, what: str) -> Non
             f"{str(about.get('base_sha256'))[:12]}, this machine has {model.sha256[:12]}: "
             "use the same environment, profile, world seed and torch version"
         )
+
+
+def read_role(
+    data: Buffer, model: LanguageModel, config: ModelConfig, what: str
+) -> tuple[dict[str, dict[str, Tensor]], str]:
+    """The weights in a role's file of a checkpoint.
+
+    Returns:
+        The tensors by group, `current` among them, and the name of the guard that was selected
+        (`current` as long as there is none).
+
+    Raises:
+        CheckpointError: they belong to another base, or to adapters of another kind.
+    """
+    tensors, about = decode_tensors(data)
+    check_base(about, model, what)
+    kind = (about.get("adapter"), about.get("rank"))
+    if kind != (config.adapter, config.rank):
+        raise CheckpointError(
+            f"{what} has adapters of kind {kind[0]!r} and rank {kind[1]!r}, its config.json says "
+            f"{config.adapter!r} and {config.rank}: one of the two is of another run"
+        )
+    return split(tensors), str(about.get("selected") or "current")
 
 
 def restore(trainer: Trainer, files: Mapping[str, Buffer]) -> None:
