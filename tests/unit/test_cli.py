@@ -68,6 +68,10 @@ WRONG = {
     "target attribute": ("eval-local --target-class json:Mine", "no attribute 'Mine'"),
     "target method": ("eval-local --target-class json:JSONDecoder", r"generate\(prompt: str\)"),
     "judge method": ("eval-local --judge-class json:JSONDecoder", r"judge\(response: str"),
+    "export from": ("export-guard https://me:hunter2@dav.example/x out", "holds a password"),
+    "export to": ("export-guard x /proc/self/status", "/proc/self/status exists and is not"),
+    "export whom": ("export-guard x out --attacker", "both --attacker and --i-understand"),
+    "export what": ("export-guard", "Missing argument 'CHECKPOINT'.*: see `tsgb export-guard --h"),
     "part": ("worker build --resume-path x --part 2/2", "--part '2/2' is not K/N"),
     "no path": ("worker run", "Missing option '--resume-path'"),
     "two paths": ("worker run --resume-path a --resume-path b", "given 2 times"),
@@ -199,7 +203,7 @@ class TestExperiment:
 def test_without_a_command_there_is_help(tsgb: Run) -> None:
     ended = tsgb()
     assert ended.code == 0
-    for command in ("experiment", "train-local", "eval-local", "worker"):
+    for command in ("experiment", "train-local", "eval-local", "export-guard", "worker"):
         assert command in ended.out
     assert "Exit codes" in ended.out
 

@@ -101,7 +101,7 @@ def test_the_file_map_is_the_tree_on_disk() -> None:
 
 
 def options() -> dict[str, set[str]]:
-    """Every option of every command."""
+    """Every option of every command; arguments are named by place."""
     root: Any = typer.main.get_command(app)
     found: dict[str, set[str]] = {}
 
@@ -110,7 +110,9 @@ def options() -> dict[str, set[str]]:
             for name, inner in command.commands.items():
                 walk(inner, f"{path} {name}".strip())
             return
-        found[path] = {opt for p in command.params for opt in p.opts if opt != "--help"}
+        found[path] = {opt for p in command.params for opt in p.opts if opt[:2] == "--"} - {
+            "--help"
+        }
 
     walk(root, "")
     return found

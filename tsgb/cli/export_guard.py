@@ -1,0 +1,125 @@
+"""`tsgb export-guard`: a checkpoint's guard as a directory for plain transformers or peft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tsgb.cli.options import JsonOption, read_places
+from tsgb.errors import UsageError
+
+if TYPE_CHECKING:
+    from tsgb.export.guard import Source
+    from tsgb.export.record import GuardFile
+
+
+def export_guard(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A checkpoint, a run or a store; /latest at the end is the newest one below.",
+        ),
+    ],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to; must be new or empty.")
+    ],
+    with_base: Annotated[
+        bool, typer.Option("--with-base", help="Put a large base beside its adapter, too.")
+    ] = False,
+    attacker: Annotated[
+        bool, typer.Option("--attacker", help="Export the attacker instead of the guard.")
+    ] = False,
+    understood: Annotated[
+        bool,
+        typer.Option("--i-understand", help="Needed with --attacker, which writes attacks."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Export the guard alone, calibrated: weights, thresholds, model card and an example script.
+
+    The directory is loaded by transformers or peft without TSGB, and appears whole or not at all.
+    """
+    if attacker != understood:
+        raise UsageError(
+            "an attacker is exported only with both --attacker and --i-understand; without either "
+            "it is the guard"
+        )
+    from tsgb.cli import display
+    from tsgb.export import guard as exports
+    from tsgb.export.directory import check_free
+
+    check_free(directory)
+    name = exports.ATTACKER_WEIGHTS if attacker else exports.GUARD_WEIGHTS
+    source = _source(checkpoint, name)
+    document = {
+        "directory": str(directory.absolute()),
+        "exported": "attacker" if attacker else "guard",
+        "source": source.ref.url,
+    }
+    if attacker:
+        exports.export_attacker(source, directory, with_base=with_base)
+        lines = [f"attacker of {source.ref.name} in {directory}: read its README.md"]
+    else:
+        record = exports.export_guard(source, directory, with_base=with_base)
+        document |= record.model_dump(mode="json")
+        lines = _told(record, directory)
+    if as_json:
+        display.print_json(document)
+        return
+    for line in lines:
+        typer.echo(line)
+
+
+def _source(checkpoint: str, name: str) -> Source:
+    from flows.progress import Bar, watching
+    from tsgb.checkpoint.resolve import load
+    from tsgb.export.guard import Source
+    from tsgb.worker.models import make_zoo, setup_torch
+    from tsgb.worker.places import read_config
+
+    places = read_places()
+    with watching() as listener:
+
+        def built(model: str, done: int, total: int) -> None:
+            bar = Bar(key=model, done=done, total=total, text="once; kept in the cache")
+            listener.bars("build", [bar])
+
+        ref, files = load(
+            checkpoint, places.user, places.password, names=[name], on_skip=listener.note
+        )
+        run = places.open(ref.run_url)
+        config = read_config(run)
+        main = run.run_url.removesuffix(f".{config.arm.value}")
+        setup_torch()
+        zoo = make_zoo(config, places, built)
+        return Source(
+            ref=ref,
+            files=files,
+            run=run,
+            main_run=places.open(main),
+            config=config,
+            env=zoo.env,
+            model=zoo.base(),
+        )
+
+
+def _told(record: GuardFile, directory: Path) -> list[str]:
+    """What a person reads."""
+    about = record.checkpoint
+    progress = f"update {about.step} of {about.total_steps}"
+    lines = [f"guard of {about.name} ({record.arm}, {about.column}, {progress}) in {directory}"]
+    for name, point in record.thresholds.items():
+        lines.append(
+            f"  {name:<11}unsafe iff score > {point.value:.6g}: FPR at most {point.alpha:.2%}, "
+            f"bound {point.fpr_upper:.2%} on {record.calibration.n} benign prompts"
+        )
+    lines += [f"  {name:<11}left out: {reason}" for name, reason in record.omitted.items()]
+    if record.adapter == "lora" and record.base.directory is None:
+        lines.append(
+            f"  its base, {record.base.source}, is not in it: see README.md, or --with-base"
+        )
+    lines.append(f"next: python {directory / 'score.py'} PROMPT")
+    return lines

@@ -1,0 +1,1 @@
+"""A trained role as a directory that plain transformers or peft loads, without TSGB."""

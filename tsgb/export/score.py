@@ -1,0 +1,119 @@
+"""Scores prompts with the guard in this folder: torch, transformers, and peft for an adapter.
+
+    python score.py "a prompt" "another one"
+    python score.py --preset strict < prompts.txt      # one a line
+
+Prints one JSON object a prompt. In Python: `Guard(folder).score(prompt)`. What the figures mean
+stands in README.md and guard.json beside this file. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+HERE = Path(__file__).resolve().parent
+
+
+class Guard:
+    """A guard as TSGB exported it."""
+
+    def __init__(self, folder: Path = HERE, base: Path | None = None) -> None:
+        """Load it.
+
+        Args:
+            folder: where guard.json lies.
+            base: directory of the base model, if the folder does not hold the one that it needs.
+        """
+        self.about: dict[str, Any] = json.loads((folder / "guard.json").read_text("utf-8"))
+        tokenizers: Any = AutoTokenizer
+        models: Any = AutoModelForCausalLM
+        self.tokenizer = tokenizers.from_pretrained(folder)
+        if self.about["adapter"] == "lora":
+            from peft import PeftModel
+
+            adapted: Any = PeftModel
+            bare = models.from_pretrained(self._base(folder, base), dtype=torch.float32)
+            self.model = adapted.from_pretrained(bare, folder).eval()
+        else:
+            self.model = models.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def _base(self, folder: Path, given: Path | None) -> Path:
+        about = self.about["base"]
+        base = given or folder / (about["directory"] or "base")
+        weights = base / "model.safetensors"
+        if not weights.is_file():
+            raise SystemExit(
+                f"this adapter needs its base, {about['source']}: no {weights}; name the "
+                f"directory with --base (sha256 {about['file_sha256']})"
+            )
+        with weights.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != about["file_sha256"]:
+            raise SystemExit(
+                f"{weights} has sha256 {found}, the guard belongs on {about['file_sha256']}: on "
+                "other weights neither scores nor thresholds hold"
+            )
+        return base
+
+    def ids(self, prompt: str) -> list[int]:
+        """The input; nothing in a prompt is taken for a part of the template."""
+        template = self.about["template"]
+        words = template["words"]
+        if words:
+            prompt = " ".join(prompt.split())
+        encoded = self.tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)
+        middle = list(encoded["input_ids"])
+        if words:
+            reserved, unknown = set(words["reserved_ids"]), words["unknown_id"]
+            middle = [unknown if index in reserved else index for index in middle]
+        return [*template["before_ids"], *middle, *template["after_ids"]]
+
+    @torch.no_grad()
+    def score(self, prompt: str) -> float:
+        """logit(unsafe) - logit(safe) after the last token."""
+        ids = torch.tensor([self.ids(prompt)], dtype=torch.long)
+        mask = torch.ones_like(ids)
+        logits = self.model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[0, -1]
+        return float(logits[self.about["unsafe"]["id"]] - logits[self.about["safe"]["id"]])
+
+    def judge(self, prompt: str, preset: str | None = None) -> dict[str, Any]:
+        """Score, probability and verdict at an operating point."""
+        score = self.score(prompt)
+        threshold = self.about["thresholds"][preset or self.about["default"]]["value"]
+        logit = max(-700.0, min(700.0, score / self.about["temperature"]))
+        return {
+            "verdict": "unsafe" if score > threshold else "safe",
+            "score": score,
+            "threshold": threshold,
+            "p_unsafe": 1 / (1 + math.exp(-logit)),
+            "prompt": prompt,
+        }
+
+
+def main() -> None:
+    """The command line."""
+    about = json.loads((HERE / "guard.json").read_text("utf-8"))
+    parser = argparse.ArgumentParser(description="Scores prompts; without any, lines of stdin.")
+    parser.add_argument("prompt", nargs="*")
+    parser.add_argument("--preset", choices=list(about["thresholds"]), default=about["default"])
+    parser.add_argument("--base", type=Path, help="directory of the base model of an adapter")
+    options = parser.parse_args()
+    guard = Guard(HERE, options.base)
+    lines = (line.rstrip("\n") for line in sys.stdin)
+    for prompt in options.prompt or filter(None, lines):
+        line = json.dumps(guard.judge(prompt, options.preset), ensure_ascii=False)
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
