@@ -19,7 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from tsgb.machines import JobState, Outcome
 
-
 UNSAVED_SECONDS = 120.0
 """From here on a person is told how long ago the last save was."""
 
