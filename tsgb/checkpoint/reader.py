@@ -15,7 +15,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.errors import CheckpointError
 from tsgb.types import Buffer, CheckpointRef
 
-_READS = 4
+READS = 4
 """The wire may lie: a file is called damaged after this many reads. Two were too few
 where every seventh read had a flipped bit."""
 _T = TypeVar("_T")
@@ -171,7 +171,7 @@ class CheckpointReader:
         """The manifest and the sha256 of its bytes."""
         path = f"{CHECKPOINTS}/{place.name}/{MANIFEST}"
         reason = ""
-        for _ in range(_READS):
+        for _ in range(READS):
             try:
                 data = self.run.read_bytes(path)
             except FileNotFoundError as error:
@@ -213,7 +213,7 @@ class CheckpointReader:
         if kept is not None:
             return kept
         problem: str | None = None
-        for _ in range(_READS):
+        for _ in range(READS):
             try:
                 data = self.run.read_bytes(f"{CHECKPOINTS}/{place.name}/{name}")
             except FileNotFoundError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from pydantic import SecretStr
 
@@ -15,6 +17,39 @@ from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.urls import canonical_url, is_run_id
 from tsgb.errors import CheckpointError
 from tsgb.types import CheckpointRef
+
+_Reader = TypeVar("_Reader", bound=CheckpointReader)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a path or URL says, before anything is asked of a store.
+
+    Example: `Address(base="/runs/r1", name="step-00001200-a0003-1a2b3c4d", newest=False)`
+    """
+
+    base: str
+    """The run of the checkpoint that is named; without a name a run, or a store of runs."""
+    name: str | None
+    newest: bool
+    """It ends in `/latest`."""
+
+
+def parse_address(url: str) -> Address:
+    """Take a path or URL apart.
+
+    Raises:
+        StoreError: It cannot be a store's address.
+    """
+    base = canonical_url(url)
+    parent, _, last = base.rpartition("/")
+    newest = last == "latest"
+    if newest:
+        base = parent
+        parent, _, last = base.rpartition("/")
+    if parent.endswith(f"/{CHECKPOINTS}") and Place.parse(last):
+        return Address(parent.removesuffix(f"/{CHECKPOINTS}"), last, newest)
+    return Address(base, None, newest)
 
 
 def resolve(
@@ -76,19 +111,15 @@ def load(
         )
         return CheckpointReader(run)
 
-    base = canonical_url(url)
-    parent, _, last = base.rpartition("/")
-    if last == "latest":
-        base = parent
-        parent, _, last = base.rpartition("/")
-    if parent.endswith(f"/{CHECKPOINTS}") and Place.parse(last):
-        reader = open_reader(parent.removesuffix(f"/{CHECKPOINTS}"))
-        ref = reader.ref(last)
+    address = parse_address(url)
+    if address.name is not None:
+        reader = open_reader(address.base)
+        ref = reader.ref(address.name)
         return ref, reader.read(ref, names)
-    filesystem = open_filesystem(base, user, password, deadline_seconds=deadline_seconds)
-    readers = [open_reader(run_url) for run_url in _runs_below(filesystem)]
+    filesystem = open_filesystem(address.base, user, password, deadline_seconds=deadline_seconds)
+    readers = [open_reader(run_url) for run_url in runs_below(filesystem)]
     bad: list[CheckpointError] = []
-    for reader in _newest_first(readers, bad, on_skip):
+    for reader in newest_first(readers, bad, on_skip):
         try:
             valid = reader.newest_valid(on_skip, names)
         except CheckpointError as error:
@@ -97,21 +128,26 @@ def load(
             continue
         if valid is not None:
             return valid
+    raise no_checkpoint(address.base, bad)
+
+
+def no_checkpoint(base: str, bad: Sequence[CheckpointError] = ()) -> CheckpointError:
+    """The error for a place without a usable checkpoint; `bad`: of its runs that have bad ones."""
     if bad:
-        raise CheckpointError(f"no usable checkpoint below {base}: {bad[0]}") from bad[0]
-    raise CheckpointError(
+        return CheckpointError(f"no usable checkpoint below {base}: {bad[0]}")
+    return CheckpointError(
         f"no usable checkpoint below {base}: give a checkpoint directory, a run or a store that "
         "holds one, or train first"
     )
 
 
-def _newest_first(
-    readers: Sequence[CheckpointReader],
+def newest_first(
+    readers: Sequence[_Reader],
     bad: list[CheckpointError],
     on_skip: Callable[[str], None],
-) -> Sequence[CheckpointReader]:
+) -> Sequence[_Reader]:
     """Runs by the time of their newest save: steps and attempts of two runs do not compare."""
-    dated: list[tuple[datetime, CheckpointReader]] = []
+    dated: list[tuple[datetime, _Reader]] = []
     for reader in readers:
         try:
             found = reader.newest_manifest()
@@ -124,7 +160,12 @@ def _newest_first(
     return [reader for _, reader in sorted(dated, key=lambda item: item[0], reverse=True)]
 
 
-def _runs_below(filesystem: FileSystem) -> Sequence[str]:
+def runs_below(filesystem: FileSystem) -> Sequence[str]:
+    """URLs of the runs in a store, in the order of names; a run is the only one below itself.
+
+    Raises:
+        CheckpointError: There is no such directory.
+    """
     try:
         names = _directories(filesystem, "")
         if any(map(Place.parse, names)):

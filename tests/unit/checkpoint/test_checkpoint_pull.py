@@ -1,0 +1,149 @@
+"""Copies of checkpoints on this machine: what they are good for, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from tests.fakes.checkpoints import NAMES, content, flip, publish
+from tsgb.checkpoint.browse import Store
+from tsgb.checkpoint.inspect import Listed
+from tsgb.checkpoint.pull import Pulled, pull
+from tsgb.checkpoint.resolve import load
+from tsgb.checkpoint.store import CheckpointStore, open_run
+from tsgb.errors import CheckpointError, UsageError
+
+
+def no_file(_listed: Listed, _name: str, _num_bytes: int) -> None:
+    """Nobody watches."""
+
+
+class TestPull:
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> CheckpointStore:
+        """Three checkpoints of a run on this disk."""
+        run = open_run(str(tmp_path / "runs" / "r1"))
+        run.write_json("config.json", {"seed": 1})
+        store = CheckpointStore(run)
+        store.claim()
+        publish(store, 1, 2, 3)
+        return store
+
+    def pull(self, url: str, to: Path, notes: list[str] | None = None) -> Pulled:
+        said = [] if notes is None else notes
+        return pull(Store(url=url), str(to), on_skip=said.append, on_file=no_file)
+
+    def test_a_copy_is_a_store(self, store: CheckpointStore, tmp_path: Path) -> None:
+        newest = store.newest()
+        assert newest is not None
+        pulled = self.pull(str(tmp_path / "runs" / "latest"), tmp_path / "copy")
+        assert sorted(pulled.copied) == sorted(NAMES)
+        ref, files = load(str(tmp_path / "copy"))
+        assert (ref.name, ref.sha256) == (newest.name, newest.sha256)
+        assert files == content(3)
+        assert open_run(ref.run_url).read_json("config.json") == {"seed": 1}
+        assert load(str(pulled.directory))[0] == ref
+
+    def test_again_nothing_is_copied(self, store: CheckpointStore, tmp_path: Path) -> None:
+        self.pull(store.run.run_url, tmp_path / "copy")
+        again = self.pull(store.run.run_url, tmp_path / "copy")
+        assert again.copied == {}
+        assert sorted(again.present) == sorted(NAMES)
+
+    def test_a_copy_that_was_cut_off_goes_on(self, store: CheckpointStore, tmp_path: Path) -> None:
+        done = self.pull(store.run.run_url, tmp_path / "copy")
+        (done.directory / "manifest.json").unlink()
+        (done.directory / "trainer_state.json").unlink()
+        (done.directory / "guard.safetensors").write_bytes(b"half")
+        publish(store, 4)
+        notes: list[str] = []
+        pulled = self.pull(store.run.run_url, tmp_path / "copy", notes)
+        assert pulled.directory == done.directory
+        assert sorted(pulled.copied) == ["guard.safetensors", "trainer_state.json"]
+        assert notes == [f"goes on with the copy of {done.directory.name} that was cut off"]
+        assert load(str(tmp_path / "copy"))[1] == content(3)
+
+    def test_the_newest_that_verifies(self, store: CheckpointStore, tmp_path: Path) -> None:
+        newest = store.newest()
+        assert newest is not None
+        path = Path(newest.url) / "optim_guard.safetensors"
+        path.write_bytes(flip(path.read_bytes(), 1))
+        notes: list[str] = []
+        pulled = self.pull(store.run.run_url, tmp_path / "copy", notes)
+        assert pulled.source.place.step == 2
+        assert [path.name for path in pulled.directory.parent.iterdir()] == [pulled.directory.name]
+        assert len(notes) == 1
+        with pytest.raises(CheckpointError, match=r"no checkpoint of .* verifies"):
+            self.pull(newest.url, tmp_path / "other")
+        assert not list((tmp_path / "other").rglob("*.safetensors"))
+
+    def test_a_directory_with_anything_else_is_refused(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        pulled = self.pull(store.run.run_url, tmp_path / "copy")
+        for strange in ("x", "r1/lease.json", "r1/checkpoints/x"):
+            path = tmp_path / "copy" / strange
+            path.write_text("")
+            with pytest.raises(UsageError, match=f"holds {path.name}, .*give an empty directory"):
+                self.pull(store.run.run_url, tmp_path / "copy")
+            path.unlink()
+        publish(store, 4)
+        with pytest.raises(UsageError, match=pulled.directory.name):
+            self.pull(store.run.run_url, tmp_path / "copy")
+        with pytest.raises(UsageError, match="holds claims"):
+            self.pull(store.run.run_url, tmp_path / "runs")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UsageError, match="is a file"):
+            self.pull(store.run.run_url, tmp_path / "file")
+
+    def test_one_that_a_worker_prunes_meanwhile(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        newest = store.newest()
+        assert newest is not None
+        notes: list[str] = []
+
+        def prune(listed: Listed, name: str, _num_bytes: int) -> None:
+            if listed.place.name == newest.name and name == NAMES[-1]:
+                shutil.rmtree(newest.url)
+
+        pulled = pull(
+            Store(url=store.run.run_url),
+            str(tmp_path / "copy"),
+            on_skip=notes.append,
+            on_file=prune,
+        )
+        assert pulled.source.place.step == 2
+        assert notes == [f"{newest.name}: it was deleted meanwhile"]
+
+    def test_a_run_without_its_configuration(self, store: CheckpointStore, tmp_path: Path) -> None:
+        store.run.delete("config.json")
+        assert not self.pull(store.run.run_url, tmp_path / "copy").has_config
+
+    def test_nothing_to_copy(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="there is nothing at"):
+            self.pull(str(tmp_path / "none"), tmp_path / "copy")
+        shutil.copytree(Path(__file__).parent, tmp_path / "tree")
+        with pytest.raises(CheckpointError, match="no usable checkpoint below"):
+            self.pull(str(tmp_path / "tree"), tmp_path / "copy")
+        assert not (tmp_path / "copy").exists()
+
+
+def test_with_a_key_only_signed_ones_are_copied_and_the_copy_stays_signed(tmp_path: Path) -> None:
+    key = SecretStr("a key of sixteen or more")
+    url = str(tmp_path / "runs" / "r1")
+    plain = CheckpointStore(open_run(url))
+    plain.claim()
+    publish(plain, 1)
+    signed = Store(url=url, manifest_key=key)
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        pull(signed, str(tmp_path / "copy"), on_skip=lambda _line: None, on_file=no_file)
+    store = CheckpointStore(open_run(url, manifest_key=key))
+    store.claim()
+    publish(store, 2)
+    pull(signed, str(tmp_path / "copy"), on_skip=lambda _line: None, on_file=no_file)
+    ref, files = load(str(tmp_path / "copy"), manifest_key=key)
+    assert (ref.step, files) == (2, content(2))

@@ -1,0 +1,155 @@
+"""Deletes old checkpoints of a run for a person, on behalf of the worker that is no more.
+
+`CheckpointStore.prune` says which; this file asks whether somebody is still at work, and keeps a
+good one whatever K says.
+
+Only the run's writer may delete, so this claims the run, as a later start of its newest attempt:
+a worker that is alive would find the claim before its next save, and stop with `LeaseLost`; the
+next worker outranks it as it would any other. The claim stays. Without it a worker that slept
+through all this could commit a checkpoint whose files were taken for leftovers and deleted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tsgb.checkpoint.inspect import Inspector, Listed
+from tsgb.checkpoint.layout import Claim, Place
+from tsgb.checkpoint.manifest import utc_now
+from tsgb.checkpoint.run import RunLock, RunStore
+from tsgb.checkpoint.store import CheckpointStore
+from tsgb.errors import UsageError
+
+ALIVE_SECONDS = 120
+"""A worker beats every few seconds, but not while it waits for a save."""
+_HEARTBEAT = re.compile(r"^\d+\.json$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What was deleted, or would be."""
+
+    run: RunStore
+    deleted: Sequence[Listed]
+    """Oldest first."""
+    kept: Sequence[Listed]
+    """Newest first; damaged ones are among them, as evidence."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Freed, as far as the store tells sizes."""
+        return sum(listed.size or 0 for listed in self.deleted)
+
+
+def prune(
+    run: RunStore,
+    keep: int,
+    *,
+    dry_run: bool = False,
+    force: bool = False,
+    on_skip: Callable[[str], None] = lambda _line: None,
+    clock: Callable[[], datetime] = utc_now,
+) -> Pruned:
+    """Delete all but the newest `keep` checkpoints of a run, and what dead writers left unfinished.
+
+    The newest one is read in full first, and so is an older one for each that does not verify: the
+    one that does is kept, be it the oldest.
+
+    Args:
+        run: Whose.
+        keep: At least 1.
+        dry_run: Only say what would be deleted; nothing is claimed or written.
+        force: Do it even if a worker seems to be alive; it will stop.
+        on_skip: Gets one line for each checkpoint that does not verify.
+        clock: Tells how old a heartbeat is.
+
+    Raises:
+        UsageError: A worker is alive.
+        CheckpointError: No checkpoint verifies; nothing was deleted.
+        LeaseLost: A worker started just now.
+    """
+    if not (force or dry_run):
+        _check_nobody_works(run, clock())
+    with nullcontext() if force or dry_run else RunLock(run.run_url):
+        before = Inspector(run).all()
+        store = (_Rehearsal if dry_run else _Successor)(run, clock=clock)
+        store.newest_valid(on_skip)
+        store.take_over()
+        names = set(store.prune(keep))
+    return Pruned(
+        run=run,
+        deleted=[listed for listed in reversed(before) if listed.place.name in names],
+        kept=[listed for listed in before if listed.place.name not in names],
+    )
+
+
+class _Successor(CheckpointStore):
+    """A writer of the newest attempt."""
+
+    def take_over(self) -> None:
+        """Claim the run, without using up an attempt's number: a coordinator counts those."""
+        self.claim(max((claim.attempt for claim in self._seen()), default=None))
+
+    def _seen(self) -> Sequence[Claim]:
+        return [*self._claims(), *(place.claim for place in self._places())]
+
+
+class _Rehearsal(_Successor):
+    """The same rules, without hands: it claims nothing and deletes nothing."""
+
+    def take_over(self) -> None:
+        newest = max((claim.attempt for claim in self._seen()), default=0)
+        self._claim = Claim(newest, "ffffffff")
+
+    def check_fence(self) -> None:
+        pass
+
+    def _delete(self, place: Place) -> None:
+        pass
+
+
+def _check_nobody_works(run: RunStore, now: datetime) -> None:
+    beat, name = _newest_heartbeat(run)
+    since = _time(beat, "updated_at")
+    if since is None or (now - since).total_seconds() >= ALIVE_SECONDS:
+        return
+    left = _time(_read(run, f"exits/{name}"), "ended_at")
+    if left is not None and left >= since:
+        return  # an earlier record is of an earlier start of the same attempt
+    raise UsageError(
+        f"a worker is alive on run {run.run_url}: heartbeats/{name} is "
+        f"{max((now - since).total_seconds(), 0):.0f} s old, and only what is older than "
+        f"{ALIVE_SECONDS} s or has left counts as dead: stop it or wait; with --force it loses the "
+        "run and stops with exit code 5"
+    )
+
+
+def _newest_heartbeat(run: RunStore) -> tuple[Mapping[str, Any], str]:
+    try:
+        names = [name for name in run.list("heartbeats") if _HEARTBEAT.match(name)]
+    except FileNotFoundError:
+        names = list[str]()
+    if not names:
+        return {}, ""
+    newest = max(names, key=lambda name: int(name.removesuffix(".json")))
+    return _read(run, f"heartbeats/{newest}"), newest
+
+
+def _read(run: RunStore, name: str) -> Mapping[str, Any]:
+    try:
+        return run.read_json(name)
+    except FileNotFoundError:
+        return {}
+
+
+def _time(document: Mapping[str, Any], field: str) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(str(document[field]))
+    except (KeyError, ValueError):
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -1,0 +1,158 @@
+"""Copies a checkpoint to this machine, verified, so that a command can read it there as it was.
+
+The copy is a store of its own with one run in it: `DIR/<run>/config.json` and
+`DIR/<run>/checkpoints/<name>/`. So the run keeps its name, and whatever takes a store takes DIR.
+As in every checkpoint the manifest comes last: a copy that was cut off does not count, and the same
+call goes on with the files that are still missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tsgb.checkpoint.browse import Store
+from tsgb.checkpoint.inspect import Inspector, Listed
+from tsgb.checkpoint.layout import CHECKPOINTS, Place
+from tsgb.checkpoint.manifest import MANIFEST, FileRecord, sha256_hex
+from tsgb.checkpoint.reader import InvalidCheckpoint
+from tsgb.checkpoint.resolve import parse_address
+from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.checkpoint.urls import local_path
+from tsgb.errors import CheckpointError, UsageError
+
+_CONFIG = "config.json"
+"""The run's configuration: without it nobody knows what the weights belong to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """What a call did."""
+
+    source: Listed
+    directory: Path
+    """The checkpoint's, on this machine."""
+    copied: Mapping[str, int]
+    """Bytes by file, of this call."""
+    present: Mapping[str, int]
+    """Bytes by file, of what an earlier call had copied; read and verified again."""
+    has_config: bool
+
+
+def pull(
+    source: Store,
+    directory: str,
+    *,
+    on_skip: Callable[[str], None],
+    on_file: Callable[[Listed, str, int], None],
+) -> Pulled:
+    """Copy the checkpoint that is named, or the newest one below that verifies.
+
+    Args:
+        source: A checkpoint, a run or a store.
+        directory: A local one that is empty, missing, or holds this very copy.
+        on_skip: Gets one line for each newer checkpoint that does not verify.
+        on_file: Told after each file: the checkpoint, the name, the bytes.
+
+    Raises:
+        UsageError: The directory is not local, or holds something else; nothing was written.
+        CheckpointError: There is nothing to copy.
+    """
+    target = local_path(directory)
+    if target is None:
+        raise UsageError(f"{directory} is not a directory of this machine: give a local path")
+    for inspector, listed in _begun(source, target, on_skip).candidates(on_skip):
+        _check_free(target, listed)
+        run = open_run(str(target / inspector.run.run_id))
+        try:
+            return _copy(inspector, listed, run, target, on_file)
+        except InvalidCheckpoint as error:
+            run.filesystem.delete_dir(listed.directory)
+            on_skip(f"{listed.place.name}: {error}")
+    raise CheckpointError(
+        f"no checkpoint of {source.url} verifies, see above: nothing was copied; choose another one"
+    )
+
+
+def _begun(source: Store, target: Path, on_skip: Callable[[str], None]) -> Store:
+    """The checkpoint whose copy was cut off, where a newer one came up since; else the source."""
+    if parse_address(source.url).name is not None:
+        return source
+    for inspector in source.runs():
+        for path in (target / inspector.run.run_id / CHECKPOINTS).glob("*"):
+            begun = Place.parse(path.name) is not None and not (path / MANIFEST).exists()
+            if begun and any(item.place.name == path.name for item in inspector.committed(on_skip)):
+                on_skip(f"goes on with the copy of {path.name} that was cut off")
+                return replace(source, url=f"{inspector.run.run_url}/{CHECKPOINTS}/{path.name}")
+    return source
+
+
+def _copy(
+    source: Inspector,
+    listed: Listed,
+    run: RunStore,
+    target: Path,
+    on_file: Callable[[Listed, str, int], None],
+) -> Pulled:
+    has_config = _copy_config(source.run, run)
+    copied: dict[str, int] = {}
+    present: dict[str, int] = {}
+    for name, record in listed.files.items():
+        path = f"{listed.directory}/{name}"
+        if _is_there(run, path, record):
+            present[name] = record.size
+        else:
+            run.write_bytes(path, source.file(listed, name))
+            copied[name] = record.size
+        on_file(listed, name, record.size)
+    try:
+        manifest = source.run.read_bytes(f"{listed.directory}/{MANIFEST}")
+    except FileNotFoundError as error:
+        raise InvalidCheckpoint("it was deleted meanwhile", committed=False) from error
+    if sha256_hex(manifest) != listed.sha256:
+        raise InvalidCheckpoint(f"{MANIFEST} changed while it was copied", committed=True)
+    run.write_bytes(f"{listed.directory}/{MANIFEST}", manifest)
+    return Pulled(
+        source=listed,
+        directory=target / run.run_id / listed.directory,
+        copied=copied,
+        present=present,
+        has_config=has_config,
+    )
+
+
+def _copy_config(source: RunStore, run: RunStore) -> bool:
+    try:
+        run.write_bytes(_CONFIG, source.read_bytes(_CONFIG))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_there(run: RunStore, path: str, record: FileRecord) -> bool:
+    try:
+        return record.mismatch(run.read_bytes(path)) is None
+    except FileNotFoundError:
+        return False
+
+
+def _check_free(target: Path, listed: Listed) -> None:
+    """Every level holds nothing but what leads to this checkpoint, or is part of it."""
+    levels = [
+        (target, {listed.run.run_id}),
+        (target / listed.run.run_id, {_CONFIG, CHECKPOINTS}),
+        (target / listed.run.run_id / CHECKPOINTS, {listed.place.name}),
+        (target / listed.run.run_id / listed.directory, {*listed.files, MANIFEST}),
+    ]
+    for directory, allowed in levels:
+        if directory.exists() and not directory.is_dir():
+            raise UsageError(f"{directory} is a file: give a directory to copy into")
+        names = [path.name for path in directory.iterdir()] if directory.exists() else []
+        strange = sorted(name for name in names if name not in allowed and name[-4:] != ".tmp")
+        if strange:
+            raise UsageError(
+                f"{directory} holds {strange[0]}, which is no part of a copy of "
+                f"{listed.run.run_id}/{listed.place.name}: give an empty directory, or name the "
+                "checkpoint whose copy it is"
+            )

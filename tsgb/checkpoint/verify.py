@@ -1,0 +1,170 @@
+"""Reads every byte of checkpoints and says what is damaged, where, and how that is known.
+
+A damaged file is compared with another copy of what was written, where a checkpoint still has one:
+the bytes that differ are then known exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tsgb.checkpoint.inspect import Listed, State
+from tsgb.checkpoint.manifest import MANIFEST, FileRecord, sha256_hex
+from tsgb.checkpoint.reader import READS
+
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One damaged file.
+
+    Example: `Problem(file="guard.safetensors", reason="sha256 differs from the one that was
+    written", begin=17, end=18, expected_sha256="ab12...", found_sha256="34cd...", ...)`
+    """
+
+    file: str
+    reason: str
+    expected_size: int | None = None
+    found_size: int | None = None
+    """None where the file is missing."""
+    expected_sha256: str | None = None
+    found_sha256: str | None = None
+    begin: int | None = None
+    """Offset of the first byte that is wrong; None where nothing tells."""
+    end: int | None = None
+    """Offset after the last byte that is wrong."""
+
+    def __str__(self) -> str:
+        where = "" if self.begin is None else f", bytes {self.begin} to {self.end}"
+        hashes = [
+            f"{kind} sha256 {value}"
+            for kind, value in (("expected", self.expected_sha256), ("found", self.found_sha256))
+            if value is not None
+        ]
+        return "; ".join([f"{self.file}: {self.reason}{where}", *hashes])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """One checkpoint after all of it was read."""
+
+    listed: Listed
+    state: State
+    reason: str = ""
+    """Why it is unfinished."""
+    problems: Sequence[Problem] = ()
+    num_files: int = 0
+    """That were read, without the manifest."""
+
+
+def verify(
+    listed: Sequence[Listed], on_file: Callable[[Listed, str, int], None]
+) -> Iterator[Verified]:
+    """Read all files of checkpoints.
+
+    Args:
+        listed: Which; damage to one is located with the help of the others.
+        on_file: Told after each file: the checkpoint, the name, the bytes.
+    """
+    for item in listed:
+        if item.state is State.UNFINISHED:
+            yield Verified(listed=item, state=item.state, reason=item.reason)
+            continue
+        problems = [] if item.manifest is not None else [_manifest_problem(item)]
+        for name, record in item.files.items():
+            problem = _file_problem(item, name, record, listed)
+            problems += [] if problem is None else [problem]
+            on_file(item, name, record.size)
+        if problems and _read(item, MANIFEST) is None:
+            # A worker that is alive prunes, and deletes the manifest first.
+            yield Verified(listed=item, state=State.UNFINISHED, reason="it was deleted meanwhile")
+            continue
+        state = State.DAMAGED if problems else State.OK
+        yield Verified(listed=item, state=state, problems=problems, num_files=len(item.files))
+
+
+def _manifest_problem(item: Listed) -> Problem:
+    data = _read(item, MANIFEST)
+    return Problem(
+        file=MANIFEST,
+        reason=item.reason.removeprefix(f"{MANIFEST} is damaged: ").removeprefix(f"{MANIFEST}: "),
+        found_size=None if data is None else len(data),
+        found_sha256=None if data is None else sha256_hex(data),
+    )
+
+
+def _file_problem(
+    item: Listed, name: str, record: FileRecord, others: Sequence[Listed]
+) -> Problem | None:
+    data, reason = b"", ""
+    for _ in range(READS):
+        read = _read(item, name)
+        if read is None:
+            return Problem(
+                file=name,
+                reason="it is missing",
+                expected_size=record.size,
+                expected_sha256=record.sha256,
+            )
+        mismatch = record.mismatch(read)
+        if mismatch is None:
+            return None
+        data, reason = read, mismatch
+    begin, end = _wrong_bytes(data, record, _copy(item, name, record, others))
+    return Problem(
+        file=name,
+        reason=reason,
+        expected_size=record.size,
+        found_size=len(data),
+        expected_sha256=record.sha256,
+        found_sha256=sha256_hex(data),
+        begin=begin,
+        end=end,
+    )
+
+
+def _read(item: Listed, name: str) -> bytes | None:
+    # From the store itself: a cache of verified files would answer for one that has rotted since.
+    try:
+        return item.run.read_bytes(f"{item.directory}/{name}")
+    except FileNotFoundError:
+        return None
+
+
+def _copy(item: Listed, name: str, record: FileRecord, others: Sequence[Listed]) -> bytes | None:
+    """The same content from elsewhere; it is read only when something is damaged."""
+    for other in others:
+        for other_name, other_record in (
+            {} if other.manifest is None else other.manifest.files
+        ).items():
+            if other_record != record or (other is item and other_name == name):
+                continue
+            data = _read(other, other_name)
+            if data is not None and record.mismatch(data) is None:
+                return data
+    return None
+
+
+def _wrong_bytes(
+    data: bytes, record: FileRecord, copy: bytes | None
+) -> tuple[int, int] | tuple[None, None]:
+    lengths = sorted((len(data), record.size))
+    if copy is None:
+        # Equal lengths: any byte may be it. Else it is at least what one has and the other lacks.
+        return (None, None) if lengths[0] == lengths[1] else (lengths[0], lengths[1])
+    begin = _first_difference(data, copy)
+    if lengths[0] != lengths[1]:
+        return begin, lengths[1]
+    return begin, lengths[1] - _first_difference(data[::-1], copy[::-1])
+
+
+def _first_difference(one: bytes, other: bytes) -> int:
+    """The first offset at which two differ; the length of the shorter where none does."""
+    length = min(len(one), len(other))
+    for start in range(0, length, _BLOCK):
+        stop = min(start + _BLOCK, length)
+        if one[start:stop] != other[start:stop]:
+            return next(i for i in range(start, stop) if one[i] != other[i])
+    return length
