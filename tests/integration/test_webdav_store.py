@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -165,3 +168,70 @@ def test_killed_writers_lose_nothing_they_acknowledged(
         assert step in {acknowledged, acknowledged + 1}  # committed, but not yet said so
         assert found[1] == dict.fromkeys("abc", b"%d," % step * 300000)
         assert int(first) <= step
+
+
+def test_commands_about_checkpoints(server: Server, tmp_path: Path) -> None:
+    store = server.store("commands/run-1")
+    store.run.write_json("config.json", {})
+    store.claim()
+    files = {"attacker.safetensors": bytes(300_000), "guard.safetensors": b"one" * 100_000}
+    for step in (1, 2, 3):
+        store.publish(step, step, {**files, "trainer_state.json": b"%d" % step}, CONFIG)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "RCLONE_WEBDAV_URL": f"{server.url}/commands",
+        "RCLONE_WEBDAV_USER": USER,
+        "RCLONE_WEBDAV_PASS": PASSWORD,
+    }
+
+    def tsgb(*words: str) -> tuple[int, dict[str, Any], str]:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tsgb.cli", "checkpoint", *words, "--json"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert PASSWORD not in ended.stdout + ended.stderr
+        return ended.returncode, json.loads(ended.stdout or "{}"), ended.stderr
+
+    code, listed, _ = tsgb("ls")
+    assert code == 0
+    assert [row["step"] for row in listed["checkpoints"]] == [3, 2, 1]
+    checkpoints = server.directory / "commands" / "run-1" / "checkpoints"
+    newest = checkpoints / listed["checkpoints"][0]["name"]
+    data = bytearray((newest / "attacker.safetensors").read_bytes())
+    data[4321] ^= 1
+    (newest / "attacker.safetensors").write_bytes(data)
+
+    code, verified, message = tsgb("verify", f"{server.url}/commands/run-1")
+    assert code == 1
+    assert (verified["ok"], verified["damaged"]) == (2, 1)
+    [problem] = verified["checkpoints"][0]["problems"]
+    assert (problem["file"], problem["begin"], problem["end"]) == (
+        "attacker.safetensors",
+        4321,
+        4322,
+    )
+    assert "1 of 3 checkpoints are damaged" in message
+
+    code, pulled, message = tsgb("pull", f"{server.url}/commands/latest", "copy")
+    assert code == 0
+    assert "attacker.safetensors is damaged" in message
+    ref, copied = load(str(tmp_path / "copy"))
+    assert ref.step == 2
+    assert copied == {**files, "trainer_state.json": b"2"}
+    assert pulled["checkpoint"] == ref.url
+
+    code, pruned, _ = tsgb("prune", "--keep", "1")
+    assert code == 0
+    assert [row["step"] for row in pruned["deleted"]] == [1]  # 2 is the newest that verifies
+    assert pruned["freed_bytes"] == 600_001
+    assert len(list(checkpoints.iterdir())) == 2
+    environment["RCLONE_WEBDAV_PASS"] = "wrong"  # noqa: S105
+    code, _, message = tsgb("ls")
+    assert code == 2
+    assert "RCLONE_WEBDAV_PASS" in message
+    assert message.count("\n") == 1

@@ -75,6 +75,12 @@ WRONG = {
     "part": ("worker build --resume-path x --part 2/2", "--part '2/2' is not K/N"),
     "no path": ("worker run", "Missing option '--resume-path'"),
     "two paths": ("worker run --resume-path a --resume-path b", "given 2 times"),
+    "keep": ("checkpoint prune x --keep 0", r"'--keep'.* to 1 \(got '0'\)"),
+    "no store": ("checkpoint ls", "there is nothing at .*/here/runs: check the path"),
+    "store password": ("checkpoint verify https://me:hunter2@dav.example/x", "holds a password"),
+    "empty store": ("checkpoint show --json", "there is nothing at"),
+    "pull from": ("checkpoint pull", "Missing argument 'checkpoint': see"),
+    "pull to": ("checkpoint pull x memory://y", "memory://y is not a directory of this machine"),
     "no worker": ("worker", "Missing command: see `tsgb worker --help`"),
 }
 
@@ -203,7 +209,8 @@ class TestExperiment:
 def test_without_a_command_there_is_help(tsgb: Run) -> None:
     ended = tsgb()
     assert ended.code == 0
-    for command in ("experiment", "train-local", "eval-local", "export-guard", "worker"):
+    commands = ("experiment", "train-local", "eval-local", "export-guard", "checkpoint", "worker")
+    for command in commands:
         assert command in ended.out
     assert "Exit codes" in ended.out
 

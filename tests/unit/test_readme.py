@@ -125,11 +125,11 @@ def test_every_option_is_in_the_table_with_its_commands() -> None:
     assert set(said) == set().union(*known.values())
     for option, where in said.items():
         having = {path for path, opts in known.items() if option in opts}
-        # `worker` alone means all of its commands.
+        # `worker` and `checkpoint` alone mean all of their commands.
         expanded: set[str] = set()
         for part in where.split(", "):
-            if part == "worker":
-                expanded |= {path for path in known if path.startswith("worker ")}
+            if part in {"worker", "checkpoint"}:
+                expanded |= {path for path in known if path.startswith(f"{part} ")}
             else:
                 expanded.add(part if part in known else f"worker {part}")
         assert expanded == having, option

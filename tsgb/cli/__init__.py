@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from tsgb.cli import eval_local, experiment, export_guard, train_local, worker
+from tsgb.cli import checkpoint, eval_local, experiment, export_guard, train_local, worker
 from tsgb.errors import ExitCode, TSGBError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command()(train_local.train_local)
 app.command()(eval_local.eval_local)
 app.command()(export_guard.export_guard)
 app.add_typer(worker.worker_app, name="worker")
+app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
 
 
 def main() -> None:
@@ -69,7 +70,7 @@ def _given(names: Sequence[str]) -> str | None:
     """What stands on the command line for an option; the parser's messages leave it out."""
     for index, word in enumerate(sys.argv):
         name, equals, value = word.partition("=")
-        if name in names:
+        if name in names and name.startswith("-"):  # an argument may be called as its command is
             return value if equals else next(iter(sys.argv[index + 1 : index + 2]), None)
     return None
 

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, one JSON document for programs."""
+"""What commands print about evaluations and trainings."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import typer
-from rich.console import Console
 from rich.table import Table
 
 from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.layout import CHECKPOINTS, Place
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
-from tsgb.checkpoint.urls import canonical_url, local_path
+from tsgb.checkpoint.urls import canonical_url
+from tsgb.cli.output import console, place
 from tsgb.config import Arm
 from tsgb.eval import views
 from tsgb.eval.records import Summary
 from tsgb.settings import Settings, load_settings
 
-MIN_WIDTH = 110
-"""Columns of a table where the terminal does not say how wide it is."""
 TRAINING_FIGURES = {
     "asr_no_guard": "ASR bare",
     "asr": "ASR guarded",
@@ -29,23 +26,6 @@ TRAINING_FIGURES = {
     "fnr": "FNR",
 }
 """Fields of `metrics.jsonl` in the table of a training, and their heads."""
-
-
-def print_json(document: Mapping[str, Any]) -> None:
-    """The document on stdout, on lines of its own."""
-    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
-
-
-def console() -> Console:
-    """Stdout; wide enough for a table also where it is no terminal."""
-    out = Console(highlight=False, emoji=False)
-    return out if out.is_terminal else Console(highlight=False, emoji=False, width=MIN_WIDTH)
-
-
-def place(url: str) -> str:
-    """A path where the store is local, else the URL."""
-    path = local_path(url)
-    return url if path is None else str(path)
 
 
 # -- an evaluation -------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def eval_local(
 
     Fixed streams of prompts, and one short best response a target; a few minutes at most.
     """
-    from tsgb.cli import display
+    from tsgb.cli import display, output
     from tsgb.custom import load_black_box, load_judge
 
     given = parse_overrides(overrides)
@@ -80,13 +80,13 @@ def eval_local(
         )
     )
     files = {
-        name: display.place(f"{directory}/{name}")
+        name: output.place(f"{directory}/{name}")
         for name in ("report.html", "summary.json", "results.jsonl")
     }
     if not as_json:
         display.print_evaluation(summary, files["report.html"])
         return
-    display.print_json(
+    output.print_json(
         {
             "eval_id": summary.eval_id,
             "run_id": summary.run_ids[0],

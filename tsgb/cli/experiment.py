@@ -61,10 +61,10 @@ def experiment(
     from flows.experiment import run_experiment
 
     document = run_experiment(**arguments)
-    from tsgb.cli import display
+    from tsgb.cli import display, output
 
     if as_json:
-        display.print_json(document)
+        output.print_json(document)
         return
     display.print_evaluation(
         display.read_summary(document["stage2"]["summary"]), document["stage2"]["report"]

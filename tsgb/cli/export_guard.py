@@ -47,7 +47,7 @@ def export_guard(
             "an attacker is exported only with both --attacker and --i-understand; without either "
             "it is the guard"
         )
-    from tsgb.cli import display
+    from tsgb.cli import output
     from tsgb.export import guard as exports
     from tsgb.export.directory import check_free
 
@@ -67,7 +67,7 @@ def export_guard(
         document |= record.model_dump(mode="json")
         lines = _told(record, directory)
     if as_json:
-        display.print_json(document)
+        output.print_json(document)
         return
     for line in lines:
         typer.echo(line)

@@ -60,7 +60,7 @@ def train_local(
     """
     from flows.plan import arm_configs, write_configs
     from flows.workers import Workers
-    from tsgb.cli import display
+    from tsgb.cli import display, output
     from tsgb.config import Arm, merge
     from tsgb.settings import load_settings
 
@@ -85,7 +85,7 @@ def train_local(
         _train(run.run_url, episodes)
     document = display.training_document(run, episodes)
     if as_json:
-        display.print_json(document)
+        output.print_json(document)
     else:
         display.print_training(document, already=done)
 

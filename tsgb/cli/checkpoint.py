@@ -1,0 +1,162 @@
+"""`tsgb checkpoint ...`: what is in a store, whether it is whole, copies of it, and less of it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tsgb.cli.options import JsonOption
+from tsgb.errors import TSGBError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+    from tsgb.checkpoint.browse import Store
+    from tsgb.checkpoint.inspect import Listed
+
+checkpoint_app = typer.Typer(help="Checkpoints in a store: list, show, verify, copy, delete.")
+
+StoreArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="STORE",
+        help="A checkpoint, a run or a store, as a path or URL; without it, where runs go.",
+    ),
+]
+
+
+@checkpoint_app.command("ls")
+def checkpoint_ls(store: StoreArgument = None, as_json: JsonOption = False) -> None:
+    """List all checkpoints below, from their manifests: no other file is read."""
+    from tsgb.cli import checkpoint_tables as tables
+
+    opened = _open(store)
+    tables.say_list(opened.url, opened.listed(), as_json=as_json)
+
+
+@checkpoint_app.command("show")
+def checkpoint_show(store: StoreArgument = None, as_json: JsonOption = False) -> None:
+    """Show the manifest of one checkpoint: the named one, or the newest one below."""
+    from tsgb.cli import checkpoint_tables as tables
+
+    _, listed = next(_open(store).candidates(_note))
+    tables.say_one(listed, as_json=as_json)
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(store: StoreArgument = None, as_json: JsonOption = False) -> None:
+    """Read every file of all checkpoints below; exit code 1 if one is damaged."""
+    from tsgb.checkpoint.inspect import State
+    from tsgb.checkpoint.resolve import no_checkpoint
+    from tsgb.checkpoint.verify import verify
+    from tsgb.cli import checkpoint_tables as tables
+
+    opened = _open(store)
+    listed = opened.listed()
+    if not listed:
+        raise no_checkpoint(opened.url)
+    with _progress("verify", listed) as on_file:
+        found = list(verify(listed, on_file))
+    tables.say_verified(opened.url, found, as_json=as_json)
+    damaged = [item for item in found if item.state is State.DAMAGED]
+    if damaged:
+        raise TSGBError(
+            f"{len(damaged)} of {len(found)} checkpoints are damaged, first {damaged[0].listed.url}"
+            f" ({damaged[0].problems[0].file}): resuming passes over it to an older one; fetch a "
+            "copy from elsewhere, or delete it"
+        )
+
+
+@checkpoint_app.command("pull")
+def checkpoint_pull(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A checkpoint; of a run or a store the newest one that verifies."),
+    ],
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A local directory: empty, or that copy begun.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a checkpoint and its run's configuration to a local directory, which is then a store.
+
+    The same command goes on with a copy that was cut off.
+    """
+    from tsgb.checkpoint.pull import pull
+    from tsgb.cli import checkpoint_tables as tables
+
+    opened = _open(checkpoint)
+    with _progress("pull", []) as on_file:
+        pulled = pull(opened, directory, on_skip=_note, on_file=on_file)
+    if not pulled.has_config:
+        _note(f"{pulled.source.run.run_url} has no config.json: the copy can be kept, not used")
+    tables.say_pulled(pulled, as_json=as_json)
+
+
+@checkpoint_app.command("prune")
+def checkpoint_prune(
+    store: StoreArgument = None,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest stay.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if a worker is alive; it stops with exit code 5.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete all but the newest checkpoints of one run, and what dead workers left unfinished.
+
+    The newest one is read in full first: one that verifies is kept, whatever --keep says.
+    """
+    from tsgb.checkpoint.prune import prune
+    from tsgb.cli import checkpoint_tables as tables
+
+    run = _open(store).only_run()
+    pruned = prune(run, keep, dry_run=dry_run, force=force, on_skip=_note)
+    tables.say_pruned(pruned, dry_run=dry_run, as_json=as_json)
+
+
+def _open(url: str | None) -> Store:
+    from tsgb.checkpoint.browse import Store
+    from tsgb.settings import load_settings
+
+    settings = load_settings()
+    return Store(
+        url=settings.default_store if url is None else url,
+        user=settings.webdav_user,
+        password=settings.webdav_pass,
+        manifest_key=settings.manifest_key,
+    )
+
+
+def _note(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+@contextmanager
+def _progress(
+    stage: str, listed: Sequence[Listed]
+) -> Generator[Callable[[Listed, str, int], None]]:
+    """Bars on a terminal, a line every few seconds elsewhere, both on stderr."""
+    from rich.filesize import decimal
+
+    from flows.progress import Bar, watching
+
+    done: dict[str, tuple[int, int]] = {}
+    totals: dict[str, int] = {}
+    for item in listed:
+        totals[item.run.run_url] = totals.get(item.run.run_url, 0) + len(item.files)
+
+    with watching(sys.stderr) as listener:
+
+        def on_file(item: Listed, name: str, num_bytes: int) -> None:
+            url = item.run.run_url
+            files, size = done.get(url, (0, 0))
+            done[url] = files + 1, size + num_bytes
+            total = totals.get(url, len(item.files))
+            text = f"{decimal(size + num_bytes)}, {item.place.name}/{name}"
+            listener.bars(stage, [Bar(item.run.run_id, files + 1, total, text)])
+
+        yield on_file

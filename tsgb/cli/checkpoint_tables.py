@@ -1,0 +1,213 @@
+"""What `tsgb checkpoint` prints: a table for people, or the same as one JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from tsgb.checkpoint.inspect import Listed, State
+from tsgb.checkpoint.prune import Pruned
+from tsgb.checkpoint.pull import Pulled
+from tsgb.checkpoint.verify import Verified
+from tsgb.cli.output import console, place, print_json
+
+
+def _row(listed: Listed) -> dict[str, Any]:
+    """The facts of a listing."""
+    manifest = listed.manifest
+    return {
+        "run_id": listed.run.run_id,
+        "run": place(listed.run.run_url),
+        "name": listed.place.name,
+        "checkpoint": place(listed.url),
+        "step": listed.place.step,
+        "episode": None if manifest is None else manifest.episode,
+        "attempt": listed.place.attempt,
+        "writer": listed.place.writer,
+        "created_at": None if manifest is None else manifest.created_at.isoformat(),
+        "size": listed.size,
+        "state": listed.state.value,
+        "reason": listed.reason or None,
+    }
+
+
+def _line(out: Console, text: str) -> None:
+    out.print(text, markup=False, soft_wrap=True)
+
+
+def _size(num_bytes: int | None) -> str:
+    return "?" if num_bytes is None else decimal(num_bytes)
+
+
+# -- ls ------------------------------------------------------------------------------------
+
+
+def say_list(store: str, listed: Sequence[Listed], *, as_json: bool) -> None:
+    """A table a run, newest checkpoint first."""
+    if as_json:
+        print_json({"store": place(store), "checkpoints": [_row(item) for item in listed]})
+        return
+    out = console()
+    for url, group in groupby(listed, key=lambda item: item.run.run_url):
+        items = list(group)
+        out.print(_list_table(place(url), items))
+        for item in items:
+            if item.reason:
+                _line(out, f"{item.place.name}: {item.reason}")
+    if not listed:
+        _line(out, f"no checkpoints below {place(store)}")
+
+
+def _list_table(title: str, items: Sequence[Listed]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("Checkpoint", no_wrap=True)
+    for head in ("Step", "Episode", "Attempt"):
+        table.add_column(head, justify="right")
+    table.add_column("Created (UTC)", no_wrap=True)
+    table.add_column("Size", justify="right", no_wrap=True)
+    table.add_column("State")
+    for item in items:
+        manifest = item.manifest
+        table.add_row(
+            item.place.name,
+            f"{item.place.step}",
+            "" if manifest is None else f"{manifest.episode}",
+            f"{item.place.attempt}",
+            "" if manifest is None else f"{manifest.created_at:%Y-%m-%d %H:%M:%S}",
+            _size(item.size),
+            item.state.value,
+        )
+    return table
+
+
+# -- show ----------------------------------------------------------------------------------
+
+
+def say_one(listed: Listed, *, as_json: bool) -> None:
+    """All that a manifest says."""
+    manifest = listed.manifest
+    if manifest is None:
+        raise RuntimeError("only a committed checkpoint is shown")
+    more = manifest.model_dump(mode="json", include={"parent", "config_sha256", "versions"})
+    files = [
+        {"name": name, "size": record.size, "sha256": record.sha256}
+        for name, record in manifest.files.items()
+    ]
+    document = {**_row(listed), "manifest_sha256": listed.sha256, **more, "files": files}
+    if as_json:
+        print_json(document)
+        return
+    out = console()
+    versions = ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
+    shown = {
+        "checkpoint": document["checkpoint"],
+        "step, episode": f"{listed.place.step}, {manifest.episode}",
+        "attempt, writer": f"{listed.place.attempt}, {listed.place.writer}",
+        "created": f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        "parent": manifest.parent or "none",
+        "config sha256": manifest.config_sha256,
+        "manifest sha256": listed.sha256,
+        "versions": versions,
+    }
+    for name, value in shown.items():
+        _line(out, f"{name:>16}  {value}")
+    table = Table()
+    table.add_column("File", no_wrap=True)
+    table.add_column("Size", justify="right", no_wrap=True)
+    table.add_column("sha256", no_wrap=True)
+    for name, record in manifest.files.items():
+        table.add_row(name, _size(record.size), record.sha256)
+    out.print(table)
+
+
+# -- verify --------------------------------------------------------------------------------
+
+
+def say_verified(store: str, found: Sequence[Verified], *, as_json: bool) -> None:
+    """A line a checkpoint and one for each problem, then the sum."""
+    counts = {state.value: sum(item.state is state for item in found) for state in State}
+    if as_json:
+        rows = [
+            {
+                **_row(item.listed),
+                "state": item.state.value,
+                "reason": item.reason or None,
+                "num_files": item.num_files,
+                "problems": [asdict(problem) for problem in item.problems],
+            }
+            for item in found
+        ]
+        print_json({"store": place(store), **counts, "checkpoints": rows})
+        return
+    out = console()
+    for item in found:
+        size = _size(item.listed.size)
+        _line(
+            out,
+            f"{item.state.value:>10}  {place(item.listed.url)}  {item.num_files} files, {size}",
+        )
+        for problem in item.problems:
+            _line(out, f"{'':>10}  {problem}")
+        if item.reason:
+            _line(out, f"{'':>10}  {item.reason}")
+    _line(out, ", ".join(f"{number} {state}" for state, number in counts.items()))
+
+
+# -- pull ----------------------------------------------------------------------------------
+
+
+def say_pulled(pulled: Pulled, *, as_json: bool) -> None:
+    """Where the copy is, and what to do with it."""
+    if as_json:
+        print_json(
+            {
+                "source": place(pulled.source.url),
+                "checkpoint": str(pulled.directory),
+                "copied": dict(pulled.copied),
+                "present": dict(pulled.present),
+                "has_config": pulled.has_config,
+            }
+        )
+        return
+    out = console()
+    _line(out, f"copied {len(pulled.copied)} files, {decimal(sum(pulled.copied.values()))}")
+    if pulled.present:
+        size = decimal(sum(pulled.present.values()))
+        _line(out, f"{len(pulled.present)} files, {size}, were there already and are verified")
+    _line(out, f"checkpoint: {pulled.directory}")
+    if pulled.has_config:
+        _line(out, f"next: tsgb eval-local --checkpoint-path {pulled.directory}")
+
+
+# -- prune ---------------------------------------------------------------------------------
+
+
+def say_pruned(pruned: Pruned, *, dry_run: bool, as_json: bool) -> None:
+    """What went, what stays, and what that freed."""
+    if as_json:
+        print_json(
+            {
+                "run": place(pruned.run.run_url),
+                "dry_run": dry_run,
+                "deleted": [_row(item) for item in pruned.deleted],
+                "kept": [_row(item) for item in pruned.kept],
+                "freed_bytes": pruned.num_bytes,
+            }
+        )
+        return
+    out = console()
+    verb, effect = ("would delete", "to free") if dry_run else ("deleted", "freed")
+    for item in pruned.deleted:
+        _line(out, f"{verb} {item.place.name}  {_size(item.size)}  {item.state.value}")
+    total = len(pruned.deleted) + len(pruned.kept)
+    _line(
+        out,
+        f"{verb} {len(pruned.deleted)} of {total} checkpoints of {place(pruned.run.run_url)}, "
+        f"{decimal(pruned.num_bytes)} {effect}",
+    )

@@ -1,0 +1,32 @@
+"""How commands print: a console for people, one JSON document for programs. Knows no result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from tsgb.checkpoint.urls import local_path
+
+MIN_WIDTH = 110
+"""Columns of a table where the terminal does not say how wide it is."""
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """The document on stdout, on lines of its own."""
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def console() -> Console:
+    """Stdout; wide enough for a table also where it is no terminal."""
+    out = Console(highlight=False, emoji=False)
+    return out if out.is_terminal else Console(highlight=False, emoji=False, width=MIN_WIDTH)
+
+
+def place(url: str) -> str:
+    """A path where the store is local, else the URL."""
+    path = local_path(url)
+    return url if path is None else str(path)
