@@ -53,19 +53,15 @@ def test_the_older_of_two_machines_stops_and_the_newer_ends_as_if_alone(
             return open_run(f"{url}/r1", USER, SecretStr(PASSWORD), deadline_seconds=20)
 
         newer: list[CheckpointRef] = []
-        later: list[int] = []
 
         def rival(metrics: Mapping[str, Any]) -> None:
             """Another machine does the whole run, while this one is between two updates."""
-            if newer:
-                later.append(metrics["step"])
             if metrics["step"] == update:
                 newer.append(train(opened(), cache))
 
         with pytest.raises(LeaseLost, match=r"was claimed by a0002"):
             train(opened(), cache, rival)
 
-        assert len(later) < CONFIG.checkpoint_interval, "it noticed at its next save"
         names = opened().list("checkpoints")
         late = [p for name in names if (p := Place.parse(name)) and p.attempt == 1]
         assert all(place.step <= update for place in late), "it committed nothing afterwards"
