@@ -248,7 +248,8 @@ class _WebDAVFiles:
             try:
                 put(target)
             except Exception as error:
-                if _http_status(error) not in {404, 409}:
+                # nginx answers 500 where a parent is missing; in an outage mkdir fails alike.
+                if _http_status(error) not in {404, 409, 500}:
                     raise
                 self._make_dirs(target.rpartition("/")[0])
                 put(target)

@@ -282,7 +282,7 @@ class TestWebDAVAnswers:
             files.entries("checkpoints")
 
     def test_put_is_retried_with_the_whole_body(self) -> None:
-        files, seen = answering(503, 500, 201)
+        files, seen = answering(503, 502, 201)
         files.write("x", b"payload")
         assert [request.method for request in seen] == ["PUT"] * 3
         assert [request.content for request in seen] == [b"payload"] * 3
@@ -297,6 +297,12 @@ class TestWebDAVAnswers:
             ("MKCOL", "/base/run-1/a/"),
             ("PUT", "/base/run-1/a/x"),
         ]
+
+    @pytest.mark.parametrize("status", [404, 409, 500])
+    def test_no_server_says_alike_that_a_parent_is_missing(self, status: int) -> None:
+        files, seen = answering(status, 201, 201)
+        files.write("a/x", b"1")
+        assert [request.method for request in seen] == ["PUT", "MKCOL", "PUT"]
 
     def test_a_lost_answer_to_delete_is_no_error(self) -> None:
         files, seen = answering(503, 404)
