@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from tests.fakes.chaos import Chaos
-from tests.fakes.dav_server import dav_app, serve
+from tests.fakes.dav_programs import run_program
+from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
 from tests.fakes.fault_proxy import FaultProxy, Rates
 from tests.fakes.miniature import miniature_config
 from tsgb.checkpoint.reader import CheckpointReader
@@ -28,6 +31,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 CONFIG = miniature_config({"selfplay": {"rounds": 5}, "checkpoint_interval": 2})
+LONGER = miniature_config({"selfplay": {"rounds": 10}, "checkpoint_interval": 2})
 RATES = Rates(
     unavailable=0.03,
     delayed=0.005,
@@ -69,13 +73,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def survive(url: str, disk: Path, cache: Path, config: RunConfig, seed: int, kills: int) -> None:
     """Have a run killed so often, and compare."""
     wanted = undisturbed(config, cache)
-    run = open_run(str(disk / "r1"))
-    run.write_text("config.json", config.canonical())
+    through_the_server = open_run(f"{url}/r1", USER, SecretStr(PASSWORD))
+    through_the_server.write_text("config.json", config.canonical())
     with FaultProxy(url, RATES, seed) as proxy:
         chaos = Chaos(f"{proxy.url}/r1", disk / "r1", cache, seed)
         chaos.run(kills)
     print(f"seed {seed}: {dict(chaos.counts)}, {dict(proxy.counts)}")  # noqa: T201 - with -rP
-    found = CheckpointReader(run).newest_valid(pytest.fail)
+    found = CheckpointReader(open_run(str(disk / "r1"))).newest_valid(pytest.fail)
     assert found is not None
     assert found[0].step == config.total_steps
     end = state_of(found[1])
@@ -90,3 +94,19 @@ def test_a_run_that_everything_happens_to(tmp_path: Path, cache: Path, seed: int
     disk.mkdir()
     with serve(dav_app(disk)) as url:
         survive(url, disk, cache, CONFIG, seed, kills=10)
+
+
+@pytest.mark.slow
+def test_a_longer_run(tmp_path: Path, cache: Path) -> None:
+    disk = tmp_path / "dav"
+    disk.mkdir()
+    with serve(dav_app(disk)) as url:
+        survive(url, disk, cache, LONGER, seed=3, kills=25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["rclone", "apache", "nginx"])
+def test_a_longer_run_on_servers_of_others(cache: Path, program: str) -> None:
+    # Not below pytest's directory, which nobody but its owner may enter.
+    with TemporaryDirectory(prefix="tsgb-dav-") as made, run_program(program, Path(made)) as served:
+        survive(*served, cache, LONGER, seed=4, kills=25)
