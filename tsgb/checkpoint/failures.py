@@ -149,6 +149,20 @@ def _classify_os(error: OSError, where: str) -> Exception:
     return StoreError(f"{where}: {reason}: check the path")
 
 
+def cannot_open(url: str, error: Exception) -> StoreError:
+    """What to say when fsspec knows no way to a URL."""
+    package = getattr(error.__cause__, "name", None)
+    if isinstance(error, ImportError) and package:
+        return StoreError(
+            f"store URL {url} needs the package {package}, which is not installed: "
+            f"uv pip install {package}"
+        )
+    return StoreError(
+        f"store URL {url} cannot be opened ({one_line(error)}): use a path, file://, "
+        "webdav+https:// or a protocol whose fsspec package is installed"
+    )
+
+
 def one_line(error: Exception) -> str:
     """The message of a foreign error, fit for a line of ours."""
     return " ".join(str(error).split())[:200]

@@ -27,7 +27,7 @@ from fsspec import core  # pyright: ignore[reportMissingTypeStubs]
 from pydantic import SecretStr
 from webdav4 import client as webdav  # pyright: ignore[reportMissingTypeStubs]
 
-from tsgb.checkpoint.failures import HTTPFailure, Retries, one_line
+from tsgb.checkpoint.failures import HTTPFailure, Retries, cannot_open
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import StoreError
 from tsgb.types import Buffer
@@ -361,16 +361,7 @@ class _FsspecFiles:
         try:
             opened = cast("Any", core).url_to_fs(url, skip_instance_cache=True)
         except (ValueError, ImportError, TypeError, OSError) as error:
-            package = getattr(error.__cause__, "name", None)
-            if isinstance(error, ImportError) and package:
-                raise StoreError(
-                    f"store URL {url} needs the package {package}, which is not installed: "
-                    f"uv pip install {package}"
-                ) from error
-            raise StoreError(
-                f"store URL {url} cannot be opened ({one_line(error)}): use a path, file://, "
-                "webdav+https:// or a protocol whose fsspec package is installed"
-            ) from error
+            raise cannot_open(url, error) from error
         self._fs, self._root = cast("tuple[_AnyFileSystem, str]", opened)
 
     def __repr__(self) -> str:
