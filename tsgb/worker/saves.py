@@ -95,7 +95,9 @@ class Saves:
     def resume(self, on_skip: Callable[[str], None]) -> dict[str, bytes] | None:
         """The files to go on from: the newest of the store, or of this machine's spool."""
         found = self.store.newest_valid(on_skip)
-        self._mtbf_seconds = mean_time_between_failures(_history(self.run), datetime.now(UTC))
+        if self.config.checkpoint_interval is None:
+            starts = _history(self.run)
+            self._mtbf_seconds = mean_time_between_failures(starts, datetime.now(UTC))
         if found is not None:
             self._saved = found[0]
             self._saver.resume_from(found[0])
