@@ -34,8 +34,8 @@ LIVES = 100
 """More than any run here needs."""
 LIFE_SECONDS = 120.0
 SIGTERM_SHARE = 0.3
-ROT_SHARE = 0.3
-NEW_MACHINE_SHARE = 0.5
+ROT_SHARE = 0.5
+NEW_MACHINE_SHARE = 0.75
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload([__name__, "tests.fakes.miniature"])
 

@@ -38,7 +38,7 @@ RATES = Rates(
     put_full=0.005,
     put_cut=0.03,
     answer_lost=0.02,
-    read_flipped=0.08,
+    read_flipped=0.12,
     read_cut=0.03,
 )
 
