@@ -123,7 +123,7 @@ class GuardConfig(_Frozen):
     current_share: Share = 0.2
     """Of the batch: attacks of this round."""
     pool_share: Share = 0.15
-    twins_share: Share = 0.35
+    twins_share: Share = 0.1
     """The rest of the batch is clean: static harmful and benign, and wide benign traffic."""
     reward_miss: float = -2.0
     """Allowing a prompt that violates. Blocking anything harmful earns +1."""
