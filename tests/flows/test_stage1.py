@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,20 @@ def train(run: str, **parameters: Any) -> State[dict[str, Any]]:
 
 
 def task_runs(state: State[Any]) -> dict[str, TaskRun]:
-    """By name without Prefect's random end, as the UI shows them."""
+    """By name without Prefect's random end, as the UI shows them.
+
+    They are told as events, which the server may still be reading when the flow has ended.
+    """
     flow_run_id = state.state_details.flow_run_id
+    runs: list[TaskRun] = []
     with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
-        )
+        for _ in range(150):
+            runs = client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+            )
+            if runs and all(run.state and run.state.is_final() for run in runs):
+                break
+            time.sleep(0.2)
     return {run.name.removesuffix(f"-{run.dynamic_key[:3]}"): run for run in runs}
 
 
