@@ -47,6 +47,10 @@ class Settings(BaseSettings):
     """Store for runs: a path or any fsspec URL. Wins over RCLONE_WEBDAV_URL."""
     manifest_key: Annotated[SecretStr, Field(min_length=16)] | None = None
     """Signs checkpoints; one that is not signed with it does not count."""
+    vast_api_key: SecretStr | None = Field(default=None, validation_alias="VAST_API_KEY")
+    """Rents machines; a worker never gets it."""
+    vast_url: str = "https://console.vast.ai"
+    """Vast.ai, or a simulator of it."""
     cache_dir: Path = Field(default_factory=_user_cache)
     """Built models, files of remote checkpoints (at most 4 GiB), logs of workers and the database
     of the embedded Prefect API."""
@@ -104,9 +108,12 @@ def load_settings() -> Settings:
 def child_environment(settings: Settings | None = None) -> Mapping[str, str]:
     """The environment for a process of ours: without Prefect's variables, which are not its.
 
-    With `settings`, the store's secrets are in it even if they came from an `.env` file.
+    Nor is the key that rents machines. With `settings`, the store's secrets are in it even if they
+    came from an `.env` file.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith("PREFECT_") and k != "VAST_API_KEY"
+    }
     if settings is not None:
         if settings.webdav_user is not None:
             environment["RCLONE_WEBDAV_USER"] = settings.webdav_user

@@ -15,7 +15,7 @@ from tsgb.settings import child_environment, load_settings
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith(("TSGB_", "RCLONE_WEBDAV_", "XDG_CACHE")):
+        if name.startswith(("TSGB_", "RCLONE_WEBDAV_", "VAST_", "XDG_CACHE")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
@@ -71,3 +71,12 @@ def test_the_manifest_key_reaches_the_worker_and_nobody_else(
     with pytest.raises(ConfigError, match=r"manifest_key.*at least 16") as caught:
         load_settings()
     assert "too-short" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_key_that_rents_machines_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAST_API_KEY", "rents-machines")
+    settings = load_settings()
+    assert settings.vast_api_key is not None
+    assert settings.vast_api_key.get_secret_value() == "rents-machines"
+    assert "rents-machines" not in repr(settings)
+    assert "VAST_API_KEY" not in child_environment(settings)
