@@ -10,6 +10,7 @@ import pytest
 
 from tsgb.errors import ConfigError
 from tsgb.settings import child_environment, load_settings
+from tsgb.vast_api.client import VAST_URL
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +81,4 @@ def test_the_key_that_rents_machines_stays_here(monkeypatch: pytest.MonkeyPatch)
     assert settings.vast_api_key.get_secret_value() == "rents-machines"
     assert "rents-machines" not in repr(settings)
     assert "VAST_API_KEY" not in child_environment(settings)
+    assert settings.vast_url == VAST_URL

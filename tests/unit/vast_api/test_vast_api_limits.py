@@ -1,0 +1,103 @@
+"""No window ever holds more requests than the table allows, as the service counts them."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes.scripted_http import VirtualTime
+from tests.unit.vast_api.conftest import answered, scene
+from tsgb.vast_api.limits import LIMITS, Endpoint, RateLimiter
+from tsgb.vast_api.offers import Search
+
+SECONDS = st.floats(0, 30)
+REQUESTS = st.lists(
+    st.tuples(st.sampled_from(Endpoint), SECONDS, SECONDS, SECONDS, st.booleans()), max_size=60
+)
+
+
+@given(REQUESTS)
+def test_never_more_than_the_table_allows_in_any_window(
+    requests: list[tuple[Endpoint, float, float, float, bool]],
+) -> None:
+    """Requests take unequal times to arrive, and fail: neither lets the next one come too early."""
+    time = VirtualTime()
+    limiter = RateLimiter(clock=time.clock, sleep=time.sleep)
+    arrivals: dict[Endpoint, list[float]] = {}
+    for endpoint, pause, there, back, fails in requests:
+        time.seconds += pause
+        with suppress(ZeroDivisionError), limiter.turn(endpoint):
+            time.seconds += there
+            arrivals.setdefault(endpoint, []).append(time.seconds)
+            time.seconds += back
+            assert 1 / (not fails)
+    for endpoint, times in arrivals.items():
+        limit = LIMITS[endpoint]
+        for first, beyond in zip(times, times[limit.requests :], strict=False):
+            assert beyond - first >= limit.seconds - 1e-6
+
+
+@given(st.sampled_from(Endpoint), st.integers(1, 25))
+def test_no_longer_than_needed(endpoint: Endpoint, num: int) -> None:
+    time = VirtualTime()
+    limiter = RateLimiter(clock=time.clock, sleep=time.sleep)
+    for _ in range(num):
+        with limiter.turn(endpoint):
+            pass
+    limit = LIMITS[endpoint]
+    assert abs(sum(time.slept) - (num - 1) // limit.requests * limit.seconds) < 1e-6
+
+
+def test_endpoints_do_not_wait_for_each_other() -> None:
+    time = VirtualTime()
+    limiter = RateLimiter(clock=time.clock, sleep=time.sleep)
+    for endpoint in Endpoint:
+        with limiter.turn(endpoint):
+            pass
+    assert time.slept == []
+
+
+def test_threads_take_turns() -> None:
+    time = VirtualTime()
+    limiter = RateLimiter(clock=time.clock, sleep=time.sleep)
+    inside: list[int] = []
+
+    def work() -> None:
+        for _ in range(20):
+            with limiter.turn(Endpoint.SHOW):
+                inside.append(1)
+                assert len(inside) == 1
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(time.slept) == 79
+    assert sum(time.slept) == 79 * LIMITS[Endpoint.SHOW].seconds
+
+
+def test_every_call_goes_through_it() -> None:
+    vast, script, time = scene(answered("search"))
+    for _ in range(21):
+        vast.search(Search(disk_gb=8))
+    assert sum(time.slept) == 120.0
+    vast, script, time = scene(answered("destroy"))
+    vast.destroy(7)
+    vast.destroy(8)
+    vast.stop(8)
+    vast.label(8, "x")
+    assert time.slept == [3.0, 1.0]
+    assert len(script.seen) == 4
+
+
+def test_clients_of_a_process_share_one() -> None:
+    time = VirtualTime()
+    limiter = RateLimiter(clock=time.clock, sleep=time.sleep)
+    for _ in range(3):
+        scene(answered("list"), limiter=limiter).vast.instances()
+    assert time.slept == [1.0, 1.0]

@@ -1,0 +1,71 @@
+"""What may be asked again, until when, and after which pause.
+
+The jitter comes from the operating system: tenacity's own draws from the global `random`, and so
+would change what a run samples after an outage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import SystemRandom
+from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception
+
+from tsgb.errors import VastRateLimited, VastSearchQuota, VastUnreachable
+
+_LONGEST_SECONDS = 60.0
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """Runs what can be run twice until it succeeds, fails for good, or its time is over."""
+
+    deadline_seconds: float
+    """For one call; 0 is one try."""
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+
+    def __call__(self, operation: Callable[[], _T]) -> _T:
+        """Return what the operation returns.
+
+        Raises:
+            VastError: It failed for good, or what may heal did not in time.
+        """
+        started = self.clock()
+
+        def is_over(state: RetryCallState) -> bool:
+            return self.clock() - started + state.upcoming_sleep >= self.deadline_seconds
+
+        retrying = Retrying(
+            sleep=self.sleep,
+            stop=is_over,
+            wait=_wait_seconds,
+            retry=retry_if_exception(_may_heal),
+            reraise=True,
+        )
+        try:
+            return retrying(operation)
+        except VastUnreachable as error:
+            raise VastUnreachable(
+                f"{error}; gave up after retrying for {self.deadline_seconds:g} s. What is there "
+                "is unknown",
+                code=error.code,
+                status=error.status,
+            ) from error
+
+
+def _may_heal(error: BaseException) -> bool:
+    return isinstance(error, (VastUnreachable, VastRateLimited)) and not isinstance(
+        error, VastSearchQuota
+    )
+
+
+def _wait_seconds(state: RetryCallState) -> float:
+    """Full jitter, 0.5 s doubling up to 60 s, on top of what the service wants us to wait."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    least = error.wait_seconds if isinstance(error, VastRateLimited) else 0.0
+    most = min(_LONGEST_SECONDS, max(0.5, least) * 2 ** min(state.attempt_number - 1, 10))
+    return least + SystemRandom().uniform(0, most)
