@@ -25,7 +25,7 @@ from tsgb.errors import (
     VastSearchQuota,
     VastUnreachable,
 )
-from tsgb.vast_api.limits import LIMITS, Endpoint
+from tsgb.vast_api.limits import INTERVAL_SECONDS, Endpoint
 
 _DAY_SECONDS = 86_400.0
 _CREATE_PENALTY_SECONDS = 12.0
@@ -160,8 +160,7 @@ def _kind_by_status(status: int) -> type[VastError]:
 
 def _wait(answer: Answer, payload: Mapping[str, Any], call: Call) -> float:
     """How long the service wants us to wait, wherever it says so."""
-    limit = LIMITS[call.endpoint]
-    usual = limit.seconds / limit.requests
+    usual = INTERVAL_SECONDS[call.endpoint]
     if call.endpoint is Endpoint.CREATE:
         usual = _CREATE_PENALTY_SECONDS
     threshold = re.search(r"threshold=(\d+(?:\.\d+)?)", answer.text)

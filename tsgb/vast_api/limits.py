@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import NamedTuple
 
 
 class Endpoint(StrEnum):
@@ -30,33 +28,26 @@ class Endpoint(StrEnum):
     USER = "user"
 
 
-class Limit(NamedTuple):
-    """At most so many requests in any window of so many seconds."""
-
-    requests: int
-    seconds: float
-
-
-LIMITS = {
-    Endpoint.SEARCH: Limit(10, 60.0),
-    Endpoint.CREATE: Limit(1, 4.5),
-    Endpoint.LIST: Limit(1, 1.0),
-    Endpoint.SHOW: Limit(1, 2.0),
-    Endpoint.CHANGE: Limit(1, 1.0),
-    Endpoint.BID: Limit(1, 5.5),
-    Endpoint.DESTROY: Limit(1, 3.0),
-    Endpoint.LOGS: Limit(1, 1.5),  # not documented; as for commands
-    Endpoint.USER: Limit(1, 1.0),  # not documented
+INTERVAL_SECONDS = {
+    Endpoint.SEARCH: 6.0,  # documented as ten a minute
+    Endpoint.CREATE: 4.5,
+    Endpoint.LIST: 1.0,
+    Endpoint.SHOW: 2.0,
+    Endpoint.CHANGE: 1.0,
+    Endpoint.BID: 5.5,
+    Endpoint.DESTROY: 3.0,
+    Endpoint.LOGS: 1.5,  # not documented; as for commands
+    Endpoint.USER: 1.0,  # not documented
 }
-"""From `x-rate-limit` in the service's documentation."""
+"""At least so long between two requests; from `x-rate-limit` in the service's documentation."""
 
 
 class _Turns:
-    """One endpoint's past: when its last requests were over, and until when it is closed."""
+    """One endpoint's: who has it, and when the next may be."""
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.ends: deque[float] = deque(maxlen=limit.requests)
+        self.free_at = float("-inf")
         self.closed_until = float("-inf")
 
 
@@ -83,27 +74,21 @@ class RateLimiter:
         """
         self._clock = clock
         self._sleep = sleep
-        self._turns = {endpoint: _Turns(limit) for endpoint, limit in LIMITS.items()}
+        self._turns = {endpoint: _Turns() for endpoint in Endpoint}
 
     @contextmanager
     def turn(self, endpoint: Endpoint) -> Generator[None]:
         """Wait until a request may be sent; it is sent inside."""
-        turns, limit = self._turns[endpoint], LIMITS[endpoint]
+        turns = self._turns[endpoint]
         with turns.lock:
-            while (seconds := self._wait_seconds(turns, limit)) > 0:
+            while (seconds := max(turns.free_at, turns.closed_until) - self._clock()) > 0:
                 self._sleep(seconds)
             try:
                 yield
             finally:
-                turns.ends.append(self._clock())
+                turns.free_at = self._clock() + INTERVAL_SECONDS[endpoint]
 
     def close(self, endpoint: Endpoint, seconds: float) -> None:
         """The service said to wait, after others with our key asked: nobody here asks before."""
         turns = self._turns[endpoint]
         turns.closed_until = max(turns.closed_until, self._clock() + seconds)
-
-    def _wait_seconds(self, turns: _Turns, limit: Limit) -> float:
-        free_at = turns.closed_until
-        if len(turns.ends) == limit.requests:
-            free_at = max(free_at, turns.ends[0] + limit.seconds)
-        return free_at - self._clock()
