@@ -32,6 +32,8 @@ class Seen:
     query: dict[str, str]
     headers: dict[str, str]
     body: Any
+    peer: int = 0
+    """The port that it came from, on loopback."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             dict(parse_qsl(parts.query)),
             headers,
             json.loads(body) if body else None,
+            self.client_address[1],
         )
         reply = self.owner.next(seen)
         if reply.then == "close":

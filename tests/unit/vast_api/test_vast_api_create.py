@@ -106,6 +106,17 @@ def test_a_lost_answer_is_ambiguous_and_is_not_asked_for_again(then: str) -> Non
     assert len(script.seen) == 1
 
 
+def test_every_request_has_a_connection_of_its_own() -> None:
+    """A server ends one that it kept when it likes, as a request enters it too: then nobody knows
+    whether the rental was read."""
+    script = Script([answered("create")])
+    with serve(script) as url:
+        vast, *_ = scene(url=url, on_loopback=True)
+        for ask_id in range(3):
+            vast.create(ask_id, rental())
+    assert len({seen.peer for seen in script.seen}) == 3
+
+
 def test_nothing_was_sent_where_nobody_listens() -> None:
     with serve(Script([])) as url:
         pass

@@ -137,8 +137,7 @@ def test_jitter_leaves_the_draws_of_a_run_alone() -> None:
     assert random.getstate() == before
 
 
-def test_over_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_over_sockets() -> None:
     script = Script(
         [Reply(then="close"), Reply(200, {"x": "y" * 99}, then="cut"), answered("list")]
     )
@@ -148,8 +147,7 @@ def test_over_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestLogs:
-    def test_the_service_uploads_them_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    def test_the_service_uploads_them_first(self) -> None:
         elsewhere = Script([Reply(404, "<Error/>"), Reply(403, ""), Reply(200, "one\ntwo\n")])
         with serve(elsewhere) as url:
             asked = Reply(200, {"success": True, "result_url": f"{url}/s3/7.log?secret=1"})

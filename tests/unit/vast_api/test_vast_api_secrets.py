@@ -55,10 +55,7 @@ def written(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_no_error_and_no_log_line_holds_it(
-    call: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_no_error_and_no_log_line_holds_it(call: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     for reply in REPLIES:
         script = Script([reply])
@@ -160,10 +157,18 @@ def test_it_is_not_taken_along_by_a_redirect() -> None:
     assert len(script.seen) == 1
 
 
-def test_an_answer_that_drips_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_drips_ends_in_time() -> None:
     """Each byte comes soon after the one before; all of them would take ten seconds."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serve(Script([Reply(200, "x" * 100, then="drip")])) as url:
         wire = Wire(SecretStr(KEY), url)
         with pytest.raises(httpx.ReadTimeout, match=r"not all came in 0\.3 s"):
             wire.send("GET", "/", seconds=0.3)
+
+
+def test_no_proxy_sees_what_goes_to_a_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy, simulator = Script([answered("account")]), Script([answered("account")])
+    with serve(proxy) as proxy_url, serve(simulator) as url:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy_url)
+        scene(url=url, on_loopback=True).vast.account()
+    assert (len(proxy.seen), len(simulator.seen)) == (0, 1)
