@@ -117,6 +117,12 @@ class Api:
             return refused(200, "resources_unavailable", QUEUED_MESSAGE)
         return ok()
 
+    def update_many(self, request: Request, _: int) -> Answer:
+        """Start or stop several; the first refusal is the answer."""
+        body = request.body if isinstance(request.body, dict) else {}
+        answers = [self.update(request, int(number)) for number in body.get("ids", [])]
+        return next((answer for answer in answers if answer.body["success"] is not True), ok())
+
     def change_bid(self, request: Request, number: int) -> Answer:
         contract = self._live(number)
         if contract is None:
@@ -203,6 +209,7 @@ ROUTES = (
     Route("GET", "/api/v0/instances", "list", "instance_read", _retired),
     Route("GET", "/api/v0/instances/filters", "filters", "instance_read", _fixed({"filters": []})),
     Route("DELETE", "/api/v0/instances", "destroy", "instance_write", Api.destroy_many),
+    Route("PUT", "/api/v0/instances", "update", "instance_write", Api.update_many),
     Route("GET", _ID, "show", "instance_read", Api.show),
     Route("PUT", _ID, "update", "instance_write", Api.update),
     Route("DELETE", _ID, "destroy", "instance_write", Api.destroy),
