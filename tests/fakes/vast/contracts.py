@@ -63,6 +63,8 @@ class Contract:
     key: str
     container: Container
     created_at: Moment
+    created_turn: int
+    """Of several things at one moment, a virtual clock does not tell which came first."""
     phase: Phase = Phase.STOPPED
     wants_running: bool = False
     """What the user asked for, whatever `intended` says."""
@@ -72,6 +74,7 @@ class Contract:
     num_starts: int = 0
     running_since: Moment | None = None
     destroyed_at: Moment | None = None
+    destroyed_turn: int | None = None
     history: list[tuple[Moment, Status]] = field(default_factory=list)
 
     @property

@@ -67,9 +67,12 @@ class Fault(BaseModel):
     """How many it lets pass first."""
     when: Literal["before", "after"] = "before"
     """The effect: whether the service has done what it was asked for."""
-    act: Literal["answer", "close", "hang", "delay", "truncate", "patch", "partial", "duplicate"]
+    act: Literal[
+        "answer", "close", "hang", "late", "delay", "truncate", "patch", "partial", "duplicate"
+    ]
     """answer: another one, by `preset` or from the fields below. close: none, the connection ends.
-    hang: none for `seconds`, then the connection ends. delay: the real one, `seconds` later.
+    hang: none for `seconds`, then the connection ends. late: as close, and the effect comes when
+    the simulator's clock is `seconds` on. delay: the real one, `seconds` later.
     truncate: half of it. patch: its JSON with `set` over it. partial: a list page with only `rows`
     rows and no next token. duplicate: the request takes effect twice."""
     preset: str | None = None
@@ -77,7 +80,7 @@ class Fault(BaseModel):
     body: Any = None
     content_type: str = "application/json"
     headers: dict[str, str] = {}
-    seconds: float = Field(0.0, ge=0, le=600)
+    seconds: float = Field(0.0, ge=0, le=3600)
     set: dict[str, Any] = {}
     rows: int = 0
     taken: int = 0
@@ -98,6 +101,16 @@ class Fault(BaseModel):
             and self.method in {None, request.method}
             and re.search(self.path, request.path) is not None
         )
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no answer comes."""
+        return self.act in {"close", "hang", "late"}
+
+    @property
+    def prevents(self) -> bool:
+        """Whether the service does nothing, or not yet."""
+        return self.when == "before" and self.act in {"answer", "close", "hang", "late"}
 
     def answer(self) -> Answer:
         """In place of the real one."""

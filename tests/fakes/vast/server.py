@@ -101,9 +101,9 @@ class VastSimulator:
             answer, fault = refused(413, "too_large", "The body is too large."), None
         else:
             answer, fault = self._answer(request)
-        if fault is not None:
+        if fault is not None and fault.act in {"hang", "delay"}:
             self._closing.wait(fault.seconds)
-        if fault is not None and fault.act in {"close", "hang"}:
+        if fault is not None and fault.is_silent:
             raise _hang_up()
         data = answer.data()
         phrase = http.HTTPStatus(answer.status).phrase
@@ -119,21 +119,22 @@ class VastSimulator:
             if request.path.startswith("/s3/"):
                 return self._api.logs.fetch(request.path), None
             fault = self._plan.take(request)
-            if (
-                fault is not None
-                and fault.when == "before"
-                and fault.act in {"answer", "close", "hang"}
-            ):
-                answer = fault.answer()
-            else:
-                answer = self._api.respond(request)
-                if fault is not None:
-                    if fault.act == "duplicate":
-                        request.duplicated = True
-                        self._api.respond(request)
-                    answer = fault.spoil(answer)
+            answer = self._serve(request, fault)
             self._note(request, answer, fault)
             return answer, fault
+
+    def _serve(self, request: Request, fault: Fault | None) -> Answer:
+        if fault is None:
+            return self._api.respond(request)
+        if fault.act == "late":
+            self._world.at(self._world.after(fault.seconds), lambda: self._api.respond(request))
+        if fault.prevents:
+            return fault.answer()
+        answer = self._api.respond(request)
+        if fault.act == "duplicate":
+            request.duplicated = True
+            self._api.respond(request)
+        return fault.spoil(answer)
 
     def _note(self, request: Request, answer: Answer, fault: Fault | None) -> None:
         self._control.requests.append(

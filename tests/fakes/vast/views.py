@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.fakes.vast.clock import SECOND, Moment
+from tests.fakes.vast.clock import SECOND
 from tests.fakes.vast.contracts import Contract
 from tests.fakes.vast.ledger import HOURS_PER_MONTH, shown
 from tests.fakes.vast.world import World
@@ -19,7 +19,7 @@ def ledger(world: World, label_prefix: str | None) -> dict[str, Any]:
         if label_prefix is None or (contract.label or "").startswith(label_prefix)
     }
     lines = [line for line in world.ledger.lines() if line.instance in mine]
-    spans = [(contract.created_at, contract.destroyed_at) for contract in mine.values()]
+    spans = [(contract.created_turn, contract.destroyed_turn) for contract in mine.values()]
     return {
         "now": now / SECOND,
         "deposited": shown(world.ledger.deposited),
@@ -89,13 +89,13 @@ def instance(contract: Contract) -> dict[str, Any]:
     }
 
 
-def _most_at_once(spans: list[tuple[Moment, Moment | None]]) -> int:
+def _most_at_once(spans: list[tuple[int, int | None]]) -> int:
     """How many contracts existed at the same time, at most."""
     changes = [(begin, 1) for begin, _ in spans] + [
         (end, -1) for _, end in spans if end is not None
     ]
     most = live = 0
-    for _, change in sorted(changes):  # an end before a beginning of the same moment
+    for _, change in sorted(changes):
         live += change
         most = max(most, live)
     return most

@@ -42,7 +42,7 @@ class World(Agenda):
         self._directory = directory
         self._next_ask = FIRST_ASK + options.num_machines
         self._next_contract = FIRST_CONTRACT
-        self._drain = 0
+        self._drain = self._turns = 0
 
     # Time
 
@@ -87,6 +87,7 @@ class World(Agenda):
             key=key,
             container=Container(self._directory / str(number), key),
             created_at=self.now,
+            created_turn=self._turn(),
         )
         self.contracts[number] = contract
         stored = storage_per_hour(contract.disk_gb, machine.storage_cost)
@@ -122,7 +123,7 @@ class World(Agenda):
     def destroy(self, contract: Contract) -> None:
         contract.wants_running = False
         self._become(contract, Phase.DESTROYED, contract.status)
-        contract.destroyed_at = self.now
+        contract.destroyed_at, contract.destroyed_turn = self.now, self._turn()
         self.ledger.close(contract.id, "storage", self.now)
         contract.container.remove()
 
@@ -338,6 +339,10 @@ class World(Agenda):
         for contract in self.contracts.values():
             if contract.phase.holds_gpu() or contract.phase is Phase.QUEUED:
                 self.stop(contract, "insufficient credit")
+
+    def _turn(self) -> int:
+        self._turns += 1
+        return self._turns
 
     # Draws
 
