@@ -5,20 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import httpx
-
-from tests.fakes.vast.server import VastSimulator
 
 PATIENCE_SECONDS = 10.0
 T = TypeVar("T")
 
 
+class Simulator(Protocol):
+    """In this process, or in another."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+
+
 class Driver:
     """A user of one simulator, and the test's hand behind it."""
 
-    def __init__(self, vast: VastSimulator, key: str | None = None) -> None:
+    def __init__(self, vast: Simulator, key: str | None = None) -> None:
         self.vast = vast
         self.http = httpx.Client(
             base_url=vast.url, headers={"Authorization": f"Bearer {key or vast.key}"}, timeout=10

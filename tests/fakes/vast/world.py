@@ -243,6 +243,7 @@ class World(Agenda):
             machine.tenant = contract.id
         elif machine.tenant == contract.id:
             machine.tenant = None
+            self.at(self.now, lambda: self.wake(machine))
         if phase not in {Phase.RUNNING, Phase.EXITED}:
             contract.container.kill()
             contract.running_since = None
