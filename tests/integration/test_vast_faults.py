@@ -272,6 +272,7 @@ def test_a_scoped_key_may_do_what_it_says(vast: Driver) -> None:
         pytest.param({"onstart": "x" * 4049}, "invalid_args", id="onstart"),
         pytest.param({"env": {"A": "x" * 32768}}, "invalid_args", id="env"),
         pytest.param({"env": "--gpus all"}, "invalid_args", id="docker options"),
+        pytest.param({"price": "0.2"}, "invalid_args", id="price as text"),
         pytest.param({"price": 129.0}, "invalid_price", id="price"),
     ],
 )

@@ -131,6 +131,8 @@ class Api:
         highest = MAX_BID_PER_GPU * contract.machine.num_gpus
         if contract.bid is None:
             return refused(400, "invalid_args", "This instance is no bid.")
+        if not isinstance(price, int | Decimal | None):
+            return refused(400, "invalid_args", f"price {price!r} is no number")
         if price is not None and not MIN_BID <= price <= highest:
             return refused(400, "invalid_price", f"price must be between {MIN_BID} and {highest}")
         self.world.change_bid(contract, highest if price is None else Decimal(price))

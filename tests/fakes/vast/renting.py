@@ -85,6 +85,9 @@ def _check(world: World, body: Mapping[str, Any]) -> list[tuple[str, str]]:
     Raises:
         ValueError: it is not.
     """
+    for name in ("price", "disk"):
+        if not isinstance(body.get(name), int | Decimal | None):
+            raise ValueError(f"{name} {body[name]!r} is no number")  # noqa: TRY004
     image = body.get("image") or body.get("template_hash_id")
     if not image or len(str(image)) > MAX_IMAGE:
         raise ValueError("image or template_hash_id is required, at most 1024 characters")

@@ -60,7 +60,6 @@ class VastSimulator:
         self._server = wsgi.Server(("127.0.0.1", port), self._app, numthreads=NUM_THREADS)
         self._server.shutdown_timeout = 1
         self._server.expiration_interval = LOOK_SECONDS  # how long it takes to notice its end
-        self._server.error_log = lambda *_args, **_more: None  # hanging up is the point here
         self._threads = [
             threading.Thread(target=self._server.serve, daemon=True),
             threading.Thread(target=self._look, daemon=True),
