@@ -54,7 +54,8 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
             "scenarios_per_step": 1,
             "max_new_tokens": 24,
         },
-        "guard": {**_SHARED["guard"], "sft_steps": 6, "sft_batch": 8, "batch": 8},
+        # Eight prompts at a time would take the training process over 1.5 GB.
+        "guard": {**_SHARED["guard"], "sft_steps": 6, "sft_batch": 6, "batch": 6},
         "selfplay": {
             "rounds": 1,
             "attacker_steps": 2,
