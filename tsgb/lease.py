@@ -1,0 +1,237 @@
+"""The lease of a run: which attempt may work on it, until when, and whether it shall stop.
+
+A pure record and functions; whoever holds the store reads and writes `lease.json`. One writer: the
+flow. A worker's watcher and the reaper read it. Clocks are arguments. Two clocks may differ by
+`SKEW`; a watcher that runs needs no common clock at all, see `Watch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from tsgb.errors import LeaseLost, StoreError
+
+NAME = "lease.json"
+SKEW = timedelta(minutes=10)
+"""By how much the clocks of a flow, a worker and a reaper may differ."""
+TTL = timedelta(minutes=20)
+"""How long a machine works on when its flow is dead: the bound on what a lost flow costs."""
+
+
+class Standing(StrEnum):
+    """What a lease says to one attempt."""
+
+    HOLDS = "holds"
+    REVOKED = "revoked"
+    """The flow asks to stop: save and go."""
+    OVER = "over"
+    """Run out, past its deadline, or the run has ended: nobody counts on this machine any more."""
+    OTHERS = "others"
+    """Another attempt's: a save would be refused anyway."""
+
+    @property
+    def may_work(self) -> bool:
+        """Whether the attempt goes on."""
+        return self is Standing.HOLDS
+
+
+class Lease(BaseModel):
+    """One run's permission to work.
+
+    Example: `Lease(run="r1", attempt=3, owner="5f0c", renewed_at=now, expires_at=now + TTL)`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run: str
+    attempt: int = Field(ge=1)
+    """The fencing token: only this attempt works."""
+    owner: str
+    """Drawn by each start of the flow; a second flow sees that it is not its own."""
+    renewed_at: AwareDatetime
+    expires_at: AwareDatetime
+    renewals: int = Field(default=0, ge=0)
+    """Rises with each renewal, so that a watcher sees one without a clock in common."""
+    ttl_seconds: float = Field(default=TTL.total_seconds(), gt=0)
+    deadline_at: AwareDatetime | None = None
+    """No renewal reaches beyond it."""
+    instance_id: int | None = None
+    """None until the rental is acknowledged, and for a local process."""
+    budget_microdollars: int | None = None
+    spent_microdollars: int = 0
+    stop: str | None = None
+    """Why the attempt shall save and go."""
+    ended: bool = False
+    """The run is over: nothing of it may live."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the document in the store."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], where: str = NAME) -> Self:
+        """Read the document.
+
+        Raises:
+            StoreError: It is no lease; never to be taken for an absent one.
+        """
+        try:
+            return cls.model_validate(dict(document))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise StoreError(
+                f"{where}: {field}: {first['msg']}: not a lease; stop what works on this run, then "
+                "delete it"
+            ) from error
+
+    def has_run_out(self, now: datetime, skew: timedelta = SKEW) -> bool:
+        """Past its end or its deadline, on any clock within `skew` of ours."""
+        ends = (
+            self.expires_at if self.deadline_at is None else min(self.expires_at, self.deadline_at)
+        )
+        return now > ends + skew
+
+    def standing(self, attempt: int, now: datetime, skew: timedelta = SKEW) -> Standing:
+        """What it says to an attempt that reads it now."""
+        if self.attempt != attempt:
+            return Standing.OTHERS
+        if self.ended or self.has_run_out(now, skew):
+            return Standing.OVER
+        return Standing.HOLDS if self.stop is None else Standing.REVOKED
+
+
+def grant(
+    held: Lease | None,
+    *,
+    run: str,
+    attempt: int,
+    owner: str,
+    now: datetime,
+    ttl: timedelta = TTL,
+    deadline_at: datetime | None = None,
+    budget_microdollars: int | None = None,
+    spent_microdollars: int = 0,
+) -> Lease:
+    """The lease of a new attempt, after the one that is in the store.
+
+    Raises:
+        LeaseLost: Another flow holds it, or it is that of a later attempt.
+    """
+    if held is not None:
+        if held.owner != owner and not held.ended and not held.has_run_out(now):
+            raise LeaseLost(
+                f"run {run!r}: another flow renewed the lease at {held.renewed_at:%H:%M:%S} and "
+                f"holds it until {held.expires_at:%H:%M:%S} (UTC): stop that flow, or wait"
+            )
+        if held.attempt > attempt:
+            raise LeaseLost(f"run {run!r}: attempt {held.attempt} came after attempt {attempt}")
+    return Lease(
+        run=run,
+        attempt=attempt,
+        owner=owner,
+        renewed_at=now,
+        expires_at=_end(now, ttl, deadline_at),
+        renewals=0 if held is None else held.renewals + 1,
+        ttl_seconds=ttl.total_seconds(),
+        deadline_at=deadline_at,
+        budget_microdollars=budget_microdollars,
+        spent_microdollars=spent_microdollars,
+    )
+
+
+def renew(lease: Lease, now: datetime, *, spent_microdollars: int | None = None) -> Lease:
+    """Prolong it; a revoked one stays revoked, and its end never moves back.
+
+    Raises:
+        LeaseLost: The run has ended.
+    """
+    if lease.ended:
+        raise LeaseLost(f"run {lease.run!r} has ended; its lease is not renewed")
+    end = _end(now, timedelta(seconds=lease.ttl_seconds), lease.deadline_at)
+    spent = lease.spent_microdollars if spent_microdollars is None else spent_microdollars
+    return lease.model_copy(
+        update={
+            "renewed_at": max(lease.renewed_at, now),
+            "expires_at": max(lease.expires_at, end),
+            "renewals": lease.renewals + 1,
+            "spent_microdollars": max(lease.spent_microdollars, spent),
+        }
+    )
+
+
+def assign(lease: Lease, instance_id: int) -> Lease:
+    """Name the machine, once the rental is acknowledged."""
+    return lease.model_copy(update={"instance_id": instance_id})
+
+
+def revoke(lease: Lease, reason: str) -> Lease:
+    """Ask the attempt to save and go; the first reason stands."""
+    return lease if lease.stop else lease.model_copy(update={"stop": reason})
+
+
+def end(lease: Lease, reason: str) -> Lease:
+    """End the run: its machines go, and no renewal brings it back."""
+    return revoke(lease, reason).model_copy(update={"ended": True})
+
+
+def _end(now: datetime, ttl: timedelta, deadline_at: datetime | None) -> datetime:
+    return now + ttl if deadline_at is None else min(now + ttl, deadline_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What a watcher remembers from look to look: when it last saw the lease renewed.
+
+    The time between renewals is measured on the watcher's own monotonic clock. So a lease that is
+    renewed holds however far its wall clock is off, and one that is not, ends after its own ttl.
+
+    Example: `Watch(attempt=3, since=monotonic())`
+    """
+
+    attempt: int
+    since: float
+    """Monotonic seconds: the watcher's start, then the last renewal that was seen."""
+    renewals: int | None = None
+    """As last read; None before."""
+    risen: bool = False
+    """A renewal was seen while watching, so the flow lives."""
+    ttl_seconds: float = TTL.total_seconds()
+
+    def saw(self, lease: Lease, monotonic: float) -> Watch:
+        """After a successful read; a failed one changes nothing."""
+        if lease.attempt != self.attempt:
+            return self
+        if self.renewals is not None and lease.renewals <= self.renewals:
+            return self
+        return replace(
+            self,
+            since=monotonic,
+            renewals=lease.renewals,
+            risen=self.renewals is not None,
+            ttl_seconds=lease.ttl_seconds,
+        )
+
+    def standing(self, lease: Lease | None, now: datetime, monotonic: float) -> Standing:
+        """What holds now.
+
+        Args:
+            lease: As it was last read; None if it could not be read yet.
+            now: This machine's wall clock. It judges the deadline, and the lease itself only until
+                a renewal was seen: a machine that was stopped for hours may start again.
+            monotonic: This machine's monotonic clock.
+        """
+        if monotonic - self.since > self.ttl_seconds:
+            return Standing.OVER
+        if lease is None:
+            return Standing.HOLDS
+        past_deadline = lease.deadline_at is not None and now > lease.deadline_at + SKEW
+        if self.risen and not past_deadline:
+            now = min(now, lease.expires_at)
+        return lease.standing(self.attempt, now)
