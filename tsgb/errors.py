@@ -11,6 +11,7 @@ classified where they enter (store, black box, worker, Vast.ai), in one place ea
     |       +-- StoreFull          exit 6   no space (ENOSPC, HTTP 507); saved work is safe
     |       +-- StoreUnreachable   exit 7   no answer for as long as it was retried; may heal
     +-- LeaseLost                  exit 5   a newer process works on this run
+    +-- BudgetReached              exit 1   the money is used up; what was trained is kept
     +-- InvalidResult              exit 3   too many errors to trust the number
     +-- Interrupted                exit 130 SIGINT/SIGTERM: saved, resume with the same command
     +-- Preempted                           the machine is gone; the flow retries on this one only
@@ -84,6 +85,10 @@ class LeaseLost(TSGBError):
     """Another process has claimed this run with a higher attempt number."""
 
     exit_code = ExitCode.LEASE_LOST
+
+
+class BudgetReached(TSGBError):
+    """No money for another machine: raise the budget and go on from the last checkpoint."""
 
 
 class InvalidResult(TSGBError):

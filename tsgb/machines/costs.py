@@ -1,0 +1,156 @@
+"""What a rented machine costs, in whole micro-dollars: exact sums, always rounded up.
+
+A machine costs by the hour while its GPU is held, by the hour for its disk in every state until it
+is destroyed, and by the byte. Knows no store and no clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tsgb.errors import UsageError
+
+MICRO = 1_000_000
+HOURS_PER_MONTH = 730
+_US_PER_HOUR = 3_600 * MICRO
+_BYTES_PER_GB = 10**9
+_US = timedelta(microseconds=1)
+
+DRIFT_SHARE = Decimal("0.25")
+"""By how much of the larger one the account and the ledger may differ."""
+DRIFT_FLOOR = MICRO // 20
+"""Below 5 cents nothing is said: charges arrive late and rounded."""
+
+
+def microdollars(dollars: float | str | Decimal) -> int:
+    """As a service or a person writes it, rounded up.
+
+    Raises:
+        UsageError: No finite amount of at least 0.
+    """
+    try:
+        amount = Decimal(str(dollars))
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise UsageError(f"{dollars!r} is not an amount in dollars: give a number of at least 0")
+    return int((amount * MICRO).to_integral_value(ROUND_CEILING))
+
+
+def in_dollars(amount: int) -> str:
+    """For a person.
+
+    Example: `in_dollars(1_234_567) == "$1.2346"`
+    """
+    return f"${Decimal(amount) / MICRO:.4f}"
+
+
+class Rates(BaseModel):
+    """Prices of one machine, in micro-dollars.
+
+    Example: `Rates(gpu_per_hour=200_000, storage_per_hour=8_000, up_per_gb=3_000)`
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    gpu_per_hour: int = Field(default=0, ge=0)
+    storage_per_hour: int = Field(default=0, ge=0)
+    up_per_gb: int = Field(default=0, ge=0)
+    down_per_gb: int = Field(default=0, ge=0)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        price: float,
+        disk_gb: float,
+        storage_cost: float,
+        up: float = 0.0,
+        down: float = 0.0,
+    ) -> Rates:
+        """From dollars as an offer quotes them: by the hour, by GB and month, by GB."""
+        storage = Decimal(str(disk_gb)) * Decimal(str(storage_cost)) / HOURS_PER_MONTH
+        return cls(
+            gpu_per_hour=microdollars(price),
+            storage_per_hour=microdollars(storage),
+            up_per_gb=microdollars(up),
+            down_per_gb=microdollars(down),
+        )
+
+
+class Usage(BaseModel):
+    """What of a machine was used. Sums of usages are exact.
+
+    Example: `Usage.of(timedelta(hours=1), bytes_up=7 * 10**8)`
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    gpu_us: int = Field(default=0, ge=0)
+    """Microseconds in which the GPU was billed."""
+    storage_us: int = Field(default=0, ge=0)
+    """Microseconds since it was created."""
+    bytes_up: int = Field(default=0, ge=0)
+    bytes_down: int = Field(default=0, ge=0)
+
+    @classmethod
+    def of(
+        cls,
+        held: timedelta,
+        *,
+        gpu_billed: bool = True,
+        bytes_up: int = 0,
+        bytes_down: int = 0,
+    ) -> Usage:
+        """So long held; `gpu_billed` unless its state is known to be one that is not."""
+        us = max(0, held // _US)
+        return cls(
+            gpu_us=us if gpu_billed else 0, storage_us=us, bytes_up=bytes_up, bytes_down=bytes_down
+        )
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            gpu_us=self.gpu_us + other.gpu_us,
+            storage_us=self.storage_us + other.storage_us,
+            bytes_up=self.bytes_up + other.bytes_up,
+            bytes_down=self.bytes_down + other.bytes_down,
+        )
+
+    def cost(self, rates: Rates) -> int:
+        """Micro-dollars, rounded up once: more use never costs less."""
+        by_time = rates.gpu_per_hour * self.gpu_us + rates.storage_per_hour * self.storage_us
+        by_byte = rates.up_per_gb * self.bytes_up + rates.down_per_gb * self.bytes_down
+        whole = by_time * _BYTES_PER_GB + by_byte * _US_PER_HOUR
+        return -(-whole // (_US_PER_HOUR * _BYTES_PER_GB))
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The account's own word against the ledger's, over the same time.
+
+    Example: `Drift(charged=900_000, recorded=500_000)` is an alarm: look for a leaked machine.
+    """
+
+    charged: int
+    """Micro-dollars by which the credit fell."""
+    recorded: int
+    """Micro-dollars that the ledgers accrued."""
+
+    @property
+    def alarming(self) -> bool:
+        """Further apart than late and rounded charges explain."""
+        apart = abs(self.charged - self.recorded)
+        return apart > max(DRIFT_FLOOR, DRIFT_SHARE * max(self.charged, self.recorded))
+
+    def __str__(self) -> str:
+        text = f"the account was charged {in_dollars(self.charged)}, "
+        text += f"the ledger holds {in_dollars(self.recorded)}"
+        if not self.alarming:
+            return text
+        if self.charged > self.recorded:
+            return f"{text}: look for instances that no run owns"
+        return f"{text}: charges are late, or its rates are too high"
