@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
 from tests.fakes.miniature import miniature_config
@@ -16,7 +17,7 @@ from tsgb.checkpoint.layout import Place
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
-from tsgb.errors import Interrupted, LeaseLost, StoreFull, StoreUnreachable
+from tsgb.errors import ConfigError, Interrupted, LeaseLost, StoreFull, StoreUnreachable
 from tsgb.types import CheckpointRef
 from tsgb.worker.attempt import Attempt
 from tsgb.worker.models import setup_torch
@@ -201,6 +202,24 @@ def test_the_last_save_is_made_if_there_is_time(
     assert ref.step == LAST
     run = RunStore(files, files.url)
     assert CheckpointStore(run).read(ref, ["guard.safetensors"])
+
+
+@pytest.mark.parametrize("key", [None, SecretStr("sixteen characters and more")])
+def test_another_configuration_is_refused_where_manifests_are_signed(
+    files: MemoryFiles, places: Places, key: SecretStr | None
+) -> None:
+    def begin(config: RunConfig) -> Attempt:
+        run = RunStore(files, files.url, manifest_key=key)
+        return Attempt(run, config, places, Signals(), attempt=None)
+
+    begin(CONFIG).train(3)
+    changed = miniature_config({"checkpoint_interval": 2, "guard": {"reward_miss": 5.0}})
+    if key is None:
+        assert begin(changed).train(4).step == 4
+    else:
+        with pytest.raises(ConfigError, match=r"config.json is not the configuration that step-"):
+            begin(changed).train(4)
+        assert begin(CONFIG).train(4).step == 4
 
 
 def test_without_an_interval_the_clock_decides(files: MemoryFiles, places: Places) -> None:

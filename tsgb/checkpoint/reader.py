@@ -107,6 +107,14 @@ class CheckpointReader:
         """
         return self._only(name, lambda place: self._ref(place, *self._manifest(place)))
 
+    def manifest(self, ref: CheckpointRef) -> Manifest:
+        """The manifest of a committed checkpoint.
+
+        Raises:
+            CheckpointError: It is gone or damaged.
+        """
+        return self._only(ref.name, lambda place: self._manifest(place)[0])
+
     def _only(self, name: str, look: Callable[[Place], _T]) -> _T:
         place = Place.parse(name)
         try:

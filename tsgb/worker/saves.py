@@ -28,7 +28,7 @@ from tsgb.checkpoint.saver import Saver, Snapshot
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.checkpoint.urls import local_path
 from tsgb.config import RunConfig
-from tsgb.errors import CheckpointError, StoreError, StoreFull
+from tsgb.errors import CheckpointError, ConfigError, StoreError, StoreFull
 from tsgb.logging import get_logger
 from tsgb.trainer.loop import Trainer
 from tsgb.trainer.saving import Stage
@@ -99,6 +99,7 @@ class Saves:
             starts = _history(self.run)
             self._mtbf_seconds = mean_time_between_failures(starts, datetime.now(UTC))
         if found is not None:
+            self._check_config(found[0])
             self._saved = found[0]
             self._saver.resume_from(found[0])
         spooled = self._spooled(on_skip)
@@ -204,6 +205,25 @@ class Saves:
         places = [Place.parse(name) for name in self.run.list(CHECKPOINTS)]
         later = sum(place is not None and place.step > 0 for place in places)
         return self.store.prune(later) if later else []
+
+    def _check_config(self, ref: CheckpointRef) -> None:
+        """Whether `config.json` is still what the checkpoint was trained with.
+
+        Only where manifests are signed is another one refused: that file is not signed itself, and
+        a newer version, which adds settings, reads an old one as another.
+        """
+        if self.store.manifest(ref).config_sha256 == self.config.fingerprint:
+            return
+        problem = (
+            f"{self.run.run_url}/config.json is not the configuration that {ref.name} was trained "
+            "with"
+        )
+        if self.run.manifest_key is not None:
+            raise ConfigError(
+                f"{problem}: restore it, resume with the version that wrote it, or start a new run "
+                "with another --run-id"
+            )
+        get_logger().warning("the configuration has changed", reason=problem)
 
     def _due(self, step: int) -> bool:
         if self.config.checkpoint_interval is not None:
