@@ -22,7 +22,9 @@ from tsgb.machines.costs import Drift, Rates, Usage, in_dollars
 
 NAME = "budget.json"
 WINDOW = timedelta(minutes=20)
-"""For how long money is set aside at a time: what a machine may cost whose flow has died."""
+"""Money is set aside for at least so long, as far as it reaches: the ttl of a lease, because a
+machine whose flow has died goes on until then. Twice as much is taken at a time, so that only one
+poll in forty has to write."""
 
 
 class Ledger:
@@ -116,7 +118,7 @@ class Ledger:
             attempt: A number that has no account yet.
             rates: Of the machine.
             now: Time of day.
-            window: For so long, as far as the budget reaches.
+            window: See `WINDOW`.
             least: Not worth a start with money for less, say until a first checkpoint is saved.
             traffic: What the start loads, for sure.
             credit: Micro-dollars on the account, which bounds as the budget does.
@@ -130,7 +132,7 @@ class Ledger:
         fresh = Account(attempt=attempt, rates=rates, opened_at=now, seen_at=now)
         start = traffic or Usage()
         needed = (start + Usage.of(least)).cost(rates)
-        wanted = (start + Usage.of(max(window, least))).cost(rates)
+        wanted = (start + Usage.of(max(2 * window, least))).cost(rates)
         free = self.left
         if credit is not None:
             promised = sum(a.held - a.spent for a in self._accounts.values() if a.is_open)
@@ -158,8 +160,6 @@ class Ledger:
     ) -> bool:
         """Count on, and say whether the machine may go on for another poll within the budget.
 
-        Money is set aside for `window` at a time, so that few polls write.
-
         Args:
             attempt: Whose account is open.
             now: Time of day.
@@ -167,20 +167,21 @@ class Ledger:
             more: Traffic since the last look.
             gpu_billed: False only if the machine was seen not to be billed for its GPU.
             ahead: Traffic that is expected until the next look.
-            window: How far ahead to set aside.
+            window: See `WINDOW`.
         """
         account = self._of(attempt).used(now, more, gpu_billed=gpu_billed)
         self._accounts[attempt] = account
         traffic = ahead or Usage()
-        needed = account.cost_after(poll, traffic)
-        if needed <= account.reserved:
-            return True
         reach = account.held + self.left
-        if account.spent <= account.reserved and needed > reach:
-            return False
-        wanted = account.cost_after(max(poll, window), traffic)
-        self._write(account.model_copy(update={"reserved": max(account.spent, min(wanted, reach))}))
-        return needed <= reach
+        short = account.reserved < min(reach, account.cost_after(max(poll, window), traffic))
+        if short or account.spent > account.reserved:
+            wanted = min(reach, account.cost_after(max(poll, 2 * window), traffic))
+            self._write(account.model_copy(update={"reserved": max(account.spent, wanted)}))
+        return account.cost_after(poll, traffic) <= reach
+
+    def covers_until(self, attempt: int) -> datetime:
+        """Until when the money that is set aside keeps the machine, traffic apart."""
+        return self._of(attempt).covers_until
 
     def commit(
         self,

@@ -139,28 +139,45 @@ def grant(
         renewed_at=now,
         expires_at=_end(now, ttl, deadline_at),
         renewals=0 if held is None else held.renewals + 1,
-        ttl_seconds=ttl.total_seconds(),
+        ttl_seconds=max(1.0, (_end(now, ttl, deadline_at) - now).total_seconds()),
         deadline_at=deadline_at,
         budget_microdollars=budget_microdollars,
         spent_microdollars=spent_microdollars,
     )
 
 
-def renew(lease: Lease, now: datetime, *, spent_microdollars: int | None = None) -> Lease:
+def renew(
+    lease: Lease,
+    now: datetime,
+    *,
+    ttl: timedelta = TTL,
+    until: datetime | None = None,
+    spent_microdollars: int | None = None,
+) -> Lease:
     """Prolong it; a revoked one stays revoked, and its end never moves back.
+
+    Args:
+        lease: As it is in the store.
+        now: Time of day.
+        ttl: For so long.
+        until: But no longer than money is set aside for, so that a machine whose flow dies costs
+            no more than that (see `Ledger.covers_until`).
+        spent_microdollars: For a person to read.
 
     Raises:
         LeaseLost: The run has ended.
     """
     if lease.ended:
         raise LeaseLost(f"run {lease.run!r} has ended; its lease is not renewed")
-    end = _end(now, timedelta(seconds=lease.ttl_seconds), lease.deadline_at)
+    bounds = [bound for bound in (lease.deadline_at, until) if bound is not None]
+    end = _end(now, ttl, min(bounds, default=None))
     spent = lease.spent_microdollars if spent_microdollars is None else spent_microdollars
     return lease.model_copy(
         update={
             "renewed_at": max(lease.renewed_at, now),
             "expires_at": max(lease.expires_at, end),
             "renewals": lease.renewals + 1,
+            "ttl_seconds": max(1.0, (end - now).total_seconds()),
             "spent_microdollars": max(lease.spent_microdollars, spent),
         }
     )

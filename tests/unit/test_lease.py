@@ -80,6 +80,16 @@ def test_no_renewal_reaches_beyond_the_deadline() -> None:
         assert held.expires_at <= deadline
 
 
+def test_no_renewal_reaches_beyond_the_money() -> None:
+    held = renew(lease(), NOW + 10 * MINUTE, until=NOW + 25 * MINUTE)
+    assert (held.expires_at, held.ttl_seconds) == (NOW + 25 * MINUTE, 900.0)
+    watch = Watch(attempt=3, since=0.0).saw(held, 0.0)
+    assert watch.standing(held, NOW, 900.0).may_work
+    assert watch.standing(held, NOW, 901.0) is Standing.OVER
+    assert Lease.from_json(renew(held, NOW + TTL * 2, until=NOW).to_json()).ttl_seconds == 1.0
+    assert renew(held, NOW + 10 * MINUTE).ttl_seconds == TTL.total_seconds(), "more money came"
+
+
 def test_a_second_flow_waits_until_the_first_one_is_surely_dead() -> None:
     held = lease()
     mine = {"run": "r1", "attempt": 4, "owner": "flow-2"}

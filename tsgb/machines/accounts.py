@@ -44,6 +44,15 @@ class Account(BaseModel):
         """Micro-dollars that count against the budget."""
         return max(self.reserved, self.spent) if self.charged is None else self.charged
 
+    @property
+    def covers_until(self) -> datetime:
+        """Until when `reserved` lasts at the full rate, traffic apart."""
+        hourly = self.rates.gpu_per_hour + self.rates.storage_per_hour
+        left = max(0, self.reserved - self.spent)
+        if hourly == 0:
+            return self.seen_at + timedelta(days=365)
+        return self.seen_at + timedelta(microseconds=left * 3_600_000_000 // hourly)
+
     def used(self, now: datetime, more: Usage | None = None, *, gpu_billed: bool = True) -> Self:
         """Count on to `now`; a clock that was set back counts nothing."""
         passed = Usage.of(max(timedelta(0), now - self.seen_at), gpu_billed=gpu_billed)
