@@ -13,6 +13,8 @@ from dataclasses import dataclass
 _SECONDS = 3600.0
 _MOST = 500.0
 """Exponents beyond it mean: this never ends."""
+_LEAST = 1e-12
+"""A hazard per hour below it is none, also to floating-point numbers."""
 
 Interval = Callable[[float], float]
 """Seconds between two saves, for a mean time between preemptions in seconds."""
@@ -43,7 +45,7 @@ class Workload:
 
     def interval_hours(self, hazard: float, work_hours: float) -> float:
         """Between two saves at so many preemptions an hour; never longer than the work itself."""
-        seconds = self.interval(_SECONDS / hazard) if hazard > 0 else math.inf
+        seconds = self.interval(_SECONDS / hazard) if hazard >= _LEAST else math.inf
         return min(max(seconds, 1.0) / _SECONDS, max(work_hours, 1.0 / _SECONDS))
 
 
@@ -53,7 +55,7 @@ def stretch(hazard: float, interval_hours: float, work: Workload) -> float:
     The first start is not in it. Rises with the hazard; infinite where nothing would ever be saved.
     """
     cycle = interval_hours + work.stall_seconds / _SECONDS
-    if hazard <= 0:
+    if hazard < _LEAST:
         return cycle / interval_hours
     again = hazard * (work.boot_seconds + work.upload_seconds) / _SECONDS
     if again + hazard * cycle > _MOST:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,8 @@ GOOD = Offer(
     dph_base=0.4,
     min_bid=0.2,
     storage_cost=0.15,
+    inet_up_cost=0.01,
+    inet_down_cost=0.01,
     reliability=0.99,
 )
 
@@ -92,22 +95,35 @@ def test_a_cheaper_machine_is_never_the_worse_one(market: list[Offer], cut: floa
         assert found.dollars_per_useful_hour <= best.dollars_per_useful_hour
 
 
+def other(**changes: Any) -> Offer:
+    return replace(GOOD, id=99, **changes)
+
+
 @pytest.mark.parametrize(
     ("better", "hazard"),
     [
-        pytest.param(replace(GOOD, id=1, min_bid=0.19), {}, id="price"),
-        pytest.param(replace(GOOD, id=1, reliability=1.0), {}, id="reliability"),
-        pytest.param(replace(GOOD, id=1, inet_up_cost=0.0), {}, id="traffic"),
-        pytest.param(replace(GOOD, id=1, storage_cost=0.1), {}, id="storage"),
-        pytest.param(replace(GOOD, id=1, min_bid=0.21), {1: 0.1}, id="hazard-outweighs-price"),
+        pytest.param(other(min_bid=0.19), {}, id="price"),
+        pytest.param(other(min_bid=0.205, reliability=1.0), {}, id="reliability"),
+        pytest.param(other(inet_up_cost=0.009), {}, id="upload"),
+        pytest.param(other(inet_down_cost=0.009), {}, id="download"),
+        pytest.param(other(storage_cost=0.1), {}, id="storage"),
+        pytest.param(other(min_bid=0.21), {99: 0.1}, id="hazard-outweighs-price"),
         pytest.param(replace(GOOD, id=40), {}, id="a-tie-by-id"),
     ],
 )
 def test_what_makes_an_offer_the_better_one(better: Offer, hazard: dict[int, float]) -> None:
-    other = replace(GOOD, inet_up_cost=0.01 if better.inet_up_cost == 0.0 else 0.0)
-    choice = choose([other, better], NEEDS, WORK, lambda offer: hazard.get(offer.id, 0.4))
+    needs = replace(NEEDS, reliability=0.5)
+    good = replace(GOOD, reliability=0.9) if better.reliability == 1.0 else GOOD
+    choice = choose([good, better], needs, WORK, lambda offer: hazard.get(offer.id, 0.4))
     assert choice.best is not None
     assert choice.best.offer == better
+
+
+def test_the_storage_is_under_the_cap_too() -> None:
+    tight = replace(NEEDS, cap=0.22)
+    best = choose([replace(GOOD, dph_base=1.0, min_bid=0.21)], tight, WORK, hazard_of).best
+    assert best is not None
+    assert 0.219 < best.hourly <= 0.22
 
 
 def test_on_demand_where_machines_are_taken_away_too_often() -> None:
@@ -165,7 +181,7 @@ def test_what_a_person_is_told() -> None:
     )
     assert str(choose([], NEEDS, WORK, hazard_of)).startswith("no offers at all")
     assert str(choose([GOOD], NEEDS, WORK, hazard_of)).startswith(
-        "offer 41 (RTX 4090, machine 7) at $0.222/h, expected $0.2"
+        "offer 41 (RTX 4090, machine 7) at $0.222/h, expected $0.317 per useful hour"
     )
 
 
@@ -208,6 +224,11 @@ def test_break_even_is_where_both_cost_the_same() -> None:
 def test_more_preemption_stretches_more(low: float, high: float, interval: float) -> None:
     low, high = sorted((low, high))
     assert 1 <= stretch(low, interval, WORK) <= stretch(high, interval, WORK) * (1 + 1e-9)
+
+
+def test_a_hazard_too_small_to_matter() -> None:
+    assert stretch(5e-324, 0.5, WORK) == stretch(0.0, 0.5, WORK)
+    assert WORK.interval_hours(5e-324, 8.0) == 8.0
 
 
 def test_what_would_never_save_takes_for_ever() -> None:

@@ -44,9 +44,12 @@ def test_a_machine_that_stays_costs_its_time() -> None:
     assert (calm.machines.p90, calm.within(1.9), calm.within(2.2)) == (1, 0, 1)
 
 
+@pytest.mark.parametrize("upload", [0.0, 900.0])
 @pytest.mark.parametrize("rate", [0.1, 0.4, 1.0, 2.0])
-def test_the_mean_is_that_of_the_model_by_which_offers_are_chosen(rate: float) -> None:
-    long = replace(WORK, work_hours=100.0)
+def test_the_mean_is_that_of_the_model_by_which_offers_are_chosen(
+    rate: float, upload: float
+) -> None:
+    long = replace(WORK, work_hours=100.0, upload_seconds=upload)
     seen = run(long, replace(TERMS, hazard=known(rate)), num=400)
     model = 100.0 * stretch(rate, long.interval_hours(rate, 100.0), long) * 0.25
     assert seen.all_dollars.mean() == pytest.approx(model, rel=0.03)
