@@ -16,7 +16,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -34,6 +35,7 @@ from tsgb.types import Buffer
 
 DEADLINE_SECONDS = 300.0
 _TIMEOUT = httpx.Timeout(connect=10, read=300, write=60, pool=60)
+_CHUNK = 1 << 20
 _T = TypeVar("_T")
 
 
@@ -241,8 +243,9 @@ class _WebDAVFiles:
 
     def write(self, path: str, data: Buffer) -> None:
         def put(target: str) -> None:
-            source: Any = _Reader(data)
-            self._client.upload_fileobj(source, target, overwrite=True, size=len(data))
+            size = {"Content-Length": str(len(data))}
+            done = self._client.request("PUT", target, content=_chunks(data), headers=size)
+            done.raise_for_status()
 
         def put_below_parents(target: str) -> None:
             try:
@@ -301,24 +304,13 @@ class _WebDAVFiles:
             # nginx refuses to delete a directory whose address lacks the slash.
             self._client.request("DELETE", target, add_trailing_slash=is_dir)
 
-        try:
+        with suppress(FileNotFoundError):
             self._call(path, delete)
-        except FileNotFoundError:
-            return
 
 
-class _Reader:
-    """A buffer as a file; `io.BytesIO` would copy it whole."""
-
-    def __init__(self, data: Buffer) -> None:
-        self._view = memoryview(data)
-        self._at = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        stop = len(self._view) if size is None or size < 0 else self._at + size
-        part = bytes(self._view[self._at : stop])
-        self._at += len(part)
-        return part
+def _chunks(data: Buffer) -> Iterator[bytes]:
+    """A buffer in pieces; in one it would be copied whole."""
+    return (bytes(data[start : start + _CHUNK]) for start in range(0, len(data), _CHUNK))
 
 
 def _http_status(error: Exception) -> int | None:
@@ -348,7 +340,6 @@ class _AnyFileSystem(Protocol):
     def ls(self, path: str, detail: bool = True) -> list[dict[str, Any]]: ...
     def rm_file(self, path: str) -> None: ...
     def rm(self, path: str, recursive: bool = False) -> None: ...
-    def info(self, path: str) -> dict[str, Any]: ...
     def invalidate_cache(self) -> None: ...
 
 
@@ -399,13 +390,9 @@ class _FsspecFiles:
         return sorted(found, key=lambda entry: entry.name)
 
     def delete(self, path: str) -> None:
-        try:
+        with suppress(FileNotFoundError):
             self._call(path, self._fs.rm_file)
-        except FileNotFoundError:
-            return
 
     def delete_dir(self, path: str) -> None:
-        try:
+        with suppress(FileNotFoundError):
             self._call(path, lambda target: self._fs.rm(target, recursive=True))
-        except FileNotFoundError:
-            return

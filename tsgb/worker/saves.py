@@ -170,7 +170,7 @@ class Saves:
             return
         if first_in_time and both <= grace_seconds - MARGIN_SECONDS:
             self._saver.submit(lambda stage: self._take(trainer, metrics, stage))
-            first_in_time = self._saver.flush(max(0.0, deadline - self._clock()))
+            self._saver.flush(max(0.0, deadline - self._clock()))
             self._saver.check()
         if self._saved is None or self._saved.step < trainer.state.step:
             get_logger().warning(
