@@ -222,6 +222,22 @@ def test_another_configuration_is_refused_where_manifests_are_signed(
         assert begin(CONFIG).train(4).step == 4
 
 
+def test_a_resuming_worker_reads_each_file_of_its_checkpoint_once(
+    files: MemoryFiles, places: Places
+) -> None:
+    ref = attempt(files, places).train(3)
+    read: list[str] = []
+
+    def note(operation: str, path: str) -> None:
+        if operation == "read" and ref.name in path:
+            read.append(path.rpartition("/")[2])
+
+    again = attempt(FaultyFiles(files, note), places)
+    assert again.train(3) == ref
+    held = [path for path in files.files if f"/{ref.name}/" in path]
+    assert sorted(read) == sorted(path.rpartition("/")[2] for path in held)
+
+
 def test_without_an_interval_the_clock_decides(files: MemoryFiles, places: Places) -> None:
     config = miniature_config({"checkpoint_interval": None})
     taken = attempt(files, places, config=config)

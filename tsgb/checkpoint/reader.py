@@ -77,10 +77,17 @@ class CheckpointReader:
         Raises:
             CheckpointError: There are checkpoints, but none that verifies.
         """
+        found = self.newest_whole(on_skip, names)
+        return None if found is None else (found[0], found[2])
 
-        def look(place: Place) -> tuple[CheckpointRef, dict[str, bytes]]:
+    def newest_whole(
+        self, on_skip: Callable[[str], None], names: Collection[str] | None = None
+    ) -> tuple[CheckpointRef, Manifest, dict[str, bytes]] | None:
+        """As `newest_valid`, with the manifest."""
+
+        def look(place: Place) -> tuple[CheckpointRef, Manifest, dict[str, bytes]]:
             manifest, sha256 = self._manifest(place)
-            return self._ref(place, manifest, sha256), self._files(place, manifest, names)
+            return self._ref(place, manifest, sha256), manifest, self._files(place, manifest, names)
 
         return self._first_valid(look, on_skip)
 
@@ -106,14 +113,6 @@ class CheckpointReader:
             CheckpointError: There is none of that name, or its manifest is damaged.
         """
         return self._only(name, lambda place: self._ref(place, *self._manifest(place)))
-
-    def manifest(self, ref: CheckpointRef) -> Manifest:
-        """The manifest of a committed checkpoint.
-
-        Raises:
-            CheckpointError: It is gone or damaged.
-        """
-        return self._only(ref.name, lambda place: self._manifest(place)[0])
 
     def _only(self, name: str, look: Callable[[Place], _T]) -> _T:
         place = Place.parse(name)

@@ -22,6 +22,7 @@ from tsgb.checkpoint.interval import (
     save_interval,
 )
 from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, Claim, Place
+from tsgb.checkpoint.manifest import Manifest
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.saver import Saver, Snapshot
@@ -94,17 +95,17 @@ class Saves:
 
     def resume(self, on_skip: Callable[[str], None]) -> dict[str, bytes] | None:
         """The files to go on from: the newest of the store, or of this machine's spool."""
-        found = self.store.newest_valid(on_skip)
+        found = self.store.newest_whole(on_skip)
         if self.config.checkpoint_interval is None:
             starts = _history(self.run)
             self._mtbf_seconds = mean_time_between_failures(starts, datetime.now(UTC))
         if found is not None:
-            self._check_config(found[0])
+            self._check_config(found[0], found[1])
             self._saved = found[0]
             self._saver.resume_from(found[0])
         spooled = self._spooled(on_skip)
         if spooled is None or (found is not None and _age(spooled[0]) <= _age(found[0])):
-            return None if found is None else found[1]
+            return None if found is None else found[2]
         get_logger().warning(
             "going on from the spool of this machine", step=spooled[0].step, path=self._spool_path
         )
@@ -206,13 +207,13 @@ class Saves:
         later = sum(place is not None and place.step > 0 for place in places)
         return self.store.prune(later) if later else []
 
-    def _check_config(self, ref: CheckpointRef) -> None:
+    def _check_config(self, ref: CheckpointRef, manifest: Manifest) -> None:
         """Whether `config.json` is still what the checkpoint was trained with.
 
         Only where manifests are signed is another one refused: that file is not signed itself, and
         a newer version, which adds settings, reads an old one as another.
         """
-        if self.store.manifest(ref).config_sha256 == self.config.fingerprint:
+        if manifest.config_sha256 == self.config.fingerprint:
             return
         problem = (
             f"{self.run.run_url}/config.json is not the configuration that {ref.name} was trained "
