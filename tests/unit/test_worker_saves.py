@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -82,8 +83,8 @@ def full(files: MemoryFiles, room_for: int) -> Callable[[str, str], None]:
     """A store with room for so many checkpoints."""
 
     def before(operation: str, path: str) -> None:
-        if operation == "write" and path.endswith(".safetensors"):
-            others = {place.name for place in committed(files)} - {path.split("/")[1]}
+        if operation == "write" and path.endswith((".safetensors", "metrics.jsonl")):
+            others = {place.name for place in committed(files)} - {*path.split("/")}
             if len(others) >= room_for:
                 raise StoreFull("HTTP 507")
 
@@ -125,6 +126,8 @@ def test_training_goes_on_on_this_machine_while_the_store_is_full(
     assert (ref.step, second.saves.alarm) == (LAST, "")
     assert tensors(files, ref) == undisturbed(places)
     assert [*(places.cache_dir / "spool").iterdir()] == []
+    lines = files.files["metrics.jsonl"].decode().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*range(1, LAST + 1)], "none is lost"
 
 
 def test_an_outage_costs_no_training(files: MemoryFiles, places: Places) -> None:

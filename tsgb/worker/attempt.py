@@ -148,24 +148,9 @@ class Attempt:
         files = self.saves.resume(_skipped)
         if files is not None:
             trainer.load(files)
-            self._metrics = self._earlier_metrics(trainer.state.step)
+            self._metrics = self.saves.earlier_metrics(trainer.state.step)
         self.trainer = trainer
         return trainer
-
-    def _earlier_metrics(self, step: int) -> list[str]:
-        """Lines up to the checkpoint; later ones belong to work that was lost."""
-        try:
-            lines = self.run.read_text("metrics.jsonl").splitlines()
-        except FileNotFoundError:
-            return []
-        kept: list[str] = []
-        for line in lines:
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                break  # torn: everything after it was written by the same dying process
-        return kept
 
     def _metrics_text(self) -> str:
         return "\n".join(self._metrics) + "\n" * bool(self._metrics)

@@ -8,6 +8,7 @@ this machine until the store takes them again, and the heartbeat carries an alar
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ LEAST_UNSAVED_SECONDS = 600.0
 """Training never waits for a store that has been silent for less."""
 MARGIN_SECONDS = 3.0
 """Kept of the time between a signal and the end, for the exit record."""
+METRICS = "metrics.jsonl"
 HISTORY = 20
 """Attempts that the time between failures is read from."""
 
@@ -81,6 +83,8 @@ class Saves:
         name = f"{self.run.run_id}-{hashlib.sha256(self.run.run_url.encode()).hexdigest()[:8]}"
         self._spool_path = spool_root / name
         self._spool: CheckpointStore | None = None
+        self._origin = self.run
+        """Where the state is from that training goes on from."""
         self._saver = Saver(self._commit, Stage, clock)
         self._saved: CheckpointRef | None = None
         self._snapshot_at = clock()
@@ -109,7 +113,26 @@ class Saves:
         get_logger().warning(
             "going on from the spool of this machine", step=spooled[0].step, path=self._spool_path
         )
+        self._origin = open_run(str(self._spool_path))
         return spooled[1]
+
+    def earlier_metrics(self, step: int) -> list[str]:
+        """Lines of `metrics.jsonl` up to the state that `resume` gave.
+
+        Later ones belong to work that was lost.
+        """
+        try:
+            lines = self._origin.read_text(METRICS).splitlines()
+        except FileNotFoundError:
+            return []
+        kept: list[str] = []
+        for line in lines:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                break  # torn: everything after it was written by the same dying process
+        return kept
 
     def after_update(self, trainer: Trainer, metrics: Metrics, step_seconds: float) -> None:
         """Save in the background if it is time.
@@ -245,7 +268,9 @@ class Saves:
                 f"{error}; step {snapshot.step} is kept in {self._spool_path} on this machine only"
             )
             get_logger().error("the store is full", reason=self.alarm)
-            return self._publish(self._opened_spool(), snapshot)
+            spool = self._opened_spool()
+            spool.run.write_text(METRICS, snapshot.metrics)
+            return self._publish(spool, snapshot)
         if self.alarm:
             get_logger().warning("the store takes checkpoints again", step=snapshot.step)
             self.alarm = ""
@@ -257,7 +282,7 @@ class Saves:
         for again in (False, True):
             try:
                 # Before the checkpoint: when resuming, a line too many is cut.
-                self.run.write_text("metrics.jsonl", snapshot.metrics)
+                self.run.write_text(METRICS, snapshot.metrics)
                 return self._publish(self.store, snapshot)
             except StoreFull:
                 if again or self.keep is None or not self.store.prune(1):
