@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from tests.fakes.checkpoints import flip
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
 from tests.fakes.miniature import miniature_config
 from tsgb.checkpoint.layout import Place
+from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
@@ -239,6 +241,26 @@ def test_a_resuming_worker_reads_each_file_of_its_checkpoint_once(
     assert again.train(3) == ref
     held = [path for path in files.files if f"/{ref.name}/" in path]
     assert sorted(read) == sorted(path.rpartition("/")[2] for path in held)
+
+
+def test_a_last_checkpoint_that_only_this_machines_cache_has_is_saved_again(
+    files: MemoryFiles, places: Places
+) -> None:
+    def begin() -> Attempt:
+        run = RunStore(files, files.url, cache=places.files)
+        return Attempt(run, CONFIG, places, Signals(), attempt=None)
+
+    rotten = begin().train(None)
+    assert begin().train(None) == rotten, "nothing to do"
+    path = f"checkpoints/{rotten.name}/guard.safetensors"
+    files.files[path] = flip(files.files[path], 100)
+    ref = begin().train(None)
+    assert ref.step == LAST
+    assert ref.name != rotten.name
+    found = CheckpointReader(RunStore(files, files.url)).newest_valid(pytest.fail)
+    assert found is not None
+    assert found[0] == ref
+    assert tensors(files, ref) == undisturbed(places)
 
 
 def test_without_an_interval_the_clock_decides(files: MemoryFiles, places: Places) -> None:

@@ -41,6 +41,13 @@ class CheckpointReader:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.run.run_url!r})"
 
+    def without_cache(self) -> CheckpointReader:
+        """The same checkpoints, each file read from the store."""
+        run = self.run
+        return CheckpointReader(
+            RunStore(run.filesystem, run.run_url, manifest_key=run.manifest_key)
+        )
+
     def newest(self) -> CheckpointRef | None:
         """The newest committed checkpoint; its files are verified when they are read.
 

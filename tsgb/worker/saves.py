@@ -175,9 +175,24 @@ class Saves:
         self._saver.drop_waiting()
         self._saver.flush()
         self._saver.check()
-        if self._saved is not None and self._saved.step == trainer.state.step:
+        if (
+            self._saved is not None
+            and self._saved.step == trainer.state.step
+            and self._lies_in_the_store(self._saved)
+        ):
             return self._saved
         return self.save_now(trainer, metrics)
+
+    def _lies_in_the_store(self, ref: CheckpointRef) -> bool:
+        """Whether what may have come from this machine's cache can be read by others too."""
+        if ref.writer == self.store.writer or self.run.cache is None:
+            return True
+        try:
+            self.store.without_cache().read(ref)
+        except CheckpointError as error:
+            get_logger().warning("saving again what the store has lost", reason=str(error))
+            return False
+        return True
 
     def before_the_end(self, trainer: Trainer, metrics: Metrics, grace_seconds: float) -> None:
         """The last save, within what is left until the machine goes.
