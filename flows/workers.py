@@ -61,6 +61,7 @@ class Workers:
     def build(self, arm: Arm, watch: Watch) -> None:
         """Build the models that the run needs, in as many parts as there are workers at a time."""
         run, num = self.open(arm), self.settings.max_parallel
+        run.check_writable()  # a run that is resumed has written nothing yet
         jobs = [
             self._job(
                 f"part {part + 1}", run, f"build-{part}", ["build", "--part", f"{part}/{num}"]

@@ -1,6 +1,9 @@
 """A store that will not do says so in one line, before a run has done a single update.
 
-Real servers on loopback and the real attempt, which claims its run and writes checkpoint 0 first.
+Real servers on loopback and the real attempt. It claims its run before it builds a model, which
+shows an address, a password or a right that is wrong, a certificate, and an attempt that is over.
+What only a large body shows, too little space and a limit on sizes, comes out with checkpoint 0:
+models are built by then, and kept on this machine, but nothing is trained.
 """
 
 from __future__ import annotations
@@ -42,16 +45,21 @@ def opened(url: str, password: str = PASSWORD) -> RunStore:
 
 
 @pytest.fixture
-def fails(cache: Path) -> Callable[..., str]:
+def fails(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Try to train; the error's text, which is one line about this store and holds no secret."""
 
-    def trial(run: RunStore, kind: type[TSGBError], attempt: int | None = None) -> str:
+    empty = tmp_path_factory.mktemp("empty")
+
+    def trial(
+        run: RunStore, kind: type[TSGBError], attempt: int | None = None, *, builds: bool = False
+    ) -> str:
         updates: list[object] = []
+        places = Places(cache_dir=cache if builds else empty)
         with pytest.raises(kind) as caught:
             Attempt(
                 run,
                 CONFIG,
-                Places(cache_dir=cache),
+                places,
                 Signals(),
                 attempt=attempt,
                 on_update=updates.append,
@@ -59,6 +67,7 @@ def fails(cache: Path) -> Callable[..., str]:
         text = str(caught.value)
         assert type(caught.value) is kind
         assert updates == []
+        assert [*empty.iterdir()] == [], "models were built"
         assert "\n" not in text
         assert run.run_url in text
         assert PASSWORD not in "".join(traceback.format_exception(caught.value))
@@ -102,13 +111,19 @@ def test_a_read_only_store(fails: Callable[..., str], tmp_path: Path) -> None:
 
 def test_no_space(fails: Callable[..., str], tmp_path: Path) -> None:
     with serve(refusing(dav_app(tmp_path), "507 Insufficient Storage", SMALL)) as url:
+        text = fails(opened(url), StoreFull, builds=True)
+    assert "no space left on the server (HTTP 507): free some" in text
+
+
+def test_no_space_at_all(fails: Callable[..., str], tmp_path: Path) -> None:
+    with serve(refusing(dav_app(tmp_path), "507 Insufficient Storage", 0)) as url:
         text = fails(opened(url), StoreFull)
     assert "no space left on the server (HTTP 507): free some" in text
 
 
 def test_files_too_large_for_the_server(fails: Callable[..., str], tmp_path: Path) -> None:
     with serve(refusing(dav_app(tmp_path), "413 Content Too Large", SMALL)) as url:
-        text = fails(opened(url), StoreError)
+        text = fails(opened(url), StoreError, builds=True)
     assert "too large for the server (HTTP 413): raise its limit" in text
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -96,6 +97,20 @@ class RunStore:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Create or replace a document, as canonical JSON."""
         self.write_bytes(name, canonical_json(content))
+
+    def check_writable(self) -> None:
+        """Write and delete a tiny file, to hear now what would be said after hours of work.
+
+        It shows a password that is refused, a user or a store that may only read, and a store that
+        is full to the last byte. It cannot show a quota or a limit on the size of a body: a real
+        body does, that of checkpoint 0.
+
+        Raises:
+            StoreError: It may not be written; `StoreFull` and `StoreUnreachable` as everywhere.
+        """
+        name = f"probe-{secrets.token_hex(4)}"
+        self.write_bytes(name, b"may this be written?")
+        self.delete(name)
 
     def list(self, name: str = "") -> Sequence[str]:
         """The names in a directory of the run, sorted."""

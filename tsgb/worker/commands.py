@@ -95,6 +95,7 @@ def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: i
     signals = Signals.installed()
     run = find_run(places, resume_path)
     config = read_config(run)
+    run.check_writable()
     beat_at = -1e9
     beats = Beats(run, f"reports/{eval_id}/progress-{part}.json")
 
