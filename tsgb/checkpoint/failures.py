@@ -23,6 +23,15 @@ _PERMANENT_SERVER_STATUS = frozenset({501, 505})
 _TRANSIENT_ERRNO = frozenset(
     {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 )
+FIRST_CONTACT_SECONDS = 20.0
+"""For a server that has never answered this process. A wrong address is far more likely than an
+outage then, nothing is lost yet, and somebody waits for the answer; a server that is just being
+started, or a disk that spins up, takes less."""
+_FIRST_TIMEOUT = httpx.Timeout(10)
+"""Something else may listen there, and never say a word."""
+_TIMEOUT = httpx.Timeout(connect=10, read=300, write=60, pool=60)
+_ANSWERED: set[str] = set()
+"""Servers that have answered this process: a fact about the process, whoever opened the store."""
 _T = TypeVar("_T")
 
 
@@ -50,6 +59,20 @@ class Retries:
     deadline_seconds: float
     """For one call; a try that hangs is ended by its own timeout."""
     sleep: Callable[[float], None]
+    server: str = ""
+    """Who is asked; empty for a disk of this machine."""
+    first_contact_seconds: float = FIRST_CONTACT_SECONDS
+    """Takes the place of the deadline, if shorter, until the server has answered this process."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the server ever gave this process a definite answer, be it a refusal."""
+        return not self.server or self.server in _ANSWERED
+
+    @property
+    def timeout(self) -> httpx.Timeout:
+        """For one try over HTTP."""
+        return _TIMEOUT if self.answered else _FIRST_TIMEOUT
 
     def __call__(self, where: str, operation: Callable[[], _T]) -> _T:
         """Return what the operation returns.
@@ -64,16 +87,24 @@ class Retries:
             StoreUnreachable: What may heal did not in time.
             StoreError: All else.
         """
+        seconds = self.deadline_seconds
+        if not self.answered:
+            seconds = min(seconds, self.first_contact_seconds)
 
         def classified() -> _T:
             try:
-                return operation()
+                done = operation()
             except Exception as error:
-                raise _classify(error, where) from error
+                judged = _classify(error, where)
+                if not isinstance(judged, _TransientError):
+                    _ANSWERED.add(self.server)
+                raise judged from error
+            _ANSWERED.add(self.server)
+            return done
 
         retrying = Retrying(
             sleep=self.sleep,
-            stop=stop_before_delay(self.deadline_seconds),
+            stop=stop_before_delay(seconds),
             wait=_wait_seconds,
             retry=retry_if_exception_type(_TransientError),
             reraise=True,
@@ -83,7 +114,7 @@ class Retries:
         except _TransientError as error:
             raise StoreUnreachable(
                 f"{where} cannot be reached: {error}; gave up after retrying for "
-                f"{self.deadline_seconds:g} s. Check the address and the server, then start again"
+                f"{seconds:g} s. Check the address and the server, then start again"
             ) from error
 
 

@@ -29,12 +29,11 @@ from pydantic import SecretStr
 from webdav4 import client as webdav  # pyright: ignore[reportMissingTypeStubs]
 
 from tsgb.checkpoint.failures import HTTPFailure, Retries, cannot_open
-from tsgb.checkpoint.urls import canonical_url, local_path
+from tsgb.checkpoint.urls import canonical_url, local_path, server_of
 from tsgb.errors import StoreError
 from tsgb.types import Buffer
 
 DEADLINE_SECONDS = 300.0
-_TIMEOUT = httpx.Timeout(connect=10, read=300, write=60, pool=60)
 _CHUNK = 1 << 20
 _T = TypeVar("_T")
 
@@ -101,7 +100,8 @@ def open_filesystem(
             any other URL that fsspec knows.
         user: For WebDAV.
         password: For WebDAV.
-        deadline_seconds: How long one call goes on retrying what can heal.
+        deadline_seconds: How long one call goes on retrying what can heal, once the server has
+            answered this process; see `FIRST_CONTACT_SECONDS` for the first call.
         sleep: Waits between two tries.
         transport: Carries the requests of a WebDAV store; None for the network.
 
@@ -109,10 +109,10 @@ def open_filesystem(
         StoreError: Nothing can open such a URL.
     """
     url = canonical_url(url)
-    retries = Retries(deadline_seconds, sleep)
     root = local_path(url)
     if root is not None:
-        return _LocalFiles(url, root, retries)
+        return _LocalFiles(url, root, Retries(deadline_seconds, sleep))
+    retries = Retries(deadline_seconds, sleep, server_of(url))
     scheme = urlsplit(url).scheme.lower()
     if scheme.removeprefix("webdav+") in {"http", "https"}:
         return _WebDAVFiles(url, user, password, retries, transport)
@@ -217,7 +217,6 @@ class _WebDAVFiles:
             f"{parts.scheme}://{parts.netloc}",
             auth=None if user is None else (user, secret),
             retry=False,  # one layer of retries: ours
-            timeout=_TIMEOUT,
             transport=transport,
         )
 
@@ -226,6 +225,7 @@ class _WebDAVFiles:
 
     def _call(self, path: str, operation: Callable[[str], _T]) -> _T:
         def translated() -> _T:
+            self._client.http.timeout = self._retries.timeout
             try:
                 return operation(f"{self._root}/{path}".strip("/"))
             except Exception as error:

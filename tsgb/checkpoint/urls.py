@@ -61,6 +61,16 @@ def local_path(url: str) -> Path | None:
     return None if _has_scheme(url) else Path(url)
 
 
+def server_of(url: str) -> str:
+    """Who answers for a URL that is no local path.
+
+    >>> server_of("webdav+https://dav.example.org:8443/tsgb/run-1")
+    'https://dav.example.org:8443'
+    """
+    parts = urlsplit(url)
+    return f"{parts.scheme.removeprefix('webdav+')}://{parts.netloc}"
+
+
 def is_run_id(name: str) -> bool:
     """Whether a run could have this name."""
     return _RUN_ID.match(name) is not None and name not in _RESERVED

@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Train a small guard by self-play; measure how far it protects big black boxes.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong input, 3 too many errors to trust a result, "
     "5 another process took the run over, 6 no space left (what was saved is kept), "
+    "7 the store cannot be reached, "
     "130 interrupted (the same command goes on).",
 )
 app.command()(experiment.experiment)

@@ -11,7 +11,7 @@ from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import RunConfig, parse_config
-from tsgb.errors import CheckpointError, StoreError, UsageError
+from tsgb.errors import CheckpointError, StoreError, StoreUnreachable, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,8 @@ def find_run(places: Places, url: str) -> RunStore:
     for name in names:
         try:
             run.read_bytes(f"{name}/config.json")
+        except StoreUnreachable:
+            raise  # nobody knows what is there
         except (FileNotFoundError, StoreError):
             continue
         candidates.append(name)

@@ -6,6 +6,7 @@ import errno
 import random
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -221,6 +222,35 @@ class TestClassification:
         with pytest.raises(StoreError, match=r"retrying for 0\.05 s"):
             Retries(0.05, pauses.append)("x", failing(httpx.ConnectError("refused")))
         assert sum(pauses) <= 0.05 * len(pauses)
+
+    def test_who_never_answered_is_given_up_soon(self) -> None:
+        retries = Retries(3600.0, lambda _seconds: None, "https://nobody.test", 0.0)
+        for _ in range(2):
+            with pytest.raises(StoreUnreachable, match=r"gave up after retrying for 0 s\. Check"):
+                retries("the-place", failing(httpx.ConnectError("refused")))
+
+    @pytest.mark.parametrize(
+        "answer",
+        [None, HTTPFailure(404), HTTPFailure(507), HTTPFailure(401)],
+        ids=["done", "missing", "full", "refused"],
+    )
+    def test_who_ever_answered_is_waited_for(self, answer: Exception | None) -> None:
+        server = f"https://{answer}.test"
+        first = Retries(3600.0, pytest.fail, server, 0.0)
+        with suppress(StoreError, FileNotFoundError):
+            first("the-place", lambda: b"" if answer is None else failing(answer)())
+
+        pauses: list[float] = []
+        left = iter([httpx.ConnectError("refused")] * 30)
+
+        def operation() -> str:
+            for error in left:
+                raise error
+            return "healed"
+
+        # By whoever asks: a flow opens a store anew for each look at it.
+        assert Retries(3600.0, pauses.append, server, 0.0)("x", operation) == "healed"
+        assert len(pauses) == 30
 
     def test_the_global_generator_is_left_alone(self) -> None:
         # tenacity's own jitter would change it, and with it what a run samples after an outage.
