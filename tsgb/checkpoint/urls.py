@@ -27,6 +27,14 @@ def canonical_url(url: str) -> str:
         parts = urlsplit(url)
     except ValueError as error:
         raise StoreError(f"store URL {url!r} cannot be read: {error}") from error
+    try:
+        parts.port  # noqa: B018 - read to be judged
+    except ValueError:
+        # As where a password has a slash, after which a URL's path begins: nothing is repeated.
+        raise StoreError(
+            f"store URL {parts.scheme}://... has no number as its port: if it holds a password, "
+            "take it out and set RCLONE_WEBDAV_USER and RCLONE_WEBDAV_PASS"
+        ) from None
     # Neither the password nor the query is repeated below: either may be secret.
     safe = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
     if parts.password is not None:
