@@ -23,6 +23,7 @@ import httpx
 import pytest
 
 from tests.fakes.dav_server import PASSWORD, USER
+from tests.fakes.sentinels import leaking_files
 
 START_SECONDS = 30.0
 NGINX_MODULE = Path("/usr/lib/nginx/modules/ngx_http_dav_ext_module.so")
@@ -156,6 +157,7 @@ def run_program(name: str, directory: Path) -> Iterator[tuple[str, Path]]:
     finally:
         process.terminate()
         process.wait(START_SECONDS)
+        assert leaking_files(directory) == []  # it lies outside of what is searched at the end
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], output: Path) -> None:

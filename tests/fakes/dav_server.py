@@ -23,7 +23,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from wsgidav.wsgidav_app import WsgiDAVApp
 
-USER, PASSWORD = "me", "correct-horse-battery"
+from tests.fakes.sentinels import sentinel
+
+USER, PASSWORD = "me", sentinel("webdav")
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 

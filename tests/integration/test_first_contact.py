@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from flows.workers import Workers
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
 from tests.fakes.miniature import miniature_config
+from tests.fakes.sentinels import leaks
 from tsgb.checkpoint.failures import FIRST_CONTACT_SECONDS
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS
 from tsgb.config import Arm
@@ -63,7 +64,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
         process.kill()
     assert out == ""
     assert err.count("\n") == 1, err
-    assert PASSWORD not in err
+    assert not leaks(err)
     return process.returncode, err
 
 

@@ -1,5 +1,6 @@
 """The store's password and the manifest key are in nothing that a session leaves behind.
 
+What the whole suite leaves is searched in `tests/conftest.py`; here is a session made for it.
 A session of real processes over WebDAV: an experiment from workers to report (they compute nothing,
 but get the secrets as real ones do), a real worker, commands with a wrong password and with another
 key, and a worker that cannot read its run.
@@ -7,7 +8,6 @@ key, and a worker that cannot read its run.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shlex
@@ -18,13 +18,13 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 from pydantic import SecretStr
 
 from tests.fakes.dav_server import USER, dav_app, serve
 from tests.fakes.miniature import miniature_config
+from tests.fakes.sentinels import leaking_files, leaks, sentinel
 from tests.flows.conftest import migrated  # noqa: F401 - a fixture
 from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.store import CheckpointStore
@@ -35,9 +35,7 @@ from tsgb.worker.places import Places
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-PASSWORD = "sentinel+password/4711"  # noqa: S105 - made up, to be searched for
-KEY = "sentinel+manifest/key/4711"
-WRONG = "sentinel+wrong/4711"
+PASSWORD, KEY, WRONG = sentinel("password"), sentinel("manifest"), sentinel("wrong")
 SMALL = {
     "segments": 1,
     "attacker": {"sft_steps": 2, "warmup_steps": 0},
@@ -58,17 +56,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def write_config(run: Path) -> None:
     run.mkdir()
     (run / "config.json").write_text(miniature_config().canonical())
-
-
-def forms(secret: str) -> set[bytes]:
-    """Every way in which it could be written down."""
-    basic = base64.b64encode(f"{USER}:{secret}".encode())
-    plain = {secret, quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1]}
-    return {basic, base64.b64encode(secret.encode()), *(text.encode() for text in plain)}
-
-
-def traces(data: bytes) -> list[bytes]:
-    return [form for secret in (PASSWORD, KEY, WRONG) for form in forms(secret) if form in data]
 
 
 @pytest.fixture
@@ -134,14 +121,14 @@ def test_no_secret_is_left_behind(url: str, tmp_path: Path, migrated: Path) -> N
     assert code != 0
     said.append(text)
 
-    assert traces("".join(said).encode()) == []
+    assert not leaks("".join(said))
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
     assert {".safetensors", ".json", ".jsonl", ".html", ".log", ".db"} <= kinds
     manifests = [path for path in files if path.name == "manifest.json"]
     assert manifests
     assert all(b"hmac_sha256" in path.read_bytes() for path in manifests)
-    assert {path: found for path in files if (found := traces(path.read_bytes()))} == {}
+    assert leaking_files(tmp_path) == []
 
 
 def test_no_secret_is_in_a_repr_or_a_traceback(url: str) -> None:
@@ -161,4 +148,4 @@ def test_no_secret_is_in_a_repr_or_a_traceback(url: str) -> None:
     shown = [*map(repr, (places, settings, run, run.filesystem, store)), repr(vars(run))]
     shown += [str(settings), settings.model_dump_json(), repr(vars(run.filesystem))]
     shown += traceback.format_exception(caught.value)
-    assert traces("\n".join(shown).encode()) == []
+    assert not leaks("\n".join(shown))

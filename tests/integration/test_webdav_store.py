@@ -19,6 +19,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
+from tests.fakes.sentinels import leaks
 from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
 from tsgb.checkpoint.store import CheckpointStore, RunStore, load, resolve
 from tsgb.errors import LeaseLost, StoreError, StoreUnreachable
@@ -194,7 +195,7 @@ def test_commands_about_checkpoints(server: Server, tmp_path: Path) -> None:
             text=True,
             check=False,
         )
-        assert PASSWORD not in ended.stdout + ended.stderr
+        assert not leaks(ended.stdout + ended.stderr)
         return ended.returncode, json.loads(ended.stdout or "{}"), ended.stderr
 
     code, listed, _ = tsgb("ls")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.command_line import Ended, Run
+from tests.fakes.sentinels import leaks
 
 
 @pytest.fixture
@@ -29,6 +30,8 @@ def tsgb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureF
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
-        return Ended(int(ended.value.code or 0), *capfd.readouterr())
+        found = Ended(int(ended.value.code or 0), *capfd.readouterr())
+        assert not leaks(found.out + found.err)
+        return found
 
     return run

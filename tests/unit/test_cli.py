@@ -14,12 +14,15 @@ import pytest
 
 from tests.fakes import evaluation
 from tests.fakes.command_line import Run
+from tests.fakes.sentinels import sentinel
 from tsgb import errors
 from tsgb.cli import options
 from tsgb.config import Profile
 from tsgb.errors import TSGBError
 from tsgb.eval.records import Summary
 from tsgb.eval.summarise import summarise
+
+PASSWORD = sentinel("webdav")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ WRONG = {
     "set shares": ("experiment --set guard.pool_share=0.9", "at most 1"),
     "run id": ("experiment --run-id a/b", "run id 'a/b' is not 1 to 128 of"),
     "store": ("experiment --store /proc/nowhere", "/proc/nowhere/.* choose another store"),
-    "store secret": ("experiment --store https://me:hunter2@dav.example/x", "holds a password"),
+    "store secret": (f"experiment --store https://me:{PASSWORD}@dav.example/x", "holds a password"),
     "store scheme": ("experiment --store gopher2://x", "gopher2"),
     "option": ("experiment --frobnicate", "No such option: --frobnicate: see `tsgb experiment"),
     "command": ("frobnicate", "No such command 'frobnicate': see `tsgb --help`"),
@@ -68,7 +71,7 @@ WRONG = {
     "target attribute": ("eval-local --target-class json:Mine", "no attribute 'Mine'"),
     "target method": ("eval-local --target-class json:JSONDecoder", r"generate\(prompt: str\)"),
     "judge method": ("eval-local --judge-class json:JSONDecoder", r"judge\(response: str"),
-    "export from": ("export-guard https://me:hunter2@dav.example/x out", "holds a password"),
+    "export from": (f"export-guard https://me:{PASSWORD}@dav.example/x out", "holds a password"),
     "export to": ("export-guard x /proc/self/status", "/proc/self/status exists and is not"),
     "export whom": ("export-guard x out --attacker", "both --attacker and --i-understand"),
     "export what": ("export-guard", "Missing argument 'CHECKPOINT'.*: see `tsgb export-guard --h"),
@@ -77,7 +80,10 @@ WRONG = {
     "two paths": ("worker run --resume-path a --resume-path b", "given 2 times"),
     "keep": ("checkpoint prune x --keep 0", r"'--keep'.* to 1 \(got '0'\)"),
     "no store": ("checkpoint ls", "there is nothing at .*/here/runs: check the path"),
-    "store password": ("checkpoint verify https://me:hunter2@dav.example/x", "holds a password"),
+    "store password": (
+        f"checkpoint verify https://me:{PASSWORD}@dav.example/x",
+        "holds a password",
+    ),
     "empty store": ("checkpoint show --json", "there is nothing at"),
     "pull from": ("checkpoint pull", "Missing argument 'checkpoint': see"),
     "pull to": ("checkpoint pull x memory://y", "memory://y is not a directory of this machine"),
@@ -93,7 +99,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(tsgb: Run, words: str, message:
     assert ended.err.startswith("tsgb: ")
     assert ended.err.count("\n") == 1
     assert re.search(message, ended.err)
-    assert "hunter2" not in ended.err
+    assert PASSWORD not in ended.err
 
 
 def test_wrong_input_starts_no_run(tsgb: Run) -> None:

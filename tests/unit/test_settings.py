@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.sentinels import sentinel
 from tsgb.errors import ConfigError
 from tsgb.settings import child_environment, load_settings
 from tsgb.vast_api.client import VAST_URL
+
+PASSWORD, KEY = sentinel("webdav"), sentinel("key")
 
 
 @pytest.fixture(autouse=True)
@@ -30,19 +33,21 @@ def test_defaults(tmp_path: Path) -> None:
 
 def test_the_store_comes_from_the_webdav_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RCLONE_WEBDAV_URL", "https://dav.example.org/tsgb")
-    monkeypatch.setenv("RCLONE_WEBDAV_PASS", "hunter2")
+    monkeypatch.setenv("RCLONE_WEBDAV_PASS", PASSWORD)
     assert load_settings().default_store == "https://dav.example.org/tsgb"
-    assert "hunter2" not in repr(load_settings())
+    assert PASSWORD not in repr(load_settings())
     monkeypatch.setenv("TSGB_STORE", "/elsewhere")
     assert load_settings().default_store == "/elsewhere"
 
 
 def test_an_env_file_reaches_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ".env").write_text("RCLONE_WEBDAV_USER=me\nRCLONE_WEBDAV_PASS=hunter2\nOTHER=1\n")
+    (tmp_path / ".env").write_text(
+        f"RCLONE_WEBDAV_USER=me\nRCLONE_WEBDAV_PASS={PASSWORD}\nOTHER=1\n"
+    )
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     environment = child_environment(load_settings())
     assert environment["RCLONE_WEBDAV_USER"] == "me"
-    assert environment["RCLONE_WEBDAV_PASS"] == "hunter2"  # noqa: S105
+    assert environment["RCLONE_WEBDAV_PASS"] == PASSWORD
     assert not [name for name in environment if name.startswith("PREFECT_")]
     assert "RCLONE_WEBDAV_PASS" not in child_environment()
 
@@ -63,10 +68,10 @@ def test_a_command_is_split_as_a_shell_would(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_manifest_key_reaches_the_worker_and_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".env").write_text("TSGB_MANIFEST_KEY=sixteen-or-more-characters\n")
+    (tmp_path / ".env").write_text(f"TSGB_MANIFEST_KEY={KEY}\n")
     settings = load_settings()
-    assert child_environment(settings)["TSGB_MANIFEST_KEY"] == "sixteen-or-more-characters"
-    assert "sixteen-or-more" not in f"{settings!r}{settings.model_dump()}{settings}"
+    assert child_environment(settings)["TSGB_MANIFEST_KEY"] == KEY
+    assert KEY not in f"{settings!r}{settings.model_dump()}{settings}"
     assert "TSGB_MANIFEST_KEY" not in child_environment()
     monkeypatch.setenv("TSGB_MANIFEST_KEY", "too-short")
     with pytest.raises(ConfigError, match=r"manifest_key.*at least 16") as caught:
@@ -75,10 +80,10 @@ def test_the_manifest_key_reaches_the_worker_and_nobody_else(
 
 
 def test_the_key_that_rents_machines_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VAST_API_KEY", "rents-machines")
+    monkeypatch.setenv("VAST_API_KEY", KEY)
     settings = load_settings()
     assert settings.vast_api_key is not None
-    assert settings.vast_api_key.get_secret_value() == "rents-machines"
-    assert "rents-machines" not in repr(settings)
+    assert settings.vast_api_key.get_secret_value() == KEY
+    assert KEY not in repr(settings)
     assert "VAST_API_KEY" not in child_environment(settings)
     assert settings.vast_url == VAST_URL

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from tests.fakes.checkpoints import flip
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
 from tests.fakes.miniature import miniature_config
+from tests.fakes.sentinels import sentinel
 from tsgb.checkpoint.layout import Place
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
@@ -209,7 +210,7 @@ def test_the_last_save_is_made_if_there_is_time(
     assert CheckpointStore(run).read(ref, ["guard.safetensors"])
 
 
-@pytest.mark.parametrize("key", [None, SecretStr("sixteen characters and more")])
+@pytest.mark.parametrize("key", [None, SecretStr(sentinel("manifest"))])
 def test_another_configuration_is_refused_where_manifests_are_signed(
     files: MemoryFiles, places: Places, key: SecretStr | None
 ) -> None:

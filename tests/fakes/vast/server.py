@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import http
-import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from urllib.parse import parse_qsl
 
 from cheroot import wsgi
 
+from tests.fakes.sentinels import new_key
 from tests.fakes.vast.api import Api
 from tests.fakes.vast.clock import SECOND, VIRTUAL_START, Clock
 from tests.fakes.vast.control import Control
@@ -48,7 +48,7 @@ class VastSimulator:
         virtual: bool = False,
         speed: float = 1.0,
     ) -> None:
-        self.key = key or secrets.token_hex(16)
+        self.key = key or new_key()
         self._directory = tempfile.TemporaryDirectory(prefix="vast-", ignore_cleanup_errors=True)
         clock = Clock(0.0, VIRTUAL_START) if virtual else Clock(speed)
         self._world = World(options or Options(), clock, Path(self._directory.name))

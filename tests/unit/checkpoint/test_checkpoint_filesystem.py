@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
+from tests.fakes.sentinels import sentinel
 from tsgb.checkpoint.failures import HTTPFailure, Retries
 from tsgb.checkpoint.filesystem import Entry, FileSystem, open_filesystem
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import StoreError, StoreFull, StoreUnreachable
 
-PASSWORD = "correct-horse-battery"  # noqa: S105 - made up, to look for in messages
+PASSWORD = sentinel("webdav")
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -125,8 +127,9 @@ class TestURLs:
         ("url", "message"),
         [
             ("", "empty"),
-            (f"https://me:{PASSWORD}@h/d", "holds a password"),
-            (f"webdav+https://h/d?key={PASSWORD}", "query"),
+            pytest.param(f"https://me:{quote(PASSWORD, '')}@h/d", "holds a password", id="quoted"),
+            pytest.param(f"https://me:{PASSWORD}@h/d", "port: if it holds a password", id="slash"),
+            pytest.param(f"webdav+https://h/d?key={PASSWORD}", "query", id="query"),
             ("webdav://h/d", r"write webdav\+https://"),
             ("https:///d", "names no host"),
             ("http://[::1/d", "cannot be read"),

@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.fakes.checkpoints import NAMES, content, flip, publish
+from tests.fakes.sentinels import sentinel
 from tsgb.checkpoint.browse import Store
 from tsgb.checkpoint.inspect import Listed
 from tsgb.checkpoint.pull import Pulled, pull
@@ -133,7 +134,7 @@ class TestPull:
 
 
 def test_with_a_key_only_signed_ones_are_copied_and_the_copy_stays_signed(tmp_path: Path) -> None:
-    key = SecretStr("a key of sixteen or more")
+    key = SecretStr(sentinel("manifest"))
     url = str(tmp_path / "runs" / "r1")
     plain = CheckpointStore(open_run(url))
     plain.claim()

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from tests.fakes.checkpoints import CONFIG, content, publish
 from tests.fakes.filesystems import MemoryFiles
+from tests.fakes.sentinels import sentinel
 from tests.unit.checkpoint.test_checkpoint_manifest import MANIFEST
 from tsgb.checkpoint.manifest import MANIFEST as NAME
 from tsgb.checkpoint.manifest import Manifest, Untrusted, canonical_json, sha256_hex
@@ -21,9 +22,9 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointReader, CheckpointStore
 from tsgb.errors import CheckpointError
 
-SECRET = "correct-horse-battery-staple"  # noqa: S105 - made up, to look for in messages
+SECRET = sentinel("manifest")
 KEY = SecretStr(SECRET)
-OTHER = SecretStr("another-key-of-28-characters")
+OTHER = SecretStr(sentinel("another"))
 
 
 def signing(files: MemoryFiles, key: SecretStr | None, url: str = "") -> CheckpointStore:
@@ -51,7 +52,7 @@ def reasons(files: MemoryFiles, key: SecretStr | None, url: str = "") -> str:
 class TestFormat:
     def test_it_is_pinned(self) -> None:
         # Changing this breaks every signed checkpoint: it takes a new schema_version.
-        signed = json.loads(MANIFEST.to_bytes(KEY))
+        signed = json.loads(MANIFEST.to_bytes(SecretStr("correct-horse-battery-staple")))
         assert signed["schema_version"] == 2
         assert signed["hmac_sha256"] == (
             "1a89fc225c2db19d6d1fd9571ab4c166de90970e2c48cbdf1a4085b45f475241"

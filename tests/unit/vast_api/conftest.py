@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from pydantic import SecretStr
 
 from tests.fakes.scripted_http import Reply, Script, Seen, VirtualTime
+from tests.fakes.sentinels import sentinel
 from tsgb.vast_api.client import VastClient
 from tsgb.vast_api.records import Rental
 
-KEY = "sentinel/vast+key-4711"
+KEY = sentinel("vast")
 NOW = datetime(2026, 11, 20, 18, 0, tzinfo=UTC)
 OFFICIAL: dict[str, Any] = json.loads(Path(__file__).with_name("official.json").read_text())[
     "exchanges"

@@ -13,13 +13,14 @@ import pytest
 from pydantic import SecretStr
 
 from tests.fakes.scripted_http import Reply, Script, serve
+from tests.fakes.sentinels import sentinel
 from tests.unit.vast_api.conftest import KEY, answered, rental, scene
 from tsgb.errors import TSGBError, UsageError, VastAuthError, VastError
 from tsgb.vast_api.client import VastClient
 from tsgb.vast_api.offers import Search
 from tsgb.vast_api.wire import Wire
 
-PASSWORD = "sentinel/webdav+4711"  # noqa: S105 - made up, to be searched for
+PASSWORD = sentinel("webdav")
 ECHO = {"msg": f"you sent Bearer {KEY}\nand {PASSWORD}", "error": f"bad {KEY}"}
 REPLIES = [
     *(Reply(status, ECHO) for status in (200, 301, 400, 401, 403, 404, 410, 429, 500, 502)),
