@@ -30,8 +30,8 @@ from tsgb.worker.models import setup_torch
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-CONFIG = miniature_config({"selfplay": {"rounds": 5}, "checkpoint_interval": 2})
-LONGER = miniature_config({"selfplay": {"rounds": 10}, "checkpoint_interval": 2})
+CONFIG = miniature_config({"selfplay": {"rounds": 8}, "checkpoint_interval": 2})
+LONGER = miniature_config({"selfplay": {"rounds": 25}, "checkpoint_interval": 2})
 RATES = Rates(
     unavailable=0.03,
     delayed=0.005,
