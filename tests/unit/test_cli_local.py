@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.fakes.command_line import Run
@@ -29,6 +29,7 @@ def local_config(episodes: int, interval: int = 10) -> RunConfig:
 
 
 @given(st.integers(1, 5000))
+@example(5)
 def test_a_schedule_has_as_many_updates_as_were_asked_for(episodes: int) -> None:
     config = make_config(SMOKE, train_local.schedule(episodes))
     assert config.total_steps == episodes

@@ -99,7 +99,8 @@ def schedule(episodes: int) -> dict[str, Any]:
     {'rounds': 3, 'attacker_steps': 6, 'guard_steps': 14}
     """
     rounds = 0 if episodes < 5 else min(5, max(1, episodes // 30))
-    per_round = max(2, episodes * 3 // 5 // rounds) if rounds else 0
+    for_rounds = min(episodes * 3 // 5, episodes - 3)  # three starts need one update each
+    per_round = max(2, for_rounds // rounds) if rounds else 0
     attacker = max(1, per_round * 3 // 10) if rounds else 0
     rest = episodes - rounds * per_round
     warmup = max(1, rest // 5) if rest > 2 else 0
