@@ -11,14 +11,15 @@ classified where they enter (store, black box, worker, Vast.ai), in one place ea
     |       +-- StoreFull          exit 6   no space (ENOSPC, HTTP 507); saved work is safe
     |       +-- StoreUnreachable   exit 7   no answer for as long as it was retried; may heal
     +-- LeaseLost                  exit 5   a newer process works on this run
-    +-- BudgetReached              exit 1   the money is used up; what was trained is kept
+    +-- BudgetReached              exit 8   the money is used up; what was trained is kept
+    +-- NoOffer                    exit 9   no machine to rent on these terms; a later try may work
     +-- InvalidResult              exit 3   too many errors to trust the number
     +-- Interrupted                exit 130 SIGINT/SIGTERM: saved, resume with the same command
     +-- Preempted                           the machine is gone; the flow retries on this one only
     +-- WorkerFailed                        the worker said why; retrying would not help
     +-- VastError                           Vast.ai; `contract_id`: what it left behind
         +-- VastAuthError          exit 2   key refused, or it may not do that
-        +-- VastNoCredit           exit 2   no credit, or the account's limit on spending
+        +-- VastNoCredit           exit 8   no credit, or the account's limit on spending
         +-- VastGone                        this instance or offer is not there (any more)
         +-- VastRefused                     it understood, and will not; the same call never works
         +-- VastRateLimited                 too often; `wait_seconds` says how long to wait
@@ -42,6 +43,8 @@ class ExitCode(IntEnum):
     LEASE_LOST = 5
     STORE_FULL = 6
     STORE_UNREACHABLE = 7
+    BUDGET = 8
+    NO_OFFER = 9
     INTERRUPTED = 130
 
 
@@ -89,6 +92,14 @@ class LeaseLost(TSGBError):
 
 class BudgetReached(TSGBError):
     """No money for another machine: raise the budget and go on from the last checkpoint."""
+
+    exit_code = ExitCode.BUDGET
+
+
+class NoOffer(TSGBError):
+    """No machine can be rented on these terms; what was trained is kept."""
+
+    exit_code = ExitCode.NO_OFFER
 
 
 class InvalidResult(TSGBError):
@@ -145,7 +156,7 @@ class VastAuthError(VastError):
 class VastNoCredit(VastError):
     """`insufficient_credit`, or `spend_rate_limit` for new accounts."""
 
-    exit_code = ExitCode.USAGE
+    exit_code = ExitCode.BUDGET
 
 
 class VastGone(VastError):

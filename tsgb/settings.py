@@ -51,6 +51,34 @@ class Settings(BaseSettings):
     """Rents machines; a worker never gets it."""
     vast_url: str = "https://console.vast.ai"
     """Vast.ai, or a simulator of it."""
+    deployment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,15}$")] = "home"
+    """Part of the labels of instances: those of another deployment are never touched."""
+    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    """Dollars that one run may cost on rented machines, all attempts together."""
+    max_price: Annotated[float, Field(gt=0, le=128)] = 0.3
+    """Dollars an hour that one machine may cost, storage included."""
+    image: str = "python:3.11-slim"
+    """Container image of rented machines; infra/Dockerfile makes one that starts faster."""
+    disk_gb: Annotated[float, Field(ge=8, le=2048)] = 20.0
+    """Disk of a rented machine."""
+    gpus: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names of GPUs that may be rented, commas between; any if empty."""
+    gpu_ram_gb: Annotated[float, Field(ge=0)] = 8.0
+    """Least memory of its GPU."""
+    reliability: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Least reliability of a host, by the service's own measure."""
+    look_seconds: Annotated[float, Field(gt=0)] = 20.0
+    """Between two looks at a rented machine."""
+    lease_seconds: Annotated[float, Field(ge=1)] = 1200.0
+    """So long a rented machine works on when its flow is dead."""
+    skew_seconds: Annotated[float, Field(ge=0)] = 600.0
+    """By how much the clocks of this machine, a rented one and the reaper's may differ."""
+    provision_seconds: Annotated[float, Field(gt=0)] = 1200.0
+    """From a rental to the first sign of life, then the machine is given up."""
+    silence_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Without a sign of life from a rented machine, then it is given up."""
+    offer_seconds: Annotated[float, Field(ge=0)] = 1800.0
+    """So long an offer within the terms is waited for."""
     cache_dir: Path = Field(default_factory=_user_cache)
     """Built models, files of remote checkpoints (at most 4 GiB), logs of workers and the database
     of the embedded Prefect API."""
@@ -72,6 +100,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return shlex.split(value) if isinstance(value, str) else value
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
     @property
     def default_store(self) -> str:
