@@ -33,7 +33,7 @@ from tsgb.vast_api.logs import fetch_log
 from tsgb.vast_api.offers import Search, readable
 from tsgb.vast_api.records import Account, Instance, Offer, Rental
 from tsgb.vast_api.rent import rent
-from tsgb.vast_api.retries import Retries
+from tsgb.vast_api.retries import OF_THE_SYSTEM, Retries
 from tsgb.vast_api.wire import Wire
 
 VAST_URL = "https://console.vast.ai"
@@ -53,6 +53,7 @@ class VastClient:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        jitter: Callable[[float, float], float] = OF_THE_SYSTEM,
     ) -> None:
         """Prepare; nothing is sent.
 
@@ -65,6 +66,7 @@ class VastClient:
             clock: Seconds that never go back.
             sleep: Waits for so many seconds.
             now: The time of day.
+            jitter: A number between two, by which pauses differ.
 
         Raises:
             VastAuthError: This cannot be a key.
@@ -73,7 +75,7 @@ class VastClient:
         self._wire = Wire(key, url, transport=transport, clock=clock)
         limiter = limiter or RateLimiter(clock=clock, sleep=sleep)
         self._caller = Caller(self._wire, limiter, now)
-        self._retries = Retries(retry_seconds, clock, sleep)
+        self._retries = Retries(retry_seconds, clock, sleep, jitter)
 
     def __repr__(self) -> str:
         return f"VastClient({self._wire.url!r})"

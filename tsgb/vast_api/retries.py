@@ -1,7 +1,7 @@
 """What may be asked again, until when, and after which pause.
 
-The jitter comes from the operating system: tenacity's own draws from the global `random`, and so
-would change what a run samples after an outage.
+The jitter comes from the operating system unless the caller has a source of its own: tenacity's
+draws from the global `random`, and so would change what a run samples after an outage.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from tsgb.errors import VastRateLimited, VastSearchQuota, VastUnreachable
 
 _LONGEST_SECONDS = 60.0
 _T = TypeVar("_T")
+OF_THE_SYSTEM: Callable[[float, float], float] = SystemRandom().uniform
+"""A number between two that nothing else draws from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Retries:
     """For one call; 0 is one try."""
     clock: Callable[[], float]
     sleep: Callable[[float], None]
+    jitter: Callable[[float, float], float] = OF_THE_SYSTEM
 
     def __call__(self, operation: Callable[[], _T]) -> _T:
         """Return what the operation returns.
@@ -42,7 +45,7 @@ class Retries:
         retrying = Retrying(
             sleep=self.sleep,
             stop=is_over,
-            wait=_wait_seconds,
+            wait=self._wait_seconds,
             retry=retry_if_exception(_may_heal),
             reraise=True,
         )
@@ -56,16 +59,15 @@ class Retries:
                 status=error.status,
             ) from error
 
+    def _wait_seconds(self, state: RetryCallState) -> float:
+        """Full jitter, 0.5 s doubling up to 60 s, on top of what the service wants us to wait."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        least = error.wait_seconds if isinstance(error, VastRateLimited) else 0.0
+        most = min(_LONGEST_SECONDS, max(0.5, least) * 2 ** min(state.attempt_number - 1, 10))
+        return least + self.jitter(0, most)
+
 
 def _may_heal(error: BaseException) -> bool:
     return isinstance(error, (VastUnreachable, VastRateLimited)) and not isinstance(
         error, VastSearchQuota
     )
-
-
-def _wait_seconds(state: RetryCallState) -> float:
-    """Full jitter, 0.5 s doubling up to 60 s, on top of what the service wants us to wait."""
-    error = state.outcome.exception() if state.outcome is not None else None
-    least = error.wait_seconds if isinstance(error, VastRateLimited) else 0.0
-    most = min(_LONGEST_SECONDS, max(0.5, least) * 2 ** min(state.attempt_number - 1, 10))
-    return least + SystemRandom().uniform(0, most)

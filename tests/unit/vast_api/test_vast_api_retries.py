@@ -137,6 +137,14 @@ def test_jitter_leaves_the_draws_of_a_run_alone() -> None:
     assert random.getstate() == before
 
 
+def test_jitter_of_the_caller() -> None:
+    vast, _, time = scene(
+        Reply(503, ""), Reply(503, ""), answered("list"), jitter=lambda _, most: most
+    )
+    vast.instances()
+    assert time.slept == [0.5, 0.5, 1.0]
+
+
 def test_over_sockets() -> None:
     script = Script(
         [Reply(then="close"), Reply(200, {"x": "y" * 99}, then="cut"), answered("list")]
