@@ -112,6 +112,16 @@ def test_a_create_that_takes_effect_twice(vast: Driver) -> None:
     assert vast.sim("ledger")["max_live"] == 2
 
 
+def test_a_create_that_is_refused_is_refused_twice(vast: Driver) -> None:
+    offer = vast.search()[0]
+    number = vast.rent(offer)
+    vast.destroy(number)
+    plan(vast, "duplicate", path="/asks/")
+    answer = vast.create(offer["id"], price=128.0, cancel_unavail=True)
+    assert (answer.status_code, answer.json()["error"]) == (410, "no_such_ask")
+    assert vast.listed() == []
+
+
 def test_faults_are_taken_in_order_and_counted(vast: Driver) -> None:
     vast.sim(
         "faults",

@@ -26,7 +26,7 @@ class Request:
     """The key of the caller."""
     base_url: str
     duplicated: bool = False
-    """A fault makes this the second of two."""
+    """A fault makes this the second of two, and the first took its offer."""
 
 
 @dataclass(slots=True, kw_only=True)

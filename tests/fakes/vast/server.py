@@ -131,7 +131,8 @@ class VastSimulator:
             return fault.answer()
         answer = self._api.respond(request)
         if fault.act == "duplicate":
-            request.duplicated = True
+            # What was refused has no effect that could come twice.
+            request.duplicated = isinstance(answer.body, dict) and "new_contract" in answer.body
             self._api.respond(request)
         return fault.spoil(answer)
 
