@@ -1,7 +1,10 @@
 """The list of instances: every page of it, or an error.
 
 Whoever takes a failed or cut list for an empty one rents again what is rented already. Nothing is
-filtered by the service, so that its own count can prove that the list is whole.
+filtered by the service, so that its own count can prove that the list is whole. Where pages are
+counted off, what ends between two of them moves another row out of sight, and if one more begins
+meanwhile the count is right again. So a list of several pages counts if a second look still finds
+all of it: what ended would be missing there.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from tsgb.vast_api.records import Instance
 
 _PAGE = 25
 _MOST_PAGES = 400
+_CHANGED = "a list that changed while it was read"
 
 
 class _Page(BaseModel):
@@ -30,11 +34,22 @@ class _Page(BaseModel):
 
 
 def all_instances(caller: Caller, call: Call) -> tuple[Instance, ...]:
-    """Read page after page, once each.
+    """Read page after page, once each; twice if there are several.
 
     Raises:
         VastError: A page is missing, cut or odd: nothing is known about the rest either.
     """
+    found, num_pages = _read(caller, call)
+    if num_pages > 1:
+        before = found.keys()
+        found, _ = _read(caller, call)
+        if not before <= found.keys():
+            raise odd(call, _CHANGED)
+    return tuple(found.values())
+
+
+def _read(caller: Caller, call: Call) -> tuple[dict[int, Instance], int]:
+    """What is on all pages, and how many there are."""
     params = {
         "select_filters": "{}",
         "order_by": json.dumps([{"col": "id", "dir": "asc"}]),
@@ -59,10 +74,9 @@ def all_instances(caller: Caller, call: Call) -> tuple[Instance, ...]:
             raise odd(call, "pages without an end")
         tokens.add(token)
         params = {**params, "after_token": token}
-    # Pages are counted off: what ends between two of them moves another one out of sight.
     if len(totals) > 1:
-        raise odd(call, "a list that changed while it was read")
+        raise odd(call, _CHANGED)
     total = totals.pop()
     if total is not None and total > len(found):
         raise odd(call, f"{len(found)} of {total} instances")
-    return tuple(found.values())
+    return found, len(tokens) + 1

@@ -32,11 +32,14 @@ def page(ids: range, total: int, token: str | None, **changes: Any) -> Reply:
 
 
 def test_all_pages_are_read() -> None:
-    vast, script, _ = scene(
-        page(range(1, 26), 60, "25"), page(range(26, 51), 60, "50"), page(range(51, 61), 60, None)
-    )
+    pages = [
+        page(range(1, 26), 60, "25"),
+        page(range(26, 51), 60, "50"),
+        page(range(51, 61), 60, None),
+    ]
+    vast, script, _ = scene(*pages, *pages)
     assert [instance.id for instance in vast.instances()] == list(range(1, 61))
-    assert [seen.query.get("after_token") for seen in script.seen] == [None, "25", "50"]
+    assert [seen.query.get("after_token") for seen in script.seen] == [None, "25", "50"] * 2
 
 
 def test_an_empty_list_is_one_that_says_so() -> None:
@@ -101,13 +104,28 @@ def test_a_list_that_changes_while_it_is_read_is_read_again() -> None:
 
 def test_a_row_that_slips_between_two_pages_is_not_lost() -> None:
     """Instance 3 ends after the first page: 26 moves up to it, and the second begins with 27."""
+    again = page(range(4, 29), 27, "25"), page(range(29, 31), 27, None)
     vast, script, _ = scene(
-        page(range(1, 26), 30, "25"),
-        page(range(27, 31), 29, None),
-        page(range(4, 29), 27, "25"),
-        page(range(29, 31), 27, None),
+        page(range(1, 26), 30, "25"), page(range(27, 31), 29, None), *again, *again
     )
     assert 26 in {instance.id for instance in vast.instances()}
+    assert len(script.seen) == 6
+
+
+def test_a_row_that_slips_while_another_begins_is_not_lost() -> None:
+    """Instance 1 ends and 28 begins after the first page: there are 27 of 27, without 26."""
+    slipped = page(range(1, 26), 27, "25"), page(range(27, 29), 27, None)
+    after = page(range(2, 27), 27, "25"), page(range(27, 29), 27, None)
+    vast, script, _ = scene(*slipped, *after, *after, *after)
+    assert [instance.id for instance in vast.instances()] == list(range(2, 29))
+    assert len(script.seen) == 8
+
+
+def test_one_that_begins_between_two_looks_is_no_reason_for_a_third() -> None:
+    first = page(range(1, 26), 26, "25"), page(range(26, 27), 26, None)
+    second = page(range(1, 26), 27, "25"), page(range(26, 28), 27, None)
+    vast, script, _ = scene(*first, *second)
+    assert len(vast.instances()) == 27
     assert len(script.seen) == 4
 
 
