@@ -122,6 +122,14 @@ def test_a_create_that_is_refused_is_refused_twice(vast: Driver) -> None:
     assert vast.listed() == []
 
 
+def test_an_offer_ends_with_the_time_of_its_machine(vast: Driver) -> None:
+    offer = min(vast.search(), key=lambda row: row["duration"])
+    vast.advance(offer["duration"] + 1)
+    answer = vast.create(offer["id"], price=128.0, cancel_unavail=True)
+    assert (answer.status_code, answer.json()["error"]) == (410, "no_such_ask")
+    assert vast.listed() == []
+
+
 def test_faults_are_taken_in_order_and_counted(vast: Driver) -> None:
     vast.sim(
         "faults",

@@ -51,6 +51,8 @@ def _machine(
 ) -> Machine | None:
     """Whose offer it is; None if it is gone, or cannot start now and the caller will not wait."""
     machine = world.machine_of_ask(ask_id)
+    if machine is not None and world.now >= machine.end_date:
+        return None
     if machine is None:
         return world.past_asks.get(ask_id) if request.duplicated else None
     draw = Random(f"{world.options.seed}/refusal/{ask_id}").random()
