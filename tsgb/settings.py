@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tsgb.errors import ConfigError
 
+_NOT_THEIRS = frozenset({"VAST_API_KEY", "CONTAINER_API_KEY"})
+
 
 def _user_cache() -> Path:
     """The user's cache directory, as the XDG base directory specification names it."""
@@ -79,6 +81,18 @@ class Settings(BaseSettings):
     """Without a sign of life from a rented machine, then it is given up."""
     offer_seconds: Annotated[float, Field(ge=0)] = 1800.0
     """So long an offer within the terms is waited for."""
+    container_id: str | None = Field(default=None, validation_alias="CONTAINER_ID")
+    """Of the rented machine that this is; the service sets it."""
+    container_api_key: SecretStr | None = Field(default=None, validation_alias="CONTAINER_API_KEY")
+    """Destroys this rented machine and does nothing else; the service sets it."""
+    lease_poll_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Between two looks of a rented machine at its lease; its other paces follow."""
+    min_free_gb: Annotated[float, Field(ge=0)] = 2.0
+    """Free disk without which a rented machine does not begin."""
+    net_dev: Path = Path("/proc/net/dev")
+    """Where a rented machine reads how many bytes it sent and got."""
+    alive_file: Path | None = None
+    """Touched by a rented machine's watcher while it is alive."""
     cache_dir: Path = Field(default_factory=_user_cache)
     """Built models, files of remote checkpoints (at most 4 GiB), logs of workers and the database
     of the embedded Prefect API."""
@@ -141,11 +155,11 @@ def load_settings() -> Settings:
 def child_environment(settings: Settings | None = None) -> Mapping[str, str]:
     """The environment for a process of ours: without Prefect's variables, which are not its.
 
-    Nor is the key that rents machines. With `settings`, the store's secrets are in it even if they
-    came from an `.env` file.
+    Nor are the keys that rent and destroy machines. With `settings`, the store's secrets are in it
+    even if they came from an `.env` file.
     """
     environment = {
-        k: v for k, v in os.environ.items() if not k.startswith("PREFECT_") and k != "VAST_API_KEY"
+        k: v for k, v in os.environ.items() if not k.startswith("PREFECT_") and k not in _NOT_THEIRS
     }
     if settings is not None:
         if settings.webdav_user is not None:

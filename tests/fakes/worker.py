@@ -32,10 +32,11 @@ def plan_of(run_id: str) -> dict[str, Any]:
     return json.loads(os.environ.get("TSGB_FAKE", "{}")).get(run_id, {})
 
 
-def train(run: RunStore, attempt: int | None, until: int) -> int:
+def train(run: RunStore, attempt: int | None, until: int | None) -> int:
     config = parse_config(run.read_text("config.json"), run.run_url)
     store = CheckpointStore(run)
     attempt = store.claim(attempt)
+    until = config.total_steps if until is None else until
     newest = store.newest()
     step = 0 if newest is None else newest.step
     plan = plan_of(run.run_id)

@@ -65,6 +65,12 @@ def test_it_finds_what_the_service_gives_it(vast: Driver) -> None:
     assert lines[0] == f"{number}/a b/C.{number}/{gpus}"
 
 
+def test_its_image_brings_variables_and_a_rentals_own_win(vast: Driver) -> None:
+    vast.sim("options", {"image_env": {"A": "image", "B": "image", "CONTAINER_ID": "image"}})
+    number = vast.rent(env={"B": "rental"}, onstart='echo "$A/$B/$CONTAINER_ID"')
+    assert until(lambda: vast.log(number)) == f"image/rental/{number}\n"
+
+
 @pytest.mark.parametrize("how", ["preempt", "destroy", "stop"])
 def test_all_its_processes_are_killed(vast: Driver, how: str) -> None:
     """Also one that ignores signals and one that left the group."""

@@ -125,10 +125,10 @@ def test_every_option_is_in_the_table_with_its_commands() -> None:
     assert set(said) == set().union(*known.values())
     for option, where in said.items():
         having = {path for path, opts in known.items() if option in opts}
-        # `worker` and `checkpoint` alone mean all of their commands.
+        # A group alone means all of its commands.
         expanded: set[str] = set()
         for part in where.split(", "):
-            if part in {"worker", "checkpoint"}:
+            if part in {"worker", "checkpoint", "manager", "machines"}:
                 expanded |= {path for path in known if path.startswith(f"{part} ")}
             else:
                 expanded.add(part if part in known else f"worker {part}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tsgb.cli.options import read_places
+from tsgb.cli.options import parse_names, read_places
 from tsgb.errors import UsageError
 
 worker_app = typer.Typer(help="One attempt: the process that trains or evaluates.")
@@ -53,6 +53,44 @@ def worker_run(
     from tsgb.worker import commands as worker
 
     typer.echo(worker.train(read_places(), path, attempt=attempt, until_step=until_step).url)
+
+
+@worker_app.command("machine")
+def worker_machine(
+    resume_path: ResumePath,
+    attempt: Annotated[int, typer.Option(min=1, help="Fencing token; the lease names it.")],
+    arms: Annotated[str, typer.Option(metavar="A,B", help="What is trained; commas between.")],
+    lease_poll_seconds: Annotated[
+        float | None, typer.Option(min=0.01, help="Between two looks at the lease; 30 as a rule.")
+    ] = None,
+) -> None:
+    """Be a rented machine: train arms of a run under its lease, then destroy this machine."""
+    path, names = _one(resume_path), parse_names(arms, "--arms") or []
+    from tsgb.config import Arm
+    from tsgb.settings import child_environment, load_settings
+    from tsgb.worker.machine import Given, WorkerMachine
+
+    try:
+        trained = [Arm(name) for name in names]
+    except ValueError as error:
+        raise UsageError(f"--arms {arms!r}: {error}: choose of {', '.join(Arm)}") from None
+    settings = load_settings()
+    given = Given(
+        places=read_places(),
+        container_id=settings.container_id,
+        container_key=settings.container_api_key,
+        vast_url=settings.vast_url,
+        worker_command=settings.worker_command,
+        worker_environment=child_environment(settings),
+        log_dir=settings.log_dir,
+        max_parallel=settings.max_parallel,
+        poll_seconds=settings.poll_seconds,
+        lease_poll_seconds=lease_poll_seconds or settings.lease_poll_seconds,
+        min_free_bytes=round(settings.min_free_gb * 1e9),
+        net_dev=settings.net_dev,
+        alive_file=settings.alive_file,
+    )
+    raise typer.Exit(int(WorkerMachine(given, path, attempt, trained).run()))
 
 
 @worker_app.command("build")

@@ -106,6 +106,7 @@ class Attempt:
         self._beat_at = -1e9
         self._metrics: list[str] = []
         self._last: dict[str, Any] = {}
+        self._useful_seconds = 0.0
         self.trainer: Trainer | None = None
 
     def train(self, until_step: int | None) -> CheckpointRef:
@@ -130,6 +131,7 @@ class Attempt:
             begin = self._clock()
             metrics = trainer.step()
             seconds = max(self._clock() - begin, 1e-9)
+            self._useful_seconds += seconds
             metrics["tokens_per_second"] = round(metrics.get("tokens", 0) / seconds, 1)
             self._metrics.append(json.dumps(_rounded(metrics), sort_keys=True))
             self._last = metrics
@@ -170,6 +172,7 @@ class Attempt:
                 "episode": trainer.state.episode,
                 "phase": self._last.get("phase", "start"),
                 "round": self._last.get("round", 0),
+                "useful_seconds": round(self._useful_seconds, 3),
                 **self.saves.facts(),
                 "metrics": _rounded(self._last),
             }
@@ -197,6 +200,7 @@ class Attempt:
             "step": step,
             "checkpoint": None if self.saves.saved is None else asdict(self.saves.saved),
             "ended_at": datetime.now(UTC).isoformat(),
+            "useful_seconds": round(self._useful_seconds, 3),
             "peak_memory_bytes": peak_memory_bytes(),
         }
         try:

@@ -40,10 +40,11 @@ def draw_fate(contract: Contract, options: Options, rng: Random) -> Fate:
     return Fate.BOOTS
 
 
-def environment(contract: Contract) -> dict[str, str]:
+def environment(contract: Contract, options: Options) -> dict[str, str]:
     """What the container sees; port mappings are no variables."""
     given = {name: value for name, value in contract.env if not name.startswith("-")}
     return {
+        **options.image_env,
         **given,
         "CONTAINER_ID": str(contract.id),
         "CONTAINER_API_KEY": contract.key,

@@ -19,6 +19,11 @@ def microseconds(seconds: float | Decimal) -> int:
     return round(seconds * SECOND)
 
 
+def began(age_seconds: float) -> Moment:
+    """So long ago, by this machine's clock."""
+    return Moment(time.time_ns() // 1000 - microseconds(age_seconds))
+
+
 class Clock:
     """Runs `speed` times as fast as this machine's, and can be put forward.
 

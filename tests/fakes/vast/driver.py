@@ -97,13 +97,15 @@ class Driver:
         return until(lambda: self.http.get(url), lambda answer: answer.status_code == 200).text
 
 
-def until(look: Callable[[], T], good: Callable[[T], bool] = bool) -> T:
+def until(
+    look: Callable[[], T], good: Callable[[T], bool] = bool, seconds: float = PATIENCE_SECONDS
+) -> T:
     """What is seen once it is good.
 
     Raises:
-        AssertionError: it was not within `PATIENCE_SECONDS`.
+        AssertionError: it was not in time.
     """
-    ends = time.monotonic() + PATIENCE_SECONDS
+    ends = time.monotonic() + seconds
     while not good(seen := look()):
         assert time.monotonic() < ends, f"still {seen!r}"
         time.sleep(0.02)

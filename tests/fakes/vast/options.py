@@ -87,3 +87,5 @@ class Options(BaseModel):
     """How often a fresh log answers 404 first."""
     onstart_limit: int = 4048
     """Characters."""
+    image_env: dict[str, str] = {}
+    """Variables of the image, as by ENV in its Dockerfile; those of a rental win."""

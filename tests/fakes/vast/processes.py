@@ -1,6 +1,6 @@
 """The container of an instance: a process group on this machine that dies without notice.
 
-It knows no API. Linux only: a process that left its group is found by the key in its environment.
+It knows no API. Linux only: a process that left its group is found by its environment.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Any
 
 KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
 """What a container gets of the simulator's own environment."""
+MARKER = "DATA_DIRECTORY"
+"""By which its processes are found: another one for each container, and no secret that a process
+would keep from its children."""
 
 
 def command_of(body: Mapping[str, Any]) -> list[str] | None:
@@ -31,10 +34,10 @@ def command_of(body: Mapping[str, Any]) -> list[str] | None:
 class Container:
     """Started at every start of its instance; its directory outlives a stop."""
 
-    def __init__(self, directory: Path, key: str) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.log = directory / "container.log"
-        self._key = key
+        self._home = directory / "root"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -45,7 +48,7 @@ class Container:
     def start(self, command: Sequence[str], env: Mapping[str, str]) -> None:
         """Run a command in a group of its own; its output goes to the log."""
         assert self._process is None, "kill it first"
-        home = self.directory / "root"
+        home = self._home
         home.mkdir(parents=True, exist_ok=True)
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         with self.log.open("ab") as log:
@@ -53,7 +56,7 @@ class Container:
                 self._process = subprocess.Popen(
                     list(command),
                     cwd=home,
-                    env={**kept, "HOME": str(home), "DATA_DIRECTORY": str(home), **env},
+                    env={**kept, "HOME": str(home), MARKER: str(home), **env},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -82,7 +85,7 @@ class Container:
             self._send(signal.SIGKILL)
             self._process.wait()
             self._process = None
-            _kill_marked(self._key)
+            _kill_marked(f"{MARKER}={self._home}")
 
     def remove(self) -> None:
         """Kill it and delete its disk."""
@@ -95,9 +98,9 @@ class Container:
                 os.killpg(self._process.pid, number)
 
 
-def _kill_marked(key: str) -> None:
+def _kill_marked(variable: str) -> None:
     """Whatever left the group: through a handle, so that no reused number is hit."""
-    marker = f"CONTAINER_API_KEY={key}".encode()
+    marker = variable.encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):

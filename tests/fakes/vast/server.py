@@ -15,7 +15,7 @@ from cheroot import wsgi
 
 from tests.fakes.sentinels import new_key
 from tests.fakes.vast.api import Api
-from tests.fakes.vast.clock import SECOND, VIRTUAL_START, Clock
+from tests.fakes.vast.clock import SECOND, VIRTUAL_START, Clock, began
 from tests.fakes.vast.control import Control
 from tests.fakes.vast.faults import Fault, FaultPlan
 from tests.fakes.vast.keys import Keys
@@ -37,6 +37,7 @@ class VastSimulator:
         key: the account's; without it one is made up.
         virtual: its clock moves only by `/_sim/clock`.
         speed: of its clock if that is not virtual.
+        age_seconds: so long ago its clock begins if that is not virtual.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class VastSimulator:
         key: str | None = None,
         virtual: bool = False,
         speed: float = 1.0,
+        age_seconds: float = 0.0,
     ) -> None:
         self.key = key or new_key()
         self._directory = tempfile.TemporaryDirectory(prefix="vast-", ignore_cleanup_errors=True)
-        clock = Clock(0.0, VIRTUAL_START) if virtual else Clock(speed)
+        clock = Clock(0.0, VIRTUAL_START) if virtual else Clock(speed, began(age_seconds))
         self._world = World(options or Options(), clock, Path(self._directory.name))
         self._plan = FaultPlan()
         self._api = Api(self._world, Keys(self.key))

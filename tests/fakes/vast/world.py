@@ -85,7 +85,7 @@ class World(Agenda):
             env=env,
             body=body,
             key=key,
-            container=Container(self._directory / str(number), key),
+            container=Container(self._directory / str(number)),
             created_at=self.now,
             created_turn=self._turn(),
         )
@@ -297,7 +297,7 @@ class World(Agenda):
         self._become(contract, Phase.RUNNING, Status("running", "running", "running", "running"))
         command = command_of(contract.body)
         if command is not None:
-            contract.container.start(command, environment(contract))
+            contract.container.start(command, environment(contract, self.options))
         hazard = self.options.hazard_per_hour
         if contract.bid is not None and hazard:
             rng = self._rng(contract, "hazard")

@@ -1,0 +1,383 @@
+"""The watcher of a rented machine, in this process: its workers are fakes, its service a script."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests.fakes.dav_server import dav_app
+from tests.fakes.dav_server import serve as serve_dav
+from tests.fakes.miniature import miniature_config
+from tests.fakes.rented import FAKE_WORKER, ROOT, plan
+from tests.fakes.scripted_http import Reply, Script, serve
+from tests.fakes.sentinels import sentinel
+from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.checkpoint.store import CheckpointStore
+from tsgb.config import Arm, arm_overrides, arm_run_id
+from tsgb.errors import ExitCode
+from tsgb.lease import end, grant, revoke
+from tsgb.worker.machine import Given, WorkerMachine
+from tsgb.worker.places import Places
+
+KEY = SecretStr(sentinel("instance-key"))
+ARMS = (Arm.SELFPLAY, Arm.SFT)
+TOTAL = {arm: miniature_config(arm_overrides(arm)).total_steps for arm in ARMS}
+SLOW = {"step_seconds": 0.1}
+PATIENCE = 60.0
+
+
+class Scene:
+    """A run, a service that destroys whatever asks, and the machine between them."""
+
+    def __init__(self, directory: Path, url: str, script: Script) -> None:
+        self.store = str(directory / "store")
+        self.script = script
+        self.environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        self.given = Given(
+            places=Places(cache_dir=directory / "cache", grace_seconds=30.0),
+            container_id="77",
+            container_key=KEY,
+            vast_url=url,
+            worker_command=shlex.split(FAKE_WORKER),
+            worker_environment=self.environment,
+            log_dir=directory / "logs",
+            max_parallel=2,
+            poll_seconds=0.05,
+            lease_poll_seconds=0.2,
+            min_free_bytes=1,
+            net_dev=directory / "none",
+            alive_file=directory / "alive",
+        )
+        self.begin()
+
+    def begin(self) -> None:
+        """What the flow writes before it rents."""
+        for arm in ARMS:
+            config = miniature_config(arm_overrides(arm))
+            self.run(arm).write_text("config.json", config.canonical())
+        self.lease = grant(None, run="r1", attempt=1, owner="me", now=datetime.now(UTC))
+        self.put(self.lease)
+
+    def run(self, arm: Arm = Arm.SELFPLAY) -> RunStore:
+        return open_run(f"{self.store}/{arm_run_id('r1', arm)}")
+
+    def put(self, lease: Any) -> None:
+        self.run().write_json("lease.json", lease.to_json())
+
+    def plan(self, **runs: Mapping[str, Any]) -> None:
+        self.environment["TSGB_FAKE"] = plan(**{name: dict(what) for name, what in runs.items()})
+
+    def work(self, attempt: int = 1, **changes: Any) -> ExitCode:
+        given = replace(self.given, **changes)
+        return WorkerMachine(given, f"{self.store}/r1", attempt, ARMS).run()
+
+    def exit(self, attempt: int = 1) -> dict[str, Any]:
+        return self.run().read_json(f"machines/{attempt:04d}/exit.json")
+
+    @property
+    def destroyed(self) -> int:
+        return len([one for one in self.script.seen if one.method == "DELETE"])
+
+    def claims(self) -> list[str]:
+        try:
+            return list(self.run().list("claims"))
+        except FileNotFoundError:
+            return []
+
+    def meanwhile(self, ready: Callable[[], object], act: Callable[[], object]) -> None:
+        """Do something as soon as it is time, while the machine works."""
+
+        def work() -> None:
+            ends_at = time.monotonic() + PATIENCE
+            while time.monotonic() < ends_at:
+                if ready():
+                    act()
+                    return
+                time.sleep(0.02)
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def started(self) -> bool:
+        """Both workers are at work."""
+        for arm in ARMS:
+            try:
+                self.run(arm).read_json("heartbeats/0001.json")
+            except FileNotFoundError:
+                return False
+        return True
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    script = Script([Reply(body={"success": True})])
+    with serve(script) as url:
+        yield Scene(tmp_path, url, script)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_it_is_torch_free() -> None:
+    code = (
+        "import sys, tsgb.worker.machine, tsgb.rental.boot\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'prefect', 'safetensors')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_all_arms_are_trained_then_it_destroys_itself(scene: Scene) -> None:
+    assert scene.work() == ExitCode.OK
+    record = scene.exit()
+    assert record["outcome"] == "done"
+    assert record["step"] == sum(TOTAL.values())
+    for arm in ARMS:
+        assert record["arms"][arm.value] == {"step": TOTAL[arm], "outcome": "done"}
+        newest = CheckpointStore(scene.run(arm)).newest()
+        assert newest is not None
+        assert newest.step == TOTAL[arm]
+    [asked] = scene.script.seen
+    assert (asked.method, asked.path) == ("DELETE", "/api/v0/instances/77/")
+    assert asked.headers["authorization"] == f"Bearer {KEY.get_secret_value()}"
+    assert scene.given.alive_file is not None
+    assert scene.given.alive_file.exists()
+
+
+def test_the_beat_tells_how_far_it_is(scene: Scene) -> None:
+    scene.plan(r1=SLOW)
+    seen: list[dict[str, Any]] = []
+
+    def look() -> bool:
+        try:
+            seen.append(scene.run().read_json("machines/0001/beat.json"))
+        except FileNotFoundError:
+            return False
+        return seen[-1]["phase"] == "ending"
+
+    scene.meanwhile(look, lambda: None)
+    assert scene.work() == ExitCode.OK
+    phases = [beat["phase"] for beat in seen]
+    assert phases == sorted(phases, key=["probe", "train", "ending"].index)
+    assert "train" in phases
+    first, last = seen[0], scene.run().read_json("machines/0001/beat.json")
+    assert first["total_steps"] == last["total_steps"] == sum(TOTAL.values())
+    assert (first["attempt"], first["instance_id"]) == (1, 77)
+    assert first["arms"]["sft"] == {
+        "step": 0,
+        "total_steps": TOTAL[Arm.SFT],
+        "durable_step": -1,
+    }
+    steps = [beat["step"] for beat in seen]
+    assert steps == sorted(steps)
+    assert first["disk_free_bytes"] > 0
+    assert (last["bytes_up"], last["bytes_down"]) == (0, 0)
+    assert max(beat["peak_memory_bytes"] or 0 for beat in seen) > 10e6
+
+
+def test_one_arm_that_fails_ends_the_others(scene: Scene) -> None:
+    scene.plan(r1=SLOW, r1_sft={"crash": [1]})
+    assert scene.work() == ExitCode.FAILURE
+    record = scene.exit()
+    assert record["outcome"] == "crash"
+    assert record["message"] == "sft: ValueError: the fake crashes"
+    assert record["arms"]["selfplay"]["outcome"] in {"interrupted", None}
+    assert record["arms"]["sft"]["outcome"] == "crash"
+    assert scene.destroyed == 1
+
+
+def test_a_worker_without_a_word_is_judged_by_its_end(scene: Scene) -> None:
+    command = [sys.executable, "-c", "import sys; print('no such thing'); sys.exit(3)"]
+    assert scene.work(worker_command=command) == ExitCode.FAILURE
+    record = scene.exit()
+    assert record["outcome"] == "crash"
+    assert record["message"].endswith(": exit code 3: no such thing")  # either may be first
+    assert "no such thing" in record["log_tail"]
+
+
+def test_a_worker_that_is_killed_is_a_crash_for_which_there_is_a_guess(scene: Scene) -> None:
+    scene.plan(r1={"vanish": [1]})
+    scene.work()
+    assert scene.exit()["outcome"] == "crash"
+    assert "out of memory" in scene.exit()["message"]
+
+
+def test_workers_do_not_get_the_key(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tsgb.settings import child_environment, load_settings
+
+    monkeypatch.setenv("CONTAINER_ID", "77")
+    monkeypatch.setenv("CONTAINER_API_KEY", KEY.get_secret_value())
+    settings = load_settings()
+    assert settings.container_id == "77"
+    assert "instance-key" not in repr(settings)
+    assert "CONTAINER_API_KEY" not in child_environment(settings)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        {"container_id": None},
+        {"container_key": None},
+        {"container_id": "seven"},
+        {"vast_url": "http://vast.example.org"},
+    ],
+)
+def test_without_a_way_to_destroy_itself_it_trains_nothing(
+    scene: Scene, missing: dict[str, Any]
+) -> None:
+    assert scene.work(**missing) == ExitCode.USAGE
+    assert scene.exit()["outcome"] == "config"
+    assert (scene.claims(), scene.destroyed) == ([], 0)
+
+
+@pytest.mark.parametrize("lease", ["absent", "others", "revoked", "ended", "over"])
+def test_a_zombie_ends_before_any_worker_starts(scene: Scene, lease: str) -> None:
+    now = datetime.now(UTC)
+    match lease:
+        case "absent":
+            scene.run().delete("lease.json")
+        case "others":
+            scene.put(grant(scene.lease, run="r1", attempt=2, owner="me", now=now))
+        case "revoked":
+            scene.put(revoke(scene.lease, "enough"))
+        case "ended":
+            scene.put(end(scene.lease, "done"))
+        case _:
+            past = now - timedelta(hours=3)
+            scene.put(grant(None, run="r1", attempt=1, owner="me", now=past))
+    assert scene.work() == ExitCode.LEASE_LOST
+    assert scene.exit()["outcome"] == "lease_lost"
+    assert (scene.claims(), scene.destroyed) == ([], 1)
+
+
+def test_a_zombie_leaves_the_record_of_its_attempt_alone(scene: Scene) -> None:
+    scene.work()
+    scene.put(end(scene.lease, "done"))
+    assert scene.work() == ExitCode.LEASE_LOST
+    assert scene.exit()["outcome"] == "done"
+
+
+def test_a_revoked_lease_saves_and_ends(scene: Scene) -> None:
+    scene.plan(r1=SLOW, r1_sft=SLOW)
+    scene.meanwhile(scene.started, lambda: scene.put(revoke(scene.lease, "the budget is used up")))
+    assert scene.work() == ExitCode.INTERRUPTED
+    record = scene.exit()
+    assert record["outcome"] == "interrupted"
+    assert "the budget is used up" in record["message"]
+    newest = CheckpointStore(scene.run()).newest()
+    assert newest is not None
+    assert newest.step == record["arms"]["selfplay"]["step"] > 0
+    assert scene.destroyed == 1
+
+
+def test_another_attempt_ends_it(scene: Scene) -> None:
+    scene.plan(r1=SLOW, r1_sft=SLOW)
+    second = grant(scene.lease, run="r1", attempt=2, owner="me", now=datetime.now(UTC))
+    scene.meanwhile(scene.started, lambda: scene.put(second))
+    assert scene.work() == ExitCode.LEASE_LOST
+    assert (scene.exit()["outcome"], scene.destroyed) == ("lease_lost", 1)
+
+
+def test_a_lease_that_nobody_renews_ends_it(scene: Scene) -> None:
+    """The flow is dead; a worker that is deaf is taken away."""
+    scene.plan(r1={"hang": [1]}, r1_sft={"hang": [1]})
+    ttl = timedelta(seconds=3)
+    scene.put(grant(None, run="r1", attempt=1, owner="me", now=datetime.now(UTC), ttl=ttl))
+    places = replace(scene.given.places, grace_seconds=0.2)
+    assert scene.work(places=places) == ExitCode.LEASE_LOST
+    assert (scene.exit()["outcome"], scene.destroyed) == ("lease_lost", 1)
+
+
+def test_a_store_that_hangs_holds_nothing_up(scene: Scene, tmp_path: Path) -> None:
+    """It takes requests and never answers, as a dead disk behind a living server does."""
+    (tmp_path / "dav").mkdir()
+    answers, inner = threading.Event(), dav_app(tmp_path / "dav", None)
+    answers.set()
+
+    def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        answers.wait()
+        return inner(environ, start)
+
+    with serve_dav(app) as url:
+        scene.store = f"{url}/runs"
+        scene.begin()
+        scene.plan(r1=SLOW, r1_sft=SLOW)
+        ttl = timedelta(seconds=6)
+        scene.put(grant(None, run="r1", attempt=1, owner="me", now=datetime.now(UTC), ttl=ttl))
+        scene.meanwhile(scene.started, answers.clear)
+        places = replace(scene.given.places, grace_seconds=0.2)
+        code = scene.work(places=places)
+        silent = not answers.is_set()
+        answers.set()
+        assert (code, silent, scene.destroyed) == (ExitCode.LEASE_LOST, True, 1)
+
+
+def test_a_signal_is_passed_on_and_the_instance_left_to_the_flow(scene: Scene) -> None:
+    scene.plan(r1=SLOW, r1_sft=SLOW)
+    scene.meanwhile(scene.started, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert scene.work() == ExitCode.INTERRUPTED
+    record = scene.exit()
+    assert (record["outcome"], record["message"]) == ("interrupted", "stopped by SIGTERM")
+    assert record["arms"]["selfplay"]["outcome"] == "interrupted"
+    assert CheckpointStore(scene.run()).newest() is not None
+    assert scene.destroyed == 0
+
+
+def test_the_container_may_start_again_in_the_same_attempt(scene: Scene) -> None:
+    scene.plan(r1={"vanish": [1]})
+    scene.work()
+    assert scene.exit()["outcome"] == "crash"
+    scene.plan()
+    assert scene.work() == ExitCode.OK
+    record = scene.exit()
+    assert record["outcome"] == "done"
+    assert len(scene.claims()) == 2
+    assert record["step"] == sum(TOTAL.values())
+
+
+@pytest.mark.parametrize("what", ["small", "read-only", "no config", "no store"])
+def test_what_is_wrong_with_a_machine_has_a_name(scene: Scene, what: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {}
+    if what == "small":
+        changes, outcome = {"min_free_bytes": 1 << 60}, "disk_full"
+    elif what == "read-only":
+        (tmp_path / "file").touch()
+        changes = {"places": replace(scene.given.places, cache_dir=tmp_path / "file" / "cache")}
+        outcome = "bad_host"
+    elif what == "no config":
+        scene.run(Arm.SFT).delete("config.json")
+        outcome = "config"
+    else:
+        url = "http://127.0.0.1:9/r1"
+        machine = WorkerMachine(scene.given, url, 1, ARMS)
+        assert machine.run() == ExitCode.STORE_UNREACHABLE
+        assert scene.destroyed == 1
+        return
+    scene.work(**changes)
+    assert (scene.exit()["outcome"], scene.destroyed) == (outcome, 1)
+    assert scene.claims() == []
+
+
+def test_whatever_goes_wrong_here_it_is_destroyed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(WorkerMachine, "_train", fails)
+    assert scene.work() == ExitCode.FAILURE
+    assert scene.exit()["message"] == "the watcher failed: RuntimeError: a bug"
+    monkeypatch.setattr(WorkerMachine, "_record", fails)
+    assert scene.work() == ExitCode.FAILURE
+    assert scene.destroyed == 2

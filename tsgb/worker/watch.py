@@ -1,0 +1,167 @@
+"""The watcher's eyes: the lease, read on a thread, so that a store that hangs delays nothing.
+
+It knows the lease and a store. It ends nobody; see machine.py.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from tsgb.checkpoint.run import RunStore
+from tsgb.errors import StoreError, StoreUnreachable
+from tsgb.lease import NAME, Lease, Standing, Watch
+from tsgb.logging import get_logger
+
+_AGAIN_SECONDS = 1.0
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    lease: Lease | None
+    """None: there is surely none."""
+    at: float
+    """Monotonic seconds at which the read began: the lease is not older."""
+
+
+class LeaseWatch:
+    """What the lease says to one attempt, whether or not the store answers.
+
+    Example: `watch = LeaseWatch(run, 3, every_seconds=30.0); watch.start(); watch.standing()`
+    """
+
+    def __init__(
+        self,
+        run: RunStore,
+        attempt: int,
+        *,
+        every_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            run: Where the lease lies.
+            attempt: Whose standing is asked for.
+            every_seconds: Between two reads.
+            clock: Monotonic seconds.
+            now: The time of day.
+        """
+        self.error: StoreError | None = None
+        """Why the last read failed; None if it did not."""
+        self.failures = 0
+        """Reads that failed since the last one that did not."""
+        self._run = run
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._now = now
+        self._watch = Watch(attempt=attempt, since=clock())
+        self._lease: Lease | None = None
+        self._newest: _Reading | None = None
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Begin to read, until `stop` or the end of the process."""
+        threading.Thread(target=self._work, name="lease", daemon=True).start()
+
+    def stop(self) -> None:
+        """Read no more."""
+        self._stopped.set()
+
+    @property
+    def known(self) -> bool:
+        """Whether the store has answered at all."""
+        return self._newest is not None
+
+    def standing(self) -> Standing:
+        """What holds now; never waits."""
+        newest = self._newest
+        if newest is not None:
+            if newest.lease is None:
+                return Standing.OVER
+            self._lease = newest.lease
+            self._watch = self._watch.saw(newest.lease, newest.at)
+        return self._watch.standing(self._lease, self._now(), self._clock())
+
+    @property
+    def words(self) -> str:
+        """Why it is no longer good, for people."""
+        newest = self._newest
+        if newest is None:
+            return "the lease could not be read for too long"
+        if newest.lease is None:
+            return "there is no lease"
+        lease = newest.lease
+        return (
+            f"lease of attempt {lease.attempt}, until {lease.expires_at:%H:%M:%S} (UTC), "
+            f"{lease.stop or 'not revoked'}{', the run has ended' if lease.ended else ''}"
+        )
+
+    def look(self) -> None:
+        """Read once; what is not known changes nothing."""
+        at = self._clock()
+        try:
+            self._newest = _Reading(self._read(), at)
+        except StoreError as error:
+            self.error = error
+            self.failures += 1
+            get_logger().warning("lease not read", reason=str(error))
+        else:
+            self.error, self.failures = None, 0
+
+    def _read(self) -> Lease | None:
+        # A file that is being replaced may be away for a moment on some servers.
+        for again in (True, False):
+            try:
+                return Lease.from_json(self._run.read_json(NAME), f"{self._run.run_url}/{NAME}")
+            except FileNotFoundError:
+                if again:
+                    self._stopped.wait(min(_AGAIN_SECONDS, self._every_seconds))
+        return None
+
+    def _work(self) -> None:
+        while not self._stopped.is_set():
+            self.look()
+            self._stopped.wait(self._every_seconds)
+
+
+def within(
+    seconds: float,
+    operation: Callable[[], _T],
+    *,
+    tick: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> _T:
+    """What an operation on the store returns, if it does so in time.
+
+    It runs on a thread of its own, which is left behind if it hangs.
+
+    Raises:
+        StoreUnreachable: It was not done in time.
+    """
+    results: list[_T] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            results.append(operation())
+        except Exception as error:  # noqa: BLE001 - raised again by whoever waits
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="within", daemon=True)
+    thread.start()
+    ends_at = clock() + seconds
+    while thread.is_alive() and clock() < ends_at:
+        thread.join(min(0.05, seconds))
+        tick()
+    if errors:
+        raise errors[0]
+    if not results:
+        raise StoreUnreachable(f"the store did not answer in {seconds:g} s")
+    return results[0]
