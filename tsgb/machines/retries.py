@@ -138,8 +138,9 @@ def avoid(endings: Iterable[Ending], now: datetime) -> Avoided:
     for ending in endings:
         age = now - ending.at  # negative on a clock that was set back: still avoided
         if ending.machine_id is not None:
-            lasts = BAD_FOR if ending.cause.is_infra else TAKEN_FOR
-            if age < lasts and (ending.cause.is_infra or ending.cause is Cause.REFUSED):
+            failed = ending.cause.is_infra or ending.cause is Cause.DISK_FULL
+            lasts = BAD_FOR if failed else TAKEN_FOR
+            if age < lasts and (failed or ending.cause is Cause.REFUSED):
                 machines.add(ending.machine_id)
         if ending.host_id is not None and ending.cause is Cause.BAD_HOST and age < BAD_FOR:
             hosts.add(ending.host_id)

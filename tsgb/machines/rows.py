@@ -37,7 +37,8 @@ def offer_of(found: records.Offer, *, is_bid: bool = True) -> Offer:
         inet_down=_measure(found.inet_down),
         inet_up_cost=_price(found.inet_up_cost, _DEAR_TRAFFIC),
         inet_down_cost=_price(found.inet_down_cost, _DEAR_TRAFFIC),
-        dph_base=found.dph_base or 0.0,
+        # A row that is priced as a bid does not say what the machine costs on demand.
+        dph_base=0.0 if is_bid and found.is_bid is not False else found.dph_base or 0.0,
         min_bid=found.min_bid or 0.0,
         is_bid=is_bid,
         storage_cost=_price(found.storage_cost, _DEAR_STORAGE),

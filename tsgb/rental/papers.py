@@ -45,6 +45,7 @@ class Intent(BaseModel):
     """$/h of the bid."""
     hourly: float
     """$/h with storage."""
+    disk_gb: float
     intended_at: AwareDatetime
 
     @property
@@ -158,21 +159,22 @@ class Papers:
 
     def holds(self) -> list[Hold]:
         """How long machines were held, for the hazard of their class."""
-        return [
-            Hold(
-                page.intent.machine_class,
-                page.outcome.hold_seconds / _HOUR,
-                page.outcome.cause is Cause.PREEMPTED,
-            )
-            for page in self.pages()
-            if page.intent is not None and page.outcome is not None and page.outcome.hold_seconds
-        ]
+        return [hold for page in self.pages() if (hold := hold_of(page)) is not None]
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             return self.run.read_json(name)
         except FileNotFoundError:
             return None
+
+
+def hold_of(page: Page) -> Hold | None:
+    """How long its machine was held; None if it never came to work, or holds still."""
+    intent, outcome = page.intent, page.outcome
+    if intent is None or outcome is None or not outcome.hold_seconds:
+        return None
+    preempted = outcome.cause is Cause.PREEMPTED
+    return Hold(intent.machine_class, outcome.hold_seconds / _HOUR, preempted)
 
 
 def ending_of(page: Page) -> Ending:

@@ -34,6 +34,8 @@ class Terms:
     reliability: float = 0.9
     duration_hours: float = 4.0
     """Least time until the contract's own limit."""
+    least_minutes: float = 10.0
+    """A machine is not rented with money for less: it would be gone before a first checkpoint."""
     limits: Limits = field(default_factory=Limits)
 
     def search(self) -> Search:
@@ -47,12 +49,12 @@ class Terms:
             min_duration_seconds=self.duration_hours * 3600,
         )
 
-    def needs(self, avoided: Avoided, disk_factor: float = 1.0) -> Needs:
+    def needs(self, avoided: Avoided, disk_gb: float) -> Needs:
         """What is checked again here, and what is not to be rented now."""
         return Needs(
             cap=self.cap,
             gpu_ram=self.gpu_ram_gb * 1000,
-            disk_space=self.disk_gb * disk_factor,
+            disk_space=disk_gb,
             reliability=self.reliability,
             duration=self.duration_hours * 3600,
             machines_out=avoided.machine_ids,
@@ -75,6 +77,8 @@ class Patience:
     """W: so long a rental may be late to appear in lists."""
     grace_seconds: float = 90.0
     """For a machine that was asked to stop to save and say so."""
+    release_seconds: float = 15.0
+    """The same when the flow itself is being ended: Prefect kills it after 30 seconds."""
     destroy_seconds: float = 600.0
     """So long a flow insists on a machine's end; then the reaper does."""
     offer_seconds: float = 1800.0
