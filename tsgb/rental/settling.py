@@ -1,0 +1,156 @@
+"""Closing the books on a machine whose flow is dead: its account, and how its attempt ended.
+
+A live flow is the one writer of its run, so nothing is written unless its lease has run out or the
+run has ended. The machine is known to be gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from tsgb import budget
+from tsgb.budget import Ledger
+from tsgb.errors import StoreError, StoreUnreachable
+from tsgb.lease import Lease
+from tsgb.machines.accounts import Account
+from tsgb.machines.costs import Usage
+from tsgb.machines.rows import gpu_is_billed, row_of
+from tsgb.machines.verdicts import Cause, Signs, judge
+from tsgb.rental.papers import Outcome, Page, Papers
+from tsgb.vast_api.records import Instance
+
+
+def may_write(lease: Lease | None, now: datetime, skew: timedelta) -> bool:
+    """Whether no flow counts on being the only writer of the run."""
+    return lease is not None and (lease.ended or lease.has_run_out(now, skew))
+
+
+def settle(
+    papers: Papers, attempt: int, row: Instance, now: datetime, *, skew: timedelta, by: str
+) -> int | None:
+    """Close the account of an attempt, and note how it ended if nothing is noted yet.
+
+    Args:
+        papers: Of its run.
+        attempt: Whose machine it was.
+        row: As the service showed it last.
+        now: When it was gone at the latest.
+        skew: By how much clocks may differ.
+        by: Who destroyed it.
+
+    Returns:
+        Micro-dollars that it cost; None if that is not known, or a live flow's to write.
+    """
+    lease = papers.lease()
+    if lease is None or not may_write(lease, now, skew):
+        return None
+    beat = papers.beat(attempt) or {}
+    page = papers.page(attempt) or Page(attempt, None, None, None)
+    fields: dict[str, Any] = {}
+    if page.outcome is None:
+        outcome = _outcome(papers, page, lease, row, beat, now, by)
+        fields = {"outcome": outcome.model_dump(mode="json")}
+    ledger = Ledger.open(papers.run, _budget(papers, lease))
+    account = ledger.accounts.get(attempt)
+    if account is None or not account.is_open:
+        if fields:
+            papers.note(attempt, **fields)
+        return None if account is None else account.charged
+    return _commit(ledger, account, lease, row, beat, now, fields)
+
+
+def _commit(
+    ledger: Ledger,
+    account: Account,
+    lease: Lease,
+    row: Instance,
+    beat: Mapping[str, Any],
+    now: datetime,
+    fields: Mapping[str, Any],
+) -> int:
+    """Its GPU until it could have been billed last, its disk until now, its traffic as it said.
+
+    When a GPU was given up that is held no more, nobody saw; a machine does not work beyond its
+    lease.
+    """
+    billed = gpu_is_billed(row)
+    if not billed:
+        ledger.keep(account.attempt, min(now, _end(lease)), timedelta(0), window=timedelta(0))
+    usage = account.usage
+    more = Usage(
+        bytes_up=max(0, _number(beat, "bytes_up") - usage.bytes_up),
+        bytes_down=max(0, _number(beat, "bytes_down") - usage.bytes_down),
+    )
+    closed = ledger.commit(account.attempt, now, more=more, gpu_billed=billed, outcome=fields)
+    return closed.spent
+
+
+def _outcome(
+    papers: Papers,
+    page: Page,
+    lease: Lease,
+    row: Instance,
+    beat: Mapping[str, Any],
+    now: datetime,
+    by: str,
+) -> Outcome:
+    farewell = papers.farewell(page.attempt)
+    last = _moment(farewell, "ended_at") or _moment(beat, "updated_at")
+    cause = judge(
+        Signs(
+            row=row_of(row),
+            exit_record=farewell,
+            heartbeat_age_seconds=None if last is None else (now - last).total_seconds(),
+            stop_asked=lease.stop is not None,
+        )
+    )
+    if cause is None or cause is Cause.LEASE_LOST:
+        cause = Cause.STOPPED  # by its lease's end or by us, which the next attempt will not meet
+    begun = None if page.intent is None else page.intent.intended_at
+    held = timedelta(0) if begun is None or last is None else last - begun
+    return Outcome(
+        cause=cause,
+        message=f"its flow was dead: destroyed by {by}",
+        at=now,
+        step=_durable(beat),
+        hold_seconds=max(0.0, held.total_seconds()),
+    )
+
+
+def _end(lease: Lease) -> datetime:
+    return min(lease.expires_at, lease.deadline_at or lease.expires_at)
+
+
+def _budget(papers: Papers, lease: Lease) -> int:
+    """As the flow wrote it, since the ledger writes it again."""
+    try:
+        kept = papers.run.read_json(budget.NAME).get("budget_microdollars")
+    except StoreUnreachable:
+        raise
+    except (FileNotFoundError, StoreError):
+        kept = None  # half written by a process that died, or never
+    return kept if isinstance(kept, int) else lease.budget_microdollars or 0
+
+
+def _durable(beat: Mapping[str, Any]) -> int:
+    """Saved updates of all arms together."""
+    arms: Any = beat.get("arms")
+    try:
+        return sum(_number(arm, "durable_step") for arm in arms.values())
+    except AttributeError:
+        return 0  # no mapping of mappings
+
+
+def _number(beat: Mapping[str, Any], name: str) -> int:
+    found = beat.get(name)
+    return found if isinstance(found, int) and found > 0 else 0
+
+
+def _moment(document: Mapping[str, Any] | None, name: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(str((document or {})[name]))
+    except (KeyError, ValueError):
+        return None
+    return found if found.tzinfo is not None else None
