@@ -1,0 +1,296 @@
+"""A run on rented machines in virtual time: simulated service, machines that keep the contract, and
+flows that can be killed at any call.
+
+    with Fleet() as fleet:
+        assert Flow(fleet).run() == "done"
+        assert fleet.bill()["max_live"] == 1
+
+Nothing here is slow: whoever sleeps puts the simulator's clock forward, and while it moves every
+running machine does what tsgb/worker/machine.py does: reads its lease, beats, saves, ends itself.
+A flow that is killed has no effect on anything from then on, whatever its `finally` tries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+from pydantic import SecretStr
+
+from tests.fakes.filesystems import MemoryFiles
+from tests.fakes.vast.driver import Driver
+from tests.fakes.vast.options import Options
+from tests.fakes.vast.server import VastSimulator
+from tsgb.budget import Ledger
+from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
+from tsgb.checkpoint.run import RunStore
+from tsgb.lease import Lease, Standing, Watch
+from tsgb.machines.costs import microdollars
+from tsgb.machines.orphans import Label
+from tsgb.rental.archive import Archive
+from tsgb.rental.papers import Papers
+from tsgb.rental.reaping import Reaped, reap
+from tsgb.vast_api.client import VastClient
+from tsgb.vast_api.limits import RateLimiter
+
+SLICE_SECONDS = 5.0
+BEAT_SECONDS = 10.0
+LEASE_SECONDS = 30.0
+RUN = "r1"
+
+
+@dataclass(slots=True)
+class Box:
+    """What one container knows; a restart begins with a new one."""
+
+    number: int
+    attempt: int
+    starts: int
+    since: float
+    trains: bool = False
+    step: int = 0
+    saved: int = 0
+    beat_at: float = -1e9
+    read_at: float = -1e9
+    watch: Watch | None = None
+    lease: Lease | None = None
+    ending: str | None = None
+
+
+class Fleet:
+    """The service, the store and the machines; the truth of every test."""
+
+    def __init__(
+        self,
+        *,
+        steps: int = 600,
+        save_seconds: float = 60.0,
+        boot_seconds: float = 30.0,
+        machine_reads_lease: bool = True,
+        fenced: bool = True,
+        directory: Path | None = None,
+        **options: Any,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            steps: of the whole work, one a second.
+            save_seconds: between two checkpoints of a machine.
+            boot_seconds: from `running` until it trains.
+            machine_reads_lease: False takes the dead-man away.
+            fenced: False lets a machine of an older attempt publish.
+            directory: of the store, which a reaper can find then; without it, memory.
+            options: of the simulator.
+        """
+        given = {"boot_seconds": (20.0, 60.0), "num_machines": 40, "credit": 25, **options}
+        self._simulator = VastSimulator(Options(**given), virtual=True)
+        self.steps = steps
+        self.save_seconds = save_seconds
+        self.boot_seconds = boot_seconds
+        self.machine_reads_lease = machine_reads_lease
+        self.fenced = fenced
+        self._directory = directory
+        self.files: FileSystem = MemoryFiles(f"memory://fleet/{RUN}")
+        if directory is not None:
+            self.files = open_filesystem(str(directory / RUN))
+        self.store = RunStore(self.files, self.files.url, sleep=lambda _: None)
+        self.papers = Papers(self.store)
+        self.boxes: dict[int, Box] = {}
+        self.published: list[tuple[int, int]] = []
+        """(attempt, step) of every checkpoint, in the order in which they came."""
+        self.claimed = 0
+        self.on_publish: Callable[[], object] = lambda: None
+        self.events: list[tuple[float, Callable[[], object]]] = []
+
+    def __enter__(self) -> Self:
+        self._simulator.__enter__()
+        self.vast = Driver(self._simulator)
+        self._time = self.vast.sim("clock")["now"]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.vast.http.close()
+        self._simulator.__exit__()
+
+    @property
+    def key(self) -> str:
+        return self._simulator.key
+
+    @property
+    def url(self) -> str:
+        return self._simulator.url
+
+    def seconds(self) -> float:
+        """The clock of everybody."""
+        return self._time
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self._time, UTC)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; machines work in it."""
+        left = seconds
+        while left > 0:
+            part = min(SLICE_SECONDS, left)
+            left -= part
+            self._time = self.vast.sim("clock", {"advance_seconds": part})["now"]
+            for due, event in sorted(self.events, key=lambda item: item[0]):
+                if due <= self._time:
+                    self.events = [item for item in self.events if item[1] is not event]
+                    event()
+            self._let_machines_work()
+
+    def at(self, seconds_from_now: float, event: Callable[[], object]) -> None:
+        """Have something happen later."""
+        self.events.append((self._time + seconds_from_now, event))
+
+    def bill(self) -> dict[str, Any]:
+        return self.vast.sim("ledger")
+
+    def live(self) -> list[int]:
+        return [int(n) for n, bill in self.bill()["instances"].items() if bill["live"]]
+
+    def ledger(self, budget: str = "5") -> Ledger:
+        return Ledger.open(self.store, microdollars(budget))
+
+    def progress(self) -> int:
+        """Of the newest checkpoint."""
+        try:
+            return int(self.store.read_json("progress.json")["step"])
+        except FileNotFoundError:
+            return 0
+
+    def reap(self) -> Reaped:
+        """One round of the reaper, which shares nothing with any flow but the store."""
+        assert self._directory is not None
+        limiter = RateLimiter(clock=self.seconds, sleep=self.advance)
+        with VastClient(
+            SecretStr(self.key),
+            url=self.url,
+            limiter=limiter,
+            clock=self.seconds,
+            sleep=self.advance,
+            now=self.now,
+        ) as vast:
+            archive = Archive(url=str(self._directory))
+            return reap(vast, archive, "home", now=self.now, sleep=self.advance)
+
+    def _let_machines_work(self) -> None:
+        for row in self.vast.sim("state")["instances"]:
+            label = Label.parse(row["label"])
+            if label is None or label.run != RUN:
+                continue
+            if row["phase"] != "running" or row["offline"]:
+                if row["phase"] != "running":
+                    self.boxes.pop(row["id"], None)
+                continue
+            box = self.boxes.get(row["id"])
+            if box is None or box.starts != row["num_starts"]:
+                box = Box(row["id"], label.attempt, row["num_starts"], self._time)
+                box.watch = Watch(attempt=label.attempt, since=self._time)
+                self.boxes[row["id"]] = box
+            self._work(box)
+
+    def _work(self, box: Box) -> None:
+        if box.ending is not None or (self.machine_reads_lease and not self._may_work(box)):
+            self._leave(box, box.ending or "lease_lost")
+            return
+        if self._time - box.since < self.boot_seconds:
+            return
+        if not box.trains:
+            box.trains = True
+            self.claimed = max(self.claimed, box.attempt)
+            box.step = box.saved = self.progress()
+            box.since = self._time - self.boot_seconds
+        started = self._time - box.since - self.boot_seconds
+        box.step = min(self.steps, max(box.step, box.saved + int(started)))
+        if box.step >= self.steps or started >= self.save_seconds:
+            self._publish(box)
+        if self._time - box.beat_at >= BEAT_SECONDS:
+            box.beat_at = self._time
+            self._beat(box)
+        if box.saved >= self.steps:
+            self._leave(box, "done")
+
+    def _may_work(self, box: Box) -> bool:
+        assert box.watch is not None
+        if self._time - box.read_at >= LEASE_SECONDS:
+            box.read_at = self._time
+            box.lease = self.papers.lease()
+            if box.lease is None:
+                return False
+            box.watch = box.watch.saw(box.lease, self._time)
+        standing = box.watch.standing(box.lease, self.now(), self._time)
+        if standing is Standing.REVOKED:
+            self._publish(box)
+            box.ending = box.ending or "interrupted"
+        return standing is Standing.HOLDS
+
+    def _publish(self, box: Box) -> None:
+        if self.fenced and box.attempt < self.claimed:
+            self._leave(box, "lease_lost")
+            return
+        self.on_publish()
+        box.saved, box.since = box.step, self._time - self.boot_seconds
+        self.published.append((box.attempt, box.step))
+        self.store.write_json("progress.json", {"step": box.step, "attempt": box.attempt})
+
+    def _word(self, box: Box) -> dict[str, Any]:
+        arm = {"step": box.step, "total_steps": self.steps, "durable_step": box.saved}
+        return {"attempt": box.attempt, "instance_id": box.number, "arms": {"selfplay": arm}}
+
+    def _beat(self, box: Box) -> None:
+        word = {**self._word(box), "updated_at": self.now().isoformat(), "phase": "train"}
+        self.store.write_json(f"machines/{box.attempt:04d}/beat.json", word)
+
+    def _leave(self, box: Box, outcome: str) -> None:
+        lease = self.papers.lease()
+        if lease is not None and lease.attempt == box.attempt:
+            word = {**self._word(box), "outcome": outcome, "ended_at": self.now().isoformat()}
+            self.store.write_json(f"machines/{box.attempt:04d}/exit.json", word)
+        box.ending = outcome
+        with suppress(httpx.HTTPError):  # then at the next look
+            if self.vast.destroy(box.number).status_code in {200, 404}:
+                self.boxes.pop(box.number, None)
+
+
+CENT = Decimal("0.01")
+MICRO = Decimal(10) ** 6
+
+
+def spent(fleet: Fleet) -> Decimal:
+    """Dollars, by the service's own bill."""
+    return Decimal(fleet.bill()["spent"])
+
+
+def causes(fleet: Fleet) -> list[str]:
+    """How the attempts ended, oldest first."""
+    return [ending.cause.value for ending in fleet.papers.endings()]
+
+
+def assert_settled(fleet: Fleet, *, most: int = 1, budget: str = "5") -> None:
+    """Nothing is left, nothing was double, the books agree with the bill."""
+    assert fleet.live() == []
+    assert fleet.bill()["max_live"] <= most
+    ledger = fleet.ledger(budget)
+    assert not any(account.is_open for account in ledger.accounts.values())
+    assert abs(Decimal(ledger.spent) / MICRO - spent(fleet)) < CENT
+
+
+def when_training(fleet: Fleet, what: Callable[[int], object], after: float = 120.0) -> None:
+    """Do something to the machine that trains, so long after it began."""
+
+    def look() -> None:
+        trains = [box for box in fleet.boxes.values() if box.trains]
+        if trains:
+            fleet.at(after, lambda: what(trains[0].number))
+        else:
+            fleet.at(5, look)
+
+    fleet.at(5, look)

@@ -1,0 +1,259 @@
+"""A flow on a simulated fleet that can be killed at any call, or told lies.
+
+It does what flows/rented.py does, without Prefect. Once it is killed it has no effect on anything,
+whatever its `finally` tries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+
+from tests.fakes.filesystems import Killed
+from tests.fakes.fleet import Fleet
+from tests.fakes.vast.faults import PRESETS
+from tsgb.checkpoint.filesystem import Entry, FileSystem
+from tsgb.checkpoint.run import RunStore
+from tsgb.errors import Preempted, StoreUnreachable
+from tsgb.machines.costs import microdollars
+from tsgb.rental.attempt import Renting
+from tsgb.rental.desk import Desk
+from tsgb.rental.held import Held
+from tsgb.rental.papers import Intent, Papers
+from tsgb.rental.terms import Patience, Terms
+from tsgb.rental.work import workload
+from tsgb.types import Buffer
+from tsgb.vast_api.client import VastClient
+from tsgb.vast_api.limits import RateLimiter
+from tsgb.vast_api.records import Rental
+
+
+@dataclass
+class Mortal:
+    """One process that may be killed: after that nothing of it has any effect."""
+
+    kill_at: str | None = None
+    """The point at which it dies, as in `passed`; `#2` behind it means the second time."""
+    dead: bool = False
+    passed: list[str] = field(default_factory=list[str])
+    on_pass: Callable[[str], object] = lambda _point: None
+    on_sleep: Callable[[], object] = lambda: None
+    on_answer: Callable[[Any], Any] = lambda body: body
+    """Changes what the service says to this process alone."""
+    refused: str | None = None
+    """A preset of the simulator's faults that answers every request of this process."""
+    cut_until: float | None = None
+    """The store does not answer this process until then."""
+    seconds: Callable[[], float] = lambda: 0.0
+
+    def cut_store(self, seconds: float) -> None:
+        self.cut_until = self.seconds() + seconds
+
+    def check_store(self) -> None:
+        self.alive()
+        if self.cut_until is not None and self.seconds() < self.cut_until:
+            raise StoreUnreachable("the store does not answer")
+
+    def at(self, point: str) -> None:
+        """Pass a point, or die there."""
+        self.alive()
+        self.passed.append(point)
+        self.on_pass(point)
+        if self.kill_at in {point, f"{point}#{self.passed.count(point)}"}:
+            self.dead = True
+            raise Killed(point)
+
+    def alive(self) -> None:
+        if self.dead:
+            raise Killed("dead already")
+
+
+class Flow:
+    """What flows/rented.py does, without Prefect: retries attempts until they are over."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        kill_at: str | None = None,
+        budget: str = "5",
+        cap: float = 0.3,
+        owner: str = "flow",
+        patience: Patience | None = None,
+        desk_type: type[Desk] = Desk,
+        **terms: Any,
+    ) -> None:
+        self.fleet = fleet
+        self.mortal = Mortal(kill_at, seconds=fleet.seconds)
+        self.told: list[str] = []
+        limiter = RateLimiter(clock=fleet.seconds, sleep=self._sleep)
+        self.vast = VastClient(
+            SecretStr(fleet.key),
+            url=fleet.url,
+            limiter=limiter,
+            transport=_MortalWire(self.mortal),
+            clock=fleet.seconds,
+            sleep=self._sleep,
+            now=fleet.now,
+        )
+        files = _MortalFiles(fleet.files, self.mortal)
+        self.desk = desk_type(
+            papers=Papers(RunStore(files, files.url, sleep=lambda _: None)),
+            vast=self.vast,
+            terms=Terms(budget=microdollars(budget), cap=cap, gpu_ram_gb=0, **terms),
+            owner=owner,
+            patience=patience or Patience(),
+            now=fleet.now,
+            clock=fleet.seconds,
+            sleep=self._sleep,
+            note=self.told.append,
+        )
+        self.renting = Renting(self.desk, _Steps(fleet), workload(0.2, disk_gb=20))
+        self.attempts = 0
+
+    def run(self, most: int = 60) -> str:
+        """Attempts until the work is done, or what it raises; `killed` if it was."""
+        try:
+            while True:
+                self.attempts += 1
+                try:
+                    done = self.renting.attempt()
+                except (Preempted, StoreUnreachable):
+                    if self.attempts >= most:
+                        raise
+                    self._sleep(1)
+                else:
+                    self.desk.end("done")
+                    return done
+        except Killed:
+            return "killed"
+        except Exception as error:
+            self.mortal.alive()
+            self.desk.end(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.mortal.dead = True
+
+    def _sleep(self, seconds: float) -> None:
+        self.mortal.alive()
+        phase = self.phase()
+        if phase is not None:
+            self.mortal.at(phase)
+        self.mortal.on_sleep()
+        self.fleet.advance(seconds)
+        self.mortal.alive()
+
+    def phase(self) -> str | None:
+        held = self.renting.held if hasattr(self, "renting") else None
+        if held is None or held.finished:
+            return None
+        if held.row is None or held.row.actual_status != "running":
+            return "loading"
+        if held.beat_at is None:
+            return "boot"
+        return "training" if held.step == 0 else "after a checkpoint"
+
+
+class _Steps:
+    """The work, as far as renting knows it."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def begun(self) -> int:
+        return self._fleet.claimed
+
+    def is_finished(self) -> bool:
+        return self._fleet.progress() >= self._fleet.steps
+
+    def request(self, attempt: int, intent: Intent) -> Rental:
+        return Rental(image="img", label=intent.label, price=intent.price, disk_gb=intent.disk_gb)
+
+    def verify(self) -> str:
+        if not self.is_finished():
+            raise Preempted("not there")
+        return "done"
+
+    def show(self, held: Held) -> None:
+        """Nobody looks."""
+
+
+class _MortalWire(httpx.BaseTransport):
+    """Requests of a process: killed before one leaves, or before its answer is read."""
+
+    def __init__(self, mortal: Mortal) -> None:
+        self._mortal = mortal
+        self._inner = httpx.HTTPTransport()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        name = _name_of(request)
+        self._mortal.alive()
+        if name:
+            self._mortal.at(f"{name} not sent")
+        if self._mortal.refused is not None:
+            made = PRESETS[self._mortal.refused]
+            return httpx.Response(made.status, json=made.body, request=request)
+        try:
+            answer = self._inner.handle_request(request)
+            answer.read()
+        finally:
+            if name and not self._mortal.dead:
+                self._mortal.at(f"{name} answered")
+        return _changed(answer, request, self._mortal.on_answer)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _changed(
+    answer: httpx.Response, request: httpx.Request, change: Callable[[Any], Any]
+) -> httpx.Response:
+    try:
+        before = answer.json()
+    except ValueError:
+        return answer
+    after = change(before)
+    if after == before:
+        return answer
+    return httpx.Response(answer.status_code, json=after, request=request)
+
+
+def _name_of(request: httpx.Request) -> str | None:
+    if request.method == "PUT" and "/asks/" in request.url.path:
+        return "create"
+    return "delete" if request.method == "DELETE" else None
+
+
+class _MortalFiles:
+    """The store of a process that may die; `before attempts/0001.json` is a point."""
+
+    def __init__(self, inner: FileSystem, mortal: Mortal) -> None:
+        self._inner = inner
+        self._mortal = mortal
+        self.url = inner.url
+
+    def read(self, path: str) -> bytes:
+        self._mortal.check_store()
+        return self._inner.read(path)
+
+    def write(self, path: str, data: Buffer) -> None:
+        self._mortal.check_store()
+        self._mortal.at(f"before {path}")
+        self._inner.write(path, data)
+        self._mortal.at(f"after {path}")
+
+    def entries(self, path: str) -> Sequence[Entry]:
+        self._mortal.check_store()
+        return self._inner.entries(path)
+
+    def delete(self, path: str) -> None:
+        self._mortal.alive()
+        self._inner.delete(path)
+
+    def delete_dir(self, path: str) -> None:
+        self._mortal.alive()
+        self._inner.delete_dir(path)

@@ -1,0 +1,248 @@
+"""A run on rented machines, in virtual time: what becomes of it, and what it costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.fakes.fleet import Fleet, assert_settled, causes, when_training
+from tests.fakes.mortal_flow import Flow
+from tsgb.errors import (
+    ConfigError,
+    TSGBError,
+)
+from tsgb.machines.verdicts import Cause
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_run_is_done_on_one_machine_and_paid_to_the_cent() -> None:
+    with Fleet() as fleet:
+        assert Flow(fleet).run() == "done"
+        assert_settled(fleet)
+        assert len(fleet.bill()["instances"]) == 1
+        lease = fleet.papers.lease()
+        assert lease is not None
+        assert lease.ended
+
+
+def test_preemptions_cost_machines_but_no_saved_work() -> None:
+    with Fleet(steps=1500) as fleet:
+
+        def preempt(number: int) -> None:
+            fleet.vast.do(number, "preempt", outage_seconds=900)
+            if len(fleet.bill()["instances"]) < 5:
+                when_training(fleet, preempt, 200)
+
+        when_training(fleet, preempt, 200)
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet) == ["preempted"] * 5 + ["done"]
+        assert_settled(fleet)
+        steps = [step for _, step in fleet.published]
+        assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("shown", ["null", "404"])
+def test_an_outbid_machine_that_is_gone_counts_as_preempted(shown: str) -> None:
+    with Fleet(gone=shown) as fleet:
+        when_training(fleet, fleet.vast.destroy)
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet) == ["preempted", "done"]
+        assert_settled(fleet)
+
+
+@pytest.mark.parametrize(
+    ("fate", "cause"),
+    [
+        ("never_boots", Cause.BAD_HOST),
+        ("oci_error", Cause.BAD_HOST),
+        ("goes_offline", Cause.BAD_HOST),
+        ("no_space", Cause.DISK_FULL),
+    ],
+)
+def test_a_host_that_fails_is_left_for_another(fate: str, cause: Cause) -> None:
+    with Fleet() as fleet:
+        flow = Flow(fleet)
+        cheapest = min(fleet.vast.search(), key=lambda offer: offer["dph_total"])
+        for machine in {offer["machine_id"] for offer in fleet.vast.search()}:
+            if machine == cheapest["machine_id"]:
+                fleet.vast.sim(f"machines/{machine}", {"fate": fate})
+        assert flow.run() == "done"
+        said = fleet.papers.endings()
+        assert said[-1].cause is Cause.DONE
+        for ending in said[:-1]:
+            assert ending.cause is cause
+            assert ending.machine_id != said[-1].machine_id
+        assert_settled(fleet)
+
+
+@pytest.mark.parametrize("fate", ["bad_image", "unauthorized"])
+def test_our_own_mistake_is_not_tried_on_other_hosts(fate: str) -> None:
+    with Fleet(fates={fate: 1.0}) as fleet:
+        with pytest.raises(ConfigError, match="mend the image"):
+            Flow(fleet).run()
+        assert len(fleet.bill()["instances"]) == 1
+        assert_settled(fleet)
+
+
+def test_a_lost_answer_to_a_rental_is_found_by_its_label() -> None:
+    with Fleet(list_lag_seconds=45) as fleet:
+        fleet.vast.sim(
+            "faults", {"method": "PUT", "path": "/asks/", "when": "after", "act": "close"}
+        )
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet) == ["done"]
+        assert len(fleet.bill()["instances"]) == 1
+        assert_settled(fleet)
+
+
+def test_a_rental_that_never_was_costs_nothing_but_time() -> None:
+    with Fleet() as fleet:
+        fleet.vast.sim("faults", {"method": "PUT", "path": "/asks/", "act": "close"})
+        began = fleet.seconds()
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet) == ["refused", "done"]
+        assert fleet.seconds() - began > 180, "nothing is rented before the first is surely absent"
+        assert_settled(fleet)
+
+
+@pytest.mark.parametrize("preset", ["bad_gateway", "unavailable", "gateway_timeout", "not_json"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_answer_that_is_neither_yes_nor_no(preset: str, when: str) -> None:
+    with Fleet() as fleet:
+        fault = {"method": "PUT", "path": "/asks/", "act": "answer", "preset": preset, "when": when}
+        fleet.vast.sim("faults", fault)
+        assert Flow(fleet).run() == "done"
+        assert len(fleet.bill()["instances"]) == 1
+        assert_settled(fleet)
+
+
+def test_a_rental_that_comes_true_late_does_no_work_and_does_not_stay() -> None:
+    """A zombie of an attempt that was given up: the window in which two may exist."""
+    with Fleet(steps=1200) as fleet:
+        fault = {"method": "PUT", "path": "/asks/", "act": "late", "seconds": 400}
+        fleet.vast.sim("faults", fault)
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet) == ["refused", "done"]
+        assert {attempt for attempt, _ in fleet.published} == {2}
+        lives = fleet.bill()["instances"].values()
+        zombie = next(bill for bill in lives if bill["label"].endswith("/1"))
+        assert zombie["destroyed_at"] - zombie["created_at"] < 120
+        assert_settled(fleet, most=2)
+
+
+def test_a_rental_that_takes_effect_twice_is_ended_once_too_many() -> None:
+    with Fleet(ask_single_use=False) as fleet:
+        fault = {"method": "PUT", "path": "/asks/", "act": "duplicate", "when": "after"}
+        fleet.vast.sim("faults", fault)
+        assert Flow(fleet).run() == "done"
+        assert fleet.live() == []
+
+
+def test_refused_offers_are_tried_again_elsewhere() -> None:
+    with Fleet(refusal=0.8) as fleet:
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet)[-1] == "done"
+        assert "refused" in causes(fleet)
+        assert_settled(fleet)
+
+
+def test_a_bid_below_the_floor_leaves_no_contract_behind() -> None:
+    with Fleet() as fleet:
+        flow = Flow(fleet)
+        cheapest = min(fleet.vast.search(), key=lambda offer: offer["dph_total"])
+        raised = False
+
+        def raise_floor(point: str) -> None:
+            nonlocal raised
+            if point == "create not sent" and not raised:
+                raised = True
+                for offer in fleet.vast.search():
+                    if offer["machine_id"] == cheapest["machine_id"]:
+                        floor = 3 * offer["min_bid"]
+                        fleet.vast.sim(f"machines/{offer['machine_id']}", {"min_bid": floor})
+
+        flow.mortal.on_pass = raise_floor
+        assert flow.run() == "done"
+        assert raised
+        assert_settled(fleet)
+
+
+def test_what_was_not_asked_for_is_given_back_at_once() -> None:
+    with Fleet() as fleet:
+        fleet.vast.sim(
+            "faults",
+            {
+                "method": "GET",
+                "path": r"/v0/instances/\d+",
+                "act": "patch",
+                "set": {},
+                "times": None,
+            },
+        )
+        flow = Flow(fleet)
+        flow.mortal.on_answer = lambda body: _with(body, is_bid=False)
+        with pytest.raises(ConfigError, match="on demand"):
+            flow.run()
+        assert_settled(fleet)
+
+
+def _with(body: Any, **changes: Any) -> Any:
+    row = body.get("instances") if isinstance(body, dict) else None
+    return {**body, "instances": {**row, **changes}} if isinstance(row, dict) else body
+
+
+@pytest.mark.parametrize("path", ["/v1/instances", r"/v0/instances/\d+"])
+@pytest.mark.parametrize("preset", ["internal", "deprecated", "not_json", "empty", "odd_list"])
+def test_unknown_is_never_taken_for_absent(path: str, preset: str) -> None:
+    """While reads fail, nothing is rented and nothing is given up."""
+    with Fleet(steps=900) as fleet:
+
+        def fail(_number: int) -> None:
+            fault = {"method": "GET", "path": path, "act": "answer", "preset": preset}
+            fleet.vast.sim("faults", {**fault, "times": 12})
+
+        when_training(fleet, fail)
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet) == ["done"]
+        assert_settled(fleet)
+
+
+def test_without_a_whole_list_nothing_is_rented() -> None:
+    with Fleet() as fleet:
+        fault = {"method": "GET", "path": "/v1/instances", "act": "answer", "preset": "internal"}
+        fleet.vast.sim("faults", {**fault, "times": None})
+        with pytest.raises(TSGBError, match="unknown"):
+            Flow(fleet).run()
+        assert fleet.bill()["instances"] == {}
+
+
+def test_a_host_that_comes_back_is_not_doubled() -> None:
+    with Fleet(steps=1500) as fleet:
+
+        def cut(number: int) -> None:
+            fleet.vast.do(number, "offline")
+            fleet.at(1200, lambda: number in fleet.live() and fleet.vast.do(number, "online"))
+
+        when_training(fleet, cut)
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet) == ["host_lost", "done"]
+        assert_settled(fleet)
+
+
+def test_a_contract_that_ends_soon_is_left_in_time() -> None:
+    with Fleet(steps=900) as fleet:
+        flow = Flow(fleet)
+        ends = fleet.seconds() + 1200
+
+        def soon(body: Any) -> Any:
+            first = isinstance(body, dict) and (body.get("instances") or {})
+            is_first = isinstance(first, dict) and str(first.get("label", "")).endswith("/1")
+            return _with(body, end_date=ends) if is_first else body
+
+        flow.mortal.on_answer = soon
+        assert flow.run() == "done"
+        assert causes(fleet)[0] == "stopped"
+        assert causes(fleet)[-1] == "done"
+        assert_settled(fleet)
