@@ -40,12 +40,15 @@ def run_experiment(
     arms: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    rented: Mapping[str, Any] | None = None,
+    evaluates: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """Train, then evaluate; the same call with the same `run_id` goes on where it was stopped.
 
-    Progress goes to stderr. The arguments are those of `stage1`; the profile `paper` trains five
-    seeds from `seed` on, each a run of its own, and pools them in one report.
+    Progress goes to stderr. The arguments are those of `stage1`, with `machine`, `budget` and the
+    like in `rented`; the profile `paper` trains five seeds from `seed` on, each a run of its own,
+    and pools them in one report. Without `evaluates` stage 2 is left out.
 
     Returns:
         The JSON document: `run_id`, `seed`, `profile`, `env`, `wall_seconds`, `stage1`, `stage2`,
@@ -72,6 +75,7 @@ def run_experiment(
             "arms": [arm.value for arm in chosen],
             "targets": None if targets is None else list(targets),
             "overrides": None if overrides is None else dict(overrides),
+            **(rented or {}),
         }
         for run, one in runs.items()
     }
@@ -94,15 +98,9 @@ def run_experiment(
             trained = {
                 run: _stage1(stage1(**p, return_state=True)) for run, p in parameters.items()
             }
-            state = stage2(
-                run=next(iter(runs)),
-                targets=parameters[next(iter(runs))]["targets"],
-                store=where,
-                more_runs=list(runs)[1:],
-                return_state=True,
-            )
-            evaluated = state.result()
-        listener.note(f"report: {evaluated['report']}")
+            evaluated = _stage2(stage2, key_figures, runs, targets, where) if evaluates else {}
+        if evaluates:
+            listener.note(f"report: {evaluated['stage2']['report']}")
     return {
         "run_id": run_id,
         "seed": seed,
@@ -111,6 +109,26 @@ def run_experiment(
         "wall_seconds": round(clock() - start, 1),
         "stage1": next(iter(trained.values())),
         **({"runs": trained} if len(runs) > 1 else {}),
+        **evaluated,
+    }
+
+
+def _stage2(
+    stage2: Callable[..., State[dict[str, Any]]],
+    key_figures: Callable[[Mapping[str, Any]], Any],
+    runs: Mapping[str, int],
+    targets: Sequence[str] | None,
+    store: str,
+) -> dict[str, Any]:
+    state = stage2(
+        run=next(iter(runs)),
+        targets=None if targets is None else list(targets),
+        store=store,
+        more_runs=list(runs)[1:],
+        return_state=True,
+    )
+    evaluated = state.result()
+    return {
         "stage2": {
             "state": state.type.value,
             "flow_run_id": str(state.state_details.flow_run_id),

@@ -2,7 +2,8 @@
 
 A hook may run in another process than the flow did, so it has the flow run's parameters and nothing
 else. Local workers need no clean-up here: they are ended in the segment's `finally`, and by the
-kernel if the flow itself was killed. A rented machine is to be released from here.
+kernel if the flow itself was killed. Rented machines are ended here too, when the flow could not;
+but no hook runs after `kill -9` of flow and worker, so lease and reaper are what one counts on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,13 @@ from typing import Any
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
+
+from flows.renting import renting
+from flows.workers import Workers
+from tsgb.checkpoint.urls import canonical_url
+from tsgb.config import Arm
+from tsgb.rental.abandon import abandon
+from tsgb.settings import load_settings
 
 _WAYS = {
     "FAILED": "mend the reason, then start it again with the same parameters",
@@ -29,3 +37,28 @@ def say_how_to_resume(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]
         state.name,
         way,
     )
+
+
+def release_machines(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """End what the run has rented, if its own process could not; errors are logged, never raised.
+
+    A flow that holds the run's lock is alive and looks after its machine itself.
+    """
+    given = flow_run.parameters
+    if given.get("machine") != "vast":
+        return
+    logger = flow_run_logger(flow_run, flow)
+    try:
+        settings = load_settings()
+        where = canonical_url(given.get("store") or settings.default_store)
+        run = given.get("run") or f"run-{str(flow_run.id)[:8]}"
+        with renting(
+            Workers(settings, where, run),
+            [Arm.SELFPLAY],
+            vast_url=given.get("vast_url"),
+            tell=logger.warning,
+        ) as (rented, _):
+            num = abandon(rented.desk, f"its flow run ended as {state.name}")
+        logger.warning("%d machines of run %s were still there, and are gone", num, run)
+    except Exception:
+        logger.exception("machines of the run may be left: `tsgb reap` or the reaper ends them")

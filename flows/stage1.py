@@ -3,18 +3,19 @@
 Wiring only: what a segment does is in `flows.workers`, when it is retried in `flows.tasks`.
 """
 
-from __future__ import annotations
+# No postponed annotations: `flow.serve` hands the flow to its processes by value, where names of
+# this module are not found again.
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect import flow
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from flows import tasks
-from flows.hooks import say_how_to_resume
+from flows import rented, tasks
+from flows.hooks import release_machines, say_how_to_resume
 from flows.plan import arm_configs, check_targets, parse_arms, write_configs
 from flows.progress import listener
 from flows.workers import Workers
@@ -39,9 +40,9 @@ def _flow_run_name() -> str:
 @flow(
     name="tsgb",
     flow_run_name=_flow_run_name,
-    on_failure=[say_how_to_resume],
-    on_crashed=[say_how_to_resume],
-    on_cancellation=[say_how_to_resume],
+    on_failure=[release_machines, say_how_to_resume],
+    on_crashed=[release_machines, say_how_to_resume],
+    on_cancellation=[release_machines, say_how_to_resume],
 )
 def stage1(
     run: str | None = None,
@@ -54,6 +55,10 @@ def stage1(
     arms: list[str] | None = None,
     targets: list[str] | None = None,
     overrides: dict[str, Any] | None = None,
+    machine: Literal["local", "vast"] = "local",
+    budget: float | None = None,
+    max_price: float | None = None,
+    vast_url: str | None = None,
 ) -> dict[str, Any]:
     """Train all arms to their last step.
 
@@ -67,6 +72,10 @@ def stage1(
         arms: What is trained; None for the profile's.
         targets: What stage 2 shall evaluate on; None for all of the world's.
         overrides: Of the run's configuration, nested as it is.
+        machine: `local` trains in processes here, `vast` on one rented machine at a time.
+        budget: Dollars that the whole run may cost; None for that of the settings.
+        max_price: Dollars an hour that a machine may cost; None for that of the settings.
+        vast_url: A simulator of the service; None for that of the settings.
 
     Returns:
         Where the checkpoints are: `run`, `store`, `targets`, `checkpoint` (URL, self-play's),
@@ -84,10 +93,22 @@ def stage1(
     key = write_configs(workers, configs)
     names = [arm.value for arm in chosen]
     listener().note(f"stage 1: run {run}, {', '.join(names)}, in {where}")
-    tasks.resilient(tasks.build_models, settings)(run, key, where)
     refs: dict[str, dict[str, Any]] = {}
-    for index in range(configs[Arm.SELFPLAY].segments):
-        refs = tasks.resilient(tasks.segment, settings)(run, key, where, names, index)
+    if machine == "vast":
+        refs = rented.train_rented(
+            settings,
+            run=run,
+            key=key,
+            store=where,
+            arms=names,
+            budget=budget,
+            max_price=max_price,
+            vast_url=vast_url,
+        )
+    else:
+        tasks.resilient(tasks.build_models, settings)(run, key, where)
+        for index in range(configs[Arm.SELFPLAY].segments):
+            refs = tasks.resilient(tasks.segment, settings)(run, key, where, names, index)
     main = CheckpointRef(**refs[Arm.SELFPLAY.value])
     _announce(main, run=run, store=where, targets=targets)
     return {

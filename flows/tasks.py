@@ -76,7 +76,7 @@ def segment(
     """Train every arm to the end of one segment; gives the checkpoints, by arm."""
     workers = Workers(load_settings(), store, run)
     refs = workers.train([Arm(name) for name in arms], index, _Watch())
-    _quietly(lambda: _checkpoint_table(run, index, as_json(refs)))
+    quietly(lambda: _checkpoint_table(run, index, as_json(refs)))
     return as_json(refs)
 
 
@@ -112,7 +112,7 @@ class _Watch:
                 get_run_logger().info("Started the worker %s", state.key)
         if self._clock() >= self._next:
             self._next = self._clock() + _ARTIFACT_SECONDS
-            _quietly(lambda: self._show(states))
+            quietly(lambda: self._show(states))
 
     def _show(self, states: Sequence[JobState]) -> None:
         bars = [bar_of(state) for state in states]
@@ -125,7 +125,7 @@ class _Watch:
             update_progress_artifact(self._artifact, percent, description=text)
 
 
-def _quietly(show: Callable[[], object]) -> None:
+def quietly(show: Callable[[], object]) -> None:
     """An API that is down for a while must not end a training run."""
     try:
         show()

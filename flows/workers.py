@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flows.progress import bar_of, listener
+from tsgb.checkpoint.filesystem import DEADLINE_SECONDS
 from tsgb.checkpoint.layout import Claim
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
@@ -45,12 +46,16 @@ class Workers:
     store: str
     run: str
 
-    def open(self, arm: Arm = Arm.SELFPLAY) -> RunStore:
+    def open(self, arm: Arm = Arm.SELFPLAY, deadline_seconds: float = DEADLINE_SECONDS) -> RunStore:
         """The store of an arm's run; no cache, so that what is verified lies in the store."""
         url = join_run(self.store, arm_run_id(self.run, arm))
         settings = self.settings
         return open_run(
-            url, settings.webdav_user, settings.webdav_pass, manifest_key=settings.manifest_key
+            url,
+            settings.webdav_user,
+            settings.webdav_pass,
+            manifest_key=settings.manifest_key,
+            deadline_seconds=deadline_seconds,
         )
 
     def config(self, arm: Arm = Arm.SELFPLAY) -> RunConfig:
@@ -85,6 +90,30 @@ class Workers:
         ]
         label = f"segment {index}"
         self._drive(label, jobs, watch, stall_seconds=self.settings.stall_seconds)
+        return self._verified(label, targets)
+
+    def finished(self, arms: Sequence[Arm]) -> dict[str, CheckpointRef]:
+        """The last checkpoint of every arm, read in full.
+
+        Raises:
+            Preempted: One is not there.
+        """
+        return self._verified("training", {arm: self.config(arm).total_steps for arm in arms})
+
+    def are_finished(self, arms: Sequence[Arm]) -> bool:
+        """Whether nothing is left to train, by the names of the newest checkpoints."""
+        newest = {arm: CheckpointReader(self.open(arm)).newest() for arm in arms}
+        return all(
+            ref is not None and ref.step >= self.config(arm).total_steps
+            for arm, ref in newest.items()
+        )
+
+    def total_updates(self, arms: Sequence[Arm]) -> int:
+        """Updates that all arms together have in their newest checkpoints."""
+        newest = [CheckpointReader(self.open(arm)).newest() for arm in arms]
+        return sum(ref.step for ref in newest if ref is not None)
+
+    def _verified(self, label: str, targets: Mapping[Arm, int]) -> dict[str, CheckpointRef]:
         refs: dict[str, CheckpointRef] = {}
         for arm, target in targets.items():
             ref = self._reached(arm, target)

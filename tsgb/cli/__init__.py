@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from tsgb.cli import checkpoint, eval_local, experiment, export_guard, train_local, worker
+from tsgb.cli import checkpoint, eval_local, experiment, export_guard, manager, train_local, worker
 from tsgb.errors import ExitCode, TSGBError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     help="Train a small guard by self-play; measure how far it protects big black boxes.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong input, 3 too many errors to trust a result, "
     "5 another process took the run over, 6 no space left (what was saved is kept), "
-    "7 the store cannot be reached, "
+    "7 the store cannot be reached, 8 budget or credit used up, 9 no machine on these terms, "
     "130 interrupted (the same command goes on).",
 )
 app.command()(experiment.experiment)
@@ -29,6 +29,7 @@ app.command()(train_local.train_local)
 app.command()(eval_local.eval_local)
 app.command()(export_guard.export_guard)
 app.add_typer(worker.worker_app, name="worker")
+app.add_typer(manager.manager_app, name="manager")
 app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
 
 

@@ -1,0 +1,252 @@
+"""A run on rented machines: what the tasks of flows/rented.py share, made from the settings.
+
+It knows which settings become which terms. It knows no Prefect, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from secrets import token_hex
+from typing import Any
+
+from flows.progress import Bar, listener
+from flows.workers import Workers
+from tsgb.checkpoint.manifest import sha256_hex
+from tsgb.checkpoint.run import RunLock, RunStore
+from tsgb.checkpoint.urls import local_path
+from tsgb.config import Arm
+from tsgb.errors import BudgetReached, UsageError, VastAuthError, VastNoCredit
+from tsgb.machines.costs import microdollars
+from tsgb.machines.verdicts import Deadlines
+from tsgb.rental.attempt import Renting
+from tsgb.rental.boot import Boot, boot, publish_code
+from tsgb.rental.desk import Desk
+from tsgb.rental.held import Held
+from tsgb.rental.papers import Intent, Papers
+from tsgb.rental.terms import Patience, Terms
+from tsgb.rental.work import workload
+from tsgb.settings import Settings
+from tsgb.types import CheckpointRef
+from tsgb.vast_api.client import VastClient
+from tsgb.vast_api.records import Rental
+from tsgb.vast_api.wire import is_loopback
+
+_STORE_SECONDS = 30.0
+"""A store that does not answer must not keep the flow from looking at the machine."""
+_GUESSED_HOURS = 2.0
+"""Of work, for the choice of an offer; it hardly matters beyond the time to start."""
+
+
+class ArmsWork:
+    """All arms of a run, trained by one machine at a time."""
+
+    def __init__(self, workers: Workers, arms: Sequence[Arm], terms: Terms) -> None:
+        """Nothing is read yet."""
+        self._workers = workers
+        self._arms = tuple(arms)
+        self._terms = terms
+
+    def begun(self) -> int:
+        """The highest attempt on any arm."""
+        return max(self._workers.attempts(arm) for arm in self._arms)
+
+    def is_finished(self) -> bool:
+        """By the names of the newest checkpoints."""
+        return self._workers.are_finished(self._arms)
+
+    def updates(self) -> int:
+        """Of all arms together, in their newest checkpoints."""
+        return self._workers.total_updates(self._arms)
+
+    def verify(self) -> dict[str, CheckpointRef]:
+        """The last checkpoint of every arm."""
+        return self._workers.finished(self._arms)
+
+    def request(self, attempt: int, intent: Intent) -> Rental:
+        """A machine that trains the arms; the run's code comes to it through the store."""
+        settings, run = self._workers.settings, self._workers.open()
+        made: Boot = boot(
+            run_url=run.run_url,
+            attempt=attempt,
+            arms=[arm.value for arm in self._arms],
+            code=publish_code(run),
+            vast_url=settings.vast_url,
+            webdav_user=settings.webdav_user,
+            webdav_pass=settings.webdav_pass,
+            manifest_key=settings.manifest_key,
+            boot_seconds=settings.provision_seconds + settings.lease_seconds,
+            worker_env={
+                "TSGB_SKEW_SECONDS": f"{settings.skew_seconds:g}",
+                "TSGB_GRACE_SECONDS": f"{settings.grace_seconds:g}",
+            },
+        )
+        return Rental(
+            image=self._terms.image,
+            label=intent.label,
+            price=intent.price,
+            disk_gb=intent.disk_gb,
+            onstart=made.onstart,
+            env=made.env,
+        )
+
+    def show(self, held: Held) -> None:
+        """Bars of the arms, or what the machine is doing instead."""
+        arms = held.beat.get("arms")
+        state = "?" if held.row is None else held.row.actual_status or "being made"
+        text = f"instance {held.instance_id} {state}, ${held.intent.hourly:.3f}/h"
+        bars: list[Bar] = []
+        if isinstance(arms, Mapping):
+            for name, arm in arms.items():  # pyright: ignore[reportUnknownVariableType]
+                bars.append(_bar(str(name), arm, text))  # pyright: ignore[reportUnknownArgumentType]
+        listener().bars(f"attempt {held.attempt}", bars or [Bar("machine", 0, 0, text)])
+
+
+def _bar(name: str, arm: object, text: str) -> Bar:
+    given: Mapping[str, Any] = arm if isinstance(arm, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
+    return Bar(name, int(given.get("step") or 0), int(given.get("total_steps") or 0), text)
+
+
+def terms_of(settings: Settings, budget: float | None, max_price: float | None) -> Terms:
+    """On what is rented; the arguments win over the settings."""
+    return Terms(
+        budget=microdollars(settings.budget if budget is None else budget),
+        cap=settings.max_price if max_price is None else max_price,
+        deployment=settings.deployment,
+        image=settings.image,
+        disk_gb=settings.disk_gb,
+        gpus=settings.gpus,
+        gpu_ram_gb=settings.gpu_ram_gb,
+        reliability=settings.reliability,
+    )
+
+
+def patience_of(settings: Settings) -> Patience:
+    """How machines are watched: the shorter a lease is, the more often."""
+    lease = settings.lease_seconds
+    return Patience(
+        look_seconds=settings.look_seconds,
+        search_seconds=settings.look_seconds,
+        list_seconds=min(300.0, lease / 4),
+        lag_seconds=min(180.0, 9 * settings.look_seconds),
+        grace_seconds=settings.grace_seconds + settings.look_seconds,
+        release_seconds=min(15.0, settings.grace_seconds),
+        destroy_seconds=min(600.0, lease / 2),
+        offer_seconds=settings.offer_seconds,
+        ttl=timedelta(seconds=lease),
+        skew=timedelta(seconds=settings.skew_seconds),
+        window=timedelta(seconds=lease),
+        deadlines=Deadlines(
+            provision=settings.provision_seconds,
+            heartbeat=settings.silence_seconds,
+            step=6 * settings.silence_seconds,
+        ),
+    )
+
+
+@contextmanager
+def renting(
+    workers: Workers,
+    arms: Sequence[Arm],
+    *,
+    budget: float | None = None,
+    max_price: float | None = None,
+    vast_url: str | None = None,
+    tell: Callable[[str], None],
+) -> Generator[tuple[Renting[dict[str, CheckpointRef]], ArmsWork]]:
+    """Everything that renting for a run needs; one flow of this machine at a time.
+
+    Raises:
+        VastAuthError: There is no key.
+        UsageError: Another process rents for this run, or machines could not reach the store.
+    """
+    settings = workers.settings
+    if vast_url is not None:
+        settings = settings.model_copy(update={"vast_url": vast_url})
+        workers = Workers(settings, workers.store, workers.run)
+    client, run = client_of(settings), workers.open(deadline_seconds=_STORE_SECONDS)
+    _check_reach(run.run_url, settings)
+    with _only_flow(settings, run), client as vast:
+        terms = terms_of(settings, budget, max_price)
+        desk = Desk(
+            papers=Papers(run),
+            vast=vast,
+            terms=terms,
+            patience=patience_of(settings),
+            owner=owner_of(settings),
+            note=tell,
+        )
+        work = ArmsWork(workers, arms, terms)
+        yield Renting(desk, work, workload(_GUESSED_HOURS, disk_gb=terms.disk_gb)), work
+
+
+def client_of(settings: Settings) -> VastClient:
+    """The account.
+
+    Raises:
+        VastAuthError: There is no key.
+    """
+    if settings.vast_api_key is None:
+        raise VastAuthError(
+            "VAST_API_KEY is not set: create a key with misc, user_read, instance_read and "
+            "instance_write on the service's page for keys, then put it into .env"
+        )
+    return VastClient(settings.vast_api_key, url=settings.vast_url)
+
+
+def preflight(
+    settings: Settings, store: str, *, budget: float | None, vast_url: str | None
+) -> None:
+    """Say at once what would end a run before its first machine; one request.
+
+    Raises:
+        VastAuthError: There is no key, or it is refused.
+        VastNoCredit: The account has no credit.
+        BudgetReached: The budget is nothing.
+        UsageError: A rented machine could not reach the store.
+    """
+    if vast_url is not None:
+        settings = settings.model_copy(update={"vast_url": vast_url})
+    if (settings.budget if budget is None else budget) <= 0:
+        raise BudgetReached("a budget of $0 rents nothing: give --budget or TSGB_BUDGET")
+    _check_reach(store, settings)
+    with client_of(settings) as vast:
+        credit = vast.account().credit
+    if credit <= 0:
+        raise VastNoCredit(f"the account has ${credit:.2f} of credit: add some, then start again")
+
+
+def _check_reach(url: str, settings: Settings) -> None:
+    if local_path(url) is not None and not is_loopback(settings.vast_url):
+        raise UsageError(
+            f"store {url} is on this machine, where a rented one cannot reach it: give a "
+            "WebDAV directory or another remote store with --store or RCLONE_WEBDAV_URL"
+        )
+
+
+@contextmanager
+def _only_flow(settings: Settings, run: RunStore) -> Generator[None]:
+    """The kernel frees it however the process dies, so the next start goes on at once."""
+    place = settings.cache_dir / "flows" / sha256_hex(run.run_url.encode())[:16]
+    with RunLock(str(place)):
+        yield
+
+
+def owner_of(settings: Settings) -> str:
+    """This machine's and user's nonce: the lock above tells its flows apart, others see it."""
+    path = settings.cache_dir / "flows" / "owner"
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"owner-{token_hex(4)}")
+        fresh.write_text(f"{socket.gethostname()}-{token_hex(4)}")
+        try:
+            path.hardlink_to(fresh)  # of two that begin at once, one wins
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+        return path.read_text()

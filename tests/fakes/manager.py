@@ -1,0 +1,147 @@
+"""`tsgb manager run` as a person would run it, against a simulated service and a WebDAV server.
+
+    with Manager(tmp_path) as manager:
+        done = manager.run("--profile", "smoke", "--no-evaluate", "--json")
+        assert manager.vast.sim("ledger")["max_live"] == 1
+
+Flow, containers, scripts and workers are real processes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import SecretStr
+
+from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
+from tests.fakes.vast.driver import Driver
+from tests.fakes.vast.options import Options
+from tests.fakes.vast.server import VastSimulator
+from tsgb.budget import Ledger
+from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.config import Arm, arm_run_id
+from tsgb.machines.costs import microdollars
+from tsgb.rental.desk import Desk
+from tsgb.rental.papers import Papers
+from tsgb.rental.renting import find_offer
+from tsgb.rental.terms import Terms
+from tsgb.rental.work import workload
+from tsgb.vast_api.client import VastClient
+
+ROOT = Path(__file__).parents[2]
+BUDGET = "2"
+RUN = "r1"
+SECONDS = 600.0
+
+
+class Manager:
+    """A store, a service, and the settings of a laptop."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        """Prepare.
+
+        Args:
+            directory: for everything that is left behind.
+            options: of the simulator.
+        """
+        self.directory = directory
+        self.cache = directory / "cache"
+        (directory / "no-network").touch()
+        image = {
+            "TSGB_CACHE_DIR": str(self.cache),
+            "TSGB_CODE_DIR": str(directory / "code"),
+            "TSGB_NET_DEV": str(directory / "no-network"),
+            "TSGB_PYTHON": sys.executable,
+            "TSGB_LEASE_POLL_SECONDS": "0.5",
+            "TSGB_POLL_SECONDS": "0.1",
+            "TSGB_MIN_FREE_GB": "0.01",
+            "PYTHONPATH": str(ROOT),
+        }
+        given = {"boot_seconds": (0.1, 0.3), "image_env": image, **options}
+        self.simulator = VastSimulator(Options(**given))
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        (self.directory / "dav" / "runs").mkdir(parents=True)
+        self.dav = self._stack.enter_context(serve(dav_app(self.directory / "dav")))
+        self._stack.enter_context(self.simulator)
+        self.vast = self._stack.enter_context(Driver(self.simulator))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def open(self, arm: Arm = Arm.SELFPLAY) -> RunStore:
+        url = f"{self.dav}/runs/{arm_run_id(RUN, arm)}"
+        return open_run(url, USER, SecretStr(PASSWORD))
+
+    @property
+    def papers(self) -> Papers:
+        return Papers(self.open())
+
+    def ledger(self) -> Ledger:
+        return Ledger.open(self.open(), microdollars(BUDGET))
+
+    def first_choice(self) -> int:
+        """The machine that a flow will rent first."""
+        with VastClient(SecretStr(self.simulator.key), url=self.simulator.url) as client:
+            terms = Terms(budget=microdollars(BUDGET), cap=0.3)
+            desk = Desk(papers=self.papers, vast=client, terms=terms, owner="nobody")
+            return find_offer(desk, workload(2.0, disk_gb=20)).offer.machine_id
+
+    def start(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
+        """The command; its stderr goes to `manager.log`."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PREFECT_", "TSGB_", "RCLONE_", "VAST_"))
+        }
+        environment = {
+            **kept,
+            "VAST_API_KEY": self.simulator.key,
+            "RCLONE_WEBDAV_URL": f"{self.dav}/runs",
+            "RCLONE_WEBDAV_USER": USER,
+            "RCLONE_WEBDAV_PASS": PASSWORD,
+            "TSGB_CACHE_DIR": str(self.directory / "home"),
+            "TSGB_LOOK_SECONDS": "0.3",
+            "TSGB_LEASE_SECONDS": "120",
+            "TSGB_SKEW_SECONDS": "5",
+            "TSGB_PROVISION_SECONDS": "25",
+            "TSGB_SILENCE_SECONDS": "60",
+            "TSGB_RETRY_DELAY_SECONDS": "0",
+            "TSGB_BUDGET": BUDGET,
+            "PYTHONPATH": str(ROOT),
+            **settings,
+        }
+        command = [sys.executable, "-m", "tsgb.cli", "manager", "run", "--run-id", RUN]
+        command += ["--vast-url", self.simulator.url, *arguments]
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                command,
+                env=environment,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def run(self, *arguments: str, **settings: str) -> tuple[int, str]:
+        """Exit code and stdout, at its end."""
+        process = self.start(*arguments, **settings)
+        try:
+            out, _ = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        return process.returncode, out
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "manager.log"
