@@ -1,0 +1,151 @@
+"""The reaper: ends machines that no lease covers, and starts crashed trainings again.
+
+It runs on a schedule, in another process than the flows that it looks after, best on another host.
+Where it could not look, or could not do what it should, its flow run fails. Wiring only: what an
+orphan is, `tsgb.machines.orphans` says; what is done about it, `tsgb.rental.reaping`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from prefect import flow, get_client, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import AwaitingRetry
+
+from flows.tasks import quietly
+from tsgb.checkpoint.urls import canonical_url
+from tsgb.errors import VastError
+from tsgb.rental.archive import Archive
+from tsgb.rental.reaping import Reaped, reap
+from tsgb.settings import load_settings
+from tsgb.vast_api.client import VastClient
+
+RESUMED = ("stage1",)
+"""Deployments whose crashed flow runs are started again."""
+MAX_RUNS = 20
+"""A flow run that was started so often does not get better by another start."""
+LEAST_AGE = timedelta(seconds=30)
+"""A worker reports a crash twice, the second time some seconds later."""
+MAX_AGE = timedelta(hours=24)
+"""Nobody waits any more for a run that crashed before."""
+
+
+@flow(name="tsgb-reaper", flow_run_name="reaper")
+def reaper(store: str | None = None, deployments: list[str] | None = None) -> dict[str, Any]:
+    """Look once.
+
+    Args:
+        store: Where the runs of this deployment are; None for the default of the settings. All
+            flows of a deployment (`TSGB_DEPLOYMENT`) have one store, since a machine whose run is
+            not in it counts as an orphan.
+        deployments: Whose crashed flow runs are started again; None for `RESUMED`.
+
+    Returns:
+        `machines`, as `tsgb reap --json` tells it, or None without a key; `resumed`, flow run ids.
+    """
+    swept = sweep_machines(store, return_state=True)
+    resumed = resume_crashed(RESUMED if deployments is None else deployments)
+    return {"machines": swept.result(), "resumed": resumed}
+
+
+@task(name="sweep-machines")
+def sweep_machines(store: str | None) -> dict[str, Any] | None:
+    """Destroy what no lease covers; gives what became of every instance.
+
+    Raises:
+        VastError: The list could not be read, or something is left to look after.
+    """
+    settings = load_settings()
+    if settings.vast_api_key is None:
+        get_run_logger().warning("No VAST_API_KEY here: nobody looked after rented machines")
+        _tell("No `VAST_API_KEY` here: nobody looked after rented machines.")
+        return None
+    archive = Archive(
+        url=canonical_url(store or settings.default_store),
+        user=settings.webdav_user,
+        password=settings.webdav_pass,
+    )
+    with VastClient(settings.vast_api_key, url=settings.vast_url) as vast:
+        found = reap(
+            vast,
+            archive,
+            settings.deployment,
+            now=lambda: datetime.now(UTC),
+            sleep=time.sleep,
+            skew=timedelta(seconds=settings.skew_seconds),
+        )
+    _show(found)
+    if found.left:
+        raise VastError("; ".join(str(item) for item in found.left))
+    return found.to_json()
+
+
+@task(name="resume-crashed")
+def resume_crashed(deployments: Sequence[str]) -> list[str]:
+    """Start crashed flow runs again; gives their ids."""
+    with get_client(sync_client=True) as client:
+        resumed = resume(client, deployments, datetime.now(UTC))
+    for flow_run_id in resumed:
+        get_run_logger().warning("Flow run %s had crashed and starts again", flow_run_id)
+    return resumed
+
+
+def resume(client: SyncPrefectClient, deployments: Sequence[str], now: datetime) -> list[str]:
+    """Have crashed flow runs of these deployments scheduled again, as far as that makes sense.
+
+    The state is not forced: only then the server hands the run to a worker, with the same id, and
+    its finished segments come from their stored results.
+    """
+    crashed = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=list(deployments))),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED]))
+        ),
+        sort=FlowRunSort.START_TIME_DESC,
+    )
+    resumed: list[str] = []
+    for run in crashed:
+        age = timedelta(0) if run.state is None else now - run.state.timestamp
+        if run.run_count < MAX_RUNS and LEAST_AGE <= age <= MAX_AGE:
+            again = AwaitingRetry(message="Resumed by the reaper")
+            answer = client.set_flow_run_state(run.id, again)
+            if answer.status is SetStateStatus.ACCEPT:
+                resumed.append(str(run.id))
+    return resumed
+
+
+def _show(found: Reaped) -> None:
+    for line in found.lines():
+        get_run_logger().info(line)
+    document = found.to_json()
+    rows = [{name: row[name] for name in _COLUMNS} for row in document["instances"]]
+    if rows:
+        quietly(
+            lambda: create_table_artifact(
+                rows, key="reaper-machines", description=found.lines()[-1]
+            )
+        )
+    _tell("\n".join(f"- {line}" for line in found.lines()))
+
+
+_COLUMNS = ("id", "label", "standing", "why", "gone", "problem")
+
+
+def _tell(text: str) -> None:
+    about = "The last look of the reaper"
+    quietly(lambda: create_markdown_artifact(text, key="reaper", description=about))
