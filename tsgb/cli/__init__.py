@@ -12,7 +12,18 @@ from collections.abc import Sequence
 
 import typer
 
-from tsgb.cli import checkpoint, eval_local, experiment, export_guard, manager, train_local, worker
+from tsgb.cli import (
+    checkpoint,
+    doctor,
+    eval_local,
+    experiment,
+    export_guard,
+    machines,
+    manager,
+    plan,
+    train_local,
+    worker,
+)
 from tsgb.errors import ExitCode, TSGBError
 
 app = typer.Typer(
@@ -28,6 +39,10 @@ app.command()(experiment.experiment)
 app.command()(train_local.train_local)
 app.command()(eval_local.eval_local)
 app.command()(export_guard.export_guard)
+app.command()(plan.plan)
+app.command()(machines.reap)
+app.command()(doctor.doctor)
+app.add_typer(machines.machines_app, name="machines")
 app.add_typer(worker.worker_app, name="worker")
 app.add_typer(manager.manager_app, name="manager")
 app.add_typer(checkpoint.checkpoint_app, name="checkpoint")

@@ -1,0 +1,61 @@
+"""What commands about rented machines need: settings, the account, the store; no decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Self
+
+from flows.renting import client_of
+from tsgb.checkpoint.urls import canonical_url
+from tsgb.rental.archive import Archive
+from tsgb.rental.census import Census, take_census
+from tsgb.settings import Settings, load_settings
+from tsgb.vast_api.client import VastClient
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Settings and the store that goes with them.
+
+    Example: `Account.read(vast_url=None, store=None).client()`
+    """
+
+    settings: Settings
+    archive: Archive
+
+    @classmethod
+    def read(cls, vast_url: str | None, store: str | None) -> Self:
+        """From the environment; what a command was given wins."""
+        settings = load_settings()
+        if vast_url is not None:
+            settings = settings.model_copy(update={"vast_url": vast_url})
+        archive = Archive(
+            url=canonical_url(settings.default_store if store is None else store),
+            user=settings.webdav_user,
+            password=settings.webdav_pass,
+        )
+        return cls(settings, archive)
+
+    @property
+    def skew(self) -> timedelta:
+        """By how much clocks may differ."""
+        return timedelta(seconds=self.settings.skew_seconds)
+
+    def client(self) -> VastClient:
+        """Of the service.
+
+        Raises:
+            VastAuthError: There is no key.
+        """
+        return client_of(self.settings)
+
+    def census(self, vast: VastClient) -> Census:
+        """Every instance, and what covers it."""
+        deployment = self.settings.deployment
+        return take_census(vast, self.archive, deployment, now=utc, skew=self.skew)
+
+
+def utc() -> datetime:
+    """The time of day."""
+    return datetime.now(UTC)

@@ -1,0 +1,216 @@
+"""What `tsgb doctor` looks at: each check says what it found and the way out."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from secrets import token_hex
+
+import httpx
+
+from flows.renting import terms_of
+from tsgb.checkpoint.filesystem import open_filesystem
+from tsgb.checkpoint.urls import local_path
+from tsgb.cli.account import Account, utc
+from tsgb.cli.output import place
+from tsgb.errors import StoreError, VastAuthError, VastError
+from tsgb.settings import Settings
+from tsgb.vast_api.client import VastClient
+from tsgb.vast_api.wire import checked_url, is_loopback
+
+_PATIENCE_SECONDS = 5.0
+_CACHE_GIB = 4.0
+_IMAGE = re.compile(
+    r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
+_MORE_SCOPES = "instance_write shows only when something is rented or destroyed"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line.
+
+    Example: `Check("credit", True, "$25.00, budget of a run $5.00")`
+    """
+
+    name: str
+    ok: bool | None
+    """None: it could not be looked at, or need not."""
+    found: str
+    way_out: str = ""
+
+
+def all_checks(account: Account) -> list[Check]:
+    """Look at everything; no check depends on one before it but those that ask with the key."""
+    settings = account.settings
+    return [
+        *_service(settings),
+        _budget(settings),
+        *_store(account),
+        _disk(settings),
+        _prefect(),
+        _image(settings),
+    ]
+
+
+# -- the service ---------------------------------------------------------------------------
+
+
+def _service(settings: Settings) -> Iterator[Check]:
+    url = checked_url(settings.vast_url)
+    key = settings.vast_api_key
+    if key is None or not key.get_secret_value().strip():
+        yield Check(
+            "key",
+            False,
+            "VAST_API_KEY is not set",
+            "create a key with misc, user_read, instance_read and instance_write, put it into .env",
+        )
+    else:
+        try:
+            with VastClient(key, url=url, retry_seconds=_PATIENCE_SECONDS) as vast:
+                yield from _account(settings, vast)
+        except VastAuthError as error:  # this cannot be a key
+            yield Check("key", False, str(error))
+    yield clock_check(url, utc(), timedelta(seconds=settings.skew_seconds))
+
+
+def _account(settings: Settings, vast: VastClient) -> Iterator[Check]:
+    try:
+        credit = vast.account().credit
+    except VastError as error:
+        yield Check("key", False, str(error))
+        if error.status != 403:  # a key that lacks one permission may have the others
+            return
+    else:
+        yield Check("key", True, f"accepted by {settings.vast_url}, may read the account")
+        yield _credit(credit, settings.budget)
+    try:
+        num = len(vast.search(terms_of(settings, None, None).search()))
+        yield Check("search", True, f"{num} offers")
+    except VastError as error:
+        yield Check("search", False, str(error))
+    try:
+        num = len(vast.instances())
+        yield Check("list", True, f"{num} instances; {_MORE_SCOPES}")
+    except VastError as error:
+        yield Check("list", False, str(error))
+
+
+def _credit(credit: float, budget: float) -> Check:
+    found = f"${credit:.2f}; the budget of a run is ${budget:.2f}"
+    if credit >= budget:
+        return Check("credit", credit > 0, found, "" if credit > 0 else "add credit")
+    return Check("credit", False, found, "add credit, or set TSGB_BUDGET to less")
+
+
+def _budget(settings: Settings) -> Check:
+    found = f"${settings.budget:.2f} for a run, ${settings.max_price:.3f}/h for a machine"
+    if settings.budget > 0:
+        return Check("budget", True, found)
+    return Check("budget", False, found, "nothing is rented for that: set TSGB_BUDGET")
+
+
+def clock_check(url: str, now: datetime, skew: timedelta) -> Check:
+    """Compare with the service's clock, which everybody can read.
+
+    Args:
+        url: Of the service, or of any server.
+        now: By this machine's clock.
+        skew: By how much clocks may differ.
+    """
+    try:
+        answer = httpx.get(url, timeout=_PATIENCE_SECONDS, trust_env=not is_loopback(url))
+        theirs = parsedate_to_datetime(answer.headers["date"])
+    except (httpx.HTTPError, KeyError, ValueError) as error:
+        reason = "sends no date" if isinstance(error, KeyError) else f"{error}"
+        return Check("clock", None, f"not compared: {url}: {reason}")
+    off = (now - theirs.replace(tzinfo=theirs.tzinfo or UTC)).total_seconds()
+    words = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} {url}"
+    if abs(off) <= 2:
+        return Check("clock", True, f"as that of {url}")
+    if abs(off) < skew.total_seconds():
+        return Check("clock", True, f"{words}, which is borne (TSGB_SKEW_SECONDS)")
+    return Check(
+        "clock",
+        False,
+        f"{words}; {skew.total_seconds():.0f} s are borne",
+        "set this machine's clock (NTP): leases are judged by it",
+    )
+
+
+# -- this machine --------------------------------------------------------------------------
+
+
+def _store(account: Account) -> Iterator[Check]:
+    archive, settings = account.archive, account.settings
+    name, content = f"doctor-{token_hex(4)}.txt", token_hex(16).encode()
+    where = place(archive.url)
+    try:
+        files = open_filesystem(
+            archive.url, archive.user, archive.password, deadline_seconds=_PATIENCE_SECONDS
+        )
+        files.write(name, content)
+        same = files.read(name) == content
+        files.delete(name)
+    except StoreError as error:
+        yield Check("store", False, f"{where}: {error}")
+        return
+    except FileNotFoundError:
+        same = False
+    if not same:
+        yield Check("store", False, f"{where}: what was written was not read back", "use another")
+        return
+    yield Check("store", True, f"{where}: written, read back, deleted")
+    if local_path(archive.url) is not None and not is_loopback(settings.vast_url):
+        yield Check(
+            "reach",
+            False,
+            "a rented machine cannot reach a store on this one",
+            "give a WebDAV directory with --store or RCLONE_WEBDAV_URL",
+        )
+
+
+def _disk(settings: Settings) -> Check:
+    there = next(
+        path
+        for path in (settings.cache_dir, *settings.cache_dir.absolute().parents)
+        if path.exists()
+    )
+    free = shutil.disk_usage(there).free / 2**30
+    found = f"{free:.1f} GiB free for {settings.cache_dir}, which takes up to {_CACHE_GIB:g}"
+    if free >= _CACHE_GIB:
+        return Check("disk", True, found)
+    return Check("disk", False, found, "make space, or set TSGB_CACHE_DIR to a larger disk")
+
+
+def _prefect() -> Check:
+    try:
+        import prefect
+        from prefect.settings import get_current_settings
+    except ImportError as error:
+        return Check("prefect", False, f"{error}", "install tsgb anew")
+    url = get_current_settings().api.url
+    if url is None:
+        return Check("prefect", True, f"{prefect.__version__}; no server, tsgb brings its own")
+    try:
+        httpx.get(f"{url}/health", timeout=_PATIENCE_SECONDS).raise_for_status()
+    except httpx.HTTPError as error:
+        return Check(
+            "prefect",
+            False,
+            f"{url} does not answer: {error}",
+            "start the server, or unset PREFECT_API_URL",
+        )
+    return Check("prefect", True, f"{prefect.__version__}; {url} answers")
+
+
+def _image(settings: Settings) -> Check:
+    image = settings.image
+    if _IMAGE.fullmatch(image) is None:
+        return Check("image", False, f"{image!r} is no image", "set TSGB_IMAGE to name:tag")
+    return Check("image", True, image)

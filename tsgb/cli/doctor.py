@@ -1,0 +1,48 @@
+"""`tsgb doctor`: whether a run on rented machines would work from here, a line a thing."""
+
+from __future__ import annotations
+
+import typer
+
+from tsgb.cli.manager import VastUrlOption
+from tsgb.cli.options import JsonOption, StoreOption
+
+
+def doctor(
+    store: StoreOption = None, vast_url: VastUrlOption = None, as_json: JsonOption = False
+) -> None:
+    """Check key, credit, store, disk, clock, Prefect and image; exit code 1 if one is not well.
+
+    It reads, and writes and deletes one small file in the store; it costs nothing.
+    """
+    from tsgb.cli.account import Account
+    from tsgb.cli.checks import all_checks
+    from tsgb.cli.output import console, print_json
+    from tsgb.errors import ExitCode
+
+    checks = all_checks(Account.read(vast_url, store))
+    if as_json:
+        print_json(
+            {
+                "ok": all(check.ok is not False for check in checks),
+                "checks": [
+                    {
+                        "name": check.name,
+                        "ok": check.ok,
+                        "found": check.found,
+                        "way_out": check.way_out,
+                    }
+                    for check in checks
+                ],
+            }
+        )
+    else:
+        out = console()
+        for check in checks:
+            word = {True: "ok", False: "NOT OK", None: "-"}[check.ok]
+            way_out = f": {check.way_out}" if check.way_out else ""
+            out.print(
+                f"{word:>6}  {check.name:<8} {check.found}{way_out}", markup=False, soft_wrap=True
+            )
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(ExitCode.FAILURE)

@@ -1,0 +1,107 @@
+"""`tsgb machines ...` and `tsgb reap`: the instances of the account, and the end of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tsgb.cli.manager import VastUrlOption
+from tsgb.cli.options import JsonOption, StoreOption
+from tsgb.errors import TSGBError
+
+machines_app = typer.Typer(help="Rented machines: list, destroy.")
+
+
+@machines_app.command("ls")
+def machines_ls(
+    store: StoreOption = None, vast_url: VastUrlOption = None, as_json: JsonOption = False
+) -> None:
+    """List all instances of the account: what each costs, and which lease covers it."""
+    from tsgb.cli import machine_tables as tables
+    from tsgb.cli.account import Account
+
+    account = Account.read(vast_url, store)
+    with account.client() as vast:
+        census = account.census(vast)
+    tables.say_list(census, as_json=as_json)
+
+
+@machines_app.command("destroy")
+def machines_destroy(
+    ids: Annotated[list[int], typer.Argument(metavar="ID...", help="As `machines ls` shows them.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Also a machine that a lease covers: it saves first.")
+    ] = False,
+    store: StoreOption = None,
+    vast_url: VastUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Destroy machines of this deployment, see that they are gone, and say what they cost."""
+    import time
+    from datetime import timedelta
+
+    from flows.renting import patience_of
+    from tsgb.cli import machine_tables as tables
+    from tsgb.cli.account import Account, utc
+    from tsgb.rental.dismissal import dismiss, pick
+
+    account = Account.read(vast_url, store)
+    settings = account.settings
+    grace = patience_of(settings).grace_seconds + settings.lease_poll_seconds
+    with account.client() as vast:
+        picked = pick(
+            account.census(vast),
+            ids,
+            force=force,
+            deployment=settings.deployment,
+            skew=account.skew,
+        )
+        items = dismiss(
+            vast,
+            account.archive,
+            picked,
+            now=utc,
+            sleep=time.sleep,
+            grace=timedelta(seconds=grace),
+            skew=account.skew,
+            note=lambda line: typer.echo(line, err=True),
+        )
+    tables.say_dismissed(items, utc(), as_json=as_json)
+    left = [item for item in items if not item.gone]
+    if left:
+        raise TSGBError("; ".join(str(item) for item in left))
+
+
+def reap(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    store: StoreOption = None,
+    vast_url: VastUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Destroy the machines of this deployment that no lease covers, as the reaper flow does.
+
+    Exit code 1 if something is left to look after.
+    """
+    import time
+
+    from tsgb.cli import machine_tables as tables
+    from tsgb.cli.account import Account, utc
+    from tsgb.rental import reaping
+
+    account = Account.read(vast_url, store)
+    with account.client() as vast:
+        found = reaping.reap(
+            vast,
+            account.archive,
+            account.settings.deployment,
+            now=utc,
+            sleep=time.sleep,
+            skew=account.skew,
+            dry_run=dry_run,
+        )
+    tables.say_reaped(found, as_json=as_json)
+    if found.left:
+        first = found.left[0]
+        more = f", and {len(found.left) - 1} more" if len(found.left) > 1 else ""
+        raise TSGBError(f"something is left to look after: {first}{more}")

@@ -1,0 +1,166 @@
+"""`tsgb plan`: what a run would take on rented machines, before a cent is spent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tsgb.cli.manager import BudgetOption, MaxPriceOption, VastUrlOption
+from tsgb.cli.options import JsonOption, RunIdOption, StoreOption
+from tsgb.errors import BudgetReached, NoOffer, UsageError
+
+if TYPE_CHECKING:
+    from tsgb.machines.offers import Appraisal
+    from tsgb.machines.plan import Quantiles
+    from tsgb.rental.planning import Plan
+
+_USUAL_HOURS = 2.0
+
+
+def plan(
+    hours: Annotated[
+        float | None,
+        typer.Option("--hours", min=0.01, help="Useful hours of a run to come; without it 2."),
+    ] = None,
+    run_id: RunIdOption = None,
+    budget: BudgetOption = None,
+    max_price: MaxPriceOption = None,
+    store: StoreOption = None,
+    vast_url: VastUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Expect hours and dollars of a run on rented machines: one search, nothing is rented.
+
+    With --run-id for what is left of that run, by the time that its updates took.
+    """
+    from flows.renting import terms_of
+    from tsgb.cli.account import Account, utc
+    from tsgb.machines.costs import in_dollars
+    from tsgb.machines.rows import offer_of
+    from tsgb.rental.measuring import Left, measure, read_track
+    from tsgb.rental.planning import make_plan
+
+    if hours is not None and run_id is not None:
+        raise UsageError("--hours and --run-id both say how much is left: give one of them")
+    account = Account.read(vast_url, store)
+    terms = terms_of(account.settings, budget, max_price)
+    with account.client() as vast:
+        if run_id is not None:
+            left = measure(account.archive, run_id)
+        else:
+            assumed = "assumed: give --hours or --run-id"
+            left = Left(
+                hours=_USUAL_HOURS if hours is None else hours,
+                source=assumed if hours is None else "as given",
+            )
+        if terms.budget <= left.spent:
+            spent = f"; run {run_id} has cost {in_dollars(left.spent)}" if left.spent else ""
+            raise BudgetReached(
+                f"a budget of {in_dollars(terms.budget)} rents nothing{spent}: raise --budget or "
+                "TSGB_BUDGET"
+            )
+        track = read_track(account.archive)
+        offers = [offer_of(offer) for offer in vast.search(terms.search())]
+    found = make_plan(offers, terms, left, track, utc())
+    _say(found, as_json=as_json)
+    if found.forecast is None:
+        raise NoOffer(f"{found.choice}: raise --max-price, or ask for less")
+
+
+def _say(found: Plan, *, as_json: bool) -> None:
+    from tsgb.cli.output import console, print_json
+
+    if as_json:
+        print_json(_document(found))
+        return
+    from rich.table import Table
+
+    hazard, out = found.hazard, console()
+    lines = {
+        "work": f"{found.left.hours:.2f} useful hours, {found.left.source}",
+        "offers": f"{found.seen} seen, {len(found.choice.ranked)} fit under "
+        f"${found.choice.cap:.3f}/h with storage",
+    }
+    best = found.choice.best
+    if best is not None:
+        offer = best.offer
+        lines["best"] = (
+            f"offer {offer.id}: {offer.num_gpus} x {offer.gpu_name}, machine {offer.machine_id}, "
+            f"bid ${best.price:.3f}/h (floor ${offer.min_bid:.3f}), ${best.hourly:.3f}/h with "
+            f"storage, ${best.dollars_per_useful_hour:.3f} per useful hour"
+        )
+        lines["hazard"] = (
+            f"{hazard.mean:.2f} preemptions/h ({hazard.quantile(0.1):.2f} to "
+            f"{hazard.quantile(0.9):.2f}), {found.hazard_source}"
+        )
+        lines["start"] = f"{found.boot_seconds:.0f} s until it trains, {found.boot_source}"
+        lines["saves"] = f"every {found.interval_seconds:.0f} s (Young)"
+    for name, text in lines.items():
+        out.print(f"{name:>8}  {text}", markup=False, soft_wrap=True)
+    if found.forecast is None:
+        return
+    table = Table("", "p10", "p50", "p90")
+    told = found.forecast
+    table.add_row("hours", *(f"{value:.2f}" for value in _three(told.hours)))
+    table.add_row("dollars", *(f"{value:.3f}" for value in _three(told.dollars)))
+    table.add_row("machines", *(f"{value:.0f}" for value in _three(told.machines)))
+    out.print(table)
+    out.print(
+        f"{found.within:.0%} of simulated runs stay within the ${found.budget:.2f} that are left "
+        "of the budget",
+        markup=False,
+    )
+
+
+def _three(of: Quantiles) -> tuple[float, float, float]:
+    return of.p10, of.p50, of.p90
+
+
+def _document(found: Plan) -> dict[str, Any]:
+    told, hazard = found.forecast, found.hazard
+    return {
+        "useful_hours": found.left.hours,
+        "useful_hours_source": found.left.source,
+        "offers_seen": found.seen,
+        "offers_fitting": len(found.choice.ranked),
+        "max_price": found.choice.cap,
+        "best": _best(found.choice.best),
+        "hazard_per_hour": {
+            "mean": hazard.mean,
+            "p10": hazard.quantile(0.1),
+            "p90": hazard.quantile(0.9),
+            "source": found.hazard_source,
+        },
+        "boot_seconds": found.boot_seconds,
+        "boot_source": found.boot_source,
+        "checkpoint_interval_seconds": found.interval_seconds,
+        "hours": None if told is None else _quantiles(told.hours),
+        "dollars": None if told is None else _quantiles(told.dollars),
+        "machines": None if told is None else _quantiles(told.machines),
+        "budget_left": found.budget,
+        "within_budget": found.within,
+    }
+
+
+def _best(best: Appraisal | None) -> dict[str, Any] | None:
+    if best is None:
+        return None
+    return {
+        "ask_id": best.offer.id,
+        "machine_id": best.offer.machine_id,
+        "gpu_name": best.offer.gpu_name,
+        "num_gpus": best.offer.num_gpus,
+        "min_bid": best.offer.min_bid,
+        "bid": best.price,
+        "dollars_per_hour": best.hourly,
+        "dollars_per_useful_hour": best.dollars_per_useful_hour,
+    }
+
+
+def _quantiles(of: Quantiles) -> dict[str, float | None]:
+    """JSON knows no infinity: a run that never ends has null."""
+    from math import isfinite
+
+    named = zip(("p10", "p50", "p90"), _three(of), strict=True)
+    return {name: value if isfinite(value) else None for name, value in named}

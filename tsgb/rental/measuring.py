@@ -1,0 +1,149 @@
+"""What the store tells for a plan: how much of a run is left, and what machines were like.
+
+It decides nothing. A kind of update that was not measured counts as the mean of the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from tsgb.budget import Ledger
+from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.run import RunStore
+from tsgb.config import Arm, arm_run_id, parse_config
+from tsgb.errors import UsageError
+from tsgb.machines.hazard import Hold
+from tsgb.machines.retries import Ending
+from tsgb.rental.archive import Archive
+from tsgb.rental.papers import hold_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What is left to do.
+
+    Example: `Left(hours=8.0, source="as given")`
+    """
+
+    hours: float
+    """Useful ones, on a machine as fast as the one that was measured."""
+    source: str
+    step_seconds: float = 1.0
+    spent: int = 0
+    """Micro-dollars that the run has cost or set aside already."""
+    endings: tuple[Ending, ...] = ()
+    """Of its attempts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Track:
+    """What machines of this store were like.
+
+    Example: `Track(holds=(Hold("RTX 4090 x1 bid", 1.6, True),), boot_seconds=(280.0,), runs=1)`
+    """
+
+    holds: tuple[Hold, ...] = ()
+    boot_seconds: tuple[float, ...] = ()
+    runs: int = 0
+
+
+def read_track(archive: Archive) -> Track:
+    """What all runs of the store have written down about their machines."""
+    holds: list[Hold] = []
+    boots: list[float] = []
+    runs = 0
+    for papers in archive.rented():
+        runs += 1
+        for page in papers.pages():
+            hold = hold_of(page)
+            holds += [] if hold is None else [hold]
+            boot = None if page.outcome is None else page.outcome.boot_seconds
+            boots += [] if boot is None else [boot]
+    return Track(holds=tuple(holds), boot_seconds=tuple(boots), runs=runs)
+
+
+def measure(archive: Archive, run: str) -> Left:
+    """What is left of a run, from its configuration and the time that its updates took.
+
+    Raises:
+        UsageError: There is no such run, nothing was measured yet, or nothing is left.
+    """
+    arms = [found for arm in Arm if (found := _arm(archive, arm_run_id(run, arm))) is not None]
+    if not arms:
+        raise UsageError(f"run {run!r} is not in {archive.url}: give --hours for a run to come")
+    todo, done = sum(arm.todo for arm in arms), sum(arm.step for arm in arms)
+    if not todo:
+        raise UsageError(f"run {run!r} is trained: all of its {done} updates are saved")
+    pooled = _means(pair for arm in arms for pair in arm.timed)
+    if not pooled:
+        raise UsageError(f"run {run!r} has no update that was measured yet: give --hours instead")
+    seconds = sum(arm.seconds_left(pooled) for arm in arms)
+    papers = archive.papers(run)
+    return Left(
+        hours=seconds / 3600,
+        source=f"{todo} of {todo + done} updates of run {run}, as fast as those before",
+        step_seconds=seconds / todo,
+        spent=Ledger.open(papers.run, 0).held,
+        endings=tuple(papers.endings()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _ArmLeft:
+    """One arm: updates that are saved, how many of each kind are left, how long some took."""
+
+    step: int
+    left: dict[str, int]
+    timed: list[tuple[str, float]]
+
+    @property
+    def todo(self) -> int:
+        return sum(self.left.values())
+
+    def seconds_left(self, pooled: dict[str, float]) -> float:
+        means = {**pooled, **_means(self.timed)}
+        usual = mean(means.values())
+        return sum(num * means.get(kind, usual) for kind, num in self.left.items())
+
+
+def _arm(archive: Archive, run_id: str) -> _ArmLeft | None:
+    run = archive.papers(run_id).run
+    try:
+        config = parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
+    except FileNotFoundError:
+        return None
+    newest = CheckpointReader(run).newest()
+    step = 0 if newest is None else newest.step
+    left: dict[str, int] = defaultdict(int)
+    for phase in config.phases():
+        left[phase.kind] += max(0, phase.stop - max(phase.start, step))
+    return _ArmLeft(step, left, _timed(run))
+
+
+def _timed(run: RunStore) -> list[tuple[str, float]]:
+    """Kind and seconds of the updates whose line tells them."""
+    try:
+        lines = run.read_text("metrics.jsonl").splitlines()
+    except FileNotFoundError:
+        return []
+    timed: list[tuple[str, float]] = []
+    for line in lines:
+        try:
+            found: dict[str, Any] = json.loads(line)
+            seconds = float(found["tokens"]) / float(found["tokens_per_second"])
+            timed.append((str(found["phase"]), seconds))
+        except (ValueError, KeyError, TypeError, ZeroDivisionError):
+            continue  # torn, or of a kind that counts no tokens
+    return timed
+
+
+def _means(timed: Iterable[tuple[str, float]]) -> dict[str, float]:
+    known: dict[str, list[float]] = defaultdict(list)
+    for kind, seconds in timed:
+        known[kind].append(seconds)
+    return {kind: mean(found) for kind, found in known.items()}
