@@ -229,9 +229,13 @@ def _check_reach(url: str, settings: Settings) -> None:
 @contextmanager
 def _only_flow(settings: Settings, run: RunStore) -> Generator[None]:
     """The kernel frees it however the process dies, so the next start goes on at once."""
-    place = settings.cache_dir / "flows" / sha256_hex(run.run_url.encode())[:16]
-    with RunLock(str(place)):
+    with RunLock(lock_of(settings, run.run_url)):
         yield
+
+
+def lock_of(settings: Settings, run_url: str) -> str:
+    """The directory whose lock a flow holds that rents for this run."""
+    return str(settings.cache_dir / "flows" / sha256_hex(run_url.encode())[:16])
 
 
 def owner_of(settings: Settings) -> str:

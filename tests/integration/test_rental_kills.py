@@ -115,6 +115,17 @@ def test_a_flow_that_is_killed(point: str, fault: str, again: bool) -> None:
             assert not any(account.is_open for account in ledger.accounts.values())
 
 
+def test_a_dead_flows_machine_costs_no_more_than_was_set_aside() -> None:
+    """Its lease ends with the money; a machine that saw no renewal adds the skew of clocks."""
+    budget = Decimal("0.04")
+    with Fleet(steps=10**6) as fleet:
+        assert Flow(fleet, budget=str(budget), kill_at="training").run() == "killed"
+        hourly = Decimal(str(next(iter(fleet.papers.pages())).intent.hourly))
+        fleet.advance(BOUND_SECONDS)
+        assert fleet.live() == []
+        assert Decimal(fleet.bill()["spent"]) <= budget + hourly * 10 / 60
+
+
 REAPER_SECONDS = 600.0
 
 

@@ -23,7 +23,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.errors import ConfigError, UsageError
 
 _PACKAGES = ("tsgb", "flows")
-_CONTROL_PLANE = frozenset({"prefect", "fastapi"})
+_CONTROL_PLANE = frozenset({"prefect", "fastapi", "sqlalchemy"})
 """No worker imports them, which an import contract proves; they are 200 MB."""
 _NEVER_SENT = frozenset({"VAST_API_KEY"})
 

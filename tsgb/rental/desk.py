@@ -99,7 +99,7 @@ class Desk:
         )
 
     def grant(self, attempt: int) -> Lease:
-        """Give the run to an attempt.
+        """Give the run to an attempt, for no longer than money is set aside for it.
 
         Raises:
             LeaseLost: Another flow has it.
@@ -113,7 +113,7 @@ class Desk:
             attempt=attempt,
             owner=self.owner,
             now=self.now(),
-            ttl=self.patience.ttl,
+            ttl=min(self.patience.ttl, self.ledger.covers_until(attempt) - self.now()),
             budget_microdollars=self.terms.budget,
             spent_microdollars=self.ledger.spent,
         )

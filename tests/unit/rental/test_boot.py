@@ -72,7 +72,7 @@ def test_the_archive_is_our_code_and_what_it_requires(files: MemoryFiles, run: R
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     wanted = {re.split(r"[^A-Za-z0-9._-]", line)[0] for line in required}
     assert {"torch", "transformers", "httpx", "webdav4"} < wanted
-    assert not {"prefect", "fastapi", "gguf"} & wanted
+    assert not {"prefect", "fastapi", "sqlalchemy", "gguf"} & wanted
 
 
 def test_equal_code_is_published_once(files: MemoryFiles, run: RunStore) -> None:
