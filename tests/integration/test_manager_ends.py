@@ -62,9 +62,8 @@ def live(manager: Manager) -> list[str]:
     return [number for number, bill in bills.items() if bill["live"]]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_machine_save_and_ends_it(number: signal.Signals, tmp_path: Path) -> None:
     with Manager(tmp_path) as manager:
         process = manager.start(*arguments())
@@ -99,6 +98,11 @@ def test_a_flow_that_was_killed_finds_its_machine_again(tmp_path: Path) -> None:
         assert process.returncode == ExitCode.INTERRUPTED, manager.log.read_text()
         assert live(manager) == []
         assert len(manager.vast.sim("ledger")["instances"]) == 1
+        assert "go on with --run-id r1" in manager.log.read_text()
+        farewell = manager.papers.farewell(1)
+        assert farewell is not None
+        assert farewell["outcome"] == "interrupted"
+        assert not any(account.is_open for account in manager.ledger().accounts.values())
 
 
 @pytest.mark.slow
@@ -133,6 +137,7 @@ def test_what_rents_nothing_says_so_at_once(
         assert line in said
 
 
+@pytest.mark.slow
 def test_no_offer_under_the_cap(tmp_path: Path) -> None:
     with Manager(tmp_path) as manager:
         code, _ = manager.run(*arguments(), "--max-price", "0.01", TSGB_OFFER_SECONDS="1")

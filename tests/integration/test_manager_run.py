@@ -50,7 +50,7 @@ PLANS = [
                 "selfplay": {**MINIATURE["selfplay"], "rounds": 80},
                 "checkpoint_interval": 4,
             },
-            preemptions=3,
+            preemptions=2,
         ),
         id="miniature",
     ),
