@@ -56,6 +56,7 @@ class Box:
     trains: bool = False
     step: int = 0
     saved: int = 0
+    bytes_up: int = 0
     beat_at: float = -1e9
     read_at: float = -1e9
     watch: Watch | None = None
@@ -75,6 +76,7 @@ class Fleet:
         machine_reads_lease: bool = True,
         fenced: bool = True,
         directory: Path | None = None,
+        save_bytes: int = 0,
         **options: Any,
     ) -> None:
         """Prepare.
@@ -85,6 +87,7 @@ class Fleet:
             boot_seconds: from `running` until it trains.
             machine_reads_lease: False takes the dead-man away.
             fenced: False lets a machine of an older attempt publish.
+            save_bytes: that each checkpoint sends, and the service bills.
             directory: of the store, which a reaper can find then; without it, memory.
             options: of the simulator.
         """
@@ -95,6 +98,7 @@ class Fleet:
         self.boot_seconds = boot_seconds
         self.machine_reads_lease = machine_reads_lease
         self.fenced = fenced
+        self.save_bytes = save_bytes
         self._directory = directory
         self.files: FileSystem = MemoryFiles(f"memory://fleet/{RUN}")
         if directory is not None:
@@ -239,11 +243,16 @@ class Fleet:
         self.on_publish()
         box.saved, box.since = box.step, self._time - self.boot_seconds
         self.published.append((box.attempt, box.step))
+        if self.save_bytes:
+            box.bytes_up += self.save_bytes
+            gigabytes = f"{Decimal(self.save_bytes) / 10**9}"
+            self.vast.do(box.number, "traffic", charge="upload", gigabytes=gigabytes)
         self.store.write_json("progress.json", {"step": box.step, "attempt": box.attempt})
 
     def _word(self, box: Box) -> dict[str, Any]:
         arm = {"step": box.step, "total_steps": self.steps, "durable_step": box.saved}
-        return {"attempt": box.attempt, "instance_id": box.number, "arms": {"selfplay": arm}}
+        word = {"attempt": box.attempt, "instance_id": box.number, "arms": {"selfplay": arm}}
+        return {**word, "bytes_up": box.bytes_up, "bytes_down": 0}
 
     def _beat(self, box: Box) -> None:
         word = {**self._word(box), "updated_at": self.now().isoformat(), "phase": "train"}
@@ -252,6 +261,7 @@ class Fleet:
     def _leave(self, box: Box, outcome: str) -> None:
         lease = self.papers.lease()
         if lease is not None and lease.attempt == box.attempt:
+            self._beat(box)
             word = {**self._word(box), "outcome": outcome, "ended_at": self.now().isoformat()}
             self.store.write_json(f"machines/{box.attempt:04d}/exit.json", word)
         box.ending = outcome

@@ -98,7 +98,10 @@ def finish(desk: Desk, held: Held) -> Ending:
         # Its own key still works on the machine itself.
         stop(desk, held, "the account's key is refused")
         raise
-    desk.ledger.commit(held.attempt, gone_at, gpu_billed=held.billed or gpu_is_billed(held.row))
+    billed = held.billed or gpu_is_billed(held.row)
+    desk.quietly(lambda: _last_words(desk, held), "no news of the machine")
+    desk.ledger.commit(held.attempt, gone_at, more=held.new_traffic(), gpu_billed=billed)
+    held.traffic_is_counted()
     held.finished = True
     return conclude(
         desk,
@@ -168,6 +171,11 @@ MOVE = f"its contract ends within {_SOON.seconds // 60} minutes"
 def moves_soon(left: timedelta | None) -> bool:
     """Whether a contract's limit is so near that the run moves before it."""
     return left is not None and left < _SOON
+
+
+def _last_words(desk: Desk, held: Held) -> None:
+    """Its last heartbeat tells what it has sent."""
+    held.beat = desk.papers.beat(held.attempt) or held.beat
 
 
 def _listen(desk: Desk, held: Held) -> None:

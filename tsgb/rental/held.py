@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tsgb.machines.costs import Usage
 from tsgb.machines.verdicts import Cause
 from tsgb.rental.papers import Intent
 from tsgb.vast_api.records import Instance
@@ -34,6 +35,9 @@ class Held:
     billed: bool = True
     """Its GPU was billed at the last look, as far as is known."""
     beat: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    bytes_up: int = 0
+    """As far as the ledger has counted them; a container that starts again begins at 0."""
+    bytes_down: int = 0
     beat_at: float | None = None
     """Clock reading at which the heartbeat last changed; None before the first one."""
     first_beat_at: float | None = None
@@ -57,6 +61,23 @@ class Held:
         if not isinstance(arms, Mapping):
             return 0
         return sum(_step(arm) for arm in arms.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+    def new_traffic(self) -> Usage:
+        """Bytes that its heartbeat tells of and the ledger has not counted yet."""
+        counts: list[int] = []
+        for name in ("bytes_up", "bytes_down"):
+            told, counted = self.beat.get(name), getattr(self, name)
+            if not isinstance(told, int):
+                told = counted
+            counts.append(told - counted if told >= counted else told)
+        return Usage(bytes_up=counts[0], bytes_down=counts[1])
+
+    def traffic_is_counted(self) -> None:
+        """The ledger has taken in what `new_traffic` gave."""
+        for name in ("bytes_up", "bytes_down"):
+            told = self.beat.get(name)
+            if isinstance(told, int):
+                setattr(self, name, told)
 
     @property
     def boot_seconds(self) -> float | None:

@@ -123,13 +123,16 @@ def _count(desk: Desk, held: Held) -> None:
             held.attempt,
             desk.now(),
             timedelta(seconds=ahead),
+            more=held.new_traffic(),
             gpu_billed=billed or held.billed,
             window=desk.patience.window,
         )
     except StoreUnreachable as error:
+        # It has counted all the same, and writes it with the next change.
         desk.note(f"the ledger could not be written: {error}")
-        return
+        enough = True
     held.billed = billed
+    held.traffic_is_counted()
     if not enough:
         stop(desk, held, BUDGET)
 
