@@ -181,16 +181,6 @@ def test_a_bid_below_the_floor_leaves_no_contract_behind() -> None:
 
 def test_what_was_not_asked_for_is_given_back_at_once() -> None:
     with Fleet() as fleet:
-        fleet.vast.sim(
-            "faults",
-            {
-                "method": "GET",
-                "path": r"/v0/instances/\d+",
-                "act": "patch",
-                "set": {},
-                "times": None,
-            },
-        )
         flow = Flow(fleet)
         flow.mortal.on_answer = lambda body: _with(body, is_bid=False)
         with pytest.raises(ConfigError, match="on demand"):
