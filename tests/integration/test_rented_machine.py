@@ -177,7 +177,7 @@ def test_one_that_comes_back_and_still_holds_the_lease_goes_on(tmp_path: Path) -
         until(lambda: at_work(rented), seconds=SECONDS)
         rented.vast.do(number, "preempt", outage_seconds=0.2)
         gone(rented, number)
-        assert (outcome(rented), claims(rented)) == ("done", 2)
+        assert (outcome(rented), claims(rented)) == ("done", 2), rented.exit(1)
 
 
 def test_a_store_that_cannot_be_reached(tmp_path: Path) -> None:

@@ -162,7 +162,8 @@ def test_a_machine_whose_flow_dies_costs_no_more_than_is_held(
     assert Usage.of(dead_at - NOW).cost(rates) <= max(opened(files).held, ledger.spent)
     assert opened(files).held <= budget
     lasts = Usage.of(now + TTL - NOW).cost(rates) <= budget
-    assert lease.expires_at == now + TTL or not lasts, "no shorter than the money"
+    rounded = timedelta(hours=1) / per_hour  # money is whole micro-dollars
+    assert now + TTL - lease.expires_at <= rounded or not lasts, "no shorter than the money"
 
 
 def test_a_flow_that_slept_tells_the_truth_afterwards() -> None:

@@ -104,7 +104,8 @@ class Desk:
         Raises:
             LeaseLost: Another flow has it.
         """
-        held = self.check_lease()
+        held, account = self.check_lease(), self.ledger.accounts.get(attempt)
+        paid = None if account is None else account.covers_until - self.now()
         if held is not None and held.owner != self.owner:
             held = held.model_copy(update={"ended": True})  # run out on every clock that we allow
         lease = leases.grant(
@@ -113,7 +114,7 @@ class Desk:
             attempt=attempt,
             owner=self.owner,
             now=self.now(),
-            ttl=min(self.patience.ttl, self.ledger.covers_until(attempt) - self.now()),
+            ttl=self.patience.ttl if paid is None else min(self.patience.ttl, paid),
             budget_microdollars=self.terms.budget,
             spent_microdollars=self.ledger.spent,
         )

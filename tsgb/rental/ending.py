@@ -69,8 +69,9 @@ def release(desk: Desk, held: Held, reason: str) -> None:
         return
     if held.cause is None:
         stop(desk, held, reason)
+        desk.quietly(lambda: _last_words(desk, held), "no news of the machine")
         ends = held.stop_at + desk.patience.release_seconds
-        while held.farewell is None and held.beat_at is not None and desk.clock() < ends:
+        while held.farewell is None and held.beat and desk.clock() < ends:
             desk.sleep(min(1.0, desk.patience.look_seconds))
             desk.quietly(lambda: _listen(desk, held), "no news of the machine")
         held.cause, held.message = Cause.STOPPED, reason

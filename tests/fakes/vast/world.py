@@ -139,8 +139,8 @@ class World(Agenda):
             self.wake(contract.machine)
 
     def restart(self, contract: Contract) -> None:
-        """Reboot: a new container start that keeps its claim on the GPU."""
-        if contract.phase.holds_gpu():
+        """Reboot: a new container start that keeps its claim on the GPU, if its host hears it."""
+        if contract.phase.holds_gpu() and not contract.offline:
             self._boot(contract)
 
     # What the world does
