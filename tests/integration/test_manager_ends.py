@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def test_a_flow_that_was_killed_finds_its_machine_again(tmp_path: Path) -> None:
         wait_for(
             lambda: f"going on with instance {number}" in manager.log.read_text(), process, manager
         )
+        time.sleep(2)  # a look or more
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=PATIENCE)
         assert process.returncode == ExitCode.INTERRUPTED, manager.log.read_text()

@@ -15,8 +15,9 @@ def abandon(desk: Desk, reason: str) -> int:
     """
     lease = desk.check_lease()
     rows = desk.own()
-    if rows and lease is not None and lease.owner == desk.owner and not lease.ended:
-        desk.revoke(lease.attempt, reason)
+    if rows and lease is not None and lease.owner == desk.owner:
+        if not lease.ended:  # else the flow has ended it, which asks for the same
+            desk.revoke(lease.attempt, reason)
         ends = desk.clock() + desk.patience.release_seconds
         while desk.papers.farewell(lease.attempt) is None and desk.clock() < ends:
             desk.sleep(min(1.0, desk.patience.look_seconds))
