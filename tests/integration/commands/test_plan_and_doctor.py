@@ -1,0 +1,242 @@
+"""`tsgb plan` and `tsgb doctor` against the simulated service, in this process."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.command_line import Ended, Run
+from tests.fakes.operator_scene import COMMANDS, HOUR, held, one_line
+from tests.fakes.vast.driver import Driver
+from tsgb.budget import Ledger
+from tsgb.machines.verdicts import Cause
+from tsgb.rental.archive import Archive
+
+pytestmark = pytest.mark.integration
+
+
+# -- plan ----------------------------------------------------------------------------------
+
+
+def test_a_plan_costs_one_search(run: Callable[[str], Ended], vast: Driver) -> None:
+    ended = run("plan --hours 8")
+    assert (ended.code, ended.err) == (0, "")
+    for text in ("8.00 useful hours, as given", "bid $", "prior alone", "Young", "p90", "100% of"):
+        assert text in ended.out
+    seen = [(one["method"], one["path"]) for one in vast.sim("requests")["requests"]]
+    assert seen == [("POST", "/api/v0/bundles/")]
+    document = json.loads(run("plan --hours 8 --json").out)
+    assert document["offers_seen"] > document["offers_fitting"] > 0
+    assert document["hours"]["p10"] <= document["hours"]["p50"] <= document["hours"]["p90"]
+    assert document["best"]["min_bid"] <= document["best"]["bid"] <= document["max_price"]
+
+
+def test_a_plan_learns_from_the_machines_of_the_store(
+    run: Callable[[str], Ended], archive: Archive
+) -> None:
+    before = json.loads(run("plan --json").out)
+    for attempt in range(1, 9):
+        held(archive.papers("r1"), attempt, Cause.PREEMPTED, 0.2)
+    after = json.loads(run("plan --json").out)
+    assert after["hazard_per_hour"]["mean"] > 2 * before["hazard_per_hour"]["mean"]
+    assert "8 in 1.6 h of all 8 machines of 1 runs" in after["hazard_per_hour"]["source"]
+    assert (after["boot_seconds"], after["boot_source"]) == (100.0, "of 8 starts")
+    assert after["dollars"]["p50"] > before["dollars"]["p50"]
+
+
+CONFIG: dict[str, Any] = {
+    "attacker": {"sft_steps": 10, "warmup_steps": 0},
+    "guard": {"sft_steps": 10},
+    "selfplay": {"rounds": 2, "attacker_steps": 20, "guard_steps": 20},
+}
+
+
+def test_a_plan_of_a_run_goes_by_its_own_updates(
+    run: Callable[[str], Ended], archive: Archive
+) -> None:
+    from tsgb.config import make_config
+
+    papers = archive.papers("r1")
+    papers.run.write_text("config.json", make_config(CONFIG).canonical())
+    one_line(run("plan --run-id r1"), 2, "no update that was measured yet: give --hours")
+    line = {"tokens": 100, "phase": "sft_guard", "tokens_per_second": 10}
+    guard = {**line, "phase": "guard", "tokens_per_second": 5}
+    text = "\n".join(map(json.dumps, [line, guard, {"phase": "sft_attacker", "step": 1}]))
+    papers.run.write_text("metrics.jsonl", text + "\n{")
+    document = json.loads(run("plan --run-id r1 --json").out)
+    # 10 of 10 s, 40 of 20 s, and 50 of kinds that were not measured, 15 s each
+    assert document["useful_hours"] == pytest.approx((100 + 800 + 750) / HOUR)
+    assert document["useful_hours_source"].startswith("100 of 100 updates of run r1")
+
+    held(papers, 1, Cause.PREEMPTED, 1.0)
+    spent = Ledger.open(papers.run, 0).held
+    document = json.loads(run("plan --run-id r1 --json").out)
+    assert document["budget_left"] == pytest.approx(5 - spent / 1e6)
+    one_line(run("plan --run-id r1 --budget 0.01"), 8, r"run r1 has cost \$0.1333: raise --budget")
+    one_line(run("plan --run-id r9"), 2, "'r9' is not in .*: give --hours")
+    one_line(run("plan --run-id r1 --hours 2"), 2, "give one of them")
+
+
+def test_no_offer_and_no_budget(run: Callable[[str], Ended], vast: Driver) -> None:
+    ended = run("plan --max-price 0.01")
+    one_line(ended, 9, r"no offer under the cap of \$0.010/h: nearest is offer")
+    assert "0 fit under $0.010/h" in ended.out
+    one_line(run("plan --budget 0"), 8, r"a budget of \$0.0000 rents nothing: raise --budget")
+    one_line(run("plan --budget=-1"), 2, "budget")
+    vast.sim("options", {"searches_per_day": 1})
+    run("plan")
+    one_line(run("plan"), 1, "the search for offers: search_quota_exceeded")
+
+
+# -- doctor --------------------------------------------------------------------------------
+
+
+def checks(ended: Ended) -> dict[str, Any]:
+    return {check["name"]: check for check in json.loads(ended.out)["checks"]}
+
+
+def test_a_healthy_place(run: Callable[[str], Ended], archive: Archive) -> None:
+    ended = run("doctor")
+    assert (ended.code, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert len(lines) == 10
+    assert all(line.startswith("    ok  ") for line in lines)
+    assert archive.runs() == ["other"]
+    assert [path.name for path in Path(archive.url).iterdir()] == ["other"]
+    assert json.loads(run("doctor --json").out)["ok"] is True
+
+
+def test_a_revoked_key(run: Callable[[str], Ended], vast: Driver) -> None:
+    preset = {"path": "/api/", "act": "answer", "preset": "auth_error", "times": None}
+    vast.sim("faults", preset)
+    ended = run("doctor --json")
+    assert ended.code == 1
+    found = checks(ended)
+    assert found["key"]["ok"] is False
+    assert "auth_error" in found["key"]["found"]
+    assert "search" not in found, "what a key is not good for says nothing new"
+    assert found["store"]["ok"]
+    for command in COMMANDS:
+        one_line(run(command), 2, "auth_error .*; set VAST_API_KEY to a key with the permissions")
+
+
+@pytest.mark.parametrize(
+    ("scopes", "bad"),
+    [
+        ("user_read misc instance_read", []),
+        ("misc instance_read", ["key"]),
+        ("user_read instance_read", ["search"]),
+        ("user_read misc", ["list"]),
+    ],
+)
+def test_a_missing_scope(
+    run: Callable[[str], Ended],
+    vast: Driver,
+    monkeypatch: pytest.MonkeyPatch,
+    scopes: str,
+    bad: list[str],
+) -> None:
+    permissions = {"api": {scope: {} for scope in scopes.split()}}
+    body = {"name": "limited", "permissions": permissions}
+    monkeypatch.setenv(
+        "VAST_API_KEY", vast.http.post("/api/v0/auth/apikeys/", json=body).json()["key"]
+    )
+    ended = run("doctor --json")
+    assert [name for name, check in checks(ended).items() if check["ok"] is False] == bad
+    assert ended.code == bool(bad)
+    if bad == ["search"]:
+        one_line(run("plan"), 2, "forbidden .*lacks the permission misc.*set VAST_API_KEY")
+    if bad == ["list"]:
+        one_line(run("reap"), 2, "lacks the permission instance_read.*set VAST_API_KEY")
+
+
+def test_too_little_credit(run: Callable[[str], Ended], vast: Driver) -> None:
+    vast.sim("credit", {"deposit": -23})
+    found = checks(run("doctor --json"))["credit"]
+    assert (found["ok"], found["way_out"]) == (False, "add credit, or set TSGB_BUDGET to less")
+    assert found["found"] == "$2.00; the budget of a run is $5.00"
+    vast.sim("credit", {"deposit": -2})
+    assert run("doctor").code == 1
+
+
+def test_a_budget_of_zero(
+    run: Callable[[str], Ended], vast: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TSGB_BUDGET", "0")
+    ended = run("doctor")
+    assert ended.code == 1
+    assert "NOT OK  budget   $0.00 for a run" in ended.out
+    one_line(run("plan"), 8, "rents nothing")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "ok", "words"),
+    [
+        (0, True, "as that of"),
+        (-5, True, "300 s ahead of .* which is borne"),
+        (11, False, "660 s behind .*; 600 s are borne: set this machine's clock"),
+        (-10.1, False, "606 s ahead of"),
+    ],
+)
+def test_clocks(
+    run: Callable[[str], Ended], vast: Driver, minutes: float, ok: bool, words: str
+) -> None:
+    """The service's `Date`, that is minutes ahead."""
+    date = format_datetime(datetime.now(UTC) + timedelta(minutes=minutes), usegmt=True)
+    fault = {"path": "^/$", "act": "answer", "status": 200, "headers": {"Date": date}}
+    vast.sim("faults", fault)
+    ended = run("doctor")
+    assert ended.code == (not ok)
+    [line] = [line for line in ended.out.splitlines() if " clock " in line]
+    numbers = [int(number) for number in re.findall(r"(\d+) s (?:ahead|behind)", line)]
+    pattern = re.sub(r"^\d+ s", r"\\d+ s", words)
+    assert re.search(pattern, line), line
+    assert all(abs(number - abs(minutes) * 60) <= 30 for number in numbers)
+
+
+def test_a_search_quota(run: Callable[[str], Ended], vast: Driver) -> None:
+    vast.sim("options", {"searches_per_day": 0})
+    found = checks(run("doctor --json"))
+    assert found["search"]["ok"] is False
+    assert found["list"]["ok"]
+
+
+def test_a_store_that_cannot_be_written(
+    tsgb: Run, vast: Driver, run: Callable[[str], Ended]
+) -> None:
+    del run  # sets the key
+    words = ("doctor", "--json", "--vast-url", vast.vast.url, "--store")
+    ended = tsgb(*words, "/proc/nowhere")
+    assert ended.code == 1
+    assert "choose another store" in checks(ended)["store"]["found"]
+    one_line(tsgb(*words, "https://me:hunter2@dav.example/x"), 2, "holds a password")
+
+
+def test_a_prefect_server_that_is_away(
+    run: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        ended = run("doctor")
+    assert ended.code == 1
+    assert "NOT OK  prefect  http://127.0.0.1:9/api does not answer" in ended.out
+
+
+def test_a_wrong_image_and_a_key_that_is_none(
+    run: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TSGB_IMAGE", "My Image")
+    monkeypatch.setenv("VAST_API_KEY", "with space")
+    found = checks(run("doctor --json"))
+    assert [name for name, check in found.items() if check["ok"] is False] == ["key", "image"]
+    monkeypatch.setenv("TSGB_IMAGE", "ghcr.io/me/worker:1.2@sha256:" + "a" * 64)
+    assert checks(run("doctor --json"))["image"]["ok"]
