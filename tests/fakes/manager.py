@@ -94,14 +94,14 @@ class Manager:
             desk = Desk(papers=self.papers, vast=client, terms=terms, owner="nobody")
             return find_offer(desk, workload(2.0, disk_gb=20)).offer.machine_id
 
-    def start(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
-        """The command; its stderr goes to `manager.log`."""
+    def environment(self, **settings: str) -> dict[str, str]:
+        """Of a command on the laptop, with nothing of the developer's own settings."""
         kept = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("PREFECT_", "TSGB_", "RCLONE_", "VAST_"))
         }
-        environment = {
+        return {
             **kept,
             "VAST_API_KEY": self.simulator.key,
             "RCLONE_WEBDAV_URL": f"{self.dav}/runs",
@@ -118,12 +118,15 @@ class Manager:
             "PYTHONPATH": str(ROOT),
             **settings,
         }
+
+    def start(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
+        """The command; its stderr goes to `manager.log`."""
         command = [sys.executable, "-m", "tsgb.cli", "manager", "run", "--run-id", RUN]
         command += ["--vast-url", self.simulator.url, *arguments]
         with self.log.open("a") as log:
             return subprocess.Popen(
                 command,
-                env=environment,
+                env=self.environment(**settings),
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fakes.dav_server import PASSWORD, USER
 from tests.fakes.manager import RUN, Manager
 from tests.fakes.miniature import MINIATURE
 from tests.integration.test_deployment import Api, free_port, running, wait_for
@@ -20,18 +18,10 @@ from tests.integration.test_manager_ends import set_options
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_the_run_is_started_until_it_is_done(tmp_path: Path) -> None:
     api = Api(f"http://127.0.0.1:{free_port()}/api")
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PREFECT_", "TSGB_", "RCLONE_", "VAST_"))
-    }
     prefect = {
-        **kept,
         "DO_NOT_TRACK": "1",
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_API_URL": api.url,
@@ -40,21 +30,12 @@ def test_the_run_is_started_until_it_is_done(tmp_path: Path) -> None:
     }
     port = str(httpx.URL(api.url).port)
     serve = ["server", "start", "--no-ui", "--host", "127.0.0.1", "--port", port]
-    with running(serve, prefect, tmp_path / "server.log"), Manager(tmp_path) as manager:
+    with (
+        Manager(tmp_path) as manager,
+        running(serve, manager.environment(**prefect), tmp_path / "server.log"),
+    ):
         wait_for("the server", api.healthy, 180)
-        environment = {
-            **prefect,
-            "VAST_API_KEY": manager.simulator.key,
-            "RCLONE_WEBDAV_URL": f"{manager.dav}/runs",
-            "RCLONE_WEBDAV_USER": USER,
-            "RCLONE_WEBDAV_PASS": PASSWORD,
-            "TSGB_CACHE_DIR": str(tmp_path / "home"),
-            "TSGB_LOOK_SECONDS": "0.5",
-            "TSGB_LEASE_SECONDS": "120",
-            "TSGB_SKEW_SECONDS": "5",
-            "TSGB_PROVISION_SECONDS": "60",
-            "PYTHONPATH": str(ROOT),
-        }
+        environment = manager.environment(**prefect)
         command = [sys.executable, "-m", "tsgb.cli", "manager", "loop", "--interval", "10"]
         command += ["--run-id", RUN, "--profile", "smoke", "--env", MINIATURE["env"]]
         command += ["--arms", "selfplay", "--vast-url", manager.simulator.url]
