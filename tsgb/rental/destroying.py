@@ -7,12 +7,26 @@ and a list that was read afterwards, in full, does not hold it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from tsgb.errors import VastAuthError, VastError
 from tsgb.vast_api.client import VastClient
 
 PAUSES_SECONDS = (5.0, 15.0, 45.0)
 """Between two rounds; a destroyed instance may be listed for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Why an instance is not known to be gone.
+
+    Example: `Left("instance 7 is there still", is_gone_by_id=True)`
+    """
+
+    why: str
+    is_gone_by_id: bool = False
+    """The service does not know its id any more, so it costs nothing now; a list shows it still, or
+    none could be read."""
 
 
 def destroy(
@@ -32,13 +46,22 @@ def destroy(
     left = dict.fromkeys(ids, "")
     for pause in (*pauses_seconds, None):
         try:
-            left = _remaining(vast, {number: _asked(vast, number) for number in left})
+            left = {number: one.why for number, one in destroy_once(vast, left).items()}
         except VastAuthError as error:
             return dict.fromkeys(left, str(error))  # no other round would be answered otherwise
         if not left or pause is None:
             break
         sleep(pause)
     return left
+
+
+def destroy_once(vast: VastClient, ids: Iterable[int]) -> dict[int, Left]:
+    """One round: ask for the end of each, then look; those that are not known to be gone.
+
+    Raises:
+        VastAuthError: The key is refused, so nothing can be known of any.
+    """
+    return _remaining(vast, {number: _asked(vast, number) for number in ids})
 
 
 def _asked(vast: VastClient, number: int) -> str:
@@ -52,25 +75,30 @@ def _asked(vast: VastClient, number: int) -> str:
     return ""
 
 
-def _remaining(vast: VastClient, asked: Mapping[int, str]) -> dict[int, str]:
-    """Those that are not known to be gone."""
+def _remaining(vast: VastClient, asked: Mapping[int, str]) -> dict[int, Left]:
     if not asked:
         return {}
-    try:
-        listed = {row.id for row in vast.instances()}
-    except VastAuthError:
-        raise
-    except VastError as error:
-        return {number: reason or str(error) for number, reason in asked.items()}
-    left: dict[int, str] = {}
+    listed, unread = _listed(vast)
+    left: dict[int, Left] = {}
     for number, reason in asked.items():
         try:
-            is_there = vast.show(number) is not None or number in listed
+            is_known = vast.show(number) is not None
         except VastAuthError:
             raise
         except VastError as error:
-            left[number] = reason or str(error)
+            left[number] = Left(reason or unread or str(error))
         else:
-            if is_there:
-                left[number] = reason or f"instance {number} is there still"
+            if is_known or unread or number in listed:
+                why = reason or unread or f"instance {number} is there still"
+                left[number] = Left(why, is_gone_by_id=not is_known)
     return left
+
+
+def _listed(vast: VastClient) -> tuple[set[int], str]:
+    """What a whole list holds; why it could not be read."""
+    try:
+        return {row.id for row in vast.instances()}, ""
+    except VastAuthError:
+        raise
+    except VastError as error:
+        return set(), str(error)

@@ -15,7 +15,6 @@ from tsgb.errors import (
     Preempted,
     TSGBError,
     VastAuthError,
-    VastError,
     VastUnreachable,
     WorkerFailed,
 )
@@ -23,6 +22,7 @@ from tsgb.machines.retries import Ending, may_go_on
 from tsgb.machines.rows import gpu_is_billed
 from tsgb.machines.verdicts import Cause
 from tsgb.rental.desk import Desk
+from tsgb.rental.destroying import destroy_once
 from tsgb.rental.held import Held
 from tsgb.rental.papers import Outcome
 
@@ -38,23 +38,17 @@ def destroy(desk: Desk, instance_id: int) -> datetime:
         VastAuthError: The key is refused, so nothing can be known of it.
     """
     ends = desk.clock() + desk.patience.destroy_seconds
-    pause, gone_at, why = _SHORTEST_PAUSE, None, "it is still listed"
+    pause, gone_at = _SHORTEST_PAUSE, None
     while True:
-        try:
-            desk.vast.destroy(instance_id)
-            accepted = desk.now()
-            if desk.vast.show(instance_id) is None:
-                gone_at = gone_at or accepted
-                if all(row.id != instance_id for row in desk.vast.instances()):
-                    return gone_at
-        except VastAuthError:
-            raise
-        except VastError as error:
-            why = str(error)
+        left = destroy_once(desk.vast, [instance_id]).get(instance_id)
+        if left is None or left.is_gone_by_id:
+            gone_at = gone_at or desk.now()
+        if left is None:
+            return gone_at or desk.now()
         if desk.clock() + pause > ends:
             raise VastUnreachable(
-                f"instance {instance_id} of run {desk.run_id!r} may still cost money: {why}; it is "
-                "destroyed by the reaper or by `tsgb machines destroy`, its own lease ends too"
+                f"instance {instance_id} of run {desk.run_id!r} may still cost money: {left.why}; "
+                "the reaper or `tsgb machines destroy` destroys it, its own lease ends too"
             )
         desk.sleep(pause)
         pause = min(_LONGEST_PAUSE, 2 * pause)
