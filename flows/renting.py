@@ -6,11 +6,10 @@ It knows which settings become which terms. It knows no Prefect, and decides not
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from secrets import token_hex
-from typing import Any
 
 from flows.progress import Bar, listener
 from flows.workers import Workers
@@ -27,6 +26,7 @@ from tsgb.rental.desk import Desk
 from tsgb.rental.held import Held
 from tsgb.rental.papers import Intent, Papers
 from tsgb.rental.terms import Patience, Terms
+from tsgb.rental.words import arms, number
 from tsgb.rental.work import workload
 from tsgb.settings import Settings
 from tsgb.types import CheckpointRef
@@ -94,19 +94,13 @@ class ArmsWork:
 
     def show(self, held: Held) -> None:
         """Bars of the arms, or what the machine is doing instead."""
-        arms = held.beat.get("arms")
         state = "?" if held.row is None else held.row.actual_status or "being made"
         text = f"instance {held.instance_id} {state}, ${held.intent.hourly:.3f}/h"
-        bars: list[Bar] = []
-        if isinstance(arms, Mapping):
-            for name, arm in arms.items():  # pyright: ignore[reportUnknownVariableType]
-                bars.append(_bar(str(name), arm, text))  # pyright: ignore[reportUnknownArgumentType]
+        bars = [
+            Bar(name, number(arm, "step"), number(arm, "total_steps"), text)
+            for name, arm in arms(held.beat).items()
+        ]
         listener().bars(f"attempt {held.attempt}", bars or [Bar("machine", 0, 0, text)])
-
-
-def _bar(name: str, arm: object, text: str) -> Bar:
-    given: Mapping[str, Any] = arm if isinstance(arm, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
-    return Bar(name, int(given.get("step") or 0), int(given.get("total_steps") or 0), text)
 
 
 def terms_of(settings: Settings, budget: float | None, max_price: float | None) -> Terms:
@@ -162,10 +156,8 @@ def renting(
         VastAuthError: There is no key.
         UsageError: Another process rents for this run, or machines could not reach the store.
     """
-    settings = workers.settings
-    if vast_url is not None:
-        settings = settings.model_copy(update={"vast_url": vast_url})
-        workers = Workers(settings, workers.store, workers.run)
+    settings = settings_at(workers.settings, vast_url)
+    workers = Workers(settings, workers.store, workers.run)
     client, run = client_of(settings), workers.open(deadline_seconds=_STORE_SECONDS)
     _check_reach(run.run_url, settings)
     with _only_flow(settings, run), client as vast:
@@ -180,6 +172,11 @@ def renting(
         )
         work = ArmsWork(workers, arms, terms)
         yield Renting(desk, work, workload(_GUESSED_HOURS, disk_gb=terms.disk_gb)), work
+
+
+def settings_at(settings: Settings, vast_url: str | None) -> Settings:
+    """The settings, for another service where one was named."""
+    return settings if vast_url is None else settings.model_copy(update={"vast_url": vast_url})
 
 
 def client_of(settings: Settings) -> VastClient:
@@ -207,8 +204,7 @@ def preflight(
         BudgetReached: The budget is nothing.
         UsageError: A rented machine could not reach the store.
     """
-    if vast_url is not None:
-        settings = settings.model_copy(update={"vast_url": vast_url})
+    settings = settings_at(settings, vast_url)
     if (settings.budget if budget is None else budget) <= 0:
         raise BudgetReached("a budget of $0 rents nothing: give --budget or TSGB_BUDGET")
     _check_reach(store, settings)

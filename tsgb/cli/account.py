@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
-from flows.renting import client_of
+from flows.renting import client_of, settings_at
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.rental.archive import Archive
 from tsgb.rental.census import Census, take_census
@@ -27,9 +27,7 @@ class Account:
     @classmethod
     def read(cls, vast_url: str | None, store: str | None) -> Self:
         """From the environment; what a command was given wins."""
-        settings = load_settings()
-        if vast_url is not None:
-            settings = settings.model_copy(update={"vast_url": vast_url})
+        settings = settings_at(load_settings(), vast_url)
         archive = Archive(
             url=canonical_url(settings.default_store if store is None else store),
             user=settings.webdav_user,

@@ -9,6 +9,7 @@ from typing import Any
 from tsgb.machines.costs import Usage
 from tsgb.machines.verdicts import Cause
 from tsgb.rental.papers import Intent
+from tsgb.rental.words import durable_steps
 from tsgb.vast_api.records import Instance
 
 
@@ -57,10 +58,7 @@ class Held:
     @property
     def step(self) -> int:
         """Of all arms together, as far as it is safe in the store."""
-        arms = self.beat.get("arms")
-        if not isinstance(arms, Mapping):
-            return 0
-        return sum(_step(arm) for arm in arms.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        return durable_steps(self.beat)
 
     def new_traffic(self) -> Usage:
         """Bytes that its heartbeat tells of and the ledger has not counted yet."""
@@ -87,10 +85,3 @@ class Held:
     def hold_seconds(self, clock: float) -> float:
         """Since its first sign of life."""
         return 0.0 if self.first_beat_at is None else max(0.0, clock - self.first_beat_at)
-
-
-def _step(arm: object) -> int:
-    if not isinstance(arm, Mapping):
-        return 0
-    found: object = arm.get("durable_step", arm.get("step"))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return found if isinstance(found, int) else 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
@@ -187,15 +186,6 @@ def ending_of(page: Page) -> Ending:
         machine_id=None if page.intent is None else page.intent.machine_id,
         host_id=None if page.intent is None else page.intent.host_id,
     )
-
-
-def ended_at(farewell: Mapping[str, Any] | None) -> datetime | None:
-    """When a machine said that it ended, on its own clock."""
-    try:
-        said = None if farewell is None else datetime.fromisoformat(str(farewell["ended_at"]))
-    except (KeyError, ValueError):
-        return None
-    return said if said is not None and said.tzinfo is not None else None
 
 
 def _parse(kind: type[Intent] | type[Outcome], content: object) -> Any:

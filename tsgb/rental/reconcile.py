@@ -15,7 +15,8 @@ from tsgb.machines.verdicts import Cause
 from tsgb.rental.desk import Desk
 from tsgb.rental.ending import destroy
 from tsgb.rental.held import Held
-from tsgb.rental.papers import Outcome, Page, ended_at
+from tsgb.rental.papers import Outcome, Page
+from tsgb.rental.words import moment
 from tsgb.vast_api.records import Instance
 
 _TO_GO = timedelta(minutes=1)
@@ -43,7 +44,7 @@ def reconcile(desk: Desk) -> Held | None:
                 _close(desk, pages.get(label.attempt), label.attempt, gone_at)
     for attempt, account in sorted(desk.ledger.accounts.items()):
         if account.is_open and (kept is None or kept.label != desk.label(attempt)):
-            _close(desk, pages.get(attempt), attempt, _gone_at(desk, lease, attempt))
+            _close(desk, pages.get(attempt), attempt, _gone_at(desk, lease, pages, attempt))
     return None if kept is None or lease is None else _adopt(desk, lease, pages, kept)
 
 
@@ -100,16 +101,18 @@ def _adopt(desk: Desk, lease: Lease, pages: dict[int, Page], row: Instance) -> H
     )
 
 
-def _gone_at(desk: Desk, lease: Lease | None, attempt: int) -> datetime | None:
+def _gone_at(
+    desk: Desk, lease: Lease | None, pages: dict[int, Page], attempt: int
+) -> datetime | None:
     """When a machine that is no longer there went, at the latest; None if there never was one."""
-    account = desk.ledger.accounts[attempt]
-    said = ended_at(desk.papers.farewell(attempt))
+    account, page = desk.ledger.accounts[attempt], pages.get(attempt)
+    said = moment(desk.papers.farewell(attempt), "ended_at")
     lease = lease if lease is not None and lease.attempt == attempt else None
     existed = (
         said is not None
         or desk.papers.beat(attempt) is not None
         or (lease is not None and lease.instance_id is not None)
-        or _instance_of(desk, attempt) is not None
+        or (page is not None and page.instance_id is not None)
     )
     if not existed:
         return None
@@ -120,11 +123,6 @@ def _gone_at(desk: Desk, lease: Lease | None, attempt: int) -> datetime | None:
     if said is not None and said > account.seen_at:
         bounds.append(said + _TO_GO)
     return max(min(bounds), account.seen_at)
-
-
-def _instance_of(desk: Desk, attempt: int) -> int | None:
-    page = desk.papers.page(attempt)
-    return None if page is None else page.instance_id
 
 
 def _close(desk: Desk, page: Page | None, attempt: int, gone_at: datetime | None) -> None:

@@ -19,6 +19,7 @@ from tsgb.machines.costs import Usage
 from tsgb.machines.rows import gpu_is_billed, row_of
 from tsgb.machines.verdicts import Cause, Signs, judge
 from tsgb.rental.papers import Outcome, Page, Papers
+from tsgb.rental.words import durable_steps, moment, number
 from tsgb.vast_api.records import Instance
 
 
@@ -80,8 +81,8 @@ def _commit(
         ledger.keep(account.attempt, min(now, _end(lease)), timedelta(0), window=timedelta(0))
     usage = account.usage
     more = Usage(
-        bytes_up=max(0, _number(beat, "bytes_up") - usage.bytes_up),
-        bytes_down=max(0, _number(beat, "bytes_down") - usage.bytes_down),
+        bytes_up=max(0, number(beat, "bytes_up") - usage.bytes_up),
+        bytes_down=max(0, number(beat, "bytes_down") - usage.bytes_down),
     )
     closed = ledger.commit(account.attempt, now, more=more, gpu_billed=billed, outcome=fields)
     return closed.spent
@@ -97,7 +98,7 @@ def _outcome(
     by: str,
 ) -> Outcome:
     farewell = papers.farewell(page.attempt)
-    last = _moment(farewell, "ended_at") or _moment(beat, "updated_at")
+    last = moment(farewell, "ended_at") or moment(beat, "updated_at")
     cause = judge(
         Signs(
             row=row_of(row),
@@ -114,7 +115,7 @@ def _outcome(
         cause=cause,
         message=f"its flow was dead: destroyed by {by}",
         at=now,
-        step=_durable(beat),
+        step=durable_steps(beat),
         hold_seconds=max(0.0, held.total_seconds()),
     )
 
@@ -132,25 +133,3 @@ def _budget(papers: Papers, lease: Lease) -> int:
     except (FileNotFoundError, StoreError):
         kept = None  # half written by a process that died, or never
     return kept if isinstance(kept, int) else lease.budget_microdollars or 0
-
-
-def _durable(beat: Mapping[str, Any]) -> int:
-    """Saved updates of all arms together."""
-    arms: Any = beat.get("arms")
-    try:
-        return sum(_number(arm, "durable_step") for arm in arms.values())
-    except AttributeError:
-        return 0  # no mapping of mappings
-
-
-def _number(beat: Mapping[str, Any], name: str) -> int:
-    found = beat.get(name)
-    return found if isinstance(found, int) and found > 0 else 0
-
-
-def _moment(document: Mapping[str, Any] | None, name: str) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(str((document or {})[name]))
-    except (KeyError, ValueError):
-        return None
-    return found if found.tzinfo is not None else None

@@ -12,6 +12,7 @@ from typing import Any
 from tsgb.budget import Ledger
 from tsgb.machines.costs import MICRO
 from tsgb.rental.papers import Page, Papers
+from tsgb.rental.words import arms, durable_step, number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,15 +125,10 @@ def summarise(papers: Papers, ledger: Ledger, updates: int) -> Summary:
 
 def _machine(page: Page, word: Mapping[str, Any], before: int, spent: int) -> MachineSummary:
     intent, outcome = page.intent, page.outcome
-    arms = word.get("arms")
-    durable, reached, seconds = 0, 0, 0.0
-    for arm in arms.values() if isinstance(arms, Mapping) else ():  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-        if isinstance(arm, Mapping):
-            given: Mapping[str, Any] = arm  # pyright: ignore[reportUnknownVariableType]
-            step = int(given.get("step") or 0)
-            reached += step
-            durable += max(0, int(given.get("durable_step", step) or 0))
-            seconds += float(given.get("useful_seconds") or 0.0)
+    said = arms(word).values()
+    durable = sum(durable_step(arm) for arm in said)
+    reached = sum(number(arm, "step") for arm in said)
+    seconds = sum(float(arm.get("useful_seconds") or 0.0) for arm in said)
     updates = max(0, durable - before) if reached else 0
     made = max(0, reached - before)
     return MachineSummary(
