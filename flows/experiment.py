@@ -91,14 +91,13 @@ def run_experiment(
         listener.note(f"experiment {run_id}: profile {profile}, world {env}, {len(runs)} seed(s)")
         from flows.embedded import embedded
         from flows.stage1 import stage1
-        from flows.stage2 import key_figures, stage2
 
         api.wait()
         with embedded(api):
             trained = {
                 run: _stage1(stage1(**p, return_state=True)) for run, p in parameters.items()
             }
-            evaluated = _stage2(stage2, key_figures, runs, targets, where) if evaluates else {}
+            evaluated = _stage2(runs, targets, where) if evaluates else {}
         if evaluates:
             listener.note(f"report: {evaluated['stage2']['report']}")
     return {
@@ -113,13 +112,9 @@ def run_experiment(
     }
 
 
-def _stage2(
-    stage2: Callable[..., State[dict[str, Any]]],
-    key_figures: Callable[[Mapping[str, Any]], Any],
-    runs: Mapping[str, int],
-    targets: Sequence[str] | None,
-    store: str,
-) -> dict[str, Any]:
+def _stage2(runs: Mapping[str, int], targets: Sequence[str] | None, store: str) -> dict[str, Any]:
+    from flows.stage2 import key_figures, stage2
+
     state = stage2(
         run=next(iter(runs)),
         targets=None if targets is None else list(targets),

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from prefect import Task, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
-from prefect.client.schemas.objects import State, TaskRun
 
 from flows.progress import listener
 from flows.renting import ArmsWork, renting
-from flows.tasks import artifact_key, quietly
+from flows.tasks import artifact_key, only_preemption, quietly
 from flows.workers import Workers, as_json
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm
-from tsgb.errors import Preempted, StoreUnreachable
 from tsgb.rental.attempt import Renting
 from tsgb.rental.summary import Summary, summarise
 from tsgb.settings import Settings
@@ -32,11 +30,6 @@ R = TypeVar("R")
 Rented = Renting[dict[str, CheckpointRef]]
 
 
-def only_loss(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Retry what another machine can heal, and nothing else."""
-    return isinstance(state.result(raise_on_failure=False), (Preempted, StoreUnreachable))
-
-
 def as_task(name: str, what: Callable[[], R]) -> R:
     """Run a step as a task; without retries of its own, since the attempt is retried as a whole."""
     # With a key of its own, or it would take over that of the attempt, and be its result.
@@ -46,7 +39,7 @@ def as_task(name: str, what: Callable[[], R]) -> R:
 @task(
     name="attempt",
     task_run_name="attempts-{run}",
-    retry_condition_fn=only_loss,
+    retry_condition_fn=only_preemption,
     persist_result=True,
     result_serializer="json",
     result_storage_key="tsgb-{parameters[run]}-{parameters[key]}-rented.json",

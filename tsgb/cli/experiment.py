@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -60,7 +61,11 @@ def experiment(
     }
     from flows.experiment import run_experiment
 
-    document = run_experiment(**arguments)
+    show(run_experiment(**arguments), as_json=as_json)
+
+
+def show(document: Mapping[str, Any], *, as_json: bool) -> None:
+    """The result: as JSON, or the tables of the evaluation."""
     from tsgb.cli import display, output
 
     if as_json:

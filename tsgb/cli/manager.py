@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tsgb.cli.experiment import ArmsOption
+from tsgb.cli.experiment import ArmsOption, show
 from tsgb.cli.options import (
     EnvOption,
     JsonOption,
@@ -78,15 +78,7 @@ def manager_run(
     check(store, budget, vast_url)
     from flows.experiment import run_experiment
 
-    document = run_experiment(**arguments)
-    from tsgb.cli import display, output
-
-    if as_json or not evaluate:
-        output.print_json(document)
-        return
-    display.print_evaluation(
-        display.read_summary(document["stage2"]["summary"]), document["stage2"]["report"]
-    )
+    show(run_experiment(**arguments), as_json=as_json or not evaluate)
 
 
 @manager_app.command("loop")

@@ -43,6 +43,12 @@ class Label:
         match = None if text is None else _LABEL.fullmatch(text)
         return match and cls(match[1], match[2], int(match[3]))
 
+    @classmethod
+    def ours(cls, text: str | None, deployment: str) -> Label | None:
+        """The label, if it is one of this deployment's."""
+        parsed = cls.parse(text)
+        return parsed if parsed is not None and parsed.deployment == deployment else None
+
     def check(self) -> str:
         """Its text, before an instance gets it.
 
@@ -121,8 +127,8 @@ def sweep(
     unknown: list[Instance] = []
     foreign: list[Instance] = []
     for instance in sorted(instances, key=lambda row: row.id):
-        label = Label.parse(instance.label)
-        if label is None or label.deployment != deployment:
+        label = Label.ours(instance.label, deployment)
+        if label is None:
             foreign.append(instance)
         elif label.run not in leases:
             unknown.append(instance)

@@ -153,6 +153,5 @@ class Renting(Generic[T]):
         leased = 0 if lease is None else lease.attempt
         return max(self._work.begun(), leased, self.desk.ledger.highest) + 1
 
-    def _watch(self, held: Held, enough: Callable[[Held], bool]) -> str:
+    def _watch(self, held: Held, enough: Callable[[Held], bool]) -> None:
         watching.watch(self.desk, held, enough, self._work.show)
-        return held.cause or "goes on"

@@ -93,7 +93,7 @@ def take_census(
     """
     rows = {row.id: row for row in vast.instances()}
     instances = {number: listed(row) for number, row in rows.items()}
-    labels = {number: ours(row.label, deployment) for number, row in rows.items()}
+    labels = {number: Label.ours(row.label, deployment) for number, row in rows.items()}
     leases = archive.leases(label.run for label in labels.values() if label is not None)
     at = now()
     found = sweep(instances.values(), leases.known, deployment, at, skew=skew)
@@ -102,12 +102,6 @@ def take_census(
         for number, standing, why in _sorted_out(found, leases)
     ]
     return Census(at=at, rows=rows, leases=leases, sweep=found, entries=tuple(entries))
-
-
-def ours(label: str | None, deployment: str) -> Label | None:
-    """The label, if it is one of this deployment's."""
-    parsed = Label.parse(label)
-    return parsed if parsed is not None and parsed.deployment == deployment else None
 
 
 def _sorted_out(found: Sweep, leases: Leases) -> list[tuple[int, Standing, str]]:

@@ -77,8 +77,8 @@ class Desk:
         """
         found: dict[int, Instance] = {}
         for row in self.vast.instances():
-            label = Label.parse(row.label)
-            if label and (label.deployment, label.run) == (self.terms.deployment, self.run_id):
+            label = Label.ours(row.label, self.terms.deployment)
+            if label is not None and label.run == self.run_id:
                 found[row.id] = row
         return found
 
