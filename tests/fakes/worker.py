@@ -49,6 +49,8 @@ def train(run: RunStore, attempt: int | None, until: int | None) -> int:
         record = {"outcome": outcome, "message": message, "step": step, "checkpoint": checkpoint}
         run.write_json(f"exits/{attempt:04d}.json", record)
 
+    if newest is None:
+        save()  # as the real one: a save that dies later then leaves something to go on from
     while step < until:
         if STOP.is_set():
             leave("interrupted", "SIGTERM", save())
