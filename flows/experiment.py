@@ -5,14 +5,13 @@ Prefect is imported only while its server starts, so that a wrong option is said
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from flows.interrupts import interruptible
 from flows.plan import arm_configs, check_targets, new_run_id, parse_arms, write_configs
 from flows.progress import watching
 from flows.workers import Workers
@@ -83,7 +82,7 @@ def run_experiment(
     _check(settings, where, parameters, chosen)
     name = f"{run_id}-{sha256_hex(where.encode())[:8]}"
     with (
-        _term_as_interrupt(),
+        interruptible(),
         _resumable(run_id),
         local_api.start(settings.prefect_home, name, child_environment()) as api,
         watching() as listener,
@@ -165,17 +164,3 @@ def _resumable(run_id: str) -> Generator[None]:
         raise Interrupted(
             f"stopped; all that was trained is saved: go on with --run-id {run_id}"
         ) from error
-
-
-@contextmanager
-def _term_as_interrupt() -> Generator[None]:
-    """SIGTERM ends the experiment as Ctrl-C does; Prefect hands it on at the end of a flow."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

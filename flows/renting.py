@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from secrets import token_hex
 
+from flows.interrupts import check_interrupt
 from flows.progress import Bar, listener
 from flows.workers import Workers
 from tsgb.checkpoint.manifest import sha256_hex
@@ -94,6 +95,7 @@ class ArmsWork:
 
     def show(self, held: Held) -> None:
         """Bars of the arms, or what the machine is doing instead."""
+        check_interrupt()
         state = "?" if held.row is None else held.row.actual_status or "being made"
         text = f"instance {held.instance_id} {state}, ${held.intent.hourly:.3f}/h"
         bars = [

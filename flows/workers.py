@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from flows.interrupts import check_interrupt
 from flows.progress import bar_of, listener
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS
 from tsgb.checkpoint.layout import Claim
@@ -225,6 +226,7 @@ class Workers:
         self, label: str, jobs: Sequence[Job], watch: Watch, *, stall_seconds: float | None
     ) -> None:
         def look(states: Sequence[JobState]) -> None:
+            check_interrupt()
             listener().bars(label, [bar_of(state) for state in states])
             watch(states)
 
