@@ -80,6 +80,7 @@ def train_rented(
         vast_url=vast_url,
         tell=tell,
     ) as (rented, work):
+        work.pack()  # what it says is said before a machine costs anything
         retried = attempt.with_options(
             retries=RETRIES, retry_delay_seconds=settings.retry_delay_seconds
         )

@@ -22,7 +22,8 @@ from tsgb.errors import BudgetReached, UsageError, VastAuthError, VastNoCredit
 from tsgb.machines.costs import microdollars
 from tsgb.machines.verdicts import Deadlines
 from tsgb.rental.attempt import Renting
-from tsgb.rental.boot import Boot, boot, publish_code
+from tsgb.rental.boot import Boot, boot
+from tsgb.rental.code import Code, pack_code, publish_code
 from tsgb.rental.desk import Desk
 from tsgb.rental.held import Held
 from tsgb.rental.papers import Intent, Papers
@@ -49,6 +50,19 @@ class ArmsWork:
         self._workers = workers
         self._arms = tuple(arms)
         self._terms = terms
+        self._code: Code | None = None
+
+    def pack(self) -> Code:
+        """The code that machines run, once for all of them.
+
+        Raises:
+            UsageError: A rented machine could not have it.
+        """
+        if self._code is None:
+            config = self._workers.config()
+            pretrained, profile = config.model.pretrained, config.profile.value
+            self._code = pack_code(config.env, pretrained=pretrained, profile=profile)
+        return self._code
 
     def begun(self) -> int:
         """The highest attempt on any arm."""
@@ -73,7 +87,7 @@ class ArmsWork:
             run_url=run.run_url,
             attempt=attempt,
             arms=[arm.value for arm in self._arms],
-            code=publish_code(run),
+            code=publish_code(run, self.pack()),
             vast_url=settings.vast_url,
             webdav_user=settings.webdav_user,
             webdav_pass=settings.webdav_pass,

@@ -30,7 +30,8 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import join_run
 from tsgb.config import Arm, arm_overrides, arm_run_id
 from tsgb.lease import Lease, grant
-from tsgb.rental.boot import Boot, boot, publish_code
+from tsgb.rental.boot import Boot, boot
+from tsgb.rental.code import pack_code, publish_code
 
 ROOT = Path(__file__).parents[2]
 FAKE_WORKER = shlex.join([sys.executable, str(ROOT / "tests" / "fakes" / "worker.py")])
@@ -108,7 +109,7 @@ class Rented:
 
     def boot(self, attempt: int, arms: Sequence[Arm] = ARMS, **more: Any) -> Boot:
         given = {
-            "code": more.pop("code", None) or publish_code(self.run()),
+            "code": more.pop("code", None) or publish_code(self.run(), pack_code()),
             "vast_url": self._simulator.url,
             "webdav_user": self.user,
             "webdav_pass": self.password,

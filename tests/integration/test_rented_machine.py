@@ -20,7 +20,8 @@ from tests.fakes.vast.driver import until
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import Arm, arm_overrides
 from tsgb.lease import grant, revoke
-from tsgb.rental.boot import CodeArchive, boot, publish_code
+from tsgb.rental.boot import boot
+from tsgb.rental.code import CodeArchive, pack_code, publish_code
 
 pytestmark = pytest.mark.integration
 
@@ -88,7 +89,7 @@ def test_the_code_comes_from_the_store(tmp_path: Path) -> None:
     says = [sys.executable, "-c", "import tsgb; print(tsgb.__file__)"]
     with Rented(tmp_path, TSGB_WORKER_COMMAND=shlex.join(says)) as rented:
         rented.grant(1)
-        code = publish_code(rented.run())
+        code = publish_code(rented.run(), pack_code())
         gone(rented, rented.rent(1, code=code))
         record = rented.exit(1)
         assert record is not None
@@ -186,7 +187,7 @@ def test_a_store_that_cannot_be_reached(tmp_path: Path) -> None:
             run_url="http://127.0.0.1:9/runs/r1",
             attempt=1,
             arms=["selfplay"],
-            code=publish_code(rented.run()),
+            code=publish_code(rented.run(), pack_code()),
             vast_url=rented.vast.vast.url,
             webdav_user=None,
             webdav_pass=None,

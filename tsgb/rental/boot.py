@@ -1,4 +1,4 @@
-"""How a bare container becomes a worker: the code in the store, the script, the environment.
+"""How a bare container becomes a worker: the script and the environment.
 
 It knows what the two scripts of `infra/` read. It rents nothing and knows no account's key.
 """
@@ -7,36 +7,16 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
-import io
-import re
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import requires
-from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from tsgb.checkpoint.run import RunStore
 from tsgb.errors import ConfigError, UsageError
+from tsgb.rental.code import CodeArchive
 
-_PACKAGES = ("tsgb", "flows")
-_CONTROL_PLANE = frozenset({"prefect", "fastapi", "sqlalchemy"})
-"""No worker imports them, which an import contract proves; they are 200 MB."""
 _NEVER_SENT = frozenset({"VAST_API_KEY"})
-
-
-@dataclass(frozen=True, slots=True)
-class CodeArchive:
-    """Our code in the store.
-
-    Example: `CodeArchive("https://dav.example.org/tsgb/r1/code/1f2e....tar.gz", "1f2e...")`
-    """
-
-    url: str
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +25,6 @@ class Boot:
 
     onstart: str
     env: dict[str, SecretStr]
-
-
-def publish_code(run: RunStore) -> CodeArchive:
-    """Put the code that is running now into the run, unless it is there.
-
-    Raises:
-        StoreError: It cannot be written.
-    """
-    data = _packed()
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"code/{digest}.tar.gz"
-    try:
-        there = hashlib.sha256(run.read_bytes(name)).hexdigest() == digest
-    except FileNotFoundError:
-        there = False
-    if not there:
-        run.write_bytes(name, data)
-    return CodeArchive(f"{run.run_url}/{name}", digest)
 
 
 def boot(
@@ -126,37 +88,3 @@ def _script(name: str) -> str:
         if path.is_file():
             return path.read_text()
     raise ConfigError(f"{name} is not installed with tsgb: install it from its repository")
-
-
-def _packed() -> bytes:
-    """Equal code gives equal bytes."""
-    buffer = io.BytesIO()
-    with (
-        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, filename="") as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
-    ):
-        for name, data in sorted(_files()):
-            entry = tarfile.TarInfo(name)  # no owner, time 0
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def _files() -> Iterator[tuple[str, bytes]]:
-    for package in _PACKAGES:
-        spec = find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ConfigError(f"package {package} is not installed")
-        root = Path(spec.submodule_search_locations[0])
-        for path in root.rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts:
-                yield f"{package}/{path.relative_to(root).as_posix()}", path.read_bytes()
-    yield "requirements.txt", "".join(f"{line}\n" for line in _requirements()).encode()
-
-
-def _requirements() -> list[str]:
-    """What the worker needs, without extras."""
-    named = [line for line in requires("tsgb") or [] if "extra ==" not in line]
-    return sorted(
-        line for line in named if re.split(r"[^A-Za-z0-9._-]", line)[0] not in _CONTROL_PLANE
-    )

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
-import io
-import re
 import subprocess
-import tarfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,8 @@ from tests.fakes.filesystems import MemoryFiles
 from tsgb.checkpoint.run import RunStore
 from tsgb.errors import ConfigError, UsageError
 from tsgb.rental import boot as module
-from tsgb.rental.boot import Boot, CodeArchive, boot, publish_code
+from tsgb.rental.boot import Boot, boot
+from tsgb.rental.code import CodeArchive
 from tsgb.vast_api.records import Rental
 
 ROOT = Path(__file__).parents[3]
@@ -54,34 +51,6 @@ def make(**changes: Any) -> Boot:
 
 def plain(made: Boot) -> dict[str, str]:
     return {name: value.get_secret_value() for name, value in made.env.items()}
-
-
-def test_the_archive_is_our_code_and_what_it_requires(files: MemoryFiles, run: RunStore) -> None:
-    code = publish_code(run)
-    assert code.url == f"{run.run_url}/code/{code.sha256}.tar.gz"
-    data = files.files[f"code/{code.sha256}.tar.gz"]
-    assert hashlib.sha256(data).hexdigest() == code.sha256
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        names = archive.getnames()
-        assert {(member.mtime, member.uid, member.uname) for member in archive} == {(0, 0, "")}
-        read = archive.extractfile("requirements.txt")
-        assert read is not None
-        required = read.read().decode().splitlines()
-    assert names == sorted(names)
-    assert {"tsgb/cli/worker.py", "tsgb/eval/report.html.j2", "flows/stage1.py"} < set(names)
-    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
-    wanted = {re.split(r"[^A-Za-z0-9._-]", line)[0] for line in required}
-    assert {"torch", "transformers", "httpx", "webdav4"} < wanted
-    assert not {"prefect", "fastapi", "sqlalchemy", "gguf"} & wanted
-
-
-def test_equal_code_is_published_once(files: MemoryFiles, run: RunStore) -> None:
-    code = publish_code(run)
-    assert publish_code(run) == code
-    assert len(files.writes) == 1
-    files.files[files.writes[0]] = b"half of it"
-    assert publish_code(run) == code
-    assert len(files.writes) == 2
 
 
 def test_it_fits_into_a_rental() -> None:

@@ -1,0 +1,184 @@
+"""The code that a rented machine runs: ours, that of an own world, and what both require.
+
+It goes through the store, under its sha256. What is wrong with it is said before anything is
+rented.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib
+import io
+import re
+import sys
+import sysconfig
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import packages_distributions, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from tsgb.checkpoint.run import RunStore
+from tsgb.envs import make_environment
+from tsgb.errors import ConfigError, UsageError
+
+_PACKAGES = ("tsgb", "flows")
+_CONTROL_PLANE = frozenset({"prefect", "fastapi", "sqlalchemy"})
+"""No worker imports them, which an import contract proves; they are 200 MB."""
+_EXTRA = "smollm2"
+"""Where the pretrained models that have a name come from."""
+_MAX_BYTES = 64_000_000
+"""Of an own world's files: what is larger is data, or a whole environment taken for a package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A packed archive; equal code gives equal bytes."""
+
+    data: bytes = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """In hexadecimal digits."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class CodeArchive:
+    """Code in the store.
+
+    Example: `CodeArchive("https://dav.example.org/tsgb/r1/code/1f2e....tar.gz", "1f2e...")`
+    """
+
+    url: str
+    sha256: str
+
+
+def pack_code(world: str = "glyph", *, pretrained: str = "", profile: str = "demo") -> Code:
+    """The code that is running now, as far as training in a world needs it.
+
+    Of an own world (`module:attribute`) its top-level module or package goes along, and so does
+    what it has imported from beside it. One that is installed is required in its version instead.
+
+    Args:
+        world: What `--env` takes.
+        pretrained: `RunConfig.model.pretrained`: a base in place of the world's.
+        profile: Whose models are trained.
+
+    Raises:
+        ConfigError: There is no such world.
+        UsageError: A machine elsewhere could not have it.
+    """
+    base = pretrained or make_environment(world, world_seed=0).recipes(profile)["base"].pretrained
+    if base and Path(base).is_dir():
+        raise UsageError(
+            f"model.pretrained {base} is a directory of this machine, which a rented one cannot "
+            "read: train with it here (tsgb experiment), or name a model of the extra smollm2"
+        )
+    files = {name: path.read_bytes() for name, path in _of_packages(_PACKAGES)}
+    required = _requirements(_EXTRA if base else "")
+    module, own, _ = world.partition(":")
+    if own:
+        theirs, more = _of_world(module.partition(".")[0])
+        files |= theirs
+        required += more
+    files["requirements.txt"] = "".join(f"{line}\n" for line in sorted(required)).encode()
+    return Code(_packed(files))
+
+
+def publish_code(run: RunStore, code: Code) -> CodeArchive:
+    """Put it into the run, unless it is there.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    name = f"code/{code.sha256}.tar.gz"
+    try:
+        there = hashlib.sha256(run.read_bytes(name)).hexdigest() == code.sha256
+    except FileNotFoundError:
+        there = False
+    if not there:
+        run.write_bytes(name, code.data)
+    return CodeArchive(f"{run.run_url}/{name}", code.sha256)
+
+
+def _packed(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, filename="") as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for name, data in sorted(files.items()):
+            entry = tarfile.TarInfo(name)  # no owner, time 0
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _of_packages(names: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+    for name in names:
+        spec = find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(f"package {name} is not installed")
+        yield from _below(name, Path(spec.submodule_search_locations[0]))
+
+
+def _below(name: str, root: Path) -> Iterator[tuple[str, Path]]:
+    for path in root.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield f"{name}/{path.relative_to(root).as_posix()}", path
+
+
+def _of_world(top: str) -> tuple[dict[str, bytes], list[str]]:
+    """The files of an own world, and what it requires; it has been imported."""
+    where = _root(importlib.import_module(top))
+    if where is None or top in _PACKAGES:
+        return {}, []
+    if _installed(where):
+        if distributions := packages_distributions().get(top):
+            return {}, [f"{name}=={version(name)}" for name in sorted(set(distributions))]
+        beside = {top}
+    else:
+        loaded = [name for name in sys.modules if "." not in name and name not in _PACKAGES]
+        roots = {name: _root(sys.modules[name]) for name in loaded}
+        beside = {name for name, root in roots.items() if root and root.parent == where.parent}
+    paths: dict[str, Path] = {}
+    for name in sorted(beside):
+        root = _root(sys.modules[name])
+        if root is not None:
+            paths |= dict(_below(name, root)) if root.is_dir() else {root.name: root}
+    if (total := sum(path.stat().st_size for path in paths.values())) > _MAX_BYTES:
+        raise UsageError(
+            f"the files of {', '.join(sorted(beside))} in {where.parent} have {total / 1e6:.0f} MB "
+            f"and at most {_MAX_BYTES / 1e6:.0f} MB are sent to a rented machine: keep the world "
+            "in a folder with nothing but code"
+        )
+    return {name: path.read_bytes() for name, path in paths.items()}, []
+
+
+def _root(module: ModuleType) -> Path | None:
+    """The directory of a package, or the file of a module; None for what is built in."""
+    locations = list(getattr(module, "__path__", []))
+    where = locations[0] if locations else getattr(module, "__file__", None)
+    return None if where is None else Path(where)
+
+
+def _installed(where: Path) -> bool:
+    paths = sysconfig.get_paths()
+    return any(where.is_relative_to(paths[name]) for name in ("purelib", "platlib"))
+
+
+def _requirements(extra: str) -> list[str]:
+    """What the worker needs, with one extra or none."""
+    wanted: list[str] = []
+    for line in requires("tsgb") or []:
+        requirement, _, marker = line.partition(";")
+        of = re.search(r"""extra\s*==\s*['"]([^'"]+)""", marker)
+        if of is None:
+            wanted.append(line)
+        elif of[1] == extra:
+            wanted.append(requirement.strip())
+    return [line for line in wanted if re.split(r"[^A-Za-z0-9._-]", line)[0] not in _CONTROL_PLANE]
