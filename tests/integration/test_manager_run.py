@@ -164,6 +164,12 @@ def test_everything_goes_wrong_once(
     assert zombie["num_starts"] == 2, "it came back by itself"
     assert abs(spent - Decimal(bill["spent"])) < CENT
     assert len(summary["machines"]) == len(bill["instances"])
+    assert sum(machine["updates"] for machine in summary["machines"]) == summary["updates"]
+    for machine in summary["machines"]:
+        # Both arms train at the same time.
+        assert 0 <= machine["useful_seconds"] <= len(configs) * machine["hold_seconds"]
+        assert machine["updates"] > 0 or machine["useful_seconds"] == 0
+    assert summary["machines"][-1]["useful_seconds"] > 0
     assert json.loads(out)["stage1"]["state"] == "COMPLETED"
     report(f"{len(ends)} attempts {ends}, ${spent} in the books, ${bill['spent']} billed")
 

@@ -144,7 +144,12 @@ def test_all_arms_are_trained_then_it_destroys_itself(scene: Scene) -> None:
     assert record["outcome"] == "done"
     assert record["step"] == sum(TOTAL.values())
     for arm in ARMS:
-        assert record["arms"][arm.value] == {"step": TOTAL[arm], "outcome": "done"}
+        end = record["arms"][arm.value]
+        assert (end["step"], end["durable_step"], end["outcome"]) == (
+            TOTAL[arm],
+            TOTAL[arm],
+            "done",
+        )
         newest = CheckpointStore(scene.run(arm)).newest()
         assert newest is not None
         assert newest.step == TOTAL[arm]
@@ -178,6 +183,8 @@ def test_the_beat_tells_how_far_it_is(scene: Scene) -> None:
         "step": 0,
         "total_steps": TOTAL[Arm.SFT],
         "durable_step": -1,
+        "first_step": 0,
+        "useful_seconds": 0.0,
     }
     steps = [beat["step"] for beat in seen]
     assert steps == sorted(steps)

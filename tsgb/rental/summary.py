@@ -12,7 +12,7 @@ from typing import Any
 from tsgb.budget import Ledger
 from tsgb.machines.costs import MICRO
 from tsgb.rental.papers import Page, Papers
-from tsgb.rental.words import arms, durable_step, number
+from tsgb.rental.words import arms, number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,8 @@ class MachineSummary:
     hold_seconds: float
     """From that to its end."""
     useful_seconds: float
-    """Of training steps that are in a checkpoint; an estimate where the machine died first."""
+    """Of training steps that are in a checkpoint, all arms together, which train at the same time;
+    an estimate where the machine died first."""
     lost_updates: int
     """Made, and not in any checkpoint when it died."""
     updates: int
@@ -51,7 +52,7 @@ class MachineSummary:
 class Summary:
     """A run on rented machines.
 
-    Example: `str(summary)` is "6 machines, $0.214 for 1200 updates ($0.178 per 1,000), ..."
+    Example: `str(summary)` is "6 machine(s), $0.214 for 1200 updates ($0.178 per 1,000), ..."
     """
 
     run: str
@@ -90,8 +91,8 @@ class Summary:
         each = "" if rate is None else f" (${rate:.3f} per 1,000)"
         boots = sum(m.boot_seconds or 0.0 for m in self.machines)
         return (
-            f"{len(self.machines)} machines, ${self.dollars:.4f} of ${self.budget_dollars:.2f} for "
-            f"{self.updates} updates{each}, {boots:.0f} s of boots, "
+            f"{len(self.machines)} machine(s), ${self.dollars:.4f} of ${self.budget_dollars:.2f} "
+            f"for {self.updates} updates{each}, {boots:.0f} s of boots, "
             f"{sum(m.lost_updates for m in self.machines)} updates lost"
         )
 
@@ -106,13 +107,17 @@ def summarise(papers: Papers, ledger: Ledger, updates: int) -> Summary:
     """
     pages = [page for page in papers.pages() if page.attempt in ledger.accounts]
     rented = [page for page in pages if page.instance_id is not None]
+    beats = [papers.beat(page.attempt) or {} for page in rented]
     machines: list[MachineSummary] = []
-    before = 0
-    for page in rented:
-        word = papers.farewell(page.attempt) or papers.beat(page.attempt) or {}
-        found = _machine(page, word, before, ledger.accounts[page.attempt].spent)
-        before += found.updates
-        machines.append(found)
+    # The next machine knows best what the one before it, that vanished, had brought home.
+    after = updates
+    for page, beat in zip(reversed(rented), reversed(beats), strict=True):
+        word = papers.farewell(page.attempt) or beat
+        found = arms(beat).values()
+        first = sum(number(arm, "first_step") for arm in found) if found else after
+        spent = ledger.accounts[page.attempt].spent
+        machines.insert(0, _machine(page, word, first, after, spent))
+        after = first
     return Summary(
         run=papers.run.run_id,
         budget_dollars=ledger.budget / MICRO,
@@ -123,14 +128,15 @@ def summarise(papers: Papers, ledger: Ledger, updates: int) -> Summary:
     )
 
 
-def _machine(page: Page, word: Mapping[str, Any], before: int, spent: int) -> MachineSummary:
+def _machine(
+    page: Page, word: Mapping[str, Any], first: int, after: int, spent: int
+) -> MachineSummary:
+    """Of one that found `first` updates in the store, where `after` were when it had gone."""
     intent, outcome = page.intent, page.outcome
     said = arms(word).values()
-    durable = sum(durable_step(arm) for arm in said)
-    reached = sum(number(arm, "step") for arm in said)
     seconds = sum(float(arm.get("useful_seconds") or 0.0) for arm in said)
-    updates = max(0, durable - before) if reached else 0
-    made = max(0, reached - before)
+    made = max(0, sum(number(arm, "step") for arm in said) - first)
+    updates = max(0, after - first)
     return MachineSummary(
         attempt=page.attempt,
         gpu_name="?" if intent is None else intent.gpu_name,
@@ -140,7 +146,7 @@ def _machine(page: Page, word: Mapping[str, Any], before: int, spent: int) -> Ma
         cause="open" if outcome is None else outcome.cause.value,
         boot_seconds=None if outcome is None else outcome.boot_seconds,
         hold_seconds=0.0 if outcome is None else outcome.hold_seconds,
-        useful_seconds=seconds * (updates / made if made else 0.0),
+        useful_seconds=seconds * updates / made if made else 0.0,
         lost_updates=max(0, made - updates),
         updates=updates,
         dollars=spent / MICRO,

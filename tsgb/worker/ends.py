@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from tsgb.errors import ExitCode
 
@@ -63,6 +63,8 @@ class ArmEnd:
     outcome: str | None
     """None if it was never started."""
     step: int
+    durable_step: int = -1
+    """Of its newest checkpoint in the store; -1 if there is none."""
     message: str = ""
     """Its own words, or the last line of its log."""
     useful_seconds: float = 0.0
@@ -76,6 +78,7 @@ class ArmEnd:
         exit_code: int | None,
         record: Mapping[str, Any],
         step: int,
+        durable_step: int,
         useful_seconds: float,
         log_tail: str,
     ) -> ArmEnd:
@@ -89,6 +92,7 @@ class ArmEnd:
             arm=arm,
             outcome=outcome_of(exit_code, record),
             step=max(step, int(record.get("step") or 0)),
+            durable_step=max(durable_step, _saved_step(record)),
             message=" ".join(message.split()),
             useful_seconds=float(record.get("useful_seconds") or useful_seconds),
             log_tail=log_tail,
@@ -117,11 +121,27 @@ def exit_record(
         "outcome": outcome,
         "message": " ".join(message.split()),
         "step": sum(end.step for end in ends),
-        "arms": {end.arm: {"step": end.step, "outcome": end.outcome} for end in ends},
+        "arms": {
+            end.arm: {
+                "step": end.step,
+                "durable_step": end.durable_step,
+                "outcome": end.outcome,
+                "useful_seconds": end.useful_seconds,
+            }
+            for end in ends
+        },
         "ended_at": datetime.now(UTC).isoformat(),
         "useful_seconds": round(sum(end.useful_seconds for end in ends), 3),
         "log_tail": "\n".join(tails),
     }
+
+
+def _saved_step(record: Mapping[str, Any]) -> int:
+    checkpoint: object = record.get("checkpoint")
+    if not isinstance(checkpoint, Mapping):
+        return -1
+    step = cast("Mapping[str, object]", checkpoint).get("step")
+    return step if isinstance(step, int) else -1
 
 
 def _all_done(ends: Sequence[ArmEnd]) -> bool:

@@ -330,10 +330,10 @@ class WorkerMachine:
         ends: list[ArmEnd] = []
         for arm in self._arms.runs:
             known = self._arms.progress.get(arm)
-            step = 0 if known is None else known.step
+            step, durable = (0, -1) if known is None else (known.step, known.durable_step)
             attempt = states[arm].attempt if arm in states else None
             if attempt is None:
-                ends.append(ArmEnd(arm=arm, outcome=None, step=step))
+                ends.append(ArmEnd(arm=arm, outcome=None, step=step, durable_step=durable))
                 continue
             ends.append(
                 ArmEnd.of(
@@ -341,6 +341,7 @@ class WorkerMachine:
                     exit_code=attempt.machine.status().exit_code,
                     record=records.get(arm, {}),
                     step=step,
+                    durable_step=durable,
                     useful_seconds=0.0 if known is None else known.useful_seconds,
                     log_tail=attempt.machine.logs(_TAIL_BYTES),
                 )

@@ -73,6 +73,8 @@ class Progress:
     total_steps: int
     durable_step: int
     """Of the newest checkpoint in the store; -1 if there is none."""
+    first_step: int = 0
+    """Where this start of the machine found it."""
     useful_seconds: float = 0.0
     """Spent on updates by this attempt."""
 
@@ -107,7 +109,9 @@ class Arms:
             total = read_config(run).total_steps
             newest = CheckpointReader(run).newest()
             step = -1 if newest is None else newest.step
-            self._know(arm, Progress(step=max(step, 0), total_steps=total, durable_step=step))
+            first = max(step, 0)
+            known = Progress(step=first, total_steps=total, durable_step=step, first_step=first)
+            self._know(arm, known)
             run.delete(f"exits/{self._name}")
 
     def look(self) -> None:
@@ -119,6 +123,7 @@ class Arms:
                     step=int(beat["step"]),
                     total_steps=int(beat["total_steps"]),
                     durable_step=int(beat.get("durable_step", -1)),
+                    first_step=self.progress[arm].first_step,
                     useful_seconds=float(beat.get("useful_seconds", 0.0)),
                 )
                 self._know(arm, known)
@@ -205,6 +210,8 @@ class Pulse:
                     "step": known.step,
                     "total_steps": known.total_steps,
                     "durable_step": known.durable_step,
+                    "first_step": known.first_step,
+                    "useful_seconds": known.useful_seconds,
                 }
                 for arm, known in self._arms.progress.items()
             },
