@@ -1,36 +1,85 @@
 # From a bare container to the watcher. onstart.sh runs this; it comes packed in TSGB_BOOT_B64.
 #
 # Every start of the container passes here, also an unasked one after a preemption. The code is in
-# the store, under its sha256, and stays on the disk. Passwords are read from the environment by
-# Python, so they are in no argument that `ps` shows, and nothing here prints them.
+# the store, under its sha256, and stays on the disk. What fails is told to the flow in the machine's
+# exit record, because the container and its log are gone a moment later. Passwords are read from the
+# environment by Python, so they are in no argument that `ps` shows, and nothing here prints them.
 set -eu
 python=${TSGB_PYTHON:-python3}
 code=${TSGB_CODE_DIR:-$HOME/tsgb-code}/$TSGB_CODE_SHA256
 export TSGB_INSTALL_TO="$code"
 
-if [ ! -d "$code" ]; then
-  "$python" -I - <<'PYTHON'
-import base64, hashlib, io, os, shutil, sys, tarfile, time, urllib.error, urllib.request
+# What both Python parts need; with nothing of ours installed yet.
+shared='
+import base64, datetime, json, os, sys, urllib.error, urllib.request
 from urllib.parse import unquote, urlsplit
 
-url, wanted, target = (os.environ[f"TSGB_{n}"] for n in ("CODE_URL", "CODE_SHA256", "INSTALL_TO"))
-ends_at = time.monotonic() + float(os.environ["TSGB_BOOT_SECONDS"]) / 2
-url = url.removeprefix("webdav+")
-parts = urlsplit(url)
+
+def place(url):
+    """Without our prefix; and the path, if it is on this disk."""
+    url = url.removeprefix("webdav+")
+    parts = urlsplit(url)
+    return url, unquote(parts.path) if parts.scheme in {"", "file"} else None
 
 
-def fetch():
-    if parts.scheme in {"", "file"}:
-        with open(unquote(parts.path), "rb") as file:
-            return file.read()
-    request = urllib.request.Request(url)
+def ask(url, method="GET", data=None):
+    request = urllib.request.Request(url, data, method=method)
     user = os.environ.get("RCLONE_WEBDAV_USER")
     if user:
-        both = f"{user}:{os.environ.get('RCLONE_WEBDAV_PASS', '')}".encode()
+        both = (user + ":" + os.environ.get("RCLONE_WEBDAV_PASS", "")).encode()
         basic = "Basic " + base64.b64encode(both).decode()
         request.add_unredirected_header("Authorization", basic)  # for this server only
     with urllib.request.urlopen(request, timeout=60) as answer:
         return answer.read()
+
+
+def leave(outcome, message):
+    """End, and say why where the flow looks."""
+    attempt = int(os.environ["TSGB_ATTEMPT"])
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat()
+    word = {"attempt": attempt, "outcome": outcome, "message": message, "ended_at": now}
+    data = json.dumps(word).encode()
+    url, path = place(os.environ["TSGB_RUN_URL"])
+    folder = f"machines/{attempt:04d}"
+    try:
+        if path is not None:
+            os.makedirs(f"{path}/{folder}", exist_ok=True)
+            with open(f"{path}/{folder}/exit.json", "wb") as file:
+                file.write(data)
+        else:
+            for name in ("machines", folder):
+                try:
+                    ask(f"{url}/{name}/", "MKCOL")
+                except urllib.error.HTTPError:
+                    pass  # it is there, as a rule
+            ask(f"{url}/{folder}/exit.json", "PUT", data)
+    except (OSError, ValueError) as error:
+        print(f"tsgb: no exit record: {type(error).__name__}: {error}", flush=True)
+    sys.exit(f"tsgb: {message}")
+'
+fail() { # what failed; the last line of its output is the reason
+  printf '%s\n' "$2"
+  printf '%s' "$2" | "$python" -I -c "$shared"'
+last = [line.strip() for line in sys.stdin if line.strip()][-1:]
+leave("bad_host", ": ".join([sys.argv[1], *last])[:500])
+' "$1"
+  exit 1
+}
+
+if [ ! -d "$code" ]; then
+  "$python" -I -c "$shared"'
+import hashlib, io, shutil, tarfile, time
+
+url, path = place(os.environ["TSGB_CODE_URL"])
+wanted, target = os.environ["TSGB_CODE_SHA256"], os.environ["TSGB_INSTALL_TO"]
+ends_at = time.monotonic() + float(os.environ["TSGB_BOOT_SECONDS"]) / 2
+
+
+def fetch():
+    if path is None:
+        return ask(url)
+    with open(path, "rb") as file:
+        return file.read()
 
 
 pause = 1.0
@@ -48,7 +97,7 @@ while True:
         problem, heals = f"{type(error).__name__}: {error}", True
     print(f"tsgb: {url}: {problem}", flush=True)
     if not heals or time.monotonic() + pause > ends_at:
-        sys.exit("tsgb: the code cannot be fetched")
+        leave("bad_host" if heals else "config", f"the code cannot be fetched: {url}: {problem}")
     time.sleep(pause)
     pause = min(2 * pause, 30.0)
 
@@ -57,7 +106,7 @@ shutil.rmtree(fresh, ignore_errors=True)
 with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
     archive.extractall(fresh, filter="data")
 os.rename(fresh, target)  # whole, or not there
-PYTHON
+'
 fi
 
 if ! "$python" -I - <<'PYTHON'
@@ -82,11 +131,13 @@ if missing:
     sys.exit(f"tsgb: not in this image: {', '.join(missing)}")
 PYTHON
 then
-  "$python" -m pip install --no-input --disable-pip-version-check --quiet \
-    --root-user-action ignore -r "$code/requirements.txt"
+  said=$("$python" -m pip install --no-input --disable-pip-version-check --quiet \
+    --root-user-action ignore -r "$code/requirements.txt" 2>&1) ||
+    fail "its requirements cannot be installed" "$said"
 fi
 
 export PYTHONPATH="$code${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+said=$("$python" -c "import tsgb.worker.machine" 2>&1) || fail "its code cannot be started" "$said"
 unset TSGB_BOOT_B64 TSGB_INSTALL_TO
 exec "$python" -m tsgb.cli worker machine \
   --resume-path "$TSGB_RUN_URL" --attempt "$TSGB_ATTEMPT" --arms "$TSGB_ARMS"

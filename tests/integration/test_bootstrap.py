@@ -33,7 +33,8 @@ def archive(**files: str) -> bytes:
     """Another tsgb; double underscores in a name are slashes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as made:
-        for name, text in {"tsgb/__init__.py": "", "tsgb/cli/__init__.py": "", **files}.items():
+        modules = ("tsgb", "tsgb/cli", "tsgb/worker", "tsgb/worker/machine")
+        for name, text in {**{f"{name}/__init__.py": "" for name in modules}, **files}.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(text.encode())
             made.addfile(entry, io.BytesIO(text.encode()))
@@ -47,6 +48,7 @@ SHA256 = hashlib.sha256(CODE).hexdigest()
 class Scene:
     def __init__(self, home: Path) -> None:
         self.home = home
+        self.url = f"file://{home}/a b/r1"
         (home / "code.tar.gz").write_bytes(CODE)
 
     def run(self, **changes: str) -> int:
@@ -57,7 +59,7 @@ class Scene:
             "TSGB_BOOT_B64": "x",
             "TSGB_CODE_URL": f"file://{self.home}/code.tar.gz",
             "TSGB_CODE_SHA256": SHA256,
-            "TSGB_RUN_URL": "file:///a b/r1",
+            "TSGB_RUN_URL": self.url,
             "TSGB_ATTEMPT": "3",
             "TSGB_ARMS": "selfplay,sft",
             **changes,
@@ -72,6 +74,14 @@ class Scene:
     @property
     def code(self) -> Path:
         return self.home / "tsgb-code" / SHA256
+
+    def told(self) -> tuple[str, str]:
+        """What the flow finds in place of a watcher's word."""
+        word = json.loads(
+            (self.home / "a b" / "r1" / "machines" / "0003" / "exit.json").read_text()
+        )
+        assert word["attempt"] == 3
+        return word["outcome"], word["message"]
 
     def watcher(self) -> dict[str, Any]:
         return json.loads(self.log.splitlines()[-1])
@@ -102,7 +112,7 @@ def test_it_starts_the_watcher_of_the_wanted_code(scene: Scene) -> None:
     assert scene.run(PYTHONPATH="/elsewhere") == 0
     said = scene.watcher()
     assert said["argv"] == [
-        *("worker", "machine", "--resume-path", "file:///a b/r1"),
+        *("worker", "machine", "--resume-path", scene.url),
         *("--attempt", "3", "--arms", "selfplay,sft"),
     ]
     assert said["path"] == f"{scene.code}:/elsewhere"
@@ -150,8 +160,15 @@ def test_what_may_heal_is_tried_again(scene: Scene) -> None:
     assert [word in scene.log for word in ("HTTP 503", "not what was published", "HTTP 404")]
 
 
-@pytest.mark.parametrize("what", ["absent", "another", "refused"])
-def test_without_the_code_it_ends(scene: Scene, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "outcome", "reason"),
+    [
+        ("absent", "config", "there is no such file"),
+        ("another", "bad_host", "is not what was published"),
+        ("refused", "bad_host", "Connection refused"),
+    ],
+)
+def test_without_the_code_it_ends(scene: Scene, what: str, outcome: str, reason: str) -> None:
     changes = {"TSGB_BOOT_SECONDS": "4"}
     if what == "absent":
         (scene.home / "code.tar.gz").unlink()
@@ -162,6 +179,8 @@ def test_without_the_code_it_ends(scene: Scene, what: str) -> None:
     assert scene.run(**changes) == 1
     assert "the code cannot be fetched" in scene.log
     assert not scene.code.exists()
+    assert scene.told()[0] == outcome
+    assert reason in scene.told()[1]
 
 
 def test_it_installs_only_what_is_missing(scene: Scene) -> None:
@@ -184,3 +203,35 @@ def test_it_installs_only_what_is_missing(scene: Scene) -> None:
     asked = (scene.home / "pip").read_text().split()
     assert asked[:3] == ["-m", "pip", "install"]
     assert asked[-2:] == ["-r", f"{os.fspath(scene.code.parent)}/{digest}/requirements.txt"]
+
+
+def test_what_cannot_be_installed_or_started_is_told(
+    scene: Scene, dav: tuple[str, list[str]]
+) -> None:
+    """The container is gone a moment later, and its log with it."""
+    needy = archive(**{"requirements.txt": "no-such-thing\n"})
+    (scene.home / "code.tar.gz").write_bytes(needy)
+    assert scene.run(TSGB_CODE_SHA256=hashlib.sha256(needy).hexdigest()) == 1
+    outcome, message = scene.told()
+    assert outcome == "bad_host"
+    assert message.startswith("its requirements cannot be installed: ")
+    assert message.endswith("No module named pip"), "in this Python there is none"
+    broken = archive(
+        **{"requirements.txt": "", "tsgb/worker/machine/__init__.py": "import no_such"}
+    )
+    (scene.home / "code.tar.gz").write_bytes(broken)
+    url, shown = dav
+    changes = {"RCLONE_WEBDAV_USER": USER, "RCLONE_WEBDAV_PASS": PASSWORD, "TSGB_RUN_URL": url}
+    assert scene.run(TSGB_CODE_SHA256=hashlib.sha256(broken).hexdigest(), **changes) == 1
+    told = json.loads((scene.home / "dav" / "machines" / "0003" / "exit.json").read_text())
+    assert told["message"] == (
+        "its code cannot be started: ModuleNotFoundError: No module named 'no_such'"
+    )
+    assert shown == []
+
+
+def test_a_store_that_is_away_too_is_said_in_the_log(scene: Scene) -> None:
+    away = {"TSGB_CODE_URL": "http://127.0.0.1:9/x", "TSGB_RUN_URL": "http://127.0.0.1:9/r1"}
+    assert scene.run(TSGB_BOOT_SECONDS="2", **away) == 1
+    assert "tsgb: no exit record: " in scene.log
+    assert "tsgb: the code cannot be fetched" in scene.log

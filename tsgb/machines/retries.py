@@ -1,7 +1,8 @@
 """Whether a run may try another machine, from how the attempts before it ended, and on which not.
 
-A preemption is the market's and is bounded by money alone; a lost or bad host, a refusal and a
-failed worker have budgets of their own. Knows no store and no clock.
+A preemption is the market's: as long as checkpoints come of it, money alone bounds it. Lost and bad
+hosts, refusals, failed workers and machines that lead nowhere have budgets of their own. Knows no
+store and no clock.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Limits:
 
     infra: int = 10
     """Lost and bad hosts in a row, without a newer checkpoint in between."""
+    fruitless: int = 25
+    """Machines in a row without a newer checkpoint, whatever became of them."""
     refused: int = 50
     """Refusals in a row. About half of all rentals are refused, and they cost nothing."""
     worker: int = 3
@@ -74,10 +77,13 @@ def may_go_on(endings: Sequence[Ending], limits: Limits | None = None) -> Decisi
     workers = [ending for ending in ran if ending.cause is Cause.WORKER]
     if last.cause is Cause.WORKER and _same_twice(ran):
         return Decision(False, f"the worker failed twice after step {last.step}: read its log")
+    fruitless = [ending for ending in _since_progress(ran) if ending.cause is not Cause.STOPPED]
+    infra = [ending for ending in fruitless if ending.cause.is_infra]
     counts = {
         "failures of the worker": (len(workers), limits.worker),
         "full disks": (sum(e.cause is Cause.DISK_FULL for e in ran), limits.disk_full + 1),
-        "lost or bad hosts without a newer checkpoint": (_infra(ran), limits.infra),
+        "lost or bad hosts without a newer checkpoint": (len(infra), limits.infra),
+        "machines in a row without a newer checkpoint": (len(fruitless), limits.fruitless),
         "refusals in a row": (_refused(endings), limits.refused),
     }
     for what, (num, limit) in counts.items():
@@ -91,15 +97,12 @@ def _same_twice(ran: Sequence[Ending]) -> bool:
     return len(ran) > 1 and ran[-2].cause is Cause.WORKER and ran[-2].step == ran[-1].step
 
 
-def _infra(ran: Sequence[Ending]) -> int:
-    """Since the newest checkpoint moved."""
-    num = 0
-    for index, ending in reversed(list(enumerate(ran))):
-        num += ending.cause.is_infra
-        before = ran[index - 1].step if index else 0
-        if ending.step > before:
-            return num
-    return num
+def _since_progress(ran: Sequence[Ending]) -> Sequence[Ending]:
+    """From the last one on that brought a newer checkpoint."""
+    for index in range(len(ran) - 1, 0, -1):
+        if ran[index].step > ran[index - 1].step:
+            return ran[index:]
+    return ran
 
 
 def _refused(endings: Sequence[Ending]) -> int:

@@ -61,7 +61,7 @@ class Cause(StrEnum):
 
     DONE = "done"
     PREEMPTED = "preempted"
-    """Outbid: the contract was stopped, and not by us."""
+    """Outbid: the contract was stopped, or is gone, and not by us."""
     STOPPED = "stopped"
     """By us: it was asked to save and go."""
     REFUSED = "refused"
@@ -175,12 +175,23 @@ def judge(signs: Signs, deadlines: Deadlines | None = None) -> Cause | None:
         return None
     row = signs.row
     if row is None:
-        return _taken(signs) if signs.seen_before else None
+        return _vanished(signs) if signs.seen_before else None
     if row.actual_status in {"exited", "stopped"} and row.cur_state == row.next_state == "stopped":
         return _taken(signs)
     if signs.heartbeat_age_seconds is None:
         return _starting(row, signs, deadlines)
     return _working(row, signs, signs.heartbeat_age_seconds, deadlines)
+
+
+def _vanished(signs: Signs) -> Cause:
+    """A contract that is gone.
+
+    The market stops one, and leaves it there. If nothing was ever heard of it, its start failed,
+    and its dead-man destroyed it: the next one may meet the same.
+    """
+    cause = _taken(signs)
+    silent = signs.heartbeat_age_seconds is None
+    return Cause.BAD_HOST if silent and cause is Cause.PREEMPTED else cause
 
 
 def _taken(signs: Signs) -> Cause:

@@ -220,6 +220,7 @@ def _message(held: Held) -> str:
     if held.stop is not None:
         return held.stop
     if held.row is None:
-        return f"instance {held.instance_id} is gone"
+        silent = ", and nothing was heard of it" * (held.beat_at is None)
+        return f"instance {held.instance_id} is gone{silent}"
     said = f", {held.row.status_msg!r}" if held.row.status_msg else ""
     return f"instance {held.instance_id}: {held.row.actual_status}/{held.row.cur_state}{said}"

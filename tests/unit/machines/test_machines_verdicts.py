@@ -123,9 +123,10 @@ def test_judge(seen: Signs, cause: Cause | None) -> None:
             replace(LOADING, status_msg="no space left on device"), 9.0, Cause.DISK_FULL, id="disk"
         ),
         pytest.param(OUTBID, 300.0, Cause.PREEMPTED, id="outbid-before-it-began"),
+        pytest.param(None, 300.0, Cause.BAD_HOST, id="destroyed-itself-before-it-began"),
     ],
 )
-def test_a_machine_without_a_heartbeat(row: Row, age: float, cause: Cause | None) -> None:
+def test_a_machine_without_a_heartbeat(row: Row | None, age: float, cause: Cause | None) -> None:
     seen = Signs(row=row, seen_before=True, age_seconds=age)
     assert judge(seen) is cause
 
