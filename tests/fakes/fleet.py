@@ -75,6 +75,7 @@ class Fleet:
         boot_seconds: float = 30.0,
         machine_reads_lease: bool = True,
         fenced: bool = True,
+        starts: bool = True,
         directory: Path | None = None,
         save_bytes: int = 0,
         **options: Any,
@@ -87,6 +88,7 @@ class Fleet:
             boot_seconds: from `running` until it trains.
             machine_reads_lease: False takes the dead-man away.
             fenced: False lets a machine of an older attempt publish.
+            starts: False has every bootstrap fail: the dead-man destroys it, and nobody says why.
             save_bytes: that each checkpoint sends, and the service bills.
             directory: of the store, which a reaper can find then; without it, memory.
             options: of the simulator.
@@ -98,6 +100,7 @@ class Fleet:
         self.boot_seconds = boot_seconds
         self.machine_reads_lease = machine_reads_lease
         self.fenced = fenced
+        self.starts = starts
         self.save_bytes = save_bytes
         self._directory = directory
         self.files: FileSystem = MemoryFiles(f"memory://fleet/{RUN}")
@@ -207,6 +210,9 @@ class Fleet:
             return
         if self._time - box.since < self.boot_seconds:
             return
+        if not self.starts:
+            self._destroy(box)
+            return
         if not box.trains:
             box.trains = True
             self.claimed = max(self.claimed, box.attempt)
@@ -265,6 +271,9 @@ class Fleet:
             word = {**self._word(box), "outcome": outcome, "ended_at": self.now().isoformat()}
             self.store.write_json(f"machines/{box.attempt:04d}/exit.json", word)
         box.ending = outcome
+        self._destroy(box)
+
+    def _destroy(self, box: Box) -> None:
         with suppress(httpx.HTTPError):  # then at the next look
             if self.vast.destroy(box.number).status_code in {200, 404}:
                 self.boxes.pop(box.number, None)

@@ -151,6 +151,28 @@ def test_a_worker_that_hangs_twice_at_one_step_ends_the_run() -> None:
         assert fleet.live() == []
 
 
+def test_machines_that_never_start_end_the_run() -> None:
+    """Each destroys itself without a word, which looks like a preemption and is none."""
+    with Fleet(starts=False, num_machines=200) as fleet:
+        with pytest.raises(WorkerFailed, match="nothing was heard of it; 10 lost or bad hosts"):
+            Flow(fleet).run()
+        assert causes(fleet) == ["bad_host"] * 10
+        assert fleet.live() == []
+
+
+def test_preemptions_that_lead_nowhere_end_the_run() -> None:
+    with Fleet(save_seconds=7200, steps=7200) as fleet:
+
+        def preempt(number: int) -> None:
+            fleet.vast.do(number, "preempt", outage_seconds=900)
+            when_training(fleet, preempt)
+
+        when_training(fleet, preempt)
+        with pytest.raises(WorkerFailed, match="25 machines in a row without a newer checkpoint"):
+            Flow(fleet).run()
+        assert fleet.live() == []
+
+
 def test_a_store_that_is_away_for_minutes_ends_nothing() -> None:
     with Fleet(steps=1500) as fleet:
         flow: Flow = Flow(fleet)
