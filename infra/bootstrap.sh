@@ -117,8 +117,10 @@ try:
     from packaging.requirements import Requirement
 except ImportError:
     from pip._vendor.packaging.requirements import Requirement
-with open(os.environ["TSGB_INSTALL_TO"] + "/requirements.txt") as file:
-    wanted = [Requirement(line.strip()) for line in file if line.strip()]
+wanted = []
+for name in ("requirements.txt", "requirements-alone.txt"):
+    with open(os.environ["TSGB_INSTALL_TO"] + "/" + name) as file:
+        wanted += [Requirement(line.strip()) for line in file if line.strip()]
 missing = []
 for one in wanted:
     try:
@@ -131,9 +133,12 @@ if missing:
     sys.exit(f"tsgb: not in this image: {', '.join(missing)}")
 PYTHON
 then
-  said=$("$python" -m pip install --no-input --disable-pip-version-check --quiet \
-    --root-user-action ignore -r "$code/requirements.txt" 2>&1) ||
-    fail "its requirements cannot be installed" "$said"
+  for alone in "" --no-deps; do
+    # $alone is no word at all, or one.
+    said=$("$python" -m pip install --no-input --disable-pip-version-check --quiet $alone \
+      --root-user-action ignore -r "$code/requirements${alone:+-alone}.txt" 2>&1) ||
+      fail "its requirements cannot be installed" "$said"
+  done
 fi
 
 export PYTHONPATH="$code${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

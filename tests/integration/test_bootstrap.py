@@ -34,7 +34,8 @@ def archive(**files: str) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as made:
         modules = ("tsgb", "tsgb/cli", "tsgb/worker", "tsgb/worker/machine")
-        for name, text in {**{f"{name}/__init__.py": "" for name in modules}, **files}.items():
+        packages = {f"{name}/__init__.py": "" for name in modules}
+        for name, text in {**packages, "requirements-alone.txt": "", **files}.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(text.encode())
             made.addfile(entry, io.BytesIO(text.encode()))
@@ -194,15 +195,23 @@ def test_it_installs_only_what_is_missing(scene: Scene) -> None:
     assert scene.run(TSGB_PYTHON=str(noting)) == 0
     assert not (scene.home / "pip").exists()
     needy = archive(
-        **{"tsgb/cli/__main__.py": WATCHER, "requirements.txt": "pytest>=900\nno-such-thing\n"}
+        **{
+            "tsgb/cli/__main__.py": WATCHER,
+            "requirements.txt": "pytest>=900\nno-such-thing\n",
+            "requirements-alone.txt": "weights==1\n",
+        }
     )
     (scene.home / "code.tar.gz").write_bytes(needy)
     digest = hashlib.sha256(needy).hexdigest()
     assert scene.run(TSGB_PYTHON=str(noting), TSGB_CODE_SHA256=digest) == 0
-    assert "not in this image: pytest>=900, no-such-thing" in scene.log
-    asked = (scene.home / "pip").read_text().split()
-    assert asked[:3] == ["-m", "pip", "install"]
-    assert asked[-2:] == ["-r", f"{os.fspath(scene.code.parent)}/{digest}/requirements.txt"]
+    assert "not in this image: pytest>=900, no-such-thing, weights==1" in scene.log
+    first, second = [line.split() for line in (scene.home / "pip").read_text().splitlines()]
+    assert first[:3] == second[:3] == ["-m", "pip", "install"]
+    folder = f"{os.fspath(scene.code.parent)}/{digest}"
+    assert "--no-deps" not in first
+    assert first[-2:] == ["-r", f"{folder}/requirements.txt"]
+    assert "--no-deps" in second
+    assert second[-2:] == ["-r", f"{folder}/requirements-alone.txt"]
 
 
 def test_what_cannot_be_installed_or_started_is_told(

