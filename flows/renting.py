@@ -126,6 +126,7 @@ def terms_of(settings: Settings, budget: float | None, max_price: float | None) 
         cap=settings.max_price if max_price is None else max_price,
         deployment=settings.deployment,
         image=settings.image,
+        image_gb=settings.image_gb,
         disk_gb=settings.disk_gb,
         gpus=settings.gpus,
         gpu_ram_gb=settings.gpu_ram_gb,

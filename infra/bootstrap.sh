@@ -9,6 +9,10 @@ python=${TSGB_PYTHON:-python3}
 code=${TSGB_CODE_DIR:-$HOME/tsgb-code}/$TSGB_CODE_SHA256
 export TSGB_INSTALL_TO="$code"
 
+# What is loaded from here on is billed too, and the watcher begins to count only after it.
+export TSGB_NET_BEFORE="$HOME/.tsgb-net-before"
+cp "${TSGB_NET_DEV:-/proc/net/dev}" "$TSGB_NET_BEFORE" || rm -f "$TSGB_NET_BEFORE"
+
 # What both Python parts need; with nothing of ours installed yet.
 shared='
 import base64, datetime, json, os, sys, urllib.error, urllib.request

@@ -68,9 +68,10 @@ class Ledger:
                 own[attempt] = account
         for attempt in {*own, *mirrored}:
             known = [found for found in (own.get(attempt), mirrored.get(attempt)) if found]
-            # A closed account is the later one; of two alike the larger sum is the safe one.
+            # A closed account is the later one; of two alike the larger sum is the safe one, and of
+            # two equal sums the one that has counted further.
             ledger._accounts[attempt] = max(
-                known, key=lambda found: (not found.is_open, found.held)
+                known, key=lambda found: (not found.is_open, found.held, found.seen_at)
             )
         ledger._stale = {n for n, account in ledger._accounts.items() if own.get(n) != account}
         return ledger
@@ -120,7 +121,7 @@ class Ledger:
             now: Time of day.
             window: See `WINDOW`.
             least: Not worth a start with money for less, say until a first checkpoint is saved.
-            traffic: What the start loads, for sure.
+            traffic: What the start loads, for sure: it is counted at once.
             credit: Micro-dollars on the account, which bounds as the budget does.
             intent: Further fields of `attempts/NNNN.json`.
 
@@ -129,8 +130,8 @@ class Ledger:
         """
         if attempt in self._accounts:
             raise UsageError(f"attempt {attempt} has an account already: number a new one")
-        fresh = Account(attempt=attempt, rates=rates, opened_at=now, seen_at=now)
         start = traffic or Usage()
+        fresh = Account(attempt=attempt, rates=rates, opened_at=now, seen_at=now, usage=start)
         needed = (start + Usage.of(least)).cost(rates)
         wanted = (start + Usage.of(max(2 * window, least))).cost(rates)
         free = self.left

@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     """Dollars an hour that one machine may cost, storage included."""
     image: str = "python:3.11-slim"
     """Container image of rented machines; infra/Dockerfile makes one that starts faster."""
+    image_gb: Annotated[float, Field(ge=0, le=500)] = 0.05
+    """What a host downloads of it, compressed: billed before anything inside can count it."""
     disk_gb: Annotated[float, Field(ge=8, le=2048)] = 20.0
     """Disk of a rented machine."""
     gpus: Annotated[tuple[str, ...], NoDecode] = ()
@@ -90,6 +92,7 @@ class Settings(BaseSettings):
     min_free_gb: Annotated[float, Field(ge=0)] = 2.0
     """Free disk without which a rented machine does not begin."""
     net_dev: Path = Path("/proc/net/dev")
+    net_before: Path | None = None
     """Where a rented machine reads how many bytes it sent and got."""
     alive_file: Path | None = None
     """Touched by a rented machine's watcher while it is alive."""

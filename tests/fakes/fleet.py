@@ -54,6 +54,7 @@ class Box:
     starts: int
     since: float
     trains: bool = False
+    first: int = 0
     step: int = 0
     saved: int = 0
     bytes_up: int = 0
@@ -93,8 +94,9 @@ class Fleet:
             directory: of the store, which a reaper can find then; without it, memory.
             options: of the simulator.
         """
-        given = {"boot_seconds": (20.0, 60.0), "num_machines": 40, "credit": 25, **options}
-        self._simulator = VastSimulator(Options(**given), virtual=True)
+        image = Decimal("0.05")  # as by the settings' default
+        given = {"boot_seconds": (20.0, 60.0), "num_machines": 40, "credit": 25, "image_gb": image}
+        self._simulator = VastSimulator(Options(**given | options), virtual=True)
         self.steps = steps
         self.save_seconds = save_seconds
         self.boot_seconds = boot_seconds
@@ -216,7 +218,7 @@ class Fleet:
         if not box.trains:
             box.trains = True
             self.claimed = max(self.claimed, box.attempt)
-            box.step = box.saved = self.progress()
+            box.first = box.step = box.saved = self.progress()
             box.since = self._time - self.boot_seconds
         started = self._time - box.since - self.boot_seconds
         box.step = min(self.steps, max(box.step, box.saved + int(started)))
@@ -256,7 +258,8 @@ class Fleet:
         self.store.write_json("progress.json", {"step": box.step, "attempt": box.attempt})
 
     def _word(self, box: Box) -> dict[str, Any]:
-        arm = {"step": box.step, "total_steps": self.steps, "durable_step": box.saved}
+        arm = {"first_step": box.first, "step": box.step, "durable_step": box.saved}
+        arm |= {"total_steps": self.steps, "useful_seconds": box.step - box.first}
         word = {"attempt": box.attempt, "instance_id": box.number, "arms": {"selfplay": arm}}
         return {**word, "bytes_up": box.bytes_up, "bytes_down": 0}
 

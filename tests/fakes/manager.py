@@ -62,7 +62,7 @@ class Manager:
             "TSGB_MIN_FREE_GB": "0.01",
             "PYTHONPATH": str(ROOT),
         }
-        given = {"boot_seconds": (0.1, 0.3), "image_env": image, **options}
+        given = {"boot_seconds": (0.1, 0.3), "image_env": image, "image_gb": "0.05", **options}
         self.simulator = VastSimulator(Options(**given))
         self._stack = ExitStack()
 

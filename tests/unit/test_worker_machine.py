@@ -59,6 +59,7 @@ class Scene:
             lease_poll_seconds=0.2,
             min_free_bytes=1,
             net_dev=directory / "none",
+            net_before=None,
             alive_file=directory / "alive",
         )
         self.begin()
@@ -186,6 +187,7 @@ def test_the_beat_tells_how_far_it_is(scene: Scene) -> None:
         "first_step": 0,
         "useful_seconds": 0.0,
     }
+    assert (first["arms"]["sft"]["first_step"], last["arms"]["sft"]["first_step"]) == (0, 0)
     steps = [beat["step"] for beat in seen]
     assert steps == sorted(steps)
     assert first["disk_free_bytes"] > 0
@@ -388,3 +390,28 @@ def test_whatever_goes_wrong_here_it_is_destroyed(
     monkeypatch.setattr(WorkerMachine, "_record", fails)
     assert scene.work() == ExitCode.FAILURE
     assert scene.destroyed == 2
+
+
+def test_a_container_that_starts_again_goes_on_counting(scene: Scene) -> None:
+    """Within its attempt: what it did before is its own, and is not done twice."""
+    arm = {"first_step": 0, "step": 4, "durable_step": 3, "useful_seconds": 12.5}
+    before = {"arms": {"sft": {**arm, "first_step": 2}, "selfplay": arm}}
+    scene.run().write_json("machines/0001/beat.json", before)
+    scene.run(Arm.SFT).write_json("heartbeats/0001.json", {"step": 9, "total_steps": 9})
+    assert scene.work() == ExitCode.OK
+    ends = scene.exit()["arms"]
+    beat = scene.run().read_json("machines/0001/beat.json")["arms"]
+    for name, first in (("sft", 2), ("selfplay", 0)):
+        assert beat[name]["first_step"] == first
+        assert ends[name]["useful_seconds"] >= 12.5
+        assert beat[name]["step"] == TOTAL[Arm(name)]
+
+
+def test_what_came_before_the_watcher_is_traffic_too(scene: Scene, tmp_path: Path) -> None:
+    counters = "eth0: {} 0 0 0 0 0 0 0 {} 0 0 0 0 0 0 0\n"
+    now, then = tmp_path / "now", tmp_path / "then"
+    now.write_text(counters.format(5_000, 700))
+    then.write_text(counters.format(1_000, 100))
+    assert scene.work(net_dev=now, net_before=then) == ExitCode.OK
+    beat = scene.run().read_json("machines/0001/beat.json")
+    assert (beat["bytes_down"], beat["bytes_up"]) == (4_000, 600)

@@ -88,6 +88,7 @@ def worker_machine(
         lease_poll_seconds=lease_poll_seconds or settings.lease_poll_seconds,
         min_free_bytes=round(settings.min_free_gb * 1e9),
         net_dev=settings.net_dev,
+        net_before=settings.net_before,
         alive_file=settings.alive_file,
     )
     raise typer.Exit(int(WorkerMachine(given, path, attempt, trained).run()))

@@ -152,5 +152,8 @@ class Drift:
         if not self.alarming:
             return text
         if self.charged > self.recorded:
-            return f"{text}: look for instances that no run owns"
+            return (
+                f"{text}: look for instances that no run owns, or images that are larger than "
+                "TSGB_IMAGE_GB"
+            )
         return f"{text}: charges are late, or its rates are too high"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
@@ -22,6 +23,7 @@ from tsgb.lease import NAME, Lease
 from tsgb.machines.hazard import Hold, machine_class
 from tsgb.machines.retries import Ending
 from tsgb.machines.verdicts import Cause
+from tsgb.rental.words import moment
 
 _HOUR = 3600.0
 
@@ -45,6 +47,8 @@ class Intent(BaseModel):
     hourly: float
     """$/h with storage."""
     disk_gb: float
+    image_bytes: int = 0
+    """Downloaded, and billed, before anything in the container can count."""
     intended_at: AwareDatetime
 
     @property
@@ -81,6 +85,8 @@ class Page:
     """None for an attempt on this machine."""
     instance_id: int | None
     outcome: Outcome | None
+    first_beat_at: datetime | None = None
+    """When its flow saw the machine's first sign of life."""
 
 
 class Papers:
@@ -131,6 +137,7 @@ class Papers:
             _parse(Intent, content.get("intent")),
             number if isinstance(number, int) else None,
             _parse(Outcome, content.get("outcome")),
+            moment(content, "first_beat_at"),
         )
 
     def note(self, attempt: int, **fields: Any) -> None:

@@ -16,6 +16,8 @@ from tsgb.rental.desk import Desk
 from tsgb.rental.ending import destroy
 from tsgb.rental.held import Held
 from tsgb.rental.papers import Outcome, Page
+from tsgb.rental.renting import write_down
+from tsgb.rental.traces import counted, traces
 from tsgb.rental.words import moment
 from tsgb.vast_api.records import Instance
 
@@ -91,7 +93,8 @@ def _adopt(desk: Desk, lease: Lease, pages: dict[int, Page], row: Instance) -> H
     desk.note(f"going on with instance {row.id}, which works on attempt {lease.attempt}")
     born = began(row) or intent.intended_at
     age = max(0.0, (desk.now() - born).total_seconds())
-    return Held(
+    page, account = pages[lease.attempt], desk.ledger.accounts.get(lease.attempt)
+    held = Held(
         attempt=lease.attempt,
         instance_id=row.id,
         intent=intent,
@@ -99,6 +102,13 @@ def _adopt(desk: Desk, lease: Lease, pages: dict[int, Page], row: Instance) -> H
         row=row,
         seen=True,
     )
+    held.bytes_up, held.bytes_down = counted(account, page)
+    if page.first_beat_at is not None:
+        alive = max(0.0, (desk.now() - page.first_beat_at).total_seconds())
+        held.first_beat_at = desk.clock() - min(age, alive)
+    if page.instance_id is None:
+        write_down(desk, held)  # its flow died before it could
+    return held
 
 
 def _gone_at(
@@ -128,15 +138,22 @@ def _gone_at(
 def _close(desk: Desk, page: Page | None, attempt: int, gone_at: datetime | None) -> None:
     """Close the account of a machine that is gone, as its flow could not."""
     account = desk.ledger.accounts.get(attempt)
+    left = traces(desk.papers, page or Page(attempt, None, None, None), account)
     if account is not None and account.is_open:
         if gone_at is None:
             desk.ledger.reconcile(attempt, 0)
         else:
-            desk.ledger.commit(attempt, gone_at)
+            desk.ledger.commit(attempt, gone_at, more=left.more)
     if page is None or page.outcome is not None or page.intent is None:
         return
-    cause = Cause.REFUSED if gone_at is None else _cause_of(desk, attempt)
-    outcome = Outcome(cause=cause, message="its flow had died", at=gone_at or desk.now())
+    outcome = Outcome(
+        cause=Cause.REFUSED if gone_at is None else _cause_of(desk, attempt),
+        message="its flow had died",
+        at=gone_at or desk.now(),
+        step=left.step,
+        boot_seconds=left.boot_seconds,
+        hold_seconds=left.hold_seconds,
+    )
     # No ending of this flow's: the one that died answers for it.
     desk.papers.note(attempt, outcome=outcome.model_dump(mode="json"))
 

@@ -19,7 +19,7 @@ from tsgb.errors import (
     VastSearchQuota,
     VastUnreachable,
 )
-from tsgb.machines.costs import microdollars
+from tsgb.machines.costs import Usage, microdollars
 from tsgb.machines.hazard import ON_DEMAND, History, machine_class
 from tsgb.machines.holds import Workload
 from tsgb.machines.offers import Appraisal, Offer, choose
@@ -136,6 +136,7 @@ def intend(desk: Desk, chosen: Appraisal, attempt: int) -> Intent:
         price=chosen.price,
         hourly=chosen.hourly,
         disk_gb=_disk_gb(desk),
+        image_bytes=round(desk.terms.image_gb * 1e9),
         intended_at=now,
     )
     desk.ledger.reserve(
@@ -144,6 +145,7 @@ def intend(desk: Desk, chosen: Appraisal, attempt: int) -> Intent:
         now,
         window=desk.patience.window,
         least=timedelta(minutes=desk.terms.least_minutes),
+        traffic=Usage(bytes_down=intent.image_bytes),
         credit=check_money(desk),
         intent={
             "machine": "vast",
@@ -175,13 +177,18 @@ def rent(desk: Desk, attempt: int, intent: Intent, rental: Rental) -> Held:
             destroy(desk, error.contract_id)
         raise _nothing(desk, attempt, intent, _cause(error), error) from error
     held = Held(attempt=attempt, instance_id=instance_id, intent=intent, since=desk.clock())
-    desk.quietly(lambda: _write_down(desk, held), "its id is not written down, its label tells it")
+    write_down(desk, held)
     return held
 
 
-def _write_down(desk: Desk, held: Held) -> None:
-    desk.papers.note(held.attempt, instance_id=held.instance_id)
-    desk.assign(held.attempt, held.instance_id)
+def write_down(desk: Desk, held: Held) -> None:
+    """Which instance the attempt has; if that fails, its label tells it."""
+
+    def write() -> None:
+        desk.papers.note(held.attempt, instance_id=held.instance_id)
+        desk.assign(held.attempt, held.instance_id)
+
+    desk.quietly(write, "its id is not written down, its label tells it")
 
 
 def _find(desk: Desk, label: str) -> int | None:

@@ -19,7 +19,7 @@ from tsgb.machines.costs import Usage
 from tsgb.machines.rows import gpu_is_billed, row_of
 from tsgb.machines.verdicts import Cause, Signs, judge
 from tsgb.rental.papers import Outcome, Page, Papers
-from tsgb.rental.words import durable_steps, moment, number
+from tsgb.rental.traces import Traces, traces
 from tsgb.vast_api.records import Instance
 
 
@@ -47,19 +47,19 @@ def settle(
     lease = papers.lease()
     if lease is None or not may_write(lease, now, skew):
         return None
-    beat = papers.beat(attempt) or {}
     page = papers.page(attempt) or Page(attempt, None, None, None)
-    fields: dict[str, Any] = {}
-    if page.outcome is None:
-        outcome = _outcome(papers, page, lease, row, beat, now, by)
-        fields = {"outcome": outcome.model_dump(mode="json")}
     ledger = Ledger.open(papers.run, _budget(papers, lease))
     account = ledger.accounts.get(attempt)
+    left = traces(papers, page, account)
+    fields: dict[str, Any] = {}
+    if page.outcome is None:
+        outcome = _outcome(papers, page, lease, row, left, now, by)
+        fields = {"outcome": outcome.model_dump(mode="json")}
     if account is None or not account.is_open:
         if fields:
             papers.note(attempt, **fields)
         return None if account is None else account.charged
-    return _commit(ledger, account, lease, row, beat, now, fields)
+    return _commit(ledger, account, lease, row, left.more, now, fields)
 
 
 def _commit(
@@ -67,7 +67,7 @@ def _commit(
     account: Account,
     lease: Lease,
     row: Instance,
-    beat: Mapping[str, Any],
+    more: Usage,
     now: datetime,
     fields: Mapping[str, Any],
 ) -> int:
@@ -79,11 +79,6 @@ def _commit(
     billed = gpu_is_billed(row)
     if not billed:
         ledger.keep(account.attempt, min(now, _end(lease)), timedelta(0), window=timedelta(0))
-    usage = account.usage
-    more = Usage(
-        bytes_up=max(0, number(beat, "bytes_up") - usage.bytes_up),
-        bytes_down=max(0, number(beat, "bytes_down") - usage.bytes_down),
-    )
     closed = ledger.commit(account.attempt, now, more=more, gpu_billed=billed, outcome=fields)
     return closed.spent
 
@@ -93,30 +88,28 @@ def _outcome(
     page: Page,
     lease: Lease,
     row: Instance,
-    beat: Mapping[str, Any],
+    left: Traces,
     now: datetime,
     by: str,
 ) -> Outcome:
-    farewell = papers.farewell(page.attempt)
-    last = moment(farewell, "ended_at") or moment(beat, "updated_at")
+    silent = None if left.said_at is None else (now - left.said_at).total_seconds()
     cause = judge(
         Signs(
             row=row_of(row),
-            exit_record=farewell,
-            heartbeat_age_seconds=None if last is None else (now - last).total_seconds(),
+            exit_record=papers.farewell(page.attempt),
+            heartbeat_age_seconds=silent,
             stop_asked=lease.stop is not None,
         )
     )
     if cause is None or cause is Cause.LEASE_LOST:
         cause = Cause.STOPPED  # by its lease's end or by us, which the next attempt will not meet
-    begun = None if page.intent is None else page.intent.intended_at
-    held = timedelta(0) if begun is None or last is None else last - begun
     return Outcome(
         cause=cause,
         message=f"its flow was dead: destroyed by {by}",
         at=now,
-        step=durable_steps(beat),
-        hold_seconds=max(0.0, held.total_seconds()),
+        step=left.step,
+        boot_seconds=left.boot_seconds,
+        hold_seconds=left.hold_seconds,
     )
 
 

@@ -36,8 +36,9 @@ class MachineSummary:
     useful_seconds: float
     """Of training steps that are in a checkpoint, all arms together, which train at the same time;
     an estimate where the machine died first."""
-    lost_updates: int
-    """Made, and not in any checkpoint when it died."""
+    lost_updates: int | None
+    """Made, and not in any checkpoint when it died; None if its last word was older than the last
+    checkpoint, so that nobody knows."""
     updates: int
     """That it brought into checkpoints."""
     dollars: float
@@ -69,12 +70,17 @@ class Summary:
         """None before the first one."""
         return 1000 * self.dollars / self.updates if self.updates else None
 
+    @property
+    def lost_updates(self) -> int:
+        """As far as is known."""
+        return sum(m.lost_updates or 0 for m in self.machines)
+
     def as_json(self) -> dict[str, Any]:
         """As in `summary.json`."""
         totals = {
             "boot_seconds": sum(m.boot_seconds or 0.0 for m in self.machines),
             "useful_seconds": sum(m.useful_seconds for m in self.machines),
-            "lost_updates": sum(m.lost_updates for m in self.machines),
+            "lost_updates": self.lost_updates,
             "dollars_per_1000_updates": self.dollars_per_1000_updates,
         }
         return {**asdict(self), **totals, "machines": self.rows()}
@@ -90,10 +96,11 @@ class Summary:
         rate = self.dollars_per_1000_updates
         each = "" if rate is None else f" (${rate:.3f} per 1,000)"
         boots = sum(m.boot_seconds or 0.0 for m in self.machines)
+        surely = "" if all(m.lost_updates is not None for m in self.machines) else "at least "
         return (
             f"{len(self.machines)} machine(s), ${self.dollars:.4f} of ${self.budget_dollars:.2f} "
             f"for {self.updates} updates{each}, {boots:.0f} s of boots, "
-            f"{sum(m.lost_updates for m in self.machines)} updates lost"
+            f"{surely}{self.lost_updates} updates lost"
         )
 
 
@@ -106,7 +113,11 @@ def summarise(papers: Papers, ledger: Ledger, updates: int) -> Summary:
         updates: In the newest checkpoints of all arms.
     """
     pages = [page for page in papers.pages() if page.attempt in ledger.accounts]
-    rented = [page for page in pages if page.instance_id is not None]
+    rented = [
+        page
+        for page in pages
+        if page.instance_id is not None or ledger.accounts[page.attempt].spent > 0
+    ]
     beats = [papers.beat(page.attempt) or {} for page in rented]
     machines: list[MachineSummary] = []
     # The next machine knows best what the one before it, that vanished, had brought home.
@@ -147,7 +158,7 @@ def _machine(
         boot_seconds=None if outcome is None else outcome.boot_seconds,
         hold_seconds=0.0 if outcome is None else outcome.hold_seconds,
         useful_seconds=seconds * updates / made if made else 0.0,
-        lost_updates=max(0, made - updates),
+        lost_updates=made - updates if made >= updates else None,
         updates=updates,
         dollars=spent / MICRO,
     )

@@ -27,6 +27,8 @@ class Terms:
     deployment: str = "home"
     """Part of every label; instances of another one are never touched."""
     image: str = "python:3.11-slim"
+    image_gb: float = 0.05
+    """What a host downloads of it."""
     disk_gb: float = 20.0
     gpus: tuple[str, ...] = ()
     """Names as the service writes them; any if empty."""

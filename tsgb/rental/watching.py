@@ -110,6 +110,11 @@ def _read_word(desk: Desk, held: Held) -> None:
         before, held.beat, held.beat_at = held.step, beat, desk.clock()
         if held.first_beat_at is None:
             held.first_beat_at = held.beat_at
+            now = desk.now().isoformat()
+            desk.quietly(
+                lambda: desk.papers.note(held.attempt, first_beat_at=now),
+                "a flow that is started again will not know how long it took to boot",
+            )
         if held.step != before or held.step_at == 0.0:
             held.step_at = held.beat_at
 

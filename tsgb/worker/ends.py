@@ -80,9 +80,21 @@ class ArmEnd:
         step: int,
         durable_step: int,
         useful_seconds: float,
+        earlier_seconds: float,
         log_tail: str,
     ) -> ArmEnd:
-        """Of a worker that was started, by what it left behind."""
+        """Of a worker that was started, by what it left behind.
+
+        Args:
+            arm: Its name.
+            exit_code: Of the process; None if it is gone.
+            record: What it left in `exits/`.
+            step: As last known.
+            durable_step: As last known.
+            useful_seconds: As last known.
+            earlier_seconds: Those that its record does not hold, from before a restart.
+            log_tail: The end of its log.
+        """
         lines = log_tail.strip().splitlines()
         how = "gone" if exit_code is None else f"exit code {exit_code}"
         if exit_code == -signal.SIGKILL:
@@ -94,7 +106,9 @@ class ArmEnd:
             step=max(step, int(record.get("step") or 0)),
             durable_step=max(durable_step, _saved_step(record)),
             message=" ".join(message.split()),
-            useful_seconds=float(record.get("useful_seconds") or useful_seconds),
+            useful_seconds=max(
+                useful_seconds, earlier_seconds + float(record.get("useful_seconds") or 0.0)
+            ),
             log_tail=log_tail,
         )
 

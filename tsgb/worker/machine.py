@@ -30,6 +30,7 @@ from tsgb.checkpoint.urls import join_run
 from tsgb.config import Arm, arm_run_id
 from tsgb.errors import (
     ExitCode,
+    StoreError,
     StoreUnreachable,
     TSGBError,
     UsageError,
@@ -67,6 +68,8 @@ class Given:
     """Every other pace follows it."""
     min_free_bytes: int
     net_dev: Path
+    net_before: Path | None
+    """The same counters as they were when the container started."""
     alive_file: Path | None
     """Touched at every look, for the dead-man in `infra/onstart.sh`."""
 
@@ -175,6 +178,7 @@ class WorkerMachine:
             every_seconds=min(_BEAT_SECONDS, self._given.lease_poll_seconds),
             disk=self._given.places.cache_dir,
             net_dev=self._given.net_dev,
+            net_before=self._given.net_before,
             pids=self._pids,
         )
 
@@ -205,8 +209,9 @@ class WorkerMachine:
         self._probe_disk()
 
         def begin() -> None:
-            self._run.delete(f"{self._name}/exit.json")  # of an earlier start of this attempt
-            self._arms.begin()
+            # An earlier start of this attempt may have left both.
+            self._run.delete(f"{self._name}/exit.json")
+            self._arms.begin(self._said_before())
             self._run.write_json(f"{self._name}/beat.json", pulse.beat())
 
         try:
@@ -216,6 +221,14 @@ class WorkerMachine:
         except TSGBError as error:
             raise Ended("config", str(error)) from error
         pulse.start()
+
+    def _said_before(self) -> Mapping[str, Any]:
+        try:
+            return self._run.read_json(f"{self._name}/beat.json")
+        except StoreUnreachable:
+            raise
+        except (FileNotFoundError, StoreError):
+            return {}
 
     def _probe_disk(self) -> None:
         disk = self._given.places.cache_dir
@@ -343,6 +356,7 @@ class WorkerMachine:
                     step=step,
                     durable_step=durable,
                     useful_seconds=0.0 if known is None else known.useful_seconds,
+                    earlier_seconds=0.0 if known is None else known.earlier_seconds,
                     log_tail=attempt.machine.logs(_TAIL_BYTES),
                 )
             )

@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,9 +74,11 @@ class Progress:
     durable_step: int
     """Of the newest checkpoint in the store; -1 if there is none."""
     first_step: int = 0
-    """Where this start of the machine found it."""
+    """Where this attempt found it."""
+    earlier_seconds: float = 0.0
+    """Useful ones before the container was started again, in this attempt."""
     useful_seconds: float = 0.0
-    """Spent on updates by this attempt."""
+    """Spent on updates by this attempt, those before a restart among them."""
 
 
 class Arms:
@@ -98,8 +100,11 @@ class Arms:
         """The sum."""
         return sum(known.total_steps for known in self.progress.values())
 
-    def begin(self) -> None:
+    def begin(self, before: Mapping[str, Any]) -> None:
         """Read where each arm stands, and forget how its last start in this attempt ended.
+
+        Args:
+            before: The machine's last beat in this attempt, if its container was started again.
 
         Raises:
             CheckpointError: An arm has no configuration.
@@ -109,22 +114,31 @@ class Arms:
             total = read_config(run).total_steps
             newest = CheckpointReader(run).newest()
             step = -1 if newest is None else newest.step
-            first = max(step, 0)
-            known = Progress(step=first, total_steps=total, durable_step=step, first_step=first)
+            said = before.get("arms", {}).get(arm, {})
+            known = Progress(
+                step=max(step, 0),
+                total_steps=total,
+                durable_step=step,
+                first_step=int(said.get("first_step", max(step, 0))),
+                useful_seconds=float(said.get("useful_seconds", 0.0)),
+                earlier_seconds=float(said.get("useful_seconds", 0.0)),
+            )
             self._know(arm, known)
-            run.delete(f"exits/{self._name}")
+            for folder in ("exits", "heartbeats"):
+                run.delete(f"{folder}/{self._name}")
 
     def look(self) -> None:
         """Read the heartbeats; one that cannot be read changes nothing."""
         for arm, run in self.runs.items():
             with suppress(FileNotFoundError, StoreError, KeyError, TypeError, ValueError):
                 beat = run.read_json(f"heartbeats/{self._name}")
-                known = Progress(
+                earlier = self.progress[arm].earlier_seconds
+                known = replace(
+                    self.progress[arm],
                     step=int(beat["step"]),
                     total_steps=int(beat["total_steps"]),
                     durable_step=int(beat.get("durable_step", -1)),
-                    first_step=self.progress[arm].first_step,
-                    useful_seconds=float(beat.get("useful_seconds", 0.0)),
+                    useful_seconds=round(earlier + float(beat.get("useful_seconds", 0.0)), 3),
                 )
                 self._know(arm, known)
 
@@ -153,6 +167,7 @@ class Pulse:
         every_seconds: float,
         disk: Path,
         net_dev: Path,
+        net_before: Path | None,
         pids: Callable[[], Iterable[int]],
     ) -> None:
         """Write nothing yet.
@@ -165,6 +180,7 @@ class Pulse:
             every_seconds: Between two beats.
             disk: A directory on the disk that fills up.
             net_dev: Counters of the network.
+            net_before: The same when the container started; None begins to count now.
             pids: Of the workers that run now.
         """
         self._run = run
@@ -175,7 +191,7 @@ class Pulse:
         self._disk = disk
         self._net_dev = net_dev
         self._pids = pids
-        self._before = read_traffic(net_dev)
+        self._before = read_traffic(net_before or net_dev)
         self._peak_memory_bytes = 0
         self._phase = "probe"
         self._changed = threading.Event()
