@@ -16,12 +16,11 @@ from tsgb.checkpoint.manifest import canonical_json, sha256_hex
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.urls import check_run_id
 from tsgb.config import (
-    ABLATIONS,
-    BASELINES,
     Arm,
     Profile,
     RunConfig,
     arm_overrides,
+    default_arms,
     make_config,
     parse_config,
 )
@@ -40,12 +39,6 @@ def new_run_id(now: datetime) -> str:
     '20261124-080000-9f3c'
     """
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def default_arms(profile: Profile) -> tuple[Arm, ...]:
-    """Self-play and its baselines; the ablations too where there is time for them."""
-    arms = (Arm.SELFPLAY, *BASELINES)
-    return (*arms, *ABLATIONS) if profile is Profile.PAPER else arms
 
 
 def parse_arms(names: Sequence[str] | None, profile: Profile) -> tuple[Arm, ...]:

@@ -21,7 +21,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import UsageError
-from tsgb.eval.plan import plan
+from tsgb.eval.plan import plan, read_request
 from tsgb.eval.records import (
     Curve,
     Estimate,
@@ -111,10 +111,7 @@ def _check(parts: Sequence[Part]) -> None:
 
 def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
     directory = f"reports/{eval_id}"
-    try:
-        request = part.run.read_json(f"{directory}/request.json")
-    except FileNotFoundError as error:
-        raise UsageError(f"run {part.run.run_url} has no evaluation {eval_id!r}") from error
+    request = read_request(part.run, eval_id)
     targets: Sequence[str] = request.get("targets") or list(env.targets())
     items: list[Item] = []
     extras: Mapping[str, Any] = {}

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
+from tsgb.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,20 @@ def plan(config: RunConfig, targets: Sequence[str]) -> list[Cell]:
     """All cells, in the order in which parts take contiguous shares of them."""
     responses = range(config.evaluation.best_responses)
     return [Cell(), *(Cell(target, br_seed) for br_seed in responses for target in targets)]
+
+
+def read_request(run: RunStore, eval_id: str) -> dict[str, Any]:
+    """What is evaluated: `guards`, by arm, and `targets`, None for all of the world's.
+
+    Raises:
+        UsageError: The run has no such evaluation.
+    """
+    try:
+        return run.read_json(f"reports/{eval_id}/request.json")
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"run {run.run_url} has no evaluation {eval_id!r}: stage 2 writes its request first"
+        ) from error
 
 
 def share(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
