@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -26,6 +25,7 @@ from tsgb.config import (
 )
 from tsgb.envs import make_environment
 from tsgb.errors import CheckpointError, ConfigError, UsageError
+from tsgb.eval import plan as requests
 from tsgb.types import CheckpointRef
 
 CONFIG = "config.json"
@@ -193,15 +193,10 @@ def write_request(
     guards: Mapping[Arm, CheckpointRef],
     targets: Sequence[str] | None,
 ) -> None:
-    """Write `reports/<eval_id>/request.json`, which tells the worker what to evaluate."""
-    workers.open().write_json(
-        f"reports/{eval_id}/request.json",
-        {
-            "eval_id": eval_id,
-            "guards": {arm.value: asdict(ref) for arm, ref in guards.items()},
-            "targets": None if targets is None else sorted(targets),
-        },
-    )
+    """Write the request that tells the worker what to evaluate."""
+    wanted = None if targets is None else sorted(targets)
+    by_name = {arm.value: ref for arm, ref in guards.items()}
+    requests.write_request(workers.open(), eval_id, by_name, wanted)
 
 
 def _short_hash(content: Mapping[str, Any]) -> str:

@@ -177,7 +177,7 @@ def _setup(
                 for arm, ref in c.request["guards"].items()
             },
             created_at=now,
-            wall_seconds=round((now - _began(parts, now)).total_seconds(), 1),
+            wall_seconds=_seconds([c.request for c in cells], now),
             not_measured=list(NOT_MEASURED),
         ),
     )
@@ -198,19 +198,14 @@ def _pooled(measured: Sequence[Mapping[str, float] | None]) -> Estimate | None:
     )
 
 
-def _began(parts: Sequence[Part], now: datetime) -> datetime:
-    """When the first worker claimed one of the runs; pauses between attempts count."""
-    begun = [now]
-    for part in parts:
-        try:
-            names = part.run.list("claims")
-        except FileNotFoundError:
-            continue
-        begun += [
-            datetime.fromisoformat(part.run.read_json(f"claims/{name}")["created_at"])
-            for name in names
-        ]
-    return min(begun)
+def _seconds(requests: Sequence[Mapping[str, Any]], now: datetime) -> float | None:
+    """From the first request to `now`; pauses of an evaluation that was resumed count.
+
+    None if a request does not say when it was written, as those of older versions.
+    """
+    asked = [request.get("asked_at") for request in requests]
+    times = [datetime.fromisoformat(text) for text in asked if text is not None]
+    return round((now - min(times)).total_seconds(), 1) if len(times) == len(asked) else None
 
 
 def _commit() -> str | None:

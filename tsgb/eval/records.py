@@ -196,7 +196,9 @@ class Provenance(Record):
     checkpoints: dict[str, Sha256] = Field(default_factory=dict)
     """Hash of the manifest of each guard's checkpoint."""
     created_at: AwareDatetime
-    wall_seconds: float
+    wall_seconds: float | None
+    """From the evaluation's request to this report; where it was resumed, pauses count. None if
+    the request does not say when it was written."""
     not_measured: list[str] = Field(default_factory=list)
 
 
