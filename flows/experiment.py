@@ -18,14 +18,12 @@ from flows.workers import Workers
 from tsgb import local_api
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.urls import canonical_url
-from tsgb.config import Arm, Profile
+from tsgb.config import SEEDS, Arm, Profile
 from tsgb.errors import Interrupted
 from tsgb.settings import Settings, child_environment, load_settings
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
-
-SEEDS = {Profile.SMOKE: 1, Profile.DEMO: 1, Profile.PAPER: 5}
 
 
 def run_experiment(

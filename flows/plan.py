@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -16,17 +15,17 @@ from tsgb.checkpoint.manifest import canonical_json, sha256_hex
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.urls import check_run_id
 from tsgb.config import (
-    ABLATIONS,
-    BASELINES,
     Arm,
     Profile,
     RunConfig,
     arm_overrides,
+    default_arms,
     make_config,
     parse_config,
 )
 from tsgb.envs import make_environment
 from tsgb.errors import CheckpointError, ConfigError, UsageError
+from tsgb.eval import plan as requests
 from tsgb.types import CheckpointRef
 
 CONFIG = "config.json"
@@ -40,12 +39,6 @@ def new_run_id(now: datetime) -> str:
     '20261124-080000-9f3c'
     """
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def default_arms(profile: Profile) -> tuple[Arm, ...]:
-    """Self-play and its baselines; the ablations too where there is time for them."""
-    arms = (Arm.SELFPLAY, *BASELINES)
-    return (*arms, *ABLATIONS) if profile is Profile.PAPER else arms
 
 
 def parse_arms(names: Sequence[str] | None, profile: Profile) -> tuple[Arm, ...]:
@@ -200,15 +193,10 @@ def write_request(
     guards: Mapping[Arm, CheckpointRef],
     targets: Sequence[str] | None,
 ) -> None:
-    """Write `reports/<eval_id>/request.json`, which tells the worker what to evaluate."""
-    workers.open().write_json(
-        f"reports/{eval_id}/request.json",
-        {
-            "eval_id": eval_id,
-            "guards": {arm.value: asdict(ref) for arm, ref in guards.items()},
-            "targets": None if targets is None else sorted(targets),
-        },
-    )
+    """Write the request that tells the worker what to evaluate."""
+    wanted = None if targets is None else sorted(targets)
+    by_name = {arm.value: ref for arm, ref in guards.items()}
+    requests.write_request(workers.open(), eval_id, by_name, wanted)
 
 
 def _short_hash(content: Mapping[str, Any]) -> str:

@@ -66,7 +66,7 @@ class ArmsWork:
 
     def begun(self) -> int:
         """The highest attempt on any arm."""
-        return max(self._workers.attempts(arm) for arm in self._arms)
+        return max(self._workers.highest(arm) for arm in self._arms)
 
     def is_finished(self) -> bool:
         """By the names of the newest checkpoints."""

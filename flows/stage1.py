@@ -79,7 +79,8 @@ def stage1(
 
     Returns:
         Where the checkpoints are: `run`, `store`, `targets`, `checkpoint` (URL, self-play's),
-        `step`, `checkpoints` by arm, and `attempts` by arm: how many workers it took.
+        `step`, `checkpoints` by arm, and `attempts` by arm: how many workers it took; a rented
+        machine that never came to train is none.
     """
     settings = load_settings()
     run = run or _run_id()

@@ -15,7 +15,7 @@ from typing import Any
 from flows.interrupts import check_interrupt
 from flows.progress import bar_of, listener
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS
-from tsgb.checkpoint.layout import Claim
+from tsgb.checkpoint.layout import CLAIMS, Claim
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.urls import join_run
@@ -149,7 +149,14 @@ class Workers:
         self._drive("writing the report", [job], watch, stall_seconds=None)
 
     def attempts(self, arm: Arm) -> int:
-        """How many workers have been started for an arm."""
+        """How many workers an arm took: attempts that came to train it.
+
+        A rented machine that never boots has a number too, but claims no arm.
+        """
+        return len({claim.attempt for claim in _claims(self.open(arm))})
+
+    def highest(self, arm: Arm) -> int:
+        """The highest attempt that was begun on an arm; the next one has a higher number."""
         return _highest(self.open(arm))
 
     def _reached(self, arm: Arm, target: int) -> CheckpointRef | None:
@@ -265,8 +272,11 @@ def _failure(state: JobState) -> type[TSGBError]:
 def _highest(run: RunStore) -> int:
     """The highest attempt that was begun: by us, or by a worker that somebody started by hand."""
     begun = [int(name.removesuffix(".json")) for name in _names(run, "attempts")]
-    claims = [claim.attempt for name in _names(run, "claims") if (claim := Claim.parse(name))]
-    return max([*begun, *claims], default=0)
+    return max([*begun, *(claim.attempt for claim in _claims(run))], default=0)
+
+
+def _claims(run: RunStore) -> list[Claim]:
+    return [claim for name in _names(run, CLAIMS) if (claim := Claim.parse(name))]
 
 
 def _names(run: RunStore, directory: str) -> Sequence[str]:

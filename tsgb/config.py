@@ -56,6 +56,14 @@ ABLATIONS = (Arm.NO_POOL, Arm.NO_TWINS, Arm.NO_REPLAY, Arm.NO_QUOTA, Arm.FROZEN_
 """One ingredient left out each; `paper` trains them."""
 LOSSES = (Arm.EXACT_PG, Arm.SAMPLED_PG)
 """Other losses of the guard, on request."""
+SEEDS = {Profile.SMOKE: 1, Profile.DEMO: 1, Profile.PAPER: 5}
+"""How many an experiment trains, from its own on."""
+
+
+def default_arms(profile: Profile) -> tuple[Arm, ...]:
+    """Self-play and its baselines; the ablations too where there is time for them."""
+    arms = (Arm.SELFPLAY, *BASELINES)
+    return (*arms, *ABLATIONS) if profile is Profile.PAPER else arms
 
 
 class _Frozen(BaseModel):

@@ -22,10 +22,10 @@ from tsgb.eval.records import (
 from tsgb.types import StreamKind
 
 TARGETS = (
-    Target(name="T_s", role="surrogate", overlap=1.0, arch="GPT d64", accuracy=0.996),
-    Target(name="B_near", role="black_box", overlap=1.0, arch="GPT d96", accuracy=0.988),
-    Target(name="B_mid", role="black_box", overlap=0.5, arch="GRU d96", accuracy=0.998),
-    Target(name="B_far", role="black_box", overlap=0.0, arch="GPT d48", accuracy=0.956),
+    Target(name="T_s", role="surrogate", overlap=1.0, arch="GPT d64"),
+    Target(name="B_near", role="black_box", overlap=1.0, arch="GPT d96"),
+    Target(name="B_mid", role="black_box", overlap=0.5, arch="GRU d96"),
+    Target(name="B_far", role="black_box", overlap=0.0, arch="GPT d48"),
 )
 TECHNIQUES = {
     StreamKind.STATIC: ("frame", "override", "reverse"),

@@ -101,6 +101,9 @@ def test_a_tiny_chat_model_goes_the_whole_way(
     evaluate(places, run.run_url, eval_id, 0, 1)
     report(places, [run.run_url], eval_id)
     check(run, eval_id)
+    again = run.read_json(f"reports/{eval_id}/summary.json")["provenance"]["command"]
+    assert again.startswith("tsgb experiment --profile smoke --env canary --seed 0 --arms selfplay")
+    assert f"--set model.pretrained={model}" in again
 
 
 @pytest.mark.smollm2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -158,6 +158,7 @@ def _answer(question: _Question) -> tuple[Summary, str]:
     """The summary, and the URL of the directory in which it lies."""
     from flows.progress import Bar, watching
     from tsgb.checkpoint.resolve import load
+    from tsgb.eval.plan import write_request
     from tsgb.worker.places import read_config
 
     places = read_places()
@@ -181,10 +182,7 @@ def _answer(question: _Question) -> tuple[Summary, str]:
             listener.note("evaluated already")
             return summary, f"{run.run_url}/{directory}"
         listener.note(f"eval-local: {ref.name} of {ref.run_url}, on {', '.join(wanted)}")
-        run.write_json(
-            f"{directory}/request.json",
-            {"eval_id": eval_id, "guards": {config.arm.value: asdict(ref)}, "targets": wanted},
-        )
+        write_request(run, eval_id, {config.arm.value: ref}, wanted)
 
         def show(stage: str, key: str, done: int, total: int, text: str) -> None:
             listener.bars(stage, [Bar(key=key, done=done, total=total, text=text)])

@@ -21,7 +21,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import UsageError
-from tsgb.eval.plan import plan
+from tsgb.eval.plan import plan, read_request
 from tsgb.eval.records import (
     Curve,
     Estimate,
@@ -111,10 +111,7 @@ def _check(parts: Sequence[Part]) -> None:
 
 def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
     directory = f"reports/{eval_id}"
-    try:
-        request = part.run.read_json(f"{directory}/request.json")
-    except FileNotFoundError as error:
-        raise UsageError(f"run {part.run.run_url} has no evaluation {eval_id!r}") from error
+    request = read_request(part.run, eval_id)
     targets: Sequence[str] = request.get("targets") or list(env.targets())
     items: list[Item] = []
     extras: Mapping[str, Any] = {}
@@ -180,7 +177,7 @@ def _setup(
                 for arm, ref in c.request["guards"].items()
             },
             created_at=now,
-            wall_seconds=round((now - _began(parts, now)).total_seconds(), 1),
+            wall_seconds=_seconds([c.request for c in cells], now),
             not_measured=list(NOT_MEASURED),
         ),
     )
@@ -201,19 +198,14 @@ def _pooled(measured: Sequence[Mapping[str, float] | None]) -> Estimate | None:
     )
 
 
-def _began(parts: Sequence[Part], now: datetime) -> datetime:
-    """When the first worker claimed one of the runs; pauses between attempts count."""
-    begun = [now]
-    for part in parts:
-        try:
-            names = part.run.list("claims")
-        except FileNotFoundError:
-            continue
-        begun += [
-            datetime.fromisoformat(part.run.read_json(f"claims/{name}")["created_at"])
-            for name in names
-        ]
-    return min(begun)
+def _seconds(requests: Sequence[Mapping[str, Any]], now: datetime) -> float | None:
+    """From the first request to `now`; pauses of an evaluation that was resumed count.
+
+    None if a request does not say when it was written, as those of older versions.
+    """
+    asked = [request.get("asked_at") for request in requests]
+    times = [datetime.fromisoformat(text) for text in asked if text is not None]
+    return round((now - min(times)).total_seconds(), 1) if len(times) == len(asked) else None
 
 
 def _commit() -> str | None:

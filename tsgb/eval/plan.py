@@ -6,10 +6,18 @@ scripted              every guard's scores and every target's answers on the fix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
 
+from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
+from tsgb.errors import UsageError
+from tsgb.types import CheckpointRef
+
+_REQUEST = "request.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,47 @@ def plan(config: RunConfig, targets: Sequence[str]) -> list[Cell]:
     """All cells, in the order in which parts take contiguous shares of them."""
     responses = range(config.evaluation.best_responses)
     return [Cell(), *(Cell(target, br_seed) for br_seed in responses for target in targets)]
+
+
+def write_request(
+    run: RunStore,
+    eval_id: str,
+    guards: Mapping[str, CheckpointRef],
+    targets: Sequence[str] | None,
+) -> None:
+    """Say what is evaluated, and since when: `asked_at`.
+
+    An evaluation that goes on after its first cell keeps the time of its first request. One that
+    has no cell yet starts anew.
+    """
+    directory = f"reports/{eval_id}"
+    asked_at = datetime.now(UTC).isoformat()
+    with suppress(FileNotFoundError):
+        if run.list(f"{directory}/cells"):
+            asked_at = run.read_json(f"{directory}/{_REQUEST}").get("asked_at")
+    run.write_json(
+        f"{directory}/{_REQUEST}",
+        {
+            "eval_id": eval_id,
+            "guards": {arm: asdict(ref) for arm, ref in guards.items()},
+            "targets": targets if targets is None else list(targets),
+            "asked_at": asked_at,
+        },
+    )
+
+
+def read_request(run: RunStore, eval_id: str) -> dict[str, Any]:
+    """What is evaluated, as `write_request` wrote it; `targets` is None for all of the world's.
+
+    Raises:
+        UsageError: The run has no such evaluation.
+    """
+    try:
+        return run.read_json(f"reports/{eval_id}/{_REQUEST}")
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"run {run.run_url} has no evaluation {eval_id!r}: stage 2 writes its request first"
+        ) from error
 
 
 def share(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     AwareDatetime,
@@ -148,8 +148,15 @@ class Target(Record):
     overlap: float | None = None
     """Share of the surrogate's hidden weaknesses that it has too; None if unknown."""
     arch: str = ""
-    accuracy: float | None = None
-    """Share of ordinary tasks it gets right, without any guard."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_accuracy(cls, data: Any) -> Any:
+        """Read older summaries: nothing ever measured this field, it was always null."""
+        if isinstance(data, dict):
+            given = cast("dict[str, Any]", data)
+            return {name: x for name, x in given.items() if (name, x) != ("accuracy", None)}
+        return data
 
 
 class Payoff(Record):
@@ -189,7 +196,9 @@ class Provenance(Record):
     checkpoints: dict[str, Sha256] = Field(default_factory=dict)
     """Hash of the manifest of each guard's checkpoint."""
     created_at: AwareDatetime
-    wall_seconds: float
+    wall_seconds: float | None
+    """From the evaluation's request to this report; where it was resumed, pauses count. None if
+    the request does not say when it was written."""
     not_measured: list[str] = Field(default_factory=list)
 
 

@@ -23,7 +23,7 @@ from tsgb.errors import UsageError
 from tsgb.eval import guards as guard_kinds
 from tsgb.eval.cells import adaptive_items, scripted_items
 from tsgb.eval.guards import Guard
-from tsgb.eval.plan import Cell, plan, share
+from tsgb.eval.plan import Cell, plan, read_request, share
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
 from tsgb.eval.transcripts import TRANSCRIPTS
 from tsgb.models.adapters import load_parameters
@@ -73,12 +73,7 @@ class Evaluation:
         self.eval_id = eval_id
         self._open_run = open_run
         self.directory = f"reports/{eval_id}"
-        try:
-            self.request = run.read_json(f"{self.directory}/request.json")
-        except FileNotFoundError as error:
-            raise UsageError(
-                f"run {run.run_url} has no evaluation {eval_id!r}: stage 2 writes its request first"
-            ) from error
+        self.request = read_request(run, eval_id)
         known = env.targets()
         wanted: Sequence[str] = self.request.get("targets") or list(known)
         unknown = [name for name in wanted if name not in known]

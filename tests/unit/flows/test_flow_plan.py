@@ -11,7 +11,6 @@ import pytest
 from flows.plan import (
     arm_configs,
     check_targets,
-    default_arms,
     evaluation_id,
     new_run_id,
     parse_arms,
@@ -21,7 +20,7 @@ from flows.plan import (
 from flows.workers import Workers
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.checkpoint.urls import is_run_id
-from tsgb.config import ABLATIONS, BASELINES, Arm, Profile, RunConfig
+from tsgb.config import ABLATIONS, BASELINES, Arm, Profile, RunConfig, default_arms
 from tsgb.errors import ConfigError, UsageError
 from tsgb.settings import Settings
 from tsgb.types import CheckpointRef

@@ -1,0 +1,123 @@
+"""A report's own account: how long the evaluation took, and the command that starts its run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import evaluation as fake
+from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.checkpoint.store import CheckpointStore
+from tsgb.config import RunConfig, make_config
+from tsgb.envs import make_environment
+from tsgb.eval.plan import plan, read_request, write_request
+from tsgb.eval.records import Provenance, Summary
+from tsgb.types import CheckpointRef
+from tsgb.worker.places import Places
+from tsgb.worker.reporting import report
+
+Evaluated = Callable[..., RunStore]
+ARMS = {name: fake.ARMS[name] for name in ("none", "sft", "selfplay")}
+
+
+def config(seed: int) -> RunConfig:
+    named = {"profile": "smoke", "seed": seed, "evaluation": {"bootstrap": 100}}
+    return make_config(make_environment("glyph", world_seed=0).profile("smoke"), named)
+
+
+def ref(arm: str, step: int) -> CheckpointRef:
+    place: dict[str, Any] = {
+        "name": f"step-{step:08d}-a0001-00000000",
+        "attempt": 1,
+        "writer": "00000000",
+    }
+    return CheckpointRef(
+        run_url=f"file:///s/{arm}", step=step, episode=0, sha256="ab" * 32, **place
+    )
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> Evaluated:
+    """Make a run whose training began long ago, with the filled cells of evaluation `e1`."""
+
+    def make(seed: int = 0, *, asked: timedelta | None) -> RunStore:
+        run = open_run(str(tmp_path / f"r{seed}"))
+        run.write_text("config.json", config(seed).canonical())
+        CheckpointStore(run).claim()
+        (name,) = run.list("claims")
+        run.write_json(f"claims/{name}", {"created_at": "2020-01-01T00:00:00+00:00"})
+        write_request(
+            run,
+            "e1",
+            {arm: ref(arm, config(seed).total_steps) for arm in ("selfplay", "sft")},
+            None,
+        )
+        request = read_request(run, "e1")
+        request["asked_at"] = (datetime.now(UTC) - asked).isoformat() if asked else None
+        run.write_json("reports/e1/request.json", request)
+        setup = fake.setup(ARMS, (seed,))
+        items = fake.items(ARMS, (seed,), num_prompts=24, num_attacks=24)
+        for cell in plan(config(seed), [target.name for target in fake.TARGETS]):
+            content: dict[str, Any] = {"items": []}
+            if cell.target is None:
+                content = {
+                    "items": [item.model_dump(mode="json") for item in items],
+                    "thresholds": [t.model_dump(mode="json") for t in setup.thresholds],
+                    "payoff": [],
+                    "curves": [],
+                    "variance": None,
+                    "transcripts": [],
+                }
+            run.write_text(f"reports/e1/cells/{cell.name}.json", json.dumps(content))
+        return run
+
+    return make
+
+
+def made(*runs: RunStore) -> tuple[Provenance, str]:
+    """What a report says of itself, and its page."""
+    report(Places(cache_dir=Path("unused")), [run.run_url for run in runs], "e1")
+    summary = Summary.model_validate_json(runs[0].read_text("reports/e1/summary.json"))
+    return summary.provenance, runs[0].read_text("reports/e1/report.html")
+
+
+def test_the_time_is_that_of_the_evaluation_not_of_the_training(evaluated: Evaluated) -> None:
+    provenance, page = made(evaluated(asked=timedelta(seconds=100)))
+    assert provenance.wall_seconds == pytest.approx(110, abs=10)
+    assert f", evaluated in {provenance.wall_seconds:.0f} s</dd>" in page
+    assert provenance.command == (
+        "tsgb experiment --profile smoke --env glyph --seed 0 --arms selfplay,sft "
+        "--set evaluation.bootstrap=100"
+    )
+
+
+def test_runs_of_several_seeds_count_from_the_first_request(evaluated: Evaluated) -> None:
+    first = evaluated(0, asked=timedelta(seconds=50))
+    provenance, _ = made(first, evaluated(1, asked=timedelta(seconds=200)))
+    assert provenance.wall_seconds == pytest.approx(210, abs=10)
+    assert provenance.command.endswith("  # reported here: seeds 0, 1")
+
+
+def test_an_unknown_time_is_not_told(evaluated: Evaluated) -> None:
+    provenance, page = made(evaluated(asked=None))
+    assert provenance.wall_seconds is None
+    assert "evaluated in" not in page
+
+
+def test_a_request_is_as_old_as_its_first_cell(tmp_path: Path) -> None:
+    run = open_run(str(tmp_path / "r1"))
+
+    def ask() -> str:
+        write_request(run, "e1", {"selfplay": ref("selfplay", 9)}, ["T_s"])
+        return read_request(run, "e1")["asked_at"]
+
+    first = ask()
+    second = ask()
+    assert second > first, "nothing was evaluated in between"
+    run.write_json("reports/e1/cells/scripted.json", {"items": []})
+    assert ask() == second, "a cell was made, and goes into the report"

@@ -1,0 +1,152 @@
+"""The command in a report starts what was reported: its options are parsed as a user's are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import typer.main
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.plan import arm_configs, parse_arms
+from tsgb.cli import app
+from tsgb.cli.options import parse_names, parse_overrides, parse_profile
+from tsgb.config import Arm, Profile, RunConfig, default_arms
+from tsgb.envs import make_environment
+from tsgb.worker.reporting import command
+
+EXPERIMENT: Any = vars(typer.main.get_command(app))["commands"]["experiment"]
+LAST = object()
+
+
+def parsed(line: str) -> dict[str, Any]:
+    """The options of a printed command, as the command line reads them."""
+    words = shlex.split(line, comments=True)
+    assert words[:2] == ["tsgb", "experiment"]
+    return EXPERIMENT.make_context("experiment", words[2:]).params
+
+
+def started(line: str) -> dict[Arm, RunConfig]:
+    """The configurations that a printed command would write."""
+    options = parsed(line)
+    profile = parse_profile(options["profile"])
+    return arm_configs(
+        parse_arms(parse_names(options["arms"], "--arms"), profile),
+        profile=profile,
+        env=options["env"],
+        world_seed=options["world_seed"],
+        seed=options["seed"],
+        overrides=parse_overrides(options["overrides"]),
+    )
+
+
+def configs(arms: Sequence[Arm] = (Arm.SELFPLAY,), **named: Any) -> dict[Arm, RunConfig]:
+    usual: dict[str, Any] = {
+        "profile": Profile.SMOKE,
+        "env": "glyph",
+        "world_seed": 0,
+        "seed": 0,
+        "overrides": None,
+    }
+    return arm_configs(arms, **{**usual, **named})
+
+
+def printed(
+    ran: Mapping[Arm, RunConfig],
+    *,
+    seeds: Sequence[int] | None = None,
+    targets: Sequence[str] | None = None,
+    step: Any = LAST,
+) -> str:
+    config = ran[Arm.SELFPLAY]
+    guards = {arm.value: {"step": one.total_steps} for arm, one in ran.items()}
+    if step is not LAST:
+        guards[Arm.SELFPLAY.value] = {"step": step}
+    pooled = [config.model_copy(update={"seed": seed}) for seed in seeds or [config.seed]]
+    env = make_environment(config.env, world_seed=config.world_seed)
+    return command(pooled, env, [{"guards": guards, "targets": targets} for _ in pooled])
+
+
+OVERRIDES = {
+    "segments": st.integers(1, 9),
+    "checkpoint_interval": st.none() | st.integers(1, 99),
+    "model.pretrained": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    "model.adapter": st.sampled_from(["full", "lora"]),
+    "attacker.lr": st.floats(allow_nan=False, allow_infinity=False),
+    "guard.loss": st.sampled_from(["exact_pg", "weighted_ce", "sampled_pg"]),
+    "guard.current_share": st.floats(0, 0.3),
+    "selfplay.rounds": st.integers(0, 9),
+    "selfplay.pool": st.booleans(),
+    "evaluation.prompts": st.integers(1, 2000),
+}
+
+
+@given(
+    st.fixed_dictionaries({}, optional=OVERRIDES),
+    st.sets(st.sampled_from(Arm)),
+    st.sampled_from([Profile.SMOKE, Profile.DEMO]),
+    st.integers(0, 2),
+    st.integers(0, 99),
+)
+def test_the_command_makes_these_configurations(
+    flat: dict[str, Any], arms: set[Arm], profile: Profile, world_seed: int, seed: int
+) -> None:
+    overrides: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, last = name.split(".")
+        inner = overrides
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    chosen = [arm for arm in Arm if arm in {Arm.SELFPLAY, *arms}]
+    ran = configs(
+        chosen, profile=profile, world_seed=world_seed, seed=seed, overrides=overrides or None
+    )
+    assert started(printed(ran)) == ran
+
+
+def test_it_says_what_differs_from_the_profile_and_no_more() -> None:
+    ran = configs((Arm.SELFPLAY, Arm.SFT), seed=3, overrides={"selfplay": {"rounds": 2}})
+    assert printed(ran) == (
+        "tsgb experiment --profile smoke --env glyph --seed 3 --arms selfplay,sft "
+        "--set selfplay.rounds=2"
+    )
+    assert printed(configs(default_arms(Profile.SMOKE))) == (
+        "tsgb experiment --profile smoke --env glyph --seed 0"
+    )
+
+
+def test_world_seed_and_targets() -> None:
+    line = printed(configs(world_seed=4), targets=["B_far", "T_s"])
+    assert "--world-seed 4 " in line
+    assert parsed(line)["target"] == ["B_far", "T_s"]
+
+
+def test_an_experiment_of_several_seeds_is_started_once() -> None:
+    paper = configs(default_arms(Profile.PAPER), profile=Profile.PAPER, seed=3)
+    assert printed(paper, seeds=[4, 3, 5, 6, 7]) == (
+        "tsgb experiment --profile paper --env glyph --seed 3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("profile", "seeds", "step", "comment"),
+    [
+        pytest.param(Profile.PAPER, [3], LAST, "seed 3", id="one-of-five"),
+        pytest.param(Profile.SMOKE, [1, 0], LAST, "seeds 0, 1", id="pooled-by-hand"),
+        pytest.param(Profile.SMOKE, [0], 7, r"selfplay at step 7 of \d+", id="older-guard"),
+        pytest.param(Profile.SMOKE, [0, 2], 7, "seeds 0, 2; selfplay at step 7 .*", id="both"),
+    ],
+)
+def test_a_comment_tells_what_an_experiment_does_otherwise(
+    profile: Profile, seeds: list[int], step: Any, comment: str
+) -> None:
+    ran = configs(default_arms(profile), profile=profile)
+    line = printed(ran, seeds=seeds, step=step)
+    words = shlex.split(line, comments=True)
+    assert words[-2:] == ["--seed", str(min(seeds))]
+    assert re.fullmatch(f"reported here: {comment}", line.partition("  # ")[2])
