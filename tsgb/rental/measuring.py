@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -135,11 +135,17 @@ def _timed(run: RunStore) -> list[tuple[str, float]]:
     for line in lines:
         try:
             found: dict[str, Any] = json.loads(line)
-            seconds = float(found["tokens"]) / float(found["tokens_per_second"])
-            timed.append((str(found["phase"]), seconds))
+            timed.append((str(found["phase"]), _seconds(found)))
         except (ValueError, KeyError, TypeError, ZeroDivisionError):
-            continue  # torn, or of a kind that counts no tokens
+            continue  # torn, or of a version that wrote no seconds, and of a kind without tokens
     return timed
+
+
+def _seconds(line: Mapping[str, Any]) -> float:
+    """What an update took; earlier versions wrote it as a speed only."""
+    if "seconds" in line:
+        return float(line["seconds"])
+    return float(line["tokens"]) / float(line["tokens_per_second"])
 
 
 def _means(timed: Iterable[tuple[str, float]]) -> dict[str, float]:
