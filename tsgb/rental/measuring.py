@@ -1,6 +1,10 @@
 """What the store tells for a plan: how much of a run is left, and what machines were like.
 
 It decides nothing. A kind of update that was not measured counts as the mean of the others.
+
+The arms of a run train at the same time (`tsgb/worker/machine.py`, as long as the host has as many
+cores as there are arms), so what is left of the longest is what is left. Their updates were
+measured side by side already, so those times hold as they are.
 """
 
 from __future__ import annotations
@@ -31,9 +35,10 @@ class Left:
     """
 
     hours: float
-    """Useful ones, on a machine as fast as the one that was measured."""
+    """Useful ones, on a machine as fast as the one that was measured: those of the longest arm."""
     source: str
     step_seconds: float = 1.0
+    """Of a mean update that is left to the longest arm."""
     spent: int = 0
     """Micro-dollars that the run has cost or set aside already."""
     endings: tuple[Ending, ...] = ()
@@ -73,7 +78,7 @@ def measure(archive: Archive, run: str) -> Left:
     Raises:
         UsageError: There is no such run, nothing was measured yet, or nothing is left.
     """
-    arms = [found for arm in Arm if (found := _arm(archive, arm_run_id(run, arm))) is not None]
+    arms = [found for arm in Arm if (found := _arm(archive, run, arm)) is not None]
     if not arms:
         raise UsageError(f"run {run!r} is not in {archive.url}: give --hours for a run to come")
     todo, done = sum(arm.todo for arm in arms), sum(arm.step for arm in arms)
@@ -82,12 +87,16 @@ def measure(archive: Archive, run: str) -> Left:
     pooled = _means(pair for arm in arms for pair in arm.timed)
     if not pooled:
         raise UsageError(f"run {run!r} has no update that was measured yet: give --hours instead")
-    seconds = sum(arm.seconds_left(pooled) for arm in arms)
+    longest = max(arms, key=lambda arm: arm.seconds_left(pooled))
+    seconds = longest.seconds_left(pooled)
+    at_once = ""
+    if len(arms) > 1:
+        at_once = f"; its {len(arms)} arms train at once, and {longest.arm} has the most left"
     papers = archive.papers(run)
     return Left(
         hours=seconds / 3600,
-        source=f"{todo} of {todo + done} updates of run {run}, as fast as those before",
-        step_seconds=seconds / todo,
+        source=f"{todo} of {todo + done} updates of run {run}, as fast as those before{at_once}",
+        step_seconds=seconds / longest.todo,
         spent=Ledger.open(papers.run, 0).held,
         endings=tuple(papers.endings()),
     )
@@ -97,6 +106,7 @@ def measure(archive: Archive, run: str) -> Left:
 class _ArmLeft:
     """One arm: updates that are saved, how many of each kind are left, how long some took."""
 
+    arm: Arm
     step: int
     left: dict[str, int]
     timed: list[tuple[str, float]]
@@ -111,8 +121,8 @@ class _ArmLeft:
         return sum(num * means.get(kind, usual) for kind, num in self.left.items())
 
 
-def _arm(archive: Archive, run_id: str) -> _ArmLeft | None:
-    run = archive.papers(run_id).run
+def _arm(archive: Archive, run_id: str, arm: Arm) -> _ArmLeft | None:
+    run = archive.papers(arm_run_id(run_id, arm)).run
     try:
         config = parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
     except FileNotFoundError:
@@ -122,7 +132,7 @@ def _arm(archive: Archive, run_id: str) -> _ArmLeft | None:
     left: dict[str, int] = defaultdict(int)
     for phase in config.phases():
         left[phase.kind] += max(0, phase.stop - max(phase.start, step))
-    return _ArmLeft(step, left, _timed(run))
+    return _ArmLeft(arm, step, left, _timed(run))
 
 
 def _timed(run: RunStore) -> list[tuple[str, float]]:
