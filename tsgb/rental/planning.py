@@ -72,7 +72,10 @@ def make_plan(
     seen = list(offers)
     boot, boot_source = BOOT_SECONDS, "assumed"
     if track.boot_seconds:
-        boot, boot_source = median(track.boot_seconds), f"of {len(track.boot_seconds)} starts"
+        boot, boot_source = (
+            median(track.boot_seconds),
+            f"of {_count(len(track.boot_seconds), 'start')}",
+        )
     work = workload(
         left.hours, disk_gb=terms.disk_gb, boot_seconds=boot, step_seconds=left.step_seconds
     )
@@ -118,6 +121,15 @@ def _source(history: History, name: str, track: Track) -> str:
     every = sum(hold.preempted for hold in track.holds)
     total = sum(hold.hours for hold in track.holds)
     return (
-        f"{events} preemptions in {hours:.1f} h of {name}; {every} in {total:.1f} h of all "
-        f"{len(track.holds)} machines of {track.runs} runs"
+        f"{_count(events, 'preemption')} in {_two_digits(hours)} h of {name}; {every} in "
+        f"{_two_digits(total)} h of all {_count(len(track.holds), 'machine')} of "
+        f"{_count(track.runs, 'run')}"
     )
+
+
+def _count(num: int, word: str) -> str:
+    return f"{num} {word}" if num == 1 else f"{num} {word}s"
+
+
+def _two_digits(hours: float) -> str:
+    return f"{float(f'{hours:.2g}'):g}"

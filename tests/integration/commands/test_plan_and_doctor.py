@@ -46,9 +46,22 @@ def test_a_plan_learns_from_the_machines_of_the_store(
         held(archive.papers("r1"), attempt, Cause.PREEMPTED, 0.2)
     after = json.loads(run("plan --json").out)
     assert after["hazard_per_hour"]["mean"] > 2 * before["hazard_per_hour"]["mean"]
-    assert "8 in 1.6 h of all 8 machines of 1 runs" in after["hazard_per_hour"]["source"]
+    assert "8 in 1.6 h of all 8 machines of 1 run" in after["hazard_per_hour"]["source"]
     assert (after["boot_seconds"], after["boot_source"]) == (100.0, "of 8 starts")
     assert after["dollars"]["p50"] > before["dollars"]["p50"]
+
+
+def test_holds_are_told_as_what_they_were(run: Callable[[str], Ended], archive: Archive) -> None:
+    papers = archive.papers("r1")
+    held(papers, 1, Cause.PREEMPTED, 0.0123)
+    document = json.loads(run("plan --json").out)
+    assert document["hazard_per_hour"]["source"] == (
+        "1 preemption in 0.012 h of RTX 3090 x1 bid; 1 in 0.012 h of all 1 machine of 1 run"
+    )
+    assert document["boot_source"] == "of 1 start"
+    held(papers, 2, Cause.DONE, 123.4)
+    source = json.loads(run("plan --json").out)["hazard_per_hour"]["source"]
+    assert source.endswith("1 in 120 h of all 2 machines of 1 run")
 
 
 CONFIG: dict[str, Any] = {
