@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
 from tsgb.budget import Ledger
+from tsgb.checkpoint.manifest import Manifest
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, arm_run_id, parse_config
-from tsgb.errors import UsageError
+from tsgb.errors import CheckpointError, StoreError, UsageError
 from tsgb.machines.hazard import Hold
 from tsgb.machines.retries import Ending
 from tsgb.rental.archive import Archive
@@ -39,6 +40,12 @@ class Left:
     source: str
     step_seconds: float = 1.0
     """Of a mean update that is left to the longest arm."""
+    restore_gb: float = 0.0
+    """Of the checkpoints that a machine loads when it starts: those of all arms."""
+    save_gb: float = 0.0
+    """What a save of all arms sends, on average: an arm that is done early saves no more."""
+    traffic_source: str = ""
+    """Empty where nothing is known of checkpoints, so that no traffic is planned."""
     spent: int = 0
     """Micro-dollars that the run has cost or set aside already."""
     endings: tuple[Ending, ...] = ()
@@ -93,23 +100,56 @@ def measure(archive: Archive, run: str) -> Left:
     if len(arms) > 1:
         at_once = f"; its {len(arms)} arms train at once, and {longest.arm} has the most left"
     papers = archive.papers(run)
+    sizes = _filled([arm.state_gb for arm in arms])
+    shares = [arm.seconds_left(pooled) / seconds for arm in arms]
     return Left(
         hours=seconds / 3600,
         source=f"{todo} of {todo + done} updates of run {run}, as fast as those before{at_once}",
         step_seconds=seconds / longest.todo,
+        restore_gb=sum(sizes),
+        save_gb=sum(size * share for size, share in zip(sizes, shares, strict=True)),
+        traffic_source=f"by the newest checkpoints of run {run}" if sum(sizes) else "",
         spent=Ledger.open(papers.run, 0).held,
         endings=tuple(papers.endings()),
     )
 
 
+def state_gb(runs: Iterable[RunStore]) -> float:
+    """What the newest checkpoints of these arms hold together, by their manifests.
+
+    0 where there is none yet, or where one could not be read: it is for a guess, and what is wrong
+    with a store is better said by who needs it.
+    """
+    try:
+        newest = [CheckpointReader(run).newest_manifest() for run in runs]
+    except (StoreError, CheckpointError):
+        return 0.0
+    return sum(_filled([None if found is None else _gigabytes(found[1]) for found in newest]))
+
+
+def _filled(sizes: Sequence[float | None]) -> list[float]:
+    """An arm of no checkpoint counts as the mean of the others."""
+    known = [size for size in sizes if size is not None]
+    usual = mean(known) if known else 0.0
+    return [usual if size is None else size for size in sizes]
+
+
+def _gigabytes(manifest: Manifest) -> float:
+    return sum(record.size for record in manifest.files.values()) / 1e9
+
+
 @dataclass(frozen=True, slots=True)
 class _ArmLeft:
-    """One arm: updates that are saved, how many of each kind are left, how long some took."""
+    """One arm: updates that are saved, how many of each kind are left, how long some took.
+
+    And the size of its newest checkpoint, if it has one.
+    """
 
     arm: Arm
     step: int
     left: dict[str, int]
     timed: list[tuple[str, float]]
+    state_gb: float | None
 
     @property
     def todo(self) -> int:
@@ -127,12 +167,13 @@ def _arm(archive: Archive, run_id: str, arm: Arm) -> _ArmLeft | None:
         config = parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
     except FileNotFoundError:
         return None
-    newest = CheckpointReader(run).newest()
-    step = 0 if newest is None else newest.step
+    newest = CheckpointReader(run).newest_manifest()
+    step = 0 if newest is None else newest[0].step
     left: dict[str, int] = defaultdict(int)
     for phase in config.phases():
         left[phase.kind] += max(0, phase.stop - max(phase.start, step))
-    return _ArmLeft(arm, step, left, _timed(run))
+    size = None if newest is None else _gigabytes(newest[1])
+    return _ArmLeft(arm, step, left, _timed(run), size)
 
 
 def _timed(run: RunStore) -> list[tuple[str, float]]:

@@ -77,7 +77,12 @@ def make_plan(
             f"of {_count(len(track.boot_seconds), 'start')}",
         )
     work = workload(
-        left.hours, disk_gb=terms.disk_gb, boot_seconds=boot, step_seconds=left.step_seconds
+        left.hours,
+        disk_gb=terms.disk_gb,
+        boot_seconds=boot,
+        step_seconds=left.step_seconds,
+        restore_gb=left.restore_gb,
+        save_gb=left.save_gb,
     )
     history = History.of(track.holds)
     choice = choose(

@@ -19,7 +19,8 @@ def workload(
     stall_seconds: float = STALL_SECONDS,
     upload_seconds: float = UPLOAD_SECONDS,
     step_seconds: float = 1.0,
-    state_gb: float = 0.0,
+    restore_gb: float = 0.0,
+    save_gb: float = 0.0,
 ) -> Workload:
     """A run with so many useful hours left, whose worker saves by Young's rule.
 
@@ -30,7 +31,8 @@ def workload(
         stall_seconds: Of training, at each save.
         upload_seconds: From a save until it is durable.
         step_seconds: Of one update; nothing can be saved within.
-        state_gb: Of one checkpoint.
+        restore_gb: Of the checkpoints that are loaded at each start.
+        save_gb: Of those that each save sends.
     """
     return Workload(
         work_hours=hours,
@@ -39,6 +41,6 @@ def workload(
         stall_seconds=stall_seconds,
         upload_seconds=upload_seconds,
         disk_gb=disk_gb,
-        restore_gb=state_gb,
-        save_gb=state_gb,
+        restore_gb=restore_gb,
+        save_gb=save_gb,
     )

@@ -64,6 +64,22 @@ def test_holds_are_told_as_what_they_were(run: Callable[[str], Ended], archive: 
     assert source.endswith("1 in 120 h of all 2 machines of 1 run")
 
 
+def test_traffic_is_paid_for_and_said(run: Callable[[str], Ended]) -> None:
+    ended = run("plan --hours 2")
+    assert "without traffic: give --state-gb or --run-id" in ended.out
+    without = json.loads(run("plan --hours 2 --json").out)
+    assert (without["save_gb"], without["traffic_source"]) == (0.0, None)
+    document = json.loads(run("plan --hours 2 --state-gb 0.7 --json").out)
+    assert (document["save_gb"], document["restore_gb"]) == (0.7, 0.7)
+    assert document["dollars"]["p50"] > without["dollars"]["p50"]
+    assert re.search(
+        r"traffic  0.7 GB up for each save at \$0\.\d{4}/GB, 0.7 GB down for each start at "
+        r"\$0\.\d{4}/GB, as given",
+        run("plan --hours 2 --state-gb 0.7").out,
+    )
+    one_line(run("plan --state-gb=-1"), 2, "state-gb")
+
+
 CONFIG: dict[str, Any] = {
     "attacker": {"sft_steps": 10, "warmup_steps": 0},
     "guard": {"sft_steps": 10},
