@@ -108,7 +108,7 @@ def _say(found: Plan, *, as_json: bool) -> None:
         )
         lines["start"] = f"{found.boot_seconds:.0f} s until it trains, {found.boot_source}"
         lines["traffic"] = _traffic(found.left, offer)
-        lines["saves"] = f"every {found.interval_seconds:.0f} s (Young)"
+        lines["saves"] = f"every {_seconds(found.interval_seconds)} s ({found.interval_source})"
     for name, text in lines.items():
         out.print(f"{name:>8}  {text}", markup=False, soft_wrap=True)
     if found.forecast is None:
@@ -124,6 +124,10 @@ def _say(found: Plan, *, as_json: bool) -> None:
         "of the budget",
         markup=False,
     )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _traffic(left: Left, offer: Offer) -> str:
@@ -158,6 +162,7 @@ def _document(found: Plan) -> dict[str, Any]:
         "boot_seconds": found.boot_seconds,
         "boot_source": found.boot_source,
         "checkpoint_interval_seconds": found.interval_seconds,
+        "checkpoint_interval_source": found.interval_source,
         "save_gb": found.left.save_gb,
         "restore_gb": found.left.restore_gb,
         "traffic_source": found.left.traffic_source or None,

@@ -40,6 +40,8 @@ class Left:
     source: str
     step_seconds: float = 1.0
     """Of a mean update that is left to the longest arm."""
+    save_updates: int | None = None
+    """Between two saves, where the run's configuration says so; None: by Young's rule."""
     restore_gb: float = 0.0
     """Of the checkpoints that a machine loads when it starts: those of all arms."""
     save_gb: float = 0.0
@@ -106,6 +108,7 @@ def measure(archive: Archive, run: str) -> Left:
         hours=seconds / 3600,
         source=f"{todo} of {todo + done} updates of run {run}, as fast as those before{at_once}",
         step_seconds=seconds / longest.todo,
+        save_updates=longest.save_updates,
         restore_gb=sum(sizes),
         save_gb=sum(size * share for size, share in zip(sizes, shares, strict=True)),
         traffic_source=f"by the newest checkpoints of run {run}" if sum(sizes) else "",
@@ -142,7 +145,7 @@ def _gigabytes(manifest: Manifest) -> float:
 class _ArmLeft:
     """One arm: updates that are saved, how many of each kind are left, how long some took.
 
-    And the size of its newest checkpoint, if it has one.
+    And the size of its newest checkpoint, if it has one; updates between two saves, if it is fixed.
     """
 
     arm: Arm
@@ -150,6 +153,7 @@ class _ArmLeft:
     left: dict[str, int]
     timed: list[tuple[str, float]]
     state_gb: float | None
+    save_updates: int | None
 
     @property
     def todo(self) -> int:
@@ -173,7 +177,7 @@ def _arm(archive: Archive, run_id: str, arm: Arm) -> _ArmLeft | None:
     for phase in config.phases():
         left[phase.kind] += max(0, phase.stop - max(phase.start, step))
     size = None if newest is None else _gigabytes(newest[1])
-    return _ArmLeft(arm, step, left, _timed(run), size)
+    return _ArmLeft(arm, step, left, _timed(run), size, config.checkpoint_interval)
 
 
 def _timed(run: RunStore) -> list[tuple[str, float]]:

@@ -45,7 +45,8 @@ class Plan:
     boot_seconds: float
     boot_source: str
     interval_seconds: float
-    """Between two checkpoints, by Young's rule."""
+    """Between two checkpoints."""
+    interval_source: str
     forecast: Forecast | None
     """None where no offer fits."""
     budget: float
@@ -81,6 +82,7 @@ def make_plan(
         disk_gb=terms.disk_gb,
         boot_seconds=boot,
         step_seconds=left.step_seconds,
+        save_updates=left.save_updates,
         restore_gb=left.restore_gb,
         save_gb=left.save_gb,
     )
@@ -111,12 +113,19 @@ def make_plan(
         boot_seconds=boot,
         boot_source=boot_source,
         interval_seconds=3600 * work.interval_hours(hazard.mean, left.hours),
+        interval_source=_interval_source(left),
         forecast=told,
         budget=max(0, terms.budget - left.spent) / MICRO,
     )
 
 
 _PRIOR_SOURCE = f"prior alone: {PRIOR.events:g} preemption in {PRIOR.hours:g} h"
+
+
+def _interval_source(left: Left) -> str:
+    if left.save_updates is None:
+        return "Young"
+    return f"{_count(left.save_updates, 'update')}, fixed by the run's configuration"
 
 
 def _source(history: History, name: str, track: Track) -> str:

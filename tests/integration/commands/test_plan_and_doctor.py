@@ -104,6 +104,13 @@ def test_a_plan_of_a_run_goes_by_its_own_updates(
     assert document["useful_hours"] == pytest.approx((100 + 800 + 750) / HOUR)
     assert document["useful_hours_source"].startswith("100 of 100 updates of run r1")
 
+    config = make_config(CONFIG, {"checkpoint_interval": 7})
+    papers.run.write_text("config.json", config.canonical())
+    fixed = json.loads(run("plan --run-id r1 --json").out)
+    assert fixed["checkpoint_interval_seconds"] == pytest.approx(7 * 16.5)
+    out = run("plan --run-id r1").out
+    assert "every 116 s (7 updates, fixed by the run's configuration)" in out
+
     held(papers, 1, Cause.PREEMPTED, 1.0)
     spent = Ledger.open(papers.run, 0).held
     document = json.loads(run("plan --run-id r1 --json").out)

@@ -14,6 +14,7 @@ from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import Arm, arm_overrides, arm_run_id, make_config
 from tsgb.rental.archive import Archive
 from tsgb.rental.measuring import Left, measure, state_gb
+from tsgb.rental.work import workload
 from tsgb.settings import Settings
 
 SIZES: dict[str, Any] = {
@@ -56,6 +57,19 @@ def test_one_arm_is_all_there_is(archive: Archive) -> None:
     left = measure(archive, "r1")
     assert left.hours == pytest.approx((10 * 1.0 + 20 * 2.0) / 3600)
     assert left.source == "30 of 30 updates of run r1, as fast as those before"
+
+
+def test_a_fixed_interval_is_that_of_the_worker(archive: Archive) -> None:
+    begin(archive, Arm.SELFPLAY)
+    assert measure(archive, "r1").save_updates is None
+    begin(archive, Arm.SELFPLAY, checkpoint_interval=4)
+    left = measure(archive, "r1")
+    assert left.save_updates == 4
+    work = workload(
+        left.hours, disk_gb=20, step_seconds=left.step_seconds, save_updates=left.save_updates
+    )
+    for mtbf in (60.0, 7200.0):
+        assert work.interval(mtbf) == 4 * left.step_seconds
 
 
 def save(archive: Archive, arm: Arm, step: int, num_bytes: int) -> None:
