@@ -16,7 +16,7 @@ from tests.fakes.command_line import Ended, Run
 from tests.fakes.operator_scene import COMMANDS, HOUR, NOW, lease, live, one_line
 from tests.fakes.vast.driver import Driver
 from tsgb.budget import Ledger
-from tsgb.lease import end, grant
+from tsgb.lease import SKEW, TTL, end, grant
 from tsgb.machines.costs import Rates, microdollars
 from tsgb.rental.archive import Archive
 
@@ -53,6 +53,31 @@ def test_all_instances_are_listed_with_what_covers_them(
     for text in ("tsgb/home/r1/2", "mytool/1", "1:00 h", "of another tool", "not a JSON object"):
         assert text in table
     assert table.splitlines()[-1].startswith("2 of ours at $")
+
+
+def test_a_lease_that_has_run_out_is_not_called_one(
+    run: Callable[[str], Ended], vast: Driver, archive: Archive
+) -> None:
+    number = vast.rent(label="tsgb/home/r1/2")
+    other = vast.rent(label="tsgb/home/r2/1")
+    vast.advance(HOUR)
+    young = vast.rent(label="tsgb/home/r1/1")
+    papers = archive.papers("r1")
+    now = datetime.now(UTC)
+    lease(papers, 2, now - TTL - timedelta(seconds=9))
+    lease(archive.papers("r2"), 1, now - timedelta(minutes=1))
+    ended = now - timedelta(seconds=9)
+    rows = {row["id"]: row for row in json.loads(run("machines ls --json").out)["instances"]}
+    assert {row["standing"] for row in rows.values()} == {"covered"}
+    assert rows[number]["why"] == (
+        f"its lease ran out at {ended:%H:%M:%S} UTC; tolerated until {ended + SKEW:%H:%M:%S}, "
+        "since clocks may differ"
+    )
+    assert rows[other]["why"].startswith("leased until")
+    assert rows[young]["why"] == "the lease is that of attempt 2, but it is too young to tell"
+    document = json.loads(run("reap --json").out)
+    assert [row["why"] for row in document["instances"]] == [rows[n]["why"] for n in sorted(rows)]
+    assert (document["destroyed"], live(vast)) == (0, {number, other, young})
 
 
 def test_words_of_others_are_shown_and_not_obeyed(
