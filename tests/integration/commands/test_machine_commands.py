@@ -114,10 +114,32 @@ def test_a_leased_machine_needs_force_and_is_asked_to_save(
     assert revoked is not None
     assert revoked.stop == "destroyed by hand"
     assert live(vast) == set()
-    said = re.search(r"it cost \$([\d.]+), by its price and age, at most", ended.out)
+    said = re.search(r"it cost \$([\d.]+), by its price and age, without traffic\n", ended.out)
     assert said is not None
     assert float(vast.bill(number)["dollars"]) <= float(said[1]) + 1e-4
     assert papers.page(1) is None, "a live flow is the one writer"
+
+
+def test_an_account_that_stays_open_is_said(
+    run: Callable[[str], Ended], vast: Driver, archive: Archive
+) -> None:
+    """A machine of a flow that lives, and one whose run has lost its lease."""
+    leased, lost = vast.rent(label="tsgb/home/r1/1"), vast.rent(label="tsgb/home/r2/1")
+    vast.advance(HOUR)
+    lease(archive.papers("r1"), 1, datetime.now(UTC))
+    for name in ("r1", "r2"):
+        Ledger.open(archive.papers(name).run, microdollars(5)).reserve(
+            1, Rates(gpu_per_hour=200_000), datetime.now(UTC) - timedelta(hours=1)
+        )
+    open_still = "its account stays open until its flow, or the next one of its run, closes it"
+    ended = run(f"machines destroy {leased} --force")
+    assert ended.code == 0
+    assert f"by its price and age, without traffic; {open_still}\n" in ended.out
+    [row] = json.loads(run(f"machines destroy {lost} --json").out)["instances"]
+    assert (row["gone"], row["problem"]) == (True, open_still)
+    assert row["dollars_by"] == "its price and age, without traffic"
+    for name in ("r1", "r2"):
+        assert Ledger.open(archive.papers(name).run, 0).accounts[1].is_open
 
 
 def test_an_orphan_is_destroyed_and_paid(
