@@ -26,6 +26,7 @@ from tsgb.rental.boot import Boot, boot
 from tsgb.rental.code import Code, pack_code, publish_code
 from tsgb.rental.desk import Desk
 from tsgb.rental.held import Held
+from tsgb.rental.measuring import state_gb
 from tsgb.rental.papers import Intent, Papers
 from tsgb.rental.terms import Patience, Terms
 from tsgb.rental.words import arms, number
@@ -188,7 +189,9 @@ def renting(
             note=tell,
         )
         work = ArmsWork(workers, arms, terms)
-        yield Renting(desk, work, workload(_GUESSED_HOURS, disk_gb=terms.disk_gb)), work
+        size = state_gb(workers.open(arm, _STORE_SECONDS) for arm in arms)
+        load = workload(_GUESSED_HOURS, disk_gb=terms.disk_gb, restore_gb=size, save_gb=size)
+        yield Renting(desk, work, load), work
 
 
 def settings_at(settings: Settings, vast_url: str | None) -> Settings:

@@ -91,12 +91,15 @@ class Lease(BaseModel):
                 "delete it"
             ) from error
 
+    @property
+    def ends_at(self) -> datetime:
+        """Its end or its deadline, whichever comes first."""
+        deadline = self.deadline_at
+        return self.expires_at if deadline is None else min(self.expires_at, deadline)
+
     def has_run_out(self, now: datetime, skew: timedelta = SKEW) -> bool:
         """Past its end or its deadline, on any clock within `skew` of ours."""
-        ends = (
-            self.expires_at if self.deadline_at is None else min(self.expires_at, self.deadline_at)
-        )
-        return now > ends + skew
+        return now > self.ends_at + skew
 
     def standing(self, attempt: int, now: datetime, skew: timedelta = SKEW) -> Standing:
         """What it says to an attempt that reads it now."""

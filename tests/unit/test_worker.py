@@ -67,6 +67,16 @@ def test_it_stops_where_it_is_told_to(run: RunStore, places: Places, until: int 
     assert attempt(run, places).train(until) == ref, "nothing is left to do"
 
 
+def test_each_update_says_how_long_it_took(run: RunStore, places: Places) -> None:
+    """Of every kind: `tsgb plan` expects the rest of a run from these."""
+    attempt(run, places).train(None)
+    lines = [json.loads(line) for line in run.read_text("metrics.jsonl").splitlines()]
+    assert {line["phase"] for line in lines} == {phase.kind for phase in CONFIG.phases()}
+    for line in lines:
+        assert line["seconds"] >= 1, "a look at the clock before it, and one after it"
+        assert line["tokens_per_second"] == round(line["tokens"] / line["seconds"], 1) > 0
+
+
 def test_a_signal_saves_and_the_next_attempt_goes_on(run: RunStore, places: Places) -> None:
     signals, stopped = Signals(), 6
 

@@ -104,7 +104,7 @@ def say_dismissed(items: Sequence[Reaping], now: datetime, *, as_json: bool) -> 
         if item.gone:
             dollars, source = _cost(item, now)
             cost = "unknown" if dollars is None else in_dollars(round(dollars * MICRO))
-            problem = f"; its books are open: {item.problem}" if item.problem else ""
+            problem = f"; {item.problem}" if item.problem else ""
             name = f"{item.entry.row.id} ({item.entry.row.label})"
             out.print(
                 f"destroyed instance {name}; it cost {cost}, by {source}{problem}",
@@ -119,7 +119,7 @@ def _cost(item: Reaping, now: datetime) -> tuple[float | None, str]:
     price, age = item.entry.row.dph_total, item.entry.age(now)
     if price is None or age is None:
         return None, "nothing that the service says"
-    return round(price * age.total_seconds() / 3600, 6), "its price and age, at most"
+    return round(price * age.total_seconds() / 3600, 6), "its price and age, without traffic"
 
 
 # -- reap ----------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from tsgb.cli.options import JsonOption, RunIdOption, StoreOption
 from tsgb.errors import BudgetReached, NoOffer, UsageError
 
 if TYPE_CHECKING:
-    from tsgb.machines.offers import Appraisal
+    from tsgb.machines.offers import Appraisal, Offer
     from tsgb.machines.plan import Quantiles
+    from tsgb.rental.measuring import Left
     from tsgb.rental.planning import Plan
 
 _USUAL_HOURS = 2.0
@@ -24,6 +25,12 @@ def plan(
         typer.Option("--hours", min=0.01, help="Useful hours of a run to come; without it 2."),
     ] = None,
     run_id: RunIdOption = None,
+    state_gb: Annotated[
+        float | None,
+        typer.Option(
+            "--state-gb", min=0, help="GB of one checkpoint of all arms, for its traffic."
+        ),
+    ] = None,
     budget: BudgetOption = None,
     max_price: MaxPriceOption = None,
     store: StoreOption = None,
@@ -32,8 +39,11 @@ def plan(
 ) -> None:
     """Expect hours and dollars of a run on rented machines: one search, nothing is rented.
 
-    With --run-id for what is left of that run, by the time that its updates took.
+    With --run-id for what is left of that run, by the time that its updates took and the size of
+    its newest checkpoints.
     """
+    from dataclasses import replace
+
     from flows.renting import terms_of
     from tsgb.cli.account import Account, utc
     from tsgb.machines.costs import in_dollars
@@ -54,6 +64,8 @@ def plan(
                 hours=_USUAL_HOURS if hours is None else hours,
                 source=assumed if hours is None else "as given",
             )
+        if state_gb is not None:
+            left = replace(left, restore_gb=state_gb, save_gb=state_gb, traffic_source="as given")
         if terms.budget <= left.spent:
             spent = f"; run {run_id} has cost {in_dollars(left.spent)}" if left.spent else ""
             raise BudgetReached(
@@ -95,7 +107,8 @@ def _say(found: Plan, *, as_json: bool) -> None:
             f"{hazard.quantile(0.9):.2f}), {found.hazard_source}"
         )
         lines["start"] = f"{found.boot_seconds:.0f} s until it trains, {found.boot_source}"
-        lines["saves"] = f"every {found.interval_seconds:.0f} s (Young)"
+        lines["traffic"] = _traffic(found.left, offer)
+        lines["saves"] = f"every {_seconds(found.interval_seconds)} s ({found.interval_source})"
     for name, text in lines.items():
         out.print(f"{name:>8}  {text}", markup=False, soft_wrap=True)
     if found.forecast is None:
@@ -110,6 +123,20 @@ def _say(found: Plan, *, as_json: bool) -> None:
         f"{found.within:.0%} of simulated runs stay within the ${found.budget:.2f} that are left "
         "of the budget",
         markup=False,
+    )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _traffic(left: Left, offer: Offer) -> str:
+    if not left.traffic_source:
+        return "without traffic: give --state-gb or --run-id"
+    return (
+        f"{left.save_gb:.3g} GB up for each save at ${offer.inet_up_cost:.4f}/GB, "
+        f"{left.restore_gb:.3g} GB down for each start at ${offer.inet_down_cost:.4f}/GB, "
+        f"{left.traffic_source}"
     )
 
 
@@ -135,6 +162,10 @@ def _document(found: Plan) -> dict[str, Any]:
         "boot_seconds": found.boot_seconds,
         "boot_source": found.boot_source,
         "checkpoint_interval_seconds": found.interval_seconds,
+        "checkpoint_interval_source": found.interval_source,
+        "save_gb": found.left.save_gb,
+        "restore_gb": found.left.restore_gb,
+        "traffic_source": found.left.traffic_source or None,
         "hours": None if told is None else _quantiles(told.hours),
         "dollars": None if told is None else _quantiles(told.dollars),
         "machines": None if told is None else _quantiles(told.machines),

@@ -46,7 +46,8 @@ class Hazard:
 
 PRIOR = Hazard(events=1.0, hours=3.0)
 """One preemption in three hours, worth as much as one that was seen. Published holds of cheap
-machines have a median of 1.5 h; an hour more is for those that end by themselves."""
+machines have a median of 1.5 h; an hour more is for those that end by themselves. A worker's own
+prior (`tsgb/checkpoint/interval.py`) is two hours: it counts every failure, and not these alone."""
 ON_DEMAND = Hazard(events=1.0, hours=500.0)
 """Nobody outbids it; hosts still fail."""
 

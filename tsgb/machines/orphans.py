@@ -149,21 +149,22 @@ def _uncovered(
     instance: Instance, label: Label, lease: Lease | None, now: datetime, skew: timedelta
 ) -> str | None:
     """Why no lease covers it; None if one does, or it is too young."""
-    reason = _objection(instance, label, lease, now, skew)
+    reason = objection(instance, label, lease, now, skew)
     if reason is None or instance.created_at is None:
         return reason
     return reason if now - instance.created_at > MIN_AGE else None
 
 
-def _objection(
+def objection(
     instance: Instance, label: Label, lease: Lease | None, now: datetime, skew: timedelta
 ) -> str | None:
+    """Why no lease covers it, however young it is; None if one does on some clock within `skew`."""
     if lease is None:
         return f"run {label.run} has no lease"
     if lease.ended:
         return f"run {label.run} has ended"
     if lease.has_run_out(now, skew):
-        return f"its lease ran out at {lease.expires_at:%H:%M:%S} UTC"
+        return f"its lease ran out at {lease.ends_at:%H:%M:%S} UTC"
     if label.attempt != lease.attempt:
         return f"the lease is that of attempt {lease.attempt}"
     if lease.instance_id is not None and lease.instance_id != instance.id:

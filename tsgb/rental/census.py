@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from tsgb.lease import SKEW, Lease
-from tsgb.machines.orphans import Instance, Label, Sweep, sweep
+from tsgb.machines.orphans import Instance, Label, Sweep, objection, sweep
 from tsgb.machines.rows import began, listed
 from tsgb.rental.archive import Archive, Leases
 from tsgb.vast_api import records
@@ -99,28 +99,40 @@ def take_census(
     found = sweep(instances.values(), leases.known, deployment, at, skew=skew)
     entries = [
         Entry(rows[number], labels[number], standing, why)
-        for number, standing, why in _sorted_out(found, leases)
+        for number, standing, why in _sorted_out(found, leases, at, skew)
     ]
     return Census(at=at, rows=rows, leases=leases, sweep=found, entries=tuple(entries))
 
 
-def _sorted_out(found: Sweep, leases: Leases) -> list[tuple[int, Standing, str]]:
+def _sorted_out(
+    found: Sweep, leases: Leases, now: datetime, skew: timedelta
+) -> list[tuple[int, Standing, str]]:
     told = [
         *((o.instance.id, Standing.DOOMED, o.reason) for o in found.doomed),
         *((o.instance.id, Standing.POSTPONED, o.reason) for o in found.postponed),
-        *((i.id, Standing.COVERED, _cover(i, leases.known)) for i in found.covered),
+        *((i.id, Standing.COVERED, _cover(i, leases.known, now, skew)) for i in found.covered),
         *((i.id, Standing.UNKNOWN, _doubt(i, leases.unreadable)) for i in found.unknown),
         *((i.id, Standing.FOREIGN, _owner(i)) for i in found.foreign),
     ]
     return sorted(told)
 
 
-def _cover(instance: Instance, leases: Mapping[str, Lease | None]) -> str:
+def _cover(
+    instance: Instance, leases: Mapping[str, Lease | None], now: datetime, skew: timedelta
+) -> str:
+    """What keeps it: a lease, or what is tolerated without one."""
     label = Label.parse(instance.label)
-    lease = None if label is None else leases.get(label.run)
-    if label is None or lease is None or lease.attempt != label.attempt or lease.ended:
-        return "no lease covers it, but it is too young to tell"
-    until = f"leased until {lease.expires_at:%H:%M:%S} UTC"
+    assert label is not None, "only what is ours is covered"
+    lease = leases[label.run]
+    reason = objection(instance, label, lease, now, skew)
+    if lease is None or reason is not None:
+        return f"{reason}, but it is too young to tell"
+    if lease.has_run_out(now, timedelta(0)):
+        return (
+            f"its lease ran out at {lease.ends_at:%H:%M:%S} UTC; tolerated until "
+            f"{lease.ends_at + skew:%H:%M:%S}, since clocks may differ"
+        )
+    until = f"leased until {lease.ends_at:%H:%M:%S} UTC"
     return until if lease.stop is None else f"asked to stop: {lease.stop}"
 
 

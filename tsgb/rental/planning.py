@@ -45,7 +45,8 @@ class Plan:
     boot_seconds: float
     boot_source: str
     interval_seconds: float
-    """Between two checkpoints, by Young's rule."""
+    """Between two checkpoints."""
+    interval_source: str
     forecast: Forecast | None
     """None where no offer fits."""
     budget: float
@@ -72,9 +73,18 @@ def make_plan(
     seen = list(offers)
     boot, boot_source = BOOT_SECONDS, "assumed"
     if track.boot_seconds:
-        boot, boot_source = median(track.boot_seconds), f"of {len(track.boot_seconds)} starts"
+        boot, boot_source = (
+            median(track.boot_seconds),
+            f"of {_count(len(track.boot_seconds), 'start')}",
+        )
     work = workload(
-        left.hours, disk_gb=terms.disk_gb, boot_seconds=boot, step_seconds=left.step_seconds
+        left.hours,
+        disk_gb=terms.disk_gb,
+        boot_seconds=boot,
+        step_seconds=left.step_seconds,
+        save_updates=left.save_updates,
+        restore_gb=left.restore_gb,
+        save_gb=left.save_gb,
     )
     history = History.of(track.holds)
     choice = choose(
@@ -103,12 +113,19 @@ def make_plan(
         boot_seconds=boot,
         boot_source=boot_source,
         interval_seconds=3600 * work.interval_hours(hazard.mean, left.hours),
+        interval_source=_interval_source(left),
         forecast=told,
         budget=max(0, terms.budget - left.spent) / MICRO,
     )
 
 
 _PRIOR_SOURCE = f"prior alone: {PRIOR.events:g} preemption in {PRIOR.hours:g} h"
+
+
+def _interval_source(left: Left) -> str:
+    if left.save_updates is None:
+        return "Young"
+    return f"{_count(left.save_updates, 'update')}, fixed by the run's configuration"
 
 
 def _source(history: History, name: str, track: Track) -> str:
@@ -118,6 +135,15 @@ def _source(history: History, name: str, track: Track) -> str:
     every = sum(hold.preempted for hold in track.holds)
     total = sum(hold.hours for hold in track.holds)
     return (
-        f"{events} preemptions in {hours:.1f} h of {name}; {every} in {total:.1f} h of all "
-        f"{len(track.holds)} machines of {track.runs} runs"
+        f"{_count(events, 'preemption')} in {_two_digits(hours)} h of {name}; {every} in "
+        f"{_two_digits(total)} h of all {_count(len(track.holds), 'machine')} of "
+        f"{_count(track.runs, 'run')}"
     )
+
+
+def _count(num: int, word: str) -> str:
+    return f"{num} {word}" if num == 1 else f"{num} {word}s"
+
+
+def _two_digits(hours: float) -> str:
+    return f"{float(f'{hours:.2g}'):g}"

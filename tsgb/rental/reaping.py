@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from tsgb.budget import Ledger
 from tsgb.errors import TSGBError
 from tsgb.lease import SKEW
 from tsgb.machines.costs import in_dollars
 from tsgb.rental.archive import Archive
 from tsgb.rental.census import Entry, Standing, take_census
 from tsgb.rental.destroying import destroy
+from tsgb.rental.papers import Papers
 from tsgb.rental.settling import settle
 from tsgb.vast_api.client import VastClient
 
@@ -39,7 +41,7 @@ class Reaping:
         name = f"instance {entry.row.id} ({entry.row.label or 'no label'})"
         if self.gone:
             cost = "" if self.charged is None else f", it cost {in_dollars(self.charged)}"
-            problem = f"; its books are open: {self.problem}" if self.problem else ""
+            problem = f"; {self.problem}" if self.problem else ""
             return f"destroyed {name}: {entry.why}{cost}{problem}"
         if self.problem:
             return f"NOT destroyed: {name}: {entry.why}; {self.problem}"
@@ -161,6 +163,15 @@ def closed(archive: Archive, entry: Entry, now: datetime, *, skew: timedelta, by
     try:
         papers = archive.papers(label.run)
         charged = settle(papers, label.attempt, entry.row, now, skew=skew, by=by)
+        problem = _left_open(papers, label.attempt) if charged is None else ""
     except TSGBError as error:
-        return Reaping(entry, gone=True, problem=str(error))
-    return Reaping(entry, gone=True, charged=charged)
+        return Reaping(entry, gone=True, problem=f"its books are open: {error}")
+    return Reaping(entry, gone=True, charged=charged, problem=problem)
+
+
+def _left_open(papers: Papers, attempt: int) -> str:
+    """What is to be said of an account that was not closed; nothing of one that is not there."""
+    account = Ledger.open(papers.run, 0).accounts.get(attempt)
+    if account is None or not account.is_open:
+        return ""
+    return "its account stays open until its flow, or the next one of its run, closes it"

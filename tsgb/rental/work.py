@@ -19,9 +19,11 @@ def workload(
     stall_seconds: float = STALL_SECONDS,
     upload_seconds: float = UPLOAD_SECONDS,
     step_seconds: float = 1.0,
-    state_gb: float = 0.0,
+    save_updates: int | None = None,
+    restore_gb: float = 0.0,
+    save_gb: float = 0.0,
 ) -> Workload:
-    """A run with so many useful hours left, whose worker saves by Young's rule.
+    """A run with so many useful hours left, whose worker saves as `tsgb/worker/saves.py` does.
 
     Args:
         hours: Of training that are left.
@@ -30,15 +32,23 @@ def workload(
         stall_seconds: Of training, at each save.
         upload_seconds: From a save until it is durable.
         step_seconds: Of one update; nothing can be saved within.
-        state_gb: Of one checkpoint.
+        save_updates: Between two saves, where that is fixed; None: by Young's rule.
+        restore_gb: Of the checkpoints that are loaded at each start.
+        save_gb: Of those that each save sends.
     """
+
+    def interval(mtbf: float) -> float:
+        if save_updates is not None:
+            return save_updates * step_seconds
+        return save_interval(stall_seconds, upload_seconds, step_seconds, mtbf)
+
     return Workload(
         work_hours=hours,
-        interval=lambda mtbf: save_interval(stall_seconds, upload_seconds, step_seconds, mtbf),
+        interval=interval,
         boot_seconds=boot_seconds,
         stall_seconds=stall_seconds,
         upload_seconds=upload_seconds,
         disk_gb=disk_gb,
-        restore_gb=state_gb,
-        save_gb=state_gb,
+        restore_gb=restore_gb,
+        save_gb=save_gb,
     )

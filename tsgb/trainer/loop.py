@@ -150,7 +150,8 @@ class Trainer:
         config = self.config.attacker
         demonstrations = self.env.demonstrations(self.rng, config.sft_batch)
         lr = config.sft_lr * _decay(within, phase.stop - phase.start, 0.1)
-        return self.attacker.imitate(demonstrations, lr)
+        metrics = self.attacker.imitate(demonstrations, lr)
+        return {**metrics, "tokens": sum(len(d.completion.split()) for d in demonstrations)}
 
     def _sft_guard(self, phase: Phase, within: int) -> Metrics:
         config = self.config.guard

@@ -132,6 +132,7 @@ class Attempt:
             metrics = trainer.step()
             seconds = max(self._clock() - begin, 1e-9)
             self._useful_seconds += seconds
+            metrics["seconds"] = seconds
             metrics["tokens_per_second"] = round(metrics.get("tokens", 0) / seconds, 1)
             self._metrics.append(json.dumps(_rounded(metrics), sort_keys=True))
             self._last = metrics

@@ -16,7 +16,7 @@ from tests.fakes.command_line import Ended, Run
 from tests.fakes.operator_scene import COMMANDS, HOUR, NOW, lease, live, one_line
 from tests.fakes.vast.driver import Driver
 from tsgb.budget import Ledger
-from tsgb.lease import end, grant
+from tsgb.lease import SKEW, TTL, end, grant
 from tsgb.machines.costs import Rates, microdollars
 from tsgb.rental.archive import Archive
 
@@ -55,6 +55,31 @@ def test_all_instances_are_listed_with_what_covers_them(
     assert table.splitlines()[-1].startswith("2 of ours at $")
 
 
+def test_a_lease_that_has_run_out_is_not_called_one(
+    run: Callable[[str], Ended], vast: Driver, archive: Archive
+) -> None:
+    number = vast.rent(label="tsgb/home/r1/2")
+    other = vast.rent(label="tsgb/home/r2/1")
+    vast.advance(HOUR)
+    young = vast.rent(label="tsgb/home/r1/1")
+    papers = archive.papers("r1")
+    now = datetime.now(UTC)
+    lease(papers, 2, now - TTL - timedelta(seconds=9))
+    lease(archive.papers("r2"), 1, now - timedelta(minutes=1))
+    ended = now - timedelta(seconds=9)
+    rows = {row["id"]: row for row in json.loads(run("machines ls --json").out)["instances"]}
+    assert {row["standing"] for row in rows.values()} == {"covered"}
+    assert rows[number]["why"] == (
+        f"its lease ran out at {ended:%H:%M:%S} UTC; tolerated until {ended + SKEW:%H:%M:%S}, "
+        "since clocks may differ"
+    )
+    assert rows[other]["why"].startswith("leased until")
+    assert rows[young]["why"] == "the lease is that of attempt 2, but it is too young to tell"
+    document = json.loads(run("reap --json").out)
+    assert [row["why"] for row in document["instances"]] == [rows[n]["why"] for n in sorted(rows)]
+    assert (document["destroyed"], live(vast)) == (0, {number, other, young})
+
+
 def test_words_of_others_are_shown_and_not_obeyed(
     run: Callable[[str], Ended], vast: Driver
 ) -> None:
@@ -89,10 +114,32 @@ def test_a_leased_machine_needs_force_and_is_asked_to_save(
     assert revoked is not None
     assert revoked.stop == "destroyed by hand"
     assert live(vast) == set()
-    said = re.search(r"it cost \$([\d.]+), by its price and age, at most", ended.out)
+    said = re.search(r"it cost \$([\d.]+), by its price and age, without traffic\n", ended.out)
     assert said is not None
     assert float(vast.bill(number)["dollars"]) <= float(said[1]) + 1e-4
     assert papers.page(1) is None, "a live flow is the one writer"
+
+
+def test_an_account_that_stays_open_is_said(
+    run: Callable[[str], Ended], vast: Driver, archive: Archive
+) -> None:
+    """A machine of a flow that lives, and one whose run has lost its lease."""
+    leased, lost = vast.rent(label="tsgb/home/r1/1"), vast.rent(label="tsgb/home/r2/1")
+    vast.advance(HOUR)
+    lease(archive.papers("r1"), 1, datetime.now(UTC))
+    for name in ("r1", "r2"):
+        Ledger.open(archive.papers(name).run, microdollars(5)).reserve(
+            1, Rates(gpu_per_hour=200_000), datetime.now(UTC) - timedelta(hours=1)
+        )
+    open_still = "its account stays open until its flow, or the next one of its run, closes it"
+    ended = run(f"machines destroy {leased} --force")
+    assert ended.code == 0
+    assert f"by its price and age, without traffic; {open_still}\n" in ended.out
+    [row] = json.loads(run(f"machines destroy {lost} --json").out)["instances"]
+    assert (row["gone"], row["problem"]) == (True, open_still)
+    assert row["dollars_by"] == "its price and age, without traffic"
+    for name in ("r1", "r2"):
+        assert Ledger.open(archive.papers(name).run, 0).accounts[1].is_open
 
 
 def test_an_orphan_is_destroyed_and_paid(

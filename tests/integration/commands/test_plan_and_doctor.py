@@ -46,9 +46,38 @@ def test_a_plan_learns_from_the_machines_of_the_store(
         held(archive.papers("r1"), attempt, Cause.PREEMPTED, 0.2)
     after = json.loads(run("plan --json").out)
     assert after["hazard_per_hour"]["mean"] > 2 * before["hazard_per_hour"]["mean"]
-    assert "8 in 1.6 h of all 8 machines of 1 runs" in after["hazard_per_hour"]["source"]
+    assert "8 in 1.6 h of all 8 machines of 1 run" in after["hazard_per_hour"]["source"]
     assert (after["boot_seconds"], after["boot_source"]) == (100.0, "of 8 starts")
     assert after["dollars"]["p50"] > before["dollars"]["p50"]
+
+
+def test_holds_are_told_as_what_they_were(run: Callable[[str], Ended], archive: Archive) -> None:
+    papers = archive.papers("r1")
+    held(papers, 1, Cause.PREEMPTED, 0.0123)
+    document = json.loads(run("plan --json").out)
+    assert document["hazard_per_hour"]["source"] == (
+        "1 preemption in 0.012 h of RTX 3090 x1 bid; 1 in 0.012 h of all 1 machine of 1 run"
+    )
+    assert document["boot_source"] == "of 1 start"
+    held(papers, 2, Cause.DONE, 123.4)
+    source = json.loads(run("plan --json").out)["hazard_per_hour"]["source"]
+    assert source.endswith("1 in 120 h of all 2 machines of 1 run")
+
+
+def test_traffic_is_paid_for_and_said(run: Callable[[str], Ended]) -> None:
+    ended = run("plan --hours 2")
+    assert "without traffic: give --state-gb or --run-id" in ended.out
+    without = json.loads(run("plan --hours 2 --json").out)
+    assert (without["save_gb"], without["traffic_source"]) == (0.0, None)
+    document = json.loads(run("plan --hours 2 --state-gb 0.7 --json").out)
+    assert (document["save_gb"], document["restore_gb"]) == (0.7, 0.7)
+    assert document["dollars"]["p50"] > without["dollars"]["p50"]
+    assert re.search(
+        r"traffic  0.7 GB up for each save at \$0\.\d{4}/GB, 0.7 GB down for each start at "
+        r"\$0\.\d{4}/GB, as given",
+        run("plan --hours 2 --state-gb 0.7").out,
+    )
+    one_line(run("plan --state-gb=-1"), 2, "state-gb")
 
 
 CONFIG: dict[str, Any] = {
@@ -74,6 +103,13 @@ def test_a_plan_of_a_run_goes_by_its_own_updates(
     # 10 of 10 s, 40 of 20 s, and 50 of kinds that were not measured, 15 s each
     assert document["useful_hours"] == pytest.approx((100 + 800 + 750) / HOUR)
     assert document["useful_hours_source"].startswith("100 of 100 updates of run r1")
+
+    config = make_config(CONFIG, {"checkpoint_interval": 7})
+    papers.run.write_text("config.json", config.canonical())
+    fixed = json.loads(run("plan --run-id r1 --json").out)
+    assert fixed["checkpoint_interval_seconds"] == pytest.approx(7 * 16.5)
+    out = run("plan --run-id r1").out
+    assert "every 116 s (7 updates, fixed by the run's configuration)" in out
 
     held(papers, 1, Cause.PREEMPTED, 1.0)
     spent = Ledger.open(papers.run, 0).held
