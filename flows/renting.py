@@ -20,6 +20,7 @@ from tsgb.checkpoint.urls import local_path
 from tsgb.config import Arm
 from tsgb.errors import BudgetReached, UsageError, VastAuthError, VastNoCredit
 from tsgb.machines.costs import microdollars
+from tsgb.machines.holds import Workload
 from tsgb.machines.verdicts import Deadlines
 from tsgb.rental.attempt import Renting
 from tsgb.rental.boot import Boot, boot
@@ -80,6 +81,11 @@ class ArmsWork:
     def verify(self) -> dict[str, CheckpointRef]:
         """The last checkpoint of every arm."""
         return self._workers.finished(self._arms)
+
+    def load(self) -> Workload:
+        """With the traffic of its newest checkpoints; none before the first one."""
+        size = state_gb(self._workers.open(arm, _STORE_SECONDS) for arm in self._arms)
+        return workload(_GUESSED_HOURS, disk_gb=self._terms.disk_gb, restore_gb=size, save_gb=size)
 
     def request(self, attempt: int, intent: Intent) -> Rental:
         """A machine that trains the arms; the run's code comes to it through the store."""
@@ -189,9 +195,7 @@ def renting(
             note=tell,
         )
         work = ArmsWork(workers, arms, terms)
-        size = state_gb(workers.open(arm, _STORE_SECONDS) for arm in arms)
-        load = workload(_GUESSED_HOURS, disk_gb=terms.disk_gb, restore_gb=size, save_gb=size)
-        yield Renting(desk, work, load), work
+        yield Renting(desk, work), work
 
 
 def settings_at(settings: Settings, vast_url: str | None) -> Settings:

@@ -20,6 +20,7 @@ from tsgb.checkpoint.filesystem import Entry, FileSystem
 from tsgb.checkpoint.run import RunStore
 from tsgb.errors import Preempted, StoreUnreachable
 from tsgb.machines.costs import microdollars
+from tsgb.machines.holds import Workload
 from tsgb.rental.attempt import Renting
 from tsgb.rental.desk import Desk
 from tsgb.rental.held import Held
@@ -112,7 +113,7 @@ class Flow:
             sleep=self._sleep,
             note=self.told.append,
         )
-        self.renting = Renting(self.desk, _Steps(fleet), workload(0.2, disk_gb=20))
+        self.renting = Renting(self.desk, _Steps(fleet))
         self.attempts = 0
 
     def run(self, most: int = 60) -> str:
@@ -169,6 +170,9 @@ class _Steps:
 
     def is_finished(self) -> bool:
         return self._fleet.progress() >= self._fleet.steps
+
+    def load(self) -> Workload:
+        return workload(0.2, disk_gb=20)
 
     def request(self, attempt: int, intent: Intent) -> Rental:
         return Rental(image="img", label=intent.label, price=intent.price, disk_gb=intent.disk_gb)

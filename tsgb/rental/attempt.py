@@ -55,6 +55,10 @@ class Work(Protocol[T_co]):
         """Whether nothing is left to do."""
         ...
 
+    def load(self) -> Workload:
+        """What it asks of a machine now, for the choice among offers."""
+        ...
+
     def request(self, attempt: int, intent: Intent) -> Rental:
         """What the service is asked for, so that the machine does it."""
         ...
@@ -75,21 +79,19 @@ class Work(Protocol[T_co]):
 class Renting(Generic[T]):
     """One run on rented machines, over all attempts of one flow.
 
-    Example: `Renting(desk, work, workload(2.0, disk_gb=20)).attempt()`
+    Example: `Renting(desk, work).attempt()`
     """
 
-    def __init__(self, desk: Desk, work: Work[T], load: Workload) -> None:
+    def __init__(self, desk: Desk, work: Work[T]) -> None:
         """Nothing is asked yet.
 
         Args:
             desk: Documents, service, clocks.
             work: What is to be done.
-            load: What it asks of a machine, for the choice among offers.
         """
         self.desk = desk
         self.held: Held | None = None
         self._work = work
-        self._load = load
         self._outages = 0
 
     def attempt(self, step: Step = plainly) -> T:
@@ -141,7 +143,7 @@ class Renting(Generic[T]):
 
     def _rent(self, step: Step) -> Held:
         desk = self.desk
-        chosen: Appraisal = step("search", lambda: renting.find_offer(desk, self._load))
+        chosen: Appraisal = step("search", lambda: renting.find_offer(desk, self._work.load()))
         attempt = self._next()
         intent = step("intend", lambda: renting.intend(desk, chosen, attempt))
         request = self._work.request(attempt, intent)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from flows.renting import renting
+from flows.renting import ArmsWork
 from flows.workers import Workers
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import Arm, arm_overrides, arm_run_id, make_config
 from tsgb.rental.archive import Archive
 from tsgb.rental.measuring import Left, measure, state_gb
+from tsgb.rental.terms import Terms
 from tsgb.rental.work import workload
 from tsgb.settings import Settings
 
@@ -102,26 +103,14 @@ def test_checkpoints_are_traffic(archive: Archive) -> None:
     assert (left.save_gb, left.restore_gb) == pytest.approx((0.003, 0.004))
 
 
-def test_an_offer_is_chosen_with_the_traffic_of_the_run(
-    archive: Archive, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VAST_API_KEY", "k")
+def test_an_offer_is_chosen_with_the_traffic_of_the_run_by_then(archive: Archive) -> None:
     begin(archive, Arm.SELFPLAY)
-    found: list[dict[str, float]] = []
-
-    def workload(_hours: float, **given: float) -> None:
-        found.append(given)
-
-    monkeypatch.setattr("flows.renting.workload", workload)
-
-    def rent() -> float:
-        workers = Workers(Settings(), archive.url, "r1")
-        with renting(workers, [Arm.SELFPLAY], vast_url="http://127.0.0.1:9", tell=print):
-            return found[-1]["save_gb"]
-
-    assert rent() == 0.0
+    workers = Workers(Settings(), archive.url, "r1")
+    work = ArmsWork(workers, [Arm.SELFPLAY], Terms(budget=0, cap=1.0))
+    assert work.load().save_gb == 0.0
     save(archive, Arm.SELFPLAY, 10, 3_000_000)
-    assert rent() == pytest.approx(0.003)
+    assert work.load().save_gb == pytest.approx(0.003)
+    assert work.load().restore_gb == pytest.approx(0.003)
 
 
 def test_a_damaged_checkpoint_keeps_nobody_from_choosing(archive: Archive) -> None:
