@@ -78,7 +78,9 @@ def test_it_trains_every_arm_and_destroys_itself(tmp_path: Path) -> None:
         for arm in ARMS:
             newest = CheckpointStore(rented.run(arm)).newest()
             assert newest is not None
-            assert record["arms"][arm.value] == {"step": newest.step, "outcome": "done"}
+            end = record["arms"][arm.value]
+            assert (end["step"], end["durable_step"]) == (newest.step, newest.step)
+            assert end["outcome"] == "done"
         assert beat is not None
         assert (beat["attempt"], beat["instance_id"]) == (1, number)
         [asked] = rented.requests("DELETE", number)
@@ -227,7 +229,10 @@ def test_without_its_code_the_shell_destroys_it(tmp_path: Path) -> None:
         code = CodeArchive(f"{rented.run().run_url}/code/none.tar.gz", "0" * 64)
         number = rented.rent(1, code=code)
         gone(rented, number)
-        assert rented.exit(1) is None
+        record = rented.exit(1)
+        assert record is not None
+        assert record["outcome"] == "config"
+        assert record["message"].endswith("code/none.tar.gz: there is no such file")
 
 
 def test_a_killed_watcher_leaves_nothing_running(tmp_path: Path) -> None:

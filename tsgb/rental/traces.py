@@ -28,7 +28,7 @@ class Traces:
     boot_seconds: float | None
     """From the rental to its first sign of life; None if its flow saw none."""
     hold_seconds: float
-    """From that to its last word."""
+    """From that to its last word; from the rental, if its flow saw no sign of life."""
     said_at: datetime | None
     """When it said that, by its own clock; None if it never said anything."""
 
@@ -56,7 +56,8 @@ def traces(papers: Papers, page: Page, account: Account | None) -> Traces:
     last = moment(farewell, "ended_at") or moment(beat, "updated_at")
     first, intent = page.first_beat_at, page.intent
     boot = None if first is None or intent is None else first - intent.intended_at
-    hold = 0.0 if first is None or last is None else (last - first).total_seconds()
+    begun = first if first is not None or intent is None else intent.intended_at
+    hold = 0.0 if begun is None or last is None else (last - begun).total_seconds()
     return Traces(
         more=more,
         step=durable_steps(farewell or beat) or durable_steps(beat),
