@@ -92,8 +92,9 @@ class Settings(BaseSettings):
     min_free_gb: Annotated[float, Field(ge=0)] = 2.0
     """Free disk without which a rented machine does not begin."""
     net_dev: Path = Path("/proc/net/dev")
-    net_before: Path | None = None
     """Where a rented machine reads how many bytes it sent and got."""
+    net_before: Path | None = None
+    """The same as it was when the container started; `infra/bootstrap.sh` sets it."""
     alive_file: Path | None = None
     """Touched by a rented machine's watcher while it is alive."""
     cache_dir: Path = Field(default_factory=_user_cache)

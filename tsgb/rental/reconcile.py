@@ -17,7 +17,7 @@ from tsgb.rental.ending import destroy
 from tsgb.rental.held import Held
 from tsgb.rental.papers import Outcome, Page
 from tsgb.rental.renting import write_down
-from tsgb.rental.traces import counted, traces
+from tsgb.rental.traces import Traces, counted, traces
 from tsgb.rental.words import moment
 from tsgb.vast_api.records import Instance
 
@@ -147,7 +147,7 @@ def _close(desk: Desk, page: Page | None, attempt: int, gone_at: datetime | None
     if page is None or page.outcome is not None or page.intent is None:
         return
     outcome = Outcome(
-        cause=Cause.REFUSED if gone_at is None else _cause_of(desk, attempt),
+        cause=Cause.REFUSED if gone_at is None else _cause_of(left),
         message="its flow had died",
         at=gone_at or desk.now(),
         step=left.step,
@@ -158,7 +158,7 @@ def _close(desk: Desk, page: Page | None, attempt: int, gone_at: datetime | None
     desk.papers.note(attempt, outcome=outcome.model_dump(mode="json"))
 
 
-def _cause_of(desk: Desk, attempt: int) -> Cause:
+def _cause_of(left: Traces) -> Cause:
     """A machine whose flow died was given up by us, unless it says that it was done."""
-    said = desk.papers.farewell(attempt) or {}
+    said = left.farewell or {}
     return Cause.DONE if said.get("outcome") == "done" else Cause.STOPPED

@@ -53,7 +53,7 @@ def settle(
     left = traces(papers, page, account)
     fields: dict[str, Any] = {}
     if page.outcome is None:
-        outcome = _outcome(papers, page, lease, row, left, now, by)
+        outcome = _outcome(lease, row, left, now, by)
         fields = {"outcome": outcome.model_dump(mode="json")}
     if account is None or not account.is_open:
         if fields:
@@ -78,14 +78,12 @@ def _commit(
     """
     billed = gpu_is_billed(row)
     if not billed:
-        ledger.keep(account.attempt, min(now, _end(lease)), timedelta(0), window=timedelta(0))
+        ledger.keep(account.attempt, min(now, lease.ends_at), timedelta(0), window=timedelta(0))
     closed = ledger.commit(account.attempt, now, more=more, gpu_billed=billed, outcome=fields)
     return closed.spent
 
 
 def _outcome(
-    papers: Papers,
-    page: Page,
     lease: Lease,
     row: Instance,
     left: Traces,
@@ -96,7 +94,7 @@ def _outcome(
     cause = judge(
         Signs(
             row=row_of(row),
-            exit_record=papers.farewell(page.attempt),
+            exit_record=left.farewell,
             heartbeat_age_seconds=silent,
             stop_asked=lease.stop is not None,
         )
@@ -111,10 +109,6 @@ def _outcome(
         boot_seconds=left.boot_seconds,
         hold_seconds=left.hold_seconds,
     )
-
-
-def _end(lease: Lease) -> datetime:
-    return min(lease.expires_at, lease.deadline_at or lease.expires_at)
 
 
 def _budget(papers: Papers, lease: Lease) -> int:

@@ -5,8 +5,10 @@ It reads; it writes nothing and asks no service.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from tsgb.machines.accounts import Account
 from tsgb.machines.costs import Usage
@@ -29,8 +31,10 @@ class Traces:
     """From the rental to its first sign of life; None if its flow saw none."""
     hold_seconds: float
     """From that to its last word; from the rental, if its flow saw no sign of life."""
+    farewell: Mapping[str, Any] | None
+    """Its last word; None if it had no time for one."""
     said_at: datetime | None
-    """When it said that, by its own clock; None if it never said anything."""
+    """When it last said something, by its own clock; None if it never did."""
 
 
 def counted(account: Account | None, page: Page | None) -> tuple[int, int]:
@@ -63,5 +67,6 @@ def traces(papers: Papers, page: Page, account: Account | None) -> Traces:
         step=durable_steps(farewell or beat) or durable_steps(beat),
         boot_seconds=None if boot is None else max(0.0, boot.total_seconds()),
         hold_seconds=max(0.0, hold),
+        farewell=farewell,
         said_at=last,
     )
