@@ -3,122 +3,28 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from tests.fakes.dav_server import dav_app
 from tests.fakes.dav_server import serve as serve_dav
-from tests.fakes.miniature import miniature_config
-from tests.fakes.rented import FAKE_WORKER, ROOT, plan
+from tests.fakes.machine_scene import ARMS, KEY, SLOW, TOTAL, Scene
+from tests.fakes.rented import ROOT
 from tests.fakes.scripted_http import Reply, Script, serve
-from tests.fakes.sentinels import sentinel
-from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointStore
-from tsgb.config import Arm, arm_overrides, arm_run_id
+from tsgb.config import Arm
 from tsgb.errors import ExitCode
 from tsgb.lease import end, grant, revoke
-from tsgb.worker.machine import Given, WorkerMachine
-from tsgb.worker.places import Places
-
-KEY = SecretStr(sentinel("instance-key"))
-ARMS = (Arm.SELFPLAY, Arm.SFT)
-TOTAL = {arm: miniature_config(arm_overrides(arm)).total_steps for arm in ARMS}
-SLOW = {"step_seconds": 0.1}
-PATIENCE = 60.0
-
-
-class Scene:
-    """A run, a service that destroys whatever asks, and the machine between them."""
-
-    def __init__(self, directory: Path, url: str, script: Script) -> None:
-        self.store = str(directory / "store")
-        self.script = script
-        self.environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-        self.given = Given(
-            places=Places(cache_dir=directory / "cache", grace_seconds=30.0),
-            container_id="77",
-            container_key=KEY,
-            vast_url=url,
-            worker_command=shlex.split(FAKE_WORKER),
-            worker_environment=self.environment,
-            log_dir=directory / "logs",
-            max_parallel=2,
-            poll_seconds=0.05,
-            lease_poll_seconds=0.2,
-            min_free_bytes=1,
-            net_dev=directory / "none",
-            net_before=None,
-            alive_file=directory / "alive",
-        )
-        self.begin()
-
-    def begin(self) -> None:
-        """What the flow writes before it rents."""
-        for arm in ARMS:
-            config = miniature_config(arm_overrides(arm))
-            self.run(arm).write_text("config.json", config.canonical())
-        self.lease = grant(None, run="r1", attempt=1, owner="me", now=datetime.now(UTC))
-        self.put(self.lease)
-
-    def run(self, arm: Arm = Arm.SELFPLAY) -> RunStore:
-        return open_run(f"{self.store}/{arm_run_id('r1', arm)}")
-
-    def put(self, lease: Any) -> None:
-        self.run().write_json("lease.json", lease.to_json())
-
-    def plan(self, **runs: Mapping[str, Any]) -> None:
-        self.environment["TSGB_FAKE"] = plan(**{name: dict(what) for name, what in runs.items()})
-
-    def work(self, attempt: int = 1, **changes: Any) -> ExitCode:
-        given = replace(self.given, **changes)
-        return WorkerMachine(given, f"{self.store}/r1", attempt, ARMS).run()
-
-    def exit(self, attempt: int = 1) -> dict[str, Any]:
-        return self.run().read_json(f"machines/{attempt:04d}/exit.json")
-
-    @property
-    def destroyed(self) -> int:
-        return len([one for one in self.script.seen if one.method == "DELETE"])
-
-    def claims(self) -> list[str]:
-        try:
-            return list(self.run().list("claims"))
-        except FileNotFoundError:
-            return []
-
-    def meanwhile(self, ready: Callable[[], object], act: Callable[[], object]) -> None:
-        """Do something as soon as it is time, while the machine works."""
-
-        def work() -> None:
-            ends_at = time.monotonic() + PATIENCE
-            while time.monotonic() < ends_at:
-                if ready():
-                    act()
-                    return
-                time.sleep(0.02)
-
-        threading.Thread(target=work, daemon=True).start()
-
-    def started(self) -> bool:
-        """Both workers are at work."""
-        for arm in ARMS:
-            try:
-                self.run(arm).read_json("heartbeats/0001.json")
-            except FileNotFoundError:
-                return False
-        return True
+from tsgb.worker.machine import WorkerMachine
 
 
 @pytest.fixture
