@@ -17,8 +17,8 @@ from prefect.logging.loggers import flow_run_logger
 from flows.renting import renting
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
+from tsgb.cloud.abandon import abandon
 from tsgb.config import Arm
-from tsgb.rental.abandon import abandon
 from tsgb.settings import load_settings
 
 _WAYS = {

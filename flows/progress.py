@@ -17,7 +17,8 @@ from typing import Any, Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from tsgb.machines import JobState, Outcome
+from tsgb.cloud.termination import Outcome
+from tsgb.processes import JobState
 
 UNSAVED_SECONDS = 120.0
 """From here on a person is told how long ago the last save was."""

@@ -2,7 +2,7 @@
 
 It runs on a schedule, in another process than the flows that it looks after, best on another host.
 Where it could not look, or could not do what it should, its flow run fails. Wiring only: what an
-orphan is, `tsgb.machines.orphans` says; what is done about it, `tsgb.rental.reaping`.
+orphan is, `tsgb.cloud.orphans` says; what is done about it, `tsgb.cloud.reaper`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from prefect.states import AwaitingRetry
 
 from flows.tasks import quietly
 from tsgb.checkpoint.urls import canonical_url
+from tsgb.cloud.archive import Archive
+from tsgb.cloud.reaper import Reaped, reap
+from tsgb.cloud.vast.client import VastClient
 from tsgb.errors import VastError
-from tsgb.rental.archive import Archive
-from tsgb.rental.reaping import Reaped, reap
 from tsgb.settings import load_settings
-from tsgb.vast_api.client import VastClient
 
 RESUMED = ("stage1",)
 """Deployments whose crashed flow runs are started again."""

@@ -1,7 +1,7 @@
 """A run on rented machines as Prefect tasks: an attempt, and within it a task a step.
 
 The attempt is the task that Prefect retries. What happens in it, and why a retry is always safe, is
-in `tsgb.rental`.
+in `tsgb.cloud`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from flows.renting import ArmsWork, renting
 from flows.tasks import artifact_key, only_preemption, quietly
 from flows.workers import Workers, as_json
 from tsgb.checkpoint.run import RunStore
+from tsgb.cloud.bill import Summary, summarise
+from tsgb.cloud.lifecycle import Renting
 from tsgb.config import Arm
-from tsgb.rental.attempt import Renting
-from tsgb.rental.summary import Summary, summarise
 from tsgb.settings import Settings
 from tsgb.types import CheckpointRef
 

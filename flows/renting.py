@@ -17,26 +17,26 @@ from flows.workers import Workers
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.run import RunLock, RunStore
 from tsgb.checkpoint.urls import local_path
+from tsgb.cloud.boot import Boot, boot
+from tsgb.cloud.bundle import Code, pack_code, publish_code
+from tsgb.cloud.documents import Intent, Papers
+from tsgb.cloud.history import state_gb
+from tsgb.cloud.holds import Workload
+from tsgb.cloud.lifecycle import Renting
+from tsgb.cloud.policy import Patience, Terms
+from tsgb.cloud.pricing import microdollars
+from tsgb.cloud.running import Held
+from tsgb.cloud.session import Desk
+from tsgb.cloud.termination import Deadlines
+from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.http import is_loopback
+from tsgb.cloud.vast.records import Rental
+from tsgb.cloud.words import arms, number
+from tsgb.cloud.work import workload
 from tsgb.config import Arm
 from tsgb.errors import BudgetReached, UsageError, VastAuthError, VastNoCredit
-from tsgb.machines.costs import microdollars
-from tsgb.machines.holds import Workload
-from tsgb.machines.verdicts import Deadlines
-from tsgb.rental.attempt import Renting
-from tsgb.rental.boot import Boot, boot
-from tsgb.rental.code import Code, pack_code, publish_code
-from tsgb.rental.desk import Desk
-from tsgb.rental.held import Held
-from tsgb.rental.measuring import state_gb
-from tsgb.rental.papers import Intent, Papers
-from tsgb.rental.terms import Patience, Terms
-from tsgb.rental.words import arms, number
-from tsgb.rental.work import workload
 from tsgb.settings import Settings
 from tsgb.types import CheckpointRef
-from tsgb.vast_api.client import VastClient
-from tsgb.vast_api.records import Rental
-from tsgb.vast_api.wire import is_loopback
 
 _STORE_SECONDS = 30.0
 """A store that does not answer must not keep the flow from looking at the machine."""

@@ -23,7 +23,7 @@ from flows.progress import bar_of
 from flows.workers import Workers, as_json
 from tsgb.config import Arm
 from tsgb.errors import Preempted, StoreUnreachable
-from tsgb.machines import JobState
+from tsgb.processes import JobState
 from tsgb.settings import Settings, load_settings
 
 _ARTIFACT_SECONDS = 5.0

@@ -1,7 +1,7 @@
 """Worker processes of a run: their command lines, their traces in the store, how they are driven.
 
 It knows the worker's contract and the layout of a run in the store. It knows no Prefect and no
-torch, and decides nothing that `tsgb.machines` can decide.
+torch, and decides nothing that `tsgb.processes` can decide.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tsgb.checkpoint.layout import CLAIMS, Claim
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.urls import join_run
+from tsgb.cloud.termination import Outcome
 from tsgb.config import Arm, RunConfig, arm_run_id, parse_config
 from tsgb.errors import (
     LeaseLost,
@@ -29,7 +30,7 @@ from tsgb.errors import (
     UsageError,
     WorkerFailed,
 )
-from tsgb.machines import Attempt, Job, JobState, LocalMachine, Outcome, run_processes
+from tsgb.processes import Attempt, Job, JobState, LocalMachine, run_processes
 from tsgb.settings import Settings, child_environment
 from tsgb.types import CheckpointRef
 

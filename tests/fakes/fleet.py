@@ -27,17 +27,17 @@ from tests.fakes.filesystems import MemoryFiles
 from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
-from tsgb.budget import Ledger
 from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
 from tsgb.checkpoint.run import RunStore
-from tsgb.lease import Lease, Standing, Watch
-from tsgb.machines.costs import microdollars
-from tsgb.machines.orphans import Label
-from tsgb.rental.archive import Archive
-from tsgb.rental.papers import Papers
-from tsgb.rental.reaping import Reaped, reap
-from tsgb.vast_api.client import VastClient
-from tsgb.vast_api.limits import RateLimiter
+from tsgb.cloud.archive import Archive
+from tsgb.cloud.budget import Ledger
+from tsgb.cloud.documents import Papers
+from tsgb.cloud.lease import Lease, Standing, Watch
+from tsgb.cloud.orphans import Label
+from tsgb.cloud.pricing import microdollars
+from tsgb.cloud.reaper import Reaped, reap
+from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.throttle import RateLimiter
 
 SLICE_SECONDS = 5.0
 BEAT_SECONDS = 10.0

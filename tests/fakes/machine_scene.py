@@ -19,9 +19,9 @@ from tests.fakes.rented import FAKE_WORKER, ROOT, plan
 from tests.fakes.scripted_http import Script
 from tests.fakes.sentinels import sentinel
 from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.cloud.lease import grant
 from tsgb.config import Arm, arm_overrides, arm_run_id
 from tsgb.errors import ExitCode
-from tsgb.lease import grant
 from tsgb.worker.machine import Given, WorkerMachine
 from tsgb.worker.places import Places
 

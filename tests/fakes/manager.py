@@ -22,16 +22,16 @@ from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
 from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
-from tsgb.budget import Ledger
 from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.cloud.budget import Ledger
+from tsgb.cloud.documents import Papers
+from tsgb.cloud.launch import find_offer
+from tsgb.cloud.policy import Terms
+from tsgb.cloud.pricing import microdollars
+from tsgb.cloud.session import Desk
+from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.work import workload
 from tsgb.config import Arm, arm_run_id
-from tsgb.machines.costs import microdollars
-from tsgb.rental.desk import Desk
-from tsgb.rental.papers import Papers
-from tsgb.rental.renting import find_offer
-from tsgb.rental.terms import Terms
-from tsgb.rental.work import workload
-from tsgb.vast_api.client import VastClient
 
 ROOT = Path(__file__).parents[2]
 BUDGET = "2"

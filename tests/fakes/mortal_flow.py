@@ -18,19 +18,19 @@ from tests.fakes.fleet import Fleet
 from tests.fakes.vast.faults import PRESETS
 from tsgb.checkpoint.filesystem import Entry, FileSystem
 from tsgb.checkpoint.run import RunStore
+from tsgb.cloud.documents import Intent, Papers
+from tsgb.cloud.holds import Workload
+from tsgb.cloud.lifecycle import Renting
+from tsgb.cloud.policy import Patience, Terms
+from tsgb.cloud.pricing import microdollars
+from tsgb.cloud.running import Held
+from tsgb.cloud.session import Desk
+from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.records import Rental
+from tsgb.cloud.vast.throttle import RateLimiter
+from tsgb.cloud.work import workload
 from tsgb.errors import Preempted, StoreUnreachable
-from tsgb.machines.costs import microdollars
-from tsgb.machines.holds import Workload
-from tsgb.rental.attempt import Renting
-from tsgb.rental.desk import Desk
-from tsgb.rental.held import Held
-from tsgb.rental.papers import Intent, Papers
-from tsgb.rental.terms import Patience, Terms
-from tsgb.rental.work import workload
 from tsgb.types import Buffer
-from tsgb.vast_api.client import VastClient
-from tsgb.vast_api.limits import RateLimiter
-from tsgb.vast_api.records import Rental
 
 
 @dataclass

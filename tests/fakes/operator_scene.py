@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 from tests.fakes.command_line import Ended
 from tests.fakes.vast.driver import Driver
-from tsgb.budget import Ledger
-from tsgb.lease import grant
-from tsgb.machines.costs import Rates, microdollars
-from tsgb.machines.verdicts import Cause
-from tsgb.rental.papers import Intent, Outcome, Papers
+from tsgb.cloud.budget import Ledger
+from tsgb.cloud.documents import Intent, Outcome, Papers
+from tsgb.cloud.lease import grant
+from tsgb.cloud.pricing import Rates, microdollars
+from tsgb.cloud.termination import Cause
 
 HOUR = 3600
 NOW = datetime.now(UTC)

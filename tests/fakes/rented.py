@@ -28,10 +28,10 @@ from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import join_run
+from tsgb.cloud.boot import Boot, boot
+from tsgb.cloud.bundle import pack_code, publish_code
+from tsgb.cloud.lease import Lease, grant
 from tsgb.config import Arm, arm_overrides, arm_run_id
-from tsgb.lease import Lease, grant
-from tsgb.rental.boot import Boot, boot
-from tsgb.rental.code import pack_code, publish_code
 
 ROOT = Path(__file__).parents[2]
 FAKE_WORKER = shlex.join([sys.executable, str(ROOT / "tests" / "fakes" / "worker.py")])

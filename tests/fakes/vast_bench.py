@@ -27,8 +27,8 @@ from pydantic import SecretStr
 from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
+from tsgb.cloud.vast.client import VastClient
 from tsgb.errors import VastError
-from tsgb.vast_api.client import VastClient
 
 KEY = "sentinel/vast+key-4711"
 SECRET = "sentinel-of-the-environment"  # noqa: S105

@@ -21,8 +21,8 @@ from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
 from tsgb.checkpoint.run import RunLock, open_run
-from tsgb.lease import grant
-from tsgb.rental.papers import Papers
+from tsgb.cloud.documents import Papers
+from tsgb.cloud.lease import grant
 from tsgb.settings import load_settings
 
 pytestmark = [pytest.mark.flows, pytest.mark.usefixtures("prefect_api")]

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.vast.renter import Scene, scene
+from tsgb.cloud.archive import Archive
+from tsgb.cloud.documents import Papers
+from tsgb.cloud.inventory import take_census
+from tsgb.cloud.lease import SKEW, revoke
+from tsgb.cloud.reaper import Reaping
+from tsgb.cloud.terminate_by_hand import REASON, dismiss, pick
 from tsgb.errors import StoreUnreachable
-from tsgb.lease import SKEW, revoke
-from tsgb.rental.archive import Archive
-from tsgb.rental.census import take_census
-from tsgb.rental.dismissal import REASON, dismiss, pick
-from tsgb.rental.papers import Papers
-from tsgb.rental.reaping import Reaping
 
 pytestmark = pytest.mark.integration
 

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from tests.fakes.vast.renter import Scene, client, scene
-from tsgb.budget import Ledger
 from tsgb.checkpoint.run import RunStore
+from tsgb.cloud.archive import Archive, Leases
+from tsgb.cloud.budget import Ledger
+from tsgb.cloud.documents import Papers
+from tsgb.cloud.inventory import Standing
+from tsgb.cloud.lease import SKEW, TTL, end, grant, revoke
+from tsgb.cloud.policy import Terms
+from tsgb.cloud.pricing import Rates, in_dollars, microdollars
+from tsgb.cloud.reaper import Reaped, reap
+from tsgb.cloud.recover import reconcile
+from tsgb.cloud.session import Desk
+from tsgb.cloud.termination import Cause
 from tsgb.errors import StoreUnreachable, VastAuthError, VastError
-from tsgb.lease import SKEW, TTL, end, grant, revoke
-from tsgb.machines.costs import Rates, in_dollars, microdollars
-from tsgb.machines.verdicts import Cause
-from tsgb.rental.archive import Archive, Leases
-from tsgb.rental.census import Standing
-from tsgb.rental.desk import Desk
-from tsgb.rental.papers import Papers
-from tsgb.rental.reaping import Reaped, reap
-from tsgb.rental.reconcile import reconcile
-from tsgb.rental.terms import Terms
 
 pytestmark = pytest.mark.integration
 

@@ -8,11 +8,11 @@ import pytest
 
 from tests.fakes.fleet import Fleet, assert_settled, causes, when_training
 from tests.fakes.mortal_flow import Flow
+from tsgb.cloud.termination import Cause
 from tsgb.errors import (
     ConfigError,
     TSGBError,
 )
-from tsgb.machines.verdicts import Cause
 
 pytestmark = pytest.mark.integration
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.fakes.fleet import Fleet, assert_settled, spent, when_training
 from tests.fakes.mortal_flow import Flow
-from tsgb.budget import Ledger
-from tsgb.rental.summary import MachineSummary, summarise
+from tsgb.cloud.bill import MachineSummary, summarise
+from tsgb.cloud.budget import Ledger
 
 pytestmark = pytest.mark.integration
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.fakes.fleet import Fleet
 from tests.fakes.mortal_flow import Flow
+from tsgb.cloud.session import Desk
+from tsgb.cloud.vast.records import Instance
 from tsgb.errors import TSGBError, VastUnreachable
-from tsgb.rental.desk import Desk
-from tsgb.vast_api.records import Instance
 
 pytestmark = pytest.mark.integration
 

@@ -27,6 +27,9 @@ from tests.fakes.vast.faults import PRESETS
 from tests.fakes.vast.options import Options
 from tests.fakes.vast_bench import CALLS, OTHERS, SECRET, Bench, Fault, Seen, check_bills
 from tests.fakes.vast_troubles import ACTS, OPTIONS, expected, faults_of
+from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.records import Rental
+from tsgb.cloud.vast.search import Search
 from tsgb.errors import (
     VastAmbiguous,
     VastAuthError,
@@ -37,9 +40,6 @@ from tsgb.errors import (
     VastRefused,
     VastSearchQuota,
 )
-from tsgb.vast_api.client import VastClient
-from tsgb.vast_api.offers import Search
-from tsgb.vast_api.records import Rental
 
 pytestmark = pytest.mark.integration
 

@@ -9,12 +9,12 @@ from hypothesis import Phase
 
 from tests.fakes.vast_bench import KEY
 from tests.integration.test_vast_stateful import Machine, play
+from tsgb.cloud.vast import listing
+from tsgb.cloud.vast.answers import Subject
+from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.records import Account, Instance, Rental
+from tsgb.cloud.vast.throttle import Endpoint
 from tsgb.errors import VastAmbiguous, VastError, VastRefused, VastUnreachable
-from tsgb.vast_api import listing
-from tsgb.vast_api.answers import Subject
-from tsgb.vast_api.client import VastClient
-from tsgb.vast_api.limits import Endpoint
-from tsgb.vast_api.records import Account, Instance, Rental
 
 pytestmark = pytest.mark.integration
 

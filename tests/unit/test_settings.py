@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.sentinels import sentinel
+from tsgb.cloud.vast.client import VAST_URL
 from tsgb.errors import ConfigError
 from tsgb.settings import child_environment, load_settings
-from tsgb.vast_api.client import VAST_URL
 
 PASSWORD, KEY = sentinel("webdav"), sentinel("key")
 

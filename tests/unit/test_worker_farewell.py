@@ -9,9 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from tests.fakes.scripted_http import Reply, Script, Seen, VirtualTime
-from tsgb.machines.verdicts import Cause, Signs, judge
-from tsgb.vast_api.client import VastClient
-from tsgb.vast_api.limits import RateLimiter
+from tsgb.cloud.termination import Cause, Signs, judge
+from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.throttle import RateLimiter
 from tsgb.worker.ends import EXIT_CODES, WORST_FIRST, ArmEnd, exit_record, outcome_of, worst
 from tsgb.worker.farewell import Instance, Patience, end_container
 

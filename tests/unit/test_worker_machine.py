@@ -21,9 +21,9 @@ from tests.fakes.machine_scene import ARMS, KEY, SLOW, TOTAL, Scene
 from tests.fakes.rented import ROOT
 from tests.fakes.scripted_http import Reply, Script, serve
 from tsgb.checkpoint.store import CheckpointStore
+from tsgb.cloud.lease import end, grant, revoke
 from tsgb.config import Arm
 from tsgb.errors import ExitCode
-from tsgb.lease import end, grant, revoke
 from tsgb.worker.machine import WorkerMachine
 
 
@@ -39,7 +39,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 def test_it_is_torch_free() -> None:
     code = (
-        "import sys, tsgb.worker.machine, tsgb.rental.boot\n"
+        "import sys, tsgb.worker.machine, tsgb.cloud.boot\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'prefect', 'safetensors')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

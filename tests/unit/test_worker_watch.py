@@ -11,8 +11,8 @@ import pytest
 
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
 from tsgb.checkpoint.run import RunStore
+from tsgb.cloud.lease import Lease, Standing, grant, renew
 from tsgb.errors import StoreError, StoreUnreachable
-from tsgb.lease import Lease, Standing, grant, renew
 from tsgb.worker.vitals import Traffic, read_traffic
 from tsgb.worker.watch import LeaseWatch, within
 

@@ -15,7 +15,7 @@ from datetime import datetime
 PRIOR_MTBF_SECONDS = 2 * 3600.0
 """Mean time between failures where nothing is known yet; counts like one observed failure.
 
-Shorter than the three hours of `tsgb/machines/hazard.py`, which are hours held for each preemption
+Shorter than the three hours of `tsgb/cloud/preemption.py`, which are hours held for each preemption
 of a rented machine alone. Here whatever ends an attempt early counts, crashes and kills too, on any
 machine. The interval goes with its root, so it is a fifth shorter than one for three hours.
 """

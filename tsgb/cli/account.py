@@ -8,10 +8,10 @@ from typing import Self
 
 from flows.renting import client_of, settings_at
 from tsgb.checkpoint.urls import canonical_url
-from tsgb.rental.archive import Archive
-from tsgb.rental.census import Census, take_census
+from tsgb.cloud.archive import Archive
+from tsgb.cloud.inventory import Census, take_census
+from tsgb.cloud.vast.client import VastClient
 from tsgb.settings import Settings, load_settings
-from tsgb.vast_api.client import VastClient
 
 
 @dataclass(frozen=True, slots=True)

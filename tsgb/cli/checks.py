@@ -17,10 +17,10 @@ from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.urls import local_path
 from tsgb.cli.account import Account, utc
 from tsgb.cli.output import place
+from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.http import checked_url, is_loopback
 from tsgb.errors import StoreError, VastAuthError, VastError
 from tsgb.settings import Settings
-from tsgb.vast_api.client import VastClient
-from tsgb.vast_api.wire import checked_url, is_loopback
 
 _PATIENCE_SECONDS = 5.0
 _CACHE_GIB = 4.0

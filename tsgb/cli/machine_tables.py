@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tsgb.cli.output import console, print_json
-from tsgb.machines.costs import MICRO, in_dollars
-from tsgb.rental.census import Census, Entry, Standing
-from tsgb.rental.reaping import Reaped, Reaping
+from tsgb.cloud.inventory import Census, Entry, Standing
+from tsgb.cloud.pricing import MICRO, in_dollars
+from tsgb.cloud.reaper import Reaped, Reaping
 
 
 def _facts(entry: Entry, now: datetime) -> dict[str, Any]:

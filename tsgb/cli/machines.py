@@ -44,7 +44,7 @@ def machines_destroy(
     from flows.renting import patience_of
     from tsgb.cli import machine_tables as tables
     from tsgb.cli.account import Account, utc
-    from tsgb.rental.dismissal import dismiss, pick
+    from tsgb.cloud.terminate_by_hand import dismiss, pick
 
     account = Account.read(vast_url, store)
     settings = account.settings
@@ -87,11 +87,11 @@ def reap(
 
     from tsgb.cli import machine_tables as tables
     from tsgb.cli.account import Account, utc
-    from tsgb.rental import reaping
+    from tsgb.cloud import reaper
 
     account = Account.read(vast_url, store)
     with account.client() as vast:
-        found = reaping.reap(
+        found = reaper.reap(
             vast,
             account.archive,
             account.settings.deployment,

@@ -11,10 +11,10 @@ from tsgb.cli.options import JsonOption, RunIdOption, StoreOption
 from tsgb.errors import BudgetReached, NoOffer, UsageError
 
 if TYPE_CHECKING:
-    from tsgb.machines.offers import Appraisal, Offer
-    from tsgb.machines.plan import Quantiles
-    from tsgb.rental.measuring import Left
-    from tsgb.rental.planning import Plan
+    from tsgb.cloud.forecast import Quantiles
+    from tsgb.cloud.history import Left
+    from tsgb.cloud.offers import Appraisal, Offer
+    from tsgb.cloud.planning import Plan
 
 _USUAL_HOURS = 2.0
 
@@ -46,10 +46,10 @@ def plan(
 
     from flows.renting import terms_of
     from tsgb.cli.account import Account, utc
-    from tsgb.machines.costs import in_dollars
-    from tsgb.machines.rows import offer_of
-    from tsgb.rental.measuring import Left, measure, read_track
-    from tsgb.rental.planning import make_plan
+    from tsgb.cloud.history import Left, measure, read_track
+    from tsgb.cloud.planning import make_plan
+    from tsgb.cloud.pricing import in_dollars
+    from tsgb.cloud.vast.convert import offer_of
 
     if hours is not None and run_id is not None:
         raise UsageError("--hours and --run-id both say how much is left: give one of them")

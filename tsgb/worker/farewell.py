@@ -15,9 +15,9 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from tsgb.cloud.vast.client import VastClient
 from tsgb.errors import VastError
 from tsgb.logging import get_logger
-from tsgb.vast_api.client import VastClient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

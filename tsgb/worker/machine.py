@@ -27,6 +27,8 @@ from pydantic import SecretStr
 
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import join_run
+from tsgb.cloud.lease import Standing
+from tsgb.cloud.vast.client import VastClient
 from tsgb.config import Arm, arm_run_id
 from tsgb.errors import (
     ExitCode,
@@ -35,11 +37,8 @@ from tsgb.errors import (
     TSGBError,
     UsageError,
 )
-from tsgb.lease import Standing
 from tsgb.logging import get_logger
-from tsgb.machines.driver import Attempt, Job, JobState, run_processes
-from tsgb.machines.local import LocalMachine
-from tsgb.vast_api.client import VastClient
+from tsgb.processes import Attempt, Job, JobState, LocalMachine, run_processes
 from tsgb.worker.ends import EXIT_CODES, ArmEnd, exit_record
 from tsgb.worker.farewell import Instance, Patience
 from tsgb.worker.places import Places

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from tsgb.checkpoint.run import RunStore
+from tsgb.cloud.lease import NAME, Lease, Standing, Watch
 from tsgb.errors import StoreError, StoreUnreachable
-from tsgb.lease import NAME, Lease, Standing, Watch
 from tsgb.logging import get_logger
 
 _AGAIN_SECONDS = 1.0

@@ -14,11 +14,11 @@ from pydantic import SecretStr
 from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
-from tsgb.lease import Lease, grant
-from tsgb.machines.orphans import Label
-from tsgb.rental.archive import Archive
-from tsgb.rental.papers import Intent, Papers
-from tsgb.vast_api.client import VastClient
+from tsgb.cloud.archive import Archive
+from tsgb.cloud.documents import Intent, Papers
+from tsgb.cloud.lease import Lease, grant
+from tsgb.cloud.orphans import Label
+from tsgb.cloud.vast.client import VastClient
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from tests.fakes.operator_scene import HOUR
 from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
-from tsgb.rental.archive import Archive
+from tsgb.cloud.archive import Archive
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import pytest
 from tests.fakes.command_line import Ended, Run
 from tests.fakes.operator_scene import COMMANDS, HOUR, NOW, lease, live, one_line
 from tests.fakes.vast.driver import Driver
-from tsgb.budget import Ledger
-from tsgb.lease import SKEW, TTL, end, grant
-from tsgb.machines.costs import Rates, microdollars
-from tsgb.rental.archive import Archive
+from tsgb.cloud.archive import Archive
+from tsgb.cloud.budget import Ledger
+from tsgb.cloud.lease import SKEW, TTL, end, grant
+from tsgb.cloud.pricing import Rates, microdollars
 
 pytestmark = pytest.mark.integration
 

@@ -15,9 +15,9 @@ import pytest
 from tests.fakes.command_line import Ended, Run
 from tests.fakes.operator_scene import COMMANDS, HOUR, held, one_line
 from tests.fakes.vast.driver import Driver
-from tsgb.budget import Ledger
-from tsgb.machines.verdicts import Cause
-from tsgb.rental.archive import Archive
+from tsgb.cloud.archive import Archive
+from tsgb.cloud.budget import Ledger
+from tsgb.cloud.termination import Cause
 
 pytestmark = pytest.mark.integration
 

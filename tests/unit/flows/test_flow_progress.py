@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from flows.progress import Bar, Bars, Lines, bar_of, listener, listening, watching
-from tsgb.machines import Attempt, JobState, Outcome
+from tsgb.cloud.termination import Outcome
+from tsgb.processes import Attempt, JobState
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""The worker's image, read where there is no Docker to build it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.unit.cloud.test_bundle import required, unpacked
+from tsgb.cloud.bundle import pack_code
+
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "infra" / "Dockerfile").read_text()
+KNOWN = {"FROM", "ARG", "RUN", "COPY", "ENV"}
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Without comments, continued lines joined, as Docker reads them."""
+    lines = [line for line in TEXT.splitlines() if not line.startswith("#")]
+    joined = re.sub(r"\\\n", "", "\n".join(lines))
+    return [
+        (word, rest) for word, _, rest in (s.partition(" ") for s in joined.split("\n")) if word
+    ]
+
+
+def test_it_is_made_of_known_instructions() -> None:
+    assert {word for word, _ in instructions()} <= KNOWN
+    assert instructions()[0][0] == "FROM"
+    assert "python:3.11-slim" in instructions()[0][1]
+
+
+def test_there_is_no_key_no_mount_no_prompt_and_no_host_in_it() -> None:
+    assert not re.search(r"https?://|index-url|PASS|SECRET|API_KEY|TOKEN|--mount|VOLUME", TEXT)
+    for word, rest in instructions():
+        if word == "RUN" and "apt-get install" in rest:
+            assert "--yes" in rest
+            assert "DEBIAN_FRONTEND=noninteractive" in rest
+        if word == "RUN" and "pip install" in rest:
+            assert "--no-input" in rest
+
+
+def test_it_copies_what_is_there_and_no_code() -> None:
+    for word, rest in instructions():
+        if word == "COPY":
+            assert rest.split()[0] == "pyproject.toml"
+            assert (ROOT / rest.split()[0]).is_file()
+
+
+def test_it_installs_what_a_start_would_look_for(tmp_path: Path) -> None:
+    """Its own lines are run, up to the installation."""
+    [step] = [rest for word, rest in instructions() if word == "RUN" and "tomllib" in rest]
+    script = step.split("&&")[0].replace("/tmp/tsgb", str(tmp_path))  # noqa: S108 - in the image
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    (tmp_path / "python").symlink_to(sys.executable)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'PATH="{tmp_path}:$PATH"; {script}'],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+    lines = (tmp_path / "requirements.txt").read_text().splitlines()
+    wanted = tmp_path / "wanted"
+    unpacked(pack_code(), wanted)
+    assert {re.split(r"[^A-Za-z0-9._-]", line)[0] for line in lines} == required(wanted)

@@ -1,0 +1,86 @@
+"""What a run is said to take agrees with the model of expected costs, and with common sense."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tsgb.cloud.forecast import Forecast, Quantiles, Terms, forecast
+from tsgb.cloud.holds import Workload, stretch
+from tsgb.cloud.preemption import PRIOR, Hazard
+
+WORK = Workload(
+    work_hours=8.0,
+    interval=lambda mtbf: max(60.0, math.sqrt(2 * 20.0 * mtbf)),
+    boot_seconds=600.0,
+    stall_seconds=20.0,
+    upload_seconds=60.0,
+)
+TERMS = Terms(hourly=0.25, hazard=PRIOR)
+
+
+def known(rate: float) -> Hazard:
+    """A hazard without doubt."""
+    return Hazard(1e9 * rate, 1e9)
+
+
+def run(work: Workload = WORK, terms: Terms = TERMS, num: int = 2_000) -> Forecast:
+    return forecast(work, terms, np.random.default_rng(1), num)
+
+
+def test_the_same_generator_tells_the_same() -> None:
+    assert str(run()) == str(run())
+    assert run().within(run().dollars.p90) == pytest.approx(0.9, abs=0.01)
+
+
+def test_a_machine_that_stays_costs_its_time() -> None:
+    calm = run(terms=replace(TERMS, hazard=known(1e-9), wait_seconds=0.0), num=10)
+    hours = (600 + 60) / 3600 + 8.0 * stretch(0.0, 8.0, WORK)
+    assert calm.hours.p50 == pytest.approx(hours, rel=1e-3)
+    assert calm.dollars.p90 == pytest.approx(0.25 * hours, rel=1e-3)
+    assert (calm.machines.p90, calm.within(1.9), calm.within(2.2)) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("upload", [0.0, 900.0])
+@pytest.mark.parametrize("rate", [0.1, 0.4, 1.0, 2.0])
+def test_the_mean_is_that_of_the_model_by_which_offers_are_chosen(
+    rate: float, upload: float
+) -> None:
+    long = replace(WORK, work_hours=100.0, upload_seconds=upload)
+    seen = run(long, replace(TERMS, hazard=known(rate)), num=400)
+    model = 100.0 * stretch(rate, long.interval_hours(rate, 100.0), long) * 0.25
+    assert seen.all_dollars.mean() == pytest.approx(model, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("work", "terms"),
+    [
+        pytest.param(replace(WORK, work_hours=9.0), TERMS, id="more-work"),
+        pytest.param(replace(WORK, boot_seconds=1200.0), TERMS, id="slower-start"),
+        pytest.param(WORK, replace(TERMS, hazard=PRIOR.after(9, 3.0)), id="more-preemption"),
+        pytest.param(WORK, replace(TERMS, hourly=0.3), id="dearer"),
+        pytest.param(WORK, replace(TERMS, speed=0.9), id="slower"),
+        pytest.param(replace(WORK, save_gb=0.7), replace(TERMS, up_cost=0.01), id="traffic"),
+    ],
+)
+def test_what_costs_more(work: Workload, terms: Terms) -> None:
+    assert run(work, terms).dollars.p50 > run().dollars.p50
+
+
+def test_doubt_about_the_market_widens_the_answer() -> None:
+    sure = run(terms=replace(TERMS, hazard=known(PRIOR.mean)))
+    assert run().dollars.p90 - run().dollars.p10 > 1.5 * (sure.dollars.p90 - sure.dollars.p10)
+
+
+def test_a_run_that_never_ends_is_told_as_such() -> None:
+    endless = run(terms=replace(TERMS, hazard=known(100.0)), num=3)
+    assert endless.dollars.p50 == math.inf
+    assert endless.within(1e9) == 0
+    assert str(endless).startswith("inf h (inf to inf)")
+
+
+def test_quantiles_are_values_that_were_seen() -> None:
+    assert Quantiles.of(np.array([1.0, 2.0, math.inf])) == Quantiles(2.0, 2.0, math.inf)

@@ -1,0 +1,237 @@
+"""Which machine is rented, at what bid, and what a person is told if none is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsgb.cloud.bids import break_even, choose_bid
+from tsgb.cloud.holds import Workload, stretch
+from tsgb.cloud.offers import Needs, Offer, Rule, choose
+
+WORK = Workload(
+    work_hours=8.0,
+    interval=lambda mtbf: max(60.0, math.sqrt(2 * 20.0 * mtbf)),
+    boot_seconds=600.0,
+    stall_seconds=20.0,
+    upload_seconds=60.0,
+    disk_gb=40.0,
+    restore_gb=2.0,
+    save_gb=0.7,
+)
+NEEDS = Needs(cap=0.5, gpu_ram=16_000, disk_space=40.0)
+GOOD = Offer(
+    id=41,
+    machine_id=7,
+    host_id=2,
+    gpu_name="RTX 4090",
+    gpu_ram=24_000,
+    disk_space=100.0,
+    dph_base=0.4,
+    min_bid=0.2,
+    storage_cost=0.15,
+    inet_up_cost=0.01,
+    inet_down_cost=0.01,
+    reliability=0.99,
+)
+
+
+def hazard_of(offer: Offer) -> float:
+    return 0.4 if offer.is_bid else 0.002
+
+
+prices = st.floats(0.02, 2.0)
+offers = st.builds(
+    Offer,
+    id=st.integers(1, 99),
+    machine_id=st.integers(1, 9),
+    host_id=st.integers(1, 4),
+    gpu_name=st.sampled_from(["RTX 4090", "RTX 3060"]),
+    gpu_ram=st.sampled_from([12_000.0, 24_000.0]),
+    disk_space=st.sampled_from([20.0, 100.0]),
+    dph_base=prices,
+    min_bid=prices,
+    is_bid=st.booleans(),
+    inet_up_cost=st.floats(0, 0.02),
+    storage_cost=st.floats(0, 1),
+    reliability=st.floats(0, 1),
+    rentable=st.booleans(),
+)
+markets = st.lists(offers, max_size=12, unique_by=lambda offer: offer.id)
+
+
+@given(market=markets, random=st.randoms(use_true_random=False))
+def test_the_order_of_offers_does_not_matter(market: list[Offer], random) -> None:
+    shuffled = random.sample(market, len(market))
+    assert choose(market, NEEDS, WORK, hazard_of) == choose(shuffled, NEEDS, WORK, hazard_of)
+
+
+@given(market=markets)
+def test_every_offer_is_judged_and_none_costs_more_than_the_cap(market: list[Offer]) -> None:
+    choice = choose(market, NEEDS, WORK, hazard_of)
+    assert len(choice.ranked) + len(choice.rejected) == len(market)
+    for found in choice.ranked:
+        assert found.hourly <= NEEDS.cap + 1e-9
+        assert found.price >= (found.offer.min_bid if found.offer.is_bid else found.offer.dph_base)
+        assert found.offer.rentable
+        assert found.dollars_per_useful_hour >= found.hourly
+    assert all(failures for _, failures in choice.rejected)
+    assert str(choice)
+
+
+@given(market=markets, cut=st.floats(0.5, 0.99))
+def test_a_cheaper_machine_is_never_the_worse_one(market: list[Offer], cut: float) -> None:
+    best = choose(market, NEEDS, WORK, hazard_of).best
+    if best is not None:
+        cheaper = replace(best.offer, id=100, dph_base=best.offer.dph_base, storage_cost=0.0)
+        cheaper = replace(cheaper, min_bid=cheaper.min_bid * cut)
+        found = choose([*market, cheaper], NEEDS, WORK, hazard_of).best
+        assert found is not None
+        assert found.dollars_per_useful_hour <= best.dollars_per_useful_hour
+
+
+def other(**changes: Any) -> Offer:
+    return replace(GOOD, id=99, **changes)
+
+
+@pytest.mark.parametrize(
+    ("better", "hazard"),
+    [
+        pytest.param(other(min_bid=0.19), {}, id="price"),
+        pytest.param(other(min_bid=0.205, reliability=1.0), {}, id="reliability"),
+        pytest.param(other(inet_up_cost=0.009), {}, id="upload"),
+        pytest.param(other(inet_down_cost=0.009), {}, id="download"),
+        pytest.param(other(storage_cost=0.1), {}, id="storage"),
+        pytest.param(other(min_bid=0.21), {99: 0.1}, id="hazard-outweighs-price"),
+        pytest.param(replace(GOOD, id=40), {}, id="a-tie-by-id"),
+    ],
+)
+def test_what_makes_an_offer_the_better_one(better: Offer, hazard: dict[int, float]) -> None:
+    needs = replace(NEEDS, reliability=0.5)
+    good = replace(GOOD, reliability=0.9) if better.reliability == 1.0 else GOOD
+    choice = choose([good, better], needs, WORK, lambda offer: hazard.get(offer.id, 0.4))
+    assert choice.best is not None
+    assert choice.best.offer == better
+
+
+def test_the_storage_is_under_the_cap_too() -> None:
+    tight = replace(NEEDS, cap=0.22)
+    best = choose([replace(GOOD, dph_base=1.0, min_bid=0.21)], tight, WORK, hazard_of).best
+    assert best is not None
+    assert 0.219 < best.hourly <= 0.22
+
+
+def test_on_demand_where_machines_are_taken_away_too_often() -> None:
+    steady = replace(GOOD, id=2, is_bid=False, dph_base=0.4)
+    for hazard, kind in ((0.4, True), (5.0, False)):
+        choice = choose(
+            [GOOD, steady], NEEDS, WORK, lambda offer, h=hazard: h if offer.is_bid else 0.002
+        )
+        assert choice.best is not None
+        assert choice.best.offer.is_bid is kind
+
+
+def test_a_faster_gpu_may_cost_more() -> None:
+    fast = replace(GOOD, id=2, gpu_name="H100", min_bid=0.35, dph_base=1.0)
+    needs = replace(NEEDS, speeds={"RTX 4090": 1.0, "H100": 2.0})
+    choice = choose([GOOD, fast, replace(GOOD, id=3, gpu_name="K80")], needs, WORK, hazard_of)
+    assert choice.best is not None
+    assert choice.best.offer is fast
+    assert [failure.rule for failure in choice.rejected[0][1]] == [Rule.GPU]
+
+
+@pytest.mark.parametrize(
+    ("offer", "rule"),
+    [
+        pytest.param(replace(GOOD, rentable=False), Rule.RENTABLE, id="taken"),
+        pytest.param(replace(GOOD, verified=False), Rule.VERIFIED, id="unverified"),
+        pytest.param(replace(GOOD, num_gpus=2), Rule.NUM_GPUS, id="two-gpus"),
+        pytest.param(replace(GOOD, gpu_ram=12_000), Rule.GPU_RAM, id="gpu-memory"),
+        pytest.param(replace(GOOD, disk_space=math.nan), Rule.DISK, id="missing-number"),
+        pytest.param(replace(GOOD, reliability=0.5), Rule.RELIABILITY, id="reliability"),
+        pytest.param(replace(GOOD, duration=3600.0), Rule.DURATION, id="ends-soon"),
+        pytest.param(replace(GOOD, min_bid=0.6), Rule.CAP, id="over-the-cap"),
+        pytest.param(replace(GOOD, min_bid=0.0), Rule.PRICE, id="no-price"),
+        pytest.param(replace(GOOD, min_bid=0.39), Rule.PRICE, id="hardly-below-on-demand"),
+        pytest.param(replace(GOOD, machine_id=13), Rule.EXCLUDED, id="machine-out"),
+        pytest.param(replace(GOOD, host_id=13), Rule.EXCLUDED, id="host-out"),
+        pytest.param(replace(GOOD, id=13), Rule.EXCLUDED, id="ask-out"),
+    ],
+)
+def test_each_rule_rejects(offer: Offer, rule: Rule) -> None:
+    needs = replace(NEEDS, machines_out={13}, hosts_out={13}, asks_out={13})
+    [(_, failures)] = choose([offer], needs, WORK, hazard_of).rejected
+    assert [failure.rule for failure in failures] == [rule]
+
+
+def test_what_a_person_is_told() -> None:
+    dear, dearer = replace(GOOD, id=5, min_bid=0.6), replace(GOOD, id=6, min_bid=0.9)
+    small = replace(GOOD, id=7, gpu_ram=12_000)
+    assert str(choose([dearer, dear], NEEDS, WORK, hazard_of)) == (
+        "no offer under the cap of $0.500/h: nearest is offer 5 (RTX 4090, machine 7): "
+        "$0.608/h with storage (2 seen: 2 over the cap)"
+    )
+    assert str(choose([dear, small], NEEDS, WORK, hazard_of)).startswith(
+        "no offer fits: nearest is offer 7 (RTX 4090, machine 7): GPU memory, MB 12000, needs 16000"
+    )
+    assert str(choose([], NEEDS, WORK, hazard_of)).startswith("no offers at all")
+    assert str(choose([GOOD], NEEDS, WORK, hazard_of)).startswith(
+        "offer 41 (RTX 4090, machine 7) at $0.222/h, expected $0.317 per useful hour"
+    )
+
+
+@given(floor=prices, on_demand=st.none() | prices, cap=prices)
+def test_a_bid_is_within_its_bounds(floor: float, on_demand: float | None, cap: float) -> None:
+    bid = choose_bid(floor, on_demand, cap)
+    if bid.price is None:
+        assert bid.reason
+    else:
+        assert floor <= bid.price <= cap + 1e-9
+        assert on_demand is None or bid.price <= 0.9 * on_demand + 1e-9
+        assert bid.price <= max(floor * 1.07, floor + 0.005) + 0.001
+
+
+@pytest.mark.parametrize(
+    ("bounds", "price", "reason"),
+    [
+        pytest.param((0.2, 0.4, 0.5), 0.214, "", id="margin"),
+        pytest.param((0.02, 0.4, 0.5), 0.025, "", id="least-step"),
+        pytest.param((0.2, 0.4, 0.205), 0.205, "", id="up-to-the-cap"),
+        pytest.param((0.3, 0.32, 0.5), None, "90% of its on-demand price of $0.320/h", id="dear"),
+        pytest.param((0.2, None, 0.1), None, "over the cap of $0.100/h", id="cap"),
+        pytest.param((math.nan, None, 0.1), None, "is no price", id="nan"),
+    ],
+)
+def test_bids(bounds: tuple[float, float | None, float], price: float | None, reason: str) -> None:
+    bid = choose_bid(*bounds)
+    assert bid.price == price
+    assert reason in bid.reason
+
+
+def test_break_even_is_where_both_cost_the_same() -> None:
+    hazard = break_even(0.2, 0.4, 0.5)
+    assert hazard == pytest.approx(2.0)
+    assert 0.2 * (1 + hazard * 0.5) == pytest.approx(0.4)
+    assert break_even(0.4, 0.2, 0.5) == 0.0
+
+
+@given(low=st.floats(0, 5), high=st.floats(0, 5), interval=st.floats(0.01, 2))
+def test_more_preemption_stretches_more(low: float, high: float, interval: float) -> None:
+    low, high = sorted((low, high))
+    assert 1 <= stretch(low, interval, WORK) <= stretch(high, interval, WORK) * (1 + 1e-9)
+
+
+def test_a_hazard_too_small_to_matter() -> None:
+    assert stretch(5e-324, 0.5, WORK) == stretch(0.0, 0.5, WORK)
+    assert WORK.interval_hours(5e-324, 8.0) == 8.0
+
+
+def test_what_would_never_save_takes_for_ever() -> None:
+    assert stretch(5.0, 1000.0, WORK) == math.inf
+    [(_, failures)] = choose([GOOD], NEEDS, WORK, lambda _: 1e5).rejected
+    assert [failure.rule for failure in failures] == [Rule.HAZARD]

@@ -1,0 +1,164 @@
+"""What a run's machines did for their money: useful time, lost work, boots, dollars a machine.
+
+It reads what attempts and machines left in the store; it decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tsgb.cloud.budget import Ledger
+from tsgb.cloud.documents import Page, Papers
+from tsgb.cloud.pricing import MICRO
+from tsgb.cloud.words import arms, number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSummary:
+    """One attempt on one machine.
+
+    Example: `MachineSummary(attempt=3, gpu_name="RTX 4090", cause="preempted", dollars=0.04, ...)`
+    """
+
+    attempt: int
+    gpu_name: str
+    machine_id: int
+    instance_id: int | None
+    price: float
+    """$/h of the bid."""
+    cause: str
+    boot_seconds: float | None
+    """From the rental to its first sign of life."""
+    hold_seconds: float
+    """From that to its end."""
+    useful_seconds: float
+    """Of training steps that are in a checkpoint, all arms together, which train at the same time;
+    an estimate where the machine died first."""
+    lost_updates: int | None
+    """Made, and not in any checkpoint when it died; None if its last word was older than the last
+    checkpoint, so that nobody knows."""
+    updates: int
+    """That it brought into checkpoints."""
+    dollars: float
+
+    @property
+    def dollars_per_1000_updates(self) -> float | None:
+        """None where it brought none."""
+        return 1000 * self.dollars / self.updates if self.updates else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A run on rented machines.
+
+    Example: `str(summary)` is "6 machine(s), $0.214 for 1200 updates ($0.178 per 1,000), ..."
+    """
+
+    run: str
+    budget_dollars: float
+    dollars: float
+    open_dollars: float
+    """Of accounts whose machine is not known to be gone."""
+    updates: int
+    """In the newest checkpoints of all arms."""
+    machines: tuple[MachineSummary, ...]
+
+    @property
+    def dollars_per_1000_updates(self) -> float | None:
+        """None before the first one."""
+        return 1000 * self.dollars / self.updates if self.updates else None
+
+    @property
+    def lost_updates(self) -> int:
+        """As far as is known."""
+        return sum(m.lost_updates or 0 for m in self.machines)
+
+    def as_json(self) -> dict[str, Any]:
+        """As in `summary.json`."""
+        totals = {
+            "boot_seconds": sum(m.boot_seconds or 0.0 for m in self.machines),
+            "useful_seconds": sum(m.useful_seconds for m in self.machines),
+            "lost_updates": self.lost_updates,
+            "dollars_per_1000_updates": self.dollars_per_1000_updates,
+        }
+        return {**asdict(self), **totals, "machines": self.rows()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a machine."""
+        return [
+            {**asdict(m), "dollars_per_1000_updates": m.dollars_per_1000_updates}
+            for m in self.machines
+        ]
+
+    def __str__(self) -> str:
+        rate = self.dollars_per_1000_updates
+        each = "" if rate is None else f" (${rate:.3f} per 1,000)"
+        boots = sum(m.boot_seconds or 0.0 for m in self.machines)
+        surely = "" if all(m.lost_updates is not None for m in self.machines) else "at least "
+        return (
+            f"{len(self.machines)} machine(s), ${self.dollars:.4f} of ${self.budget_dollars:.2f} "
+            f"for {self.updates} updates{each}, {boots:.0f} s of boots, "
+            f"{surely}{self.lost_updates} updates lost"
+        )
+
+
+def summarise(papers: Papers, ledger: Ledger, updates: int) -> Summary:
+    """Add up all rented attempts.
+
+    Args:
+        papers: Of the run.
+        ledger: Its accounts.
+        updates: In the newest checkpoints of all arms.
+    """
+    pages = [page for page in papers.pages() if page.attempt in ledger.accounts]
+    rented = [
+        page
+        for page in pages
+        if page.instance_id is not None or ledger.accounts[page.attempt].spent > 0
+    ]
+    beats = [papers.beat(page.attempt) or {} for page in rented]
+    machines: list[MachineSummary] = []
+    # The next machine knows best what the one before it, that vanished, had brought home.
+    after = updates
+    for page, beat in zip(reversed(rented), reversed(beats), strict=True):
+        word = papers.farewell(page.attempt) or beat
+        found = arms(beat).values()
+        first = sum(number(arm, "first_step") for arm in found) if found else after
+        spent = ledger.accounts[page.attempt].spent
+        machines.insert(0, _machine(page, word, first, after, spent))
+        after = first
+    return Summary(
+        run=papers.run.run_id,
+        budget_dollars=ledger.budget / MICRO,
+        dollars=ledger.spent / MICRO,
+        open_dollars=sum(a.held for a in ledger.accounts.values() if a.is_open) / MICRO,
+        updates=updates,
+        machines=tuple(machines),
+    )
+
+
+def _machine(
+    page: Page, word: Mapping[str, Any], first: int, after: int, spent: int
+) -> MachineSummary:
+    """Of one that found `first` updates in the store, where `after` were when it had gone."""
+    intent, outcome = page.intent, page.outcome
+    said = arms(word).values()
+    seconds = sum(float(arm.get("useful_seconds") or 0.0) for arm in said)
+    made = max(0, sum(number(arm, "step") for arm in said) - first)
+    updates = max(0, after - first)
+    return MachineSummary(
+        attempt=page.attempt,
+        gpu_name="?" if intent is None else intent.gpu_name,
+        machine_id=-1 if intent is None else intent.machine_id,
+        instance_id=page.instance_id,
+        price=0.0 if intent is None else intent.price,
+        cause="open" if outcome is None else outcome.cause.value,
+        boot_seconds=None if outcome is None else outcome.boot_seconds,
+        hold_seconds=0.0 if outcome is None else outcome.hold_seconds,
+        useful_seconds=seconds * updates / made if made else 0.0,
+        lost_updates=made - updates if made >= updates else None,
+        updates=updates,
+        dollars=spent / MICRO,
+    )

@@ -1,0 +1,210 @@
+"""What the store tells for a plan: how much of a run is left, and what machines were like.
+
+It decides nothing. A kind of update that was not measured counts as the mean of the others.
+
+The arms of a run train at the same time (`tsgb/worker/machine.py`, as long as the host has as many
+cores as there are arms), so what is left of the longest is what is left. Their updates were
+measured side by side already, so those times hold as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from tsgb.checkpoint.manifest import Manifest
+from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.run import RunStore
+from tsgb.cloud.archive import Archive
+from tsgb.cloud.budget import Ledger
+from tsgb.cloud.documents import hold_of
+from tsgb.cloud.preemption import Hold
+from tsgb.cloud.retry_policy import Ending
+from tsgb.config import Arm, arm_run_id, parse_config
+from tsgb.errors import CheckpointError, StoreError, UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What is left to do.
+
+    Example: `Left(hours=8.0, source="as given")`
+    """
+
+    hours: float
+    """Useful ones, on a machine as fast as the one that was measured: those of the longest arm."""
+    source: str
+    step_seconds: float = 1.0
+    """Of a mean update that is left to the longest arm."""
+    save_updates: int | None = None
+    """Between two saves, where the run's configuration says so; None: by Young's rule."""
+    restore_gb: float = 0.0
+    """Of the checkpoints that a machine loads when it starts: those of all arms."""
+    save_gb: float = 0.0
+    """What a save of all arms sends, on average: an arm that is done early saves no more."""
+    traffic_source: str = ""
+    """Empty where nothing is known of checkpoints, so that no traffic is planned."""
+    spent: int = 0
+    """Micro-dollars that the run has cost or set aside already."""
+    endings: tuple[Ending, ...] = ()
+    """Of its attempts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Track:
+    """What machines of this store were like.
+
+    Example: `Track(holds=(Hold("RTX 4090 x1 bid", 1.6, True),), boot_seconds=(280.0,), runs=1)`
+    """
+
+    holds: tuple[Hold, ...] = ()
+    boot_seconds: tuple[float, ...] = ()
+    runs: int = 0
+
+
+def read_track(archive: Archive) -> Track:
+    """What all runs of the store have written down about their machines."""
+    holds: list[Hold] = []
+    boots: list[float] = []
+    runs = 0
+    for papers in archive.rented():
+        runs += 1
+        for page in papers.pages():
+            hold = hold_of(page)
+            holds += [] if hold is None else [hold]
+            boot = None if page.outcome is None else page.outcome.boot_seconds
+            boots += [] if boot is None else [boot]
+    return Track(holds=tuple(holds), boot_seconds=tuple(boots), runs=runs)
+
+
+def measure(archive: Archive, run: str) -> Left:
+    """What is left of a run, from its configuration and the time that its updates took.
+
+    Raises:
+        UsageError: There is no such run, nothing was measured yet, or nothing is left.
+    """
+    arms = [found for arm in Arm if (found := _arm(archive, run, arm)) is not None]
+    if not arms:
+        raise UsageError(f"run {run!r} is not in {archive.url}: give --hours for a run to come")
+    todo, done = sum(arm.todo for arm in arms), sum(arm.step for arm in arms)
+    if not todo:
+        raise UsageError(f"run {run!r} is trained: all of its {done} updates are saved")
+    pooled = _means(pair for arm in arms for pair in arm.timed)
+    if not pooled:
+        raise UsageError(f"run {run!r} has no update that was measured yet: give --hours instead")
+    longest = max(arms, key=lambda arm: arm.seconds_left(pooled))
+    seconds = longest.seconds_left(pooled)
+    at_once = ""
+    if len(arms) > 1:
+        at_once = f"; its {len(arms)} arms train at once, and {longest.arm} has the most left"
+    papers = archive.papers(run)
+    sizes = _filled([arm.state_gb for arm in arms])
+    shares = [arm.seconds_left(pooled) / seconds for arm in arms]
+    return Left(
+        hours=seconds / 3600,
+        source=f"{todo} of {todo + done} updates of run {run}, as fast as those before{at_once}",
+        step_seconds=seconds / longest.todo,
+        save_updates=longest.save_updates,
+        restore_gb=sum(sizes),
+        save_gb=sum(size * share for size, share in zip(sizes, shares, strict=True)),
+        traffic_source=f"by the newest checkpoints of run {run}" if sum(sizes) else "",
+        spent=Ledger.open(papers.run, 0).held,
+        endings=tuple(papers.endings()),
+    )
+
+
+def state_gb(runs: Iterable[RunStore]) -> float:
+    """What the newest checkpoints of these arms hold together, by their manifests.
+
+    0 where there is none yet, or where one could not be read: it is for a guess, and what is wrong
+    with a store is better said by who needs it.
+    """
+    try:
+        newest = [CheckpointReader(run).newest_manifest() for run in runs]
+    except (StoreError, CheckpointError):
+        return 0.0
+    return sum(_filled([None if found is None else _gigabytes(found[1]) for found in newest]))
+
+
+def _filled(sizes: Sequence[float | None]) -> list[float]:
+    """An arm of no checkpoint counts as the mean of the others."""
+    known = [size for size in sizes if size is not None]
+    usual = mean(known) if known else 0.0
+    return [usual if size is None else size for size in sizes]
+
+
+def _gigabytes(manifest: Manifest) -> float:
+    return sum(record.size for record in manifest.files.values()) / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class _ArmLeft:
+    """One arm: updates that are saved, how many of each kind are left, how long some took.
+
+    And the size of its newest checkpoint, if it has one; updates between two saves, if it is fixed.
+    """
+
+    arm: Arm
+    step: int
+    left: dict[str, int]
+    timed: list[tuple[str, float]]
+    state_gb: float | None
+    save_updates: int | None
+
+    @property
+    def todo(self) -> int:
+        return sum(self.left.values())
+
+    def seconds_left(self, pooled: dict[str, float]) -> float:
+        means = {**pooled, **_means(self.timed)}
+        usual = mean(means.values())
+        return sum(num * means.get(kind, usual) for kind, num in self.left.items())
+
+
+def _arm(archive: Archive, run_id: str, arm: Arm) -> _ArmLeft | None:
+    run = archive.papers(arm_run_id(run_id, arm)).run
+    try:
+        config = parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
+    except FileNotFoundError:
+        return None
+    newest = CheckpointReader(run).newest_manifest()
+    step = 0 if newest is None else newest[0].step
+    left: dict[str, int] = defaultdict(int)
+    for phase in config.phases():
+        left[phase.kind] += max(0, phase.stop - max(phase.start, step))
+    size = None if newest is None else _gigabytes(newest[1])
+    return _ArmLeft(arm, step, left, _timed(run), size, config.checkpoint_interval)
+
+
+def _timed(run: RunStore) -> list[tuple[str, float]]:
+    """Kind and seconds of the updates whose line tells them."""
+    try:
+        lines = run.read_text("metrics.jsonl").splitlines()
+    except FileNotFoundError:
+        return []
+    timed: list[tuple[str, float]] = []
+    for line in lines:
+        try:
+            found: dict[str, Any] = json.loads(line)
+            timed.append((str(found["phase"]), _seconds(found)))
+        except (ValueError, KeyError, TypeError, ZeroDivisionError):
+            continue  # torn, or of a version that wrote no seconds, and of a kind without tokens
+    return timed
+
+
+def _seconds(line: Mapping[str, Any]) -> float:
+    """What an update took; earlier versions wrote it as a speed only."""
+    if "seconds" in line:
+        return float(line["seconds"])
+    return float(line["tokens"]) / float(line["tokens_per_second"])
+
+
+def _means(timed: Iterable[tuple[str, float]]) -> dict[str, float]:
+    known: dict[str, list[float]] = defaultdict(list)
+    for kind, seconds in timed:
+        known[kind].append(seconds)
+    return {kind: mean(found) for kind, found in known.items()}

@@ -1,0 +1,161 @@
+"""One attempt on one rented machine, step by step, from what is there to what is left.
+
+    reconcile -> search -> intend -> create -> provision -> boot -> train -> destroy -> verify
+
+Whoever runs it says how a step is run: flows/rented.py makes each a Prefect task. What it raises
+says whether to run it again: `Preempted` alone means yes. Beginning again is always safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from tsgb.cloud import launch, monitor, terminate
+from tsgb.cloud.documents import Intent
+from tsgb.cloud.holds import Workload
+from tsgb.cloud.offers import Appraisal
+from tsgb.cloud.recover import reconcile
+from tsgb.cloud.running import Held
+from tsgb.cloud.session import Desk
+from tsgb.cloud.termination import Cause
+from tsgb.cloud.vast.records import Rental
+from tsgb.errors import Preempted, VastUnreachable
+
+MAX_OUTAGES = 10
+"""Attempts in a row that end because the service does not answer, each after minutes: then a person
+has to look."""
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+R = TypeVar("R")
+
+
+class Step(Protocol):
+    """Runs a step under its name."""
+
+    def __call__(self, name: str, what: Callable[[], R], /) -> R:
+        """Run it now, once; what it raises passes through."""
+        ...
+
+
+def plainly(_name: str, what: Callable[[], R]) -> R:
+    """A step that is just called."""
+    return what()
+
+
+class Work(Protocol[T_co]):
+    """What is to be done on machines, as far as renting has to know it."""
+
+    def begun(self) -> int:
+        """The highest attempt that anybody ever began on it."""
+        ...
+
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        ...
+
+    def load(self) -> Workload:
+        """What it asks of a machine now, for the choice among offers."""
+        ...
+
+    def request(self, attempt: int, intent: Intent) -> Rental:
+        """What the service is asked for, so that the machine does it."""
+        ...
+
+    def verify(self) -> T_co:
+        """Read what came of it in full.
+
+        Raises:
+            Preempted: It is not there after all.
+        """
+        ...
+
+    def show(self, held: Held) -> None:
+        """Tell a person how far it is."""
+        ...
+
+
+class Renting(Generic[T]):
+    """One run on rented machines, over all attempts of one flow.
+
+    Example: `Renting(desk, work).attempt()`
+    """
+
+    def __init__(self, desk: Desk, work: Work[T]) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            desk: Documents, service, clocks.
+            work: What is to be done.
+        """
+        self.desk = desk
+        self.held: Held | None = None
+        self._work = work
+        self._outages = 0
+
+    def attempt(self, step: Step = plainly) -> T:
+        """From an offer to a machine's end; what came of the work, once all of it is done.
+
+        Raises:
+            Preempted: The machine is gone, or none came of it: run it again.
+            TSGBError: Running it again would not help.
+        """
+        try:
+            result = self._attempt(step)
+        except VastUnreachable as error:
+            self._outages += 1
+            if self._outages > MAX_OUTAGES:
+                raise
+            raise Preempted(str(error)) from error
+        return result
+
+    def _attempt(self, step: Step) -> T:
+        desk = self.desk
+        self.held = step("reconcile", lambda: reconcile(desk))
+        if self.held is None:
+            if self._work.is_finished():
+                return step("verify", self._work.verify)
+            self.held = self._rent(step)
+        held = self.held
+        try:
+            for name, enough in (
+                ("provision", monitor.is_there),
+                ("boot", monitor.has_said_something),
+                ("train", monitor.never),
+            ):
+                step(name, lambda enough=enough: self._watch(held, enough))
+                if held.cause is not None:
+                    break
+        except BaseException as error:
+            # Not as a step: nothing that a step needs may keep a machine alive.
+            terminate.release(
+                desk, held, f"its flow was stopped by {type(error).__name__}: {error}"
+            )
+            raise
+        self._outages = 0
+        try:
+            step("destroy", lambda: terminate.release(desk, held, ""))
+        finally:
+            terminate.release(desk, held, "its flow was stopped")
+        assert held.cause is not None
+        if held.cause is not Cause.DONE:
+            raise terminate.error_of(desk, held.cause, held.message, held.stop)
+        return step("verify", self._work.verify)
+
+    def _rent(self, step: Step) -> Held:
+        desk = self.desk
+        chosen: Appraisal = step("search", lambda: launch.find_offer(desk, self._work.load()))
+        attempt = self._next()
+        intent = step("intend", lambda: launch.intend(desk, chosen, attempt))
+        request = self._work.request(attempt, intent)
+        return step("create", lambda: launch.rent(desk, attempt, intent, request))
+
+    def _next(self) -> int:
+        """A number that no attempt has had: the fencing token of all that it writes."""
+        lease = self.desk.papers.lease()
+        leased = 0 if lease is None else lease.attempt
+        return max(self._work.begun(), leased, self.desk.ledger.highest) + 1
+
+    def _watch(self, held: Held, enough: Callable[[Held], bool]) -> None:
+        monitor.watch(self.desk, held, enough, self._work.show)

@@ -1,0 +1,295 @@
+"""Which offer to rent: what fits, by expected dollars per useful hour, and why the rest does not.
+
+Fields and units are those of the service (vendor's names); every filter is checked here, because a
+search does not always apply them. Knows no service and no history: hazards come in as a function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tsgb.cloud.bids import choose_bid
+from tsgb.cloud.holds import Workload, stretch
+from tsgb.cloud.pricing import HOURS_PER_MONTH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """One machine that may be rented now.
+
+    Example: `Offer(id=41, machine_id=7, host_id=2, gpu_name="RTX 4090", dph_base=0.4, min_bid=0.2)`
+    """
+
+    id: int
+    """The ask that a rental takes; used once."""
+    machine_id: int
+    host_id: int
+    gpu_name: str
+    num_gpus: int = 1
+    gpu_ram: float = 0.0
+    """MB of one GPU."""
+    cpu_ram: float = 0.0
+    """MB."""
+    disk_space: float = 0.0
+    """GB."""
+    cuda_max_good: float = 0.0
+    compute_cap: int = 0
+    """Times 100."""
+    inet_up: float = 0.0
+    """Mb/s."""
+    inet_down: float = 0.0
+    inet_up_cost: float = 0.0
+    """$/GB."""
+    inet_down_cost: float = 0.0
+    dph_base: float = 0.0
+    """$/h on demand, without storage."""
+    min_bid: float = 0.0
+    """$/h, the floor of an interruptible bid now."""
+    is_bid: bool = True
+    storage_cost: float = 0.0
+    """$/GB/month."""
+    reliability: float = 1.0
+    """0 to 1."""
+    duration: float = math.inf
+    """Seconds until the contract's limit."""
+    rentable: bool = True
+    verified: bool = True
+
+
+class Rule(StrEnum):
+    """What an offer may fail."""
+
+    RENTABLE = "not rentable"
+    EXCLUDED = "excluded for now"
+    VERIFIED = "not verified"
+    GPU = "no speed known for its GPU"
+    NUM_GPUS = "number of GPUs"
+    GPU_RAM = "GPU memory, MB"
+    CPU_RAM = "memory, MB"
+    DISK = "disk, GB"
+    CUDA = "CUDA version"
+    COMPUTE = "compute capability"
+    UP = "upload, Mb/s"
+    DOWN = "download, Mb/s"
+    RELIABILITY = "reliability"
+    DURATION = "contract, h"
+    PRICE = "price"
+    CAP = "over the cap"
+    HAZARD = "taken away before it saves"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a machine must have; 0 asks for nothing.
+
+    Example: `Needs(cap=0.25, gpu_ram=16_000, disk_space=40.0)`
+    """
+
+    cap: float
+    """$/h, storage included."""
+    num_gpus: int = 1
+    gpu_ram: float = 0.0
+    cpu_ram: float = 0.0
+    disk_space: float = 0.0
+    cuda_max_good: float = 0.0
+    compute_cap: int = 0
+    inet_up: float = 0.0
+    inet_down: float = 0.0
+    reliability: float = 0.9
+    duration: float = 4 * 3600.0
+    verified: bool = True
+    speeds: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Useful work per hour by GPU name, relative to the workload's; empty: all are alike."""
+    machines_out: Collection[int] = frozenset()
+    """Machine ids that are excluded for now; see reputation.py."""
+    hosts_out: Collection[int] = frozenset()
+    asks_out: Collection[int] = frozenset()
+
+    def speed(self, gpu_name: str) -> float:
+        """0 if it is not known."""
+        return self.speeds.get(gpu_name, 0.0) if self.speeds else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A rule that an offer fails, with numbers for a person."""
+
+    rule: Rule
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Appraisal:
+    """An offer that fits, and what it is expected to cost.
+
+    Example: `Appraisal(offer, price=0.215, hourly=0.22, hazard=0.3, dollars_per_useful_hour=0.25)`
+    """
+
+    offer: Offer
+    price: float
+    """$/h to bid, or on demand."""
+    hourly: float
+    """$/h with storage."""
+    hazard: float
+    """Preemptions per hour."""
+    dollars_per_useful_hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """All offers, judged."""
+
+    ranked: tuple[Appraisal, ...]
+    """Those that fit, best first."""
+    rejected: tuple[tuple[Offer, tuple[Failure, ...]], ...]
+    """The rest, nearest first: fewest failures, then the cheapest."""
+    cap: float
+
+    @property
+    def best(self) -> Appraisal | None:
+        """None if none fits."""
+        return self.ranked[0] if self.ranked else None
+
+    def __str__(self) -> str:
+        if self.best is not None:
+            best = self.best
+            return (
+                f"{_name(best.offer)} at ${best.hourly:.3f}/h, expected "
+                f"${best.dollars_per_useful_hour:.3f} per useful hour; {len(self.ranked)} fit"
+            )
+        if not self.rejected:
+            return "no offers at all: ask for less, or look again later"
+        nearest, failures = self.rejected[0]
+        only_cap = {failure.rule for failure in failures} == {Rule.CAP}
+        counts = Counter(failure.rule for _, found in self.rejected for failure in found)
+        told = ", ".join(f"{num} {rule}" for rule, num in sorted(counts.items(), key=_by_count))
+        why = "; ".join(failure.detail or failure.rule for failure in failures)
+        head = f"no offer under the cap of ${self.cap:.3f}/h" if only_cap else "no offer fits"
+        return f"{head}: nearest is {_name(nearest)}: {why} ({len(self.rejected)} seen: {told})"
+
+
+def choose(
+    offers: Iterable[Offer],
+    needs: Needs,
+    work: Workload,
+    hazard_of: Callable[[Offer], float],
+) -> Choice:
+    """Judge all offers; their order does not matter.
+
+    Args:
+        offers: Of both kinds: an interruptible one is weighed against one on demand.
+        needs: What a machine must have.
+        work: What the run asks of it.
+        hazard_of: Preemptions per hour of an offer's class; on demand it is near 0.
+    """
+    ranked: list[Appraisal] = []
+    rejected: list[tuple[Offer, tuple[Failure, ...]]] = []
+    for offer in offers:
+        failures = list(_failures(offer, needs))
+        price, failure = _price(offer, needs, work)
+        if failure is not None:
+            failures.append(failure)
+        if not failures:
+            found = appraise(offer, price, needs, work, hazard_of(offer))
+            if math.isfinite(found.dollars_per_useful_hour):
+                ranked.append(found)
+                continue
+            failures.append(Failure(Rule.HAZARD))
+        rejected.append((offer, tuple(failures)))
+    return Choice(
+        tuple(sorted(ranked, key=_by_value)), tuple(sorted(rejected, key=_by_nearness)), needs.cap
+    )
+
+
+def appraise(offer: Offer, price: float, needs: Needs, work: Workload, hazard: float) -> Appraisal:
+    """What an offer is expected to cost for each useful hour of the workload.
+
+    The first start is spread over the work that is left; reliability is the share of attempts that
+    come to anything.
+    """
+    hours = work.work_hours / needs.speed(offer.gpu_name)
+    hourly = price + _storage(offer, work)
+    interval = work.interval_hours(hazard, hours)
+    wall = hours * stretch(hazard, interval, work)
+    if not math.isfinite(wall):
+        return Appraisal(offer, price, hourly, hazard, math.inf)
+    traffic = (1 + hazard * wall) * work.restore_gb * offer.inet_down_cost
+    traffic += hours / interval * work.save_gb * offer.inet_up_cost
+    held = hourly * (wall + work.boot_seconds / 3600) / offer.reliability
+    return Appraisal(offer, price, hourly, hazard, (held + traffic) / work.work_hours)
+
+
+def _failures(offer: Offer, needs: Needs) -> Iterator[Failure]:
+    out = (
+        offer.id in needs.asks_out
+        or offer.machine_id in needs.machines_out
+        or offer.host_id in needs.hosts_out
+    )
+    flags = {
+        Rule.RENTABLE: not offer.rentable,
+        Rule.EXCLUDED: out,
+        Rule.VERIFIED: needs.verified and not offer.verified,
+        Rule.GPU: not needs.speed(offer.gpu_name) > 0,
+    }
+    yield from (Failure(rule) for rule, failed in flags.items() if failed)
+    if offer.num_gpus != needs.num_gpus:
+        yield _short(Rule.NUM_GPUS, offer.num_gpus, needs.num_gpus)
+    least = {
+        Rule.GPU_RAM: (offer.gpu_ram, needs.gpu_ram),
+        Rule.CPU_RAM: (offer.cpu_ram, needs.cpu_ram),
+        Rule.DISK: (offer.disk_space, needs.disk_space),
+        Rule.CUDA: (offer.cuda_max_good, needs.cuda_max_good),
+        Rule.COMPUTE: (offer.compute_cap, needs.compute_cap),
+        Rule.UP: (offer.inet_up, needs.inet_up),
+        Rule.DOWN: (offer.inet_down, needs.inet_down),
+        Rule.RELIABILITY: (offer.reliability, max(needs.reliability, 0.01)),
+        Rule.DURATION: (offer.duration / 3600, needs.duration / 3600),
+    }
+    # `not >=` rather than `<`: a number that is missing as NaN fails.
+    yield from (_short(rule, has, need) for rule, (has, need) in least.items() if not has >= need)
+
+
+def _short(rule: Rule, has: float, needs: float) -> Failure:
+    return Failure(rule, f"{rule} {has:g}, needs {needs:g}")
+
+
+def _price(offer: Offer, needs: Needs, work: Workload) -> tuple[float, Failure | None]:
+    """What to pay without storage; if nothing, why."""
+    storage = _storage(offer, work)
+    floor = offer.min_bid if offer.is_bid else offer.dph_base
+    if not (floor > 0 and math.isfinite(floor + storage)):
+        return 0.0, Failure(Rule.PRICE, f"a price of ${floor:.3f}/h is none")
+    if floor + storage > needs.cap:
+        return 0.0, Failure(Rule.CAP, f"${floor + storage:.3f}/h with storage")
+    if not offer.is_bid:
+        return floor, None
+    bid = choose_bid(floor, offer.dph_base or None, needs.cap - storage)
+    return (0.0, Failure(Rule.PRICE, bid.reason)) if bid.price is None else (bid.price, None)
+
+
+def _storage(offer: Offer, work: Workload) -> float:
+    """$/h."""
+    return work.disk_gb * offer.storage_cost / HOURS_PER_MONTH
+
+
+def _by_value(found: Appraisal) -> tuple[float, float, float, int]:
+    offer = found.offer
+    return found.dollars_per_useful_hour, -offer.reliability, found.hourly, offer.id
+
+
+def _by_nearness(item: tuple[Offer, tuple[Failure, ...]]) -> tuple[int, float, int]:
+    offer, failures = item
+    price = offer.min_bid if offer.is_bid else offer.dph_base
+    return len(failures), price, offer.id
+
+
+def _by_count(item: tuple[Rule, int]) -> tuple[int, str]:
+    return -item[1], item[0]
+
+
+def _name(offer: Offer) -> str:
+    return f"offer {offer.id} ({offer.gpu_name}, machine {offer.machine_id})"

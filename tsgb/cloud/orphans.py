@@ -1,0 +1,172 @@
+"""Which instances no lease covers and are to be destroyed; nobody else's are ever touched.
+
+Knows no service: the rows come from a list that was read in full, the leases from the store.
+Unknown is not absent: a run whose lease could not be read keeps its machines until the next look.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tsgb.cloud.lease import SKEW, Lease
+from tsgb.errors import UsageError
+
+MAX_LABEL = 60
+MIN_AGE = timedelta(minutes=2)
+"""A younger instance may have been created after its lease was read."""
+MAX_DOOMED = 10
+"""More than this at once looks like a mistake: the rest waits for a person or the next look."""
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_LABEL = re.compile(rf"tsgb/({_PART})/({_PART})/([1-9]\d{{0,8}})")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What an instance is for; the only handle on it when the answer to its creation was lost.
+
+    Example: `str(Label("home", "r1", 3)) == "tsgb/home/r1/3"`
+    """
+
+    deployment: str
+    run: str
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"tsgb/{self.deployment}/{self.run}/{self.attempt}"
+
+    @classmethod
+    def parse(cls, text: str | None) -> Label | None:
+        """None for a label that is not ours to the letter."""
+        match = None if text is None else _LABEL.fullmatch(text)
+        return match and cls(match[1], match[2], int(match[3]))
+
+    @classmethod
+    def ours(cls, text: str | None, deployment: str) -> Label | None:
+        """The label, if it is one of this deployment's."""
+        parsed = cls.parse(text)
+        return parsed if parsed is not None and parsed.deployment == deployment else None
+
+    def check(self) -> str:
+        """Its text, before an instance gets it.
+
+        Raises:
+            UsageError: It could not be read back.
+        """
+        text = str(self)
+        if len(text) > MAX_LABEL or Label.parse(text) != self:
+            raise UsageError(
+                f"label {text!r} is not tsgb/<deployment>/<run>/<attempt> within {MAX_LABEL} "
+                "characters: choose a shorter run id of A-Z a-z 0-9 . _ -"
+            )
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A row of the service's list; stopped and loading ones are rows, too, and cost money.
+
+    Example: `Instance(id=7835610, label="tsgb/home/r1/3", created_at=now)`
+    """
+
+    id: int
+    label: str | None
+    created_at: datetime | None = None
+    """By the service's clock; None if it does not say, then it is old."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An instance to destroy.
+
+    Example: `Orphan(instance, "its lease ran out at 12:00:00 UTC")`
+    """
+
+    instance: Instance
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Every row, in one of five lists; each ordered by id."""
+
+    doomed: tuple[Orphan, ...] = ()
+    postponed: tuple[Orphan, ...] = ()
+    """Beyond the most that may go at once."""
+    covered: tuple[Instance, ...] = ()
+    """Leased, or too young to tell."""
+    unknown: tuple[Instance, ...] = ()
+    """The lease of their run could not be read."""
+    foreign: tuple[Instance, ...] = ()
+    """Of another tool or deployment, or without a label."""
+
+
+def sweep(
+    instances: Iterable[Instance],
+    leases: Mapping[str, Lease | None],
+    deployment: str,
+    now: datetime,
+    *,
+    skew: timedelta = SKEW,
+    max_doomed: int = MAX_DOOMED,
+) -> Sweep:
+    """Sort all rows.
+
+    Args:
+        instances: A list that was read in full.
+        leases: By run; None where there is surely none, no key where it could not be read.
+        deployment: Ours.
+        now: Time of day.
+        skew: By how much clocks may differ.
+        max_doomed: Destroy at most so many.
+    """
+    orphans: list[Orphan] = []
+    covered: list[Instance] = []
+    unknown: list[Instance] = []
+    foreign: list[Instance] = []
+    for instance in sorted(instances, key=lambda row: row.id):
+        label = Label.ours(instance.label, deployment)
+        if label is None:
+            foreign.append(instance)
+        elif label.run not in leases:
+            unknown.append(instance)
+        elif reason := _uncovered(instance, label, leases[label.run], now, skew):
+            orphans.append(Orphan(instance, reason))
+        else:
+            covered.append(instance)
+    return Sweep(
+        doomed=tuple(orphans[:max_doomed]),
+        postponed=tuple(orphans[max_doomed:]),
+        covered=tuple(covered),
+        unknown=tuple(unknown),
+        foreign=tuple(foreign),
+    )
+
+
+def _uncovered(
+    instance: Instance, label: Label, lease: Lease | None, now: datetime, skew: timedelta
+) -> str | None:
+    """Why no lease covers it; None if one does, or it is too young."""
+    reason = objection(instance, label, lease, now, skew)
+    if reason is None or instance.created_at is None:
+        return reason
+    return reason if now - instance.created_at > MIN_AGE else None
+
+
+def objection(
+    instance: Instance, label: Label, lease: Lease | None, now: datetime, skew: timedelta
+) -> str | None:
+    """Why no lease covers it, however young it is; None if one does on some clock within `skew`."""
+    if lease is None:
+        return f"run {label.run} has no lease"
+    if lease.ended:
+        return f"run {label.run} has ended"
+    if lease.has_run_out(now, skew):
+        return f"its lease ran out at {lease.ends_at:%H:%M:%S} UTC"
+    if label.attempt != lease.attempt:
+        return f"the lease is that of attempt {lease.attempt}"
+    if lease.instance_id is not None and lease.instance_id != instance.id:
+        return f"the lease is that of instance {lease.instance_id}"
+    return None

@@ -1,0 +1,150 @@
+"""Whether a run may try another machine, from how the attempts before it ended, and on which not.
+
+A preemption is the market's: as long as checkpoints come of it, money alone bounds it. Lost and bad
+hosts, refusals, failed workers and machines that lead nowhere have budgets of their own. Knows no
+store and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tsgb.cloud.termination import Cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How one attempt ended.
+
+    Example: `Ending(cause=Cause.PREEMPTED, step=1200, machine_id=7, host_id=2, at=now)`
+    """
+
+    cause: Cause
+    at: datetime
+    step: int = 0
+    """Of the newest checkpoint then."""
+    machine_id: int | None = None
+    host_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How many endings of a kind are borne."""
+
+    infra: int = 10
+    """Lost and bad hosts in a row, without a newer checkpoint in between."""
+    fruitless: int = 25
+    """Machines in a row without a newer checkpoint, whatever became of them."""
+    refused: int = 50
+    """Refusals in a row. About half of all rentals are refused, and they cost nothing."""
+    worker: int = 3
+    """Failures of the worker in the whole run."""
+    disk_full: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to go on, and why not.
+
+    Example: `Decision(False, "3 failures of the worker: read its log")`
+    """
+
+    go_on: bool
+    reason: str = ""
+    disk_factor: float = 1.0
+    """The next machine's disk, relative to the first one's."""
+
+
+_FINAL = {
+    Cause.DONE: "the run is done",
+    Cause.CONFIG: "another machine would meet it again: mend the image, the key or the settings",
+    Cause.FUNDS: "the account does not pay for another machine: add credit, then run it again",
+    Cause.LEASE_LOST: "a newer process works on this run",
+}
+
+
+def may_go_on(endings: Sequence[Ending], limits: Limits | None = None) -> Decision:
+    """Decide after the last of all attempts of a run, oldest first."""
+    limits = limits or Limits()
+    if not endings:
+        return Decision(True)
+    last = endings[-1]
+    if last.cause in _FINAL:
+        return Decision(False, _FINAL[last.cause])
+    ran = [ending for ending in endings if ending.cause is not Cause.REFUSED]
+    workers = [ending for ending in ran if ending.cause is Cause.WORKER]
+    if last.cause is Cause.WORKER and _same_twice(ran):
+        return Decision(False, f"the worker failed twice after step {last.step}: read its log")
+    fruitless = [ending for ending in _since_progress(ran) if ending.cause is not Cause.STOPPED]
+    infra = [ending for ending in fruitless if ending.cause.is_infra]
+    counts = {
+        "failures of the worker": (len(workers), limits.worker),
+        "full disks": (sum(e.cause is Cause.DISK_FULL for e in ran), limits.disk_full + 1),
+        "lost or bad hosts without a newer checkpoint": (len(infra), limits.infra),
+        "machines in a row without a newer checkpoint": (len(fruitless), limits.fruitless),
+        "refusals in a row": (_refused(endings), limits.refused),
+    }
+    for what, (num, limit) in counts.items():
+        if num >= limit:
+            return Decision(False, f"{num} {what}: see the attempts, then run it again")
+    disks = sum(ending.cause is Cause.DISK_FULL for ending in ran)
+    return Decision(True, disk_factor=1.5**disks)
+
+
+def _same_twice(ran: Sequence[Ending]) -> bool:
+    return len(ran) > 1 and ran[-2].cause is Cause.WORKER and ran[-2].step == ran[-1].step
+
+
+def _since_progress(ran: Sequence[Ending]) -> Sequence[Ending]:
+    """From the last one on that brought a newer checkpoint."""
+    for index in range(len(ran) - 1, 0, -1):
+        if ran[index].step > ran[index - 1].step:
+            return ran[index:]
+    return ran
+
+
+def _refused(endings: Sequence[Ending]) -> int:
+    num = 0
+    for ending in reversed(endings):
+        if ending.cause is not Cause.REFUSED:
+            break
+        num += 1
+    return num
+
+
+BAD_FOR = timedelta(hours=24)
+"""A host that failed is avoided for so long and no longer: a list that only grows ends with an
+empty market."""
+TAKEN_FOR = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Avoided:
+    """What not to rent now.
+
+    Example: `Needs(..., machines_out=avoided.machine_ids, hosts_out=avoided.host_ids)`
+    """
+
+    machine_ids: frozenset[int]
+    host_ids: frozenset[int]
+
+
+def avoid(endings: Iterable[Ending], now: datetime) -> Avoided:
+    """Machines and hosts that failed lately, and machines that were refused just now.
+
+    A preempted machine is not avoided: it was outbid, and may be free again at another price.
+    """
+    machines: set[int] = set()
+    hosts: set[int] = set()
+    for ending in endings:
+        age = now - ending.at  # negative on a clock that was set back: still avoided
+        if ending.machine_id is not None:
+            failed = ending.cause.is_infra or ending.cause is Cause.DISK_FULL
+            lasts = BAD_FOR if failed else TAKEN_FOR
+            if age < lasts and (failed or ending.cause is Cause.REFUSED):
+                machines.add(ending.machine_id)
+        if ending.host_id is not None and ending.cause is Cause.BAD_HOST and age < BAD_FOR:
+            hosts.add(ending.host_id)
+    return Avoided(frozenset(machines), frozenset(hosts))

@@ -1,0 +1,193 @@
+"""What an answer of Vast.ai means: classified once, by its code before its status.
+
+The order matters: a key that is not valid (any more) is answered with 404 and `auth_error`, and a
+status of 200 may carry `success: false`. Whoever goes by status takes a revoked key for proof that
+every instance is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, NamedTuple, cast
+
+from tsgb.cloud.vast.throttle import INTERVAL_SECONDS, Endpoint
+from tsgb.errors import (
+    VastAuthError,
+    VastError,
+    VastGone,
+    VastNoCredit,
+    VastRateLimited,
+    VastRefused,
+    VastSearchQuota,
+    VastUnreachable,
+)
+
+_DAY_SECONDS = 86_400.0
+_CREATE_PENALTY_SECONDS = 12.0
+_TRANSIENT_STATUS = frozenset({408, 425})
+_PERMANENT_SERVER_STATUS = frozenset({501, 505})
+
+
+class Subject(StrEnum):
+    """What a call is about, and so what can be gone."""
+
+    ACCOUNT = "account"
+    INSTANCE = "instance"
+    OFFER = "offer"
+
+
+_GONE = {
+    Subject.ACCOUNT: frozenset[str](),
+    Subject.INSTANCE: frozenset({"no_such_instance"}),
+    Subject.OFFER: frozenset({"no_such_ask", "resources_unavailable"}),
+}
+_KINDS: Mapping[str, type[VastError]] = {
+    "auth_error": VastAuthError,
+    "insufficient_credit": VastNoCredit,
+    "spend_rate_limit": VastNoCredit,
+    "search_quota_exceeded": VastSearchQuota,
+    "rate_limited": VastRateLimited,
+}
+_WAYS_OUT: Mapping[type[VastError], str] = {
+    VastAuthError: (
+        "set VAST_API_KEY to a key with the permissions misc, user_read, instance_read and "
+        "instance_write"
+    ),
+    VastNoCredit: "add credit to the account, or wait until its limit allows more",
+    VastRefused: "the same call would be refused again",
+}
+
+
+class Answer(NamedTuple):
+    """What came over the wire."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    def payload(self) -> dict[str, Any]:
+        """The JSON object in it, empty if there is none."""
+        try:
+            value = json.loads(self.text)
+        except (ValueError, RecursionError):
+            return {}
+        return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+class Call(NamedTuple):
+    """What was asked, for the judgement and for messages."""
+
+    endpoint: Endpoint
+    subject: Subject
+    where: str
+    """Such as `instance 7835610`."""
+    clean: Callable[[str], str]
+    """Makes text of the service fit for our messages: one line, without secrets."""
+
+
+def judge(answer: Answer, call: Call, now: datetime) -> VastError | None:
+    """The error that an answer is; None if it claims to be what was asked for.
+
+    Args:
+        answer: As it came.
+        call: What it answers.
+        now: The time of day, for a quota that ends at midnight.
+    """
+    payload = answer.payload()
+    code = _text(payload.get("error"))
+    kind = _kind(answer, payload, code, call.subject)
+    if kind is None:
+        return None
+    said = code or f"HTTP {answer.status}"
+    detail = _text(payload.get("msg")) or _text(payload.get("message"))
+    if not payload and "<" not in answer.text:
+        detail = answer.text
+    message = f"Vast.ai, {call.where}: {call.clean(f'{said} {detail}'.strip())}"
+    contract_id = contract(payload)
+    if contract_id is not None:
+        message += f"; it left instance {contract_id}, which costs money until it is destroyed"
+    if kind in _WAYS_OUT:
+        message += f"; {_WAYS_OUT[kind]}"
+    error = kind(message, code=call.clean(code), status=answer.status, contract_id=contract_id)
+    if isinstance(error, VastRateLimited):
+        search = isinstance(error, VastSearchQuota)
+        error.wait_seconds = _quota_seconds(answer, now) if search else _wait(answer, payload, call)
+    return error
+
+
+def contract(payload: Mapping[str, Any]) -> int | None:
+    """The instance that an answer speaks of, which even an error may have left behind."""
+    found = payload.get("new_contract")
+    if isinstance(found, str) and found.isascii() and found.isdigit():
+        found = int(found)
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
+
+
+def _kind(
+    answer: Answer, payload: Mapping[str, Any], code: str, subject: Subject
+) -> type[VastError] | None:
+    if code in _KINDS:
+        return _KINDS[code]
+    if code in _GONE[subject]:
+        return VastGone
+    if 200 <= answer.status < 300:
+        if payload.get("success") is False or code:
+            return VastRefused
+        return None if payload else VastUnreachable
+    # A page of some other server says 404 too, but not in the words of this service.
+    spoken = payload.get("success") is False or "msg" in payload or "message" in payload
+    if answer.status in {404, 410} and subject != Subject.ACCOUNT and spoken and not code:
+        return VastGone
+    return _kind_by_status(answer.status)
+
+
+def _kind_by_status(status: int) -> type[VastError]:
+    if status in {401, 403}:
+        return VastAuthError
+    if status == 402:
+        return VastNoCredit
+    if status == 429:
+        return VastRateLimited
+    if status in _TRANSIENT_STATUS or (status >= 500 and status not in _PERMANENT_SERVER_STATUS):
+        return VastUnreachable
+    return VastRefused
+
+
+def _wait(answer: Answer, payload: Mapping[str, Any], call: Call) -> float:
+    """How long the service wants us to wait, wherever it says so."""
+    usual = INTERVAL_SECONDS[call.endpoint]
+    if call.endpoint is Endpoint.CREATE:
+        usual = _CREATE_PENALTY_SECONDS
+    threshold = re.search(r"threshold=(\d+(?:\.\d+)?)", answer.text)
+    said = (
+        _seconds(answer.headers.get("retry-after")),
+        _seconds(payload.get("retry_after")),
+        _seconds(threshold[1] if threshold else None),
+    )
+    return max(usual, *(seconds or 0.0 for seconds in said))
+
+
+def _quota_seconds(answer: Answer, now: datetime) -> float:
+    """Until the quota begins anew: as the service says, or at midnight UTC."""
+    reset = _seconds(answer.headers.get("x-ratelimit-reset"), most=math.inf)
+    if reset is not None:
+        return min(max(reset - now.timestamp(), 0.0), _DAY_SECONDS)
+    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return (today + timedelta(days=1) - now).total_seconds()
+
+
+def _seconds(value: object, most: float = _DAY_SECONDS) -> float | None:
+    try:
+        seconds = float(cast("Any", value))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), most) if math.isfinite(seconds) else None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,174 @@
+"""One request to Vast.ai, and what protects it: where the key may go, how long, how much.
+
+It knows HTTP and the key. It does not know what an answer means, and sends nothing twice.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import SecretStr
+
+from tsgb.cloud.vast.answers import Answer
+from tsgb.errors import UsageError, VastAuthError
+
+_CONNECT_SECONDS = 10.0
+_MOST_BYTES = 16 * 1024 * 1024
+_MESSAGE_CHARACTERS = 200
+
+
+class _Bearer(httpx.Auth):
+    """Sets the header as a request leaves, so that the key stands in no variable of ours."""
+
+    def __init__(self, key: SecretStr) -> None:
+        self._key = key
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = f"Bearer {self._key.get_secret_value()}"
+        yield request
+
+
+class Wire:
+    """Sends requests with the key to one address, and requests without it to any."""
+
+    def __init__(
+        self,
+        key: SecretStr,
+        url: str,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Check the key's form and the address; nothing is sent.
+
+        Raises:
+            VastAuthError: This cannot be a key.
+            UsageError: The key must not go to this address.
+        """
+        self._key = _checked_key(key)
+        self._clock = clock
+        self.url = checked_url(url)
+        self._http = httpx.Client(
+            base_url=self.url,
+            transport=transport,
+            auth=_Bearer(self._key),
+            # A connection kept open may be closed as a request enters it: then nobody knows whether
+            # it was read. Requests are seconds apart, a new connection each costs little.
+            limits=httpx.Limits(max_keepalive_connections=0),
+            follow_redirects=False,
+            # A proxy would see what goes to a simulator on this machine, the key among it.
+            trust_env=self.url.startswith("https:"),
+        )
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        seconds: float,
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """Send one request, once.
+
+        Args:
+            method: Of HTTP.
+            path: Below the address.
+            seconds: For all of it: sending, waiting, reading.
+            params: The query.
+            body: Sent as JSON.
+
+        Raises:
+            httpx.RequestError: No answer, or not all of it.
+        """
+        request = self._http.build_request(
+            method, path, params=params, json=body, timeout=_timeout(seconds)
+        )
+        return self._read(request, httpx.USE_CLIENT_DEFAULT, seconds)
+
+    def fetch(self, url: str, *, seconds: float) -> Answer:
+        """Read a page of another server, which must not see the key.
+
+        Raises:
+            httpx.RequestError: No answer, or not all of it.
+        """
+        request = self._http.build_request("GET", url, timeout=_timeout(seconds))
+        return self._read(request, None, seconds)
+
+    def close(self) -> None:
+        """End all connections."""
+        self._http.close()
+
+    def clean(self, text: str, secrets: Iterable[SecretStr] = ()) -> str:
+        """Text of others, fit for a message of ours: one line, short, without secrets."""
+        for secret in (self._key, *secrets):
+            if value := secret.get_secret_value():
+                text = text.replace(value, "***")
+        return " ".join(text.split())[:_MESSAGE_CHARACTERS]
+
+    def _read(self, request: httpx.Request, auth: Any, seconds: float) -> Answer:
+        ends_at = self._clock() + seconds
+        response = self._http.send(request, auth=auth, stream=True)
+        try:
+            data = bytearray()
+            for chunk in response.iter_bytes():
+                data += chunk
+                if self._clock() > ends_at:
+                    raise httpx.ReadTimeout(f"not all came in {seconds:g} s", request=request)
+                if len(data) > _MOST_BYTES:
+                    raise httpx.ReadError(f"more than {_MOST_BYTES} bytes", request=request)
+        finally:
+            response.close()
+        return Answer(response.status_code, response.headers, data.decode(errors="replace"))
+
+
+def _timeout(seconds: float) -> httpx.Timeout:
+    """Each of connecting, writing and waiting for more; `Wire` bounds their sum."""
+    return httpx.Timeout(seconds, connect=min(_CONNECT_SECONDS, seconds))
+
+
+def _checked_key(key: SecretStr) -> SecretStr:
+    value = key.get_secret_value().strip()
+    if not value:
+        raise VastAuthError("no key for Vast.ai: set VAST_API_KEY")
+    if not all("!" <= character <= "~" for character in value):
+        raise VastAuthError("VAST_API_KEY has a character that no key has: copy it again")
+    return SecretStr(value)
+
+
+def checked_url(url: str) -> str:
+    """The address without a slash at its end.
+
+    Raises:
+        UsageError: The key would be readable on the way, or is in the address.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise UsageError("TSGB_VAST_URL is no address: write https://host") from None
+    if parts.username or parts.password or parts.query or parts.fragment or not host:
+        raise UsageError("TSGB_VAST_URL must be https://host and no more: the key is VAST_API_KEY")
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+        raise UsageError(
+            f"TSGB_VAST_URL {url} would send the key where others can read it: write https://, or "
+            "http:// for a simulator on this machine"
+        )
+    return url.rstrip("/")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether it is on this machine: a simulator."""
+    return _is_loopback(urlsplit(url).hostname or "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,143 @@
+"""What offers are looked for: one list of conditions, sent to the service and checked again here.
+
+The service answers with at most 64 offers and does not always apply a condition on a number. What
+it does not say of an offer counts as not met.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tsgb.cloud.vast.records import Offer
+
+_MOST = 64
+
+
+def _is_one_of(value: Any, choices: Any) -> bool:
+    return value in choices
+
+
+_OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "eq": operator.eq,
+    "gte": operator.ge,
+    "lte": operator.le,
+    "in": _is_one_of,
+}
+
+
+class Condition(NamedTuple):
+    """One condition, in the service's words.
+
+    Example: `Condition("num_gpus", "eq", 1)`
+    """
+
+    field: str
+    op: str
+    value: Any
+
+    def holds(self, offer: Offer) -> bool:
+        """Whether the offer meets it; what is unknown does not."""
+        if self.field == "verified":
+            return (offer.verification == "verified") is self.value
+        if self.field == "external":
+            return bool(offer.external) is self.value
+        found = getattr(offer, self.field)
+        return found is not None and _OPERATORS[self.op](found, self.value)
+
+
+_FIELDS = {
+    "num_gpus": ("num_gpus", "eq"),
+    "min_gpu_ram_mb": ("gpu_ram", "gte"),
+    "min_compute_cap": ("compute_cap", "gte"),
+    "min_cuda": ("cuda_max_good", "gte"),
+    "disk_gb": ("disk_space", "gte"),
+    "min_inet_up_mbps": ("inet_up", "gte"),
+    "min_inet_down_mbps": ("inet_down", "gte"),
+    "max_inet_up_usd_per_gb": ("inet_up_cost", "lte"),
+    "max_inet_down_usd_per_gb": ("inet_down_cost", "lte"),
+    "min_reliability": ("reliability", "gte"),
+    "min_duration_seconds": ("duration", "gte"),
+    "max_usd_per_hour": ("dph_total", "lte"),
+}
+"""Ours to the service's."""
+
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Search(BaseModel):
+    """What is looked for, cheapest first; None and empty mean that it does not matter.
+
+    Example: `Search(gpu_names=("RTX 4090",), disk_gb=60, max_usd_per_hour=0.4)`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    disk_gb: Annotated[float, Field(ge=8, allow_inf_nan=False)]
+    """Storage to rent: it must be there, and its price is part of `dph_total`."""
+    interruptible: bool = True
+    """Prices of bids; otherwise those of a rental on demand."""
+    gpu_names: tuple[str, ...] = ()
+    num_gpus: Annotated[int, Field(ge=1)] | None = 1
+    min_gpu_ram_mb: _Amount | None = None
+    min_compute_cap: Annotated[int, Field(ge=0)] | None = None
+    """Times 100: 890 is 8.9."""
+    min_cuda: _Amount | None = None
+    min_inet_up_mbps: _Amount | None = None
+    min_inet_down_mbps: _Amount | None = None
+    max_inet_up_usd_per_gb: _Amount | None = None
+    max_inet_down_usd_per_gb: _Amount | None = None
+    min_reliability: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_duration_seconds: _Amount | None = None
+    max_usd_per_hour: _Amount | None = None
+    """With storage, at the lowest bid; without traffic."""
+    verified: bool = True
+    """Only machines that the service has verified."""
+    limit: Annotated[int, Field(ge=1, le=_MOST)] = _MOST
+
+    @field_validator("gpu_names")
+    @classmethod
+    def _as_on_the_wire(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The service's command line writes `RTX_4090`."""
+        return tuple(name.replace("_", " ") for name in names)
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """All that an offer must meet."""
+        always = [Condition("external", "eq", False), Condition("rentable", "eq", True)]
+        if self.verified:
+            always.append(Condition("verified", "eq", True))
+        if self.gpu_names:
+            always.append(Condition("gpu_name", "in", list(self.gpu_names)))
+        given = ((wire, getattr(self, ours)) for ours, wire in _FIELDS.items())
+        return (
+            *always,
+            *(Condition(field, op, value) for (field, op), value in given if value is not None),
+        )
+
+    def body(self) -> dict[str, Any]:
+        """What is sent."""
+        return {
+            **{field: {op: value} for field, op, value in self.conditions()},
+            "order": [["dph_total", "asc"]],
+            "type": "bid" if self.interruptible else "on-demand",
+            "limit": self.limit,
+            "allocated_storage": self.disk_gb,
+        }
+
+    def accepts(self, offer: Offer) -> bool:
+        """Whether the offer is what was asked for, whatever the service made of the question."""
+        if offer.is_bid is not None and offer.is_bid is not self.interruptible:
+            return False
+        return all(condition.holds(offer) for condition in self.conditions())
+
+
+def readable(rows: Iterable[Any]) -> Iterator[Offer]:
+    """The rows that name what can be rented; without the others there is only less to choose."""
+    for row in rows:
+        try:
+            yield Offer.model_validate(row)
+        except ValidationError:
+            continue

@@ -1,5 +1,0 @@
-"""Renting: one paid machine at most for a run, within its budget, and none forgotten.
-
-It joins the pure decisions of `tsgb.machines`, the client of the service and the documents of a run
-in the store. It knows no Prefect: flows/rented.py makes each step a task.
-"""
