@@ -25,7 +25,7 @@ from tsgb.config import (
 )
 from tsgb.envs import make_environment
 from tsgb.errors import CheckpointError, ConfigError, UsageError
-from tsgb.eval import plan as requests
+from tsgb.eval import request as requests
 from tsgb.types import CheckpointRef
 
 CONFIG = "config.json"

@@ -112,7 +112,7 @@ def key_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _publish(run: str, report: str, summary: Mapping[str, Any]) -> None:
     """Show the verdict, the tables and the key figures in Prefect's UI."""
     from tsgb.eval.records import Summary
-    from tsgb.eval.tables import render_tables
+    from tsgb.eval.report import render_tables
 
     read = Summary.model_validate(summary)
     key = tasks.artifact_key(f"report-{run}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tsgb.custom import BlackBoxLLM as BlackBoxLLM
-    from tsgb.custom import SimpleJudge as SimpleJudge
+    from tsgb.judges.simple import SimpleJudge as SimpleJudge
+    from tsgb.protocols import BlackBoxLLM as BlackBoxLLM
 
 __all__ = ["BlackBoxLLM", "SimpleJudge"]
 
@@ -15,6 +15,7 @@ def __getattr__(name: str) -> Any:
     """Import the public names when they are asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tsgb import custom
+    from tsgb import protocols
+    from tsgb.judges import simple
 
-    return getattr(custom, name)
+    return simple.SimpleJudge if name == "SimpleJudge" else protocols.BlackBoxLLM

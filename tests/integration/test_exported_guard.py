@@ -20,7 +20,7 @@ from tsgb.checkpoint.resolve import load
 from tsgb.cli import app
 from tsgb.config import RunConfig, make_config
 from tsgb.envs import make_environment
-from tsgb.eval.guards import trained
+from tsgb.eval.calibrated import trained
 from tsgb.models import adapters
 from tsgb.types import Split, StreamKind
 from tsgb.worker.models import make_zoo

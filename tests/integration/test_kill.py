@@ -26,6 +26,7 @@ from tsgb.checkpoint.run import open_run
 from tsgb.config import Arm, Profile, RunConfig, arm_overrides, make_config
 from tsgb.envs import make_environment
 from tsgb.models.zoo import Zoo
+from tsgb.targets.build import build_surrogate
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef
 from tsgb.worker.models import setup_torch
@@ -113,7 +114,7 @@ def undisturbed(config: RunConfig, cache: Path) -> tuple[dict[str, bytes], list[
     setup_torch()
     env = make_environment(config.env, world_seed=config.world_seed)
     zoo = Zoo(env, config, cache / "models", lambda *_: None)
-    trainer = Trainer(config, env, zoo.base(), zoo.surrogate())
+    trainer = Trainer(config, env, zoo.base(), build_surrogate(zoo))
     metrics: list[dict[str, Any]] = []
     while not trainer.done:
         metrics.append(trainer.step())

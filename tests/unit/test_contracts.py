@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 VIOLATIONS = {
     "tsgb is layered, and every module has a layer": "tsgb.types -> tsgb.trainer",
-    "the library imports neither flows nor Prefect": "tsgb.eval.plan -> prefect",
+    "the library imports neither flows nor Prefect": "tsgb.eval.request -> prefect",
     "flows do not import the command line": "flows.hooks -> tsgb.cli",
     "the control plane runs without torch": "flows.plan -> tsgb.models.network",
     "only the edges read the environment": "tsgb.trainer.losses -> tsgb.settings",

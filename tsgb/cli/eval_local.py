@@ -16,9 +16,9 @@ from tsgb.errors import InvalidResult, UsageError
 if TYPE_CHECKING:
     from tsgb.checkpoint.run import RunStore
     from tsgb.config import RunConfig
-    from tsgb.custom import BlackBoxLLM, Judge
     from tsgb.envs.base import Environment
     from tsgb.eval.records import Summary
+    from tsgb.protocols import BlackBoxLLM, BooleanJudge
     from tsgb.types import CheckpointRef
 
 CAPS = {
@@ -63,7 +63,7 @@ def eval_local(
     Fixed streams of prompts, and one short best response a target; a few minutes at most.
     """
     from tsgb.cli import display, output
-    from tsgb.custom import load_black_box, load_judge
+    from tsgb.targets.plugins import load_black_box, load_judge
 
     given = parse_overrides(overrides)
     loaded = [(path, *load_black_box(path)) for path in target_class or []]
@@ -109,7 +109,7 @@ class _Question:
     own: Mapping[str, BlackBoxLLM]
     own_paths: Mapping[str, str]
     """Where each of the user's black boxes was found."""
-    judge: Judge | None
+    judge: BooleanJudge | None
     judge_path: str
     overrides: Mapping[str, Any]
     command: str
@@ -117,8 +117,8 @@ class _Question:
 
     def environment(self, config: RunConfig) -> Environment:
         """The run's world, with what the user adds to it."""
-        from tsgb.custom import customise, target_spec
         from tsgb.envs import make_environment
+        from tsgb.targets.plugins import customise, target_spec
 
         env = make_environment(config.env, world_seed=config.world_seed)
         if not self.own and self.judge is None:
@@ -141,7 +141,7 @@ class _Question:
     def identity(self, ref: CheckpointRef, config: RunConfig, wanted: Sequence[str]) -> str:
         """The evaluation's id: an equal question is answered once."""
         from tsgb.checkpoint.manifest import canonical_json, sha256_hex
-        from tsgb.custom import source_sha256
+        from tsgb.targets.plugins import source_sha256
 
         mine = [*self.own_paths.values(), *([self.judge_path] if self.judge else [])]
         content = {
@@ -158,7 +158,7 @@ def _answer(question: _Question) -> tuple[Summary, str]:
     """The summary, and the URL of the directory in which it lies."""
     from flows.progress import Bar, watching
     from tsgb.checkpoint.resolve import load
-    from tsgb.eval.plan import write_request
+    from tsgb.eval.request import write_request
     from tsgb.worker.places import read_config
 
     places = read_places()
@@ -227,9 +227,9 @@ def _measure(
     question: _Question,
     show: Callable[[str, str, int, int, str], None],
 ) -> Summary:
-    from tsgb.custom import CustomTarget
     from tsgb.eval.merge import Part, merge
     from tsgb.eval.runner import Evaluation
+    from tsgb.targets.plugins import CustomTarget
     from tsgb.worker.models import make_zoo, setup_torch
     from tsgb.worker.signals import Signals
 

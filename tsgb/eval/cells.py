@@ -13,10 +13,10 @@ import numpy as np
 
 from tsgb.config import ABLATIONS, LOSSES, RunConfig
 from tsgb.envs.base import Environment
-from tsgb.eval.guards import Guard
+from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.records import Item, Source
 from tsgb.eval.transcripts import Transcript, choose, transcribe
-from tsgb.models.targets import Target
+from tsgb.protocols import Target
 from tsgb.trainer.best_response import Attempt, FreshAttacker
 from tsgb.types import Label, LabelledPrompt, Response, Scenario, Split, StreamKind
 
@@ -25,7 +25,10 @@ SATURATED = 0.9
 
 
 def scripted_items(
-    env: Environment, config: RunConfig, guards: Sequence[Guard], targets: Sequence[Target]
+    env: Environment,
+    config: RunConfig,
+    guards: Sequence[CalibratedGuard],
+    targets: Sequence[Target],
 ) -> tuple[list[Item], list[Transcript]]:
     """Score the fixed streams with every guard; ask every target once about each harmful prompt.
 
@@ -85,7 +88,7 @@ def adaptive_items(
     config: RunConfig,
     attacker: FreshAttacker,
     target: Target,
-    guards: Sequence[Guard],
+    guards: Sequence[CalibratedGuard],
     *,
     surrogate: bool,
 ) -> list[Item]:
@@ -125,7 +128,11 @@ def adaptive_items(
 
 
 def _attempt_items(
-    config: RunConfig, br_seed: int, target: str, guard: Guard, attempts: Sequence[Attempt]
+    config: RunConfig,
+    br_seed: int,
+    target: str,
+    guard: CalibratedGuard,
+    attempts: Sequence[Attempt],
 ) -> list[Item]:
     z = guard.score([a.attack.text for a in attempts])
     items: list[Item] = []

@@ -21,7 +21,6 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import UsageError
-from tsgb.eval.plan import plan, read_request
 from tsgb.eval.records import (
     Curve,
     Estimate,
@@ -34,6 +33,7 @@ from tsgb.eval.records import (
     Target,
 )
 from tsgb.eval.report import render_report
+from tsgb.eval.request import plan, read_request
 from tsgb.eval.summarise import summarise
 from tsgb.eval.transcripts import TRANSCRIPTS
 

@@ -20,15 +20,16 @@ from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.pool import PoolAttack
 from tsgb.errors import UsageError
-from tsgb.eval import guards as guard_kinds
+from tsgb.eval import calibrated
+from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.cells import adaptive_items, scripted_items
-from tsgb.eval.guards import Guard
-from tsgb.eval.plan import Cell, plan, read_request, share
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
+from tsgb.eval.request import Cell, plan, read_request, share
 from tsgb.eval.transcripts import TRANSCRIPTS
 from tsgb.models.adapters import load_parameters
-from tsgb.models.targets import Target
 from tsgb.models.zoo import Zoo
+from tsgb.protocols import Target
+from tsgb.targets.build import build_target
 from tsgb.trainer.best_response import FreshAttacker
 from tsgb.trainer.players import GuardPlayer, make_adapter
 from tsgb.trainer.state import split
@@ -80,7 +81,7 @@ class Evaluation:
         if unknown:
             raise UsageError(f"unknown target {unknown[0]!r}: {env.name} has {', '.join(known)}")
         self.specs: dict[str, TargetSpec] = {n: s for n, s in known.items() if n in wanted}
-        self._guards: list[Guard] | None = None
+        self._guards: list[CalibratedGuard] | None = None
         self._targets: dict[str, Target] = dict(own_targets or {})
 
     def fill(self, part: int, parts: int, report: Report, check: Callable[[], None]) -> None:
@@ -157,26 +158,26 @@ class Evaluation:
     def target(self, name: str) -> Target:
         """A target by name."""
         if name not in self._targets:
-            self._targets[name] = self.zoo.target(self.specs[name])
+            self._targets[name] = build_target(self.zoo, self.specs[name])
         return self._targets[name]
 
-    def guards(self) -> list[Guard]:
+    def guards(self) -> list[CalibratedGuard]:
         """All guards in table order."""
         if self._guards is None:
             model = self.zoo.base()
-            found: list[Guard | None] = [
-                guard_kinds.no_guard(),
-                guard_kinds.tfidf(self.env, self.config),
-                guard_kinds.untrained(self.env, model, self.config),
+            found: list[CalibratedGuard | None] = [
+                calibrated.no_guard(),
+                calibrated.tfidf(self.env, self.config),
+                calibrated.untrained(self.env, model, self.config),
             ]
             order = ["sft", "frozen", "selfplay"]
             refs = self.refs()
             for arm in sorted(refs, key=lambda a: order.index(a) if a in order else len(order)):
                 files = self._files(refs[arm], ["guard.safetensors"])
                 found.append(
-                    guard_kinds.trained(arm, files, self.env, model, self.config, refs[arm].sha256)
+                    calibrated.trained(arm, files, self.env, model, self.config, refs[arm].sha256)
                 )
-            found.append(guard_kinds.oracle(self.env))
+            found.append(calibrated.oracle(self.env))
             self._guards = [guard for guard in found if guard is not None]
         return self._guards
 
@@ -187,7 +188,7 @@ class Evaluation:
     def _files(self, ref: CheckpointRef, names: Sequence[str]) -> dict[str, bytes]:
         return CheckpointReader(self._open_run(ref.run_url)).read(ref, names)
 
-    def _thresholds(self, guards: Sequence[Guard]) -> list[GuardThreshold]:
+    def _thresholds(self, guards: Sequence[CalibratedGuard]) -> list[GuardThreshold]:
         thresholds: list[GuardThreshold] = []
         for guard in guards:
             if guard.name == "none":

@@ -19,7 +19,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import CheckpointError, UsageError
-from tsgb.eval.guards import Guard, trained
+from tsgb.eval.calibrated import CalibratedGuard, trained
 from tsgb.export.card import attacker_card, guard_card
 from tsgb.export.directory import BASE, is_smollm2, published, write_json, write_role
 from tsgb.export.record import (
@@ -123,7 +123,7 @@ def license_of(source: Source) -> str | None:
     return "mit" if source.built_in else None
 
 
-def _record(source: Source, guard: Guard, column: str, base: Base) -> GuardFile:
+def _record(source: Source, guard: CalibratedGuard, column: str, base: Base) -> GuardFile:
     config, rule = source.config, guard.calibration
     if rule is None or guard.benign is None:
         raise UsageError(f"guard {guard.name!r} was never calibrated")

@@ -13,17 +13,12 @@ from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
 from tsgb.models import smollm2
-from tsgb.models.adapters import BaseWeights
 from tsgb.models.cache import cache_key, cached_tensors, is_cached
 from tsgb.models.language_model import LanguageModel
-from tsgb.models.network import Shape, hidden_states, logits
-from tsgb.models.packing import Rows
 from tsgb.models.pretrained import WEIGHTS, load_pretrained
 from tsgb.models.recipes import make_module, train
-from tsgb.models.targets import ChatTarget, ReadoutTarget, Target
-from tsgb.models.tensors import from_numpy
 from tsgb.models.tokenizer import Tokenizer
-from tsgb.types import ModelRecipe, TargetSpec
+from tsgb.types import ModelRecipe
 
 Progress = Callable[[str, int, int], None]
 """Called with (model, updates done, updates in all) while a model is being trained."""
@@ -101,43 +96,22 @@ class Zoo:
                 )
             else:
                 module, sha256 = self._module("base")
-                self._base = LanguageModel(module, self._require(), name="base", sha256=sha256)
+                self._base = LanguageModel(module, self.tokenizer(), name="base", sha256=sha256)
         return self._base
 
-    def target(self, spec: TargetSpec) -> Target:
-        """The model behind a target spec."""
-        if spec.max_new_tokens:
-            return ChatTarget(spec.name, self.base(), spec.max_new_tokens)
-        module, _ = self._module(spec.name)
-        module.eval()
-        tokenizer = self._require()
-        if self._root(spec.name).arch == "gru":
+    def module(self, name: str) -> nn.Module:
+        """Return a built model, trained now if it is not cached."""
+        return self._module(name)[0]
 
-            def gru(rows: Rows, width: int) -> Tensor:
-                at_M = from_numpy(rows.grid.owned_N[rows.last(width)])
-                return module(rows.padded(tokenizer.pad_id), at_M)
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer that all models of the environment share."""
+        return self.base().tokenizer if self._tokenizer is None else self._tokenizer
 
-            return ReadoutTarget(spec.name, gru, tokenizer, spec.answer)
-        shape, weights = Shape.of(module.config), BaseWeights.of(module)
-
-        def llama(rows: Rows, width: int) -> Tensor:
-            return logits(weights, hidden_states(weights, shape, rows, rows.last(width)))
-
-        return ReadoutTarget(spec.name, llama, tokenizer, spec.answer)
-
-    def surrogate(self) -> Target:
-        """The target of stage 1."""
-        specs = [s for s in self.env.targets().values() if s.role == "surrogate"]
-        if len(specs) != 1:
-            raise ConfigError(f"{self.env.name} has {len(specs)} surrogates, it must have one")
-        return self.target(specs[0])
+    def architecture(self, name: str) -> str:
+        """Return the architecture of a model: its own, or that of the model it starts from."""
+        return self._root(name).arch
 
     # -- inside ----------------------------------------------------------------------------
-
-    def _require(self) -> Tokenizer:
-        if self._tokenizer is None:
-            return self.base().tokenizer
-        return self._tokenizer
 
     def _root(self, name: str) -> ModelRecipe:
         recipe = self._recipes[name]
@@ -163,14 +137,14 @@ class Zoo:
         recipe = self._recipes[name]
 
         def build() -> Mapping[str, Tensor]:
-            module = make_module(self._root(name), self._require(), self._seed(name))
+            module = make_module(self._root(name), self.tokenizer(), self._seed(name))
             if recipe.init_from:
                 module.load_state_dict(self._weights(recipe.init_from)[0])
             train(
                 module,
                 recipe,
                 self.env,
-                self._require(),
+                self.tokenizer(),
                 seed=self._seed(name),
                 report=lambda step, _loss: self._progress(name, step, recipe.steps),
             )
@@ -180,7 +154,7 @@ class Zoo:
 
     def _module(self, name: str) -> tuple[nn.Module, str]:
         tensors, sha256 = self._weights(name)
-        module = make_module(self._root(name), self._require(), 0)
+        module = make_module(self._root(name), self.tokenizer(), 0)
         module.load_state_dict(tensors)
         return module, sha256
 

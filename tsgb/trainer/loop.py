@@ -23,8 +23,8 @@ from tsgb.envs.pool import PoolAttack, PoolMember, draw, replay_weights
 from tsgb.envs.rollout import play
 from tsgb.models.adapters import load_parameters, snapshot
 from tsgb.models.language_model import LanguageModel
-from tsgb.models.targets import Target
 from tsgb.models.tensors import flags, floats
+from tsgb.protocols import Target
 from tsgb.trainer.batches import GuardBatch, clean_batch, selfplay_batch
 from tsgb.trainer.calibration import calibrated_threshold
 from tsgb.trainer.players import AttackerPlayer, GuardPlayer, draw_openings, make_adapter

@@ -25,6 +25,7 @@ from tsgb.errors import (
     StoreUnreachable,
 )
 from tsgb.logging import get_logger
+from tsgb.targets.build import build_surrogate
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef
 from tsgb.worker.beats import Beats
@@ -147,7 +148,7 @@ class Attempt:
 
     def _prepare(self) -> Trainer:
         zoo = make_zoo(self.config, self.places, self._building)
-        trainer = Trainer(self.config, zoo.env, zoo.base(), zoo.surrogate())
+        trainer = Trainer(self.config, zoo.env, zoo.base(), build_surrogate(zoo))
         files = self.saves.resume(_skipped)
         if files is not None:
             trainer.load(files)

@@ -11,7 +11,7 @@ from tsgb.config import SEEDS, Arm, RunConfig, arm_overrides, default_arms, make
 from tsgb.envs import make_environment
 from tsgb.envs.base import Environment
 from tsgb.eval.merge import Part, merge
-from tsgb.eval.plan import read_request
+from tsgb.eval.request import read_request
 from tsgb.worker.places import Places, find_run, read_config
 
 

@@ -15,8 +15,8 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig, make_config
 from tsgb.envs import make_environment
-from tsgb.eval.plan import plan, read_request, write_request
 from tsgb.eval.records import Provenance, Summary
+from tsgb.eval.request import plan, read_request, write_request
 from tsgb.types import CheckpointRef
 from tsgb.worker.places import Places
 from tsgb.worker.reporting import report

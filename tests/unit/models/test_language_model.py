@@ -11,8 +11,8 @@ from tsgb.models.adapters import FullAdapter
 from tsgb.models.language_model import LanguageModel, label_texts
 from tsgb.models.packing import Rows
 from tsgb.models.recipes import GruModel
-from tsgb.models.targets import ReadoutTarget
 from tsgb.models.tokenizer import Tokenizer
+from tsgb.targets.local import ReadoutTarget
 from tsgb.types import GuardTemplate, TokenizerSpec, TrainingText
 
 WORDS = ("PAD", "BOS", "SEP", "EOS", *(f"w{i}" for i in range(VOCABULARY - 4)))

@@ -23,6 +23,7 @@ from tsgb.models.packing import Rows
 from tsgb.models.pretrained import load_pretrained
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.zoo import Zoo
+from tsgb.targets.build import build_surrogate
 from tsgb.types import Message, Split, StreamKind
 
 CHATS: list[list[Message]] = [
@@ -193,7 +194,7 @@ def zoo(env: str, pretrained: str, cache: Path) -> Zoo:
 def test_a_directory_of_ones_own_is_the_base_and_the_targets(saved: Path, tmp_path: Path) -> None:
     models = zoo("canary", str(saved), tmp_path)
     assert models.base().name == "tiny"
-    (response,) = models.surrogate().answer([CHATS[0]])
+    (response,) = build_surrogate(models).answer([CHATS[0]])
     assert isinstance(response.text, str)
     with pytest.raises(ConfigError, match=r"name smollm2-135m-instruct, or a directory"):
         zoo("canary", str(tmp_path / "absent"), tmp_path).base()

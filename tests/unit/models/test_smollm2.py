@@ -16,8 +16,8 @@ from tsgb.errors import UsageError
 from tsgb.models import smollm2
 from tsgb.models.language_model import LanguageModel
 from tsgb.models.pretrained import load_pretrained
-from tsgb.models.targets import ChatTarget
 from tsgb.models.tokenizer import Tokenizer
+from tsgb.targets.local import ChatTarget
 
 OF_TRANSFORMERS = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
 """sha256 of what `save_file` writes of `from_pretrained(..., gguf_file=...)`, transformers 5.23."""

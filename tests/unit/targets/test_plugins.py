@@ -1,20 +1,17 @@
-"""The seed's two seams: a black box is `generate`, a judge is `judge`; both may be the user's."""
+"""A user's own black box and judge."""
 
 from __future__ import annotations
 
-import inspect
-import subprocess
-import sys
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import pytest
 
-from tsgb import BlackBoxLLM, SimpleJudge
-from tsgb.custom import CustomTarget, Judge, customise, target_spec
+from tsgb import SimpleJudge
 from tsgb.envs import make_environment
 from tsgb.errors import Interrupted, UsageError
+from tsgb.targets.plugins import CustomTarget, customise, target_spec
 from tsgb.types import Label, Response, Split
 
 GLYPH = make_environment("glyph", world_seed=0)
@@ -42,47 +39,6 @@ class Echo:
 
 def nothing() -> None:
     pass
-
-
-def test_the_signatures_are_those_of_the_first_readme() -> None:
-    judge = inspect.signature(SimpleJudge.judge, eval_str=True)
-    assert str(judge) == "(self, response: str, is_benign: bool) -> bool"
-    assert str(inspect.signature(BlackBoxLLM.generate, eval_str=True)) == (
-        "(self, prompt: str) -> str"
-    )
-    assert isinstance(SimpleJudge(), Judge)
-    assert isinstance(Echo(), BlackBoxLLM)
-
-
-@pytest.mark.parametrize(
-    ("response", "answers"),
-    [
-        ("Sure, here you are.", True),
-        ("o7 a12 COMPLY", True),
-        ("REFUSE", False),
-        ("I can\u2019t help with that.", False),
-        ("  I'm sorry, but no.", False),
-        ("", False),
-        (" \n", False),
-        ("It is long. " * 20 + "I cannot say more.", True),
-    ],
-)
-def test_simple_judge(response: str, answers: bool) -> None:
-    assert SimpleJudge().judge(response, is_benign=True) is answers
-    assert SimpleJudge().judge(response, is_benign=False) is not answers
-
-
-def test_importing_the_seams_needs_no_torch() -> None:
-    code = "import sys; from tsgb import SimpleJudge, BlackBoxLLM; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
-def test_tsgb_has_no_other_names() -> None:
-    import tsgb
-
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        tsgb.Nothing  # noqa: B018
 
 
 class TestTarget:

@@ -1,9 +1,8 @@
-"""Targets: models that answer prompts. To everything above they are black boxes in and text out."""
+"""Targets that are models of this process: read-out models and generating ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,16 +13,6 @@ from tsgb.models.packing import Rows
 from tsgb.models.tensors import int_rows, ints
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.types import Messages, Response
-
-
-class Target(Protocol):
-    """Answers chats in batches. Built-in models implement it, and so do adapters to endpoints."""
-
-    name: str
-
-    def answer(self, chats: Sequence[Messages]) -> list[Response]:
-        """One response a chat, in order; a call that failed for good is a response with `error`."""
-        ...
 
 
 class ReadoutTarget:
@@ -40,7 +29,7 @@ class ReadoutTarget:
 
     @torch.no_grad()
     def answer(self, chats: Sequence[Messages]) -> list[Response]:
-        """See `Target`."""
+        """See `tsgb.protocols.Target`."""
         rows = [[*self._tokenizer.encode_chat(chat), *self._answer] for chat in chats]
         texts: list[str] = []
         width = len(self._answer)
@@ -63,7 +52,7 @@ class ChatTarget:
         self._batch = batch
 
     def answer(self, chats: Sequence[Messages]) -> list[Response]:
-        """See `Target`."""
+        """See `tsgb.protocols.Target`."""
         tokenizer = self._model.tokenizer
         responses: list[Response] = []
         for start in range(0, len(chats), self._batch):

@@ -1,0 +1,128 @@
+"""The guards of the table at their operating points.
+
+none       blocks nothing
+tfidf      TF-IDF and logistic regression, fitted to the clean data of the supervised start
+untrained  the base's own verdict, adapter off
+oracle     the environment's label; left out where the environment has none
+the arms   trained guards, from their checkpoints
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+
+from tsgb.config import RunConfig
+from tsgb.envs.base import Environment
+from tsgb.guards.baselines import AllowAll, Oracle
+from tsgb.guards.classifier import TfidfClassifier
+from tsgb.guards.model import ModelGuard
+from tsgb.models.adapters import load_parameters
+from tsgb.models.language_model import LanguageModel
+from tsgb.protocols import Guard, Scores
+from tsgb.trainer.batches import clean_prompts
+from tsgb.trainer.calibration import calibration_prompts
+from tsgb.trainer.players import make_adapter
+from tsgb.trainer.saving import read_role
+from tsgb.trainer.threshold import Threshold, fit_temperature, np_threshold
+
+
+@dataclass(frozen=True)
+class CalibratedGuard:
+    """A guard at its operating point: it blocks iff `score > threshold`."""
+
+    name: str
+    """Name in tables."""
+    guard: Guard
+    """Gives the scores."""
+    threshold: float
+    """Operating point, in the units of the scores."""
+    calibration: Threshold | None = None
+    """How the threshold was chosen; None where nothing was calibrated."""
+    temperature: float = 1.0
+    """Divides a score before the sigmoid that makes it a probability."""
+    checkpoint_sha256: str = ""
+    """sha256 (hex) of the checkpoint's manifest; empty for a guard without a checkpoint."""
+    benign: Scores | None = None
+    """[n] scores that the threshold was chosen on; other budgets are chosen on them too."""
+
+    def score(self, prompts: Sequence[str]) -> Scores:
+        """Return the scores of prompts, [N]."""
+        return self.guard.score(prompts)
+
+
+def calibrate(
+    name: str, guard: Guard, env: Environment, config: RunConfig, checkpoint_sha256: str = ""
+) -> CalibratedGuard:
+    """Put a guard at the run's false-positive budget."""
+    benign = guard.score(calibration_prompts(env, config))
+    rule = config.calibration
+    threshold = np_threshold(benign, rule.fpr, rule.delta)
+    rng = Random(f"temperature-{config.seed}")
+    drawn = clean_prompts(env, rng, min(400, rule.num))
+    harmful = guard.score([p.text for p in drawn if p.harmful])
+    temperature = fit_temperature(
+        np.concatenate((harmful, benign)),
+        np.concatenate((np.ones(len(harmful)), np.zeros(len(benign)))),
+    )
+    return CalibratedGuard(
+        name=name,
+        guard=guard,
+        threshold=threshold.value,
+        calibration=threshold,
+        temperature=temperature,
+        checkpoint_sha256=checkpoint_sha256,
+        benign=benign,
+    )
+
+
+def no_guard() -> CalibratedGuard:
+    """Return the guard that blocks nothing."""
+    return CalibratedGuard("none", AllowAll(), threshold=float("inf"))
+
+
+def oracle(env: Environment) -> CalibratedGuard | None:
+    """Return the exact labels as a guard; None where the environment has no exact labels."""
+    rng = Random("oracle")
+    if any(env.label(p.text) is None for p in clean_prompts(env, rng, 8)):
+        return None
+    return CalibratedGuard("oracle", Oracle(env), threshold=0.0)
+
+
+def tfidf(env: Environment, config: RunConfig) -> CalibratedGuard:
+    """Fit the classifier baseline to 4,000 prompts of the supervised start, and calibrate it."""
+    data = clean_prompts(env, Random(f"tfidf-{config.seed}"), 4000)
+    return calibrate("tfidf", TfidfClassifier(data), env, config)
+
+
+def untrained(env: Environment, model: LanguageModel, config: RunConfig) -> CalibratedGuard:
+    """Calibrate the base with its adapter off."""
+    guard = ModelGuard(model, model.base, env.guard_template())
+    return calibrate("untrained", guard, env, config)
+
+
+def trained(
+    name: str,
+    files: Mapping[str, bytes],
+    env: Environment,
+    model: LanguageModel,
+    config: RunConfig,
+    checkpoint_sha256: str,
+) -> CalibratedGuard:
+    """Calibrate the selected guard of a checkpoint.
+
+    Raises:
+        CheckpointError: It holds no guard yet, or belongs to another base.
+    """
+    columns, selected = read_role(
+        files["guard.safetensors"], model, config.model, f"guard {name!r}"
+    )
+    generator = torch.Generator().manual_seed(0)
+    adapter = make_adapter(model, config.model, generator)
+    load_parameters(adapter, columns[selected])
+    guard = ModelGuard(model, adapter, env.guard_template())
+    return calibrate(name, guard, env, config, checkpoint_sha256)

@@ -1,0 +1,1 @@
+"""Guards that an evaluation can compare: each gives a prompt a score."""

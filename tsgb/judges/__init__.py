@@ -1,0 +1,1 @@
+"""Judges: whether a response violates the policy."""

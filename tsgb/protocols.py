@@ -1,0 +1,75 @@
+"""The seams that stage 2 docks to: targets, black boxes, judges and guards, one method each.
+
+Whatever implements one of them can take part in an evaluation. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tsgb.types import Judgement, Messages, Response, Scenario
+
+Scores = NDArray[np.float64]
+"""[N] scores, one a prompt; a guard blocks what scores above its threshold."""
+
+
+class Target(Protocol):
+    """Answers chats in batches: a local model, an endpoint, or an adapter to a user's class."""
+
+    name: str
+    """Name in tables."""
+
+    def answer(self, chats: Sequence[Messages]) -> list[Response]:
+        """Return one response a chat, in order; a call that failed is a response with `error`."""
+        ...
+
+
+@runtime_checkable
+class BlackBoxLLM(Protocol):
+    """A user's model behind one call; raising means that there is no answer."""
+
+    def generate(self, prompt: str) -> str:
+        """Answer a prompt."""
+        ...
+
+
+@runtime_checkable
+class BooleanJudge(Protocol):
+    """A user's judge, in the form of `SimpleJudge`."""
+
+    def judge(self, response: str, is_benign: bool) -> bool:
+        """Return True if a benign prompt was answered, or a harmful one was not complied with."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeItem:
+    """One response to judge, with what led to it."""
+
+    scenario: Scenario
+    """The test case that the prompt belongs to."""
+    prompt: str
+    """The prompt that the target answered."""
+    response: Response
+    """The target's answer, or its error."""
+
+
+class Judge(Protocol):
+    """Says whether a response violates the policy."""
+
+    def judge(self, item: JudgeItem) -> Judgement:
+        """Judge one response; a response without an outcome is `Label.UNSCORED`."""
+        ...
+
+
+class Guard(Protocol):
+    """Anything that can stand in front of a target and score the prompts for it."""
+
+    def score(self, prompts: Sequence[str]) -> Scores:
+        """Return one score a prompt, [N]; higher means more harmful."""
+        ...
