@@ -15,7 +15,7 @@ from typing import Any
 from flows.interrupts import check_interrupt
 from flows.progress import bar_of, listener
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS
-from tsgb.checkpoint.layout import CLAIMS, Claim
+from tsgb.checkpoint.layout import CLAIMS, FencingToken
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.urls import join_run
@@ -276,8 +276,8 @@ def _highest(run: RunStore) -> int:
     return max([*begun, *(claim.attempt for claim in _claims(run))], default=0)
 
 
-def _claims(run: RunStore) -> list[Claim]:
-    return [claim for name in _names(run, CLAIMS) if (claim := Claim.parse(name))]
+def _claims(run: RunStore) -> list[FencingToken]:
+    return [claim for name in _names(run, CLAIMS) if (claim := FencingToken.parse(name))]
 
 
 def _names(run: RunStore, directory: str) -> Sequence[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 
-from tsgb.checkpoint.filesystem import Entry
+from tsgb.checkpoint.filesystem import DirectoryEntry
 from tsgb.types import Buffer
 
 
@@ -30,15 +30,15 @@ class MemoryFiles:
         self.writes.append(path)
         self.files[path] = bytes(data)  # a view's owner may fill it again
 
-    def entries(self, path: str) -> Sequence[Entry]:
+    def entries(self, path: str) -> Sequence[DirectoryEntry]:
         prefix = f"{path}/" if path else ""
         below = [name.removeprefix(prefix) for name in self.files if name.startswith(prefix)]
         if not below:
             raise FileNotFoundError(errno.ENOENT, "no such directory", path)
         found = {
-            name: Entry(name, None, is_dir=True)
+            name: DirectoryEntry(name, None, is_dir=True)
             if slash
-            else Entry(name, len(self.files[prefix + name]), is_dir=False)
+            else DirectoryEntry(name, len(self.files[prefix + name]), is_dir=False)
             for name, slash, _ in (item.partition("/") for item in below)
         }
         return [found[name] for name in sorted(found)]
@@ -84,7 +84,7 @@ class FaultyFiles:
             raise
         self.inner.write(path, data)
 
-    def entries(self, path: str) -> Sequence[Entry]:
+    def entries(self, path: str) -> Sequence[DirectoryEntry]:
         self.before("entries", path)
         return self.inner.entries(path)
 

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from tests.fakes.filesystems import Killed
 from tests.fakes.fleet import Fleet
 from tests.fakes.vast.faults import PRESETS
-from tsgb.checkpoint.filesystem import Entry, FileSystem
+from tsgb.checkpoint.filesystem import DirectoryEntry, FileSystem
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.documents import Intent, Papers
 from tsgb.cloud.holds import Workload
@@ -250,7 +250,7 @@ class _MortalFiles:
         self._inner.write(path, data)
         self._mortal.at(f"after {path}")
 
-    def entries(self, path: str) -> Sequence[Entry]:
+    def entries(self, path: str) -> Sequence[DirectoryEntry]:
         self._mortal.check_store()
         return self._inner.entries(path)
 

@@ -1,7 +1,7 @@
 """What a command hears at its first contact with a store, long before it builds a model.
 
 Commands as a person starts them, and servers on loopback. That a server which has answered once is
-waited for is shown in `tests/unit/checkpoint/test_checkpoint_filesystem.py`.
+waited for is shown in `tests/unit/checkpoint/test_filesystem.py`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
 from tests.fakes.miniature import miniature_config
-from tsgb.checkpoint.layout import Place
+from tsgb.checkpoint.layout import CheckpointName
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointReader
 from tsgb.errors import LeaseLost
@@ -63,7 +63,7 @@ def test_the_older_of_two_machines_stops_and_the_newer_ends_as_if_alone(
             train(opened(), cache, rival)
 
         names = opened().list("checkpoints")
-        late = [p for name in names if (p := Place.parse(name)) and p.attempt == 1]
+        late = [p for name in names if (p := CheckpointName.parse(name)) and p.attempt == 1]
         assert all(place.step <= update for place in late), "it committed nothing afterwards"
         assert CheckpointReader(opened()).newest() == newer[0]
         alone = open_run(str(tmp_path / "alone"))

@@ -16,7 +16,7 @@ from tests.fakes.checkpoints import flip
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
 from tests.fakes.miniature import miniature_config
 from tests.fakes.sentinels import sentinel
-from tsgb.checkpoint.layout import Place
+from tsgb.checkpoint.layout import CheckpointName
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.store import CheckpointStore
@@ -77,8 +77,10 @@ def undisturbed(places: Places) -> dict[str, bytes]:
     return tensors(files, attempt(files, places).train(None))
 
 
-def committed(files: MemoryFiles) -> set[Place]:
-    found = (Place.parse(p.split("/")[1]) for p in files.files if p.endswith("/manifest.json"))
+def committed(files: MemoryFiles) -> set[CheckpointName]:
+    found = (
+        CheckpointName.parse(p.split("/")[1]) for p in files.files if p.endswith("/manifest.json")
+    )
     return {place for place in found if place}
 
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pydantic import SecretStr
 
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, open_filesystem
-from tsgb.checkpoint.inspect import Inspector, Listed
+from tsgb.checkpoint.inspect import CheckpointInfo, Inspector
 from tsgb.checkpoint.resolve import newest_first, no_checkpoint, parse_address, runs_below
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.errors import CheckpointError, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
+class StoreLocation:
     """A path or URL and what opens it.
 
-    Example: `Store(url="https://dav.example.org/tsgb/run-1/latest", user="me", password=...)`
+    Example: `StoreLocation(url="https://dav.example.org/tsgb/r1/latest", user="me")`
     """
 
     url: str
@@ -74,7 +74,7 @@ class Store:
             )
         return runs[0]
 
-    def listed(self) -> Sequence[Listed]:
+    def listed(self) -> Sequence[CheckpointInfo]:
         """All checkpoints that are meant: runs by name, in each the newest first.
 
         Raises:
@@ -87,7 +87,9 @@ class Store:
             return [next(self.candidates(lambda _line: None))[1]]
         return [listed for inspector in self.runs() for listed in inspector.all()]
 
-    def candidates(self, on_skip: Callable[[str], None]) -> Iterator[tuple[Inspector, Listed]]:
+    def candidates(
+        self, on_skip: Callable[[str], None]
+    ) -> Iterator[tuple[Inspector, CheckpointInfo]]:
         """Committed checkpoints that may be meant, best first: one by name, or the newest ones.
 
         Args:

@@ -53,7 +53,7 @@ def _wait_seconds(state: RetryCallState) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Retries:
+class StoreRetry:
     """Runs an operation until it succeeds, fails for good, or its time is over."""
 
     deadline_seconds: float

@@ -28,7 +28,7 @@ from fsspec import core  # pyright: ignore[reportMissingTypeStubs]
 from pydantic import SecretStr
 from webdav4 import client as webdav  # pyright: ignore[reportMissingTypeStubs]
 
-from tsgb.checkpoint.failures import HTTPFailure, Retries, cannot_open
+from tsgb.checkpoint.failures import HTTPFailure, StoreRetry, cannot_open
 from tsgb.checkpoint.urls import canonical_url, local_path, server_of
 from tsgb.errors import StoreError
 from tsgb.types import Buffer
@@ -39,10 +39,10 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DirectoryEntry:
     """One name in a directory.
 
-    Example: `Entry(name="guard.safetensors", size=52_344, is_dir=False)`
+    Example: `DirectoryEntry(name="guard.safetensors", size=52_344, is_dir=False)`
     """
 
     name: str
@@ -71,7 +71,7 @@ class FileSystem(Protocol):
         """Create or replace a file; missing parents are made."""
         ...
 
-    def entries(self, path: str) -> Sequence[Entry]:
+    def entries(self, path: str) -> Sequence[DirectoryEntry]:
         """What the directory holds, in the order of names."""
         ...
 
@@ -111,8 +111,8 @@ def open_filesystem(
     url = canonical_url(url)
     root = local_path(url)
     if root is not None:
-        return _LocalFiles(url, root, Retries(deadline_seconds, sleep))
-    retries = Retries(deadline_seconds, sleep, server_of(url))
+        return _LocalFiles(url, root, StoreRetry(deadline_seconds, sleep))
+    retries = StoreRetry(deadline_seconds, sleep, server_of(url))
     scheme = urlsplit(url).scheme.lower()
     if scheme.removeprefix("webdav+") in {"http", "https"}:
         return _WebDAVFiles(url, user, password, retries, transport)
@@ -124,7 +124,7 @@ def open_filesystem(
 class _LocalFiles:
     """Files of this machine; a reader never sees half of one."""
 
-    def __init__(self, url: str, root: Path, retries: Retries) -> None:
+    def __init__(self, url: str, root: Path, retries: StoreRetry) -> None:
         self.url = url
         self._root = root
         self._retries = retries
@@ -148,8 +148,8 @@ class _LocalFiles:
                 f"{self._root / path} cannot be created: choose another store"
             ) from error
 
-    def entries(self, path: str) -> Sequence[Entry]:
-        def scan(target: Path) -> Sequence[Entry]:
+    def entries(self, path: str) -> Sequence[DirectoryEntry]:
+        def scan(target: Path) -> Sequence[DirectoryEntry]:
             with os.scandir(target) as found:
                 # What a killed process left half written is nobody's file.
                 seen = [item for item in found if not item.name.endswith(".tmp")]
@@ -168,9 +168,9 @@ class _LocalFiles:
         self._call(path, remove)
 
 
-def _local_entry(item: os.DirEntry[str]) -> Entry:
+def _local_entry(item: os.DirEntry[str]) -> DirectoryEntry:
     is_dir = item.is_dir()
-    return Entry(item.name, None if is_dir else item.stat().st_size, is_dir)
+    return DirectoryEntry(item.name, None if is_dir else item.stat().st_size, is_dir)
 
 
 def _write_atomically(target: Path, data: Buffer) -> None:
@@ -205,7 +205,7 @@ class _WebDAVFiles:
         url: str,
         user: str | None,
         password: SecretStr | None,
-        retries: Retries,
+        retries: StoreRetry,
         transport: httpx.BaseTransport | None,
     ) -> None:
         parts = urlsplit(url.removeprefix("webdav+"))
@@ -259,10 +259,10 @@ class _WebDAVFiles:
 
         self._call(path, put_below_parents)
 
-    def entries(self, path: str) -> Sequence[Entry]:
+    def entries(self, path: str) -> Sequence[DirectoryEntry]:
         return self._call(path, self._entries)
 
-    def _entries(self, target: str) -> Sequence[Entry]:
+    def _entries(self, target: str) -> Sequence[DirectoryEntry]:
         answer = self._client.propfind(target, headers={"Depth": "1"}, follow_redirects=True)
         found = sorted(answer.responses.values(), key=lambda item: item.path_norm)
         # The shortest address is the directory itself, also behind a proxy that rewrites paths.
@@ -272,7 +272,7 @@ class _WebDAVFiles:
         if not own.properties.collection:
             raise NotADirectoryError(errno.ENOTDIR, "not a directory", target)
         return [
-            Entry(
+            DirectoryEntry(
                 item.path_norm.rpartition("/")[2],
                 None if item.properties.collection else item.properties.content_length,
                 bool(item.properties.collection),
@@ -346,7 +346,7 @@ class _AnyFileSystem(Protocol):
 class _FsspecFiles:
     """Any other URL that fsspec knows."""
 
-    def __init__(self, url: str, retries: Retries) -> None:
+    def __init__(self, url: str, retries: StoreRetry) -> None:
         self.url = url
         self._retries = retries
         try:
@@ -372,12 +372,12 @@ class _FsspecFiles:
 
         self._call(path, put)
 
-    def entries(self, path: str) -> Sequence[Entry]:
+    def entries(self, path: str) -> Sequence[DirectoryEntry]:
         return self._call(path, self._entries)
 
-    def _entries(self, target: str) -> Sequence[Entry]:
+    def _entries(self, target: str) -> Sequence[DirectoryEntry]:
         self._fs.invalidate_cache()  # other processes write here too
-        found: list[Entry] = []
+        found: list[DirectoryEntry] = []
         for item in self._fs.ls(target, detail=True):
             name = str(item["name"]).rstrip("/")
             is_dir = item["type"] == "directory"
@@ -386,7 +386,7 @@ class _FsspecFiles:
                     continue  # some object stores list the directory in itself
                 raise NotADirectoryError(errno.ENOTDIR, "not a directory", target)
             size = None if is_dir or item.get("size") is None else int(item["size"])
-            found.append(Entry(name.rpartition("/")[2], size, is_dir))
+            found.append(DirectoryEntry(name.rpartition("/")[2], size, is_dir))
         return sorted(found, key=lambda entry: entry.name)
 
     def delete(self, path: str) -> None:

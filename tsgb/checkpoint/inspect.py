@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tsgb.checkpoint.layout import CHECKPOINTS, Place
+from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
 from tsgb.checkpoint.manifest import FileRecord, Manifest
 from tsgb.checkpoint.reader import CheckpointReader, InvalidCheckpoint
 from tsgb.checkpoint.run import RunStore
 from tsgb.errors import CheckpointError
 
 
-class State(StrEnum):
+class CheckpointState(StrEnum):
     """What a checkpoint's manifest says of it."""
 
     OK = "ok"
@@ -29,12 +29,12 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
+class CheckpointInfo:
     """One checkpoint directory."""
 
     run: RunStore = field(repr=False)
-    place: Place
-    state: State
+    place: CheckpointName
+    state: CheckpointState
     reason: str = ""
     """Why it is not ok."""
     size: int | None
@@ -63,11 +63,11 @@ class Listed:
 class Inspector(CheckpointReader):
     """The checkpoints of one run, good and bad."""
 
-    def all(self) -> Sequence[Listed]:
+    def all(self) -> Sequence[CheckpointInfo]:
         """Every checkpoint directory, newest first."""
         return [self.look(place) for place in self._places()]
 
-    def named(self, name: str) -> Listed:
+    def named(self, name: str) -> CheckpointInfo:
         """The checkpoint of this name, in whatever state.
 
         Raises:
@@ -81,7 +81,7 @@ class Inspector(CheckpointReader):
             )
         return self.look(place)
 
-    def committed(self, on_skip: Callable[[str], None]) -> Iterator[Listed]:
+    def committed(self, on_skip: Callable[[str], None]) -> Iterator[CheckpointInfo]:
         """Those that are ok, newest first, each looked at when it is asked for."""
         for listed in map(self.look, self._places()):
             if listed.manifest is None:
@@ -89,24 +89,26 @@ class Inspector(CheckpointReader):
             else:
                 yield listed
 
-    def look(self, place: Place) -> Listed:
+    def look(self, place: CheckpointName) -> CheckpointInfo:
         """Read a checkpoint's manifest."""
         try:
             manifest, sha256 = self._manifest(place)
         except InvalidCheckpoint as error:
-            state = State.DAMAGED if error.committed else State.UNFINISHED
+            state = CheckpointState.DAMAGED if error.committed else CheckpointState.UNFINISHED
             size = self._size_there(place)
-            return Listed(run=self.run, place=place, state=state, reason=f"{error}", size=size)
-        return Listed(
+            return CheckpointInfo(
+                run=self.run, place=place, state=state, reason=f"{error}", size=size
+            )
+        return CheckpointInfo(
             run=self.run,
             place=place,
-            state=State.OK,
+            state=CheckpointState.OK,
             size=sum(record.size for record in manifest.files.values()),
             manifest=manifest,
             sha256=sha256,
         )
 
-    def file(self, listed: Listed, name: str) -> bytes:
+    def file(self, listed: CheckpointInfo, name: str) -> bytes:
         """A file of a checkpoint that is ok, verified.
 
         Raises:
@@ -116,7 +118,7 @@ class Inspector(CheckpointReader):
             raise InvalidCheckpoint(listed.reason, committed=True)
         return self._file(listed.place, listed.manifest, name)
 
-    def _size_there(self, place: Place) -> int | None:
+    def _size_there(self, place: CheckpointName) -> int | None:
         try:
             entries = self.run.filesystem.entries(f"{CHECKPOINTS}/{place.name}")
         except FileNotFoundError:

@@ -25,10 +25,10 @@ MAX_UNSAVED = 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class EarlierAttempt:
     """One earlier attempt at a run.
 
-    Example: `Start(at=datetime(2026, 1, 1, tzinfo=UTC), lost=True)`
+    Example: `EarlierAttempt(at=datetime(2026, 1, 1, tzinfo=UTC), lost=True)`
     """
 
     at: datetime
@@ -36,7 +36,7 @@ class Start:
     """It ended without being done: preempted, killed, crashed."""
 
 
-def mean_time_between_failures(starts: Sequence[Start], now: datetime) -> float:
+def mean_time_between_failures(starts: Sequence[EarlierAttempt], now: datetime) -> float:
     """Seconds, from the history of a run; the prior alone where there is none.
 
     The posterior mean of an exponential's scale with one pseudo-failure: (prior + seconds that

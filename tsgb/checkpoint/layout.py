@@ -19,7 +19,7 @@ _STARTS_LIMIT = 0xFFF
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Claim:
+class FencingToken:
     """Who may write: the highest one. A later start of one attempt draws a higher writer."""
 
     attempt: int
@@ -31,14 +31,14 @@ class Claim:
         return f"a{self.attempt:04d}-{self.writer}"
 
     @classmethod
-    def parse(cls, name: str) -> Claim | None:
+    def parse(cls, name: str) -> FencingToken | None:
         """None for any other file."""
         match = _CLAIM_NAME.match(name)
         return match and cls(int(match[1]), match[2])
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class CheckpointName:
     """A checkpoint directory; the order is that of age, newest highest."""
 
     attempt: int
@@ -51,18 +51,18 @@ class Place:
         return f"step-{self.step:08d}-a{self.attempt:04d}-{self.writer}"
 
     @property
-    def claim(self) -> Claim:
+    def claim(self) -> FencingToken:
         """Of the process that wrote it."""
-        return Claim(self.attempt, self.writer)
+        return FencingToken(self.attempt, self.writer)
 
     @classmethod
-    def parse(cls, name: str) -> Place | None:
+    def parse(cls, name: str) -> CheckpointName | None:
         """None for any other directory."""
         match = _CHECKPOINT_NAME.match(name)
         return match and cls(int(match[2]), int(match[1]), match[3])
 
 
-def next_claim(seen: Iterable[Claim], attempt: int) -> Claim | None:
+def next_claim(seen: Iterable[FencingToken], attempt: int) -> FencingToken | None:
     """A claim of this attempt that outranks all seen ones; None when its starts are used up.
 
     A machine may start its process again, and the later start must win. So the first three digits
@@ -71,4 +71,4 @@ def next_claim(seen: Iterable[Claim], attempt: int) -> Claim | None:
     starts = max((int(c.writer[:3], 16) + 1 for c in seen if c.attempt == attempt), default=0)
     if starts > _STARTS_LIMIT:
         return None
-    return Claim(attempt, f"{starts:03x}{secrets.token_hex(3)[:5]}")
+    return FencingToken(attempt, f"{starts:03x}{secrets.token_hex(3)[:5]}")

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tsgb.checkpoint.inspect import Inspector, Listed
-from tsgb.checkpoint.layout import Claim, Place
+from tsgb.checkpoint.inspect import CheckpointInfo, Inspector
+from tsgb.checkpoint.layout import CheckpointName, FencingToken
 from tsgb.checkpoint.manifest import utc_now
 from tsgb.checkpoint.run import RunLock, RunStore
 from tsgb.checkpoint.store import CheckpointStore
@@ -31,13 +31,13 @@ _HEARTBEAT = re.compile(r"^\d+\.json$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
+class PruneResult:
     """What was deleted, or would be."""
 
     run: RunStore
-    deleted: Sequence[Listed]
+    deleted: Sequence[CheckpointInfo]
     """Oldest first."""
-    kept: Sequence[Listed]
+    kept: Sequence[CheckpointInfo]
     """Newest first; damaged ones are among them, as evidence."""
 
     @property
@@ -54,7 +54,7 @@ def prune(
     force: bool = False,
     on_skip: Callable[[str], None] = lambda _line: None,
     clock: Callable[[], datetime] = utc_now,
-) -> Pruned:
+) -> PruneResult:
     """Delete all but the newest `keep` checkpoints of a run, and what dead writers left unfinished.
 
     The newest one is read in full first, and so is an older one for each that does not verify: the
@@ -81,7 +81,7 @@ def prune(
         store.newest_valid(on_skip)
         store.take_over()
         names = set(store.prune(keep))
-    return Pruned(
+    return PruneResult(
         run=run,
         deleted=[listed for listed in reversed(before) if listed.place.name in names],
         kept=[listed for listed in before if listed.place.name not in names],
@@ -95,7 +95,7 @@ class _Successor(CheckpointStore):
         """Claim the run, without using up an attempt's number: a coordinator counts those."""
         self.claim(max((claim.attempt for claim in self._seen()), default=None))
 
-    def _seen(self) -> Sequence[Claim]:
+    def _seen(self) -> Sequence[FencingToken]:
         return [*self._claims(), *(place.claim for place in self._places())]
 
 
@@ -104,12 +104,12 @@ class _Rehearsal(_Successor):
 
     def take_over(self) -> None:
         newest = max((claim.attempt for claim in self._seen()), default=0)
-        self._claim = Claim(newest, "ffffffff")
+        self._claim = FencingToken(newest, "ffffffff")
 
     def check_fence(self) -> None:
         pass
 
-    def _delete(self, place: Place) -> None:
+    def _delete(self, place: CheckpointName) -> None:
         pass
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tsgb.checkpoint.browse import Store
-from tsgb.checkpoint.inspect import Inspector, Listed
-from tsgb.checkpoint.layout import CHECKPOINTS, Place
+from tsgb.checkpoint.browse import StoreLocation
+from tsgb.checkpoint.inspect import CheckpointInfo, Inspector
+from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, sha256_hex
 from tsgb.checkpoint.reader import InvalidCheckpoint
 from tsgb.checkpoint.resolve import parse_address
@@ -27,10 +27,10 @@ _CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pulled:
+class PullResult:
     """What a call did."""
 
-    source: Listed
+    source: CheckpointInfo
     directory: Path
     """The checkpoint's, on this machine."""
     copied: Mapping[str, int]
@@ -41,12 +41,12 @@ class Pulled:
 
 
 def pull(
-    source: Store,
+    source: StoreLocation,
     directory: str,
     *,
     on_skip: Callable[[str], None],
-    on_file: Callable[[Listed, str, int], None],
-) -> Pulled:
+    on_file: Callable[[CheckpointInfo, str, int], None],
+) -> PullResult:
     """Copy the checkpoint that is named, or the newest one below that verifies.
 
     Args:
@@ -75,13 +75,13 @@ def pull(
     )
 
 
-def _begun(source: Store, target: Path, on_skip: Callable[[str], None]) -> Store:
+def _begun(source: StoreLocation, target: Path, on_skip: Callable[[str], None]) -> StoreLocation:
     """The checkpoint whose copy was cut off, where a newer one came up since; else the source."""
     if parse_address(source.url).name is not None:
         return source
     for inspector in source.runs():
         for path in (target / inspector.run.run_id / CHECKPOINTS).glob("*"):
-            begun = Place.parse(path.name) is not None and not (path / MANIFEST).exists()
+            begun = CheckpointName.parse(path.name) is not None and not (path / MANIFEST).exists()
             if begun and any(item.place.name == path.name for item in inspector.committed(on_skip)):
                 on_skip(f"goes on with the copy of {path.name} that was cut off")
                 return replace(source, url=f"{inspector.run.run_url}/{CHECKPOINTS}/{path.name}")
@@ -90,11 +90,11 @@ def _begun(source: Store, target: Path, on_skip: Callable[[str], None]) -> Store
 
 def _copy(
     source: Inspector,
-    listed: Listed,
+    listed: CheckpointInfo,
     run: RunStore,
     target: Path,
-    on_file: Callable[[Listed, str, int], None],
-) -> Pulled:
+    on_file: Callable[[CheckpointInfo, str, int], None],
+) -> PullResult:
     has_config = _copy_config(source.run, run)
     copied: dict[str, int] = {}
     present: dict[str, int] = {}
@@ -113,7 +113,7 @@ def _copy(
     if sha256_hex(manifest) != listed.sha256:
         raise InvalidCheckpoint(f"{MANIFEST} changed while it was copied", committed=True)
     run.write_bytes(f"{listed.directory}/{MANIFEST}", manifest)
-    return Pulled(
+    return PullResult(
         source=listed,
         directory=target / run.run_id / listed.directory,
         copied=copied,
@@ -137,7 +137,7 @@ def _is_there(run: RunStore, path: str, record: FileRecord) -> bool:
         return False
 
 
-def _check_free(target: Path, listed: Listed) -> None:
+def _check_free(target: Path, listed: CheckpointInfo) -> None:
     """Every level holds nothing but what leads to this checkpoint, or is part of it."""
     levels = [
         (target, {listed.run.run_id}),

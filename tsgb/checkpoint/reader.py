@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-from tsgb.checkpoint.layout import CHECKPOINTS, Place
+from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, Manifest, Untrusted, sha256_hex
 from tsgb.checkpoint.run import RunStore
 from tsgb.errors import CheckpointError
@@ -63,7 +63,7 @@ class CheckpointReader:
     def newest_manifest(self) -> tuple[CheckpointRef, Manifest] | None:
         """As `newest`, with the manifest."""
 
-        def look(place: Place) -> tuple[CheckpointRef, Manifest]:
+        def look(place: CheckpointName) -> tuple[CheckpointRef, Manifest]:
             manifest, sha256 = self._manifest(place)
             return self._ref(place, manifest, sha256), manifest
 
@@ -92,7 +92,7 @@ class CheckpointReader:
     ) -> tuple[CheckpointRef, Manifest, dict[str, bytes]] | None:
         """As `newest_valid`, with the manifest."""
 
-        def look(place: Place) -> tuple[CheckpointRef, Manifest, dict[str, bytes]]:
+        def look(place: CheckpointName) -> tuple[CheckpointRef, Manifest, dict[str, bytes]]:
             manifest, sha256 = self._manifest(place)
             return self._ref(place, manifest, sha256), manifest, self._files(place, manifest, names)
 
@@ -105,7 +105,7 @@ class CheckpointReader:
             CheckpointError: It is gone or damaged.
         """
 
-        def look(place: Place) -> dict[str, bytes]:
+        def look(place: CheckpointName) -> dict[str, bytes]:
             manifest, sha256 = self._manifest(place)
             if sha256 != ref.sha256:
                 raise InvalidCheckpoint("its manifest is not the one named", committed=True)
@@ -121,8 +121,8 @@ class CheckpointReader:
         """
         return self._only(name, lambda place: self._ref(place, *self._manifest(place)))
 
-    def _only(self, name: str, look: Callable[[Place], _T]) -> _T:
-        place = Place.parse(name)
+    def _only(self, name: str, look: Callable[[CheckpointName], _T]) -> _T:
+        place = CheckpointName.parse(name)
         try:
             if place is not None:
                 return look(place)
@@ -135,7 +135,7 @@ class CheckpointReader:
         )
 
     def _first_valid(
-        self, look: Callable[[Place], _T], on_skip: Callable[[str], None]
+        self, look: Callable[[CheckpointName], _T], on_skip: Callable[[str], None]
     ) -> _T | None:
         places = self._places()
         if not places:
@@ -162,15 +162,17 @@ class CheckpointReader:
     def _confirm_absence(self) -> None:
         """Raises if it is known that the store must hold something."""
 
-    def _places(self) -> Sequence[Place]:
+    def _places(self) -> Sequence[CheckpointName]:
         """All checkpoint directories, newest first, whether they count or not."""
         try:
             names = self.run.list(CHECKPOINTS)
         except FileNotFoundError:
             return []
-        return sorted((place for name in names if (place := Place.parse(name))), reverse=True)
+        return sorted(
+            (place for name in names if (place := CheckpointName.parse(name))), reverse=True
+        )
 
-    def _ref(self, place: Place, manifest: Manifest, sha256: str) -> CheckpointRef:
+    def _ref(self, place: CheckpointName, manifest: Manifest, sha256: str) -> CheckpointRef:
         return CheckpointRef(
             run_url=self.run.run_url,
             step=place.step,
@@ -181,7 +183,7 @@ class CheckpointReader:
             sha256=sha256,
         )
 
-    def _manifest(self, place: Place) -> tuple[Manifest, str]:
+    def _manifest(self, place: CheckpointName) -> tuple[Manifest, str]:
         """The manifest and the sha256 of its bytes."""
         path = f"{CHECKPOINTS}/{place.name}/{MANIFEST}"
         reason = ""
@@ -203,13 +205,13 @@ class CheckpointReader:
                     f"{MANIFEST}: it is signed for run {manifest.run_id!r}: give it back that name"
                 )
                 raise InvalidCheckpoint(reason, committed=True)
-            if Place(manifest.attempt, manifest.step, manifest.writer) == place:
+            if CheckpointName(manifest.attempt, manifest.step, manifest.writer) == place:
                 return manifest, sha256_hex(data)
             reason = "it belongs to another checkpoint"
         raise InvalidCheckpoint(f"{MANIFEST} is damaged: {reason}", committed=True)
 
     def _files(
-        self, place: Place, manifest: Manifest, names: Collection[str] | None
+        self, place: CheckpointName, manifest: Manifest, names: Collection[str] | None
     ) -> dict[str, bytes]:
         files = {
             name: self._file(place, manifest, name)
@@ -219,7 +221,7 @@ class CheckpointReader:
             self._proven = place.name
         return files
 
-    def _file(self, place: Place, manifest: Manifest, name: str) -> bytes:
+    def _file(self, place: CheckpointName, manifest: Manifest, name: str) -> bytes:
         record = manifest.files.get(name)
         if record is None:
             raise InvalidCheckpoint(f"it holds no {name}", committed=True)

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, FileSystem, open_filesystem
-from tsgb.checkpoint.layout import CHECKPOINTS, Place
+from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.urls import canonical_url, is_run_id
@@ -22,10 +22,10 @@ _Reader = TypeVar("_Reader", bound=CheckpointReader)
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class CheckpointAddress:
     """What a path or URL says, before anything is asked of a store.
 
-    Example: `Address(base="/runs/r1", name="step-00001200-a0003-1a2b3c4d", newest=False)`
+    Example: `CheckpointAddress(base="/runs/r1", name="step-00001200-a0003-1a2b3c4d", newest=False)`
     """
 
     base: str
@@ -35,7 +35,7 @@ class Address:
     """It ends in `/latest`."""
 
 
-def parse_address(url: str) -> Address:
+def parse_address(url: str) -> CheckpointAddress:
     """Take a path or URL apart.
 
     Raises:
@@ -47,9 +47,9 @@ def parse_address(url: str) -> Address:
     if newest:
         base = parent
         parent, _, last = base.rpartition("/")
-    if parent.endswith(f"/{CHECKPOINTS}") and Place.parse(last):
-        return Address(parent.removesuffix(f"/{CHECKPOINTS}"), last, newest)
-    return Address(base, None, newest)
+    if parent.endswith(f"/{CHECKPOINTS}") and CheckpointName.parse(last):
+        return CheckpointAddress(parent.removesuffix(f"/{CHECKPOINTS}"), last, newest)
+    return CheckpointAddress(base, None, newest)
 
 
 def resolve(
@@ -168,7 +168,7 @@ def runs_below(filesystem: FileSystem) -> Sequence[str]:
     """
     try:
         names = _directories(filesystem, "")
-        if any(map(Place.parse, names)):
+        if any(map(CheckpointName.parse, names)):
             return [filesystem.url.rpartition("/")[0]]  # the checkpoints directory of a run
         if CHECKPOINTS in names:
             return [filesystem.url]

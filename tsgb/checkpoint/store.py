@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, Claim, Place, next_claim
+from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, CheckpointName, FencingToken, next_claim
 from tsgb.checkpoint.manifest import (
     MANIFEST,
     FileRecord,
@@ -59,7 +59,7 @@ class CheckpointStore(CheckpointReader):
     def __init__(self, run: RunStore, *, clock: Callable[[], datetime] = utc_now) -> None:
         super().__init__(run)
         self._clock = clock
-        self._claim: Claim | None = None
+        self._claim: FencingToken | None = None
         self._written: set[str] = set()
         """Names whose manifest this process has tried to write."""
 
@@ -123,17 +123,17 @@ class CheckpointStore(CheckpointReader):
         if self._claim is not None:
             self.check_fence()  # a store that has our claim is the right one, and it answers
 
-    def _own_claim(self) -> Claim:
+    def _own_claim(self) -> FencingToken:
         if self._claim is None:
             raise RuntimeError("claim() comes before anything that writes")
         return self._claim
 
-    def _claims(self) -> Sequence[Claim]:
+    def _claims(self) -> Sequence[FencingToken]:
         try:
             names = self.run.list(CLAIMS)
         except FileNotFoundError:
             return []
-        return [claim for name in names if (claim := Claim.parse(name))]
+        return [claim for name in names if (claim := FencingToken.parse(name))]
 
     def publish(
         self,
@@ -163,7 +163,7 @@ class CheckpointStore(CheckpointReader):
         if bad or not files:
             raise ValueError(f"file names {bad!r} cannot be part of a checkpoint")
         own = self._own_claim()
-        place = Place(own.attempt, step, own.writer)
+        place = CheckpointName(own.attempt, step, own.writer)
         manifest = Manifest(
             run_id=self.run.run_id,
             step=step,
@@ -199,7 +199,7 @@ class CheckpointStore(CheckpointReader):
             self._keep(kept.files[name], data)
         return self._ref(place, kept, sha256)
 
-    def _earlier_commit(self, place: Place, manifest: Manifest) -> CheckpointRef | None:
+    def _earlier_commit(self, place: CheckpointName, manifest: Manifest) -> CheckpointRef | None:
         """What an earlier call for this step committed; never written over."""
         try:
             kept, sha256 = self._manifest(place)
@@ -238,8 +238,8 @@ class CheckpointStore(CheckpointReader):
             raise ValueError("keep must be at least 1")
         own = self._own_claim()
         self.check_fence()
-        kept: list[Place] = []
-        old: list[Place] = []
+        kept: list[CheckpointName] = []
+        old: list[CheckpointName] = []
         for place in self._places():
             if len(kept) >= keep:
                 old.append(place)
@@ -257,13 +257,13 @@ class CheckpointStore(CheckpointReader):
             self._delete(place)
         return [place.name for place in old]
 
-    def _names_in(self, place: Place) -> Sequence[str]:
+    def _names_in(self, place: CheckpointName) -> Sequence[str]:
         try:
             return self.run.list(f"{CHECKPOINTS}/{place.name}")
         except FileNotFoundError:
             return []
 
-    def _delete(self, place: Place) -> None:
+    def _delete(self, place: CheckpointName) -> None:
         # The manifest first: a half deleted checkpoint must not look like a damaged one.
         directory = f"{CHECKPOINTS}/{place.name}"
         self.run.delete(f"{directory}/{MANIFEST}")

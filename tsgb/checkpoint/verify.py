@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tsgb.checkpoint.inspect import Listed, State
+from tsgb.checkpoint.inspect import CheckpointInfo, CheckpointState
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, sha256_hex
 from tsgb.checkpoint.reader import READS
 
@@ -17,10 +17,10 @@ _BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class FileProblem:
     """One damaged file.
 
-    Example: `Problem(file="guard.safetensors", reason="sha256 differs from the one that was
+    Example: `FileProblem(file="guard.safetensors", reason="sha256 differs from the one that was
     written", begin=17, end=18, expected_sha256="ab12...", found_sha256="34cd...", ...)`
     """
 
@@ -47,21 +47,21 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
+class VerifyResult:
     """One checkpoint after all of it was read."""
 
-    listed: Listed
-    state: State
+    listed: CheckpointInfo
+    state: CheckpointState
     reason: str = ""
     """Why it is unfinished."""
-    problems: Sequence[Problem] = ()
+    problems: Sequence[FileProblem] = ()
     num_files: int = 0
     """That were read, without the manifest."""
 
 
 def verify(
-    listed: Sequence[Listed], on_file: Callable[[Listed, str, int], None]
-) -> Iterator[Verified]:
+    listed: Sequence[CheckpointInfo], on_file: Callable[[CheckpointInfo, str, int], None]
+) -> Iterator[VerifyResult]:
     """Read all files of checkpoints.
 
     Args:
@@ -69,8 +69,8 @@ def verify(
         on_file: Told after each file: the checkpoint, the name, the bytes.
     """
     for item in listed:
-        if item.state is State.UNFINISHED:
-            yield Verified(listed=item, state=item.state, reason=item.reason)
+        if item.state is CheckpointState.UNFINISHED:
+            yield VerifyResult(listed=item, state=item.state, reason=item.reason)
             continue
         problems = [] if item.manifest is not None else [_manifest_problem(item)]
         for name, record in item.files.items():
@@ -79,15 +79,17 @@ def verify(
             on_file(item, name, record.size)
         if problems and _read(item, MANIFEST) is None:
             # A worker that is alive prunes, and deletes the manifest first.
-            yield Verified(listed=item, state=State.UNFINISHED, reason="it was deleted meanwhile")
+            yield VerifyResult(
+                listed=item, state=CheckpointState.UNFINISHED, reason="it was deleted meanwhile"
+            )
             continue
-        state = State.DAMAGED if problems else State.OK
-        yield Verified(listed=item, state=state, problems=problems, num_files=len(item.files))
+        state = CheckpointState.DAMAGED if problems else CheckpointState.OK
+        yield VerifyResult(listed=item, state=state, problems=problems, num_files=len(item.files))
 
 
-def _manifest_problem(item: Listed) -> Problem:
+def _manifest_problem(item: CheckpointInfo) -> FileProblem:
     data = _read(item, MANIFEST)
-    return Problem(
+    return FileProblem(
         file=MANIFEST,
         reason=item.reason.removeprefix(f"{MANIFEST} is damaged: ").removeprefix(f"{MANIFEST}: "),
         found_size=None if data is None else len(data),
@@ -96,13 +98,13 @@ def _manifest_problem(item: Listed) -> Problem:
 
 
 def _file_problem(
-    item: Listed, name: str, record: FileRecord, others: Sequence[Listed]
-) -> Problem | None:
+    item: CheckpointInfo, name: str, record: FileRecord, others: Sequence[CheckpointInfo]
+) -> FileProblem | None:
     data, reason = b"", ""
     for _ in range(READS):
         read = _read(item, name)
         if read is None:
-            return Problem(
+            return FileProblem(
                 file=name,
                 reason="it is missing",
                 expected_size=record.size,
@@ -113,7 +115,7 @@ def _file_problem(
             return None
         data, reason = read, mismatch
     begin, end = _wrong_bytes(data, record, _copy(item, name, record, others))
-    return Problem(
+    return FileProblem(
         file=name,
         reason=reason,
         expected_size=record.size,
@@ -125,7 +127,7 @@ def _file_problem(
     )
 
 
-def _read(item: Listed, name: str) -> bytes | None:
+def _read(item: CheckpointInfo, name: str) -> bytes | None:
     # From the store itself: a cache of verified files would answer for one that has rotted since.
     try:
         return item.run.read_bytes(f"{item.directory}/{name}")
@@ -133,7 +135,9 @@ def _read(item: Listed, name: str) -> bytes | None:
         return None
 
 
-def _copy(item: Listed, name: str, record: FileRecord, others: Sequence[Listed]) -> bytes | None:
+def _copy(
+    item: CheckpointInfo, name: str, record: FileRecord, others: Sequence[CheckpointInfo]
+) -> bytes | None:
     """The same content from elsewhere; it is read only when something is damaged."""
     for other in others:
         for other_name, other_record in (

@@ -14,8 +14,8 @@ from tsgb.errors import TSGBError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-    from tsgb.checkpoint.browse import Store
-    from tsgb.checkpoint.inspect import Listed
+    from tsgb.checkpoint.browse import StoreLocation
+    from tsgb.checkpoint.inspect import CheckpointInfo
 
 checkpoint_app = typer.Typer(help="Checkpoints in a store: list, show, verify, copy, delete.")
 
@@ -49,7 +49,7 @@ def checkpoint_show(store: StoreArgument = None, as_json: JsonOption = False) ->
 @checkpoint_app.command("verify")
 def checkpoint_verify(store: StoreArgument = None, as_json: JsonOption = False) -> None:
     """Read every file of all checkpoints below; exit code 1 if one is damaged."""
-    from tsgb.checkpoint.inspect import State
+    from tsgb.checkpoint.inspect import CheckpointState
     from tsgb.checkpoint.resolve import no_checkpoint
     from tsgb.checkpoint.verify import verify
     from tsgb.cli import checkpoint_tables as tables
@@ -61,7 +61,7 @@ def checkpoint_verify(store: StoreArgument = None, as_json: JsonOption = False) 
     with _progress("verify", listed) as on_file:
         found = list(verify(listed, on_file))
     tables.say_verified(opened.url, found, as_json=as_json)
-    damaged = [item for item in found if item.state is State.DAMAGED]
+    damaged = [item for item in found if item.state is CheckpointState.DAMAGED]
     if damaged:
         raise TSGBError(
             f"{len(damaged)} of {len(found)} checkpoints are damaged, first {damaged[0].listed.url}"
@@ -118,12 +118,12 @@ def checkpoint_prune(
     tables.say_pruned(pruned, dry_run=dry_run, as_json=as_json)
 
 
-def _open(url: str | None) -> Store:
-    from tsgb.checkpoint.browse import Store
+def _open(url: str | None) -> StoreLocation:
+    from tsgb.checkpoint.browse import StoreLocation
     from tsgb.settings import load_settings
 
     settings = load_settings()
-    return Store(
+    return StoreLocation(
         url=settings.default_store if url is None else url,
         user=settings.webdav_user,
         password=settings.webdav_pass,
@@ -137,8 +137,8 @@ def _note(line: str) -> None:
 
 @contextmanager
 def _progress(
-    stage: str, listed: Sequence[Listed]
-) -> Generator[Callable[[Listed, str, int], None]]:
+    stage: str, listed: Sequence[CheckpointInfo]
+) -> Generator[Callable[[CheckpointInfo, str, int], None]]:
     """Bars on a terminal, a line every few seconds elsewhere, both on stderr."""
     from rich.filesize import decimal
 
@@ -151,7 +151,7 @@ def _progress(
 
     with watching(sys.stderr) as listener:
 
-        def on_file(item: Listed, name: str, num_bytes: int) -> None:
+        def on_file(item: CheckpointInfo, name: str, num_bytes: int) -> None:
             url = item.run.run_url
             files, size = done.get(url, (0, 0))
             done[url] = files + 1, size + num_bytes

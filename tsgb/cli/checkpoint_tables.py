@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from tsgb.checkpoint.inspect import Listed, State
-from tsgb.checkpoint.prune import Pruned
-from tsgb.checkpoint.pull import Pulled
-from tsgb.checkpoint.verify import Verified
+from tsgb.checkpoint.inspect import CheckpointInfo, CheckpointState
+from tsgb.checkpoint.prune import PruneResult
+from tsgb.checkpoint.pull import PullResult
+from tsgb.checkpoint.verify import VerifyResult
 from tsgb.cli.output import console, place, print_json
 
 
-def _row(listed: Listed) -> dict[str, Any]:
+def _row(listed: CheckpointInfo) -> dict[str, Any]:
     """The facts of a listing."""
     manifest = listed.manifest
     return {
@@ -48,7 +48,7 @@ def _size(num_bytes: int | None) -> str:
 # -- ls ------------------------------------------------------------------------------------
 
 
-def say_list(store: str, listed: Sequence[Listed], *, as_json: bool) -> None:
+def say_list(store: str, listed: Sequence[CheckpointInfo], *, as_json: bool) -> None:
     """A table a run, newest checkpoint first."""
     if as_json:
         print_json({"store": place(store), "checkpoints": [_row(item) for item in listed]})
@@ -64,7 +64,7 @@ def say_list(store: str, listed: Sequence[Listed], *, as_json: bool) -> None:
         _line(out, f"no checkpoints below {place(store)}")
 
 
-def _list_table(title: str, items: Sequence[Listed]) -> Table:
+def _list_table(title: str, items: Sequence[CheckpointInfo]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("Checkpoint", no_wrap=True)
     for head in ("Step", "Episode", "Attempt"):
@@ -89,7 +89,7 @@ def _list_table(title: str, items: Sequence[Listed]) -> Table:
 # -- show ----------------------------------------------------------------------------------
 
 
-def say_one(listed: Listed, *, as_json: bool) -> None:
+def say_one(listed: CheckpointInfo, *, as_json: bool) -> None:
     """All that a manifest says."""
     manifest = listed.manifest
     if manifest is None:
@@ -129,9 +129,9 @@ def say_one(listed: Listed, *, as_json: bool) -> None:
 # -- verify --------------------------------------------------------------------------------
 
 
-def say_verified(store: str, found: Sequence[Verified], *, as_json: bool) -> None:
+def say_verified(store: str, found: Sequence[VerifyResult], *, as_json: bool) -> None:
     """A line a checkpoint and one for each problem, then the sum."""
-    counts = {state.value: sum(item.state is state for item in found) for state in State}
+    counts = {state.value: sum(item.state is state for item in found) for state in CheckpointState}
     if as_json:
         rows = [
             {
@@ -162,7 +162,7 @@ def say_verified(store: str, found: Sequence[Verified], *, as_json: bool) -> Non
 # -- pull ----------------------------------------------------------------------------------
 
 
-def say_pulled(pulled: Pulled, *, as_json: bool) -> None:
+def say_pulled(pulled: PullResult, *, as_json: bool) -> None:
     """Where the copy is, and what to do with it."""
     if as_json:
         print_json(
@@ -188,7 +188,7 @@ def say_pulled(pulled: Pulled, *, as_json: bool) -> None:
 # -- prune ---------------------------------------------------------------------------------
 
 
-def say_pruned(pruned: Pruned, *, dry_run: bool, as_json: bool) -> None:
+def say_pruned(pruned: PruneResult, *, dry_run: bool, as_json: bool) -> None:
     """What went, what stays, and what that freed."""
     if as_json:
         print_json(

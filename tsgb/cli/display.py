@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from tsgb.checkpoint.filesystem import open_filesystem
-from tsgb.checkpoint.layout import CHECKPOINTS, Place
+from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import canonical_url
@@ -104,7 +104,7 @@ def newest_step(run: RunStore) -> int:
 def training_document(run: RunStore, total_steps: int) -> dict[str, Any]:
     """What a training left in its run: every checkpoint, with the mean figures up to it."""
     reader = CheckpointReader(run)
-    places = sorted(p for name in run.list(CHECKPOINTS) if (p := Place.parse(name)))
+    places = sorted(p for name in run.list(CHECKPOINTS) if (p := CheckpointName.parse(name)))
     refs = [reader.ref(name) for name in {p.step: p.name for p in places}.values()]
     metrics = [json.loads(line) for line in run.read_text("metrics.jsonl").splitlines() if line]
     rows: list[dict[str, Any]] = []

@@ -18,11 +18,11 @@ from typing import Any
 
 from tsgb.checkpoint.interval import (
     MAX_UNSAVED,
-    Start,
+    EarlierAttempt,
     mean_time_between_failures,
     save_interval,
 )
-from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, Claim, Place
+from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, CheckpointName, FencingToken
 from tsgb.checkpoint.manifest import Manifest
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore, open_run
@@ -241,7 +241,7 @@ class Saves:
         """Keep the newest checkpoints."""
         if self.keep is not None:
             return self.store.prune(self.keep)
-        places = [Place.parse(name) for name in self.run.list(CHECKPOINTS)]
+        places = [CheckpointName.parse(name) for name in self.run.list(CHECKPOINTS)]
         later = sum(place is not None and place.step > 0 for place in places)
         return self.store.prune(later) if later else []
 
@@ -342,14 +342,14 @@ def _age(ref: CheckpointRef) -> tuple[int, int]:
     return ref.attempt, ref.step
 
 
-def _history(run: RunStore) -> list[Start]:
+def _history(run: RunStore) -> list[EarlierAttempt]:
     """Earlier attempts, as far as the store tells; a store that does not answer tells nothing."""
-    starts: list[Start] = []
+    starts: list[EarlierAttempt] = []
     try:
-        claims = sorted(claim for name in run.list(CLAIMS) if (claim := Claim.parse(name)))
+        claims = sorted(claim for name in run.list(CLAIMS) if (claim := FencingToken.parse(name)))
         for claim in claims[-HISTORY - 1 : -1]:  # the last one is ours
             at = datetime.fromisoformat(run.read_json(f"{CLAIMS}/{claim.name}")["created_at"])
-            starts.append(Start(at, _was_lost(run, claim.attempt)))
+            starts.append(EarlierAttempt(at, _was_lost(run, claim.attempt)))
     except (StoreError, FileNotFoundError, KeyError, ValueError):
         return []
     return starts

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from tsgb.checkpoint.interval import Start, mean_time_between_failures, save_interval
+from tsgb.checkpoint.interval import EarlierAttempt, mean_time_between_failures, save_interval
 from tsgb.cloud.holds import Workload, stretch
 
 PREEMPTIONS = 200
@@ -25,7 +25,7 @@ BOOT, UPLOAD, STEP, WAIT = 400.0, 60.0, 1.0, 120.0
 STALLS = {"synchronous": 20.0, "background": 0.3}
 FIXED = (120.0, 300.0, 600.0, 1800.0)
 
-Policy = Callable[[datetime, list[Start]], float]
+Policy = Callable[[datetime, list[EarlierAttempt]], float]
 """Seconds between saves for a machine that starts now, after these."""
 
 
@@ -43,7 +43,7 @@ def daly(stall: float, mtbf: float) -> float:
 def policies(stall: float, mtbf: float) -> Mapping[str, Policy]:
     """Young and Daly are told the truth; the chosen one has to learn it."""
 
-    def chosen(now: datetime, starts: list[Start]) -> float:
+    def chosen(now: datetime, starts: list[EarlierAttempt]) -> float:
         learned = mean_time_between_failures(starts[-HISTORY:], now)
         return save_interval(stall, UPLOAD, STEP, learned)
 
@@ -56,12 +56,12 @@ def policies(stall: float, mtbf: float) -> Mapping[str, Policy]:
 
 
 def dollars_per_useful_hour(lives: list[float], stall: float, policy: Policy) -> float:
-    now, starts, useful = datetime(2026, 1, 1, tzinfo=UTC), list[Start](), 0.0
+    now, starts, useful = datetime(2026, 1, 1, tzinfo=UTC), list[EarlierAttempt](), 0.0
     for life in lives:
         interval = policy(now, starts)
         durable = math.floor(max(0.0, life - BOOT - UPLOAD) / (interval + stall))
         useful += durable * interval
-        starts.append(Start(now, lost=True))
+        starts.append(EarlierAttempt(now, lost=True))
         now += timedelta(seconds=life + WAIT)
     return HOURLY * sum(lives) / useful
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tsgb.checkpoint.interval import (
     LEAST_SECONDS,
     PRIOR_MTBF_SECONDS,
-    Start,
+    EarlierAttempt,
     mean_time_between_failures,
     save_interval,
 )
@@ -21,8 +21,8 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 seconds = st.floats(0.001, 1e5)
 
 
-def history(*hours: float, lost: bool = True) -> list[Start]:
-    return [Start(BEGIN + timedelta(hours=h), lost) for h in hours]
+def history(*hours: float, lost: bool = True) -> list[EarlierAttempt]:
+    return [EarlierAttempt(BEGIN + timedelta(hours=h), lost) for h in hours]
 
 
 def test_without_a_history_the_prior_counts() -> None:

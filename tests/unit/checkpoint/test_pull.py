@@ -10,15 +10,15 @@ from pydantic import SecretStr
 
 from tests.fakes.checkpoints import NAMES, content, flip, publish
 from tests.fakes.sentinels import sentinel
-from tsgb.checkpoint.browse import Store
-from tsgb.checkpoint.inspect import Listed
-from tsgb.checkpoint.pull import Pulled, pull
+from tsgb.checkpoint.browse import StoreLocation
+from tsgb.checkpoint.inspect import CheckpointInfo
+from tsgb.checkpoint.pull import PullResult, pull
 from tsgb.checkpoint.resolve import load
 from tsgb.checkpoint.store import CheckpointStore, open_run
 from tsgb.errors import CheckpointError, UsageError
 
 
-def no_file(_listed: Listed, _name: str, _num_bytes: int) -> None:
+def no_file(_listed: CheckpointInfo, _name: str, _num_bytes: int) -> None:
     """Nobody watches."""
 
 
@@ -33,9 +33,9 @@ class TestPull:
         publish(store, 1, 2, 3)
         return store
 
-    def pull(self, url: str, to: Path, notes: list[str] | None = None) -> Pulled:
+    def pull(self, url: str, to: Path, notes: list[str] | None = None) -> PullResult:
         said = [] if notes is None else notes
-        return pull(Store(url=url), str(to), on_skip=said.append, on_file=no_file)
+        return pull(StoreLocation(url=url), str(to), on_skip=said.append, on_file=no_file)
 
     def test_a_copy_is_a_store(self, store: CheckpointStore, tmp_path: Path) -> None:
         newest = store.newest()
@@ -107,12 +107,12 @@ class TestPull:
         assert newest is not None
         notes: list[str] = []
 
-        def prune(listed: Listed, name: str, _num_bytes: int) -> None:
+        def prune(listed: CheckpointInfo, name: str, _num_bytes: int) -> None:
             if listed.place.name == newest.name and name == NAMES[-1]:
                 shutil.rmtree(newest.url)
 
         pulled = pull(
-            Store(url=store.run.run_url),
+            StoreLocation(url=store.run.run_url),
             str(tmp_path / "copy"),
             on_skip=notes.append,
             on_file=prune,
@@ -139,7 +139,7 @@ def test_with_a_key_only_signed_ones_are_copied_and_the_copy_stays_signed(tmp_pa
     plain = CheckpointStore(open_run(url))
     plain.claim()
     publish(plain, 1)
-    signed = Store(url=url, manifest_key=key)
+    signed = StoreLocation(url=url, manifest_key=key)
     with pytest.raises(CheckpointError, match="no usable checkpoint"):
         pull(signed, str(tmp_path / "copy"), on_skip=lambda _line: None, on_file=no_file)
     store = CheckpointStore(open_run(url, manifest_key=key))

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from tests.fakes.checkpoints import CONFIG, content, publish
 from tests.fakes.filesystems import MemoryFiles
 from tests.fakes.sentinels import sentinel
-from tests.unit.checkpoint.test_checkpoint_manifest import MANIFEST
+from tests.unit.checkpoint.test_manifest import MANIFEST
 from tsgb.checkpoint.manifest import MANIFEST as NAME
 from tsgb.checkpoint.manifest import Manifest, Untrusted, canonical_json, sha256_hex
 from tsgb.checkpoint.resolve import load

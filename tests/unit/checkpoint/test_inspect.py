@@ -9,11 +9,11 @@ import pytest
 
 from tests.fakes.checkpoints import CONFIG, NAMES, content, flip, open_store, publish, writer
 from tests.fakes.filesystems import FaultyFiles, Killed, MemoryFiles, dies_after
-from tsgb.checkpoint.inspect import Inspector, Listed, State
-from tsgb.checkpoint.verify import Problem, verify
+from tsgb.checkpoint.inspect import CheckpointInfo, CheckpointState, Inspector
+from tsgb.checkpoint.verify import FileProblem, verify
 
 
-def no_file(_listed: Listed, _name: str, _num_bytes: int) -> None:
+def no_file(_listed: CheckpointInfo, _name: str, _num_bytes: int) -> None:
     """Nobody watches."""
 
 
@@ -29,7 +29,7 @@ class TestInspect:
         watched = FaultyFiles(files, lambda operation, path: asked.append((operation, path)))
         listed = inspector(watched).all()
         assert [item.place.step for item in listed] == list(reversed(range(50)))
-        assert {item.state for item in listed} == {State.OK}
+        assert {item.state for item in listed} == {CheckpointState.OK}
         assert {item.size for item in listed[:5]} == {sum(map(len, content(49).values()))}
         assert Counter(operation for operation, _ in asked) == {"entries": 1, "read": 50}
         assert all(path.endswith("/manifest.json") for _, path in asked[1:])
@@ -47,7 +47,11 @@ class TestInspect:
         ]
         files.files[manifest] = flip(files.files[manifest], 5)
         listed = inspector(files).all()
-        assert [item.state for item in listed] == [State.UNFINISHED, State.OK, State.DAMAGED]
+        assert [item.state for item in listed] == [
+            CheckpointState.UNFINISHED,
+            CheckpointState.OK,
+            CheckpointState.DAMAGED,
+        ]
         assert listed[0].size == sum(len(content(3)[name]) for name in NAMES[:2])
         assert "did not finish" in listed[0].reason
         assert "manifest.json is damaged" in listed[2].reason
@@ -55,7 +59,7 @@ class TestInspect:
 
 
 class TestVerify:
-    def problems(self, files: MemoryFiles) -> list[Problem]:
+    def problems(self, files: MemoryFiles) -> list[FileProblem]:
         found = list(verify(inspector(files).all(), no_file))
         return [problem for item in found for problem in item.problems]
 
@@ -76,7 +80,7 @@ class TestVerify:
     def test_good_ones(self, files: MemoryFiles) -> None:
         seen: list[str] = []
         found = list(verify(inspector(files).all(), lambda _listed, name, _size: seen.append(name)))
-        assert [(item.state, item.num_files) for item in found] == [(State.OK, 5)] * 2
+        assert [(item.state, item.num_files) for item in found] == [(CheckpointState.OK, 5)] * 2
         assert sorted(seen) == sorted([*NAMES, *NAMES])
 
     @pytest.mark.parametrize("position", [0, 70_000, 199_999])
@@ -121,7 +125,7 @@ class TestVerify:
     def test_what_is_unfinished_is_no_damage(self, files: MemoryFiles) -> None:
         del files.files[max(path for path in files.files if path.endswith("/manifest.json"))]
         found = list(verify(inspector(files).all(), no_file))
-        assert [item.state for item in found] == [State.UNFINISHED, State.OK]
+        assert [item.state for item in found] == [CheckpointState.UNFINISHED, CheckpointState.OK]
         assert self.problems(files) == []
 
     def test_what_a_worker_prunes_meanwhile_is_no_damage(self, files: MemoryFiles) -> None:
@@ -130,7 +134,7 @@ class TestVerify:
             if listed[1].place.name in path:
                 del files.files[path]
         found = list(verify(listed, no_file))
-        assert [item.state for item in found] == [State.OK, State.UNFINISHED]
+        assert [item.state for item in found] == [CheckpointState.OK, CheckpointState.UNFINISHED]
         assert (found[1].problems, found[1].reason) == ((), "it was deleted meanwhile")
 
     def test_one_lie_of_the_wire_is_no_damage(self, files: MemoryFiles) -> None:
@@ -144,4 +148,4 @@ class TestVerify:
 
         run = open_store(Lying()).run
         lying = [dataclasses.replace(item, run=run) for item in inspector(files).all()]
-        assert {item.state for item in verify(lying, no_file)} == {State.OK}
+        assert {item.state for item in verify(lying, no_file)} == {CheckpointState.OK}

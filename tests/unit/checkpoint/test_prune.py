@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes.checkpoints import flip, open_store, publish, writer
 from tests.fakes.filesystems import FaultyFiles, Killed, MemoryFiles, dies_after
-from tsgb.checkpoint.layout import Place
+from tsgb.checkpoint.layout import CheckpointName
 from tsgb.checkpoint.prune import prune
 from tsgb.checkpoint.store import CheckpointStore, RunLock, RunStore, open_run
 from tsgb.errors import CheckpointError, LeaseLost, UsageError
@@ -17,7 +17,9 @@ from tsgb.errors import CheckpointError, LeaseLost, UsageError
 
 class TestPrune:
     def steps(self, files: MemoryFiles) -> list[int]:
-        places = {Place.parse(path.split("/")[1]) for path in files.files if "step-" in path}
+        places = {
+            CheckpointName.parse(path.split("/")[1]) for path in files.files if "step-" in path
+        }
         return sorted(place.step for place in places if place)
 
     def test_keeps_the_newest(self) -> None:

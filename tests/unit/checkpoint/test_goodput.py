@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from tsgb.checkpoint.interval import Start, mean_time_between_failures, save_interval
+from tsgb.checkpoint.interval import EarlierAttempt, mean_time_between_failures, save_interval
 
 STATE_BITS = 718e6 * 8
 STALL, STEP, RESTART = 0.15, 1.0, 180.0
@@ -35,11 +35,11 @@ def goodput(lives: list[float], intervals: list[float], commit: float) -> float:
 
 def automatic(lives: list[float], commit: float) -> list[float]:
     """The interval of each machine, from what the run's history tells when it starts."""
-    now, starts, intervals = datetime(2026, 1, 1, tzinfo=UTC), list[Start](), list[float]()
+    now, starts, intervals = datetime(2026, 1, 1, tzinfo=UTC), list[EarlierAttempt](), list[float]()
     for life in lives:
         mtbf = mean_time_between_failures(starts[-HISTORY:], now)
         intervals.append(save_interval(STALL, commit, STEP, mtbf))
-        starts.append(Start(now, lost=True))
+        starts.append(EarlierAttempt(now, lost=True))
         now += timedelta(seconds=life + RESTART)
     return intervals
 

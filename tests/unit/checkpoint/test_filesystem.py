@@ -16,8 +16,8 @@ import pytest
 from pydantic import SecretStr
 
 from tests.fakes.sentinels import sentinel
-from tsgb.checkpoint.failures import HTTPFailure, Retries
-from tsgb.checkpoint.filesystem import Entry, FileSystem, open_filesystem
+from tsgb.checkpoint.failures import HTTPFailure, StoreRetry
+from tsgb.checkpoint.filesystem import DirectoryEntry, FileSystem, open_filesystem
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import StoreError, StoreFull, StoreUnreachable
 
@@ -39,10 +39,10 @@ class TestEveryKind:
         files.write("a/empty", b"")
         assert files.read("a/b/c.bin") == b"\x00\xff"
         assert files.read("a/empty") == b""
-        assert list(files.entries("")) == [Entry("a", None, is_dir=True)]
+        assert list(files.entries("")) == [DirectoryEntry("a", None, is_dir=True)]
         assert list(files.entries("a")) == [
-            Entry("b", None, is_dir=True),
-            Entry("empty", 0, is_dir=False),
+            DirectoryEntry("b", None, is_dir=True),
+            DirectoryEntry("empty", 0, is_dir=False),
         ]
 
     def test_write_replaces(self, files: FileSystem) -> None:
@@ -182,7 +182,7 @@ class TestClassification:
     def test_definite_errors_are_raised_at_once(
         self, error: Exception, expected: type[Exception], words: str
     ) -> None:
-        retries = Retries(60.0, sleep=lambda _seconds: pytest.fail("no retry can heal this"))
+        retries = StoreRetry(60.0, sleep=lambda _seconds: pytest.fail("no retry can heal this"))
         with pytest.raises(expected) as caught:
             retries("the-place", failing(error))
         assert type(caught.value) is expected
@@ -213,21 +213,21 @@ class TestClassification:
                 raise answer
             return "healed"
 
-        assert Retries(60.0, pauses.append)("the-place", operation) == "healed"
+        assert StoreRetry(60.0, pauses.append)("the-place", operation) == "healed"
         assert len(pauses) == 2
         assert all(0 <= pause <= 2 for pause in pauses)
         with pytest.raises(StoreError, match=r"the-place cannot be reached: .* gave up") as caught:
-            Retries(0.0, pauses.append)("the-place", failing(error))
+            StoreRetry(0.0, pauses.append)("the-place", failing(error))
         assert "\n" not in str(caught.value)
 
     def test_gives_up_at_the_deadline(self) -> None:
         pauses: list[float] = []
         with pytest.raises(StoreError, match=r"retrying for 0\.05 s"):
-            Retries(0.05, pauses.append)("x", failing(httpx.ConnectError("refused")))
+            StoreRetry(0.05, pauses.append)("x", failing(httpx.ConnectError("refused")))
         assert sum(pauses) <= 0.05 * len(pauses)
 
     def test_who_never_answered_is_given_up_soon(self) -> None:
-        retries = Retries(3600.0, lambda _seconds: None, "https://nobody.test", 0.0)
+        retries = StoreRetry(3600.0, lambda _seconds: None, "https://nobody.test", 0.0)
         for _ in range(2):
             with pytest.raises(StoreUnreachable, match=r"gave up after retrying for 0 s\. Check"):
                 retries("the-place", failing(httpx.ConnectError("refused")))
@@ -239,7 +239,7 @@ class TestClassification:
     )
     def test_who_ever_answered_is_waited_for(self, answer: Exception | None) -> None:
         server = f"https://{answer}.test"
-        first = Retries(3600.0, pytest.fail, server, 0.0)
+        first = StoreRetry(3600.0, pytest.fail, server, 0.0)
         with suppress(StoreError, FileNotFoundError):
             first("the-place", lambda: b"" if answer is None else failing(answer)())
 
@@ -252,7 +252,7 @@ class TestClassification:
             return "healed"
 
         # By whoever asks: a flow opens a store anew for each look at it.
-        assert Retries(3600.0, pauses.append, server, 0.0)("x", operation) == "healed"
+        assert StoreRetry(3600.0, pauses.append, server, 0.0)("x", operation) == "healed"
         assert len(pauses) == 30
 
     def test_the_global_generator_is_left_alone(self) -> None:
@@ -264,7 +264,7 @@ class TestClassification:
             for answer in answers:
                 raise answer
 
-        Retries(60.0, sleep=lambda _seconds: None)("x", operation)
+        StoreRetry(60.0, sleep=lambda _seconds: None)("x", operation)
         assert random.getstate() == before
 
     def test_interrupts_pass(self) -> None:
@@ -272,7 +272,7 @@ class TestClassification:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            Retries(60.0, sleep=lambda _seconds: None)("x", operation)
+            StoreRetry(60.0, sleep=lambda _seconds: None)("x", operation)
 
 
 def answering(
