@@ -66,7 +66,7 @@ def per_hour(vast: Driver, number: int) -> Fraction:
 ACTIONS = ("stop", "start", "raise", "reboot", "preempt", "resume", "offline", "online", "destroy")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps=st.lists(
         st.tuples(
@@ -91,7 +91,7 @@ def test_a_bill_is_the_sum_of_rate_times_time(steps: list[tuple[str, Decimal]], 
         assert ledger["max_live"] == 1
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     cuts=st.lists(st.integers(1, 48 * HOUR - 1), max_size=6),
     seed=st.integers(0, 20),

@@ -364,13 +364,10 @@ class Machine(RuleBasedStateMachine):
 
 
 def play(machine: type[Machine], num_examples: int, **more: Any) -> None:
-    """The same examples every time, kept nowhere."""
+    """The examples of the suite's profile, with steps that may be slow."""
     how = settings(
         max_examples=num_examples,
         stateful_step_count=20,
-        derandomize=True,
-        database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         **more,
     )

@@ -316,8 +316,8 @@ LIMITS: dict[Rule, int] = {
     metaphors: 16,
     circles: 1,
     mentions_of_vast: 207,
-    fields_without_text: 640,
-    long_lines: 12,
+    fields_without_text: 635,
+    long_lines: 13,
 }
 """Findings of each rule that are left; the goal is 0 for all."""
 FRAGMENTS = 0.20

@@ -64,14 +64,12 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 
 class TestTensors:
-    @settings(deadline=None)
     @given(some_tensors(), st.dictionaries(st.text(), json_values, max_size=4))
     def test_round_trip(self, tensors: dict[str, Tensor], metadata: dict[str, object]) -> None:
         decoded, found = decode_tensors(encode_tensors(tensors, metadata))
         assert_same(tensors, decoded)
         assert found == metadata
 
-    @settings(deadline=None)
     @given(some_tensors(), some_tensors(), st.dictionaries(st.text(), json_values, max_size=2))
     def test_a_buffer_that_is_filled_again_holds_what_safetensors_would_write(
         self, first: dict[str, Tensor], second: dict[str, Tensor], metadata: dict[str, object]
@@ -239,7 +237,7 @@ GENERATORS = {
 
 class TestGenerators:
     @pytest.mark.parametrize("kind", GENERATORS)
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     @given(seed=st.integers(0, 2**40), before=st.integers(0, 3))
     def test_goes_on_exactly_through_json(self, kind: str, seed: int, before: int) -> None:
         generator = GENERATORS[kind](seed)

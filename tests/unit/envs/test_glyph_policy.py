@@ -14,7 +14,7 @@ seeds = st.integers(0, 2**31)
 
 
 @given(seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_96_pairs_are_restricted_and_64_are_on_the_border_in_every_world(world_seed: int):
     every = Policy(world_seed).every
     assert (len(every.all), len(every.restricted), len(every.border)) == (256, 96, 64)
@@ -22,7 +22,7 @@ def test_96_pairs_are_restricted_and_64_are_on_the_border_in_every_world(world_s
 
 
 @given(seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_splits_are_disjoint_and_stratified_in_every_world(world_seed: int):
     policy = Policy(world_seed)
     groups = [policy.pairs[split].all for split in Split]
