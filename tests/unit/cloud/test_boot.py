@@ -111,7 +111,7 @@ def test_a_wheel_carries_the_scripts_where_they_are_looked_for(
     assert included == {
         f"infra/{name}": f"tsgb/cloud/{name}" for name in ("onstart.sh", "bootstrap.sh")
     }
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "tsgb" / "rental" / "boot.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "tsgb" / "cloud" / "boot.py"))
     with pytest.raises(ConfigError, match=r"bootstrap\.sh is not installed"):
         make()
     for source, target in included.items():
