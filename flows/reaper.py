@@ -30,9 +30,9 @@ from prefect.states import AwaitingRetry
 from flows.tasks import quietly
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.cloud.archive import Archive
+from tsgb.cloud.connect import connect
 from tsgb.cloud.reaper import Reaped, reap
-from tsgb.cloud.vast.client import VastClient
-from tsgb.errors import VastError
+from tsgb.errors import ProviderError
 from tsgb.settings import load_settings
 
 RESUMED = ("stage1",)
@@ -68,7 +68,7 @@ def sweep_machines(store: str | None) -> dict[str, Any] | None:
     """Destroy what no lease covers; gives what became of every instance.
 
     Raises:
-        VastError: The list could not be read, or something is left to look after.
+        ProviderError: The list could not be read, or something is left to look after.
     """
     settings = load_settings()
     if settings.vast_api_key is None:
@@ -80,9 +80,9 @@ def sweep_machines(store: str | None) -> dict[str, Any] | None:
         user=settings.webdav_user,
         password=settings.webdav_pass,
     )
-    with VastClient(settings.vast_api_key, url=settings.vast_url) as vast:
+    with connect(settings.vast_api_key, settings.vast_url) as provider:
         found = reap(
-            vast,
+            provider,
             archive,
             settings.deployment,
             now=lambda: datetime.now(UTC),
@@ -91,7 +91,7 @@ def sweep_machines(store: str | None) -> dict[str, Any] | None:
         )
     _show(found)
     if found.left:
-        raise VastError("; ".join(str(item) for item in found.left))
+        raise ProviderError("; ".join(str(item) for item in found.left))
     return found.to_json()
 
 

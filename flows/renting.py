@@ -19,22 +19,21 @@ from tsgb.checkpoint.run import RunLock, RunStore
 from tsgb.checkpoint.urls import local_path
 from tsgb.cloud.boot import Boot, boot
 from tsgb.cloud.bundle import Code, pack_code, publish_code
+from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import Intent, Papers
 from tsgb.cloud.history import state_gb
 from tsgb.cloud.holds import Workload
 from tsgb.cloud.lifecycle import Renting
 from tsgb.cloud.policy import Patience, Terms
 from tsgb.cloud.pricing import microdollars
+from tsgb.cloud.provider import LaunchSpec, Provider, is_loopback
 from tsgb.cloud.running import Held
 from tsgb.cloud.session import Desk
 from tsgb.cloud.termination import Deadlines
-from tsgb.cloud.vast.client import VastClient
-from tsgb.cloud.vast.http import is_loopback
-from tsgb.cloud.vast.records import Rental
 from tsgb.cloud.words import arms, number
 from tsgb.cloud.work import workload
 from tsgb.config import Arm
-from tsgb.errors import BudgetReached, UsageError, VastAuthError, VastNoCredit
+from tsgb.errors import BudgetReached, ProviderNoCredit, UsageError
 from tsgb.settings import Settings
 from tsgb.types import CheckpointRef
 
@@ -87,7 +86,7 @@ class ArmsWork:
         size = state_gb(self._workers.open(arm, _STORE_SECONDS) for arm in self._arms)
         return workload(_GUESSED_HOURS, disk_gb=self._terms.disk_gb, restore_gb=size, save_gb=size)
 
-    def request(self, attempt: int, intent: Intent) -> Rental:
+    def request(self, attempt: int, intent: Intent) -> LaunchSpec:
         """A machine that trains the arms; the run's code comes to it through the store."""
         settings, run = self._workers.settings, self._workers.open()
         made: Boot = boot(
@@ -105,7 +104,7 @@ class ArmsWork:
                 "TSGB_GRACE_SECONDS": f"{settings.grace_seconds:g}",
             },
         )
-        return Rental(
+        return LaunchSpec(
             image=self._terms.image,
             label=intent.label,
             price=intent.price,
@@ -117,7 +116,7 @@ class ArmsWork:
     def show(self, held: Held) -> None:
         """Bars of the arms, or what the machine is doing instead."""
         check_interrupt()
-        state = "?" if held.row is None else held.row.actual_status or "being made"
+        state = "?" if held.instance is None else held.instance.status
         text = f"instance {held.instance_id} {state}, ${held.intent.hourly:.3f}/h"
         bars = [
             Bar(name, number(arm, "step"), number(arm, "total_steps"), text)
@@ -177,18 +176,18 @@ def renting(
     """Everything that renting for a run needs; one flow of this machine at a time.
 
     Raises:
-        VastAuthError: There is no key.
+        ProviderAuthError: There is no key.
         UsageError: Another process rents for this run, or machines could not reach the store.
     """
     settings = settings_at(workers.settings, vast_url)
     workers = Workers(settings, workers.store, workers.run)
-    client, run = client_of(settings), workers.open(deadline_seconds=_STORE_SECONDS)
+    provider, run = provider_of(settings), workers.open(deadline_seconds=_STORE_SECONDS)
     _check_reach(run.run_url, settings)
-    with _only_flow(settings, run), client as vast:
+    with _only_flow(settings, run), provider:
         terms = terms_of(settings, budget, max_price)
         desk = Desk(
             papers=Papers(run),
-            vast=vast,
+            provider=provider,
             terms=terms,
             patience=patience_of(settings),
             owner=owner_of(settings),
@@ -203,18 +202,13 @@ def settings_at(settings: Settings, vast_url: str | None) -> Settings:
     return settings if vast_url is None else settings.model_copy(update={"vast_url": vast_url})
 
 
-def client_of(settings: Settings) -> VastClient:
-    """The account.
+def provider_of(settings: Settings) -> Provider:
+    """Return the account that the settings name.
 
     Raises:
-        VastAuthError: There is no key.
+        ProviderAuthError: There is no key.
     """
-    if settings.vast_api_key is None:
-        raise VastAuthError(
-            "VAST_API_KEY is not set: create a key with misc, user_read, instance_read and "
-            "instance_write on the service's page for keys, then put it into .env"
-        )
-    return VastClient(settings.vast_api_key, url=settings.vast_url)
+    return connect(settings.vast_api_key, settings.vast_url)
 
 
 def preflight(
@@ -223,8 +217,8 @@ def preflight(
     """Say at once what would end a run before its first machine; one request.
 
     Raises:
-        VastAuthError: There is no key, or it is refused.
-        VastNoCredit: The account has no credit.
+        ProviderAuthError: There is no key, or it is refused.
+        ProviderNoCredit: The account has no credit.
         BudgetReached: The budget is nothing.
         UsageError: A rented machine could not reach the store.
     """
@@ -232,10 +226,12 @@ def preflight(
     if (settings.budget if budget is None else budget) <= 0:
         raise BudgetReached("a budget of $0 rents nothing: give --budget or TSGB_BUDGET")
     _check_reach(store, settings)
-    with client_of(settings) as vast:
-        credit = vast.account().credit
+    with provider_of(settings) as provider:
+        credit = provider.credit()
     if credit <= 0:
-        raise VastNoCredit(f"the account has ${credit:.2f} of credit: add some, then start again")
+        raise ProviderNoCredit(
+            f"the account has ${credit:.2f} of credit: add some, then start again"
+        )
 
 
 def _check_reach(url: str, settings: Settings) -> None:

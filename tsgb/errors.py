@@ -1,7 +1,7 @@
 """Every error that TSGB raises on purpose.
 
 It knows exit codes and nothing else. Extension code raises plain Python errors; they are
-classified where they enter (store, black box, worker, Vast.ai), in one place each.
+classified where they enter (store, black box, worker, provider), in one place each.
 
     TSGBError                      exit 1
     +-- UsageError (ValueError)    exit 2   the user's input: value, rule, way out
@@ -17,15 +17,15 @@ classified where they enter (store, black box, worker, Vast.ai), in one place ea
     +-- Interrupted                exit 130 SIGINT/SIGTERM: saved, resume with the same command
     +-- Preempted                           the machine is gone; the flow retries on this one only
     +-- WorkerFailed                        the worker said why; retrying would not help
-    +-- VastError                           Vast.ai; `contract_id`: what it left behind
-        +-- VastAuthError          exit 2   key refused, or it may not do that
-        +-- VastNoCredit           exit 8   no credit, or the account's limit on spending
-        +-- VastGone                        this instance or offer is not there (any more)
-        +-- VastRefused                     it understood, and will not; the same call never works
-        +-- VastRateLimited                 too often; `wait_seconds` says how long to wait
-        |   +-- VastSearchQuota             no more searches today
-        +-- VastUnreachable                 no usable answer in time: unknown, never empty or gone
-        +-- VastAmbiguous                   a rental may exist: look before you try again
+    +-- ProviderError                       a service that rents machines did not do it
+        +-- ProviderAuthError      exit 2   key refused, or it lacks a permission
+        +-- ProviderNoCredit       exit 8   no credit, or the account's limit on spending
+        +-- ProviderGone                    this instance or offer is not there (any more)
+        +-- ProviderRefused                 the same call will be refused again
+        +-- ProviderRateLimited             too often; `wait_seconds` says how long to wait
+        |   +-- ProviderSearchQuota         no more searches for now
+        +-- ProviderUnreachable             no usable answer in time: unknown, never empty or gone
+        +-- ProviderAmbiguous               a rental may exist: look before the next try
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class WorkerFailed(TSGBError, RuntimeError):
     """The worker ended with a reason that a retry does not cure."""
 
 
-class VastError(TSGBError):
-    """Vast.ai did not do what was asked."""
+class ProviderError(TSGBError):
+    """A service that rents machines did not do what was asked; the message names the service."""
 
     def __init__(
         self,
@@ -131,56 +131,56 @@ class VastError(TSGBError):
         *,
         code: str = "",
         status: int | None = None,
-        contract_id: int | None = None,
+        instance_id: int | None = None,
     ) -> None:
-        """Describe it.
+        """Describe the failure.
 
         Args:
-            message: For people.
-            code: The service's own word for it, such as `no_such_ask`.
-            status: Of HTTP; None if there was no answer.
-            contract_id: An instance that exists although this failed: it costs money.
+            message: One line for people.
+            code: The service's own code, such as `no_such_ask`.
+            status: HTTP status; None if there was no answer.
+            instance_id: An instance that exists although the call failed: it costs money.
         """
         super().__init__(message)
         self.code = code
         self.status = status
-        self.contract_id = contract_id
+        self.instance_id = instance_id
 
 
-class VastAuthError(VastError):
-    """The key is wrong, or lacks a permission: no verdict on anything that was asked about."""
+class ProviderAuthError(ProviderError):
+    """The key is wrong or lacks a permission, so nothing is known of what was asked about."""
 
     exit_code = ExitCode.USAGE
 
 
-class VastNoCredit(VastError):
-    """`insufficient_credit`, or `spend_rate_limit` for new accounts."""
+class ProviderNoCredit(ProviderError):
+    """The account has no credit, or the service limits its spending."""
 
     exit_code = ExitCode.BUDGET
 
 
-class VastGone(VastError):
-    """A definite answer that this instance, or this offer, is not there (any more)."""
+class ProviderGone(ProviderError):
+    """The service says definitely that this instance or offer is not there (any more)."""
 
 
-class VastRefused(VastError):
-    """The same call will be refused again."""
+class ProviderRefused(ProviderError):
+    """The service understood the call and will refuse it again."""
 
 
-class VastRateLimited(VastError):
-    """Asked too often, by all who share the key; nothing was done."""
+class ProviderRateLimited(ProviderError):
+    """All who share the key asked too often; nothing was done."""
 
     wait_seconds: float = 0.0
-    """Before the next try."""
+    """Seconds before the next try."""
 
 
-class VastSearchQuota(VastRateLimited):
-    """No more searches until `wait_seconds` are over; all else goes on."""
+class ProviderSearchQuota(ProviderRateLimited):
+    """No more searches for `wait_seconds`; other calls go on."""
 
 
-class VastUnreachable(VastError):
+class ProviderUnreachable(ProviderError):
     """No answer in time, or none that says what was asked: what is there is unknown."""
 
 
-class VastAmbiguous(VastError):
-    """A rental was asked for and may exist. Look for its label before you try again."""
+class ProviderAmbiguous(ProviderError):
+    """A rental was asked for and may exist: look for its label before the next try."""

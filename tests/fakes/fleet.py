@@ -37,6 +37,7 @@ from tsgb.cloud.orphans import Label
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.reaper import Reaped, reap
 from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.convert import VastProvider
 from tsgb.cloud.vast.throttle import RateLimiter
 
 SLICE_SECONDS = 5.0
@@ -188,7 +189,7 @@ class Fleet:
             now=self.now,
         ) as vast:
             archive = Archive(url=str(self._directory))
-            return reap(vast, archive, "home", now=self.now, sleep=self.advance)
+            return reap(VastProvider(vast), archive, "home", now=self.now, sleep=self.advance)
 
     def _let_machines_work(self) -> None:
         for row in self.vast.sim("state")["instances"]:

@@ -24,12 +24,12 @@ from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.cloud.budget import Ledger
+from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import Papers
 from tsgb.cloud.launch import find_offer
 from tsgb.cloud.policy import Terms
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.session import Desk
-from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.work import workload
 from tsgb.config import Arm, arm_run_id
 
@@ -89,9 +89,9 @@ class Manager:
 
     def first_choice(self) -> int:
         """The machine that a flow will rent first."""
-        with VastClient(SecretStr(self.simulator.key), url=self.simulator.url) as client:
+        with connect(SecretStr(self.simulator.key), self.simulator.url) as provider:
             terms = Terms(budget=microdollars(BUDGET), cap=0.3)
-            desk = Desk(papers=self.papers, vast=client, terms=terms, owner="nobody")
+            desk = Desk(papers=self.papers, provider=provider, terms=terms, owner="nobody")
             return find_offer(desk, workload(2.0, disk_gb=20)).offer.machine_id
 
     def environment(self, **settings: str) -> dict[str, str]:

@@ -23,10 +23,11 @@ from tsgb.cloud.holds import Workload
 from tsgb.cloud.lifecycle import Renting
 from tsgb.cloud.policy import Patience, Terms
 from tsgb.cloud.pricing import microdollars
+from tsgb.cloud.provider import InstanceState, LaunchSpec
 from tsgb.cloud.running import Held
 from tsgb.cloud.session import Desk
 from tsgb.cloud.vast.client import VastClient
-from tsgb.cloud.vast.records import Rental
+from tsgb.cloud.vast.convert import VastProvider
 from tsgb.cloud.vast.throttle import RateLimiter
 from tsgb.cloud.work import workload
 from tsgb.errors import Preempted, StoreUnreachable
@@ -104,7 +105,7 @@ class Flow:
         files = _MortalFiles(fleet.files, self.mortal)
         self.desk = desk_type(
             papers=Papers(RunStore(files, files.url, sleep=lambda _: None)),
-            vast=self.vast,
+            provider=VastProvider(self.vast),
             terms=Terms(budget=microdollars(budget), cap=cap, gpu_ram_gb=0, **terms),
             owner=owner,
             patience=patience or Patience(),
@@ -152,7 +153,7 @@ class Flow:
         held = self.renting.held if hasattr(self, "renting") else None
         if held is None or held.finished:
             return None
-        if held.row is None or held.row.actual_status != "running":
+        if held.instance is None or held.instance.state is not InstanceState.RUNNING:
             return "loading"
         if held.beat_at is None:
             return "boot"
@@ -174,8 +175,10 @@ class _Steps:
     def load(self) -> Workload:
         return workload(0.2, disk_gb=20)
 
-    def request(self, attempt: int, intent: Intent) -> Rental:
-        return Rental(image="img", label=intent.label, price=intent.price, disk_gb=intent.disk_gb)
+    def request(self, attempt: int, intent: Intent) -> LaunchSpec:
+        return LaunchSpec(
+            image="img", label=intent.label, price=intent.price, disk_gb=intent.disk_gb
+        )
 
     def verify(self) -> str:
         if not self.is_finished():

@@ -28,7 +28,7 @@ from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
 from tsgb.cloud.vast.client import VastClient
-from tsgb.errors import VastError
+from tsgb.errors import ProviderError
 
 KEY = "sentinel/vast+key-4711"
 SECRET = "sentinel-of-the-environment"  # noqa: S105
@@ -84,7 +84,7 @@ class Seen(NamedTuple):
     """One call: what it gave, and what was so around it."""
 
     value: Any
-    error: VastError | None
+    error: ProviderError | None
     before: Truth
     after: Truth
     requests: list[dict[str, Any]]
@@ -209,16 +209,16 @@ class Bench:
     def call(
         self, name: str, *arguments: Any, fault: Fault | None = None, client: Any = None
     ) -> Seen:
-        """Make one call; whatever it raises that is no `VastError` comes through."""
+        """Make one call; whatever it raises that is no `ProviderError` comes through."""
         before, num_sent = self.truth(), len(self._wire.sent)
         method, path = _WAYS[name]
         path = path.format(arguments[0] if arguments else "")
         value: Any = None
-        error: VastError | None = None
+        error: ProviderError | None = None
         with self._planned({"method": method, "path": f"{re.escape(path)}$", **(fault or {})}):
             try:
                 value = getattr(client or self.client, name)(*arguments)
-            except VastError as raised:
+            except ProviderError as raised:
                 error = raised
                 _check_secrets(raised)
         self._truth = None

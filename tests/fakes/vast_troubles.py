@@ -14,41 +14,43 @@ from hypothesis import strategies as st
 from tests.fakes.vast.faults import PRESETS
 from tests.fakes.vast_bench import KEY, SECRET, Fault
 from tsgb.errors import (
-    VastAmbiguous,
-    VastAuthError,
-    VastError,
-    VastGone,
-    VastNoCredit,
-    VastRateLimited,
-    VastRefused,
-    VastSearchQuota,
-    VastUnreachable,
+    ProviderAmbiguous,
+    ProviderAuthError,
+    ProviderError,
+    ProviderGone,
+    ProviderNoCredit,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderSearchQuota,
+    ProviderUnreachable,
 )
 
 UNUSABLE = ("internal", "bad_gateway", "unavailable", "gateway_timeout", "not_json", "empty")
 UNUSABLE += ("odd_list", "instances_null")
-KINDS: Mapping[str, type[VastError]] = {
-    **dict.fromkeys(UNUSABLE, VastUnreachable),
-    **dict.fromkeys(("close", "hang", "late", "truncate", "cut"), VastUnreachable),
-    **dict.fromkeys(("auth_error", "auth_error_401", "forbidden"), VastAuthError),
+KINDS: Mapping[str, type[ProviderError]] = {
+    **dict.fromkeys(UNUSABLE, ProviderUnreachable),
+    **dict.fromkeys(("close", "hang", "late", "truncate", "cut"), ProviderUnreachable),
+    **dict.fromkeys(("auth_error", "auth_error_401", "forbidden"), ProviderAuthError),
     **dict.fromkeys(
-        ("too_frequent_text", "too_frequent_detail", "too_frequent_retry_after"), VastRateLimited
+        ("too_frequent_text", "too_frequent_detail", "too_frequent_retry_after"),
+        ProviderRateLimited,
     ),
-    **dict.fromkeys(("insufficient_credit", "spend_rate_limit"), VastNoCredit),
+    **dict.fromkeys(("insufficient_credit", "spend_rate_limit"), ProviderNoCredit),
     **dict.fromkeys(
-        ("no_such_ask", "no_such_ask_400", "no_such_ask_404", "resources_unavailable"), VastRefused
+        ("no_such_ask", "no_such_ask_400", "no_such_ask_404", "resources_unavailable"),
+        ProviderRefused,
     ),
     **dict.fromkeys(
         ("invalid_price", "success_false", "message_only", "deprecated", "no_such_instance"),
-        VastRefused,
+        ProviderRefused,
     ),
-    "search_quota": VastSearchQuota,
+    "search_quota": ProviderSearchQuota,
 }
 """What each fault is raised as, unless the call is in one of the next two."""
-KINDS_OF_CREATE: Mapping[str, type[VastError]] = {
-    **dict.fromkeys((*UNUSABLE, "close", "hang", "late", "truncate"), VastAmbiguous),
-    **dict.fromkeys(("no_such_ask", "no_such_ask_400", "no_such_ask_404"), VastGone),
-    "resources_unavailable": VastAmbiguous,  # it says that the change is queued
+KINDS_OF_CREATE: Mapping[str, type[ProviderError]] = {
+    **dict.fromkeys((*UNUSABLE, "close", "hang", "late", "truncate"), ProviderAmbiguous),
+    **dict.fromkeys(("no_such_ask", "no_such_ask_400", "no_such_ask_404"), ProviderGone),
+    "resources_unavailable": ProviderAmbiguous,  # it says that the change is queued
 }
 ACTS = {"answer", "close", "hang", "late", "truncate", "patch", "partial", "duplicate"}
 ACTS |= {"cut", "churn"}
@@ -144,7 +146,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-def expected(call: str, fault: Fault) -> type[VastError] | None:
+def expected(call: str, fault: Fault) -> type[ProviderError] | None:
     """What a call must raise if this was the last that it met; None if that depends."""
     name = fault.get("preset", fault["act"])
     kinds = {**KINDS, **KINDS_OF_CREATE} if call == "create" else KINDS

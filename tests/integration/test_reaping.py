@@ -22,7 +22,7 @@ from tsgb.cloud.reaper import Reaped, reap
 from tsgb.cloud.recover import reconcile
 from tsgb.cloud.session import Desk
 from tsgb.cloud.termination import Cause
-from tsgb.errors import StoreUnreachable, VastAuthError, VastError
+from tsgb.errors import ProviderAuthError, ProviderError, StoreUnreachable
 
 pytestmark = pytest.mark.integration
 
@@ -99,7 +99,7 @@ def test_the_next_flow_finds_its_books_closed(here: Scene) -> None:
     before = here.papers("r1").run.read_bytes("attempts/0001.json")
     desk = Desk(
         papers=here.papers("r1"),
-        vast=here.vast,
+        provider=here.vast,
         terms=Terms(budget=microdollars(5), cap=0.3),
         owner="the next flow",
         now=here.now,
@@ -162,7 +162,7 @@ def test_others_are_never_touched(here: Scene, label: str | None) -> None:
     found = round_of(here)
     assert here.live() == {number}
     assert here.deletes() == [f"/api/v0/instances/{mine}/"]
-    assert [item.entry.row.id for item in found.of(Standing.FOREIGN)] == [number]
+    assert [item.entry.instance.id for item in found.of(Standing.FOREIGN)] == [number]
     assert found.left == []
 
 
@@ -171,7 +171,7 @@ def test_no_more_than_ten_at_once(here: Scene) -> None:
     here.sim.advance(10 * MINUTE)
     found = round_of(here)
     assert here.live() == set(numbers[10:])
-    assert [item.entry.row.id for item in found.left] == numbers[10:]
+    assert [item.entry.instance.id for item in found.left] == numbers[10:]
     assert "too many at once" in found.lines()[-2]
     assert round_of(here).left == []
     assert here.live() == set()
@@ -194,7 +194,7 @@ def test_what_a_lease_does_not_cover_goes(here: Scene, change: str) -> None:
         case "no lease":
             papers.run.delete("lease.json")
         case _:
-            here.vast.label(number, "tsgb/home/r2/1")
+            here.sim.put(f"{number}", {"label": "tsgb/home/r2/1"})
     here.intend("r1", 1, number)
     before = papers.run.read_bytes("attempts/0001.json")
     here.sim.advance(3 * MINUTE)
@@ -285,7 +285,7 @@ def test_a_list_that_was_not_read_is_no_empty_one(here: Scene, fault: dict[str, 
     number = here.rent("tsgb/home/r1/1")
     here.sim.advance(24 * 3600)
     here.sim.sim("faults", {"path": "/v1/instances", "times": None, **fault})
-    with pytest.raises(VastError) as error:
+    with pytest.raises(ProviderError) as error:
         round_of(here)
     assert "Vast.ai, the list of instances" in str(error.value)
     assert here.live() == {number}
@@ -298,9 +298,9 @@ def test_a_revoked_key_proves_nothing(here: Scene, preset: str) -> None:
     fault = {"path": "/instances/", "act": "answer", "preset": preset, "times": None}
     here.sim.sim("faults", {**fault, "skip": 1})
     found = round_of(here)
-    assert [item.entry.row.id for item in found.left] == [number]
+    assert [item.entry.instance.id for item in found.left] == [number]
     assert "set VAST_API_KEY to a key with the permissions" in found.lines()[0]
-    with pytest.raises(VastAuthError):
+    with pytest.raises(ProviderAuthError):
         round_of(here)
     assert here.live() == {number}
 
@@ -342,7 +342,7 @@ def test_what_cannot_be_destroyed_is_said(here: Scene) -> None:
     here.sim.sim("faults", {**fault, "act": "answer", "preset": "success_false"})
     found = round_of(here)
     assert here.live() == {stuck}
-    assert [item.entry.row.id for item in found.left] == [stuck]
+    assert [item.entry.instance.id for item in found.left] == [stuck]
     assert found.counts()["destroyed"] == 1
     assert found.lines()[0].startswith(f"NOT destroyed: instance {stuck} (tsgb/home/r1/1): run r1")
     assert f"destroyed instance {other}" in found.lines()[1]

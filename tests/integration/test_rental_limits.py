@@ -14,8 +14,8 @@ from tsgb.errors import (
     BudgetReached,
     LeaseLost,
     NoOffer,
-    VastAuthError,
-    VastNoCredit,
+    ProviderAuthError,
+    ProviderNoCredit,
     WorkerFailed,
 )
 
@@ -44,7 +44,7 @@ def test_a_budget_of_nothing_rents_nothing() -> None:
 
 def test_an_account_without_credit_rents_nothing() -> None:
     with Fleet(credit=0) as fleet:
-        with pytest.raises(VastNoCredit, match="add some"):
+        with pytest.raises(ProviderNoCredit, match="add some"):
             Flow(fleet).run()
         assert fleet.bill()["instances"] == {}
 
@@ -57,7 +57,7 @@ def test_credit_that_runs_out_ends_the_run_with_its_reason() -> None:
             fleet.vast.sim("credit", {"deposit": str(-credit)})
 
         when_training(fleet, drain)
-        with pytest.raises((BudgetReached, VastNoCredit), match="credit"):
+        with pytest.raises((BudgetReached, ProviderNoCredit), match="credit"):
             Flow(fleet).run()
         assert fleet.live() == []
 
@@ -82,7 +82,7 @@ def test_a_revoked_key_is_no_empty_account(preset: str) -> None:
     with Fleet(steps=3000) as fleet:
         flow = Flow(fleet)
         when_training(fleet, lambda _: setattr(flow.mortal, "refused", preset))
-        with pytest.raises(VastAuthError):
+        with pytest.raises(ProviderAuthError):
             flow.run()
         fleet.advance(120)
         assert fleet.live() == []

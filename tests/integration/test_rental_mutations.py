@@ -12,9 +12,9 @@ import pytest
 
 from tests.fakes.fleet import Fleet
 from tests.fakes.mortal_flow import Flow
+from tsgb.cloud.provider import Instance
 from tsgb.cloud.session import Desk
-from tsgb.cloud.vast.records import Instance
-from tsgb.errors import TSGBError, VastUnreachable
+from tsgb.errors import ProviderUnreachable, TSGBError
 
 pytestmark = pytest.mark.integration
 
@@ -47,7 +47,7 @@ class FailsOpen(Desk):
     def own(self) -> dict[int, Instance]:
         try:
             return super().own()
-        except VastUnreachable:
+        except ProviderUnreachable:
             return {}
 
 

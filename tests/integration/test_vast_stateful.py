@@ -31,14 +31,14 @@ from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.records import Rental
 from tsgb.cloud.vast.search import Search
 from tsgb.errors import (
-    VastAmbiguous,
-    VastAuthError,
-    VastError,
-    VastGone,
-    VastNoCredit,
-    VastRateLimited,
-    VastRefused,
-    VastSearchQuota,
+    ProviderAmbiguous,
+    ProviderAuthError,
+    ProviderError,
+    ProviderGone,
+    ProviderNoCredit,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderSearchQuota,
 )
 
 pytestmark = pytest.mark.integration
@@ -97,7 +97,7 @@ class Machine(RuleBasedStateMachine):
     @rule(fault=faults_of("search"))
     def search(self, fault: Fault | None) -> None:
         search = Search(disk_gb=20, num_gpus=None, min_duration_seconds=3 * 86_400)
-        seen = self.call("search", search, fault=fault, may_fail=(VastSearchQuota,))
+        seen = self.call("search", search, fault=fault, may_fail=(ProviderSearchQuota,))
         if seen.error is None:
             floors = {row["ask_id"]: float(row["min_bid"]) for row in seen.before.machines}
             for offer in seen.value:
@@ -130,7 +130,7 @@ class Machine(RuleBasedStateMachine):
         env = {"TOKEN": SecretStr(SECRET)}
         rental = Rental(image="img", label=label, price=price, disk_gb=20, env=env)
         self.at_most[label] = 2 if fault is not None and fault["act"] == "duplicate" else 1
-        may_fail = (VastGone, VastRefused, VastNoCredit, VastRateLimited)
+        may_fail = (ProviderGone, ProviderRefused, ProviderNoCredit, ProviderRateLimited)
         seen = self.call("create", ask_id, rental, fault=fault, may_fail=may_fail)
         assert seen.num_sent == 1, "a rental is no good twice"
         assert len(seen.requests) == (0 if fault == {"act": "cut"} else 1)
@@ -142,9 +142,9 @@ class Machine(RuleBasedStateMachine):
             assert contracts[seen.value].label == label
             assert contracts[seen.value].bid == price
             assert contracts[seen.value].phase != "queued", "it starts when nobody waits for it"
-        elif seen.error.contract_id is not None:
-            assert contracts[seen.error.contract_id].label == label
-        elif not isinstance(seen.error, VastAmbiguous):
+        elif seen.error.instance_id is not None:
+            assert contracts[seen.error.instance_id].label == label
+        elif not isinstance(seen.error, ProviderAmbiguous):
             self.refused.add(label)
 
     @rule(fault=faults_of("instances"))
@@ -204,14 +204,14 @@ class Machine(RuleBasedStateMachine):
         self.num_labels += 1
         label = f"renamed/{self.num_labels}"
         self.labels.get(number, set()).add(label)
-        seen = self.call("label", number, label, fault=fault, may_fail=(VastGone,))
+        seen = self.call("label", number, label, fault=fault, may_fail=(ProviderGone,))
         if seen.error is None:
             assert seen.after.contracts[number].label == label
 
     @rule(which=WHICH, fault=faults_of("stop"))
     def stop(self, which: int, fault: Fault | None) -> None:
         number = self.pick(which)
-        seen = self.call("stop", number, fault=fault, may_fail=(VastGone,))
+        seen = self.call("stop", number, fault=fault, may_fail=(ProviderGone,))
         if seen.error is None:
             assert seen.after.contracts[number].phase == "stopped"
 
@@ -219,7 +219,9 @@ class Machine(RuleBasedStateMachine):
     def change_bid(self, which: int, price: float, fault: Fault | None) -> None:
         number = self.pick(which)
         self.bids.get(number, set()).add(price)
-        seen = self.call("change_bid", number, price, fault=fault, may_fail=(VastGone, VastRefused))
+        seen = self.call(
+            "change_bid", number, price, fault=fault, may_fail=(ProviderGone, ProviderRefused)
+        )
         assert all(float(request["body"]["price"]) == price for request in seen.requests)
         if seen.error is None:
             assert seen.after.contracts[number].bid == price
@@ -231,9 +233,9 @@ class Machine(RuleBasedStateMachine):
         | st.just(math.nan),
     )
     def change_bid_out_of_range(self, which: int, price: float) -> None:
-        seen = self.call("change_bid", self.pick(which), price, may_fail=(VastRefused,))
+        seen = self.call("change_bid", self.pick(which), price, may_fail=(ProviderRefused,))
         assert seen.requests == [], "it is not to be sent"
-        assert type(seen.error) is VastRefused
+        assert type(seen.error) is ProviderRefused
 
     @rule(which=WHICH, fault=faults_of("destroy"))
     def destroy(self, which: int, fault: Fault | None) -> None:
@@ -245,7 +247,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=WHICH, fault=faults_of("logs"))
     def logs(self, which: int, fault: Fault | None) -> None:
-        seen = self.call("logs", self.pick(which), fault=fault, may_fail=(VastGone,))
+        seen = self.call("logs", self.pick(which), fault=fault, may_fail=(ProviderGone,))
         assert seen.error is not None or seen.value == ""
 
     @rule(call=st.sampled_from(CALLS), which=WHICH)
@@ -261,7 +263,7 @@ class Machine(RuleBasedStateMachine):
         }
         client = self.bench.client_with("revoked")
         seen = self.bench.call(call, *more.get(call, ()), client=client)
-        assert type(seen.error) is VastAuthError, "no key, no word"
+        assert type(seen.error) is ProviderAuthError, "no key, no word"
         assert seen.before.contracts == seen.after.contracts
 
     # What everybody else does
@@ -316,7 +318,7 @@ class Machine(RuleBasedStateMachine):
         name: str,
         *arguments: Any,
         fault: Fault | None = None,
-        may_fail: tuple[type[VastError], ...] = (),
+        may_fail: tuple[type[ProviderError], ...] = (),
     ) -> Seen:
         """One call, and what holds for all; `may_fail` is what it may raise without any fault."""
         seen = self.bench.call(name, *arguments, fault=fault)
@@ -332,8 +334,8 @@ class Machine(RuleBasedStateMachine):
             decided = self.looks_at_kinds and (seen.last_fault is not None or fault["act"] == "cut")
             wanted = expected(name, fault) if decided else None
             assert wanted is None or kind is wanted, seen.error
-        assert kind is not VastAmbiguous or name == "create"
-        if kind is VastGone and name != "create":
+        assert kind is not ProviderAmbiguous or name == "create"
+        if kind is ProviderGone and name != "create":
             assert name in {"label", "stop", "change_bid", "logs"}
             gone = seen.after.contracts.get(arguments[0])
             assert gone is None or not gone.live, "unknown is not gone"
@@ -386,8 +388,14 @@ def test_very_many_sequences_of_calls() -> None:
         seen: ClassVar[Counter[str]] = Counter()
 
     play(Counted, 500)
-    kinds = ("VastAmbiguous", "VastGone", "VastNoCredit", "VastRateLimited", "VastRefused")
-    creates = {f"create, {kind}" for kind in (*kinds, "VastUnreachable")}
+    kinds = (
+        "ProviderAmbiguous",
+        "ProviderGone",
+        "ProviderNoCredit",
+        "ProviderRateLimited",
+        "ProviderRefused",
+    )
+    creates = {f"create, {kind}" for kind in (*kinds, "ProviderUnreachable")}
     done = {f"{call}, done" for call in CALLS}
     assert done | creates | ACTS <= Counted.seen.keys(), "it tells too little"
     assert len(PRESETS.keys() - Counted.seen.keys()) < 4, "it tells too little"

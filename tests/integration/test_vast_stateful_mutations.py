@@ -12,28 +12,28 @@ from tests.integration.test_vast_stateful import Machine, play
 from tsgb.cloud.vast import listing
 from tsgb.cloud.vast.answers import Subject
 from tsgb.cloud.vast.client import VastClient
-from tsgb.cloud.vast.records import Account, Instance, Rental
+from tsgb.cloud.vast.records import AccountRow, InstanceRow, Rental
 from tsgb.cloud.vast.throttle import Endpoint
-from tsgb.errors import VastAmbiguous, VastError, VastRefused, VastUnreachable
+from tsgb.errors import ProviderAmbiguous, ProviderError, ProviderRefused, ProviderUnreachable
 
 pytestmark = pytest.mark.integration
 
 
 class TakesNoListForAnEmptyOne(VastClient):
-    def instances(self) -> tuple[Instance, ...]:
+    def instances(self) -> tuple[InstanceRow, ...]:
         try:
             return super().instances()
-        except VastError:
+        except ProviderError:
             return ()
 
 
 class ReadsTheFirstPage(VastClient):
-    def instances(self) -> tuple[Instance, ...]:
+    def instances(self) -> tuple[InstanceRow, ...]:
         return super().instances()[:25]
 
 
 class ReadsAllPagesOnce(VastClient):
-    def instances(self) -> tuple[Instance, ...]:
+    def instances(self) -> tuple[InstanceRow, ...]:
         call = self._caller.call(Endpoint.LIST, "the list", Subject.ACCOUNT)
         return self._retries(lambda: tuple(listing._read(self._caller, call)[0].values()))
 
@@ -42,7 +42,7 @@ class RentsAgain(VastClient):
     def create(self, ask_id: int, rental: Rental) -> int:
         try:
             return super().create(ask_id, rental)
-        except VastAmbiguous:
+        except ProviderAmbiguous:
             return super().create(ask_id, rental)
 
 
@@ -50,21 +50,21 @@ class TakesSilenceForNo(VastClient):
     def create(self, ask_id: int, rental: Rental) -> int:
         try:
             return super().create(ask_id, rental)
-        except VastAmbiguous as error:
-            raise VastRefused(str(error)) from error
+        except ProviderAmbiguous as error:
+            raise ProviderRefused(str(error)) from error
 
 
 class TakesAnErrorForGone(VastClient):
-    def show(self, instance_id: int) -> Instance | None:
+    def show(self, instance_id: int) -> InstanceRow | None:
         try:
             return super().show(instance_id)
-        except VastError:
+        except ProviderError:
             return None
 
 
 class GivesUpQuietly(VastClient):
     def destroy(self, instance_id: int) -> None:
-        with suppress(VastUnreachable):
+        with suppress(ProviderUnreachable):
             super().destroy(instance_id)
 
 
@@ -78,11 +78,11 @@ class BidsWithoutACeiling(VastClient):
 
 
 class TellsTheKey(VastClient):
-    def account(self) -> Account:
+    def account(self) -> AccountRow:
         try:
             return super().account()
-        except VastError as error:
-            raise VastUnreachable(f"{KEY}: {error}") from error
+        except ProviderError as error:
+            raise ProviderUnreachable(f"{KEY}: {error}") from error
 
 
 class StopsAnother(VastClient):

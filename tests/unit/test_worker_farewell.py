@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from tests.fakes.scripted_http import Reply, Script, Seen, VirtualTime
 from tsgb.cloud.termination import Cause, Signs, judge
 from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.convert import VastProvider
 from tsgb.cloud.vast.throttle import RateLimiter
 from tsgb.worker.ends import EXIT_CODES, WORST_FIRST, ArmEnd, exit_record, outcome_of, worst
 from tsgb.worker.farewell import Instance, Patience, end_container
@@ -57,7 +58,7 @@ def test_the_worst_decides() -> None:
 
 @pytest.mark.parametrize("outcome", WORST_FIRST)
 def test_the_flow_knows_every_outcome(outcome: str) -> None:
-    cause = judge(Signs(row=None, exit_record={"outcome": outcome}))
+    cause = judge(Signs(instance=None, exit_record={"outcome": outcome}))
     assert (cause is Cause.WORKER) == (outcome == "crash")
 
 
@@ -81,7 +82,7 @@ class Scene:
     def __init__(self, *replies: Reply) -> None:
         self.time = VirtualTime()
         self.script = Script(replies)
-        vast = VastClient(
+        client = VastClient(
             KEY,
             url="https://vast.example",
             retry_seconds=0,
@@ -90,7 +91,7 @@ class Scene:
             clock=self.time.clock,
             sleep=self.time.sleep,
         )
-        self.instance = Instance(7, KEY, vast)
+        self.instance = Instance(7, KEY, VastProvider(client))
 
     def destroy(self) -> list[Seen]:
         self.instance.destroy(Patience.of(30.0), clock=self.time.clock, sleep=self.time.sleep)

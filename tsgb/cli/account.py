@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
-from flows.renting import client_of, settings_at
+from flows.renting import provider_of, settings_at
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.cloud.archive import Archive
 from tsgb.cloud.inventory import Census, take_census
-from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.provider import Provider
 from tsgb.settings import Settings, load_settings
 
 
@@ -18,7 +18,7 @@ from tsgb.settings import Settings, load_settings
 class Account:
     """Settings and the store that goes with them.
 
-    Example: `Account.read(vast_url=None, store=None).client()`
+    Example: `Account.read(vast_url=None, store=None).provider()`
     """
 
     settings: Settings
@@ -40,18 +40,18 @@ class Account:
         """By how much clocks may differ."""
         return timedelta(seconds=self.settings.skew_seconds)
 
-    def client(self) -> VastClient:
-        """Of the service.
+    def provider(self) -> Provider:
+        """Return the account of the service.
 
         Raises:
-            VastAuthError: There is no key.
+            ProviderAuthError: There is no key.
         """
-        return client_of(self.settings)
+        return provider_of(self.settings)
 
-    def census(self, vast: VastClient) -> Census:
+    def census(self, provider: Provider) -> Census:
         """Every instance, and what covers it."""
         deployment = self.settings.deployment
-        return take_census(vast, self.archive, deployment, now=utc, skew=self.skew)
+        return take_census(provider, self.archive, deployment, now=utc, skew=self.skew)
 
 
 def utc() -> datetime:

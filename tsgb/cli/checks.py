@@ -17,9 +17,9 @@ from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.urls import local_path
 from tsgb.cli.account import Account, utc
 from tsgb.cli.output import place
-from tsgb.cloud.vast.client import VastClient
-from tsgb.cloud.vast.http import checked_url, is_loopback
-from tsgb.errors import StoreError, VastAuthError, VastError
+from tsgb.cloud.connect import check_url, connect
+from tsgb.cloud.provider import Provider, is_loopback
+from tsgb.errors import ProviderAuthError, ProviderError, StoreError
 from tsgb.settings import Settings
 
 _PATIENCE_SECONDS = 5.0
@@ -61,7 +61,7 @@ def all_checks(account: Account) -> list[Check]:
 
 
 def _service(settings: Settings) -> Iterator[Check]:
-    url = checked_url(settings.vast_url)
+    url = check_url(settings.vast_url)
     key = settings.vast_api_key
     if key is None or not key.get_secret_value().strip():
         yield Check(
@@ -72,17 +72,17 @@ def _service(settings: Settings) -> Iterator[Check]:
         )
     else:
         try:
-            with VastClient(key, url=url, retry_seconds=_PATIENCE_SECONDS) as vast:
-                yield from _account(settings, vast)
-        except VastAuthError as error:  # this cannot be a key
+            with connect(key, url, retry_seconds=_PATIENCE_SECONDS) as provider:
+                yield from _account(settings, provider)
+        except ProviderAuthError as error:  # this cannot be a key
             yield Check("key", False, str(error))
     yield clock_check(url, utc(), timedelta(seconds=settings.skew_seconds))
 
 
-def _account(settings: Settings, vast: VastClient) -> Iterator[Check]:
+def _account(settings: Settings, provider: Provider) -> Iterator[Check]:
     try:
-        credit = vast.account().credit
-    except VastError as error:
+        credit = provider.credit()
+    except ProviderError as error:
         yield Check("key", False, str(error))
         if error.status != 403:  # a key that lacks one permission may have the others
             return
@@ -90,14 +90,14 @@ def _account(settings: Settings, vast: VastClient) -> Iterator[Check]:
         yield Check("key", True, f"accepted by {settings.vast_url}, may read the account")
         yield _credit(credit, settings.budget)
     try:
-        num = len(vast.search(terms_of(settings, None, None).search()))
+        num = len(provider.search(terms_of(settings, None, None).search()))
         yield Check("search", True, f"{num} offers")
-    except VastError as error:
+    except ProviderError as error:
         yield Check("search", False, str(error))
     try:
-        num = len(vast.instances())
+        num = len(provider.list())
         yield Check("list", True, f"{num} instances; {_MORE_SCOPES}")
-    except VastError as error:
+    except ProviderError as error:
         yield Check("list", False, str(error))
 
 

@@ -18,12 +18,12 @@ from tsgb.cloud.reaper import Reaped, Reaping
 def _facts(entry: Entry, now: datetime) -> dict[str, Any]:
     label, age = entry.label, entry.age(now)
     return {
-        "id": entry.row.id,
-        "label": entry.row.label,
+        "id": entry.instance.id,
+        "label": entry.instance.label,
         "run": None if label is None else label.run,
         "attempt": None if label is None else label.attempt,
-        "state": entry.state,
-        "dollars_per_hour": entry.row.dph_total,
+        "state": entry.instance.status,
+        "dollars_per_hour": entry.instance.hourly,
         "age_seconds": None if age is None else round(age.total_seconds()),
         "standing": entry.standing.value,
         "why": entry.why,
@@ -48,11 +48,11 @@ def say_list(census: Census, *, as_json: bool) -> None:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("Lease", overflow="fold")
     for entry in census.entries:
-        price, age, told = entry.row.dph_total, entry.age(census.at), entry.why
+        price, age, told = entry.instance.hourly, entry.age(census.at), entry.why
         table.add_row(
-            f"{entry.row.id}",
-            _plain(entry.row.label or ""),
-            _plain(entry.state),
+            f"{entry.instance.id}",
+            _plain(entry.instance.label or ""),
+            _plain(entry.instance.status),
             "?" if price is None else f"{price:.3f}",
             "?" if age is None else _span(age),
             _plain(told if entry.standing in _QUIET else f"{entry.standing.value}: {told}"),
@@ -61,7 +61,7 @@ def say_list(census: Census, *, as_json: bool) -> None:
     if rows:
         out.print(table)
     ours = [entry for entry in census.entries if entry.label is not None]
-    hourly = sum(entry.row.dph_total or 0.0 for entry in ours)
+    hourly = sum(entry.instance.hourly or 0.0 for entry in ours)
     out.print(
         f"{len(ours)} of ours at ${hourly:.3f}/h, {len(rows) - len(ours)} of others", markup=False
     )
@@ -105,7 +105,7 @@ def say_dismissed(items: Sequence[Reaping], now: datetime, *, as_json: bool) -> 
             dollars, source = _cost(item, now)
             cost = "unknown" if dollars is None else in_dollars(round(dollars * MICRO))
             problem = f"; {item.problem}" if item.problem else ""
-            name = f"{item.entry.row.id} ({item.entry.row.label})"
+            name = f"{item.entry.instance.id} ({item.entry.instance.label})"
             out.print(
                 f"destroyed instance {name}; it cost {cost}, by {source}{problem}",
                 markup=False,
@@ -116,7 +116,7 @@ def say_dismissed(items: Sequence[Reaping], now: datetime, *, as_json: bool) -> 
 def _cost(item: Reaping, now: datetime) -> tuple[float | None, str]:
     if item.charged is not None:
         return item.charged / MICRO, "its run's ledger"
-    price, age = item.entry.row.dph_total, item.entry.age(now)
+    price, age = item.entry.instance.hourly, item.entry.age(now)
     if price is None or age is None:
         return None, "nothing that the service says"
     return round(price * age.total_seconds() / 3600, 6), "its price and age, without traffic"

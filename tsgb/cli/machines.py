@@ -22,8 +22,8 @@ def machines_ls(
     from tsgb.cli.account import Account
 
     account = Account.read(vast_url, store)
-    with account.client() as vast:
-        census = account.census(vast)
+    with account.provider() as provider:
+        census = account.census(provider)
     tables.say_list(census, as_json=as_json)
 
 
@@ -49,16 +49,16 @@ def machines_destroy(
     account = Account.read(vast_url, store)
     settings = account.settings
     grace = patience_of(settings).grace_seconds + settings.lease_poll_seconds
-    with account.client() as vast:
+    with account.provider() as provider:
         picked = pick(
-            account.census(vast),
+            account.census(provider),
             ids,
             force=force,
             deployment=settings.deployment,
             skew=account.skew,
         )
         items = dismiss(
-            vast,
+            provider,
             account.archive,
             picked,
             now=utc,
@@ -90,9 +90,9 @@ def reap(
     from tsgb.cloud import reaper
 
     account = Account.read(vast_url, store)
-    with account.client() as vast:
+    with account.provider() as provider:
         found = reaper.reap(
-            vast,
+            provider,
             account.archive,
             account.settings.deployment,
             now=utc,

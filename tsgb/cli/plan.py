@@ -13,8 +13,9 @@ from tsgb.errors import BudgetReached, NoOffer, UsageError
 if TYPE_CHECKING:
     from tsgb.cloud.forecast import Quantiles
     from tsgb.cloud.history import Left
-    from tsgb.cloud.offers import Appraisal, Offer
+    from tsgb.cloud.offers import Appraisal
     from tsgb.cloud.planning import Plan
+    from tsgb.cloud.provider import Offer
 
 _USUAL_HOURS = 2.0
 
@@ -49,13 +50,12 @@ def plan(
     from tsgb.cloud.history import Left, measure, read_track
     from tsgb.cloud.planning import make_plan
     from tsgb.cloud.pricing import in_dollars
-    from tsgb.cloud.vast.convert import offer_of
 
     if hours is not None and run_id is not None:
         raise UsageError("--hours and --run-id both say how much is left: give one of them")
     account = Account.read(vast_url, store)
     terms = terms_of(account.settings, budget, max_price)
-    with account.client() as vast:
+    with account.provider() as provider:
         if run_id is not None:
             left = measure(account.archive, run_id)
         else:
@@ -73,7 +73,7 @@ def plan(
                 "TSGB_BUDGET"
             )
         track = read_track(account.archive)
-        offers = [offer_of(offer) for offer in vast.search(terms.search())]
+        offers = provider.search(terms.search())
     found = make_plan(offers, terms, left, track, utc())
     _say(found, as_json=as_json)
     if found.forecast is None:

@@ -11,7 +11,7 @@ def abandon(desk: Desk, reason: str) -> int:
 
     Raises:
         LeaseLost: Another flow has taken the run over, and looks after its machines.
-        VastUnreachable: What is there could not be read, or something would not go.
+        ProviderUnreachable: What is there could not be read, or something would not go.
     """
     lease = desk.check_lease()
     rows = desk.own()

@@ -16,10 +16,9 @@ from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import Outcome, Page, Papers
 from tsgb.cloud.lease import Lease
 from tsgb.cloud.pricing import Usage
+from tsgb.cloud.provider import Instance
 from tsgb.cloud.termination import Cause, Signs, judge
 from tsgb.cloud.traces import Traces, traces
-from tsgb.cloud.vast.convert import gpu_is_billed, row_of
-from tsgb.cloud.vast.records import Instance
 from tsgb.errors import StoreError, StoreUnreachable
 
 
@@ -76,7 +75,7 @@ def _commit(
     When a GPU was given up that is held no more, nobody saw; a machine does not work beyond its
     lease.
     """
-    billed = gpu_is_billed(row)
+    billed = row.gpu_billed
     if not billed:
         ledger.keep(account.attempt, min(now, lease.ends_at), timedelta(0), window=timedelta(0))
     closed = ledger.commit(account.attempt, now, more=more, gpu_billed=billed, outcome=fields)
@@ -93,7 +92,7 @@ def _outcome(
     silent = None if left.said_at is None else (now - left.said_at).total_seconds()
     cause = judge(
         Signs(
-            row=row_of(row),
+            instance=row,
             exit_record=left.farewell,
             heartbeat_age_seconds=silent,
             stop_asked=lease.stop is not None,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tsgb.cloud.vast.client import VastClient
-from tsgb.errors import VastAuthError, VastError
+from tsgb.cloud.provider import Provider
+from tsgb.errors import ProviderAuthError, ProviderError
 
 PAUSES_SECONDS = (5.0, 15.0, 45.0)
 """Between two rounds; a destroyed instance may be listed for a while."""
@@ -30,7 +30,7 @@ class Left:
 
 
 def destroy(
-    vast: VastClient,
+    provider: Provider,
     ids: Iterable[int],
     sleep: Callable[[float], None],
     pauses_seconds: Sequence[float] = PAUSES_SECONDS,
@@ -38,7 +38,7 @@ def destroy(
     """Destroy them; why those that are left are there still, by id. Empty: all are gone.
 
     Args:
-        vast: Repeats by itself what may heal within a minute.
+        provider: Repeats by itself what may heal within a minute.
         ids: Of instances of ours.
         sleep: Waits for so many seconds.
         pauses_seconds: One more round after each.
@@ -46,8 +46,8 @@ def destroy(
     left = dict.fromkeys(ids, "")
     for pause in (*pauses_seconds, None):
         try:
-            left = {number: one.why for number, one in destroy_once(vast, left).items()}
-        except VastAuthError as error:
+            left = {number: one.why for number, one in destroy_once(provider, left).items()}
+        except ProviderAuthError as error:
             return dict.fromkeys(left, str(error))  # no other round would be answered otherwise
         if not left or pause is None:
             break
@@ -55,37 +55,37 @@ def destroy(
     return left
 
 
-def destroy_once(vast: VastClient, ids: Iterable[int]) -> dict[int, Left]:
+def destroy_once(provider: Provider, ids: Iterable[int]) -> dict[int, Left]:
     """One round: ask for the end of each, then look; those that are not known to be gone.
 
     Raises:
-        VastAuthError: The key is refused, so nothing can be known of any.
+        ProviderAuthError: The key is refused, so nothing can be known of any.
     """
-    return _remaining(vast, {number: _asked(vast, number) for number in ids})
+    return _remaining(provider, {number: _asked(provider, number) for number in ids})
 
 
-def _asked(vast: VastClient, number: int) -> str:
+def _asked(provider: Provider, number: int) -> str:
     """What was wrong with the request; one error does not keep the others from their end."""
     try:
-        vast.destroy(number)
-    except VastAuthError:
+        provider.destroy(number)
+    except ProviderAuthError:
         raise
-    except VastError as error:
+    except ProviderError as error:
         return str(error)
     return ""
 
 
-def _remaining(vast: VastClient, asked: Mapping[int, str]) -> dict[int, Left]:
+def _remaining(provider: Provider, asked: Mapping[int, str]) -> dict[int, Left]:
     if not asked:
         return {}
-    listed, unread = _listed(vast)
+    listed, unread = _listed(provider)
     left: dict[int, Left] = {}
     for number, reason in asked.items():
         try:
-            is_known = vast.show(number) is not None
-        except VastAuthError:
+            is_known = provider.show(number) is not None
+        except ProviderAuthError:
             raise
-        except VastError as error:
+        except ProviderError as error:
             left[number] = Left(reason or unread or str(error))
         else:
             if is_known or unread or number in listed:
@@ -94,11 +94,11 @@ def _remaining(vast: VastClient, asked: Mapping[int, str]) -> dict[int, Left]:
     return left
 
 
-def _listed(vast: VastClient) -> tuple[set[int], str]:
+def _listed(provider: Provider) -> tuple[set[int], str]:
     """What a whole list holds; why it could not be read."""
     try:
-        return {row.id for row in vast.instances()}, ""
-    except VastAuthError:
+        return {row.id for row in provider.list()}, ""
+    except ProviderAuthError:
         raise
-    except VastError as error:
+    except ProviderError as error:
         return set(), str(error)

@@ -12,10 +12,8 @@ from enum import StrEnum
 
 from tsgb.cloud.archive import Archive, Leases
 from tsgb.cloud.lease import SKEW, Lease
-from tsgb.cloud.orphans import Instance, Label, Sweep, objection, sweep
-from tsgb.cloud.vast import records
-from tsgb.cloud.vast.client import VastClient
-from tsgb.cloud.vast.convert import began, listed
+from tsgb.cloud.orphans import Label, Sweep, objection, sweep
+from tsgb.cloud.provider import Instance, Provider
 
 
 class Standing(StrEnum):
@@ -34,25 +32,18 @@ class Standing(StrEnum):
 class Entry:
     """One instance, for a person.
 
-    Example: `Entry(row, Label("home", "r1", 3), Standing.COVERED, "attempt 3 until 12:00:00 UTC")`
+    Example: `Entry(instance, Label("home", "r1", 3), Standing.COVERED, "leased until 12:00 UTC")`
     """
 
-    row: records.Instance
+    instance: Instance
     label: Label | None
     """None for one that is not ours."""
     standing: Standing
     why: str
 
-    @property
-    def state(self) -> str:
-        """Of the container; of its contract too where that is another."""
-        actual = self.row.actual_status or "provisioning"
-        contract = self.row.cur_state
-        return actual if contract in {None, "running", actual} else f"{actual}/{contract}"
-
     def age(self, now: datetime) -> timedelta | None:
         """Since it was rented; None if the service does not say."""
-        since = began(self.row)
+        since = self.instance.created_at
         return None if since is None else max(timedelta(0), now - since)
 
 
@@ -60,11 +51,10 @@ class Entry:
 class Census:
     """One look at everything.
 
-    Example: `take_census(vast, archive, "home", now=clock).entries`
+    Example: `take_census(provider, archive, "home", now=clock).entries`
     """
 
     at: datetime
-    rows: Mapping[int, records.Instance]
     leases: Leases
     sweep: Sweep
     entries: tuple[Entry, ...]
@@ -72,7 +62,7 @@ class Census:
 
 
 def take_census(
-    vast: VastClient,
+    provider: Provider,
     archive: Archive,
     deployment: str,
     *,
@@ -82,26 +72,25 @@ def take_census(
     """Read the list, then the leases: the lease of what is listed was written before it was rented.
 
     Args:
-        vast: The account.
+        provider: The account.
         archive: Where the runs of the deployment are.
         deployment: Ours.
         now: Time of day.
         skew: By how much clocks may differ.
 
     Raises:
-        VastError: The list could not be read in full: nothing is known.
+        ProviderError: The list could not be read in full: nothing is known.
     """
-    rows = {row.id: row for row in vast.instances()}
-    instances = {number: listed(row) for number, row in rows.items()}
-    labels = {number: Label.ours(row.label, deployment) for number, row in rows.items()}
+    instances = {one.id: one for one in provider.list()}
+    labels = {number: Label.ours(one.label, deployment) for number, one in instances.items()}
     leases = archive.leases(label.run for label in labels.values() if label is not None)
     at = now()
     found = sweep(instances.values(), leases.known, deployment, at, skew=skew)
     entries = [
-        Entry(rows[number], labels[number], standing, why)
+        Entry(instances[number], labels[number], standing, why)
         for number, standing, why in _sorted_out(found, leases, at, skew)
     ]
-    return Census(at=at, rows=rows, leases=leases, sweep=found, entries=tuple(entries))
+    return Census(at=at, leases=leases, sweep=found, entries=tuple(entries))
 
 
 def _sorted_out(

@@ -11,25 +11,24 @@ from datetime import timedelta
 
 from tsgb.cloud.documents import Intent, Outcome
 from tsgb.cloud.holds import Workload
-from tsgb.cloud.offers import Appraisal, Offer, choose
+from tsgb.cloud.offers import Appraisal, choose, rates_of
 from tsgb.cloud.preemption import ON_DEMAND, History, machine_class
 from tsgb.cloud.pricing import Usage, microdollars
+from tsgb.cloud.provider import LaunchSpec, Offer
 from tsgb.cloud.retry_policy import avoid, may_go_on
 from tsgb.cloud.running import Held
 from tsgb.cloud.session import Desk
 from tsgb.cloud.terminate import BUDGET, conclude, destroy, error_of
 from tsgb.cloud.termination import Cause
-from tsgb.cloud.vast.convert import offer_of, rates_of
-from tsgb.cloud.vast.records import Rental
 from tsgb.errors import (
     NoOffer,
+    ProviderAmbiguous,
+    ProviderAuthError,
+    ProviderError,
+    ProviderNoCredit,
+    ProviderSearchQuota,
+    ProviderUnreachable,
     TSGBError,
-    VastAmbiguous,
-    VastAuthError,
-    VastError,
-    VastNoCredit,
-    VastSearchQuota,
-    VastUnreachable,
 )
 
 _LOOKS = (5.0, 5.0, 10.0, 20.0, 20.0)
@@ -43,7 +42,7 @@ def find_offer(desk: Desk, work: Workload) -> Appraisal:
     Raises:
         NoOffer: There was none in all that time; its message says how near the nearest is.
         BudgetReached: No money is left.
-        VastNoCredit: The account has none.
+        ProviderNoCredit: The account has none.
     """
     check_money(desk)
     ends, told = desk.clock() + desk.patience.offer_seconds, ""
@@ -51,15 +50,15 @@ def find_offer(desk: Desk, work: Workload) -> Appraisal:
         why = "the service could not be asked"
         pause = desk.patience.search_seconds
         try:
-            offers = desk.vast.search(desk.terms.search())
-        except VastSearchQuota as error:
+            offers = desk.provider.search(desk.terms.search())
+        except ProviderSearchQuota as error:
             why, pause = str(error), error.wait_seconds
-        except VastUnreachable as error:
+        except ProviderUnreachable as error:
             why = str(error)
         else:
             endings = desk.papers.endings()
             choice = choose(
-                [offer_of(offer) for offer in offers],
+                offers,
                 desk.terms.needs(avoid(endings, desk.now()), _disk_gb(desk)),
                 work,
                 hazard_of(History.of(desk.papers.holds())),
@@ -101,13 +100,13 @@ def check_money(desk: Desk) -> int:
 
     Raises:
         BudgetReached: The run has none left.
-        VastNoCredit: The account has none.
+        ProviderNoCredit: The account has none.
     """
     if desk.ledger.left == 0:
         raise error_of(desk, Cause.STOPPED, "", BUDGET)
-    credit = desk.vast.account().credit
+    credit = desk.provider.credit()
     if credit <= 0:
-        raise VastNoCredit(
+        raise ProviderNoCredit(
             f"the account has ${credit:.2f} of credit: add some, then start run {desk.run_id!r} "
             "again; what was trained is kept"
         )
@@ -148,7 +147,7 @@ def intend(desk: Desk, chosen: Appraisal, attempt: int) -> Intent:
         traffic=Usage(bytes_down=intent.image_bytes),
         credit=check_money(desk),
         intent={
-            "machine": "vast",
+            "machine": desk.provider.name,
             "started_at": now.isoformat(),
             "intent": intent.model_dump(mode="json"),
         },
@@ -157,7 +156,7 @@ def intend(desk: Desk, chosen: Appraisal, attempt: int) -> Intent:
     return intent
 
 
-def rent(desk: Desk, attempt: int, intent: Intent, rental: Rental) -> Held:
+def rent(desk: Desk, attempt: int, intent: Intent, spec: LaunchSpec) -> Held:
     """Ask for the machine, once; find it by its label if the answer is lost.
 
     Raises:
@@ -165,16 +164,16 @@ def rent(desk: Desk, attempt: int, intent: Intent, rental: Rental) -> Held:
         TSGBError: Nothing came of it, and nothing will.
     """
     try:
-        instance_id = desk.vast.create(intent.ask_id, rental)
-    except VastAmbiguous as error:
+        instance_id = desk.provider.create(intent.ask_id, spec)
+    except ProviderAmbiguous as error:
         desk.note(str(error))
         found = _find(desk, intent.label)
         if found is None:
             raise _nothing(desk, attempt, intent, Cause.REFUSED, error) from error
         instance_id = found
-    except VastError as error:
-        if error.contract_id is not None:
-            destroy(desk, error.contract_id)
+    except ProviderError as error:
+        if error.instance_id is not None:
+            destroy(desk, error.instance_id)
         raise _nothing(desk, attempt, intent, _cause(error), error) from error
     held = Held(attempt=attempt, instance_id=instance_id, intent=intent, since=desk.clock())
     write_down(desk, held)
@@ -199,9 +198,9 @@ def _find(desk: Desk, label: str) -> int | None:
         desk.sleep(min(next(pauses, 60.0), max(1.0, desk.patience.lag_seconds)))
         try:
             found = sorted(number for number, row in desk.own().items() if row.label == label)
-        except VastAuthError:
+        except ProviderAuthError:
             raise
-        except VastError as error:
+        except ProviderError as error:
             desk.note(str(error))
         else:
             lists += 1
@@ -213,13 +212,15 @@ def _find(desk: Desk, label: str) -> int | None:
         if lists >= _LEAST_LISTS and waited >= desk.patience.lag_seconds:
             return None
         if waited > 20 * desk.patience.lag_seconds:
-            raise VastUnreachable(
+            raise ProviderUnreachable(
                 f"whether {label} was rented cannot be known: no whole list in {waited:.0f} s; "
                 "start the run again later, it looks for it first"
             )
 
 
-def _nothing(desk: Desk, attempt: int, intent: Intent, cause: Cause, error: VastError) -> TSGBError:
+def _nothing(
+    desk: Desk, attempt: int, intent: Intent, cause: Cause, error: ProviderError
+) -> TSGBError:
     """Close the account of what never was a machine; the error that the flow raises."""
     desk.ledger.reconcile(attempt, 0)
     outcome = Outcome(cause=cause, message=str(error), at=desk.now())
@@ -229,7 +230,7 @@ def _nothing(desk: Desk, attempt: int, intent: Intent, cause: Cause, error: Vast
     return error_of(desk, cause, str(error))
 
 
-def _cause(error: VastError) -> Cause:
-    if isinstance(error, VastAuthError):
+def _cause(error: ProviderError) -> Cause:
+    if isinstance(error, ProviderAuthError):
         return Cause.CONFIG
-    return Cause.FUNDS if isinstance(error, VastNoCredit) else Cause.REFUSED
+    return Cause.FUNDS if isinstance(error, ProviderNoCredit) else Cause.REFUSED

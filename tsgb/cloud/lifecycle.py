@@ -15,12 +15,12 @@ from tsgb.cloud import launch, monitor, terminate
 from tsgb.cloud.documents import Intent
 from tsgb.cloud.holds import Workload
 from tsgb.cloud.offers import Appraisal
+from tsgb.cloud.provider import LaunchSpec
 from tsgb.cloud.recover import reconcile
 from tsgb.cloud.running import Held
 from tsgb.cloud.session import Desk
 from tsgb.cloud.termination import Cause
-from tsgb.cloud.vast.records import Rental
-from tsgb.errors import Preempted, VastUnreachable
+from tsgb.errors import Preempted, ProviderUnreachable
 
 MAX_OUTAGES = 10
 """Attempts in a row that end because the service does not answer, each after minutes: then a person
@@ -59,7 +59,7 @@ class Work(Protocol[T_co]):
         """What it asks of a machine now, for the choice among offers."""
         ...
 
-    def request(self, attempt: int, intent: Intent) -> Rental:
+    def request(self, attempt: int, intent: Intent) -> LaunchSpec:
         """What the service is asked for, so that the machine does it."""
         ...
 
@@ -103,7 +103,7 @@ class Renting(Generic[T]):
         """
         try:
             result = self._attempt(step)
-        except VastUnreachable as error:
+        except ProviderUnreachable as error:
             self._outages += 1
             if self._outages > MAX_OUTAGES:
                 raise

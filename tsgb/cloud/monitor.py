@@ -10,13 +10,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
+from tsgb.cloud.documents import Intent
 from tsgb.cloud.pricing import microdollars
+from tsgb.cloud.provider import Instance, InstanceState
 from tsgb.cloud.running import Held
 from tsgb.cloud.session import Desk
 from tsgb.cloud.terminate import BUDGET, MOVE, destroy, moves_soon, stop
 from tsgb.cloud.termination import Cause, Signs, judge
-from tsgb.cloud.vast.convert import ends_in, gpu_is_billed, objection, row_of
-from tsgb.errors import StoreUnreachable, VastAuthError, VastError
+from tsgb.errors import ProviderAuthError, ProviderError, StoreUnreachable
+
+_SLACK = 0.02
+"""Share by which the service's own sum of the price may be above the one that was set aside."""
 
 OnLook = Callable[[Held], None]
 
@@ -39,7 +43,7 @@ def watch(
 
 def is_there(held: Held) -> bool:
     """The service shows its container at work, or it says so itself."""
-    running = held.row is not None and held.row.actual_status == "running"
+    running = held.instance is not None and held.instance.state is InstanceState.RUNNING
     return running or has_said_something(held)
 
 
@@ -57,7 +61,7 @@ def look(desk: Desk, held: Held) -> None:
     """One look at everything.
 
     Raises:
-        VastAuthError: The key is refused: nothing can be known, the machine is asked to end itself.
+        ProviderAuthError: The key is refused: nothing is known, the machine is asked to end itself.
         LeaseLost: Another flow has taken the run over.
     """
     _read_row(desk, held)
@@ -67,36 +71,44 @@ def look(desk: Desk, held: Held) -> None:
     if desk.clock() - held.listed_at >= desk.patience.list_seconds:
         held.listed_at = desk.clock()
         _list(desk, held)
-    if held.row is not None and moves_soon(ends_in(held.row, desk.now())):
+    if held.instance is not None and moves_soon(held.instance.ends_at, desk.now()):
         stop(desk, held, MOVE)
     _judge(desk, held)
 
 
 def _read_row(desk: Desk, held: Held) -> None:
     try:
-        held.row = desk.vast.show(held.instance_id)
-    except VastAuthError:
+        held.instance = desk.provider.show(held.instance_id)
+    except ProviderAuthError:
         stop(desk, held, "the account's key is refused")
         raise
-    except VastError as error:
+    except ProviderError as error:
         held.verified = False
         desk.note(f"instance {held.instance_id} could not be looked at: {error}")
         return
     held.verified = True
-    if held.row is None:
+    if held.instance is None:
         return
     held.seen = True
     if not held.checked:
-        held.checked = held.row.dph_total is not None
-        wrong = objection(
-            held.row,
-            label=held.intent.label,
-            machine_id=held.intent.machine_id,
-            hourly=held.intent.hourly,
-        )
+        held.checked = held.instance.hourly is not None
+        wrong = mismatch(held.instance, held.intent)
         if wrong is not None:
             held.cause = Cause.CONFIG
             held.message = f"instance {held.instance_id} is not what was asked for: {wrong}"
+
+
+def mismatch(found: Instance, intent: Intent) -> str | None:
+    """Return why a new instance is not what was asked for; None if it is, as far as is known."""
+    if found.label is not None and found.label != intent.label:
+        return f"its label is {found.label!r}, not {intent.label!r}"
+    if found.is_bid is False:
+        return "it was rented on demand, at the full price"
+    if found.machine_id is not None and found.machine_id != intent.machine_id:
+        return f"it is machine {found.machine_id}, not {intent.machine_id}"
+    if found.hourly is not None and found.hourly > intent.hourly * (1 + _SLACK) + 0.001:
+        return f"it costs ${found.hourly:.3f}/h, and ${intent.hourly:.3f}/h are set aside"
+    return None
 
 
 def _read_word(desk: Desk, held: Held) -> None:
@@ -121,7 +133,7 @@ def _read_word(desk: Desk, held: Held) -> None:
 
 def _count(desk: Desk, held: Held) -> None:
     """Count on in the ledger; out of money, the machine is asked to stop while there is some."""
-    billed = gpu_is_billed(held.row)
+    billed = held.instance is None or held.instance.gpu_billed
     ahead = desk.patience.look_seconds + desk.patience.grace_seconds
     try:
         enough = desk.ledger.keep(
@@ -165,10 +177,10 @@ def _list(desk: Desk, held: Held) -> None:
                 desk.note(f"alarm: destroying instance {number} ({row.label}), a second one")
                 destroy(desk, number)
         drift = desk.ledger.check_credit(desk.now(), microdollars(max(0.0, _credit(desk))))
-    except VastAuthError:
+    except ProviderAuthError:
         stop(desk, held, "the account's key is refused")
         raise
-    except (VastError, StoreUnreachable) as error:
+    except (ProviderError, StoreUnreachable) as error:
         desk.note(f"the account could not be looked at: {error}")
         return
     if drift.alarming:
@@ -180,7 +192,7 @@ def _judge(desk: Desk, held: Held) -> None:
         return
     clock = desk.clock()
     signs = Signs(
-        row=row_of(held.row),
+        instance=held.instance,
         verified=held.verified,
         seen_before=held.seen,
         exit_record=held.farewell,
@@ -206,8 +218,8 @@ def _judge(desk: Desk, held: Held) -> None:
 
 def _credit(desk: Desk, default: float | None = None) -> float:
     try:
-        return desk.vast.account().credit
-    except VastError:
+        return desk.provider.credit()
+    except ProviderError:
         if default is None:
             raise
         return default
@@ -224,8 +236,8 @@ def _message(held: Held) -> str:
         return str(held.farewell.get("message", ""))
     if held.stop is not None:
         return held.stop
-    if held.row is None:
+    if held.instance is None:
         silent = ", and nothing was heard of it" * (held.beat_at is None)
         return f"instance {held.instance_id} is gone{silent}"
-    said = f", {held.row.status_msg!r}" if held.row.status_msg else ""
-    return f"instance {held.instance_id}: {held.row.actual_status}/{held.row.cur_state}{said}"
+    said = f", {held.instance.message!r}" if held.instance.message else ""
+    return f"instance {held.instance_id}: {held.instance.status}{said}"

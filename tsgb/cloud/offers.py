@@ -1,7 +1,7 @@
 """Which offer to rent: what fits, by expected dollars per useful hour, and why the rest does not.
 
-Fields and units are those of the service (vendor's names); every filter is checked here, because a
-search does not always apply them. Knows no service and no history: hazards come in as a function.
+Every filter is checked here, because a search does not always apply them. The module knows no
+service and no history: hazards come in as a function.
 """
 
 from __future__ import annotations
@@ -14,50 +14,8 @@ from enum import StrEnum
 
 from tsgb.cloud.bids import choose_bid
 from tsgb.cloud.holds import Workload, stretch
-from tsgb.cloud.pricing import HOURS_PER_MONTH
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """One machine that may be rented now.
-
-    Example: `Offer(id=41, machine_id=7, host_id=2, gpu_name="RTX 4090", dph_base=0.4, min_bid=0.2)`
-    """
-
-    id: int
-    """The ask that a rental takes; used once."""
-    machine_id: int
-    host_id: int
-    gpu_name: str
-    num_gpus: int = 1
-    gpu_ram: float = 0.0
-    """MB of one GPU."""
-    cpu_ram: float = 0.0
-    """MB."""
-    disk_space: float = 0.0
-    """GB."""
-    cuda_max_good: float = 0.0
-    compute_cap: int = 0
-    """Times 100."""
-    inet_up: float = 0.0
-    """Mb/s."""
-    inet_down: float = 0.0
-    inet_up_cost: float = 0.0
-    """$/GB."""
-    inet_down_cost: float = 0.0
-    dph_base: float = 0.0
-    """$/h on demand, without storage."""
-    min_bid: float = 0.0
-    """$/h, the floor of an interruptible bid now."""
-    is_bid: bool = True
-    storage_cost: float = 0.0
-    """$/GB/month."""
-    reliability: float = 1.0
-    """0 to 1."""
-    duration: float = math.inf
-    """Seconds until the contract's limit."""
-    rentable: bool = True
-    verified: bool = True
+from tsgb.cloud.pricing import HOURS_PER_MONTH, Rates
+from tsgb.cloud.provider import Offer
 
 
 class Rule(StrEnum):
@@ -293,3 +251,14 @@ def _by_count(item: tuple[Rule, int]) -> tuple[int, str]:
 
 def _name(offer: Offer) -> str:
     return f"offer {offer.id} ({offer.gpu_name}, machine {offer.machine_id})"
+
+
+def rates_of(offer: Offer, price: float, disk_gb: float) -> Rates:
+    """Return what an offer costs at a bid of `price` $/h with `disk_gb` of storage."""
+    return Rates.of(
+        price=price,
+        disk_gb=disk_gb,
+        storage_cost=offer.storage_cost,
+        up=offer.inet_up_cost,
+        down=offer.inet_down_cost,
+    )

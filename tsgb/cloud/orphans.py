@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tsgb.cloud.lease import SKEW, Lease
+from tsgb.cloud.provider import Instance
 from tsgb.errors import UsageError
 
 MAX_LABEL = 60
@@ -62,19 +63,6 @@ class Label:
                 "characters: choose a shorter run id of A-Z a-z 0-9 . _ -"
             )
         return text
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """A row of the service's list; stopped and loading ones are rows, too, and cost money.
-
-    Example: `Instance(id=7835610, label="tsgb/home/r1/3", created_at=now)`
-    """
-
-    id: int
-    label: str | None
-    created_at: datetime | None = None
-    """By the service's clock; None if it does not say, then it is old."""
 
 
 @dataclass(frozen=True, slots=True)

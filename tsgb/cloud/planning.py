@@ -17,10 +17,11 @@ from tsgb.cloud.forecast import Forecast, forecast
 from tsgb.cloud.forecast import Terms as MachineTerms
 from tsgb.cloud.history import Left, Track
 from tsgb.cloud.launch import hazard_of
-from tsgb.cloud.offers import Choice, Offer, choose
+from tsgb.cloud.offers import Choice, choose
 from tsgb.cloud.policy import Terms
 from tsgb.cloud.preemption import PRIOR, Hazard, History, machine_class
 from tsgb.cloud.pricing import MICRO
+from tsgb.cloud.provider import Offer
 from tsgb.cloud.retry_policy import avoid
 from tsgb.cloud.work import BOOT_SECONDS, workload
 

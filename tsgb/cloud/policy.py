@@ -8,9 +8,9 @@ from datetime import timedelta
 from tsgb.cloud.budget import WINDOW
 from tsgb.cloud.lease import SKEW, TTL
 from tsgb.cloud.offers import Needs
+from tsgb.cloud.provider import SearchSpec
 from tsgb.cloud.retry_policy import Avoided, Limits
 from tsgb.cloud.termination import Deadlines
-from tsgb.cloud.vast.search import Search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +40,12 @@ class Terms:
     """A machine is not rented with money for less: it would be gone before a first checkpoint."""
     limits: Limits = field(default_factory=Limits)
 
-    def search(self) -> Search:
+    def search(self) -> SearchSpec:
         """What the service is asked for."""
-        return Search(
+        return SearchSpec(
             disk_gb=self.disk_gb,
             gpu_names=self.gpus,
-            num_gpus=1,
-            min_gpu_ram_mb=self.gpu_ram_gb * 1000 or None,
+            min_gpu_ram_gb=self.gpu_ram_gb,
             min_reliability=self.reliability,
             min_duration_seconds=self.duration_hours * 3600,
         )

@@ -18,7 +18,7 @@ from tsgb.cloud.documents import Papers
 from tsgb.cloud.inventory import Entry, Standing, take_census
 from tsgb.cloud.lease import SKEW
 from tsgb.cloud.pricing import in_dollars
-from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.provider import Provider
 from tsgb.errors import TSGBError
 
 
@@ -38,7 +38,7 @@ class Reaping:
 
     def __str__(self) -> str:
         entry = self.entry
-        name = f"instance {entry.row.id} ({entry.row.label or 'no label'})"
+        name = f"instance {entry.instance.id} ({entry.instance.label or 'no label'})"
         if self.gone:
             cost = "" if self.charged is None else f", it cost {in_dollars(self.charged)}"
             problem = f"; {self.problem}" if self.problem else ""
@@ -57,7 +57,7 @@ class Reaping:
 class Reaped:
     """One round of the reaper.
 
-    Example: `reap(vast, archive, "home", now=clock, sleep=time.sleep).lines()`
+    Example: `reap(provider, archive, "home", now=clock, sleep=time.sleep).lines()`
     """
 
     at: datetime
@@ -103,8 +103,8 @@ class Reaped:
             **self.counts(),
             "instances": [
                 {
-                    "id": item.entry.row.id,
-                    "label": item.entry.row.label,
+                    "id": item.entry.instance.id,
+                    "label": item.entry.instance.label,
                     "standing": item.entry.standing.value,
                     "why": item.entry.why,
                     "gone": item.gone,
@@ -117,7 +117,7 @@ class Reaped:
 
 
 def reap(
-    vast: VastClient,
+    provider: Provider,
     archive: Archive,
     deployment: str,
     *,
@@ -129,7 +129,7 @@ def reap(
     """One round: list, read the leases, destroy what none covers, see that it is gone, settle.
 
     Args:
-        vast: The account.
+        provider: The account.
         archive: Where the runs of the deployment are.
         deployment: Ours; instances of another one, or without our label, are never touched.
         now: Time of day.
@@ -138,17 +138,17 @@ def reap(
         dry_run: Destroy and write nothing.
 
     Raises:
-        VastError: The list could not be read in full: nothing was done.
+        ProviderError: The list could not be read in full: nothing was done.
     """
-    census = take_census(vast, archive, deployment, now=now, skew=skew)
+    census = take_census(provider, archive, deployment, now=now, skew=skew)
     doomed = [orphan.instance.id for orphan in census.sweep.doomed]
-    left = {} if dry_run else destroy(vast, doomed, sleep)
+    left = {} if dry_run else destroy(provider, doomed, sleep)
 
     def reaped(entry: Entry) -> Reaping:
         if entry.standing is not Standing.DOOMED or dry_run:
             return Reaping(entry)
-        if entry.row.id in left:
-            return Reaping(entry, problem=left[entry.row.id])
+        if entry.instance.id in left:
+            return Reaping(entry, problem=left[entry.instance.id])
         return closed(archive, entry, now(), skew=skew, by="the reaper")
 
     items = tuple(reaped(entry) for entry in census.entries)
@@ -162,7 +162,7 @@ def closed(archive: Archive, entry: Entry, now: datetime, *, skew: timedelta, by
         return Reaping(entry, gone=True)
     try:
         papers = archive.papers(label.run)
-        charged = settle(papers, label.attempt, entry.row, now, skew=skew, by=by)
+        charged = settle(papers, label.attempt, entry.instance, now, skew=skew, by=by)
         problem = _left_open(papers, label.attempt) if charged is None else ""
     except TSGBError as error:
         return Reaping(entry, gone=True, problem=f"its books are open: {error}")

@@ -12,13 +12,12 @@ from tsgb.cloud.documents import Outcome, Page
 from tsgb.cloud.launch import write_down
 from tsgb.cloud.lease import Lease
 from tsgb.cloud.orphans import Label
+from tsgb.cloud.provider import Instance
 from tsgb.cloud.running import Held
 from tsgb.cloud.session import Desk
 from tsgb.cloud.terminate import destroy
 from tsgb.cloud.termination import Cause
 from tsgb.cloud.traces import Traces, counted, traces
-from tsgb.cloud.vast.convert import began
-from tsgb.cloud.vast.records import Instance
 from tsgb.cloud.words import moment
 
 _TO_GO = timedelta(minutes=1)
@@ -30,7 +29,7 @@ def reconcile(desk: Desk) -> Held | None:
 
     Raises:
         LeaseLost: Another flow works on this run.
-        VastUnreachable: What is there could not be read, or something would not go.
+        ProviderUnreachable: What is there could not be read, or something would not go.
     """
     lease = desk.check_lease()
     pages = {page.attempt: page for page in desk.papers.pages()}
@@ -91,7 +90,7 @@ def _adopt(desk: Desk, lease: Lease, pages: dict[int, Page], row: Instance) -> H
     intent = pages[lease.attempt].intent
     assert intent is not None
     desk.note(f"going on with instance {row.id}, which works on attempt {lease.attempt}")
-    born = began(row) or intent.intended_at
+    born = row.created_at or intent.intended_at
     age = max(0.0, (desk.now() - born).total_seconds())
     page, account = pages[lease.attempt], desk.ledger.accounts.get(lease.attempt)
     held = Held(
@@ -99,7 +98,7 @@ def _adopt(desk: Desk, lease: Lease, pages: dict[int, Page], row: Instance) -> H
         instance_id=row.id,
         intent=intent,
         since=desk.clock() - age,
-        row=row,
+        instance=row,
         seen=True,
     )
     held.bytes_up, held.bytes_down = counted(account, page)

@@ -8,8 +8,8 @@ from typing import Any
 
 from tsgb.cloud.documents import Intent
 from tsgb.cloud.pricing import Usage
+from tsgb.cloud.provider import Instance
 from tsgb.cloud.termination import Cause
-from tsgb.cloud.vast.records import Instance
 from tsgb.cloud.words import durable_steps
 
 
@@ -25,7 +25,7 @@ class Held:
     intent: Intent
     since: float
     """Clock reading at the rental, or when it was adopted."""
-    row: Instance | None = None
+    instance: Instance | None = None
     """As last read."""
     verified: bool = False
     """The last read said something."""

@@ -17,9 +17,8 @@ from tsgb.cloud.documents import Papers
 from tsgb.cloud.lease import Lease
 from tsgb.cloud.orphans import Label
 from tsgb.cloud.policy import Patience, Terms
+from tsgb.cloud.provider import Instance, Provider
 from tsgb.cloud.retry_policy import Ending
-from tsgb.cloud.vast.client import VastClient
-from tsgb.cloud.vast.records import Instance
 from tsgb.errors import LeaseLost, StoreError, StoreUnreachable
 
 
@@ -35,11 +34,11 @@ def _quiet(_line: str) -> None:
 class Desk:
     """One run's renting by one flow.
 
-    Example: `Desk(papers=Papers(run), vast=vast, terms=terms, owner="5f0c", arms=("selfplay",))`
+    Example: `Desk(papers=Papers(run), provider=provider, terms=terms, owner="5f0c")`
     """
 
     papers: Papers
-    vast: VastClient
+    provider: Provider
     terms: Terms
     owner: str
     """Of the flow; a second flow sees in the lease that it is not its own."""
@@ -73,10 +72,10 @@ class Desk:
         """All instances of this run, by id, from a whole list.
 
         Raises:
-            VastUnreachable: Not all could be read; what is there is unknown.
+            ProviderUnreachable: Not all could be read; what is there is unknown.
         """
         found: dict[int, Instance] = {}
-        for row in self.vast.instances():
+        for row in self.provider.list():
             label = Label.ours(row.label, self.terms.deployment)
             if label is not None and label.run == self.run_id:
                 found[row.id] = row

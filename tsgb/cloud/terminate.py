@@ -14,15 +14,14 @@ from tsgb.cloud.retry_policy import Ending, may_go_on
 from tsgb.cloud.running import Held
 from tsgb.cloud.session import Desk
 from tsgb.cloud.termination import Cause
-from tsgb.cloud.vast.convert import gpu_is_billed
 from tsgb.errors import (
     BudgetReached,
     ConfigError,
     LeaseLost,
     Preempted,
+    ProviderAuthError,
+    ProviderUnreachable,
     TSGBError,
-    VastAuthError,
-    VastUnreachable,
     WorkerFailed,
 )
 
@@ -34,19 +33,19 @@ def destroy(desk: Desk, instance_id: int) -> datetime:
     """Destroy an instance and see that it is gone; when it was, at the latest.
 
     Raises:
-        VastUnreachable: It may still be there after all the time that a flow insists.
-        VastAuthError: The key is refused, so nothing can be known of it.
+        ProviderUnreachable: It may still be there after all the time that a flow insists.
+        ProviderAuthError: The key is refused, so nothing can be known of it.
     """
     ends = desk.clock() + desk.patience.destroy_seconds
     pause, gone_at = _SHORTEST_PAUSE, None
     while True:
-        left = destroy_once(desk.vast, [instance_id]).get(instance_id)
+        left = destroy_once(desk.provider, [instance_id]).get(instance_id)
         if left is None or left.is_gone_by_id:
             gone_at = gone_at or desk.now()
         if left is None:
             return gone_at or desk.now()
         if desk.clock() + pause > ends:
-            raise VastUnreachable(
+            raise ProviderUnreachable(
                 f"instance {instance_id} of run {desk.run_id!r} may still cost money: {left.why}; "
                 "the reaper or `tsgb machines destroy` destroys it, its own lease ends too"
             )
@@ -89,11 +88,11 @@ def finish(desk: Desk, held: Held) -> Ending:
         desk.revoke(held.attempt, f"attempt {held.attempt} is over: {held.cause}")
     try:
         gone_at = destroy(desk, held.instance_id)
-    except VastAuthError:
+    except ProviderAuthError:
         # Its own key still works on the machine itself.
         stop(desk, held, "the account's key is refused")
         raise
-    billed = held.billed or gpu_is_billed(held.row)
+    billed = held.billed or held.instance is None or held.instance.gpu_billed
     desk.quietly(lambda: _last_words(desk, held), "no news of the machine")
     desk.ledger.commit(held.attempt, gone_at, more=held.new_traffic(), gpu_billed=billed)
     held.traffic_is_counted()
@@ -163,9 +162,9 @@ _SOON = timedelta(minutes=30)
 MOVE = f"its contract ends within {_SOON.seconds // 60} minutes"
 
 
-def moves_soon(left: timedelta | None) -> bool:
-    """Whether a contract's limit is so near that the run moves before it."""
-    return left is not None and left < _SOON
+def moves_soon(ends_at: datetime | None, now: datetime) -> bool:
+    """Return whether a contract's limit is so near that the run moves before it."""
+    return ends_at is not None and ends_at - now < _SOON
 
 
 def _last_words(desk: Desk, held: Held) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from tsgb.cloud.archive import Archive
 from tsgb.cloud.destroying import destroy
 from tsgb.cloud.inventory import Census, Entry
 from tsgb.cloud.lease import Standing, revoke
-from tsgb.cloud.orphans import Instance, sweep
+from tsgb.cloud.orphans import sweep
+from tsgb.cloud.provider import Provider
 from tsgb.cloud.reaper import Reaping, closed
-from tsgb.cloud.vast.client import VastClient
-from tsgb.errors import StoreError, UsageError, VastError
+from tsgb.errors import ProviderError, StoreError, UsageError
 
 REASON = "destroyed by hand"
 _LOOK_SECONDS = 2.0
@@ -34,22 +35,24 @@ def pick(
     Raises:
         UsageError: One is not there, not ours, or in use.
     """
-    known = {entry.row.id: entry for entry in census.entries}
+    known = {entry.instance.id: entry for entry in census.entries}
     picked: list[Entry] = []
     for number in dict.fromkeys(ids):
         entry = known.get(number)
         if entry is None:
             raise UsageError(f"there is no instance {number}: `tsgb machines ls` shows all")
         if entry.label is None:
-            name = f"labelled {entry.row.label!r}" if entry.row.label else "without a label"
+            name = (
+                f"labelled {entry.instance.label!r}" if entry.instance.label else "without a label"
+            )
             raise UsageError(
                 f"instance {number} is {name}, which is not ours (tsgb/{deployment}/...): it is "
                 "never touched; end it with the tool that rented it, or in the service's console"
             )
         if not force and (why := _in_use(entry, census, deployment, skew)):
             raise UsageError(
-                f"instance {number} ({entry.row.label}) is in use, {why}: end its flow, which ends "
-                "it too, or give --force"
+                f"instance {number} ({entry.instance.label}) is in use, {why}: end its flow, which "
+                "ends it too, or give --force"
             )
         picked.append(entry)
     return picked
@@ -57,13 +60,13 @@ def pick(
 
 def _in_use(entry: Entry, census: Census, deployment: str, skew: timedelta) -> str | None:
     """Whether a lease covers it or may do so; its age is no excuse, since a person asks."""
-    old = Instance(entry.row.id, entry.row.label)
+    old = replace(entry.instance, created_at=None)
     found = sweep([old], census.leases.known, deployment, census.at, skew=skew)
     return entry.why if found.covered or found.unknown else None
 
 
 def dismiss(
-    vast: VastClient,
+    provider: Provider,
     archive: Archive,
     entries: Sequence[Entry],
     *,
@@ -76,7 +79,7 @@ def dismiss(
     """Ask those at work to save, give them time, destroy all, see that they are gone, settle.
 
     Args:
-        vast: The account.
+        provider: The account.
         archive: Where their runs are.
         entries: As `pick` gave them.
         now: Time of day.
@@ -89,11 +92,11 @@ def dismiss(
     ends = now() + grace
     while asked and now() < ends:
         sleep(_LOOK_SECONDS)
-        asked = [entry for entry in asked if not _has_ended(vast, archive, entry)]
-    left = destroy(vast, [entry.row.id for entry in entries], sleep)
+        asked = [entry for entry in asked if not _has_ended(provider, archive, entry)]
+    left = destroy(provider, [entry.instance.id for entry in entries], sleep)
     return [
-        Reaping(entry, problem=left[entry.row.id])
-        if entry.row.id in left
+        Reaping(entry, problem=left[entry.instance.id])
+        if entry.instance.id in left
         else closed(archive, entry, now(), skew=skew, by="hand")
         for entry in entries
     ]
@@ -115,19 +118,19 @@ def _ask(
         if papers.beat(label.attempt) is None:
             return False
     except StoreError as error:
-        note(f"instance {entry.row.id} could not be asked to save: {error}")
+        note(f"instance {entry.instance.id} could not be asked to save: {error}")
         return False
-    note(f"asking instance {entry.row.id} to save first")
+    note(f"asking instance {entry.instance.id} to save first")
     return True
 
 
-def _has_ended(vast: VastClient, archive: Archive, entry: Entry) -> bool:
+def _has_ended(provider: Provider, archive: Archive, entry: Entry) -> bool:
     label = entry.label
     assert label is not None
     try:
         return (
             archive.papers(label.run).farewell(label.attempt) is not None
-            or vast.show(entry.row.id) is None
+            or provider.show(entry.instance.id) is None
         )
-    except (StoreError, VastError):
+    except (StoreError, ProviderError):
         return False

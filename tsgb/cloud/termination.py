@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from tsgb.cloud.provider import Instance, InstanceState
 from tsgb.errors import ExitCode
 
 
@@ -96,31 +97,16 @@ class Cause(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What the service says of an instance; its own names.
-
-    Example: `Row(actual_status="exited", cur_state="stopped", next_state="stopped")`
-    """
-
-    actual_status: str | None
-    """Of the container; None while it is being made."""
-    intended_status: str = "running"
-    cur_state: str = "running"
-    """Of the contract."""
-    next_state: str = "running"
-    status_msg: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Signs:
     """All that is known of an attempt on a rented machine at one look.
 
-    Example: `Signs(row=None, verified=True, seen_before=True)` is a machine that is gone.
+    Example: `Signs(instance=None, verified=True, seen_before=True)` is a machine that is gone.
     """
 
-    row: Row | None
+    instance: Instance | None
+    """As the provider showed it last; None if it does not know it."""
     verified: bool = True
-    """The row was read in full. If not, its absence means nothing."""
+    """It was read in full. If not, its absence means nothing."""
     seen_before: bool = False
     """It was in a list once, so it is not merely late to appear."""
     exit_record: Mapping[str, Any] | None = None
@@ -173,14 +159,14 @@ def judge(signs: Signs, deadlines: Deadlines | None = None) -> Cause | None:
         return Cause.STOPPED if said is Cause.PREEMPTED and signs.stop_asked else said
     if not signs.verified:
         return None
-    row = signs.row
-    if row is None:
+    instance = signs.instance
+    if instance is None:
         return _vanished(signs) if signs.seen_before else None
-    if row.actual_status in {"exited", "stopped"} and row.cur_state == row.next_state == "stopped":
+    if instance.state is InstanceState.STOPPED:
         return _taken(signs)
     if signs.heartbeat_age_seconds is None:
-        return _starting(row, signs, deadlines)
-    return _working(row, signs, signs.heartbeat_age_seconds, deadlines)
+        return _starting(instance, signs, deadlines)
+    return _working(instance.state, signs, signs.heartbeat_age_seconds, deadlines)
 
 
 def _vanished(signs: Signs) -> Cause:
@@ -201,24 +187,26 @@ def _taken(signs: Signs) -> Cause:
     return Cause.FUNDS if signs.credit_used_up else Cause.PREEMPTED
 
 
-def _working(row: Row, signs: Signs, silent_seconds: float, deadlines: Deadlines) -> Cause | None:
+def _working(
+    state: InstanceState, signs: Signs, silent_seconds: float, deadlines: Deadlines
+) -> Cause | None:
     """A machine that was at work."""
-    if row.actual_status in {"offline", "unknown"}:
+    if state is InstanceState.UNREACHABLE:
         return Cause.HOST_LOST
-    if row.actual_status == "exited":
+    if state is InstanceState.EXITED:
         return Cause.WORKER  # without a word on a machine that holds: out of memory, as a rule
     if silent_seconds > deadlines.heartbeat:
         return Cause.WORKER if signs.doubted_before else Cause.HOST_LOST
     return Cause.WORKER if signs.step_age_seconds > deadlines.step else None
 
 
-def _starting(row: Row, signs: Signs, deadlines: Deadlines) -> Cause | None:
+def _starting(instance: Instance, signs: Signs, deadlines: Deadlines) -> Cause | None:
     """A machine of which no heartbeat was seen: its states say little, so time decides."""
-    said = row.status_msg.lower()
+    said = instance.message.lower()
     if any(words in said for words in _OURS):
         return Cause.CONFIG
     if "no space left" in said:
         return Cause.DISK_FULL
     failed = any(words in said for words in _HOSTS)
-    failed = failed or row.actual_status in {"exited", "offline", "unknown"}
+    failed = failed or instance.state in {InstanceState.EXITED, InstanceState.UNREACHABLE}
     return Cause.BAD_HOST if failed or signs.age_seconds > deadlines.provision else None

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from tsgb.cloud.vast.client import VastClient
-from tsgb.errors import VastError
+from tsgb.cloud.provider import Provider
+from tsgb.errors import ProviderError
 from tsgb.logging import get_logger
 
 
@@ -45,17 +45,17 @@ class Patience:
 class Instance:
     """The rented instance that this process runs in."""
 
-    def __init__(self, instance_id: int, key: SecretStr, vast: VastClient) -> None:
+    def __init__(self, instance_id: int, key: SecretStr, provider: Provider) -> None:
         """Nothing is sent.
 
         Args:
             instance_id: Its number.
             key: Its own, not the account's.
-            vast: A client with this key, which tries once.
+            provider: The service, with this key, which tries once.
         """
         self.id = instance_id
         self._key = key
-        self._vast = vast
+        self._provider = provider
 
     def destroy(
         self,
@@ -68,9 +68,9 @@ class Instance:
         fallback_at = clock() + patience.fallback_seconds
         pause = patience.least_seconds
         container_ended = False
-        while not self._try("destroy", self._vast.destroy):
+        while not self._try("destroy", self._provider.destroy):
             if clock() >= fallback_at:
-                self._try("stop", self._vast.stop)
+                self._try("stop", self._provider.stop)
                 if not container_ended:
                     container_ended = True
                     end_container(self._key, sleep)
@@ -80,7 +80,7 @@ class Instance:
     def _try(self, what: str, call: Callable[[int], None]) -> bool:
         try:
             call(self.id)
-        except VastError as error:
+        except ProviderError as error:
             get_logger().error(f"cannot {what} this instance", reason=str(error))
             return False
         get_logger().info(f"{what}: done", instance=self.id)

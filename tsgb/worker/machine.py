@@ -27,8 +27,8 @@ from pydantic import SecretStr
 
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import join_run
+from tsgb.cloud.connect import connect
 from tsgb.cloud.lease import Standing
-from tsgb.cloud.vast.client import VastClient
 from tsgb.config import Arm, arm_run_id
 from tsgb.errors import (
     ExitCode,
@@ -165,8 +165,8 @@ class WorkerMachine:
                 "this machine could not destroy itself: CONTAINER_ID or CONTAINER_API_KEY is not "
                 "set; nothing is trained"
             )
-        vast = VastClient(key, url=self._given.vast_url, retry_seconds=0)
-        return Instance(int(number), key, vast)
+        provider = connect(key, self._given.vast_url, retry_seconds=0)
+        return Instance(int(number), key, provider)
 
     def _pulse(self, instance: Instance) -> Pulse:
         return Pulse(

@@ -18,7 +18,9 @@ from tsgb.cloud.archive import Archive
 from tsgb.cloud.documents import Intent, Papers
 from tsgb.cloud.lease import Lease, grant
 from tsgb.cloud.orphans import Label
+from tsgb.cloud.provider import Provider
 from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.convert import VastProvider
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Scene:
     """One account, one store, one clock."""
 
     sim: Driver
-    vast: VastClient
+    vast: Provider
     archive: Archive
 
     def now(self) -> datetime:
@@ -84,18 +86,20 @@ def scene(store: Path, **options: Any) -> Iterator[Scene]:
         yield Scene(driver, vast, Archive(url=str(store), deadline_seconds=0.1))
 
 
-def client(driver: Driver, key: str) -> VastClient:
+def client(driver: Driver, key: str) -> Provider:
     """Ours, on the simulator's clock."""
 
     def seconds() -> float:
         return float(driver.sim("clock")["now"])
 
-    return VastClient(
-        SecretStr(key),
-        url=driver.vast.url,
-        clock=seconds,
-        sleep=driver.advance,
-        now=lambda: datetime.fromtimestamp(seconds(), UTC),
+    return VastProvider(
+        VastClient(
+            SecretStr(key),
+            url=driver.vast.url,
+            clock=seconds,
+            sleep=driver.advance,
+            now=lambda: datetime.fromtimestamp(seconds(), UTC),
+        )
     )
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tsgb.cloud.bids import break_even, choose_bid
 from tsgb.cloud.holds import Workload, stretch
-from tsgb.cloud.offers import Needs, Offer, Rule, choose
+from tsgb.cloud.offers import Needs, Rule, choose
+from tsgb.cloud.provider import Offer
 
 WORK = Workload(
     work_hours=8.0,

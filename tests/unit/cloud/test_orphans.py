@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsgb.cloud.lease import SKEW, TTL, Lease, end, grant
-from tsgb.cloud.orphans import Instance, Label, sweep
+from tsgb.cloud.orphans import Label, sweep
+from tsgb.cloud.provider import Instance
 from tsgb.errors import UsageError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

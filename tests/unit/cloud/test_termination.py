@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tsgb.cloud.termination import Cause, Outcome, Row, Signs, judge, verdict
+from tsgb.cloud.provider import Instance, InstanceState
+from tsgb.cloud.termination import Cause, Outcome, Signs, judge, verdict
 
 
 @pytest.mark.parametrize(
@@ -38,14 +39,15 @@ def test_verdict(exit_code: int | None, said: str | None, outcome: Outcome) -> N
     assert verdict(exit_code, None if said is None else {"outcome": said}) is outcome
 
 
-ALIVE = Row(actual_status="running")
-OUTBID = Row(actual_status="exited", cur_state="stopped", next_state="stopped")
-LOADING = Row(actual_status="loading", cur_state="stopped", next_state="stopped")
+ALIVE = Instance(id=7)
+OUTBID = Instance(id=7, state=InstanceState.STOPPED)
+LOADING = Instance(id=7, state=InstanceState.PROVISIONING)
 
 
-def signs(row: Row | None, **more: Any) -> Signs:
+def signs(instance: Instance | None, **more: Any) -> Signs:
     return replace(
-        Signs(row=row, seen_before=True, heartbeat_age_seconds=10.0, age_seconds=3600.0), **more
+        Signs(instance=instance, seen_before=True, heartbeat_age_seconds=10.0, age_seconds=3600.0),
+        **more,
     )
 
 
@@ -58,10 +60,6 @@ def said(outcome: str) -> dict[str, str]:
     [
         pytest.param(signs(ALIVE), None, id="at-work"),
         pytest.param(signs(OUTBID), Cause.PREEMPTED, id="outbid"),
-        pytest.param(
-            signs(replace(OUTBID, intended_status="stopped")), Cause.PREEMPTED, id="outbid-intended"
-        ),
-        pytest.param(signs(replace(OUTBID, actual_status="running")), None, id="lags-for-a-poll"),
         pytest.param(signs(OUTBID, stop_asked=True), Cause.STOPPED, id="our-own-stop"),
         pytest.param(signs(OUTBID, credit_used_up=True), Cause.FUNDS, id="stopped-for-money"),
         pytest.param(signs(OUTBID, exit_record=said("done")), Cause.DONE, id="its-word-first"),
@@ -71,10 +69,12 @@ def said(outcome: str) -> dict[str, str]:
         pytest.param(signs(None, seen_before=False), None, id="not-in-the-list-yet"),
         pytest.param(signs(OUTBID, verified=False), None, id="partial-read"),
         pytest.param(
-            signs(replace(ALIVE, actual_status="offline")), Cause.HOST_LOST, id="host-offline"
+            signs(replace(ALIVE, state=InstanceState.UNREACHABLE)),
+            Cause.HOST_LOST,
+            id="offline",
         ),
         pytest.param(
-            signs(replace(ALIVE, actual_status="exited")), Cause.WORKER, id="out-of-memory"
+            signs(replace(ALIVE, state=InstanceState.EXITED)), Cause.WORKER, id="out-of-memory"
         ),
         pytest.param(signs(ALIVE, heartbeat_age_seconds=599.0), None, id="late-heartbeat"),
         pytest.param(signs(ALIVE, heartbeat_age_seconds=601.0), Cause.HOST_LOST, id="silent"),
@@ -100,33 +100,34 @@ def test_judge(seen: Signs, cause: Cause | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "age", "cause"),
+    ("instance", "age", "cause"),
     [
         pytest.param(LOADING, 1100.0, None, id="a-slow-host-is-silent"),
         pytest.param(LOADING, 1201.0, Cause.BAD_HOST, id="stuck"),
-        pytest.param(replace(LOADING, actual_status=None), 60.0, None, id="made-just-now"),
         pytest.param(ALIVE, 1201.0, Cause.BAD_HOST, id="up-but-no-heartbeat"),
         pytest.param(
-            replace(LOADING, status_msg="Error response from daemon: OCI runtime create failed"),
+            replace(LOADING, message="Error response from daemon: OCI runtime create failed"),
             60.0,
             Cause.BAD_HOST,
             id="no-container",
         ),
         pytest.param(
-            replace(LOADING, status_msg="Error response from daemon: manifest unknown"),
+            replace(LOADING, message="Error response from daemon: manifest unknown"),
             60.0,
             Cause.CONFIG,
             id="no-such-image",
         ),
         pytest.param(
-            replace(LOADING, status_msg="no space left on device"), 9.0, Cause.DISK_FULL, id="disk"
+            replace(LOADING, message="no space left on device"), 9.0, Cause.DISK_FULL, id="disk"
         ),
         pytest.param(OUTBID, 300.0, Cause.PREEMPTED, id="outbid-before-it-began"),
         pytest.param(None, 300.0, Cause.BAD_HOST, id="destroyed-itself-before-it-began"),
     ],
 )
-def test_a_machine_without_a_heartbeat(row: Row | None, age: float, cause: Cause | None) -> None:
-    seen = Signs(row=row, seen_before=True, age_seconds=age)
+def test_a_machine_without_a_heartbeat(
+    instance: Instance | None, age: float, cause: Cause | None
+) -> None:
+    seen = Signs(instance=instance, seen_before=True, age_seconds=age)
     assert judge(seen) is cause
 
 

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple, cast
 
 from tsgb.cloud.vast.throttle import INTERVAL_SECONDS, Endpoint
 from tsgb.errors import (
-    VastAuthError,
-    VastError,
-    VastGone,
-    VastNoCredit,
-    VastRateLimited,
-    VastRefused,
-    VastSearchQuota,
-    VastUnreachable,
+    ProviderAuthError,
+    ProviderError,
+    ProviderGone,
+    ProviderNoCredit,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderSearchQuota,
+    ProviderUnreachable,
 )
 
 _DAY_SECONDS = 86_400.0
@@ -46,20 +46,20 @@ _GONE = {
     Subject.INSTANCE: frozenset({"no_such_instance"}),
     Subject.OFFER: frozenset({"no_such_ask", "resources_unavailable"}),
 }
-_KINDS: Mapping[str, type[VastError]] = {
-    "auth_error": VastAuthError,
-    "insufficient_credit": VastNoCredit,
-    "spend_rate_limit": VastNoCredit,
-    "search_quota_exceeded": VastSearchQuota,
-    "rate_limited": VastRateLimited,
+_KINDS: Mapping[str, type[ProviderError]] = {
+    "auth_error": ProviderAuthError,
+    "insufficient_credit": ProviderNoCredit,
+    "spend_rate_limit": ProviderNoCredit,
+    "search_quota_exceeded": ProviderSearchQuota,
+    "rate_limited": ProviderRateLimited,
 }
-_WAYS_OUT: Mapping[type[VastError], str] = {
-    VastAuthError: (
+_WAYS_OUT: Mapping[type[ProviderError], str] = {
+    ProviderAuthError: (
         "set VAST_API_KEY to a key with the permissions misc, user_read, instance_read and "
         "instance_write"
     ),
-    VastNoCredit: "add credit to the account, or wait until its limit allows more",
-    VastRefused: "the same call would be refused again",
+    ProviderNoCredit: "add credit to the account, or wait until its limit allows more",
+    ProviderRefused: "the same call would be refused again",
 }
 
 
@@ -90,7 +90,7 @@ class Call(NamedTuple):
     """Makes text of the service fit for our messages: one line, without secrets."""
 
 
-def judge(answer: Answer, call: Call, now: datetime) -> VastError | None:
+def judge(answer: Answer, call: Call, now: datetime) -> ProviderError | None:
     """The error that an answer is; None if it claims to be what was asked for.
 
     Args:
@@ -113,9 +113,9 @@ def judge(answer: Answer, call: Call, now: datetime) -> VastError | None:
         message += f"; it left instance {contract_id}, which costs money until it is destroyed"
     if kind in _WAYS_OUT:
         message += f"; {_WAYS_OUT[kind]}"
-    error = kind(message, code=call.clean(code), status=answer.status, contract_id=contract_id)
-    if isinstance(error, VastRateLimited):
-        search = isinstance(error, VastSearchQuota)
+    error = kind(message, code=call.clean(code), status=answer.status, instance_id=contract_id)
+    if isinstance(error, ProviderRateLimited):
+        search = isinstance(error, ProviderSearchQuota)
         error.wait_seconds = _quota_seconds(answer, now) if search else _wait(answer, payload, call)
     return error
 
@@ -130,32 +130,32 @@ def contract(payload: Mapping[str, Any]) -> int | None:
 
 def _kind(
     answer: Answer, payload: Mapping[str, Any], code: str, subject: Subject
-) -> type[VastError] | None:
+) -> type[ProviderError] | None:
     if code in _KINDS:
         return _KINDS[code]
     if code in _GONE[subject]:
-        return VastGone
+        return ProviderGone
     if 200 <= answer.status < 300:
         if payload.get("success") is False or code:
-            return VastRefused
-        return None if payload else VastUnreachable
+            return ProviderRefused
+        return None if payload else ProviderUnreachable
     # A page of some other server says 404 too, but not in the words of this service.
     spoken = payload.get("success") is False or "msg" in payload or "message" in payload
     if answer.status in {404, 410} and subject != Subject.ACCOUNT and spoken and not code:
-        return VastGone
+        return ProviderGone
     return _kind_by_status(answer.status)
 
 
-def _kind_by_status(status: int) -> type[VastError]:
+def _kind_by_status(status: int) -> type[ProviderError]:
     if status in {401, 403}:
-        return VastAuthError
+        return ProviderAuthError
     if status == 402:
-        return VastNoCredit
+        return ProviderNoCredit
     if status == 429:
-        return VastRateLimited
+        return ProviderRateLimited
     if status in _TRANSIENT_STATUS or (status >= 500 and status not in _PERMANENT_SERVER_STATUS):
-        return VastUnreachable
-    return VastRefused
+        return ProviderUnreachable
+    return ProviderRefused
 
 
 def _wait(answer: Answer, payload: Mapping[str, Any], call: Call) -> float:

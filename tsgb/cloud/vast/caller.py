@@ -17,7 +17,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from tsgb.cloud.vast.answers import Answer, Call, Subject, judge
 from tsgb.cloud.vast.http import Wire
 from tsgb.cloud.vast.throttle import Endpoint, RateLimiter
-from tsgb.errors import VastError, VastRateLimited, VastSearchQuota, VastUnreachable
+from tsgb.errors import ProviderError, ProviderRateLimited, ProviderSearchQuota, ProviderUnreachable
 
 REQUEST_SECONDS = 30.0
 _CLOSED_SECONDS = 60.0
@@ -54,7 +54,7 @@ class Caller:
         """Send it and return the JSON object that answers it.
 
         Raises:
-            VastError: Of whatever kind the answer is, or `VastUnreachable` if there is none.
+            ProviderError: The error that the answer is; `ProviderUnreachable` without one.
         """
         with self.limiter.turn(call.endpoint):
             try:
@@ -62,7 +62,7 @@ class Caller:
                     method, path, seconds=REQUEST_SECONDS, params=params, body=body
                 )
             except httpx.RequestError as error:
-                raise VastUnreachable(
+                raise ProviderUnreachable(
                     f"Vast.ai, {call.where}: no answer, {reason(error, call)}"
                 ) from error
         error = self.judge(answer, call)
@@ -77,10 +77,10 @@ class Caller:
             raise odd(call, "no word that it was done")
         return payload
 
-    def judge(self, answer: Answer, call: Call) -> VastError | None:
+    def judge(self, answer: Answer, call: Call) -> ProviderError | None:
         """What is wrong with an answer; whoever asks next waits if it was too early."""
         error = judge(answer, call, self.now())
-        if isinstance(error, VastRateLimited) and not isinstance(error, VastSearchQuota):
+        if isinstance(error, ProviderRateLimited) and not isinstance(error, ProviderSearchQuota):
             self.limiter.close(call.endpoint, min(error.wait_seconds, _CLOSED_SECONDS))
         return error
 
@@ -89,7 +89,7 @@ def parsed(record: type[_Record], value: object, call: Call) -> _Record:
     """The record that a row is.
 
     Raises:
-        VastUnreachable: It is none.
+        ProviderUnreachable: It is none.
     """
     try:
         return record.model_validate(value)
@@ -97,9 +97,9 @@ def parsed(record: type[_Record], value: object, call: Call) -> _Record:
         raise odd(call, "a row without what must be in it") from None
 
 
-def odd(call: Call, what: str) -> VastUnreachable:
+def odd(call: Call, what: str) -> ProviderUnreachable:
     """An answer that leaves open what was asked."""
-    return VastUnreachable(f"Vast.ai, {call.where}: an answer that makes no sense ({what})")
+    return ProviderUnreachable(f"Vast.ai, {call.where}: an answer that makes no sense ({what})")
 
 
 def reason(error: Exception, call: Call) -> str:

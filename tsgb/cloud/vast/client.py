@@ -29,12 +29,12 @@ from tsgb.cloud.vast.caller import Caller, odd, parsed
 from tsgb.cloud.vast.http import Wire
 from tsgb.cloud.vast.listing import all_instances
 from tsgb.cloud.vast.logs import fetch_log
-from tsgb.cloud.vast.records import Account, Instance, Offer, Rental
+from tsgb.cloud.vast.records import AccountRow, InstanceRow, OfferRow, Rental
 from tsgb.cloud.vast.rent import rent
 from tsgb.cloud.vast.retries import OF_THE_SYSTEM, Retries
 from tsgb.cloud.vast.search import Search, readable
 from tsgb.cloud.vast.throttle import Endpoint, RateLimiter
-from tsgb.errors import VastGone, VastRefused
+from tsgb.errors import ProviderGone, ProviderRefused
 
 VAST_URL = "https://console.vast.ai"
 
@@ -69,7 +69,7 @@ class VastClient:
             jitter: A number between two, by which pauses differ.
 
         Raises:
-            VastAuthError: This cannot be a key.
+            ProviderAuthError: This cannot be a key.
             UsageError: The key must not go to this address.
         """
         self._wire = Wire(key, url, transport=transport, clock=clock)
@@ -84,23 +84,27 @@ class VastClient:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all connections."""
         self._wire.close()
 
-    def account(self) -> Account:
+    def account(self) -> AccountRow:
         """Whose key it is, and what can be spent."""
         call = self._caller.call(Endpoint.USER, "the account", Subject.ACCOUNT)
         path = "/api/v0/users/current"  # every other path ends in a slash
-        return self._retries(lambda: parsed(Account, self._caller.ask(call, "GET", path), call))
+        return self._retries(lambda: parsed(AccountRow, self._caller.ask(call, "GET", path), call))
 
-    def search(self, search: Search) -> tuple[Offer, ...]:
+    def search(self, search: Search) -> tuple[OfferRow, ...]:
         """Offers that meet every condition, at most 64; a row that cannot be read is none.
 
         Raises:
-            VastSearchQuota: No more searches today.
+            ProviderSearchQuota: No more searches today.
         """
         call = self._caller.call(Endpoint.SEARCH, "the search for offers", Subject.ACCOUNT)
 
-        def once() -> tuple[Offer, ...]:
+        def once() -> tuple[OfferRow, ...]:
             payload = self._caller.ask(call, "POST", "/api/v0/bundles/", body=search.body())
             if not isinstance(payload.get("offers"), list):
                 raise odd(call, "no list of offers")
@@ -112,45 +116,45 @@ class VastClient:
         """Rent an offer; the id of the new instance. One request, whatever happens.
 
         Raises:
-            VastAmbiguous: It may exist: look for its label before you try again.
-            VastUnreachable: The service could not be reached; nothing was sent.
-            VastError: It was refused. `contract_id` is what it left behind, which costs money.
+            ProviderAmbiguous: It may exist: look for its label before you try again.
+            ProviderUnreachable: The service could not be reached; nothing was sent.
+            ProviderError: It was refused. `instance_id` is what it left behind, which costs money.
         """
         return rent(self._caller, ask_id, rental)
 
-    def instances(self) -> tuple[Instance, ...]:
+    def instances(self) -> tuple[InstanceRow, ...]:
         """Every instance of the account, in every state: all of them, or an error.
 
         Raises:
-            VastUnreachable: Not all could be read. What is there is unknown.
+            ProviderUnreachable: Not all could be read. What is there is unknown.
         """
         call = self._caller.call(Endpoint.LIST, "the list of instances", Subject.ACCOUNT)
         return self._retries(lambda: all_instances(self._caller, call))
 
-    def show(self, instance_id: int) -> Instance | None:
+    def show(self, instance_id: int) -> InstanceRow | None:
         """One instance; None if the service says that there is none (any more)."""
         call = self._about(Endpoint.SHOW, instance_id)
         path = f"/api/v0/instances/{instance_id}/"
 
-        def once() -> Instance | None:
+        def once() -> InstanceRow | None:
             payload = self._caller.ask(call, "GET", path, params={"owner": "me"})
             if "instances" in payload and payload["instances"] is None:
                 return None
-            instance = parsed(Instance, payload.get("instances"), call)
+            instance = parsed(InstanceRow, payload.get("instances"), call)
             if instance.id != instance_id:
                 raise odd(call, f"instance {instance.id} instead")
             return instance
 
         try:
             return self._retries(once)
-        except VastGone:
+        except ProviderGone:
             return None
 
     def label(self, instance_id: int, label: str) -> None:
         """Name an instance anew.
 
         Raises:
-            VastGone: There is no such instance.
+            ProviderGone: There is no such instance.
         """
         self._change(Endpoint.CHANGE, "PUT", f"{instance_id}/", instance_id, {"label": label})
 
@@ -158,7 +162,7 @@ class VastClient:
         """End its container, or what waits to start; storage still costs, and it may start again.
 
         Raises:
-            VastGone: There is no such instance.
+            ProviderGone: There is no such instance.
         """
         self._change(Endpoint.CHANGE, "PUT", f"{instance_id}/", instance_id, {"state": "stopped"})
 
@@ -166,10 +170,10 @@ class VastClient:
         """Bid another price, $/h; it is what is paid.
 
         Raises:
-            VastGone: There is no such instance.
+            ProviderGone: There is no such instance.
         """
         if not 0.001 <= price <= 128:  # no price would be a bid without a ceiling
-            raise VastRefused(f"a bid of {price!r} $/h: it must be from 0.001 to 128")
+            raise ProviderRefused(f"a bid of {price!r} $/h: it must be from 0.001 to 128")
         body = {"client_id": "me", "price": price}
         self._change(Endpoint.BID, "PUT", f"bid_price/{instance_id}/", instance_id, body)
 
@@ -178,15 +182,15 @@ class VastClient:
 
         Before you count on it, see that it is gone from `show` and from `instances` too.
         """
-        with suppress(VastGone):
+        with suppress(ProviderGone):
             self._change(Endpoint.DESTROY, "DELETE", f"{instance_id}/", instance_id, {})
 
     def logs(self, instance_id: int, *, tail_lines: int = 100) -> str:
         """The end of the container's log. The service uploads it first, which takes seconds.
 
         Raises:
-            VastGone: There is no such instance.
-            VastUnreachable: It was not there in time.
+            ProviderGone: There is no such instance.
+            ProviderUnreachable: It was not there in time.
         """
         body = {"tail": str(tail_lines)}
         path = f"request_logs/{instance_id}/"

@@ -1,126 +1,182 @@
-"""The service's records as the decisions read them: offers, instances, states, rates.
+"""Vast.ai as a `Provider`: its records and states in neutral words.
 
-What a record does not say never speaks for a machine: a missing measure fails its rule, a missing
-price is taken dear. It asks nobody.
+What a record does not say never speaks for a machine: a missing measure is NaN, which fails its
+rule, and a missing price is taken dear.
 """
 
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from typing import Self
 
-from tsgb.cloud.offers import Offer
-from tsgb.cloud.orphans import Instance
-from tsgb.cloud.pricing import Rates
-from tsgb.cloud.termination import Row
-from tsgb.cloud.vast import records
+from pydantic import ValidationError
+
+from tsgb.cloud.provider import Instance, InstanceState, LaunchSpec, Offer, SearchSpec
+from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.records import InstanceRow, OfferRow, Rental
+from tsgb.cloud.vast.search import Search
+from tsgb.errors import ConfigError
 
 _DEAR_TRAFFIC = 0.05
 """$/GB where an offer does not say; about twice what is usual."""
 _DEAR_STORAGE = 0.5
-"""$/GB/month, likewise."""
+"""$/GB a month, likewise."""
 
 
-def offer_of(found: records.Offer, *, is_bid: bool = True) -> Offer:
-    """An offer of a search for interruptible machines (or for those on demand)."""
+class VastProvider:
+    """One account of Vast.ai, behind the seam that other services share.
+
+    Example: `VastProvider(VastClient(key)).search(SearchSpec(disk_gb=20.0))`
+    """
+
+    name = "vast"
+
+    def __init__(self, client: VastClient) -> None:
+        """Wrap a client; nothing is sent."""
+        self._client = client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def credit(self) -> float:
+        """Return the dollars that the account can spend."""
+        return self._client.account().credit
+
+    def search(self, spec: SearchSpec, /) -> tuple[Offer, ...]:
+        """Return at most 64 offers that meet the whole spec, cheapest first."""
+        found = self._client.search(
+            Search(
+                disk_gb=spec.disk_gb,
+                gpu_names=spec.gpu_names,
+                num_gpus=spec.num_gpus,
+                min_gpu_ram_mb=spec.min_gpu_ram_gb * 1000 or None,
+                min_reliability=spec.min_reliability,
+                min_duration_seconds=spec.min_duration_seconds,
+            )
+        )
+        return tuple(offer_of(row) for row in found)
+
+    def create(self, offer_id: int, spec: LaunchSpec, /) -> int:
+        """Rent an offer and return the new instance's id. One request, whatever happens."""
+        try:
+            rental = Rental(
+                image=spec.image,
+                label=spec.label,
+                price=spec.price,
+                disk_gb=spec.disk_gb,
+                onstart=spec.onstart,
+                env=dict(spec.env),
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"Vast.ai takes no such rental: {field or 'env or onstart'}: {first['msg']}"
+            ) from None
+        return self._client.create(offer_id, rental)
+
+    def list(self) -> tuple[Instance, ...]:
+        """Return every instance of the account: all of them, or raise."""
+        return tuple(instance_of(row) for row in self._client.instances())
+
+    def show(self, instance_id: int, /) -> Instance | None:
+        """Return one instance; None if the service says that there is none (any more)."""
+        row = self._client.show(instance_id)
+        return None if row is None else instance_of(row)
+
+    def stop(self, instance_id: int, /) -> None:
+        """End the container of an instance; its storage still costs money."""
+        self._client.stop(instance_id)
+
+    def destroy(self, instance_id: int, /) -> None:
+        """End an instance for good; one that is gone already is no error."""
+        self._client.destroy(instance_id)
+
+
+def offer_of(row: OfferRow) -> Offer:
+    """Return an offer of a search for interruptible machines."""
     return Offer(
-        id=found.ask_id,
-        machine_id=found.machine_id,
-        host_id=-1 if found.host_id is None else found.host_id,
-        gpu_name=found.gpu_name or "?",
-        num_gpus=found.num_gpus or 0,
-        gpu_ram=_measure(found.gpu_ram),
-        disk_space=_measure(found.disk_space),
-        cuda_max_good=_measure(found.cuda_max_good),
-        compute_cap=found.compute_cap or 0,
-        inet_up=_measure(found.inet_up),
-        inet_down=_measure(found.inet_down),
-        inet_up_cost=_price(found.inet_up_cost, _DEAR_TRAFFIC),
-        inet_down_cost=_price(found.inet_down_cost, _DEAR_TRAFFIC),
+        id=row.ask_id,
+        machine_id=row.machine_id,
+        host_id=-1 if row.host_id is None else row.host_id,
+        gpu_name=row.gpu_name or "?",
+        num_gpus=row.num_gpus or 0,
+        gpu_ram=_measure(row.gpu_ram),
+        disk_space=_measure(row.disk_space),
+        cuda_max_good=_measure(row.cuda_max_good),
+        compute_cap=row.compute_cap or 0,
+        inet_up=_measure(row.inet_up),
+        inet_down=_measure(row.inet_down),
+        inet_up_cost=_price(row.inet_up_cost, _DEAR_TRAFFIC),
+        inet_down_cost=_price(row.inet_down_cost, _DEAR_TRAFFIC),
         # A row that is priced as a bid does not say what the machine costs on demand.
-        dph_base=0.0 if is_bid and found.is_bid is not False else found.dph_base or 0.0,
-        min_bid=found.min_bid or 0.0,
-        is_bid=is_bid,
-        storage_cost=_price(found.storage_cost, _DEAR_STORAGE),
-        reliability=_measure(found.reliability),
-        duration=_measure(found.duration),
-        rentable=bool(found.rentable),
-        verified=found.verification == "verified",
+        dph_base=0.0 if row.is_bid is not False else row.dph_base or 0.0,
+        min_bid=row.min_bid or 0.0,
+        storage_cost=_price(row.storage_cost, _DEAR_STORAGE),
+        reliability=_measure(row.reliability),
+        duration=_measure(row.duration),
+        rentable=bool(row.rentable),
+        verified=row.verification == "verified",
     )
 
 
-def listed(found: records.Instance) -> Instance:
-    """A row of the list, for the reaper."""
-    return Instance(id=found.id, label=found.label, created_at=began(found))
+def instance_of(row: InstanceRow) -> Instance:
+    """Return an instance; a state that the service leaves out is no sign of anything."""
+    return Instance(
+        id=row.id,
+        label=row.label,
+        state=_state(row),
+        status=_status(row),
+        message=row.status_msg or "",
+        gpu_billed=_gpu_is_billed(row),
+        machine_id=row.machine_id,
+        is_bid=row.is_bid,
+        hourly=row.dph_total,
+        created_at=_moment(row.start_date),
+        ends_at=_moment(row.end_date),
+    )
 
 
-def began(found: records.Instance) -> datetime | None:
-    """When it was rented; None if the service does not say."""
+_STATES = {
+    None: InstanceState.PROVISIONING,
+    "created": InstanceState.PROVISIONING,
+    "loading": InstanceState.PROVISIONING,
+    "running": InstanceState.RUNNING,
+    "exited": InstanceState.EXITED,
+    "offline": InstanceState.UNREACHABLE,
+    "unknown": InstanceState.UNREACHABLE,
+}
+
+
+def _state(row: InstanceRow) -> InstanceState:
+    contract = row.cur_state or "running"
+    is_stopped = contract == (row.next_state or contract) == "stopped"
+    if row.actual_status in {"exited", "stopped"} and is_stopped:
+        return InstanceState.STOPPED
+    return _STATES.get(row.actual_status, InstanceState.CHANGING)
+
+
+def _status(row: InstanceRow) -> str:
+    """Return the container's state, and its contract's where that is another."""
+    actual = row.actual_status or "provisioning"
+    return actual if row.cur_state in {None, "running", actual} else f"{actual}/{row.cur_state}"
+
+
+def _gpu_is_billed(row: InstanceRow) -> bool:
+    if row.actual_status in {None, "created", "loading"}:
+        return False
+    return not (row.actual_status in {"stopped", "exited"} and row.cur_state == "stopped")
+
+
+def _moment(seconds: float | None) -> datetime | None:
     try:
-        return None if found.start_date is None else datetime.fromtimestamp(found.start_date, UTC)
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def row_of(found: records.Instance | None) -> Row | None:
-    """Its states; a state that the service leaves out is no sign of anything."""
-    if found is None:
-        return None
-    return Row(
-        actual_status=found.actual_status,
-        intended_status=found.intended_status or "running",
-        cur_state=found.cur_state or "running",
-        next_state=found.next_state or found.cur_state or "running",
-        status_msg=found.status_msg or "",
-    )
-
-
-def gpu_is_billed(found: records.Instance | None) -> bool:
-    """False only for states in which the service is known not to bill the GPU."""
-    if found is None or found.actual_status in {"running", "frozen", "rebooting"}:
-        return True
-    if found.actual_status in {None, "created", "loading"}:
-        return False
-    return not (found.actual_status in {"stopped", "exited"} and found.cur_state == "stopped")
-
-
-def rates_of(offer: Offer, price: float, disk_gb: float) -> Rates:
-    """What an offer costs at a bid of so many $/h."""
-    return Rates.of(
-        price=price,
-        disk_gb=disk_gb,
-        storage_cost=offer.storage_cost,
-        up=offer.inet_up_cost,
-        down=offer.inet_down_cost,
-    )
-
-
-def objection(
-    found: records.Instance, *, label: str, machine_id: int, hourly: float, slack: float = 0.02
-) -> str | None:
-    """Why a new instance is not what was asked for; None if it is, as far as the service says.
-
-    Args:
-        found: Its first full row.
-        label: The one that it was rented under.
-        machine_id: Of the offer.
-        hourly: $/h that are set aside, storage included.
-        slack: By which share the service's own sum may be above it.
-    """
-    if found.label is not None and found.label != label:
-        return f"its label is {found.label!r}, not {label!r}"
-    if found.is_bid is False:
-        return "it was rented on demand, at the full price"
-    if found.machine_id is not None and found.machine_id != machine_id:
-        return f"it is machine {found.machine_id}, not {machine_id}"
-    if found.dph_total is not None and found.dph_total > hourly * (1 + slack) + 0.001:
-        return f"it costs ${found.dph_total:.3f}/h, and ${hourly:.3f}/h are set aside"
-    return None
-
-
-def ends_in(found: records.Instance, now: datetime) -> timedelta | None:
-    """Until its contract's limit; None if the service does not say."""
-    return None if found.end_date is None else timedelta(seconds=found.end_date - now.timestamp())
 
 
 def _measure(value: float | None) -> float:

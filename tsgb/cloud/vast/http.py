@@ -5,7 +5,6 @@ It knows HTTP and the key. It does not know what an answer means, and sends noth
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
@@ -14,8 +13,9 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import SecretStr
 
+from tsgb.cloud.provider import is_loopback
 from tsgb.cloud.vast.answers import Answer
-from tsgb.errors import UsageError, VastAuthError
+from tsgb.errors import ProviderAuthError, UsageError
 
 _CONNECT_SECONDS = 10.0
 _MOST_BYTES = 16 * 1024 * 1024
@@ -47,7 +47,7 @@ class Wire:
         """Check the key's form and the address; nothing is sent.
 
         Raises:
-            VastAuthError: This cannot be a key.
+            ProviderAuthError: This cannot be a key.
             UsageError: The key must not go to this address.
         """
         self._key = _checked_key(key)
@@ -135,9 +135,9 @@ def _timeout(seconds: float) -> httpx.Timeout:
 def _checked_key(key: SecretStr) -> SecretStr:
     value = key.get_secret_value().strip()
     if not value:
-        raise VastAuthError("no key for Vast.ai: set VAST_API_KEY")
+        raise ProviderAuthError("no key for Vast.ai: set VAST_API_KEY")
     if not all("!" <= character <= "~" for character in value):
-        raise VastAuthError("VAST_API_KEY has a character that no key has: copy it again")
+        raise ProviderAuthError("VAST_API_KEY has a character that no key has: copy it again")
     return SecretStr(value)
 
 
@@ -154,21 +154,9 @@ def checked_url(url: str) -> str:
         raise UsageError("TSGB_VAST_URL is no address: write https://host") from None
     if parts.username or parts.password or parts.query or parts.fragment or not host:
         raise UsageError("TSGB_VAST_URL must be https://host and no more: the key is VAST_API_KEY")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(url)):
         raise UsageError(
             f"TSGB_VAST_URL {url} would send the key where others can read it: write https://, or "
             "http:// for a simulator on this machine"
         )
     return url.rstrip("/")
-
-
-def is_loopback(url: str) -> bool:
-    """Whether it is on this machine: a simulator."""
-    return _is_loopback(urlsplit(url).hostname or "")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

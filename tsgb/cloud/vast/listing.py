@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from tsgb.cloud.vast.answers import Call
 from tsgb.cloud.vast.caller import Caller, odd, parsed
-from tsgb.cloud.vast.records import Instance
+from tsgb.cloud.vast.records import InstanceRow
 
 _PAGE = 25
 _MOST_PAGES = 400
@@ -33,11 +33,11 @@ class _Page(BaseModel):
     """On all of them."""
 
 
-def all_instances(caller: Caller, call: Call) -> tuple[Instance, ...]:
+def all_instances(caller: Caller, call: Call) -> tuple[InstanceRow, ...]:
     """Read page after page, once each; twice if there are several.
 
     Raises:
-        VastError: A page is missing, cut or odd: nothing is known about the rest either.
+        ProviderError: A page is missing, cut or odd: nothing is known about the rest either.
     """
     found, num_pages = _read(caller, call)
     if num_pages > 1:
@@ -48,14 +48,14 @@ def all_instances(caller: Caller, call: Call) -> tuple[Instance, ...]:
     return tuple(found.values())
 
 
-def _read(caller: Caller, call: Call) -> tuple[dict[int, Instance], int]:
+def _read(caller: Caller, call: Call) -> tuple[dict[int, InstanceRow], int]:
     """What is on all pages, and how many there are."""
     params = {
         "select_filters": "{}",
         "order_by": json.dumps([{"col": "id", "dir": "asc"}]),
         "limit": str(_PAGE),
     }
-    found: dict[int, Instance] = {}
+    found: dict[int, InstanceRow] = {}
     tokens: set[str] = set()
     totals: set[int | None] = set()
     while True:
@@ -65,7 +65,7 @@ def _read(caller: Caller, call: Call) -> tuple[dict[int, Instance], int]:
             raise odd(call, f"a page with {len(page.instances)} of {page.instances_found} rows")
         totals.add(page.total_instances)
         for row in page.instances:
-            instance = parsed(Instance, row, call)
+            instance = parsed(InstanceRow, row, call)
             found[instance.id] = instance
         if page.next_token is None:
             break

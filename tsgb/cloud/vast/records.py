@@ -44,10 +44,10 @@ class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
-class Offer(_Row):
+class OfferRow(_Row):
     """A machine that can be rented.
 
-    Example: `Offer(ask_id=12345678, machine_id=88888, gpu_name="RTX 4090", min_bid=0.12)`
+    Example: `OfferRow(ask_id=12345678, machine_id=88888, gpu_name="RTX 4090", min_bid=0.12)`
     """
 
     ask_id: int = Field(validation_alias=AliasChoices("ask_contract_id", "id", "ask_id"))
@@ -100,10 +100,10 @@ class Offer(_Row):
     """The service's own score for deep learning."""
 
 
-class Instance(_Row):
+class InstanceRow(_Row):
     """A contract of this account; it costs money in every state, until it is destroyed.
 
-    Example: `Instance(id=7835610, label="tsgb/home/run-abc/1", actual_status="running")`
+    Example: `InstanceRow(id=7835610, label="tsgb/home/run-abc/1", actual_status="running")`
     """
 
     id: int
@@ -140,10 +140,10 @@ class Instance(_Row):
     """Seconds since 1970: the contract's limit."""
 
 
-class Account(_Row):
+class AccountRow(_Row):
     """Whose key it is.
 
-    Example: `Account(id=1, credit=25.0)`
+    Example: `AccountRow(id=1, credit=25.0)`
     """
 
     id: int

@@ -1,7 +1,7 @@
 """Renting: the one request that is no good twice.
 
 There is no key by which the service would know a second request for the first. So it is sent once,
-and every outcome but a clear yes or a clear no is `VastAmbiguous`.
+and every outcome but a clear yes or a clear no is `ProviderAmbiguous`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tsgb.cloud.vast.answers import Answer, Call, Subject, contract
 from tsgb.cloud.vast.caller import Caller, reason
 from tsgb.cloud.vast.records import Rental
 from tsgb.cloud.vast.throttle import Endpoint
-from tsgb.errors import VastAmbiguous, VastError, VastUnreachable
+from tsgb.errors import ProviderAmbiguous, ProviderError, ProviderUnreachable
 
 _SECONDS = 60.0
 _SECRET_CHARACTERS = 6
@@ -22,8 +22,8 @@ def rent(caller: Caller, ask_id: int, rental: Rental) -> int:
     """Send it once; the id of the new instance.
 
     Raises:
-        VastAmbiguous: It may exist.
-        VastError: It was not sent, or refused.
+        ProviderAmbiguous: It may exist.
+        ProviderError: It was not sent, or refused.
     """
     hidden = [v for v in rental.env.values() if len(v.get_secret_value()) >= _SECRET_CHARACTERS]
     where = f"renting offer {ask_id} as {rental.label}"
@@ -34,16 +34,18 @@ def rent(caller: Caller, ask_id: int, rental: Rental) -> int:
                 "PUT", f"/api/v0/asks/{ask_id}/", seconds=_SECONDS, body=rental.body()
             )
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise VastUnreachable(f"Vast.ai, {where}: not sent, {reason(error, call)}") from error
+            raise ProviderUnreachable(
+                f"Vast.ai, {where}: not sent, {reason(error, call)}"
+            ) from error
         except Exception as error:
             raise _ambiguous(call, reason(error, call)) from error
     return _read(answer, call, caller.judge(answer, call))
 
 
-def _read(answer: Answer, call: Call, error: VastError | None) -> int:
+def _read(answer: Answer, call: Call, error: ProviderError | None) -> int:
     payload = answer.payload()
     instance_id = contract(payload)
-    if isinstance(error, VastUnreachable) or answer.status >= 500:
+    if isinstance(error, ProviderUnreachable) or answer.status >= 500:
         raise _ambiguous(call, f"HTTP {answer.status}", instance_id)
     if error is not None:
         if instance_id is None and "queued" in answer.text:
@@ -54,10 +56,10 @@ def _read(answer: Answer, call: Call, error: VastError | None) -> int:
     return instance_id
 
 
-def _ambiguous(call: Call, what: str, contract_id: int | None = None) -> VastAmbiguous:
+def _ambiguous(call: Call, what: str, contract_id: int | None = None) -> ProviderAmbiguous:
     known = "" if contract_id is None else f" as instance {contract_id}"
-    return VastAmbiguous(
+    return ProviderAmbiguous(
         f"Vast.ai, {call.where}: {what}; it may exist{known}: look for its label before you try "
         "again",
-        contract_id=contract_id,
+        instance_id=contract_id,
     )

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
-from tsgb.errors import VastRateLimited, VastSearchQuota, VastUnreachable
+from tsgb.errors import ProviderRateLimited, ProviderSearchQuota, ProviderUnreachable
 
 _LONGEST_SECONDS = 60.0
 _T = TypeVar("_T")
@@ -35,7 +35,7 @@ class Retries:
         """Return what the operation returns.
 
         Raises:
-            VastError: It failed for good, or what may heal did not in time.
+            ProviderError: It failed for good, or what may heal did not in time.
         """
         started = self.clock()
 
@@ -51,8 +51,8 @@ class Retries:
         )
         try:
             return retrying(operation)
-        except VastUnreachable as error:
-            raise VastUnreachable(
+        except ProviderUnreachable as error:
+            raise ProviderUnreachable(
                 f"{error}; gave up after retrying for {self.deadline_seconds:g} s. What is there "
                 "is unknown",
                 code=error.code,
@@ -62,12 +62,12 @@ class Retries:
     def _wait_seconds(self, state: RetryCallState) -> float:
         """Full jitter, 0.5 s doubling up to 60 s, on top of what the service wants us to wait."""
         error = state.outcome.exception() if state.outcome is not None else None
-        least = error.wait_seconds if isinstance(error, VastRateLimited) else 0.0
+        least = error.wait_seconds if isinstance(error, ProviderRateLimited) else 0.0
         most = min(_LONGEST_SECONDS, max(0.5, least) * 2 ** min(state.attempt_number - 1, 10))
         return least + self.jitter(0, most)
 
 
 def _may_heal(error: BaseException) -> bool:
-    return isinstance(error, (VastUnreachable, VastRateLimited)) and not isinstance(
-        error, VastSearchQuota
+    return isinstance(error, (ProviderUnreachable, ProviderRateLimited)) and not isinstance(
+        error, ProviderSearchQuota
     )

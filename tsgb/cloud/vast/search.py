@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tsgb.cloud.vast.records import Offer
+from tsgb.cloud.vast.records import OfferRow
 
 _MOST = 64
 
@@ -39,7 +39,7 @@ class Condition(NamedTuple):
     op: str
     value: Any
 
-    def holds(self, offer: Offer) -> bool:
+    def holds(self, offer: OfferRow) -> bool:
         """Whether the offer meets it; what is unknown does not."""
         if self.field == "verified":
             return (offer.verification == "verified") is self.value
@@ -127,17 +127,17 @@ class Search(BaseModel):
             "allocated_storage": self.disk_gb,
         }
 
-    def accepts(self, offer: Offer) -> bool:
+    def accepts(self, offer: OfferRow) -> bool:
         """Whether the offer is what was asked for, whatever the service made of the question."""
         if offer.is_bid is not None and offer.is_bid is not self.interruptible:
             return False
         return all(condition.holds(offer) for condition in self.conditions())
 
 
-def readable(rows: Iterable[Any]) -> Iterator[Offer]:
+def readable(rows: Iterable[Any]) -> Iterator[OfferRow]:
     """The rows that name what can be rented; without the others there is only less to choose."""
     for row in rows:
         try:
-            yield Offer.model_validate(row)
+            yield OfferRow.model_validate(row)
         except ValidationError:
             continue

@@ -9,11 +9,11 @@ import pytest
 from tests.fakes.scripted_http import Reply, Seen
 from tests.unit.cloud.vast.conftest import OFFICIAL, answered, scene
 from tsgb.errors import (
-    VastAuthError,
-    VastError,
-    VastGone,
-    VastRefused,
-    VastUnreachable,
+    ProviderAuthError,
+    ProviderError,
+    ProviderGone,
+    ProviderRefused,
+    ProviderUnreachable,
 )
 
 ROW = OFFICIAL["list"]["response"]["body"]["instances"][0]
@@ -80,9 +80,9 @@ NOT_WHOLE = [
 
 @pytest.mark.parametrize("reply", NOT_WHOLE)
 def test_what_is_not_whole_is_an_error(reply: Reply) -> None:
-    with pytest.raises(VastError) as caught:
+    with pytest.raises(ProviderError) as caught:
         scene(reply).vast.instances()
-    assert not isinstance(caught.value, VastGone)
+    assert not isinstance(caught.value, ProviderGone)
 
 
 @pytest.mark.parametrize("reply", NOT_WHOLE)
@@ -90,7 +90,7 @@ def test_a_later_page_that_is_not_whole_is_an_error_too(reply: Reply) -> None:
     def respond(seen: Seen) -> Reply:
         return reply if "after_token" in seen.query else page(range(50, 75), 27, "25")
 
-    with pytest.raises(VastError):
+    with pytest.raises(ProviderError):
         scene(respond=respond).vast.instances()
 
 
@@ -135,19 +135,19 @@ GONE = [
     pytest.param(Reply(404, {"success": False, "msg": "not found"}), id="404 without a code"),
 ]
 NOT_GONE = [
-    pytest.param(answered("bad_key"), VastAuthError, id="revoked key"),
-    pytest.param(Reply(401, {"msg": "Invalid user key"}), VastAuthError, id="401"),
-    pytest.param(Reply(404, "<html>no such page</html>"), VastRefused, id="404 of a proxy"),
-    pytest.param(Reply(404, {"detail": "Not Found"}), VastRefused, id="404 of another server"),
-    pytest.param(Reply(404, {"error": "no_such_user"}), VastRefused, id="something else"),
-    pytest.param(Reply(404, {"error": "no_such_ask"}), VastRefused, id="an offer"),
-    pytest.param(Reply(400, {"error": "resources_unavailable"}), VastRefused, id="its GPU"),
-    pytest.param(Reply(410, {"error": "deprecated_endpoint"}), VastRefused, id="410"),
-    pytest.param(Reply(502, "<html>"), VastUnreachable, id="502"),
-    pytest.param(Reply(200, {}), VastUnreachable, id="nothing said"),
-    pytest.param(Reply(200, {"instances": {}}), VastUnreachable, id="an empty row"),
-    pytest.param(Reply(200, {"instances": []}), VastUnreachable, id="an empty list"),
-    pytest.param(Reply(200, {"instances": {"id": 8}}), VastUnreachable, id="another one"),
+    pytest.param(answered("bad_key"), ProviderAuthError, id="revoked key"),
+    pytest.param(Reply(401, {"msg": "Invalid user key"}), ProviderAuthError, id="401"),
+    pytest.param(Reply(404, "<html>no such page</html>"), ProviderRefused, id="404 of a proxy"),
+    pytest.param(Reply(404, {"detail": "Not Found"}), ProviderRefused, id="404 of another server"),
+    pytest.param(Reply(404, {"error": "no_such_user"}), ProviderRefused, id="something else"),
+    pytest.param(Reply(404, {"error": "no_such_ask"}), ProviderRefused, id="an offer"),
+    pytest.param(Reply(400, {"error": "resources_unavailable"}), ProviderRefused, id="its GPU"),
+    pytest.param(Reply(410, {"error": "deprecated_endpoint"}), ProviderRefused, id="410"),
+    pytest.param(Reply(502, "<html>"), ProviderUnreachable, id="502"),
+    pytest.param(Reply(200, {}), ProviderUnreachable, id="nothing said"),
+    pytest.param(Reply(200, {"instances": {}}), ProviderUnreachable, id="an empty row"),
+    pytest.param(Reply(200, {"instances": []}), ProviderUnreachable, id="an empty list"),
+    pytest.param(Reply(200, {"instances": {"id": 8}}), ProviderUnreachable, id="another one"),
 ]
 
 
@@ -161,19 +161,19 @@ def test_gone_in_the_words_of_the_service(reply: Reply) -> None:
     scene(reply).vast.destroy(7)
     for change in ("label", "stop", "change_bid", "logs"):
         arguments: tuple[Any, ...] = {"label": ("x",), "change_bid": (0.2,)}.get(change, ())
-        with pytest.raises(VastGone):
+        with pytest.raises(ProviderGone):
             getattr(scene(reply).vast, change)(7, *arguments)
 
 
 @pytest.mark.parametrize(("reply", "kind"), NOT_GONE)
-def test_all_else_is_no_proof(reply: Reply, kind: type[VastError]) -> None:
+def test_all_else_is_no_proof(reply: Reply, kind: type[ProviderError]) -> None:
     for call in ("show", "destroy"):
-        with pytest.raises(VastError) as caught:
+        with pytest.raises(ProviderError) as caught:
             getattr(scene(reply).vast, call)(7)
         assert type(caught.value) is kind
 
 
 def test_a_change_counts_only_if_the_answer_says_so() -> None:
     for body in ({}, {"success": None}, {"success": 1}, {"msg": "ok"}):
-        with pytest.raises(VastUnreachable):
+        with pytest.raises(ProviderUnreachable):
             scene(Reply(200, body)).vast.stop(7)

@@ -11,7 +11,7 @@ from tests.fakes.scripted_http import Reply, Seen
 from tests.unit.cloud.vast.conftest import KEY, OFFICIAL, answered, rental, scene
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.search import Search
-from tsgb.errors import VastRefused
+from tsgb.errors import ProviderRefused
 
 ID, ASK = 7835610, 12345678
 SEARCH = Search(
@@ -142,7 +142,7 @@ def test_a_field_of_another_kind_is_unknown_and_no_more() -> None:
 @pytest.mark.parametrize("price", [0.0, -1.0, 0.0005, 129.0, float("nan"), float("inf"), None])
 def test_no_price_but_a_bid_is_ever_sent(price: Any) -> None:
     vast, script, _ = scene(Reply(body={"success": True}))
-    with pytest.raises(VastRefused if price is not None else TypeError):
+    with pytest.raises(ProviderRefused if price is not None else TypeError):
         vast.change_bid(ID, price)
     with pytest.raises(ValueError, match="price"):
         rental(price=price)

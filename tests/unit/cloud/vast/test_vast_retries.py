@@ -13,13 +13,13 @@ from tests.unit.cloud.vast.conftest import NOW, answered, scene
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.search import Search
 from tsgb.errors import (
-    VastAuthError,
-    VastError,
-    VastNoCredit,
-    VastRateLimited,
-    VastRefused,
-    VastSearchQuota,
-    VastUnreachable,
+    ProviderAuthError,
+    ProviderError,
+    ProviderNoCredit,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderSearchQuota,
+    ProviderUnreachable,
 )
 
 CALLS: list[Any] = [
@@ -46,7 +46,7 @@ def test_what_can_be_repeated_is(call: Callable[[VastClient], Any], good: Reply)
 def test_not_for_ever(call: Callable[[VastClient], Any], good: Reply) -> None:
     vast, script, time = scene(Reply(503, ""))
     with pytest.raises(
-        VastUnreachable, match=r"after retrying for 60 s\. What is there is unknown"
+        ProviderUnreachable, match=r"after retrying for 60 s\. What is there is unknown"
     ):
         call(vast)
     assert 2 < len(script.seen) < 40
@@ -57,7 +57,7 @@ def test_not_for_ever(call: Callable[[VastClient], Any], good: Reply) -> None:
 @pytest.mark.parametrize(("call", "good"), CALLS)
 def test_one_try_if_so_wanted(call: Callable[[VastClient], Any], good: Reply) -> None:
     vast, script, time = scene(Reply(503, ""), retry_seconds=0)
-    with pytest.raises(VastUnreachable):
+    with pytest.raises(ProviderUnreachable):
         call(vast)
     assert (len(script.seen), time.slept) == (1, [])
 
@@ -65,18 +65,18 @@ def test_one_try_if_so_wanted(call: Callable[[VastClient], Any], good: Reply) ->
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [
-        pytest.param(answered("bad_key"), VastAuthError, id="key"),
-        pytest.param(Reply(403, {"msg": "no"}), VastAuthError, id="permission"),
-        pytest.param(Reply(402, ""), VastNoCredit, id="credit"),
-        pytest.param(answered("search_quota"), VastSearchQuota, id="quota"),
-        pytest.param(Reply(400, {"error": "invalid_args"}), VastRefused, id="arguments"),
-        pytest.param(Reply(501, ""), VastRefused, id="501"),
-        pytest.param(Reply(302, "", {"Location": "https://other"}), VastRefused, id="redirect"),
+        pytest.param(answered("bad_key"), ProviderAuthError, id="key"),
+        pytest.param(Reply(403, {"msg": "no"}), ProviderAuthError, id="permission"),
+        pytest.param(Reply(402, ""), ProviderNoCredit, id="credit"),
+        pytest.param(answered("search_quota"), ProviderSearchQuota, id="quota"),
+        pytest.param(Reply(400, {"error": "invalid_args"}), ProviderRefused, id="arguments"),
+        pytest.param(Reply(501, ""), ProviderRefused, id="501"),
+        pytest.param(Reply(302, "", {"Location": "https://other"}), ProviderRefused, id="redirect"),
     ],
 )
-def test_what_does_not_heal_is_asked_once(reply: Reply, kind: type[VastError]) -> None:
+def test_what_does_not_heal_is_asked_once(reply: Reply, kind: type[ProviderError]) -> None:
     vast, script, _ = scene(reply)
-    with pytest.raises(VastError) as caught:
+    with pytest.raises(ProviderError) as caught:
         vast.search(Search(disk_gb=8))
     assert type(caught.value) is kind
     assert len(script.seen) == 1
@@ -99,7 +99,7 @@ def test_what_does_not_heal_is_asked_once(reply: Reply, kind: type[VastError]) -
     ],
 )
 def test_as_long_as_the_service_wants(reply: Reply, seconds: float) -> None:
-    with pytest.raises(VastRateLimited) as caught:
+    with pytest.raises(ProviderRateLimited) as caught:
         scene(reply, retry_seconds=0).vast.instances()
     assert caught.value.wait_seconds == seconds
     vast, script, time = scene(reply, answered("list"))
@@ -110,7 +110,7 @@ def test_as_long_as_the_service_wants(reply: Reply, seconds: float) -> None:
 
 def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
     vast, script, time = scene(Reply(429, "", {"Retry-After": "3600"}))
-    with pytest.raises(VastRateLimited) as caught:
+    with pytest.raises(ProviderRateLimited) as caught:
         vast.instances()
     assert (caught.value.wait_seconds, time.slept, len(script.seen)) == (3600.0, [], 1)
 
@@ -119,7 +119,7 @@ def test_the_quota_of_searches_ends_when_the_service_says_or_at_midnight() -> No
     def waiting(headers: dict[str, str]) -> float:
         reply = Reply(429, {"error": "search_quota_exceeded"}, headers)
         vast, _, time = scene(reply)
-        with pytest.raises(VastSearchQuota) as caught:
+        with pytest.raises(ProviderSearchQuota) as caught:
             vast.search(Search(disk_gb=8))
         assert time.slept == []
         return caught.value.wait_seconds
@@ -177,7 +177,7 @@ class TestLogs:
     @pytest.mark.parametrize("url", [None, 7, "", "file:///etc/passwd", "s3://bucket/key"])
     def test_an_odd_address_is_not_opened(self, url: object) -> None:
         vast, script, _ = scene(Reply(200, {"success": True, "result_url": url}))
-        with pytest.raises(VastUnreachable):
+        with pytest.raises(ProviderUnreachable):
             vast.logs(7)
         assert len(script.seen) == 1
 
@@ -188,6 +188,6 @@ class TestLogs:
             return Reply(404, "")
 
         vast, *_ = scene(respond=respond, retry_seconds=0)
-        with pytest.raises(VastUnreachable, match="no log yet") as caught:
+        with pytest.raises(ProviderUnreachable, match="no log yet") as caught:
             vast.logs(7)
         assert "secret-1" not in str(caught.value)

@@ -18,7 +18,7 @@ from tests.unit.cloud.vast.conftest import KEY, answered, rental, scene
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.http import Wire
 from tsgb.cloud.vast.search import Search
-from tsgb.errors import TSGBError, UsageError, VastAuthError, VastError
+from tsgb.errors import ProviderAuthError, ProviderError, TSGBError, UsageError
 
 PASSWORD = sentinel("webdav")
 ECHO = {"msg": f"you sent Bearer {KEY}\nand {PASSWORD}", "error": f"bad {KEY}"}
@@ -64,7 +64,7 @@ def test_no_error_and_no_log_line_holds_it(call: str, caplog: pytest.LogCaptureF
             vast, *_ = scene(url=url, on_loopback=True, retry_seconds=0)
             try:
                 CALLS[call](vast)
-            except VastError as error:
+            except ProviderError as error:
                 text = "".join(traceback.format_exception(error)) + repr(error)
                 text += repr(vars(error)) + repr(pickle.dumps(error))
                 assert KEY not in text
@@ -76,7 +76,7 @@ def test_no_error_and_no_log_line_holds_it(call: str, caplog: pytest.LogCaptureF
 
 def test_nor_do_the_variables_of_a_traceback() -> None:
     """Some printers show them. What the service echoes may be among them; the key must not."""
-    with pytest.raises(VastError) as caught:
+    with pytest.raises(ProviderError) as caught:
         scene(Reply(503, "")).vast.instances()
     assert KEY not in written(caught.value)
 
@@ -91,16 +91,16 @@ def test_a_rental_hides_its_environment() -> None:
 
 def test_errors_survive_a_process() -> None:
     vast, *_ = scene(answered("low_bid"))
-    with pytest.raises(VastError) as caught:
+    with pytest.raises(ProviderError) as caught:
         vast.create(1, rental())
     copy = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own
     assert str(copy) == str(caught.value)
-    assert (copy.code, copy.status, copy.contract_id) == ("invalid_price", 400, 7835612)
+    assert (copy.code, copy.status, copy.instance_id) == ("invalid_price", 400, 7835612)
 
 
 @pytest.mark.parametrize("key", ["", "  ", "two words-4711", "line\nbreak-4711", "ü-4711"])
 def test_what_cannot_be_a_key_is_refused_before_it_is_sent(key: str) -> None:
-    with pytest.raises(VastAuthError, match="VAST_API_KEY") as caught:
+    with pytest.raises(ProviderAuthError, match="VAST_API_KEY") as caught:
         VastClient(SecretStr(key))
     assert "4711" not in "".join(traceback.format_exception(caught.value))
 
@@ -152,7 +152,7 @@ def test_it_is_not_taken_along_by_a_redirect() -> None:
     elsewhere = Script([answered("account")])
     with serve(elsewhere) as url:
         vast, script, _ = scene(Reply(307, "", {"Location": url}))
-        with pytest.raises(VastError):
+        with pytest.raises(ProviderError):
             vast.account()
     assert elsewhere.seen == []
     assert len(script.seen) == 1
