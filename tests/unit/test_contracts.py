@@ -23,6 +23,9 @@ VIOLATIONS = {
     "the control plane runs without torch": "flows.plan -> tsgb.models.network",
     "only the edges read the environment": "tsgb.trainer.losses -> tsgb.settings",
     "nothing outside envs/glyph knows glyphs": "tsgb.worker.attempt -> tsgb.envs.glyph",
+    "one module picks the provider, and nothing else knows Vast.ai": (
+        "tsgb.cloud.launch -> tsgb.cloud.vast.client"
+    ),
     "no cycles between siblings": "tsgb.checkpoint.manifest -> tsgb.checkpoint.store",
 }
 """Contract, and an import that breaks it."""

@@ -1,0 +1,161 @@
+"""The settings of TSGB in groups: each is declared once, here, and is passed on whole.
+
+A group is a plain record. It reads no environment, so any module of the library may take one as an
+argument; `tsgb/settings.py` joins the groups and fills them in. Names of environment variables are
+`TSGB_` and the field's name in capitals, unless the field says otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+
+class SettingsGroup(BaseModel):
+    """Settings that belong together; errors never show their values."""
+
+    model_config = SettingsConfigDict(
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,  # it may be a secret
+        use_attribute_docstrings=True,
+    )
+
+
+class StoreSettings(SettingsGroup):
+    """Where runs are kept, and the credentials for that place.
+
+    Example: `StoreSettings(webdav_url="https://dav.example.org/tsgb", webdav_user="me")`
+    """
+
+    webdav_url: str | None = Field(default=None, validation_alias="RCLONE_WEBDAV_URL")
+    """URL of the WebDAV store for runs, `https://...`."""
+    webdav_user: str | None = Field(default=None, validation_alias="RCLONE_WEBDAV_USER")
+    """User name for the WebDAV store."""
+    webdav_pass: SecretStr | None = Field(default=None, validation_alias="RCLONE_WEBDAV_PASS")
+    """Password for the WebDAV store, in plain text (rclone itself obscures it)."""
+    store: str | None = None
+    """Store for runs: a path or any fsspec URL. It wins over RCLONE_WEBDAV_URL."""
+    manifest_key: Annotated[SecretStr, Field(min_length=16)] | None = None
+    """Key that signs checkpoints; a checkpoint that is not signed with it does not count."""
+
+    @property
+    def default_store(self) -> str:
+        """Store for runs when none is named: `./runs` if the environment names none either."""
+        return self.store or self.webdav_url or str(Path("runs").absolute())
+
+
+class WorkerSettings(SettingsGroup):
+    """How worker processes are started and watched on the machine that drives a run.
+
+    Example: `WorkerSettings(cache_dir=Path("cache"), max_parallel=2)`
+    """
+
+    cache_dir: Path
+    """Directory of built models, files of remote checkpoints (at most 4 GiB), logs of workers and
+    the database of the embedded Prefect API."""
+    worker_command: Annotated[list[str], NoDecode] = [sys.executable, "-m", "tsgb.cli", "worker"]
+    """Command that starts a worker, split as a shell would split it."""
+    max_parallel: Annotated[int, Field(gt=0)] = Field(default_factory=lambda: os.cpu_count() or 1)
+    """Number of workers that run at a time."""
+    poll_seconds: Annotated[float, Field(gt=0)] = 0.5
+    """Seconds between two looks at the workers."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds that a worker may take to save after SIGTERM."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without progress after which a worker is killed and started anew."""
+    retries: Annotated[int, Field(ge=0)] = 20
+    """Number of times that one segment survives the loss of its machines."""
+    retry_delay_seconds: Annotated[float, Field(ge=0)] = 1.0
+    """Seconds between the loss of a machine and the next attempt."""
+
+    @field_validator("worker_command", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return shlex.split(value) if isinstance(value, str) else value
+
+    @property
+    def prefect_home(self) -> Path:
+        """Home directory of the embedded Prefect API."""
+        return self.cache_dir / "prefect"
+
+    @property
+    def log_dir(self) -> Path:
+        """Directory of the workers' logs, with a directory for each run."""
+        return self.cache_dir / "logs"
+
+
+class CloudSettings(SettingsGroup):
+    """The account that rents machines, which ones it may rent, and how they are watched.
+
+    Example: `CloudSettings(budget=20.0, max_price=0.25, gpus=("RTX 3090",))`
+    """
+
+    vast_api_key: SecretStr | None = Field(default=None, validation_alias="VAST_API_KEY")
+    """Key that rents machines; a worker never gets it."""
+    vast_url: str = "https://console.vast.ai"
+    """URL of Vast.ai, or of a simulator of it."""
+    deployment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,15}$")] = "home"
+    """Part of the labels of instances; instances of another deployment are never touched."""
+    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    """Dollars that one run may cost on rented machines, all attempts together."""
+    max_price: Annotated[float, Field(gt=0, le=128)] = 0.3
+    """Dollars an hour that one machine may cost, storage included."""
+    image: str = "python:3.11-slim"
+    """Container image of rented machines; infra/Dockerfile makes one that starts faster."""
+    image_gb: Annotated[float, Field(ge=0, le=500)] = 0.05
+    """GB that a host downloads of the image, compressed; billed before the container starts."""
+    disk_gb: Annotated[float, Field(ge=8, le=2048)] = 20.0
+    """Disk of a rented machine, GB."""
+    gpus: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names of GPUs that may be rented, commas between; any if empty."""
+    gpu_ram_gb: Annotated[float, Field(ge=0)] = 8.0
+    """Least memory of the GPU, GB."""
+    reliability: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Least reliability of a host, by the service's own measure."""
+    look_seconds: Annotated[float, Field(gt=0)] = 20.0
+    """Seconds between two looks at a rented machine."""
+    lease_seconds: Annotated[float, Field(ge=1)] = 1200.0
+    """Seconds that a rented machine works on when its flow is dead."""
+    skew_seconds: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds by which the clocks of this machine, a rented one and the reaper's may differ."""
+    provision_seconds: Annotated[float, Field(gt=0)] = 1200.0
+    """Seconds from a rental to the first heartbeat, after which the machine is given up."""
+    silence_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without a heartbeat after which a rented machine is given up."""
+    offer_seconds: Annotated[float, Field(ge=0)] = 1800.0
+    """Seconds to wait for an offer that fits."""
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+
+class InstanceSettings(SettingsGroup):
+    """What a rented machine is told about itself.
+
+    Example: `InstanceSettings(container_id="7835610", alive_file=Path("alive"))`
+    """
+
+    container_id: str | None = Field(default=None, validation_alias="CONTAINER_ID")
+    """Id of the instance that this machine is; the service sets it."""
+    container_api_key: SecretStr | None = Field(default=None, validation_alias="CONTAINER_API_KEY")
+    """Key that destroys this instance and does nothing else; the service sets it."""
+    lease_poll_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds between two looks at the lease; the machine's other intervals follow from it."""
+    min_free_gb: Annotated[float, Field(ge=0)] = 2.0
+    """GB of free disk without which the machine does not begin."""
+    net_dev: Path = Path("/proc/net/dev")
+    """File with the counters of bytes sent and received."""
+    net_before: Path | None = None
+    """Copy of that file from the container's start; `infra/bootstrap.sh` sets it."""
+    alive_file: Path | None = None
+    """File that the watcher of a rented machine touches while it is alive."""
