@@ -18,7 +18,7 @@ import torch
 
 from tests.fakes.miniature import untrained_model, world
 from tsgb.config import AttackerConfig, GuardConfig, ModelConfig
-from tsgb.models.language_model import LanguageModel
+from tsgb.models.fast.engine import LanguageModel
 from tsgb.trainer.advantages import leave_one_out
 from tsgb.trainer.players import AttackerPlayer, GuardPlayer, Writing, make_adapter
 from tsgb.types import ModelRecipe, Split, StreamKind

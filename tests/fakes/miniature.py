@@ -20,8 +20,8 @@ from tsgb.envs.glyph import GlyphEnvironment
 from tsgb.envs.glyph.grammar import Grammar, fill
 from tsgb.envs.glyph.policy import Policy
 from tsgb.envs.glyph.techniques import family, mixes, reserved_family
-from tsgb.models.language_model import LanguageModel
-from tsgb.models.recipes import make_module
+from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.recipes import make_module
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.trainer.loop import Trainer
 from tsgb.types import (

@@ -10,7 +10,7 @@ from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef, Response
-from tsgb.worker.models import make_zoo, setup_torch
+from tsgb.worker.models import make_registry, setup_torch
 from tsgb.worker.places import Places
 
 
@@ -19,9 +19,9 @@ def save_run(
 ) -> CheckpointRef:
     """Train against a target that refuses, to the end or to a step, and save."""
     setup_torch()
-    zoo = make_zoo(config, Places(cache_dir=cache), lambda _name, _done, _total: None)
+    registry = make_registry(config, Places(cache_dir=cache), lambda _name, _done, _total: None)
     refusing = ScriptedTarget(lambda _prompt: Response(text="REFUSE"))
-    trainer = Trainer(config, zoo.env, zoo.base(), refusing)
+    trainer = Trainer(config, registry.env, registry.base(), refusing)
     while not trainer.done and trainer.state.step != until_step:
         trainer.step()
     opened = open_run(str(run))

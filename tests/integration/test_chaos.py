@@ -23,7 +23,7 @@ from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import open_run
 from tsgb.config import RunConfig
 from tsgb.envs import make_environment
-from tsgb.models.zoo import Zoo
+from tsgb.models.registry import ModelRegistry
 from tsgb.targets.build import build_surrogate
 from tsgb.trainer.loop import Trainer
 from tsgb.worker.models import setup_torch
@@ -56,8 +56,8 @@ def state_of(files: Mapping[str, bytes]) -> State:
 def undisturbed(config: RunConfig, cache: Path) -> State:
     setup_torch()
     env = make_environment(config.env, world_seed=config.world_seed)
-    zoo = Zoo(env, config, cache / "models", lambda *_: None)
-    trainer = Trainer(config, env, zoo.base(), build_surrogate(zoo))
+    registry = ModelRegistry(env, config, cache / "models", lambda *_: None)
+    trainer = Trainer(config, env, registry.base(), build_surrogate(registry))
     while not trainer.done:
         trainer.step()
     return state_of(trainer.files())

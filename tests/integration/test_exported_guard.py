@@ -21,9 +21,9 @@ from tsgb.cli import app
 from tsgb.config import RunConfig, make_config
 from tsgb.envs import make_environment
 from tsgb.eval.calibrated import trained
-from tsgb.models import adapters
+from tsgb.models.fast import adapters
 from tsgb.types import Split, StreamKind
-from tsgb.worker.models import make_zoo
+from tsgb.worker.models import make_registry
 from tsgb.worker.places import Places, read_config
 
 pytestmark = pytest.mark.integration
@@ -107,8 +107,8 @@ def check_same(
     """Scores, verdicts and threshold of the script are those of the evaluation."""
     ref, files = load(str(run))
     config = read_config(places.open(ref.run_url))
-    zoo = make_zoo(config, places, lambda _name, _done, _total: None)
-    ours = trained(config.arm.value, files, zoo.env, zoo.base(), config, ref.sha256)
+    registry = make_registry(config, places, lambda _name, _done, _total: None)
+    ours = trained(config.arm.value, files, registry.env, registry.base(), config, ref.sha256)
     scores = ours.score(prompts)
     said = theirs(out, without_tsgb(tmp_path), prompts, *words)
     assert len(prompts) >= 50

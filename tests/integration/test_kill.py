@@ -25,7 +25,7 @@ from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import open_run
 from tsgb.config import Arm, Profile, RunConfig, arm_overrides, make_config
 from tsgb.envs import make_environment
-from tsgb.models.zoo import Zoo
+from tsgb.models.registry import ModelRegistry
 from tsgb.targets.build import build_surrogate
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef
@@ -113,8 +113,8 @@ def undisturbed(config: RunConfig, cache: Path) -> tuple[dict[str, bytes], list[
     """The last files and all metrics of the same run in this process."""
     setup_torch()
     env = make_environment(config.env, world_seed=config.world_seed)
-    zoo = Zoo(env, config, cache / "models", lambda *_: None)
-    trainer = Trainer(config, env, zoo.base(), build_surrogate(zoo))
+    registry = ModelRegistry(env, config, cache / "models", lambda *_: None)
+    trainer = Trainer(config, env, registry.base(), build_surrogate(registry))
     metrics: list[dict[str, Any]] = []
     while not trainer.done:
         metrics.append(trainer.step())

@@ -230,7 +230,7 @@ def _measure(
     from tsgb.eval.merge import Part, merge
     from tsgb.eval.runner import Evaluation
     from tsgb.targets.plugins import CustomTarget
-    from tsgb.worker.models import make_zoo, setup_torch
+    from tsgb.worker.models import make_registry, setup_torch
     from tsgb.worker.signals import Signals
 
     setup_torch()
@@ -242,8 +242,8 @@ def _measure(
         show("build", model, done, total, "once; kept in the cache")
 
     own = {name: CustomTarget(name, llm, signals.check) for name, llm in question.own.items()}
-    zoo = make_zoo(config, places, built)
-    evaluation = Evaluation(run, config, env, zoo, eval_id, places.open, own)
+    registry = make_registry(config, places, built)
+    evaluation = Evaluation(run, config, env, registry, eval_id, places.open, own)
     evaluation.fill(
         0, 1, lambda done, total, text: show("evaluate", "cells", done, total, text), signals.check
     )

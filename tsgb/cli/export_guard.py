@@ -77,7 +77,7 @@ def _source(checkpoint: str, name: str) -> Source:
     from flows.progress import Bar, watching
     from tsgb.checkpoint.resolve import load
     from tsgb.export.guard import Source
-    from tsgb.worker.models import make_zoo, setup_torch
+    from tsgb.worker.models import make_registry, setup_torch
     from tsgb.worker.places import read_config
 
     places = read_places()
@@ -94,15 +94,15 @@ def _source(checkpoint: str, name: str) -> Source:
         config = read_config(run)
         main = run.run_url.removesuffix(f".{config.arm.value}")
         setup_torch()
-        zoo = make_zoo(config, places, built)
+        registry = make_registry(config, places, built)
         return Source(
             ref=ref,
             files=files,
             run=run,
             main_run=places.open(main),
             config=config,
-            env=zoo.env,
-            model=zoo.base(),
+            env=registry.env,
+            model=registry.base(),
         )
 
 

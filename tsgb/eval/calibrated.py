@@ -21,8 +21,8 @@ from tsgb.envs.base import Environment
 from tsgb.guards.baselines import AllowAll, Oracle
 from tsgb.guards.classifier import TfidfClassifier
 from tsgb.guards.model import ModelGuard
-from tsgb.models.adapters import load_parameters
-from tsgb.models.language_model import LanguageModel
+from tsgb.models.fast.adapters import load_parameters
+from tsgb.models.fast.engine import LanguageModel
 from tsgb.protocols import Guard, Scores
 from tsgb.trainer.batches import clean_prompts
 from tsgb.trainer.calibration import calibration_prompts

@@ -26,8 +26,8 @@ from tsgb.eval.cells import adaptive_items, scripted_items
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
 from tsgb.eval.request import Cell, plan, read_request, share
 from tsgb.eval.transcripts import TRANSCRIPTS
-from tsgb.models.adapters import load_parameters
-from tsgb.models.zoo import Zoo
+from tsgb.models.fast.adapters import load_parameters
+from tsgb.models.registry import ModelRegistry
 from tsgb.protocols import Target
 from tsgb.targets.build import build_target
 from tsgb.trainer.best_response import FreshAttacker
@@ -51,7 +51,7 @@ class Evaluation:
         run: RunStore,
         config: RunConfig,
         env: Environment,
-        zoo: Zoo,
+        registry: ModelRegistry,
         eval_id: str,
         open_run: OpenRun,
         own_targets: Mapping[str, Target] | None = None,
@@ -62,15 +62,15 @@ class Evaluation:
             run: the self-play run; the report lies in it.
             config: its configuration.
             env: its world.
-            zoo: its models.
+            registry: its models.
             eval_id: names the request.
             open_run: opens the runs of the other arms.
-            own_targets: targets of `env` that the zoo does not know, ready made.
+            own_targets: targets of `env` that the registry does not know, ready made.
         """
         self.run = run
         self.config = config
         self.env = env
-        self.zoo = zoo
+        self.registry = registry
         self.eval_id = eval_id
         self._open_run = open_run
         self.directory = f"reports/{eval_id}"
@@ -114,7 +114,7 @@ class Evaluation:
             else:
                 if cell.br_seed not in attackers:
                     attackers[cell.br_seed] = FreshAttacker(
-                        self.env, self.zoo.base(), self.config, cell.br_seed, tick
+                        self.env, self.registry.base(), self.config, cell.br_seed, tick
                     )
                 content = self._adaptive(cell, attackers[cell.br_seed])
             self.run.write_text(f"{self.directory}/cells/{cell.name}.json", json.dumps(content))
@@ -158,13 +158,13 @@ class Evaluation:
     def target(self, name: str) -> Target:
         """A target by name."""
         if name not in self._targets:
-            self._targets[name] = build_target(self.zoo, self.specs[name])
+            self._targets[name] = build_target(self.registry, self.specs[name])
         return self._targets[name]
 
     def guards(self) -> list[CalibratedGuard]:
         """All guards in table order."""
         if self._guards is None:
-            model = self.zoo.base()
+            model = self.registry.base()
             found: list[CalibratedGuard | None] = [
                 calibrated.no_guard(),
                 calibrated.tfidf(self.env, self.config),
@@ -259,7 +259,7 @@ class Evaluation:
         tensors, _ = decode_tensors(files["guard.safetensors"])
         columns = split(tensors)
         generator = torch.Generator().manual_seed(self.config.seed + 1)
-        model = self.zoo.base()
+        model = self.registry.base()
         adapter = make_adapter(model, self.config.model, generator)
         load_parameters(adapter, columns.get("round-1", columns["current"]))
         player = GuardPlayer(model, self.env, self.config.guard, adapter)

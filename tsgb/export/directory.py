@@ -18,9 +18,9 @@ from torch import Tensor
 from tsgb.config import ModelConfig
 from tsgb.errors import StoreFull, UsageError
 from tsgb.models import smollm2
-from tsgb.models.language_model import LanguageModel
-from tsgb.models.network import HEAD
-from tsgb.models.pretrained import WEIGHTS
+from tsgb.models.cache import WEIGHTS
+from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.network import HEAD
 
 BASE = "base"
 """Subfolder of an adapter in which its base lies."""

@@ -35,8 +35,8 @@ from tsgb.export.record import (
 )
 from tsgb.export.reports import figures_of
 from tsgb.models import smollm2
-from tsgb.models.language_model import LanguageModel
-from tsgb.models.pretrained import WEIGHTS
+from tsgb.models.cache import WEIGHTS
+from tsgb.models.fast.engine import LanguageModel
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.saving import read_role
 from tsgb.trainer.threshold import PRESETS, Threshold, min_calibration_size, preset_thresholds

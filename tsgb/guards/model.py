@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tsgb.models.language_model import LanguageModel
-from tsgb.models.network import Weights
+from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.network import Weights
 from tsgb.protocols import Scores
 from tsgb.types import GuardTemplate
 

@@ -1,1 +1,1 @@
-"""Models: a causal LM with one adapter a role, tiny models from recipes, and targets."""
+"""Models: the engine that runs them, the registry that finds them, and what both share."""

@@ -18,6 +18,8 @@ from pathlib import Path
 from safetensors.torch import load, save
 from torch import Tensor
 
+WEIGHTS = "model.safetensors"
+"""Name of the file that holds a model's weights, as `save_pretrained` of transformers names it."""
 FORMAT = 1
 """Raised when training code changes what equal recipes produce."""
 
@@ -64,7 +66,7 @@ def is_cached(directory: Path, key: str) -> bool:
 
 def _read(entry: Path) -> tuple[dict[str, Tensor], str] | None:
     try:
-        data = (entry / "model.safetensors").read_bytes()
+        data = (entry / WEIGHTS).read_bytes()
         expected = (entry / "sha256").read_text().strip()
     except FileNotFoundError:
         return None
@@ -76,7 +78,7 @@ def _publish(entry: Path, data: bytes) -> None:
     scratch = entry.with_name(f"{entry.name}.{os.getpid()}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    (scratch / "model.safetensors").write_bytes(data)
+    (scratch / WEIGHTS).write_bytes(data)
     (scratch / "sha256").write_text(hashlib.sha256(data).hexdigest())
     shutil.rmtree(entry, ignore_errors=True)  # only a damaged entry can be in the way
     scratch.rename(entry)

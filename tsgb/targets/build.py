@@ -5,23 +5,23 @@ from __future__ import annotations
 from torch import Tensor
 
 from tsgb.errors import ConfigError
-from tsgb.models.adapters import BaseWeights
-from tsgb.models.network import Shape, hidden_states, logits
-from tsgb.models.packing import Rows
-from tsgb.models.tensors import from_numpy
-from tsgb.models.zoo import Zoo
+from tsgb.models.fast.adapters import BaseWeights
+from tsgb.models.fast.network import Shape, hidden_states, logits
+from tsgb.models.fast.packing import Rows
+from tsgb.models.registry import ModelRegistry
+from tsgb.models.torch_typing import from_numpy
 from tsgb.protocols import Target
 from tsgb.targets.local import ChatTarget, ReadoutTarget
 from tsgb.types import TargetSpec
 
 
-def build_target(zoo: Zoo, spec: TargetSpec) -> Target:
+def build_target(registry: ModelRegistry, spec: TargetSpec) -> Target:
     """Build the model behind a target spec of the environment's own."""
     if spec.max_new_tokens:
-        return ChatTarget(spec.name, zoo.base(), spec.max_new_tokens)
-    module = zoo.module(spec.name).eval()
-    tokenizer = zoo.tokenizer()
-    if zoo.architecture(spec.name) == "gru":
+        return ChatTarget(spec.name, registry.base(), spec.max_new_tokens)
+    module = registry.module(spec.name).eval()
+    tokenizer = registry.tokenizer()
+    if registry.architecture(spec.name) == "gru":
 
         def gru(rows: Rows, width: int) -> Tensor:
             at_M = from_numpy(rows.grid.owned_N[rows.last(width)])
@@ -36,13 +36,13 @@ def build_target(zoo: Zoo, spec: TargetSpec) -> Target:
     return ReadoutTarget(spec.name, llama, tokenizer, spec.answer)
 
 
-def build_surrogate(zoo: Zoo) -> Target:
+def build_surrogate(registry: ModelRegistry) -> Target:
     """Build the target of stage 1.
 
     Raises:
         ConfigError: The environment does not have exactly one surrogate.
     """
-    specs = [spec for spec in zoo.env.targets().values() if spec.role == "surrogate"]
+    specs = [spec for spec in registry.env.targets().values() if spec.role == "surrogate"]
     if len(specs) != 1:
-        raise ConfigError(f"{zoo.env.name} has {len(specs)} surrogates, it must have one")
-    return build_target(zoo, specs[0])
+        raise ConfigError(f"{registry.env.name} has {len(specs)} surrogates, it must have one")
+    return build_target(registry, specs[0])

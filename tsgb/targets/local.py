@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tsgb.models.generation import generate
-from tsgb.models.language_model import LanguageModel
-from tsgb.models.packing import Rows
-from tsgb.models.tensors import int_rows, ints
+from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.generation import generate
+from tsgb.models.fast.packing import Rows
 from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.torch_typing import int_rows, ints
 from tsgb.types import Messages, Response
 
 

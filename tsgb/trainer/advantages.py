@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from tsgb.models.tensors import floats
+from tsgb.models.torch_typing import floats
 
 
 def leave_one_out(rewards_GK: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.rollout import judge_attacks, play
-from tsgb.models.adapters import load_parameters, snapshot
-from tsgb.models.language_model import LanguageModel
+from tsgb.models.fast.adapters import load_parameters, snapshot
+from tsgb.models.fast.engine import LanguageModel
 from tsgb.protocols import Target
 from tsgb.trainer.players import AttackerPlayer, draw_openings, make_adapter
 from tsgb.types import Attack, Judgement, Scenario, Split

@@ -21,9 +21,9 @@ from tsgb.config import Arm, Phase, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.pool import PoolAttack, PoolMember, draw, replay_weights
 from tsgb.envs.rollout import play
-from tsgb.models.adapters import load_parameters, snapshot
-from tsgb.models.language_model import LanguageModel
-from tsgb.models.tensors import flags, floats
+from tsgb.models.fast.adapters import load_parameters, snapshot
+from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.torch_typing import flags, floats
 from tsgb.protocols import Target
 from tsgb.trainer.batches import GuardBatch, clean_batch, selfplay_batch
 from tsgb.trainer.calibration import calibrated_threshold

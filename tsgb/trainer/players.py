@@ -15,12 +15,12 @@ from torch import Tensor
 
 from tsgb.config import AttackerConfig, GuardConfig, ModelConfig
 from tsgb.envs.base import Environment
-from tsgb.models.adapters import Adapter
-from tsgb.models.generation import Completions
-from tsgb.models.head import LARGE_VOCABULARY
-from tsgb.models.language_model import LanguageModel
+from tsgb.models.fast.adapters import Adapter
+from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.generation import Completions
+from tsgb.models.fast.network import LARGE_VOCABULARY
 from tsgb.models.optimizer import AdamW, clip_norm
-from tsgb.models.tensors import backward, ints
+from tsgb.models.torch_typing import backward, ints
 from tsgb.trainer.advantages import leave_one_out, live_groups, scale_by_class
 from tsgb.trainer.losses import (
     binary_entropy,

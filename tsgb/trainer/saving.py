@@ -13,8 +13,8 @@ from tsgb.checkpoint.codec import decode_optimizer, decode_tensors, optimizer_co
 from tsgb.checkpoint.staging import TensorFile
 from tsgb.config import ModelConfig
 from tsgb.errors import CheckpointError
-from tsgb.models.adapters import load_parameters
-from tsgb.models.language_model import LanguageModel
+from tsgb.models.fast.adapters import load_parameters
+from tsgb.models.fast.engine import LanguageModel
 from tsgb.trainer.state import decode_state, encode_state, join, split
 from tsgb.types import Buffer
 

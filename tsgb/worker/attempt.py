@@ -29,7 +29,7 @@ from tsgb.targets.build import build_surrogate
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef
 from tsgb.worker.beats import Beats
-from tsgb.worker.models import make_zoo
+from tsgb.worker.models import make_registry
 from tsgb.worker.places import Places
 from tsgb.worker.saves import KEEP_CHECKPOINTS, Saves
 from tsgb.worker.signals import Signals
@@ -147,8 +147,8 @@ class Attempt:
                 self.signals.check()
 
     def _prepare(self) -> Trainer:
-        zoo = make_zoo(self.config, self.places, self._building)
-        trainer = Trainer(self.config, zoo.env, zoo.base(), build_surrogate(zoo))
+        registry = make_registry(self.config, self.places, self._building)
+        trainer = Trainer(self.config, registry.env, registry.base(), build_surrogate(registry))
         files = self.saves.resume(_skipped)
         if files is not None:
             trainer.load(files)

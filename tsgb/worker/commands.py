@@ -19,7 +19,7 @@ from tsgb.worker.attempt import (
     no_update,
 )
 from tsgb.worker.beats import Beats
-from tsgb.worker.models import make_zoo, setup_torch
+from tsgb.worker.models import make_registry, setup_torch
 from tsgb.worker.places import Places, find_run, read_config
 from tsgb.worker.saves import KEEP_CHECKPOINTS
 from tsgb.worker.signals import Signals
@@ -78,9 +78,9 @@ def build(places: Places, resume_path: str, part: int, parts: int) -> None:
         if done % 100 == 0 or done == total:
             get_logger().info("building", model=model, done=done, total=total)
 
-    zoo = make_zoo(config, places, beat)
-    for name in zoo.parts(parts)[part]:
-        zoo.build(name)
+    registry = make_registry(config, places, beat)
+    for name in registry.parts(parts)[part]:
+        registry.build(name)
 
 
 def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: int) -> None:
@@ -118,7 +118,7 @@ def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: i
         signals.check()
         report(0, 1, f"build {model} {done}/{total}")
 
-    zoo = make_zoo(config, places, building)
-    evaluation = Evaluation(run, config, zoo.env, zoo, eval_id, places.open)
+    registry = make_registry(config, places, building)
+    evaluation = Evaluation(run, config, registry.env, registry, eval_id, places.open)
     evaluation.fill(part, parts, report, signals.check)
     beats.flush(FLUSH_SECONDS)

@@ -8,7 +8,7 @@ import torch
 
 from tsgb.config import RunConfig
 from tsgb.envs import make_environment
-from tsgb.models.zoo import Zoo
+from tsgb.models.registry import ModelRegistry
 from tsgb.worker.places import Places
 
 
@@ -17,7 +17,9 @@ def setup_torch() -> None:
     torch.set_num_threads(1)
 
 
-def make_zoo(config: RunConfig, places: Places, beat: Callable[[str, int, int], None]) -> Zoo:
+def make_registry(
+    config: RunConfig, places: Places, beat: Callable[[str, int, int], None]
+) -> ModelRegistry:
     """The run's world and models."""
     env = make_environment(config.env, world_seed=config.world_seed)
-    return Zoo(env, config, places.cache_dir / "models", beat)
+    return ModelRegistry(env, config, places.cache_dir / "models", beat)

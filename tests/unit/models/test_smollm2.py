@@ -14,8 +14,8 @@ from tsgb.envs.canary import CanaryEnvironment
 from tsgb.envs.canary.world import CONSONANTS, SINGLE_TOKENS, VOWELS
 from tsgb.errors import UsageError
 from tsgb.models import smollm2
-from tsgb.models.language_model import LanguageModel
-from tsgb.models.pretrained import load_pretrained
+from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.pretrained import load_pretrained
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.targets.local import ChatTarget
 

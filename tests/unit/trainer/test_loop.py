@@ -20,7 +20,7 @@ from tests.fakes.miniature import (
 )
 from tsgb.config import Arm, arm_overrides
 from tsgb.envs.glyph import GlyphEnvironment
-from tsgb.models.adapters import load_parameters, snapshot
+from tsgb.models.fast.adapters import load_parameters, snapshot
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.loop import Metrics, Trainer
 from tsgb.trainer.players import GuardPlayer

@@ -15,7 +15,7 @@ from tests.fakes.miniature import (
     untrained_model,
     world,
 )
-from tsgb.models.adapters import snapshot
+from tsgb.models.fast.adapters import snapshot
 from tsgb.trainer.players import AttackerPlayer, GuardPlayer, Writing, make_adapter
 from tsgb.types import Split, StreamKind
 

@@ -15,14 +15,13 @@ from tsgb.config import make_config
 from tsgb.envs import make_environment
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError
-from tsgb.models.adapters import LoraAdapter
-from tsgb.models.head import LARGE_VOCABULARY, token_logps
-from tsgb.models.language_model import LanguageModel
-from tsgb.models.network import hidden_states, logits
-from tsgb.models.packing import Rows
-from tsgb.models.pretrained import load_pretrained
+from tsgb.models.fast.adapters import LoraAdapter
+from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.network import LARGE_VOCABULARY, hidden_states, logits, token_logps
+from tsgb.models.fast.packing import Rows
+from tsgb.models.fast.pretrained import load_pretrained
+from tsgb.models.registry import ModelRegistry
 from tsgb.models.tokenizer import Tokenizer
-from tsgb.models.zoo import Zoo
 from tsgb.targets.build import build_surrogate
 from tsgb.types import Message, Split, StreamKind
 
@@ -182,21 +181,21 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
         Tokenizer.from_directory(tmp_path)
 
 
-def zoo(env: str, pretrained: str, cache: Path) -> Zoo:
+def registry(env: str, pretrained: str, cache: Path) -> ModelRegistry:
     world = make_environment(env, world_seed=0)
     config = make_config(
         world.profile("smoke"),
         {"profile": "smoke", "env": env, "model": {"pretrained": pretrained}},
     )
-    return Zoo(world, config, cache, lambda *_: None)
+    return ModelRegistry(world, config, cache, lambda *_: None)
 
 
 def test_a_directory_of_ones_own_is_the_base_and_the_targets(saved: Path, tmp_path: Path) -> None:
-    models = zoo("canary", str(saved), tmp_path)
+    models = registry("canary", str(saved), tmp_path)
     assert models.base().name == "tiny"
     (response,) = build_surrogate(models).answer([CHATS[0]])
     assert isinstance(response.text, str)
     with pytest.raises(ConfigError, match=r"name smollm2-135m-instruct, or a directory"):
-        zoo("canary", str(tmp_path / "absent"), tmp_path).base()
+        registry("canary", str(tmp_path / "absent"), tmp_path).base()
     with pytest.raises(ConfigError, match="glyph trains its own models"):
-        zoo("glyph", str(saved), tmp_path).base()
+        registry("glyph", str(saved), tmp_path).base()

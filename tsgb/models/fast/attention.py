@@ -18,8 +18,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd import Function
 
-from tsgb.models.packing import Grid, Ints, Rows
-from tsgb.models.tensors import from_numpy, pieces
+from tsgb.models.fast.packing import Grid, Ints, Rows
+from tsgb.models.torch_typing import from_numpy, pieces
 
 PLAIN_PAIRS = 128 * 128
 """Up to this many pairs of positions, plain products beat the flash kernel on a CPU (twofold);

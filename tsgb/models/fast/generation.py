@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tsgb.models.decoding import Decoder
-from tsgb.models.network import Shape, Weights
-from tsgb.models.tensors import from_numpy
+from tsgb.models.fast.decoding import Decoder
+from tsgb.models.fast.network import Shape, Weights
+from tsgb.models.torch_typing import from_numpy
 
 DROP_BELOW = 0.8
 """Finished rows are dropped when at most this share is running: dropping copies the others."""

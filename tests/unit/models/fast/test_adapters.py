@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tests.unit.models.conftest import MakeLlama, Row
-from tsgb.models import adapters
-from tsgb.models.adapters import (
+from tsgb.models.fast import adapters
+from tsgb.models.fast.adapters import (
     BaseWeights,
     FullAdapter,
     LoraAdapter,
     load_parameters,
     snapshot,
 )
-from tsgb.models.network import Shape, Weights, hidden_states, logits
-from tsgb.models.packing import Rows
+from tsgb.models.fast.network import Shape, Weights, hidden_states, logits
+from tsgb.models.fast.packing import Rows
 
 
 def last_logits(weights: Weights, module: LlamaForCausalLM, rows: list[Row]) -> Tensor:

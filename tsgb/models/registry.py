@@ -13,10 +13,10 @@ from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
 from tsgb.models import smollm2
-from tsgb.models.cache import cache_key, cached_tensors, is_cached
-from tsgb.models.language_model import LanguageModel
-from tsgb.models.pretrained import WEIGHTS, load_pretrained
-from tsgb.models.recipes import make_module, train
+from tsgb.models.cache import WEIGHTS, cache_key, cached_tensors, is_cached
+from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.pretrained import load_pretrained
+from tsgb.models.fast.recipes import make_module, train
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.types import ModelRecipe
 
@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (model, updates done, updates in all) while a model is being trained."""
 
 
-class Zoo:
+class ModelRegistry:
     """The models of one environment under one profile."""
 
     def __init__(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.unit.models.conftest import MakeLlama, Row
-from tsgb.models import attention, kernels
-from tsgb.models.adapters import BaseWeights, FullAdapter
-from tsgb.models.network import Shape, hidden_states, logits
-from tsgb.models.packing import Grid, Rows
+from tsgb.models.fast import attention, kernels
+from tsgb.models.fast.adapters import BaseWeights, FullAdapter
+from tsgb.models.fast.network import Shape, hidden_states, logits
+from tsgb.models.fast.packing import Grid, Rows
 
 Expected = Callable[..., list[Tensor]]
 variants = pytest.mark.parametrize(

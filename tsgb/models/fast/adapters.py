@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from tsgb.models.network import EMBEDDING, HEAD, Weights
+from tsgb.models.fast.network import EMBEDDING, HEAD, Weights
 
 SMALL_PARAMETERS = 20_000_000
 """Bases up to this size spend memory to save time: joined copies of layers that read the same

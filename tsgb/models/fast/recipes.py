@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from tsgb.envs.base import Environment
-from tsgb.models.adapters import FullAdapter
-from tsgb.models.language_model import LabelledRows, label_texts, labelled_loss
-from tsgb.models.network import Shape
+from tsgb.models.fast.adapters import FullAdapter
+from tsgb.models.fast.engine import LabelledRows, label_texts, labelled_loss
+from tsgb.models.fast.network import Shape
 from tsgb.models.optimizer import AdamW, clip_norm, one_cycle
-from tsgb.models.tensors import backward, from_numpy
 from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.torch_typing import backward, from_numpy
 from tsgb.types import ModelRecipe
 
 Report = Callable[[int, float], None]

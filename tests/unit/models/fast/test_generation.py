@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from tests.unit.models.conftest import EOS, PAD, MakeLlama, Row
-from tsgb.models import generation
-from tsgb.models.adapters import BaseWeights
-from tsgb.models.generation import Completions, generate
-from tsgb.models.network import Shape, hidden_states, logits
-from tsgb.models.packing import Rows
+from tsgb.models.fast import generation
+from tsgb.models.fast.adapters import BaseWeights
+from tsgb.models.fast.generation import Completions, generate
+from tsgb.models.fast.network import Shape, hidden_states, logits
+from tsgb.models.fast.packing import Rows
 
 variants = pytest.mark.parametrize(("kv_heads", "tied"), [(4, False), (2, True), (1, False)])
 LIMIT = 12

@@ -17,9 +17,9 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from tsgb.errors import ConfigError
-from tsgb.models.recipes import add_weight
+from tsgb.models.cache import WEIGHTS
+from tsgb.models.fast.recipes import add_weight
 
-WEIGHTS = "model.safetensors"
 _SUFFIXES = (
     "embed_tokens.weight",
     "layernorm.weight",

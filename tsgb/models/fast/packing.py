@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tsgb.models.tensors import from_numpy
+from tsgb.models.torch_typing import from_numpy
 
 Ints = npt.NDArray[np.int64]
 

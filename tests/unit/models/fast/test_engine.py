@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.unit.models.conftest import VOCABULARY, MakeLlama
-from tsgb.models.adapters import FullAdapter
-from tsgb.models.language_model import LanguageModel, label_texts
-from tsgb.models.packing import Rows
-from tsgb.models.recipes import GruModel
+from tsgb.models.fast.adapters import FullAdapter
+from tsgb.models.fast.engine import LanguageModel, label_texts
+from tsgb.models.fast.packing import Rows
+from tsgb.models.fast.recipes import GruModel
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.targets.local import ReadoutTarget
 from tsgb.types import GuardTemplate, TokenizerSpec, TrainingText

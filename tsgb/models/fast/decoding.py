@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from tsgb.models.attention import rotary_table
-from tsgb.models.kernels import rms_norm
-from tsgb.models.network import Shape, Weights, feed_forward, hidden_states, logits
-from tsgb.models.packing import Rows
-from tsgb.models.tensors import from_numpy, pieces
+from tsgb.models.fast.attention import rotary_table
+from tsgb.models.fast.kernels import rms_norm
+from tsgb.models.fast.network import Shape, Weights, feed_forward, hidden_states, logits
+from tsgb.models.fast.packing import Rows
+from tsgb.models.torch_typing import from_numpy, pieces
 
 
 class Decoder:
