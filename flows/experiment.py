@@ -20,6 +20,7 @@ from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import SEEDS, Arm, Profile
 from tsgb.errors import Interrupted
+from tsgb.eval.request import identities
 from tsgb.settings import Settings, child_environment, load_settings
 
 if TYPE_CHECKING:
@@ -39,13 +40,17 @@ def run_experiment(
     overrides: Mapping[str, Any] | None = None,
     rented: Mapping[str, Any] | None = None,
     evaluates: bool = True,
+    target_class: Sequence[str] = (),
+    judge_class: str | None = None,
+    fresh: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """Train, then evaluate; the same call with the same `run_id` goes on where it was stopped.
 
     Progress goes to stderr. The arguments are those of `stage1`, with `machine`, `budget` and the
     like in `rented`; the profile `paper` trains five seeds from `seed` on, each a run of its own,
-    and pools them in one report. Without `evaluates` stage 2 is left out.
+    and pools them in one report. Without `evaluates` stage 2 is left out. `target_class`,
+    `judge_class` and `fresh` are those of `stage2`.
 
     Returns:
         The JSON document: `run_id`, `seed`, `profile`, `env`, `wall_seconds`, `stage1`, `stage2`,
@@ -76,7 +81,14 @@ def run_experiment(
         }
         for run, one in runs.items()
     }
-    check_targets(targets, env, world_seed)
+    own = {
+        "env": env,
+        "target_class": list(target_class),
+        "judge_class": judge_class,
+        "fresh": fresh,
+    }
+    check_targets(targets, env, world_seed, target_class)
+    identities(target_class, judge_class, fresh=fresh)  # before anything is trained
     _check(settings, where, parameters, chosen)
     name = f"{run_id}-{sha256_hex(where.encode())[:8]}"
     with (
@@ -94,7 +106,7 @@ def run_experiment(
             trained = {
                 run: _stage1(stage1(**p, return_state=True)) for run, p in parameters.items()
             }
-            evaluated = _stage2(runs, targets, where) if evaluates else {}
+            evaluated = _stage2(runs, targets, where, own) if evaluates else {}
         if evaluates:
             listener.note(f"report: {evaluated['stage2']['report']}")
     return {
@@ -109,7 +121,12 @@ def run_experiment(
     }
 
 
-def _stage2(runs: Mapping[str, int], targets: Sequence[str] | None, store: str) -> dict[str, Any]:
+def _stage2(
+    runs: Mapping[str, int],
+    targets: Sequence[str] | None,
+    store: str,
+    own: Mapping[str, Any],
+) -> dict[str, Any]:
     from flows.stage2 import key_figures, stage2
 
     state = stage2(
@@ -117,6 +134,7 @@ def _stage2(runs: Mapping[str, int], targets: Sequence[str] | None, store: str) 
         targets=None if targets is None else list(targets),
         store=store,
         more_runs=list(runs)[1:],
+        **own,
         return_state=True,
     )
     evaluated = state.result()

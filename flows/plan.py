@@ -23,9 +23,11 @@ from tsgb.config import (
     make_config,
     parse_config,
 )
-from tsgb.envs import make_environment
+from tsgb.envs import customise, make_environment
 from tsgb.errors import CheckpointError, ConfigError, UsageError
 from tsgb.eval import request as requests
+from tsgb.plugins import Trust
+from tsgb.targets.plugins import target_specs
 from tsgb.types import CheckpointRef
 
 CONFIG = "config.json"
@@ -58,13 +60,16 @@ def parse_arms(names: Sequence[str] | None, profile: Profile) -> tuple[Arm, ...]
     return tuple(arm for arm in Arm if arm.value in names)
 
 
-def check_targets(names: Sequence[str] | None, env: str, world_seed: int) -> None:
-    """Pass if the world has all these targets.
+def check_targets(
+    names: Sequence[str] | None, env: str, world_seed: int, target_class: Sequence[str] = ()
+) -> None:
+    """Check that the world has these targets, and none with the name of a user's black box.
 
     Raises:
-        UsageError: It lacks one.
+        UsageError: It lacks one, or has one of that name.
     """
-    known = make_environment(env, world_seed=world_seed).targets()
+    world = make_environment(env, world_seed=world_seed, trust=Trust.of(env))
+    known = customise(world, target_specs(target_class), None).targets()
     unknown = [name for name in names or [] if name not in known]
     if unknown:
         raise UsageError(f"target {unknown[0]!r} is not in {env!r}: choose of {', '.join(known)}")
@@ -80,7 +85,7 @@ def arm_configs(
     overrides: Mapping[str, Any] | None,
 ) -> dict[Arm, RunConfig]:
     """The configuration of each arm: the world's sizes, then the user's wishes, then the arm."""
-    sizes = make_environment(env, world_seed=world_seed).profile(profile.value)
+    sizes = make_environment(env, world_seed=world_seed, trust=Trust.of(env)).profile(profile.value)
     named = {"profile": profile.value, "env": env, "world_seed": world_seed, "seed": seed}
     return {arm: make_config(sizes, overrides or {}, named, arm_overrides(arm)) for arm in arms}
 
@@ -171,6 +176,7 @@ def evaluation_id(
     guards: Mapping[str, Mapping[Arm, CheckpointRef]],
     configs: Mapping[str, RunConfig],
     targets: Sequence[str] | None,
+    own: Mapping[str, Any] | None = None,
 ) -> str:
     """One id for one question: equal guards, configuration and targets are evaluated once.
 
@@ -178,13 +184,15 @@ def evaluation_id(
         guards: Of each run (one a seed), by arm.
         configs: Of each run.
         targets: Their names; None for all of the environment's.
+        own: The user's black boxes and judge, as `tsgb.eval.request.identities` gives them.
     """
     shas = {
         run: {arm.value: ref.sha256 for arm, ref in refs.items()} for run, refs in guards.items()
     }
     prints = {run: config.fingerprint for run, config in configs.items()}
     wanted = None if targets is None else sorted(targets)
-    return _short_hash({"guards": shas, "configs": prints, "targets": wanted})
+    question = {"guards": shas, "configs": prints, "targets": wanted}
+    return _short_hash({**question, **({"own": own} if own else {})})
 
 
 def write_request(
@@ -192,11 +200,21 @@ def write_request(
     eval_id: str,
     guards: Mapping[Arm, CheckpointRef],
     targets: Sequence[str] | None,
+    *,
+    target_class: Sequence[str] = (),
+    judge_class: str | None = None,
 ) -> None:
     """Write the request that tells the worker what to evaluate."""
-    wanted = None if targets is None else sorted(targets)
+    wanted = None if targets is None else [*sorted(targets), *target_specs(target_class)]
     by_name = {arm.value: ref for arm, ref in guards.items()}
-    requests.write_request(workers.open(), eval_id, by_name, wanted)
+    requests.write_request(
+        workers.open(),
+        eval_id,
+        by_name,
+        wanted,
+        target_class=target_class,
+        judge_class=judge_class,
+    )
 
 
 def _short_hash(content: Mapping[str, Any]) -> str:

@@ -56,6 +56,7 @@ def train_rented(
     key: str,
     store: str,
     arms: Sequence[str],
+    env: str,
     budget: float | None,
     max_price: float | None,
     vast_url: str | None,
@@ -71,7 +72,7 @@ def train_rented(
         logger.info(line)
         listener().note(line)
 
-    workers = Workers(settings, store, run)
+    workers = Workers(settings, store, run, env)
     with renting(
         workers,
         [Arm(name) for name in arms],

@@ -34,6 +34,7 @@ from tsgb.cloud.words import arms, number
 from tsgb.cloud.work import workload
 from tsgb.config import Arm
 from tsgb.errors import BudgetReached, ProviderNoCredit, UsageError
+from tsgb.plugins import Trust
 from tsgb.settings import Settings
 from tsgb.types import CheckpointRef
 
@@ -62,7 +63,12 @@ class ArmsWork:
         if self._code is None:
             config = self._workers.config()
             pretrained, profile = config.model.pretrained, config.profile.value
-            self._code = pack_code(config.env, pretrained=pretrained, profile=profile)
+            self._code = pack_code(
+                config.env,
+                trust=Trust.of(self._workers.env),
+                pretrained=pretrained,
+                profile=profile,
+            )
         return self._code
 
     def begun(self) -> int:

@@ -85,7 +85,7 @@ def stage1(
     settings = load_settings()
     run = run or _run_id()
     where = canonical_url(store or settings.default_store)
-    workers = Workers(settings, where, run)
+    workers = Workers(settings, where, run, env)
     chosen = parse_arms(arms, profile)
     check_targets(targets, env, world_seed)
     configs = arm_configs(
@@ -102,16 +102,17 @@ def stage1(
             key=key,
             store=where,
             arms=names,
+            env=env,
             budget=budget,
             max_price=max_price,
             vast_url=vast_url,
         )
     else:
-        tasks.resilient(tasks.build_models, settings)(run, key, where)
+        tasks.resilient(tasks.build_models, settings)(run, key, where, env)
         for index in range(configs[Arm.SELFPLAY].segments):
-            refs = tasks.resilient(tasks.segment, settings)(run, key, where, names, index)
+            refs = tasks.resilient(tasks.segment, settings)(run, key, where, names, index, env)
     main = CheckpointRef(**refs[Arm.SELFPLAY.value])
-    _announce(main, run=run, store=where, targets=targets)
+    _announce(main, run=run, store=where, targets=targets, env=env)
     return {
         "run": run,
         "store": where,
@@ -124,12 +125,18 @@ def stage1(
 
 
 def _announce(
-    checkpoint: CheckpointRef, *, run: str, store: str, targets: Sequence[str] | None
+    checkpoint: CheckpointRef, *, run: str, store: str, targets: Sequence[str] | None, env: str
 ) -> None:
     """Emit the event that starts stage 2 where both are deployed; repeated, it has the same id."""
     emit_event(
         event=CHECKPOINT_READY,
         id=uuid5(NAMESPACE_URL, f"{checkpoint.url}#{checkpoint.sha256}"),
         resource={"prefect.resource.id": f"tsgb.run.{run}", "prefect.resource.name": run},
-        payload={"run": run, "store": store, "checkpoint": checkpoint.url, "targets": targets},
+        payload={
+            "run": run,
+            "store": store,
+            "checkpoint": checkpoint.url,
+            "targets": targets,
+            "env": env,
+        },
     )

@@ -19,6 +19,7 @@ from flows.plan import evaluation_id, guards_of, write_request
 from flows.progress import listener
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path
+from tsgb.eval.request import identities
 from tsgb.settings import load_settings
 
 RATES = (
@@ -49,6 +50,11 @@ def stage2(
     targets: list[str] | None = None,
     store: str | None = None,
     more_runs: list[str] | None = None,
+    *,
+    env: str | None = None,
+    target_class: list[str] | None = None,
+    judge_class: str | None = None,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Evaluate the guards of a run and report.
 
@@ -58,19 +64,25 @@ def stage2(
         targets: Names of the targets; None for all of the world's.
         store: Where runs are kept, any fsspec URL; None for the default of the settings.
         more_runs: Further runs of the same configuration, one a seed, pooled into one report.
+        env: The runs' world, if it is code of yours: `module:attribute`. Its module is imported
+            only if it is named here, whatever the runs' configurations say.
+        target_class: Black boxes of yours, each `module:attribute`, on top of the targets.
+        judge_class: A judge of yours in place of the world's, `module:attribute`.
+        fresh: Evaluate again what was evaluated already.
 
     Returns:
         `eval_id`, `report` and `summary_path` (paths, or URLs in a remote store), and `summary`.
     """
     settings = load_settings()
     where = canonical_url(store or settings.default_store)
-    runs = {name: Workers(settings, where, name) for name in [run, *(more_runs or [])]}
+    runs = {name: Workers(settings, where, name, env) for name in [run, *(more_runs or [])]}
     guards = {
         name: guards_of(workers, checkpoint if name == run else None)
         for name, workers in runs.items()
     }
     configs = {name: workers.config() for name, workers in runs.items()}
-    eval_id = evaluation_id(guards, configs, targets)
+    own = identities(target_class or [], judge_class, fresh=fresh)
+    eval_id = evaluation_id(guards, configs, targets, own)
     directory = f"reports/{eval_id}"
     home = runs[run].open()
     try:
@@ -78,9 +90,18 @@ def stage2(
     except FileNotFoundError:
         for name, workers in runs.items():
             listener().note(f"stage 2: run {name}, {', '.join(guards[name])}, evaluation {eval_id}")
-            write_request(workers, eval_id, guards[name], targets)
-            tasks.resilient(tasks.evaluate, settings)(name, where, eval_id)
-        summary = tasks.resilient(tasks.report, settings)(run, where, eval_id, more_runs or [])
+            write_request(
+                workers,
+                eval_id,
+                guards[name],
+                targets,
+                target_class=target_class or [],
+                judge_class=judge_class,
+            )
+            tasks.resilient(tasks.evaluate, settings)(
+                name, where, eval_id, env, target_class or [], judge_class
+            )
+        summary = tasks.resilient(tasks.report, settings)(run, where, eval_id, more_runs or [], env)
     report = _place(f"{home.run_url}/{directory}/report.html")
     _publish(run, report, summary)
     return {

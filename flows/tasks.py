@@ -52,9 +52,14 @@ def only_preemption(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> 
     result_serializer="json",
     result_storage_key="tsgb-{parameters[run]}-{parameters[key]}-models.json",
 )
-def build_models(run: str, key: str, store: str) -> bool:  # noqa: ARG001 - part of the result's name
+def build_models(
+    run: str,
+    key: str,  # noqa: ARG001 - part of the result's name
+    store: str,
+    env: str,
+) -> bool:
     """Build the models that a run needs."""
-    Workers(load_settings(), store, run).build(Arm.SELFPLAY, _Watch())
+    Workers(load_settings(), store, run, env).build(Arm.SELFPLAY, _Watch())
     return True
 
 
@@ -72,25 +77,37 @@ def segment(
     store: str,
     arms: Sequence[str],
     index: int,
+    env: str,
 ) -> dict[str, dict[str, Any]]:
     """Train every arm to the end of one segment; gives the checkpoints, by arm."""
-    workers = Workers(load_settings(), store, run)
+    workers = Workers(load_settings(), store, run, env)
     refs = workers.train([Arm(name) for name in arms], index, _Watch())
     quietly(lambda: _checkpoint_table(run, index, as_json(refs)))
     return as_json(refs)
 
 
 @task(name="evaluate", task_run_name="evaluate-{run}", retry_condition_fn=only_preemption)
-def evaluate(run: str, store: str, eval_id: str) -> None:
+def evaluate(
+    run: str,
+    store: str,
+    eval_id: str,
+    env: str | None,
+    target_class: Sequence[str],
+    judge_class: str | None,
+) -> None:
     """Fill the cells of an evaluation; those that are there already are not filled again."""
-    Workers(load_settings(), store, run).evaluate(Arm.SELFPLAY, eval_id, _Watch())
+    Workers(load_settings(), store, run, env).evaluate(
+        Arm.SELFPLAY, eval_id, _Watch(), target_class=target_class, judge_class=judge_class
+    )
 
 
 @task(name="report", retry_condition_fn=only_preemption)
-def report(run: str, store: str, eval_id: str, more_runs: Sequence[str]) -> dict[str, Any]:
+def report(
+    run: str, store: str, eval_id: str, more_runs: Sequence[str], env: str | None
+) -> dict[str, Any]:
     """Merge the cells into the report; gives its summary."""
     settings = load_settings()
-    workers = Workers(settings, store, run)
+    workers = Workers(settings, store, run, env)
     urls = [Workers(settings, store, other).open().run_url for other in more_runs]
     workers.report(Arm.SELFPLAY, eval_id, urls, _Watch())
     return workers.open().read_json(f"reports/{eval_id}/summary.json")

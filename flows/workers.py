@@ -47,6 +47,8 @@ class Workers:
     settings: Settings
     store: str
     run: str
+    env: str | None = None
+    """The run's world as this flow's own user named it: workers may import its module."""
 
     def open(self, arm: Arm = Arm.SELFPLAY, deadline_seconds: float = DEADLINE_SECONDS) -> RunStore:
         """The store of an arm's run; no cache, so that what is verified lies in the store."""
@@ -125,15 +127,25 @@ class Workers:
             refs[arm.value] = ref
         return refs
 
-    def evaluate(self, arm: Arm, eval_id: str, watch: Watch) -> None:
+    def evaluate(
+        self,
+        arm: Arm,
+        eval_id: str,
+        watch: Watch,
+        *,
+        target_class: Sequence[str] = (),
+        judge_class: str | None = None,
+    ) -> None:
         """Fill the cells of an evaluation, in as many parts as there are workers at a time."""
         run, num = self.open(arm), self.settings.max_parallel
+        own = [word for path in target_class for word in ("--target-class", path)]
+        own += [] if judge_class is None else ["--judge-class", judge_class]
         jobs = [
             self._job(
                 f"part {part + 1}",
                 run,
                 f"evaluate-{eval_id}-{part}",
-                ["evaluate", "--eval-id", eval_id, "--part", f"{part}/{num}"],
+                ["evaluate", "--eval-id", eval_id, "--part", f"{part}/{num}", *own],
                 heartbeat=f"reports/{eval_id}/progress-{part}.json",
             )
             for part in range(num)
@@ -221,7 +233,9 @@ class Workers:
         exit_record: str | None = None,
     ) -> Attempt:
         verb, *rest = arguments
-        command = [*self.settings.worker_command, verb, "--resume-path", run.run_url, *rest]
+        # What the store names as the world is imported only if this flow's user named it too.
+        own = ["--env", self.env] if self.env is not None and ":" in self.env else []
+        command = [*self.settings.worker_command, verb, "--resume-path", run.run_url, *rest, *own]
         log_path = self.settings.log_dir / run.run_id / f"{log}.log"
         return Attempt(
             machine=LocalMachine(command, log_path, child_environment(self.settings)),

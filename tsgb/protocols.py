@@ -5,14 +5,15 @@ Whatever implements one of them can take part in an evaluation. Torch-free.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tsgb.types import Judgement, Messages, Response, Scenario
+from tsgb.types import Judgement, Label, Messages, Response, Scenario
 
 Scores = NDArray[np.float64]
 """[N] scores, one a prompt; a guard blocks what scores above its threshold."""
@@ -73,3 +74,17 @@ class Guard(Protocol):
     def score(self, prompts: Sequence[str]) -> Scores:
         """Return one score a prompt, [N]; higher means more harmful."""
         ...
+
+
+def checked_judgement(given: object) -> Judgement:
+    """Return a judgement as it is, and an unscored one that names the type for anything else."""
+    if inspect.iscoroutine(given):
+        given.close()  # or Python warns that nobody awaited it
+    if not isinstance(given, Judgement):
+        reason = f"judge gave {type(given).__name__}, not bool or Judgement"
+        return Judgement(label=Label.UNSCORED, reason=reason)
+    label, reason = cast("object", given.label), cast("object", given.reason)
+    if not isinstance(label, Label) or not isinstance(reason, str):
+        reason = f"judge gave a Judgement with a label of type {type(label).__name__}"
+        return Judgement(label=Label.UNSCORED, reason=reason)
+    return given

@@ -28,6 +28,7 @@ from tsgb.checkpoint.layout import CHECKPOINTS
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import open_run
 from tsgb.errors import CheckpointError, ExitCode, TSGBError
+from tsgb.plugins import Trust
 from tsgb.worker import commands as worker
 
 LIVES = 100
@@ -43,7 +44,9 @@ _FORKS.set_forkserver_preload([__name__, "tests.fakes.miniature"])
 def live(url: str, cache: Path, log: Path, updates: Connection) -> None:
     """One worker's life, in a process of its own."""
     with log.open("a") as sys.stderr:
-        places = worker.Places(cache_dir=cache, user=USER, password=SecretStr(PASSWORD))
+        places = worker.Places(
+            cache_dir=cache, user=USER, password=SecretStr(PASSWORD), trust=Trust(all=True)
+        )
         try:
             worker.train(places, url, on_update=lambda metrics: updates.send(metrics["step"]))
         except TSGBError as error:

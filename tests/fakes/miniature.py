@@ -23,6 +23,7 @@ from tsgb.envs.glyph.techniques import family, mixes, reserved_family
 from tsgb.models.fast.engine import LanguageModel
 from tsgb.models.fast.recipes import make_module
 from tsgb.models.tokenizer import Tokenizer
+from tsgb.plugins import Trust
 from tsgb.trainer.loop import Trainer
 from tsgb.types import (
     Attack,
@@ -76,6 +77,9 @@ MINIATURE: dict[str, Any] = {
     "segments": 1,
     "checkpoint_interval": 4,
 }
+
+TRUST = Trust.of(MINIATURE["env"])
+"""For processes that read this configuration from a store."""
 
 
 class MiniatureEnvironment(GlyphEnvironment):

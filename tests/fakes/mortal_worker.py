@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tsgb.errors import TSGBError
+from tsgb.plugins import Trust
 from tsgb.settings import load_settings
 from tsgb.worker import commands as worker
 
@@ -66,9 +67,10 @@ def main() -> None:
     parser.add_argument("--attempt", type=int)
     parser.add_argument("--until-step", type=int)
     parser.add_argument("--part", default="0/1")
+    parser.add_argument("--env")
     given = parser.parse_args()
     settings = load_settings()
-    places = worker.Places(cache_dir=settings.cache_dir)
+    places = worker.Places(cache_dir=settings.cache_dir, trust=Trust.of(given.env))
     if given.verb == "build":
         part, parts = given.part.split("/")
         worker.build(places, given.resume_path, int(part), int(parts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.fakes.miniature import ScriptedTarget
+from tests.fakes.miniature import TRUST, ScriptedTarget
 from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
@@ -19,7 +19,9 @@ def save_run(
 ) -> CheckpointRef:
     """Train against a target that refuses, to the end or to a step, and save."""
     setup_torch()
-    registry = make_registry(config, Places(cache_dir=cache), lambda _name, _done, _total: None)
+    registry = make_registry(
+        config, Places(cache_dir=cache, trust=TRUST), lambda _name, _done, _total: None
+    )
     refusing = ScriptedTarget(lambda _prompt: Response(text="REFUSE"))
     trainer = Trainer(config, registry.env, registry.base(), refusing)
     while not trainer.done and trainer.state.step != until_step:

@@ -123,6 +123,10 @@ def main() -> int:
     parser.add_argument("--until-step", type=int)
     parser.add_argument("--eval-id")
     parser.add_argument("--part")
+    parser.add_argument("--env")
+    parser.add_argument("--trust-config", action="store_true")
+    parser.add_argument("--target-class", action="append")
+    parser.add_argument("--judge-class")
     options = parser.parse_args()
 
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())

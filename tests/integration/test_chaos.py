@@ -18,7 +18,7 @@ from tests.fakes.chaos import Chaos
 from tests.fakes.dav_programs import run_program
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
 from tests.fakes.fault_proxy import FaultProxy, Rates
-from tests.fakes.miniature import miniature_config
+from tests.fakes.miniature import TRUST, miniature_config
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import open_run
 from tsgb.config import RunConfig
@@ -55,7 +55,7 @@ def state_of(files: Mapping[str, bytes]) -> State:
 
 def undisturbed(config: RunConfig, cache: Path) -> State:
     setup_torch()
-    env = make_environment(config.env, world_seed=config.world_seed)
+    env = make_environment(config.env, world_seed=config.world_seed, trust=TRUST)
     registry = ModelRegistry(env, config, cache / "models", lambda *_: None)
     trainer = Trainer(config, env, registry.base(), build_surrogate(registry))
     while not trainer.done:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.miniature import MINIATURE
+from tests.fakes.miniature import MINIATURE, TRUST
 from tests.flows.conftest import migrated, prefect_api  # noqa: F401 - fixtures
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import open_run
@@ -112,7 +112,7 @@ def tickets(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def undisturbed(config: RunConfig, cache: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     """The last files and all metrics of the same run in this process."""
     setup_torch()
-    env = make_environment(config.env, world_seed=config.world_seed)
+    env = make_environment(config.env, world_seed=config.world_seed, trust=TRUST)
     registry = ModelRegistry(env, config, cache / "models", lambda *_: None)
     trainer = Trainer(config, env, registry.base(), build_surrogate(registry))
     metrics: list[dict[str, Any]] = []
@@ -133,7 +133,7 @@ def test_killed_workers_end_as_if_nobody_had_touched_them(
 ) -> None:
     from flows.stage1 import stage1
 
-    env = make_environment(plan.env, world_seed=0)
+    env = make_environment(plan.env, world_seed=0, trust=TRUST)
     config = make_config(
         env.profile("smoke"),
         plan.overrides,

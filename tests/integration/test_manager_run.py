@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.manager import Manager
-from tests.fakes.miniature import MINIATURE
+from tests.fakes.miniature import MINIATURE, TRUST
 from tests.fakes.vast.driver import until
 from tests.integration.test_kill import STATE, TENSORS, undisturbed, without_time
 from tests.integration.test_manager_ends import set_options
@@ -119,7 +119,7 @@ def test_everything_goes_wrong_once(
 ) -> None:
     configs = {
         arm: make_config(
-            make_environment(plan.env, world_seed=0).profile("smoke"),
+            make_environment(plan.env, world_seed=0, trust=TRUST).profile("smoke"),
             plan.overrides,
             {"profile": "smoke", "env": plan.env},
             arm_overrides(arm),

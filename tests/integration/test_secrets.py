@@ -103,7 +103,9 @@ def test_no_secret_is_left_behind(url: str, tmp_path: Path, migrated: Path) -> N
     assert code == 0, text
     said.append(text)
     write_config(tmp_path / "dav" / "runs" / "r2")
-    code, text = session(tmp_path, url, "worker", "run", "--resume-path", f"{url}/r2")
+    code, text = session(
+        tmp_path, url, "worker", "run", "--trust-config", "--resume-path", f"{url}/r2"
+    )
     assert code == 0, text
     said.append(text)
     evaluate = ["eval-local", "--checkpoint-path", f"{url}/r1/latest"]
@@ -117,7 +119,9 @@ def test_no_secret_is_left_behind(url: str, tmp_path: Path, migrated: Path) -> N
         assert reason in text
         said.append(text)
     (tmp_path / "dav" / "runs" / "r2" / "config.json").write_text("{")
-    code, text = session(tmp_path, url, "worker", "run", "--resume-path", f"{url}/r2")
+    code, text = session(
+        tmp_path, url, "worker", "run", "--trust-config", "--resume-path", f"{url}/r2"
+    )
     assert code != 0
     said.append(text)
 

@@ -154,6 +154,9 @@ def test_a_black_box_and_a_judge_of_ones_own(start: Start, trained: Path, folder
         "class Strict:\n"
         "    def judge(self, response: str, is_benign: bool) -> bool:\n"
         "        return is_benign\n"
+        "class Text:\n"
+        "    def judge(self, response: str, is_benign: bool) -> str:\n"
+        "        return 'False'\n"
         "class Down:\n"
         "    def generate(self, prompt: str) -> str:\n"
         "        raise ConnectionError('no route')\n"
@@ -170,6 +173,7 @@ def test_a_black_box_and_a_judge_of_ones_own(start: Start, trained: Path, folder
     own = f"{EVALUATE} --target T_s {small} --json"
     asked = start(f"{own} --target-class mine:Parrot --judge-class mine:Strict")
     failing = start(f"{own} --target-class mine:Down")
+    unsure = start(f"{own} --judge-class mine:Text")
     code, out, err = finish(asked)
     assert code == 0, err
     bare = {
@@ -181,4 +185,7 @@ def test_a_black_box_and_a_judge_of_ones_own(start: Start, trained: Path, folder
     code, out, err = finish(failing)
     assert (code, out) == (3, "")
     assert re.search(r"tsgb: 120 of 120 items .* harmful prompts to Down\.", err)
+    code, out, err = finish(unsure)
+    assert (code, out) == (3, "")
+    assert re.search(r"tsgb: 120 of 120 items .* harmful prompts to T_s\.", err)
     assert not any("Down" in path.name for path in trained.rglob("cells/*"))

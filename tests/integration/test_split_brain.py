@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
-from tests.fakes.miniature import miniature_config
+from tests.fakes.miniature import TRUST, miniature_config
 from tsgb.checkpoint.layout import CheckpointName
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointReader
@@ -33,7 +33,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(run: RunStore, cache: Path, on_update: OnUpdate = no_update) -> CheckpointRef:
-    places = Places(cache_dir=cache)
+    places = Places(cache_dir=cache, trust=TRUST)
     attempt = Attempt(run, CONFIG, places, Signals(), attempt=None, on_update=on_update)
     return attempt.train(None)
 

@@ -175,6 +175,7 @@ class TestExperiment:
         words = (
             "experiment --profile smoke --env canary --seed 3 --world-seed 4 --store /s --run-id r1"
             " --arms selfplay,sft --target T_s --target B_far"
+            " --target-class mine:Bot --judge-class mine:Judge --fresh"
             " --set selfplay.rounds=2 --set guard.loss=exact_pg --set selfplay.pool=false --json"
         )
         assert tsgb(*words.split()).code == 0
@@ -187,13 +188,23 @@ class TestExperiment:
             "store": "/s",
             "arms": ["selfplay", "sft"],
             "targets": ["T_s", "B_far"],
+            "target_class": ["mine:Bot"],
+            "judge_class": "mine:Judge",
+            "fresh": True,
             "overrides": {"selfplay": {"rounds": 2, "pool": False}, "guard": {"loss": "exact_pg"}},
         }
 
     def test_defaults(self, tsgb: Run, asked: dict[str, Any]) -> None:
         tsgb("experiment")
         given = {name: value for name, value in asked.items() if value is not None}
-        assert given == {"profile": Profile.DEMO, "env": "glyph", "seed": 0, "world_seed": 0}
+        assert given == {
+            "profile": Profile.DEMO,
+            "env": "glyph",
+            "seed": 0,
+            "world_seed": 0,
+            "target_class": [],
+            "fresh": False,
+        }
 
     @pytest.mark.usefixtures("asked")
     def test_json_is_one_document_on_stdout(self, tsgb: Run) -> None:

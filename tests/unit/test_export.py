@@ -14,7 +14,7 @@ import yaml
 
 from tests.fakes import evaluation
 from tests.fakes.command_line import Run
-from tests.fakes.miniature import miniature_config
+from tests.fakes.miniature import MINIATURE, TRUST, miniature_config
 from tests.fakes.runs import save_run
 from tsgb.checkpoint.run import open_run
 from tsgb.config import RunConfig, parse_config
@@ -55,6 +55,12 @@ def here(runs: Path, tsgb: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in CONFIGS:
         shutil.copytree(runs / name, Path.cwd().parent / "store" / name)
     return Path.cwd()
+
+
+@pytest.fixture
+def tsgb(tsgb: Run) -> Run:
+    """The command line of a user who names the world of these runs."""
+    return lambda *words: tsgb(*words, *([] if "--env" in words else ["--env", MINIATURE["env"]]))
 
 
 def names(folder: Path) -> set[str]:
@@ -133,7 +139,7 @@ class TestGuard:
     ) -> None:
         tsgb("export-guard", "../store/lora", "out")
         guard, config = Guard(here / "out"), CONFIGS["lora"]
-        env = make_environment(config.env, world_seed=config.world_seed)
+        env = make_environment(config.env, world_seed=config.world_seed, trust=TRUST)
         scores = [guard.score(prompt) for prompt in calibration_prompts(env, config)]
         found = np_threshold(scores, 0.05, 0.05)
         assert read(here / "out").thresholds["strict"].value == pytest.approx(found.value, abs=1e-4)
@@ -207,6 +213,11 @@ class TestAttacker:
 
 
 class TestRefused:
+    def test_a_world_that_only_the_run_names(self, tsgb: Run, here: Path) -> None:
+        ended = tsgb("export-guard", "../store/full", "out", "--env", "own:World")
+        assert ended.code == 2
+        assert "its module was not imported" in ended.err
+
     def refused(self, tsgb: Run, here: Path, pattern: str, *words: str) -> None:
         kept = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
         ended = tsgb("export-guard", *words)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.miniature import miniature_config
+from tests.fakes.miniature import TRUST, miniature_config
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.errors import Interrupted, LeaseLost, UsageError
 from tsgb.types import CheckpointRef
@@ -27,7 +27,7 @@ LAST = CONFIG.total_steps
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
     setup_torch()
-    return Places(cache_dir=tmp_path_factory.mktemp("cache"))
+    return Places(cache_dir=tmp_path_factory.mktemp("cache"), trust=TRUST)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from tests.fakes.checkpoints import flip
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
-from tests.fakes.miniature import miniature_config
+from tests.fakes.miniature import TRUST, miniature_config
 from tests.fakes.sentinels import sentinel
 from tsgb.checkpoint.layout import CheckpointName
 from tsgb.checkpoint.reader import CheckpointReader
@@ -49,7 +49,7 @@ def places(models: Path, tmp_path: Path) -> Places:
     cache.mkdir()
     (cache / "models").symlink_to(models / "models")
     (models / "models").mkdir(exist_ok=True)
-    return Places(cache_dir=cache)
+    return Places(cache_dir=cache, trust=TRUST)
 
 
 def attempt(

@@ -66,6 +66,10 @@ def _run() -> int:
         return _usage(error)
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
+    except Exception:
+        raise  # a bug shows its plain traceback
+    except BaseException as error:  # noqa: BLE001 - SystemExit of a user's code is not ours
+        return _fail(f"code that this command loaded ended it by {type(error).__name__}", 1)
     if code == ExitCode.INTERRUPTED:
         # Ctrl-C before a command took the signal over: nothing was under way.
         return _fail("interrupted; the same command goes on from what is saved", 130)

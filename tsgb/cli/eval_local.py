@@ -10,15 +10,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tsgb.cli.options import JsonOption, SetOption, TargetOption, parse_overrides, read_places
+from tsgb.cli.options import (
+    FreshOption,
+    JsonOption,
+    JudgeClassOption,
+    OwnEnvOption,
+    SetOption,
+    TargetClassOption,
+    TargetOption,
+    TrustOption,
+    parse_overrides,
+    read_places,
+)
 from tsgb.errors import InvalidResult, UsageError
+from tsgb.plugins import Trust
 
 if TYPE_CHECKING:
     from tsgb.checkpoint.run import RunStore
     from tsgb.config import RunConfig
     from tsgb.envs.base import Environment
     from tsgb.eval.records import Summary
-    from tsgb.protocols import BlackBoxLLM, BooleanJudge
     from tsgb.types import CheckpointRef
 
 CAPS = {
@@ -41,20 +52,11 @@ def eval_local(
         ),
     ] = "./checkpoints/latest",
     target: TargetOption = None,
-    target_class: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODULE:CLASS",
-            help="A black box of yours, with generate(prompt) -> str; may be repeated.",
-        ),
-    ] = None,
-    judge_class: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:CLASS",
-            help="A judge of yours, with judge(response, is_benign) -> bool.",
-        ),
-    ] = None,
+    target_class: TargetClassOption = None,
+    judge_class: JudgeClassOption = None,
+    env: OwnEnvOption = None,
+    trust_config: TrustOption = False,
+    fresh: FreshOption = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,19 +65,17 @@ def eval_local(
     Fixed streams of prompts, and one short best response a target; a few minutes at most.
     """
     from tsgb.cli import display, output
-    from tsgb.targets.plugins import load_black_box, load_judge
+    from tsgb.eval.request import identities
 
-    given = parse_overrides(overrides)
-    loaded = [(path, *load_black_box(path)) for path in target_class or []]
     summary, directory = _answer(
         _Question(
             checkpoint_path=checkpoint_path,
             targets=target or None,
-            own={name: llm for _, name, llm in loaded},
-            own_paths={name: path for path, name, _ in loaded},
-            judge=None if judge_class is None else load_judge(judge_class),
-            judge_path=judge_class or "",
-            overrides=given,
+            target_class=target_class or [],
+            judge_class=judge_class,
+            identities=identities(target_class or [], judge_class, fresh=fresh),
+            trust=Trust.of(env, trust_config=trust_config),
+            overrides=parse_overrides(overrides),
             command=shlex.join(["tsgb", *sys.argv[1:]]),
         )
     )
@@ -105,29 +105,38 @@ class _Question:
     """What is asked for."""
 
     checkpoint_path: str
+    """A checkpoint, a run or a store."""
     targets: Sequence[str] | None
-    own: Mapping[str, BlackBoxLLM]
-    own_paths: Mapping[str, str]
-    """Where each of the user's black boxes was found."""
-    judge: BooleanJudge | None
-    judge_path: str
+    """Names of the world's targets; None for all."""
+    target_class: Sequence[str]
+    """The user's black boxes, as `module:attribute`."""
+    judge_class: str | None
+    """The user's judge, as `module:attribute`."""
+    identities: Mapping[str, Any]
+    """What tells the user's classes from others; see `tsgb.eval.request.identities`."""
+    trust: Trust
+    """Modules that may be imported although the run's configuration names them."""
     overrides: Mapping[str, Any]
+    """Nested overrides of the run's configuration."""
     command: str
     """What to type to do it again."""
 
     def environment(self, config: RunConfig) -> Environment:
-        """The run's world, with what the user adds to it."""
-        from tsgb.envs import make_environment
-        from tsgb.targets.plugins import customise, target_spec
+        """Return the run's world, with the user's black boxes and judge."""
+        from tsgb.envs import customise, make_environment
+        from tsgb.judges.plugins import StrictJudge, load_judge
+        from tsgb.targets.plugins import target_specs
 
-        env = make_environment(config.env, world_seed=config.world_seed)
-        if not self.own and self.judge is None:
-            return env
-        specs = {name: target_spec(name, path) for name, path in self.own_paths.items()}
-        return customise(env, specs, self.judge)
+        env = make_environment(config.env, world_seed=config.world_seed, trust=self.trust)
+        judge = None if self.judge_class is None else load_judge(self.judge_class).made
+        return customise(
+            env, target_specs(self.target_class), None if judge is None else StrictJudge(judge)
+        )
 
     def wanted(self, env: Environment) -> list[str]:
         """Names of the targets, in table order; the user's own are always among them."""
+        from tsgb.targets.plugins import target_specs
+
         known = env.targets()
         unknown = [name for name in self.targets or [] if name not in known]
         if unknown:
@@ -135,21 +144,19 @@ class _Question:
                 f"--target {unknown[0]!r} is not in the world {env.name!r}: choose of "
                 f"{', '.join(known)}"
             )
-        chosen = {*(self.targets or known), *self.own}
+        chosen = {*(self.targets or known), *target_specs(self.target_class)}
         return [name for name in known if name in chosen]
 
     def identity(self, ref: CheckpointRef, config: RunConfig, wanted: Sequence[str]) -> str:
         """The evaluation's id: an equal question is answered once."""
         from tsgb.checkpoint.manifest import canonical_json, sha256_hex
-        from tsgb.targets.plugins import source_sha256
 
-        mine = [*self.own_paths.values(), *([self.judge_path] if self.judge else [])]
         content = {
             "guard": ref.sha256,
             "config": config.fingerprint,
             "targets": list(wanted),
-            "judge": self.judge_path,
-            "sources": {path: source_sha256(path) for path in mine},
+            "judge": self.judge_class or "",
+            "sources": dict(self.identities),
         }
         return sha256_hex(canonical_json(content))[:12]
 
@@ -161,7 +168,7 @@ def _answer(question: _Question) -> tuple[Summary, str]:
     from tsgb.eval.request import write_request
     from tsgb.worker.places import read_config
 
-    places = read_places()
+    places = read_places(question.trust)
     with watching() as listener:
         ref, _ = load(
             question.checkpoint_path,
@@ -182,7 +189,14 @@ def _answer(question: _Question) -> tuple[Summary, str]:
             listener.note("evaluated already")
             return summary, f"{run.run_url}/{directory}"
         listener.note(f"eval-local: {ref.name} of {ref.run_url}, on {', '.join(wanted)}")
-        write_request(run, eval_id, {config.arm.value: ref}, wanted)
+        write_request(
+            run,
+            eval_id,
+            {config.arm.value: ref},
+            wanted,
+            target_class=question.target_class,
+            judge_class=question.judge_class,
+        )
 
         def show(stage: str, key: str, done: int, total: int, text: str) -> None:
             listener.bars(stage, [Bar(key=key, done=done, total=total, text=text)])
@@ -229,19 +243,22 @@ def _measure(
 ) -> Summary:
     from tsgb.eval.merge import Part, merge
     from tsgb.eval.runner import Evaluation
-    from tsgb.targets.plugins import CustomTarget
+    from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes
     from tsgb.worker.models import make_registry, setup_torch
     from tsgb.worker.signals import Signals
 
     setup_torch()
     signals = Signals.installed()
-    places = read_places()
+    places = read_places(question.trust)
 
     def built(model: str, done: int, total: int) -> None:
         signals.check()
         show("build", model, done, total, "once; kept in the cache")
 
-    own = {name: CustomTarget(name, llm, signals.check) for name, llm in question.own.items()}
+    own = {
+        name: BlackBoxTarget(name, plugin.made, signals.check)
+        for name, plugin in load_black_boxes(question.target_class).items()
+    }
     registry = make_registry(config, places, built)
     evaluation = Evaluation(run, config, env, registry, eval_id, places.open, own)
     evaluation.fill(

@@ -9,12 +9,15 @@ import typer
 
 from tsgb.cli.options import (
     EnvOption,
+    FreshOption,
     JsonOption,
+    JudgeClassOption,
     ProfileOption,
     RunIdOption,
     SeedOption,
     SetOption,
     StoreOption,
+    TargetClassOption,
     TargetOption,
     WorldSeedOption,
     parse_names,
@@ -41,6 +44,9 @@ def experiment(
     run_id: RunIdOption = None,
     arms: ArmsOption = None,
     target: TargetOption = None,
+    target_class: TargetClassOption = None,
+    judge_class: JudgeClassOption = None,
+    fresh: FreshOption = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,6 +63,9 @@ def experiment(
         "store": store,
         "arms": parse_names(arms, "--arms"),
         "targets": target or None,
+        "target_class": target_class or [],
+        "judge_class": judge_class,
+        "fresh": fresh,
         "overrides": parse_overrides(overrides) or None,
     }
     from flows.experiment import run_experiment

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsgb.cli.options import JsonOption, read_places
+from tsgb.cli.options import JsonOption, OwnEnvOption, TrustOption, read_places
 from tsgb.errors import UsageError
+from tsgb.plugins import Trust
 
 if TYPE_CHECKING:
     from tsgb.export.guard import Source
@@ -36,6 +37,8 @@ def export_guard(
         bool,
         typer.Option("--i-understand", help="Needed with --attacker, which writes attacks."),
     ] = False,
+    env: OwnEnvOption = None,
+    trust_config: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Export the guard alone, calibrated: weights, thresholds, model card and an example script.
@@ -53,7 +56,7 @@ def export_guard(
 
     check_free(directory)
     name = exports.ATTACKER_WEIGHTS if attacker else exports.GUARD_WEIGHTS
-    source = _source(checkpoint, name)
+    source = _source(checkpoint, name, Trust.of(env, trust_config=trust_config))
     document = {
         "directory": str(directory.absolute()),
         "exported": "attacker" if attacker else "guard",
@@ -73,14 +76,14 @@ def export_guard(
         typer.echo(line)
 
 
-def _source(checkpoint: str, name: str) -> Source:
+def _source(checkpoint: str, name: str, trust: Trust) -> Source:
     from flows.progress import Bar, watching
     from tsgb.checkpoint.resolve import load
     from tsgb.export.guard import Source
     from tsgb.worker.models import make_registry, setup_torch
     from tsgb.worker.places import read_config
 
-    places = read_places()
+    places = read_places(trust)
     with watching() as listener:
 
         def built(model: str, done: int, total: int) -> None:

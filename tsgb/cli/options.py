@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsgb.errors import UsageError
+from tsgb.plugins import NO_TRUST, Trust
 
 if TYPE_CHECKING:
     from tsgb.config import Profile
@@ -19,6 +20,37 @@ ProfileOption = Annotated[
 ]
 EnvOption = Annotated[
     str, typer.Option("--env", metavar="NAME", help="World: glyph, canary, or module:attribute.")
+]
+OwnEnvOption = Annotated[
+    str | None,
+    typer.Option(
+        "--env",
+        metavar="MODULE:NAME",
+        help="A world of yours that the run's configuration names: its module may be imported.",
+    ),
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-config", help="Import any module that the run's configuration names."),
+]
+TargetClassOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target-class",
+        metavar="MODULE:CLASS",
+        help="A black box of yours, with generate(prompt) -> str; may be repeated.",
+    ),
+]
+JudgeClassOption = Annotated[
+    str | None,
+    typer.Option(
+        "--judge-class",
+        metavar="MODULE:CLASS",
+        help="A judge of yours, with judge(response, is_benign) -> bool.",
+    ),
+]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Evaluate again what was evaluated already.")
 ]
 SeedOption = Annotated[
     int, typer.Option("--seed", min=0, help="Draws everything that happens in the world.")
@@ -142,8 +174,8 @@ def _check_name(text: str, path: Sequence[str]) -> None:
         raise UsageError(f"--set {text!r}: name one of its values: {inside}")
 
 
-def read_places() -> Places:
-    """Cache and credentials, from the environment."""
+def read_places(trust: Trust = NO_TRUST) -> Places:
+    """Read cache and credentials from the environment; `trust` is from the command line."""
     from tsgb.settings import load_settings
     from tsgb.worker.places import Places
 
@@ -154,4 +186,5 @@ def read_places() -> Places:
         password=settings.webdav_pass,
         grace_seconds=settings.grace_seconds,
         manifest_key=settings.manifest_key,
+        trust=trust,
     )

@@ -20,6 +20,7 @@ from tsgb.cli.options import (
     read_places,
 )
 from tsgb.errors import UsageError
+from tsgb.plugins import Trust
 
 if TYPE_CHECKING:
     from flows.progress import Listener
@@ -82,7 +83,7 @@ def train_local(
     run = workers.open()
     done = display.newest_step(run) == episodes
     if not done:
-        _train(run.run_url, episodes)
+        _train(run.run_url, episodes, Trust.of(env))
     document = display.training_document(run, episodes)
     if as_json:
         output.print_json(document)
@@ -172,7 +173,7 @@ class _Screen:
         self.listener.bars(stage, [Bar(key=key, done=done, total=total, text=text)])
 
 
-def _train(run_url: str, episodes: int) -> None:
+def _train(run_url: str, episodes: int, trust: Trust) -> None:
     from flows.progress import watching
 
     with watching() as listener:
@@ -181,5 +182,9 @@ def _train(run_url: str, episodes: int) -> None:
 
         screen = _Screen(listener, episodes)
         worker.train(
-            read_places(), run_url, keep=None, on_update=screen.updated, on_build=screen.built
+            read_places(trust),
+            run_url,
+            keep=None,
+            on_update=screen.updated,
+            on_build=screen.built,
         )

@@ -6,8 +6,16 @@ from typing import Annotated
 
 import typer
 
-from tsgb.cli.options import parse_names, read_places
+from tsgb.cli.options import (
+    JudgeClassOption,
+    OwnEnvOption,
+    TargetClassOption,
+    TrustOption,
+    parse_names,
+    read_places,
+)
 from tsgb.errors import UsageError
+from tsgb.plugins import Trust
 
 worker_app = typer.Typer(help="One attempt: the process that trains or evaluates.")
 
@@ -47,12 +55,15 @@ def worker_run(
     until_step: Annotated[
         int | None, typer.Option(min=0, help="Stop there; without it train to the end.")
     ] = None,
+    env: OwnEnvOption = None,
+    trust_config: TrustOption = False,
 ) -> None:
     """Resume a run from its newest checkpoint and train it."""
     path = _one(resume_path)
     from tsgb.worker import commands as worker
 
-    typer.echo(worker.train(read_places(), path, attempt=attempt, until_step=until_step).url)
+    places = read_places(Trust.of(env, trust_config=trust_config))
+    typer.echo(worker.train(places, path, attempt=attempt, until_step=until_step).url)
 
 
 @worker_app.command("machine")
@@ -95,26 +106,52 @@ def worker_machine(
 
 
 @worker_app.command("build")
-def worker_build(resume_path: ResumePath, part: PartOption = "0/1") -> None:
+def worker_build(
+    resume_path: ResumePath,
+    part: PartOption = "0/1",
+    env: OwnEnvOption = None,
+    trust_config: TrustOption = False,
+) -> None:
     """Build the models that a run needs and that are not cached."""
     path, share = _one(resume_path), _part(part)
     from tsgb.worker import commands as worker
 
-    worker.build(read_places(), path, *share)
+    worker.build(read_places(Trust.of(env, trust_config=trust_config)), path, *share)
 
 
 @worker_app.command("evaluate")
-def worker_evaluate(resume_path: ResumePath, eval_id: EvalId, part: PartOption = "0/1") -> None:
+def worker_evaluate(
+    resume_path: ResumePath,
+    eval_id: EvalId,
+    part: PartOption = "0/1",
+    target_class: TargetClassOption = None,
+    judge_class: JudgeClassOption = None,
+    env: OwnEnvOption = None,
+    trust_config: TrustOption = False,
+) -> None:
     """Fill a share of an evaluation's cells."""
     path, share = _one(resume_path), _part(part)
     from tsgb.worker import commands as worker
 
-    worker.evaluate(read_places(), path, eval_id, *share)
+    worker.evaluate(
+        read_places(Trust.of(env, trust_config=trust_config)),
+        path,
+        eval_id,
+        *share,
+        target_class=target_class or [],
+        judge_class=judge_class,
+    )
 
 
 @worker_app.command("report")
-def worker_report(resume_path: ResumePath, eval_id: EvalId) -> None:
+def worker_report(
+    resume_path: ResumePath,
+    eval_id: EvalId,
+    env: OwnEnvOption = None,
+    trust_config: TrustOption = False,
+) -> None:
     """Merge the cells of one or several runs into a report, in the first one."""
     from tsgb.worker import reporting
 
-    typer.echo(reporting.report(read_places(), resume_path, eval_id))
+    places = read_places(Trust.of(env, trust_config=trust_config))
+    typer.echo(reporting.report(places, resume_path, eval_id))

@@ -24,6 +24,7 @@ from types import ModuleType
 from tsgb.checkpoint.run import RunStore
 from tsgb.envs import make_environment
 from tsgb.errors import ConfigError, UsageError
+from tsgb.plugins import NO_TRUST, Trust
 
 _PACKAGES = ("tsgb", "flows")
 _CONTROL_PLANE = frozenset({"prefect", "fastapi", "sqlalchemy"})
@@ -59,7 +60,13 @@ class CodeArchive:
     sha256: str
 
 
-def pack_code(world: str = "glyph", *, pretrained: str = "", profile: str = "demo") -> Code:
+def pack_code(
+    world: str = "glyph",
+    *,
+    trust: Trust = NO_TRUST,
+    pretrained: str = "",
+    profile: str = "demo",
+) -> Code:
     """The code that is running now, as far as training in a world needs it.
 
     Of an own world (`module:attribute`) its top-level module or package goes along, and so does
@@ -67,6 +74,7 @@ def pack_code(world: str = "glyph", *, pretrained: str = "", profile: str = "dem
 
     Args:
         world: What `--env` takes.
+        trust: The modules that may be imported, since `world` is read from the store.
         pretrained: `RunConfig.model.pretrained`: a base in place of the world's.
         profile: Whose models are trained.
 
@@ -74,7 +82,8 @@ def pack_code(world: str = "glyph", *, pretrained: str = "", profile: str = "dem
         ConfigError: There is no such world.
         UsageError: A machine elsewhere could not have it.
     """
-    base = pretrained or make_environment(world, world_seed=0).recipes(profile)["base"].pretrained
+    env = make_environment(world, world_seed=0, trust=trust)
+    base = pretrained or env.recipes(profile)["base"].pretrained
     if base and Path(base).is_dir():
         raise UsageError(
             f"model.pretrained {base} is a directory of this machine, which a rented one cannot "

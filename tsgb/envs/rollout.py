@@ -12,11 +12,19 @@ from collections.abc import Callable, Sequence
 from tsgb.config import AttackerConfig, GuardConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.rubric import attacker_reward, guard_gain, p_block
+from tsgb.protocols import checked_judgement
 from tsgb.types import Attack, Episode, Judgement, Label, Messages, Response, Scenario
 
 Answer = Callable[[Sequence[Messages]], list[Response]]
 Score = Callable[[Sequence[str]], Sequence[float]]
 UNASKED = Judgement(label=Label.SAFE, reason="the target was not asked")
+
+
+def judge_response(
+    env: Environment, scenario: Scenario, prompt: str, response: Response
+) -> Judgement:
+    """Ask the environment's judge; anything but a `Judgement` from it leaves the item unscored."""
+    return checked_judgement(env.judge(scenario, prompt, response))
 
 
 def judge_attacks(
@@ -52,7 +60,7 @@ def judge_attacks(
         slots.append(asked[key])
     responses = answer(chats) if chats else []
     return [
-        UNASKED if slot is None else env.judge(scenario, attack.text, responses[slot])
+        UNASKED if slot is None else judge_response(env, scenario, attack.text, responses[slot])
         for scenario, attack, slot in zip(scenarios, attacks, slots, strict=True)
     ]
 

@@ -6,6 +6,7 @@ scripted              every guard's scores and every target's answers on the fix
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,6 +16,8 @@ from typing import Any
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
 from tsgb.errors import UsageError
+from tsgb.judges.plugins import load_judge
+from tsgb.targets.plugins import load_black_boxes
 from tsgb.types import CheckpointRef
 
 _REQUEST = "request.json"
@@ -47,6 +50,9 @@ def write_request(
     eval_id: str,
     guards: Mapping[str, CheckpointRef],
     targets: Sequence[str] | None,
+    *,
+    target_class: Sequence[str] = (),
+    judge_class: str | None = None,
 ) -> None:
     """Say what is evaluated, and since when: `asked_at`.
 
@@ -65,6 +71,8 @@ def write_request(
             "guards": {arm: asdict(ref) for arm, ref in guards.items()},
             "targets": targets if targets is None else list(targets),
             "asked_at": asked_at,
+            **({"target_class": list(target_class)} if target_class else {}),
+            **({"judge_class": judge_class} if judge_class else {}),
         },
     )
 
@@ -86,3 +94,24 @@ def read_request(run: RunStore, eval_id: str) -> dict[str, Any]:
 def share(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
     """A contiguous share: cells of one best-response seed reuse its supervised start."""
     return list(cells[len(cells) * part // parts : len(cells) * (part + 1) // parts])
+
+
+def identities(
+    target_class: Sequence[str], judge_class: str | None, *, fresh: bool
+) -> dict[str, Any]:
+    """Load a user's black boxes and judge, and return what tells their answers from others.
+
+    A class that declares no `name` and `version` gets a random identity, so that it is asked anew:
+    the name of its model or the address of its server may have changed since. So does everything
+    if `fresh` is set.
+
+    Raises:
+        UsageError: One cannot be loaded, or two have one name.
+    """
+    plugins = {f"target {p.path}": p for p in load_black_boxes(target_class).values()}
+    if judge_class is not None:
+        plugins[f"judge {judge_class}"] = load_judge(judge_class)
+    found: dict[str, Any] = {
+        label: plugin.identity or secrets.token_hex(8) for label, plugin in plugins.items()
+    }
+    return {**found, "fresh": secrets.token_hex(8)} if fresh else found

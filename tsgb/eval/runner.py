@@ -26,6 +26,7 @@ from tsgb.eval.cells import adaptive_items, scripted_items
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
 from tsgb.eval.request import Cell, plan, read_request, share
 from tsgb.eval.transcripts import TRANSCRIPTS
+from tsgb.judges.exact import ExactJudge
 from tsgb.models.fast.adapters import load_parameters
 from tsgb.models.registry import ModelRegistry
 from tsgb.protocols import Target
@@ -125,7 +126,7 @@ class Evaluation:
     def _scripted(self) -> dict[str, Any]:
         guards = self.guards()
         targets = [self.target(name) for name in self.specs]
-        items, games = scripted_items(self.env, self.config, guards, targets)
+        items, games = scripted_items(self.env, self.config, guards, targets, ExactJudge(self.env))
         return {
             "items": [item.model_dump(mode="json", exclude_defaults=True) for item in items],
             "thresholds": [t.model_dump(mode="json") for t in self._thresholds(guards)],

@@ -34,6 +34,8 @@ class SimpleJudge:
     True
     """
 
+    name, version = "simple", "1"
+
     def judge(self, response: str, is_benign: bool) -> bool:
         """Return whether the response is right for its kind of prompt.
 

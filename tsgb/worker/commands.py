@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from tsgb.checkpoint.run import RunLock
+from tsgb.envs import customise
+from tsgb.judges.plugins import StrictJudge, load_judge
 from tsgb.logging import get_logger
+from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes, target_specs
 from tsgb.types import CheckpointRef
 from tsgb.worker.attempt import (
     FLUSH_SECONDS,
@@ -83,8 +87,26 @@ def build(places: Places, resume_path: str, part: int, parts: int) -> None:
         registry.build(name)
 
 
-def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: int) -> None:
+def evaluate(
+    places: Places,
+    resume_path: str,
+    eval_id: str,
+    part: int,
+    parts: int,
+    *,
+    target_class: Sequence[str] = (),
+    judge_class: str | None = None,
+) -> None:
     """`tsgb worker evaluate`: fill a share of an evaluation's cells.
+
+    Args:
+        places: Cache, credentials and trusted modules.
+        resume_path: The run.
+        eval_id: Names the evaluation.
+        part: Which share, from 0.
+        parts: Number of shares.
+        target_class: The user's black boxes, as `module:attribute`; imported.
+        judge_class: The user's judge; imported.
 
     Raises:
         Interrupted: a signal came; finished cells are kept.
@@ -119,6 +141,13 @@ def evaluate(places: Places, resume_path: str, eval_id: str, part: int, parts: i
         report(0, 1, f"build {model} {done}/{total}")
 
     registry = make_registry(config, places, building)
-    evaluation = Evaluation(run, config, registry.env, registry, eval_id, places.open)
+    black_boxes = load_black_boxes(target_class)
+    judge = None if judge_class is None else StrictJudge(load_judge(judge_class).made)
+    env = customise(registry.env, target_specs(target_class), judge)
+    own = {
+        name: BlackBoxTarget(name, plugin.made, signals.check)
+        for name, plugin in black_boxes.items()
+    }
+    evaluation = Evaluation(run, config, env, registry, eval_id, places.open, own)
     evaluation.fill(part, parts, report, signals.check)
     beats.flush(FLUSH_SECONDS)

@@ -261,7 +261,8 @@ class WorkerMachine:
 
     def _worker(self, arm: str) -> Attempt:
         url = self._arms.runs[arm].run_url
-        words = ["run", "--resume-path", url, "--attempt", str(self._attempt)]
+        # The code here is the bundle that this run's user packed, and nothing else of theirs.
+        words = ["run", "--resume-path", url, "--attempt", str(self._attempt), "--trust-config"]
         path = self._given.log_dir / self._run.run_id / f"{arm}-{self._attempt:04d}.log"
         command = [*self._given.worker_command, *words]
         # Without the store: how it ended is judged from its exit code here, and read in full later.

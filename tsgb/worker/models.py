@@ -21,5 +21,5 @@ def make_registry(
     config: RunConfig, places: Places, beat: Callable[[str, int, int], None]
 ) -> ModelRegistry:
     """The run's world and models."""
-    env = make_environment(config.env, world_seed=config.world_seed)
+    env = make_environment(config.env, world_seed=config.world_seed, trust=places.trust)
     return ModelRegistry(env, config, places.cache_dir / "models", beat)

@@ -12,6 +12,7 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import RunConfig, parse_config
 from tsgb.errors import CheckpointError, StoreError, StoreUnreachable, UsageError
+from tsgb.plugins import NO_TRUST, Trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,8 @@ class Places:
     grace_seconds: float = 60.0
     """Between a signal and the end of the process."""
     manifest_key: SecretStr | None = None
+    trust: Trust = NO_TRUST
+    """Modules that may be imported although only a stored configuration names them."""
 
     def open(self, run_url: str) -> RunStore:
         """A run's documents."""

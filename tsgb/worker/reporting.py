@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tsgb.config import SEEDS, Arm, RunConfig, arm_overrides, default_arms, make_config
-from tsgb.envs import make_environment
+from tsgb.envs import customise, make_environment
 from tsgb.envs.base import Environment
 from tsgb.eval.merge import Part, merge
 from tsgb.eval.request import read_request
+from tsgb.targets.plugins import target_specs
 from tsgb.worker.places import Places, find_run, read_config
 
 
@@ -20,8 +21,10 @@ def report(places: Places, resume_paths: Sequence[str], eval_id: str) -> str:
     runs = [find_run(places, path) for path in resume_paths]
     parts = [Part(run, read_config(run)) for run in runs]
     first = parts[0].config
-    env = make_environment(first.env, world_seed=first.world_seed)
     requests = [read_request(run, eval_id) for run in runs]
+    world = make_environment(first.env, world_seed=first.world_seed, trust=places.trust)
+    # Of the user's own classes only the names count here: nothing that the store names is imported.
+    env = customise(world, target_specs(requests[0].get("target_class") or []), None)
     done = command([part.config for part in parts], env, requests)
     return merge(parts, env, eval_id, done).verdict.sentence
 
@@ -49,8 +52,14 @@ def command(
     if set(arms) != set(default_arms(config.profile)):
         words += ["--arms", ",".join(arms)]
     targets: Sequence[str] = requests[0].get("targets") or []
+    own: Sequence[str] = requests[0].get("target_class") or []
     for target in targets:
-        words += ["--target", target]
+        if target not in target_specs(own):
+            words += ["--target", target]
+    for path in own:
+        words += ["--target-class", path]
+    if requests[0].get("judge_class"):
+        words += ["--judge-class", requests[0]["judge_class"]]
     for name, value in _changed(config, env):
         words += ["--set", f"{name}={_text(value)}"]
     notes = [*_other_seeds(config, seeds), *_other_steps(config, requests)]

@@ -17,6 +17,9 @@ from tests.fakes.filesystems import MemoryFiles
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.bundle import Code, pack_code, publish_code
 from tsgb.errors import ConfigError, UsageError
+from tsgb.plugins import Trust
+
+OWN = Trust.of("own_world:Own")
 
 LISTS = {"requirements.txt", "requirements-alone.txt"}
 WORLD = """
@@ -98,7 +101,7 @@ def test_an_own_world_comes_with_what_it_imports_from_beside_it(
     (beside / "own_words" / "more.py").write_text("WORD = 'elsewhere'")
     (beside / "notes.txt").write_text("not code")
     there = tmp_path / "there"
-    names = unpacked(pack_code("own_world:Own"), there)
+    names = unpacked(pack_code("own_world:Own", trust=OWN), there)
     assert {name for name in names if not name.startswith(("tsgb/", "flows/"))} == {
         "own_world.py",
         "own_words/__init__.py",
@@ -108,7 +111,9 @@ def test_an_own_world_comes_with_what_it_imports_from_beside_it(
     script = (
         f"import sys; sys.path.insert(0, {str(there)!r})\n"
         "import tsgb.envs as envs\n"
-        "print(envs.make_environment('own_world:Own', world_seed=0).name, envs.__file__)"
+        "from tsgb.plugins import Trust\n"
+        "own = Trust.of('own_world:Own')\n"
+        "print(envs.make_environment('own_world:Own', world_seed=0, trust=own).name, envs.__file__)"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False
@@ -127,7 +132,7 @@ def test_an_installed_world_is_required_in_its_version(
     (info / "top_level.txt").write_text("own_world\nown_words\n")
     paths = sysconfig.get_paths() | {"purelib": str(beside)}
     monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
-    names = unpacked(pack_code("own_world:Own"), tmp_path / "there")
+    names = unpacked(pack_code("own_world:Own", trust=OWN), tmp_path / "there")
     assert {name.split("/")[0] for name in names} == {"tsgb", "flows", *LISTS}
     assert "own-world==1.2\n" in (tmp_path / "there" / "requirements.txt").read_text()
 
@@ -135,12 +140,12 @@ def test_an_installed_world_is_required_in_its_version(
 def test_what_a_machine_elsewhere_cannot_have_is_said(beside: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"model\.pretrained .* train with it here"):
         pack_code(pretrained=str(tmp_path))
-    with pytest.raises(ConfigError, match="cannot be loaded: No module named 'own_wrld'"):
-        pack_code("own_wrld:Own")
+    with pytest.raises(ConfigError, match="cannot be loaded: ModuleNotFoundError"):
+        pack_code("own_wrld:Own", trust=Trust.of("own_wrld:Own"))
     (beside / "own_world.py").write_text(WORLD)
     (beside / "own_words").mkdir()
     (beside / "own_words" / "__init__.py").write_text("WORD = 'big'")
     with (beside / "own_words" / "data.bin").open("wb") as file:
         file.truncate(65_000_000)
     with pytest.raises(UsageError, match=r"own_words, own_world in .* have 65 MB and at most 64"):
-        pack_code("own_world:Own")
+        pack_code("own_world:Own", trust=OWN)

@@ -1,35 +1,23 @@
-"""A user's own black box and judge."""
+"""A user's own black box."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from random import Random
+import asyncio
 from typing import Any
 
 import pytest
 
-from tsgb import SimpleJudge
 from tsgb.envs import make_environment
 from tsgb.errors import Interrupted, UsageError
-from tsgb.targets.plugins import CustomTarget, customise, target_spec
-from tsgb.types import Label, Response, Split
+from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes, target_specs
+from tsgb.types import Label, Message, Split
 
 GLYPH = make_environment("glyph", world_seed=0)
 HARMFUL = next(s for s in GLYPH.scenarios(Split.TEST) if s.harmful)
-BENIGN = next(s for s in GLYPH.scenarios(Split.TEST) if not s.harmful)
-
-
-class Fails:
-    def generate(self, prompt: str) -> str:
-        raise ConnectionError("https://me:secret@host is down")
-
-    def judge(self, response: str, is_benign: bool) -> bool:
-        raise KeyError(response)
-
-
-class Odd:
-    def generate(self, prompt: str) -> Any:
-        return None
+CHAT: list[Message] = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Hi"},
+]
 
 
 class Echo:
@@ -37,68 +25,94 @@ class Echo:
         return f"<{prompt}>"
 
 
+class Surrogates:
+    def generate(self, prompt: str) -> str:
+        return "fine \udc80 \U0001f600"
+
+
 def nothing() -> None:
     pass
 
 
-class TestTarget:
-    def test_a_chat_is_one_prompt(self) -> None:
-        chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
-        [response] = CustomTarget("Echo", Echo(), nothing).answer([chat])  # type: ignore[list-item]
-        assert response.text == "<Be kind.\n\nHi>"
-        assert response.error is None
+def raising(error: BaseException) -> Any:
+    class Fails:
+        def generate(self, prompt: str) -> str:
+            raise error
 
-    def test_a_call_that_fails_is_a_third_outcome_without_its_message(self) -> None:
-        chat = GLYPH.target_messages("x", HARMFUL, "hi")
-        [failed] = CustomTarget("Fails", Fails(), nothing).answer([chat])
-        assert failed.error == "ConnectionError"
-        [odd] = CustomTarget("Odd", Odd(), nothing).answer([chat])
-        assert odd.error == "generate gave NoneType, not str"
-        for response in (failed, odd):
-            assert GLYPH.judge(HARMFUL, "hi", response).label is Label.UNSCORED
-
-    def test_a_signal_stops_between_two_prompts(self) -> None:
-        def check() -> None:
-            raise Interrupted("stopped")
-
-        with pytest.raises(Interrupted):
-            CustomTarget("Echo", Echo(), check).answer([GLYPH.target_messages("x", HARMFUL, "")])
+    return Fails()
 
 
-class TestEnvironment:
-    def test_a_target_is_added_and_all_else_stays(self) -> None:
-        env = customise(GLYPH, {"Echo": target_spec("Echo", "mine:Echo")}, None)
-        assert [*env.targets()] == [*GLYPH.targets(), "Echo"]
-        assert env.targets()["Echo"].role == "black_box"
-        assert env.name == "glyph"
-        response = Response(text="REFUSE")
-        assert env.judge(HARMFUL, "x", response) == GLYPH.judge(HARMFUL, "x", response)
-        assert env.demonstrations(Random(1), 3) == GLYPH.demonstrations(Random(1), 3)
+def returning(value: Any) -> Any:
+    class Odd:
+        def generate(self, prompt: str) -> Any:
+            return value
 
-    def test_a_name_that_is_taken(self) -> None:
-        with pytest.raises(UsageError, match="'T_s': rename your class"):
-            customise(GLYPH, {"T_s": target_spec("T_s", "mine:T_s")}, None)
+    return Odd()
 
-    @pytest.mark.parametrize(
-        ("make", "scenario", "text", "label"),
-        [
-            (SimpleJudge, HARMFUL, "COMPLY", Label.HARMFUL),
-            (SimpleJudge, HARMFUL, "REFUSE", Label.SAFE),
-            (SimpleJudge, BENIGN, "COMPLY", Label.SAFE),
-            (SimpleJudge, BENIGN, "REFUSE", Label.REFUSAL),
-            (Fails, HARMFUL, "COMPLY", Label.UNSCORED),
-        ],
-    )
-    def test_the_judge_of_the_user_decides(
-        self, make: Callable[[], Any], scenario: Any, text: str, label: Label
-    ) -> None:
-        env = customise(GLYPH, {}, make())
-        judgement = env.judge(scenario, "any prompt", Response(text=text))
-        assert judgement.label is label
-        assert text not in judgement.reason
 
-    def test_a_response_that_failed_is_not_judged(self) -> None:
-        env = customise(GLYPH, {}, SimpleJudge())
-        judgement = env.judge(HARMFUL, "x", Response(text="", error="TimeoutError"))
-        assert judgement.label is Label.UNSCORED
-        assert judgement.reason == "TimeoutError"
+async def awaited() -> str:
+    return "yes"
+
+
+def test_a_chat_is_one_prompt() -> None:
+    [response] = BlackBoxTarget("Echo", Echo(), nothing).answer([CHAT])
+    assert response.text == "<Be kind.\n\nHi>"
+    assert response.error is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("https://me:secret@host is down"),
+        SystemExit(0),
+        asyncio.CancelledError(),
+        GeneratorExit(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_call_that_fails_is_a_third_outcome_without_its_message(error: BaseException) -> None:
+    [failed] = BlackBoxTarget("Fails", raising(error), nothing).answer([CHAT])
+    assert failed.error == type(error).__name__
+    assert GLYPH.judge(HARMFUL, "hi", failed).label is Label.UNSCORED
+
+
+def test_ctrl_c_is_no_answer() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        BlackBoxTarget("Fails", raising(KeyboardInterrupt()), nothing).answer([CHAT])
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(None, "NoneType"), (b"yes", "bytes"), (awaited, "coroutine")]
+)
+def test_what_is_no_text_is_no_answer(value: Any, kind: str) -> None:
+    value = value() if callable(value) else value
+    [odd] = BlackBoxTarget("Odd", returning(value), nothing).answer([CHAT])
+    assert odd.error == f"generate gave {kind}, not str"
+
+
+def test_a_lone_surrogate_is_escaped_and_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    responses = BlackBoxTarget("Odd", Surrogates(), nothing).answer([CHAT, CHAT])
+    assert {response.text for response in responses} == {"fine \\udc80 \U0001f600"}
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "lone surrogates" in told
+
+
+def test_a_signal_stops_between_two_prompts() -> None:
+    def check() -> None:
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        BlackBoxTarget("Echo", Echo(), check).answer([CHAT])
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    with pytest.raises(UsageError, match="have one name in the tables, 'Echo': rename"):
+        load_black_boxes([f"{__name__}:Echo", f"{__name__}:Echo"])
+    both = load_black_boxes([f"{__name__}:Echo", f"{__name__}:Surrogates"])
+    assert [*both] == [*target_specs([plugin.path for plugin in both.values()])]
+
+
+def test_a_spec_imports_nothing() -> None:
+    [spec] = target_specs(["no_such_module:Mine"]).values()
+    assert (spec.name, spec.role) == ("Mine", "black_box")

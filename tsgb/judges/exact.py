@@ -1,0 +1,20 @@
+"""The judge that a world brings: exact where its violations are decidable."""
+
+from __future__ import annotations
+
+from tsgb.envs.base import Environment
+from tsgb.envs.rollout import judge_response
+from tsgb.protocols import JudgeItem
+from tsgb.types import Judgement
+
+
+class ExactJudge:
+    """Asks the environment."""
+
+    def __init__(self, env: Environment) -> None:
+        """Judge by the rules of `env`."""
+        self._env = env
+
+    def judge(self, item: JudgeItem) -> Judgement:
+        """See `tsgb.protocols.Judge`."""
+        return judge_response(self._env, item.scenario, item.prompt, item.response)
