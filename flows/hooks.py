@@ -17,7 +17,7 @@ from prefect.logging.loggers import flow_run_logger
 from flows.renting import renting
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
-from tsgb.cloud.abandon import abandon
+from tsgb.cloud.recover import release_all
 from tsgb.config import Arm
 from tsgb.settings import load_settings
 
@@ -58,7 +58,7 @@ def release_machines(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
             vast_url=given.get("vast_url"),
             tell=logger.warning,
         ) as (rented, _):
-            num = abandon(rented.desk, f"its flow run ended as {state.name}")
+            num = release_all(rented.session, f"its flow run ended as {state.name}")
         logger.warning("%d machines of run %s were still there, and are gone", num, run)
     except Exception:
         logger.exception("machines of the run may be left: `tsgb reap` or the reaper ends them")

@@ -29,9 +29,9 @@ from prefect.states import AwaitingRetry
 
 from flows.tasks import quietly
 from tsgb.checkpoint.urls import canonical_url
-from tsgb.cloud.archive import Archive
 from tsgb.cloud.connect import connect
-from tsgb.cloud.reaper import Reaped, reap
+from tsgb.cloud.inventory import DeploymentRuns
+from tsgb.cloud.reaper import ReapReport, reap
 from tsgb.errors import ProviderError
 from tsgb.settings import load_settings
 
@@ -75,7 +75,7 @@ def sweep_machines(store: str | None) -> dict[str, Any] | None:
         get_run_logger().warning("No VAST_API_KEY here: nobody looked after rented machines")
         _tell("No `VAST_API_KEY` here: nobody looked after rented machines.")
         return None
-    archive = Archive(
+    runs = DeploymentRuns(
         url=canonical_url(store or settings.default_store),
         user=settings.webdav_user,
         password=settings.webdav_pass,
@@ -83,7 +83,7 @@ def sweep_machines(store: str | None) -> dict[str, Any] | None:
     with connect(settings.vast_api_key, settings.vast_url) as provider:
         found = reap(
             provider,
-            archive,
+            runs,
             settings.deployment,
             now=lambda: datetime.now(UTC),
             sleep=time.sleep,
@@ -129,7 +129,7 @@ def resume(client: SyncPrefectClient, deployments: Sequence[str], now: datetime)
     return resumed
 
 
-def _show(found: Reaped) -> None:
+def _show(found: ReapReport) -> None:
     for line in found.lines():
         get_run_logger().info(line)
     document = found.to_json()

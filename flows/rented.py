@@ -18,7 +18,7 @@ from flows.tasks import artifact_key, only_preemption, quietly
 from flows.workers import Workers, as_json
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.bill import Summary, summarise
-from tsgb.cloud.lifecycle import Renting
+from tsgb.cloud.lifecycle import Lifecycle
 from tsgb.config import Arm
 from tsgb.settings import Settings
 from tsgb.types import CheckpointRef
@@ -27,7 +27,7 @@ RETRIES = 10_000
 """Bounds nothing: budget, refusals, lost hosts and failed workers have bounds of their own."""
 
 R = TypeVar("R")
-Rented = Renting[dict[str, CheckpointRef]]
+Rented = Lifecycle[dict[str, CheckpointRef]]
 
 
 def as_task(name: str, what: Callable[[], R]) -> R:
@@ -96,14 +96,14 @@ def train_rented(
 
 def _leave(rented: Rented, work: ArmsWork, reason: str) -> None:
     """The lease ends, and what it all cost is written down; neither may hide how it ended."""
-    desk = rented.desk
+    session = rented.session
     try:
-        desk.end(reason)
-        summary = summarise(desk.papers, desk.ledger, work.updates())
+        session.end(reason)
+        summary = summarise(session.documents, session.ledger, work.updates())
         if summary.machines:
-            _show(desk.papers.run, summary)
+            _show(session.documents.run, summary)
     except Exception as error:  # noqa: BLE001 - the reason of the flow's end counts
-        desk.note(f"no summary: {type(error).__name__}: {error}")
+        session.note(f"no summary: {type(error).__name__}: {error}")
 
 
 def _show(run: RunStore, summary: Summary) -> None:

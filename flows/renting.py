@@ -20,17 +20,16 @@ from tsgb.checkpoint.urls import local_path
 from tsgb.cloud.boot import Boot, boot
 from tsgb.cloud.bundle import Code, pack_code, publish_code
 from tsgb.cloud.connect import connect
-from tsgb.cloud.documents import Intent, Papers
+from tsgb.cloud.documents import Intent, RunDocuments, arms, number
 from tsgb.cloud.history import state_gb
 from tsgb.cloud.holds import Workload
-from tsgb.cloud.lifecycle import Renting
+from tsgb.cloud.lifecycle import Lifecycle
 from tsgb.cloud.policy import Patience, Terms
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import LaunchSpec, Provider, is_loopback
-from tsgb.cloud.running import Held
-from tsgb.cloud.session import Desk
+from tsgb.cloud.running import RunningInstance
+from tsgb.cloud.session import Session
 from tsgb.cloud.termination import Deadlines
-from tsgb.cloud.words import arms, number
 from tsgb.cloud.work import workload
 from tsgb.config import Arm
 from tsgb.errors import BudgetReached, ProviderNoCredit, UsageError
@@ -119,16 +118,16 @@ class ArmsWork:
             env=made.env,
         )
 
-    def show(self, held: Held) -> None:
+    def show(self, running: RunningInstance) -> None:
         """Bars of the arms, or what the machine is doing instead."""
         check_interrupt()
-        state = "?" if held.instance is None else held.instance.status
-        text = f"instance {held.instance_id} {state}, ${held.intent.hourly:.3f}/h"
+        state = "?" if running.instance is None else running.instance.status
+        text = f"instance {running.instance_id} {state}, ${running.intent.hourly:.3f}/h"
         bars = [
             Bar(name, number(arm, "step"), number(arm, "total_steps"), text)
-            for name, arm in arms(held.beat).items()
+            for name, arm in arms(running.heartbeat).items()
         ]
-        listener().bars(f"attempt {held.attempt}", bars or [Bar("machine", 0, 0, text)])
+        listener().bars(f"attempt {running.attempt}", bars or [Bar("machine", 0, 0, text)])
 
 
 def terms_of(settings: Settings, budget: float | None, max_price: float | None) -> Terms:
@@ -178,7 +177,7 @@ def renting(
     max_price: float | None = None,
     vast_url: str | None = None,
     tell: Callable[[str], None],
-) -> Generator[tuple[Renting[dict[str, CheckpointRef]], ArmsWork]]:
+) -> Generator[tuple[Lifecycle[dict[str, CheckpointRef]], ArmsWork]]:
     """Everything that renting for a run needs; one flow of this machine at a time.
 
     Raises:
@@ -191,8 +190,8 @@ def renting(
     _check_reach(run.run_url, settings)
     with _only_flow(settings, run), provider:
         terms = terms_of(settings, budget, max_price)
-        desk = Desk(
-            papers=Papers(run),
+        session = Session(
+            documents=RunDocuments(run),
             provider=provider,
             terms=terms,
             patience=patience_of(settings),
@@ -200,7 +199,7 @@ def renting(
             note=tell,
         )
         work = ArmsWork(workers, arms, terms)
-        yield Renting(desk, work), work
+        yield Lifecycle(session, work), work
 
 
 def settings_at(settings: Settings, vast_url: str | None) -> Settings:

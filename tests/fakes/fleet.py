@@ -29,13 +29,13 @@ from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
 from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.archive import Archive
 from tsgb.cloud.budget import Ledger
-from tsgb.cloud.documents import Papers
+from tsgb.cloud.documents import RunDocuments
+from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.lease import Lease, Standing, Watch
-from tsgb.cloud.orphans import Label
+from tsgb.cloud.orphans import InstanceLabel
 from tsgb.cloud.pricing import microdollars
-from tsgb.cloud.reaper import Reaped, reap
+from tsgb.cloud.reaper import ReapReport, reap
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.convert import VastProvider
 from tsgb.cloud.vast.throttle import RateLimiter
@@ -110,7 +110,7 @@ class Fleet:
         if directory is not None:
             self.files = open_filesystem(str(directory / RUN))
         self.store = RunStore(self.files, self.files.url, sleep=lambda _: None)
-        self.papers = Papers(self.store)
+        self.documents = RunDocuments(self.store)
         self.boxes: dict[int, Box] = {}
         self.published: list[tuple[int, int]] = []
         """(attempt, step) of every checkpoint, in the order in which they came."""
@@ -176,7 +176,7 @@ class Fleet:
         except FileNotFoundError:
             return 0
 
-    def reap(self) -> Reaped:
+    def reap(self) -> ReapReport:
         """One round of the reaper, which shares nothing with any flow but the store."""
         assert self._directory is not None
         limiter = RateLimiter(clock=self.seconds, sleep=self.advance)
@@ -188,12 +188,12 @@ class Fleet:
             sleep=self.advance,
             now=self.now,
         ) as vast:
-            archive = Archive(url=str(self._directory))
-            return reap(VastProvider(vast), archive, "home", now=self.now, sleep=self.advance)
+            runs = DeploymentRuns(url=str(self._directory))
+            return reap(VastProvider(vast), runs, "home", now=self.now, sleep=self.advance)
 
     def _let_machines_work(self) -> None:
         for row in self.vast.sim("state")["instances"]:
-            label = Label.parse(row["label"])
+            label = InstanceLabel.parse(row["label"])
             if label is None or label.run != RUN:
                 continue
             if row["phase"] != "running" or row["offline"]:
@@ -235,7 +235,7 @@ class Fleet:
         assert box.watch is not None
         if self._time - box.read_at >= LEASE_SECONDS:
             box.read_at = self._time
-            box.lease = self.papers.lease()
+            box.lease = self.documents.lease()
             if box.lease is None:
                 return False
             box.watch = box.watch.saw(box.lease, self._time)
@@ -269,7 +269,7 @@ class Fleet:
         self.store.write_json(f"machines/{box.attempt:04d}/beat.json", word)
 
     def _leave(self, box: Box, outcome: str) -> None:
-        lease = self.papers.lease()
+        lease = self.documents.lease()
         if lease is not None and lease.attempt == box.attempt:
             self._beat(box)
             word = {**self._word(box), "outcome": outcome, "ended_at": self.now().isoformat()}
@@ -294,7 +294,7 @@ def spent(fleet: Fleet) -> Decimal:
 
 def causes(fleet: Fleet) -> list[str]:
     """How the attempts ended, oldest first."""
-    return [ending.cause.value for ending in fleet.papers.endings()]
+    return [ending.cause.value for ending in fleet.documents.endings()]
 
 
 def assert_settled(fleet: Fleet, *, most: int = 1, budget: str = "5") -> None:

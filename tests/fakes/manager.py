@@ -25,11 +25,11 @@ from tests.fakes.vast.server import VastSimulator
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.connect import connect
-from tsgb.cloud.documents import Papers
+from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.launch import find_offer
 from tsgb.cloud.policy import Terms
 from tsgb.cloud.pricing import microdollars
-from tsgb.cloud.session import Desk
+from tsgb.cloud.session import Session
 from tsgb.cloud.work import workload
 from tsgb.config import Arm, arm_run_id
 
@@ -81,8 +81,8 @@ class Manager:
         return open_run(url, USER, SecretStr(PASSWORD))
 
     @property
-    def papers(self) -> Papers:
-        return Papers(self.open())
+    def documents(self) -> RunDocuments:
+        return RunDocuments(self.open())
 
     def ledger(self) -> Ledger:
         return Ledger.open(self.open(), microdollars(BUDGET))
@@ -91,8 +91,10 @@ class Manager:
         """The machine that a flow will rent first."""
         with connect(SecretStr(self.simulator.key), self.simulator.url) as provider:
             terms = Terms(budget=microdollars(BUDGET), cap=0.3)
-            desk = Desk(papers=self.papers, provider=provider, terms=terms, owner="nobody")
-            return find_offer(desk, workload(2.0, disk_gb=20)).offer.machine_id
+            session = Session(
+                documents=self.documents, provider=provider, terms=terms, owner="nobody"
+            )
+            return find_offer(session, workload(2.0, disk_gb=20)).offer.machine_id
 
     def environment(self, **settings: str) -> dict[str, str]:
         """Of a command on the laptop, with nothing of the developer's own settings."""

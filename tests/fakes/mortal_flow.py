@@ -18,14 +18,14 @@ from tests.fakes.fleet import Fleet
 from tests.fakes.vast.faults import PRESETS
 from tsgb.checkpoint.filesystem import DirectoryEntry, FileSystem
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.documents import Intent, Papers
+from tsgb.cloud.documents import Intent, RunDocuments
 from tsgb.cloud.holds import Workload
-from tsgb.cloud.lifecycle import Renting
+from tsgb.cloud.lifecycle import Lifecycle
 from tsgb.cloud.policy import Patience, Terms
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import InstanceState, LaunchSpec
-from tsgb.cloud.running import Held
-from tsgb.cloud.session import Desk
+from tsgb.cloud.running import RunningInstance
+from tsgb.cloud.session import Session
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.convert import VastProvider
 from tsgb.cloud.vast.throttle import RateLimiter
@@ -86,7 +86,7 @@ class Flow:
         cap: float = 0.3,
         owner: str = "flow",
         patience: Patience | None = None,
-        desk_type: type[Desk] = Desk,
+        session_type: type[Session] = Session,
         **terms: Any,
     ) -> None:
         self.fleet = fleet
@@ -103,8 +103,8 @@ class Flow:
             now=fleet.now,
         )
         files = _MortalFiles(fleet.files, self.mortal)
-        self.desk = desk_type(
-            papers=Papers(RunStore(files, files.url, sleep=lambda _: None)),
+        self.session = session_type(
+            documents=RunDocuments(RunStore(files, files.url, sleep=lambda _: None)),
             provider=VastProvider(self.vast),
             terms=Terms(budget=microdollars(budget), cap=cap, gpu_ram_gb=0, **terms),
             owner=owner,
@@ -114,7 +114,7 @@ class Flow:
             sleep=self._sleep,
             note=self.told.append,
         )
-        self.renting = Renting(self.desk, _Steps(fleet))
+        self.renting = Lifecycle(self.session, _Steps(fleet))
         self.attempts = 0
 
     def run(self, most: int = 60) -> str:
@@ -129,13 +129,13 @@ class Flow:
                         raise
                     self._sleep(1)
                 else:
-                    self.desk.end("done")
+                    self.session.end("done")
                     return done
         except Killed:
             return "killed"
         except Exception as error:
             self.mortal.alive()
-            self.desk.end(f"{type(error).__name__}: {error}")
+            self.session.end(f"{type(error).__name__}: {error}")
             raise
         finally:
             self.mortal.dead = True
@@ -150,14 +150,14 @@ class Flow:
         self.mortal.alive()
 
     def phase(self) -> str | None:
-        held = self.renting.held if hasattr(self, "renting") else None
-        if held is None or held.finished:
+        running = self.renting.running if hasattr(self, "renting") else None
+        if running is None or running.finished:
             return None
-        if held.instance is None or held.instance.state is not InstanceState.RUNNING:
+        if running.instance is None or running.instance.state is not InstanceState.RUNNING:
             return "loading"
-        if held.beat_at is None:
+        if running.beat_at is None:
             return "boot"
-        return "training" if held.step == 0 else "after a checkpoint"
+        return "training" if running.step == 0 else "after a checkpoint"
 
 
 class _Steps:
@@ -185,7 +185,7 @@ class _Steps:
             raise Preempted("not there")
         return "done"
 
-    def show(self, held: Held) -> None:
+    def show(self, running: RunningInstance) -> None:
         """Nobody looks."""
 
 

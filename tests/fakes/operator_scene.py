@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from tests.fakes.command_line import Ended
 from tests.fakes.vast.driver import Driver
 from tsgb.cloud.budget import Ledger
-from tsgb.cloud.documents import Intent, Outcome, Papers
+from tsgb.cloud.documents import AttemptResult, Intent, RunDocuments
 from tsgb.cloud.lease import grant
 from tsgb.cloud.pricing import Rates, microdollars
 from tsgb.cloud.termination import Cause
@@ -30,15 +30,15 @@ def live(vast: Driver) -> set[int]:
     return {row["id"] for row in rows if row["phase"] != "destroyed"}
 
 
-def lease(papers: Papers, attempt: int, at: datetime) -> None:
-    run_id = papers.run.run_id
-    papers.put_lease(grant(None, run=run_id, attempt=attempt, owner="flow", now=at))
+def lease(documents: RunDocuments, attempt: int, at: datetime) -> None:
+    run_id = documents.run.run_id
+    documents.put_lease(grant(None, run=run_id, attempt=attempt, owner="flow", now=at))
 
 
-def held(papers: Papers, attempt: int, cause: Cause, hours: float) -> None:
+def held(documents: RunDocuments, attempt: int, cause: Cause, hours: float) -> None:
     """An attempt that is over."""
     intent = Intent(
-        label=f"tsgb/home/{papers.run.run_id}/{attempt}",
+        label=f"tsgb/home/{documents.run.run_id}/{attempt}",
         ask_id=1,
         machine_id=attempt,
         host_id=attempt,
@@ -48,8 +48,8 @@ def held(papers: Papers, attempt: int, cause: Cause, hours: float) -> None:
         disk_gb=20.0,
         intended_at=NOW,
     )
-    outcome = Outcome(cause=cause, at=NOW, boot_seconds=100.0, hold_seconds=hours * HOUR)
-    Ledger.open(papers.run, microdollars(5)).reserve(
+    outcome = AttemptResult(cause=cause, at=NOW, boot_seconds=100.0, hold_seconds=hours * HOUR)
+    Ledger.open(documents.run, microdollars(5)).reserve(
         attempt,
         Rates(gpu_per_hour=200_000),
         NOW,

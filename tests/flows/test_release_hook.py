@@ -21,7 +21,7 @@ from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
 from tsgb.checkpoint.run import RunLock, open_run
-from tsgb.cloud.documents import Papers
+from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.lease import grant
 from tsgb.settings import load_settings
 
@@ -44,15 +44,15 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleName
             "TSGB_GRACE_SECONDS": "0.5",
         }.items():
             monkeypatch.setenv(name, value)
-        papers = Papers(open_run(str(tmp_path / "store" / "r1")))
+        documents = RunDocuments(open_run(str(tmp_path / "store" / "r1")))
         owner = owner_of(load_settings())
         now = datetime.now(UTC)
-        papers.put_lease(grant(None, run="r1", attempt=2, owner=owner, now=now))
+        documents.put_lease(grant(None, run="r1", attempt=2, owner=owner, now=now))
         ours = [vast.rent(label=f"tsgb/home/r1/{attempt}") for attempt in (1, 2)]
         other = vast.rent(label="tsgb/home/r2/1")
         parameters = {"run": "r1", "machine": "vast", "vast_url": simulator.url}
         run = FlowRun(flow_id=uuid4(), name="stage1-r1", parameters=parameters)
-        yield SimpleNamespace(vast=vast, run=run, ours=ours, other=other, papers=papers)
+        yield SimpleNamespace(vast=vast, run=run, ours=ours, other=other, documents=documents)
 
 
 def live(vast: Driver) -> set[int]:
@@ -66,7 +66,7 @@ def release(run: FlowRun) -> None:
 def test_its_machines_go_and_no_other(left: Any) -> None:
     release(left.run)
     assert live(left.vast) == {left.other}
-    lease = left.papers.lease()
+    lease = left.documents.lease()
     assert lease is not None
     assert lease.ended
     assert lease.stop == "its flow run ended as Cancelled"

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.vast.renter import Scene, scene
-from tsgb.cloud.archive import Archive
-from tsgb.cloud.documents import Papers
-from tsgb.cloud.inventory import take_census
+from tsgb.cloud.documents import RunDocuments
+from tsgb.cloud.inventory import DeploymentRuns, take_inventory
 from tsgb.cloud.lease import SKEW, revoke
-from tsgb.cloud.reaper import Reaping
-from tsgb.cloud.terminate_by_hand import REASON, dismiss, pick
+from tsgb.cloud.reaper import ReapedInstance
+from tsgb.cloud.terminate_by_hand import REASON, pick, terminate_by_hand
 from tsgb.errors import StoreUnreachable
 
 pytestmark = pytest.mark.integration
@@ -34,30 +33,30 @@ def number(here: Scene) -> int:
     """A machine that works under a lease."""
     here.lease("r1", 1)
     number = here.rent("tsgb/home/r1/1")
-    here.papers("r1").run.write_json("machines/0001/beat.json", {"step": 7})
+    here.documents("r1").run.write_json("machines/0001/beat.json", {"step": 7})
     return number
 
 
 def end(
     here: Scene,
     number: int,
-    archive: Archive | None = None,
+    runs: DeploymentRuns | None = None,
     on_sleep: Callable[[], None] = lambda: None,
-) -> tuple[list[Reaping], list[str], timedelta]:
+) -> tuple[list[ReapedInstance], list[str], timedelta]:
     """What came of it, what was said, how long it took."""
-    archive = archive or here.archive
+    runs = runs or here.runs
     said: list[str] = []
 
     def sleep(seconds: float) -> None:
         here.sim.advance(seconds)
         on_sleep()
 
-    census = take_census(here.vast, archive, "home", now=here.now)
+    inventory = take_inventory(here.vast, runs, "home", now=here.now)
     began = here.now()
-    items = dismiss(
+    items = terminate_by_hand(
         here.vast,
-        archive,
-        pick(census, [number, number], force=True, deployment="home", skew=SKEW),
+        runs,
+        pick(inventory, [number, number], force=True, deployment="home", skew=SKEW),
         now=here.now,
         sleep=sleep,
         grace=GRACE,
@@ -68,14 +67,14 @@ def end(
 
 
 def test_a_machine_that_has_saved_is_not_waited_for(here: Scene, number: int) -> None:
-    papers, began = here.papers("r1"), here.now()
+    documents, began = here.documents("r1"), here.now()
 
     def save() -> None:
-        lease = papers.lease()
+        lease = documents.lease()
         assert lease is not None
         assert lease.stop == REASON, "it is asked before anything else happens"
         if here.now() - began > timedelta(seconds=10):
-            papers.run.write_json("machines/0001/exit.json", {"outcome": "interrupted"})
+            documents.run.write_json("machines/0001/exit.json", {"outcome": "interrupted"})
 
     [item], said, took = end(here, number, on_sleep=save)
     assert item.gone
@@ -93,34 +92,34 @@ def test_one_that_destroys_itself_meanwhile_is_gone_all_the_same(here: Scene, nu
 def test_one_that_says_nothing_is_waited_for_as_long_as_it_may_take(
     here: Scene, number: int
 ) -> None:
-    lease = here.papers("r1").lease()
+    lease = here.documents("r1").lease()
     assert lease is not None
-    here.papers("r1").put_lease(revoke(lease, "budget"))
+    here.documents("r1").put_lease(revoke(lease, "budget"))
     [item], _, took = end(here, number)
     assert item.gone
     assert took >= GRACE
-    stopped = here.papers("r1").lease()
+    stopped = here.documents("r1").lease()
     assert stopped is not None
     assert stopped.stop == "budget", "the first reason stands"
 
 
 def test_one_that_never_came_to_work_has_nothing_to_save(here: Scene, number: int) -> None:
-    here.papers("r1").run.delete("machines/0001/beat.json")
+    here.documents("r1").run.delete("machines/0001/beat.json")
     [item], said, took = end(here, number)
     assert item.gone
     assert said == []
     assert took < GRACE
-    lease = here.papers("r1").lease()
+    lease = here.documents("r1").lease()
     assert lease is not None
     assert lease.stop == REASON, "it must not begin"
 
 
 def test_a_store_that_is_away_does_not_keep_it_alive(here: Scene, number: int) -> None:
-    class Away(Archive):
-        def papers(self, run: str) -> Papers:
+    class Away(DeploymentRuns):
+        def documents(self, run: str) -> RunDocuments:
             raise StoreUnreachable(f"{run}: no answer")
 
-    [item], said, took = end(here, number, Away(url=here.archive.url))
+    [item], said, took = end(here, number, Away(url=here.runs.url))
     assert item.gone
     assert said == [f"instance {number} could not be asked to save: r1: no answer"]
     assert "its books are open" in str(item)

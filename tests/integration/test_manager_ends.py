@@ -54,7 +54,7 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str], manager
 
 
 def trains(manager: Manager, attempt: int) -> bool:
-    arms = (manager.papers.beat(attempt) or {}).get("arms") or {}
+    arms = (manager.documents.heartbeat(attempt) or {}).get("arms") or {}
     return any((arm.get("durable_step") or 0) > 0 for arm in arms.values())
 
 
@@ -74,10 +74,10 @@ def test_a_signal_lets_the_machine_save_and_ends_it(number: signal.Signals, tmp_
         assert process.returncode == ExitCode.INTERRUPTED, manager.log.read_text()
         assert live(manager) == []
         assert "go on with --run-id r1" in manager.log.read_text()
-        farewell = manager.papers.farewell(1)
-        assert farewell is not None
-        assert farewell["outcome"] == "interrupted"
-        lease = manager.papers.lease()
+        exit_record = manager.documents.exit_record(1)
+        assert exit_record is not None
+        assert exit_record["outcome"] == "interrupted"
+        lease = manager.documents.lease()
         assert lease is not None
         assert lease.ended
         assert not any(account.is_open for account in manager.ledger().accounts.values())
@@ -101,9 +101,9 @@ def test_a_flow_that_was_killed_finds_its_machine_again(tmp_path: Path) -> None:
         assert live(manager) == []
         assert len(manager.vast.sim("ledger")["instances"]) == 1
         assert "go on with --run-id r1" in manager.log.read_text()
-        farewell = manager.papers.farewell(1)
-        assert farewell is not None
-        assert farewell["outcome"] == "interrupted"
+        exit_record = manager.documents.exit_record(1)
+        assert exit_record is not None
+        assert exit_record["outcome"] == "interrupted"
         assert not any(account.is_open for account in manager.ledger().accounts.values())
 
 

@@ -68,7 +68,7 @@ class Trouble(threading.Thread):
     def __init__(self, manager: Manager, preemptions: int) -> None:
         super().__init__(daemon=True)
         self.vast = manager.vast
-        self.papers = manager.papers
+        self.documents = manager.documents
         self.left = preemptions
         self.over = threading.Event()
         self.zombie: int | None = None
@@ -84,7 +84,7 @@ class Trouble(threading.Thread):
                     self._preempt(row["id"])
 
     def _trains(self, row: Mapping[str, Any]) -> bool:
-        beat = self.papers.beat(int(row["label"].rpartition("/")[2])) or {}
+        beat = self.documents.heartbeat(int(row["label"].rpartition("/")[2])) or {}
         arms = beat.get("arms") or {}
         return any((arm.get("step") or 0) > 0 for arm in arms.values())
 
@@ -151,7 +151,7 @@ def test_everything_goes_wrong_once(
             assert without_time(files[STATE]) == without_time(wanted[arm][STATE])
         bill = manager.vast.sim("ledger")
         planned = manager.vast.sim("faults")["faults"]
-        ends = [page.outcome.cause.value for page in manager.papers.pages() if page.outcome]
+        ends = [found.result.cause.value for found in manager.documents.attempts() if found.result]
         spent = Decimal(manager.ledger().spent) / 10**6
         summary = manager.open().read_json("summary.json")
         zombie = manager.vast.truth(trouble.zombie or 0)

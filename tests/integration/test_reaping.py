@@ -11,16 +11,15 @@ import pytest
 
 from tests.fakes.vast.renter import Scene, client, scene
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.archive import Archive, Leases
 from tsgb.cloud.budget import Ledger
-from tsgb.cloud.documents import Papers
-from tsgb.cloud.inventory import Standing
+from tsgb.cloud.documents import RunDocuments
+from tsgb.cloud.inventory import Coverage, DeploymentRuns, Leases
 from tsgb.cloud.lease import SKEW, TTL, end, grant, revoke
 from tsgb.cloud.policy import Terms
 from tsgb.cloud.pricing import Rates, in_dollars, microdollars
-from tsgb.cloud.reaper import Reaped, reap
+from tsgb.cloud.reaper import ReapReport, reap
 from tsgb.cloud.recover import reconcile
-from tsgb.cloud.session import Desk
+from tsgb.cloud.session import Session
 from tsgb.cloud.termination import Cause
 from tsgb.errors import ProviderAuthError, ProviderError, StoreUnreachable
 
@@ -39,13 +38,13 @@ def here(tmp_path: Path) -> Iterator[Scene]:
         yield opened
 
 
-def round_of(here: Scene, **more: Any) -> Reaped:
+def round_of(here: Scene, **more: Any) -> ReapReport:
     given: dict[str, Any] = {"now": here.now, "sleep": here.sim.advance, **more}
-    return reap(given.pop("vast", here.vast), here.archive, "home", **given)
+    return reap(given.pop("vast", here.vast), here.runs, "home", **given)
 
 
 def spend(here: Scene, run: str, attempt: int) -> Ledger:
-    ledger = Ledger.open(here.papers(run).run, microdollars(5))
+    ledger = Ledger.open(here.documents(run).run, microdollars(5))
     row = here.sim.sim("state")["instances"][-1]
     machine = next(
         one for one in here.sim.sim("state")["machines"] if one["machine_id"] == row["machine_id"]
@@ -69,21 +68,21 @@ def test_a_dead_flow_leaves_a_machine_that_is_ended_and_paid(here: Scene) -> Non
     here.sim.advance(DEAD)
     found = round_of(here)
     [item] = found.items
-    assert (item.entry.standing, item.gone, found.left) == (Standing.DOOMED, True, [])
+    assert (item.item.coverage, item.gone, found.left) == (Coverage.DOOMED, True, [])
     assert here.live() == set()
-    outcome = here.papers("r1").page(1)
+    outcome = here.documents("r1").attempt(1)
     assert outcome is not None
-    assert outcome.outcome is not None
-    assert outcome.outcome.cause is Cause.STOPPED
+    assert outcome.result is not None
+    assert outcome.result.cause is Cause.STOPPED
     bill = float(here.sim.bill(number)["dollars"])
-    account = Ledger.open(here.papers("r1").run, 0).accounts[1]
+    account = Ledger.open(here.documents("r1").run, 0).accounts[1]
     assert account.charged is not None
     assert account.charged == item.charged
     assert account.charged / 1e6 == pytest.approx(bill, abs=0.01)
-    assert here.papers("r1").run.read_json("budget.json")["budget_microdollars"] == 5_000_000
+    assert here.documents("r1").run.read_json("budget.json")["budget_microdollars"] == 5_000_000
     cost = in_dollars(account.charged)
     assert found.lines() == [
-        f"destroyed instance {number} (tsgb/home/r1/1): {item.entry.why}, it cost {cost}",
+        f"destroyed instance {number} (tsgb/home/r1/1): {item.item.why}, it cost {cost}",
         "1 instances: 1 destroyed, 0 leased, 0 left to look after, 0 of others",
     ]
     again = round_of(here)
@@ -96,9 +95,9 @@ def test_the_next_flow_finds_its_books_closed(here: Scene) -> None:
     spend(here, "r1", 1)
     here.sim.advance(DEAD)
     assert round_of(here).left == []
-    before = here.papers("r1").run.read_bytes("attempts/0001.json")
-    desk = Desk(
-        papers=here.papers("r1"),
+    before = here.documents("r1").run.read_bytes("attempts/0001.json")
+    session = Session(
+        documents=here.documents("r1"),
         provider=here.vast,
         terms=Terms(budget=microdollars(5), cap=0.3),
         owner="the next flow",
@@ -106,9 +105,9 @@ def test_the_next_flow_finds_its_books_closed(here: Scene) -> None:
         clock=lambda: here.now().timestamp(),
         sleep=here.sim.advance,
     )
-    assert reconcile(desk) is None
-    assert here.papers("r1").run.read_bytes("attempts/0001.json") == before
-    assert desk.grant(2).attempt == 2
+    assert reconcile(session) is None
+    assert here.documents("r1").run.read_bytes("attempts/0001.json") == before
+    assert session.grant(2).attempt == 2
 
 
 def test_an_outbid_machine_is_charged_its_gpu_no_longer_than_its_lease(here: Scene) -> None:
@@ -117,7 +116,7 @@ def test_an_outbid_machine_is_charged_its_gpu_no_longer_than_its_lease(here: Sce
     number = here.rent("tsgb/home/r1/1")
     here.intend("r1", 1, number)
     account = spend(here, "r1", 1).accounts[1]
-    here.papers("r1").run.write_json(
+    here.documents("r1").run.write_json(
         "machines/0001/beat.json",
         {
             "updated_at": (here.now() + timedelta(minutes=18)).isoformat(),
@@ -131,12 +130,12 @@ def test_an_outbid_machine_is_charged_its_gpu_no_longer_than_its_lease(here: Sce
     here.sim.advance(10 * 3600)
     [item] = round_of(here).items
     assert item.gone
-    page = here.papers("r1").page(1)
+    page = here.documents("r1").attempt(1)
     assert page is not None
-    assert page.outcome is not None
-    assert (page.outcome.cause, page.outcome.step) == (Cause.PREEMPTED, 80)
-    assert page.outcome.hold_seconds == pytest.approx(18 * MINUTE)
-    charged = Ledger.open(here.papers("r1").run, 0).accounts[1]
+    assert page.result is not None
+    assert (page.result.cause, page.result.step) == (Cause.PREEMPTED, 80)
+    assert page.result.hold_seconds == pytest.approx(18 * MINUTE)
+    charged = Ledger.open(here.documents("r1").run, 0).accounts[1]
     assert charged.usage.gpu_us == TTL.total_seconds() * 1e6
     assert (charged.usage.bytes_up, charged.usage.bytes_down) == (2_000, 3_000)
     bill = float(here.sim.bill(number)["dollars"])
@@ -162,7 +161,7 @@ def test_others_are_never_touched(here: Scene, label: str | None) -> None:
     found = round_of(here)
     assert here.live() == {number}
     assert here.deletes() == [f"/api/v0/instances/{mine}/"]
-    assert [item.entry.instance.id for item in found.of(Standing.FOREIGN)] == [number]
+    assert [item.item.instance.id for item in found.of(Coverage.FOREIGN)] == [number]
     assert found.left == []
 
 
@@ -171,7 +170,7 @@ def test_no_more_than_ten_at_once(here: Scene) -> None:
     here.sim.advance(10 * MINUTE)
     found = round_of(here)
     assert here.live() == set(numbers[10:])
-    assert [item.entry.instance.id for item in found.left] == numbers[10:]
+    assert [item.item.instance.id for item in found.left] == numbers[10:]
     assert "too many at once" in found.lines()[-2]
     assert round_of(here).left == []
     assert here.live() == set()
@@ -183,24 +182,24 @@ def test_no_more_than_ten_at_once(here: Scene) -> None:
 def test_what_a_lease_does_not_cover_goes(here: Scene, change: str) -> None:
     lease = here.lease("r1", 1)
     number = here.rent("tsgb/home/r1/1")
-    papers = here.papers("r1")
+    documents = here.documents("r1")
     match change:
         case "ended":
-            papers.put_lease(end(lease, "done"))
+            documents.put_lease(end(lease, "done"))
         case "newer":
             here.lease("r1", 2)
         case "other instance":
             here.lease("r1", 1, instance_id=number + 1)
         case "no lease":
-            papers.run.delete("lease.json")
+            documents.run.delete("lease.json")
         case _:
             here.sim.put(f"{number}", {"label": "tsgb/home/r2/1"})
     here.intend("r1", 1, number)
-    before = papers.run.read_bytes("attempts/0001.json")
+    before = documents.run.read_bytes("attempts/0001.json")
     here.sim.advance(3 * MINUTE)
     assert round_of(here).left == []
     assert here.live() == set()
-    after = papers.run.read_bytes("attempts/0001.json")
+    after = documents.run.read_bytes("attempts/0001.json")
     assert (after != before) is (change == "ended"), "a live flow is the one writer of its run"
 
 
@@ -211,32 +210,32 @@ def test_clocks_may_differ_by_ten_minutes(here: Scene, minutes: int) -> None:
     here.lease("r1", 1)
     number = here.rent("tsgb/home/r1/1")
     here.sim.advance(5 * MINUTE)
-    lease = here.papers("r1").lease()
+    lease = here.documents("r1").lease()
     assert lease is not None
     for age in (0, (TTL - timedelta(seconds=1)).total_seconds()):
         renewed = here.now() - timedelta(seconds=age)
-        here.papers("r1").put_lease(grant(None, run="r1", attempt=1, owner="f", now=renewed))
+        here.documents("r1").put_lease(grant(None, run="r1", attempt=1, owner="f", now=renewed))
         assert round_of(here, now=lambda: here.now() + off).counts()["covered"] == 1
     assert here.live() == {number}
 
 
-class Unreadable(Archive):
+class Unreadable(DeploymentRuns):
     """A store that tells nothing about some runs; real code for all others."""
 
-    def papers(self, run: str) -> Papers:
+    def documents(self, run: str) -> RunDocuments:
         if run == "z-away":
             raise StoreUnreachable("no answer for 60 s")
-        return super().papers(run)
+        return super().documents(run)
 
 
 def test_an_unreadable_lease_is_not_an_absent_one(here: Scene) -> None:
     damaged = here.rent("tsgb/home/damaged/1")
     reserved = here.rent("tsgb/home/latest/1")
     away = here.rent("tsgb/home/z-away/1")
-    here.papers("damaged").run.write_text("lease.json", '{"run": "dam')
+    here.documents("damaged").run.write_text("lease.json", '{"run": "dam')
     here.sim.advance(24 * 3600)
-    archive = Unreadable(url=here.archive.url, deadline_seconds=0.1)
-    found = reap(here.vast, archive, "home", now=here.now, sleep=here.sim.advance)
+    runs = Unreadable(url=here.runs.url, deadline_seconds=0.1)
+    found = reap(here.vast, runs, "home", now=here.now, sleep=here.sim.advance)
     assert here.live() == {damaged, reserved, away}
     assert here.deletes() == []
     assert len(found.left) == 3
@@ -250,7 +249,7 @@ def test_a_store_that_is_not_there_says_nothing(here: Scene, tmp_path: Path) -> 
     """As from another directory, where `./runs` is somewhere else."""
     number = here.rent("tsgb/home/r1/1")
     here.sim.advance(24 * 3600)
-    elsewhere = Archive(url=str(tmp_path / "elsewhere"), deadline_seconds=0.1)
+    elsewhere = DeploymentRuns(url=str(tmp_path / "elsewhere"), deadline_seconds=0.1)
     found = reap(here.vast, elsewhere, "home", now=here.now, sleep=here.sim.advance)
     assert here.live() == {number}
     assert "is it the one that flows use?" in found.lines()[0]
@@ -259,13 +258,13 @@ def test_a_store_that_is_not_there_says_nothing(here: Scene, tmp_path: Path) -> 
 def test_a_store_that_does_not_answer_is_asked_once(here: Scene) -> None:
     asked: list[str] = []
 
-    class Away(Archive):
-        def papers(self, run: str) -> Papers:
+    class Away(DeploymentRuns):
+        def documents(self, run: str) -> RunDocuments:
             asked.append(run)
             raise StoreUnreachable("no answer")
 
-    archive = Away(url=here.archive.url)
-    assert archive.leases(["b", "a", "c"]) == Leases({}, dict.fromkeys("abc", "no answer"))
+    runs = Away(url=here.runs.url)
+    assert runs.leases(["b", "a", "c"]) == Leases({}, dict.fromkeys("abc", "no answer"))
     assert asked == ["a"]
 
 
@@ -298,7 +297,7 @@ def test_a_revoked_key_proves_nothing(here: Scene, preset: str) -> None:
     fault = {"path": "/instances/", "act": "answer", "preset": preset, "times": None}
     here.sim.sim("faults", {**fault, "skip": 1})
     found = round_of(here)
-    assert [item.entry.instance.id for item in found.left] == [number]
+    assert [item.item.instance.id for item in found.left] == [number]
     assert "set VAST_API_KEY to a key with the permissions" in found.lines()[0]
     with pytest.raises(ProviderAuthError):
         round_of(here)
@@ -342,7 +341,7 @@ def test_what_cannot_be_destroyed_is_said(here: Scene) -> None:
     here.sim.sim("faults", {**fault, "act": "answer", "preset": "success_false"})
     found = round_of(here)
     assert here.live() == {stuck}
-    assert [item.entry.instance.id for item in found.left] == [stuck]
+    assert [item.item.instance.id for item in found.left] == [stuck]
     assert found.counts()["destroyed"] == 1
     assert found.lines()[0].startswith(f"NOT destroyed: instance {stuck} (tsgb/home/r1/1): run r1")
     assert f"destroyed instance {other}" in found.lines()[1]
@@ -353,11 +352,11 @@ def test_a_dry_run_changes_nothing(here: Scene) -> None:
     number = here.rent("tsgb/home/r1/1")
     here.intend("r1", 1, number)
     here.sim.advance(DEAD)
-    before = here.papers("r1").run.read_bytes("attempts/0001.json")
+    before = here.documents("r1").run.read_bytes("attempts/0001.json")
     found = round_of(here, dry_run=True)
     assert here.live() == {number}
     assert here.deletes() == []
-    assert here.papers("r1").run.read_bytes("attempts/0001.json") == before
+    assert here.documents("r1").run.read_bytes("attempts/0001.json") == before
     assert found.lines()[0].startswith(f"would destroy instance {number}")
     assert found.lines()[1].startswith("1 instances: 1 to destroy, 0 leased, 0 left")
 
@@ -365,10 +364,10 @@ def test_a_dry_run_changes_nothing(here: Scene) -> None:
 def test_a_run_that_was_asked_to_stop_keeps_its_machine_until_its_lease_ends(here: Scene) -> None:
     lease = here.lease("r1", 1)
     number = here.rent("tsgb/home/r1/1")
-    here.papers("r1").put_lease(revoke(lease, "budget"))
+    here.documents("r1").put_lease(revoke(lease, "budget"))
     here.sim.advance(5 * MINUTE)
     [item] = round_of(here).items
-    assert item.entry.why == "asked to stop: budget"
+    assert item.item.why == "asked to stop: budget"
     assert here.live() == {number}
 
 
@@ -377,7 +376,7 @@ def test_books_that_cannot_be_closed_do_not_bring_the_machine_back(here: Scene) 
     number = here.rent("tsgb/home/r1/1")
     here.intend("r1", 1, number)
     spend(here, "r1", 1)
-    run: RunStore = here.papers("r1").run
+    run: RunStore = here.documents("r1").run
     run.write_text("budget.json", "{")
     run.write_text("attempts/0001.json", "{")
     here.sim.advance(DEAD)

@@ -22,7 +22,7 @@ def test_a_run_is_done_on_one_machine_and_paid_to_the_cent() -> None:
         assert Flow(fleet).run() == "done"
         assert_settled(fleet)
         assert len(fleet.bill()["instances"]) == 1
-        lease = fleet.papers.lease()
+        lease = fleet.documents.lease()
         assert lease is not None
         assert lease.ended
 
@@ -79,7 +79,7 @@ def test_a_host_that_fails_is_left_for_another(fate: str, cause: Cause) -> None:
             if machine == cheapest["machine_id"]:
                 fleet.vast.sim(f"machines/{machine}", {"fate": fate})
         assert flow.run() == "done"
-        said = fleet.papers.endings()
+        said = fleet.documents.endings()
         assert said[-1].cause is Cause.DONE
         for ending in said[:-1]:
             assert ending.cause is cause

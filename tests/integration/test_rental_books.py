@@ -37,7 +37,7 @@ def killed_while_training(fleet: Fleet, after: float = 400.0) -> None:
 
 def rows(fleet: Fleet) -> tuple[MachineSummary, ...]:
     ledger = Ledger.open(fleet.store, 5_000_000)
-    return summarise(fleet.papers, ledger, fleet.progress()).machines
+    return summarise(fleet.documents, ledger, fleet.progress()).machines
 
 
 def test_traffic_of_an_adopted_machine_is_counted_once(fleet: Fleet) -> None:
@@ -70,13 +70,13 @@ def test_traffic_of_a_machine_that_outlived_its_flow_is_in_the_books(fleet: Flee
     assert first.boot_seconds is not None
     assert first.hold_seconds > 400
     assert (first.updates > 0, first.updates + second.updates) == (True, STEPS)
-    assert fleet.papers.endings()[0].step == first.updates
+    assert fleet.documents.endings()[0].step == first.updates
 
 
 def test_a_machine_whose_number_was_never_written_down_is_in_the_bill(fleet: Fleet) -> None:
     flow = Flow(fleet, kill_at="create answered")
     assert flow.run() == "killed"
-    page = fleet.papers.page(1)
+    page = fleet.documents.attempt(1)
     assert page is not None
     assert page.instance_id is None
     assert Flow(fleet).run() == "done"

@@ -137,7 +137,7 @@ def test_clocks_may_differ_by_ten_minutes(minutes: int) -> None:
         def wrong() -> datetime:
             return true() + timedelta(minutes=minutes)
 
-        flow.desk.now = wrong
+        flow.session.now = wrong
         when_training(fleet, lambda number: fleet.vast.do(number, "preempt", outage_seconds=300))
         assert flow.run() == "done"
         assert causes(fleet) == ["preempted", "done"]

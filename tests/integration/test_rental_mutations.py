@@ -13,7 +13,7 @@ import pytest
 from tests.fakes.fleet import Fleet
 from tests.fakes.mortal_flow import Flow
 from tsgb.cloud.provider import Instance
-from tsgb.cloud.session import Desk
+from tsgb.cloud.session import Session
 from tsgb.errors import ProviderUnreachable, TSGBError
 
 pytestmark = pytest.mark.integration
@@ -33,7 +33,7 @@ def broken(*, is_off: bool) -> Iterator[None]:
         yield
 
 
-class NoLabels(Desk):
+class NoLabels(Session):
     """Does not find its instances by their labels."""
 
     def own(self) -> dict[int, Instance]:
@@ -41,7 +41,7 @@ class NoLabels(Desk):
         return {}
 
 
-class FailsOpen(Desk):
+class FailsOpen(Session):
     """Takes a list that could not be read for an empty one."""
 
     def own(self) -> dict[int, Instance]:
@@ -55,7 +55,7 @@ class FailsOpen(Desk):
 def test_adoption_by_label(is_off: bool) -> None:
     with Fleet() as fleet, broken(is_off=is_off):
         fleet.vast.sim("faults", LOST)
-        flow = Flow(fleet, desk_type=NoLabels if is_off else Desk)
+        flow = Flow(fleet, session_type=NoLabels if is_off else Session)
         assert flow.run(most=3) == "done"
         assert fleet.bill()["max_live"] == 1
 
@@ -86,6 +86,6 @@ def test_a_list_that_fails_is_not_empty(is_off: bool) -> None:
         assert Flow(fleet, kill_at="training").run() == "killed"
         fleet.advance(45)
         fleet.vast.sim("faults", {**NO_LIST, "times": 40})
-        flow = Flow(fleet, desk_type=FailsOpen if is_off else Desk)
+        flow = Flow(fleet, session_type=FailsOpen if is_off else Session)
         assert flow.run() == "done"
         assert fleet.bill()["max_live"] == 1

@@ -8,8 +8,7 @@ from typing import Self
 
 from flows.renting import provider_of, settings_at
 from tsgb.checkpoint.urls import canonical_url
-from tsgb.cloud.archive import Archive
-from tsgb.cloud.inventory import Census, take_census
+from tsgb.cloud.inventory import DeploymentRuns, Inventory, take_inventory
 from tsgb.cloud.provider import Provider
 from tsgb.settings import Settings, load_settings
 
@@ -22,18 +21,18 @@ class Account:
     """
 
     settings: Settings
-    archive: Archive
+    runs: DeploymentRuns
 
     @classmethod
     def read(cls, vast_url: str | None, store: str | None) -> Self:
         """From the environment; what a command was given wins."""
         settings = settings_at(load_settings(), vast_url)
-        archive = Archive(
+        runs = DeploymentRuns(
             url=canonical_url(settings.default_store if store is None else store),
             user=settings.webdav_user,
             password=settings.webdav_pass,
         )
-        return cls(settings, archive)
+        return cls(settings, runs)
 
     @property
     def skew(self) -> timedelta:
@@ -48,10 +47,10 @@ class Account:
         """
         return provider_of(self.settings)
 
-    def census(self, provider: Provider) -> Census:
+    def inventory(self, provider: Provider) -> Inventory:
         """Every instance, and what covers it."""
         deployment = self.settings.deployment
-        return take_census(provider, self.archive, deployment, now=utc, skew=self.skew)
+        return take_inventory(provider, self.runs, deployment, now=utc, skew=self.skew)
 
 
 def utc() -> datetime:

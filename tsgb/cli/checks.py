@@ -147,12 +147,12 @@ def clock_check(url: str, now: datetime, skew: timedelta) -> Check:
 
 
 def _store(account: Account) -> Iterator[Check]:
-    archive, settings = account.archive, account.settings
+    runs, settings = account.runs, account.settings
     name, content = f"doctor-{token_hex(4)}.txt", token_hex(16).encode()
-    where = place(archive.url)
+    where = place(runs.url)
     try:
         files = open_filesystem(
-            archive.url, archive.user, archive.password, deadline_seconds=_PATIENCE_SECONDS
+            runs.url, runs.user, runs.password, deadline_seconds=_PATIENCE_SECONDS
         )
         files.write(name, content)
         same = files.read(name) == content
@@ -166,7 +166,7 @@ def _store(account: Account) -> Iterator[Check]:
         yield Check("store", False, f"{where}: what was written was not read back", "use another")
         return
     yield Check("store", True, f"{where}: written, read back, deleted")
-    if local_path(archive.url) is not None and not is_loopback(settings.vast_url):
+    if local_path(runs.url) is not None and not is_loopback(settings.vast_url):
         yield Check(
             "reach",
             False,

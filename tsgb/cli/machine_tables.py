@@ -10,64 +10,64 @@ from rich.table import Table
 from rich.text import Text
 
 from tsgb.cli.output import console, print_json
-from tsgb.cloud.inventory import Census, Entry, Standing
+from tsgb.cloud.inventory import Coverage, Inventory, InventoryItem
 from tsgb.cloud.pricing import MICRO, in_dollars
-from tsgb.cloud.reaper import Reaped, Reaping
+from tsgb.cloud.reaper import ReapedInstance, ReapReport
 
 
-def _facts(entry: Entry, now: datetime) -> dict[str, Any]:
-    label, age = entry.label, entry.age(now)
+def _facts(item: InventoryItem, now: datetime) -> dict[str, Any]:
+    label, age = item.label, item.age(now)
     return {
-        "id": entry.instance.id,
-        "label": entry.instance.label,
+        "id": item.instance.id,
+        "label": item.instance.label,
         "run": None if label is None else label.run,
         "attempt": None if label is None else label.attempt,
-        "state": entry.instance.status,
-        "dollars_per_hour": entry.instance.hourly,
+        "state": item.instance.status,
+        "dollars_per_hour": item.instance.hourly,
         "age_seconds": None if age is None else round(age.total_seconds()),
-        "standing": entry.standing.value,
-        "why": entry.why,
+        "standing": item.coverage.value,
+        "why": item.why,
     }
 
 
 # -- ls ------------------------------------------------------------------------------------
 
 
-def say_list(census: Census, *, as_json: bool) -> None:
+def say_list(inventory: Inventory, *, as_json: bool) -> None:
     """All of them by id, those of others dim; a label holds deployment, run and attempt."""
-    rows = [_facts(entry, census.at) for entry in census.entries]
+    rows = [_facts(item, inventory.at) for item in inventory.items]
     if as_json:
-        print_json({"at": census.at.isoformat(), "instances": rows})
+        print_json({"at": inventory.at.isoformat(), "instances": rows})
         return
     out = console()
     table = Table()
     table.add_column("Id", no_wrap=True)
-    table.add_column("Label", overflow="fold")
+    table.add_column("InstanceLabel", overflow="fold")
     table.add_column("State", no_wrap=True)
     for head in ("$/h", "Age"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("Lease", overflow="fold")
-    for entry in census.entries:
-        price, age, told = entry.instance.hourly, entry.age(census.at), entry.why
+    for item in inventory.items:
+        price, age, told = item.instance.hourly, item.age(inventory.at), item.why
         table.add_row(
-            f"{entry.instance.id}",
-            _plain(entry.instance.label or ""),
-            _plain(entry.instance.status),
+            f"{item.instance.id}",
+            _plain(item.instance.label or ""),
+            _plain(item.instance.status),
             "?" if price is None else f"{price:.3f}",
             "?" if age is None else _span(age),
-            _plain(told if entry.standing in _QUIET else f"{entry.standing.value}: {told}"),
-            style="dim" if entry.standing is Standing.FOREIGN else None,
+            _plain(told if item.coverage in _QUIET else f"{item.coverage.value}: {told}"),
+            style="dim" if item.coverage is Coverage.FOREIGN else None,
         )
     if rows:
         out.print(table)
-    ours = [entry for entry in census.entries if entry.label is not None]
-    hourly = sum(entry.instance.hourly or 0.0 for entry in ours)
+    ours = [item for item in inventory.items if item.label is not None]
+    hourly = sum(item.instance.hourly or 0.0 for item in ours)
     out.print(
         f"{len(ours)} of ours at ${hourly:.3f}/h, {len(rows) - len(ours)} of others", markup=False
     )
 
 
-_QUIET = frozenset({Standing.COVERED, Standing.FOREIGN})
+_QUIET = frozenset({Coverage.COVERED, Coverage.FOREIGN})
 
 
 def _plain(text: str) -> Text:
@@ -84,12 +84,12 @@ def _span(age: timedelta) -> str:
 # -- destroy -------------------------------------------------------------------------------
 
 
-def say_dismissed(items: Sequence[Reaping], now: datetime, *, as_json: bool) -> None:
+def say_dismissed(items: Sequence[ReapedInstance], now: datetime, *, as_json: bool) -> None:
     """A line each, with what it cost: by its run's ledger, else by price and age."""
     if as_json:
         rows = [
             {
-                **_facts(item.entry, now),
+                **_facts(item.item, now),
                 "gone": item.gone,
                 "dollars": _cost(item, now)[0],
                 "dollars_by": _cost(item, now)[1],
@@ -105,7 +105,7 @@ def say_dismissed(items: Sequence[Reaping], now: datetime, *, as_json: bool) -> 
             dollars, source = _cost(item, now)
             cost = "unknown" if dollars is None else in_dollars(round(dollars * MICRO))
             problem = f"; {item.problem}" if item.problem else ""
-            name = f"{item.entry.instance.id} ({item.entry.instance.label})"
+            name = f"{item.item.instance.id} ({item.item.instance.label})"
             out.print(
                 f"destroyed instance {name}; it cost {cost}, by {source}{problem}",
                 markup=False,
@@ -113,10 +113,10 @@ def say_dismissed(items: Sequence[Reaping], now: datetime, *, as_json: bool) -> 
             )
 
 
-def _cost(item: Reaping, now: datetime) -> tuple[float | None, str]:
+def _cost(item: ReapedInstance, now: datetime) -> tuple[float | None, str]:
     if item.charged is not None:
         return item.charged / MICRO, "its run's ledger"
-    price, age = item.entry.instance.hourly, item.entry.age(now)
+    price, age = item.item.instance.hourly, item.item.age(now)
     if price is None or age is None:
         return None, "nothing that the service says"
     return round(price * age.total_seconds() / 3600, 6), "its price and age, without traffic"
@@ -125,7 +125,7 @@ def _cost(item: Reaping, now: datetime) -> tuple[float | None, str]:
 # -- reap ----------------------------------------------------------------------------------
 
 
-def say_reaped(found: Reaped, *, as_json: bool) -> None:
+def say_reaped(found: ReapReport, *, as_json: bool) -> None:
     """A line for each that is not as it should be, and the sum."""
     if as_json:
         print_json(found.to_json())

@@ -23,8 +23,8 @@ def machines_ls(
 
     account = Account.read(vast_url, store)
     with account.provider() as provider:
-        census = account.census(provider)
-    tables.say_list(census, as_json=as_json)
+        inventory = account.inventory(provider)
+    tables.say_list(inventory, as_json=as_json)
 
 
 @machines_app.command("destroy")
@@ -44,22 +44,22 @@ def machines_destroy(
     from flows.renting import patience_of
     from tsgb.cli import machine_tables as tables
     from tsgb.cli.account import Account, utc
-    from tsgb.cloud.terminate_by_hand import dismiss, pick
+    from tsgb.cloud.terminate_by_hand import pick, terminate_by_hand
 
     account = Account.read(vast_url, store)
     settings = account.settings
     grace = patience_of(settings).grace_seconds + settings.lease_poll_seconds
     with account.provider() as provider:
         picked = pick(
-            account.census(provider),
+            account.inventory(provider),
             ids,
             force=force,
             deployment=settings.deployment,
             skew=account.skew,
         )
-        items = dismiss(
+        items = terminate_by_hand(
             provider,
-            account.archive,
+            account.runs,
             picked,
             now=utc,
             sleep=time.sleep,
@@ -93,7 +93,7 @@ def reap(
     with account.provider() as provider:
         found = reaper.reap(
             provider,
-            account.archive,
+            account.runs,
             account.settings.deployment,
             now=utc,
             sleep=time.sleep,

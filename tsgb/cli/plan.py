@@ -57,7 +57,7 @@ def plan(
     terms = terms_of(account.settings, budget, max_price)
     with account.provider() as provider:
         if run_id is not None:
-            left = measure(account.archive, run_id)
+            left = measure(account.runs, run_id)
         else:
             assumed = "assumed: give --hours or --run-id"
             left = Left(
@@ -72,7 +72,7 @@ def plan(
                 f"a budget of {in_dollars(terms.budget)} rents nothing{spent}: raise --budget or "
                 "TSGB_BUDGET"
             )
-        track = read_track(account.archive)
+        track = read_track(account.runs)
         offers = provider.search(terms.search())
     found = make_plan(offers, terms, left, track, utc())
     _say(found, as_json=as_json)

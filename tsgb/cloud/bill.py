@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tsgb.cloud.budget import Ledger
-from tsgb.cloud.documents import Page, Papers
+from tsgb.cloud.documents import AttemptDocument, RunDocuments, arms, number
 from tsgb.cloud.pricing import MICRO
-from tsgb.cloud.words import arms, number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,33 +103,33 @@ class Summary:
         )
 
 
-def summarise(papers: Papers, ledger: Ledger, updates: int) -> Summary:
+def summarise(documents: RunDocuments, ledger: Ledger, updates: int) -> Summary:
     """Add up all rented attempts.
 
     Args:
-        papers: Of the run.
+        documents: Of the run.
         ledger: Its accounts.
         updates: In the newest checkpoints of all arms.
     """
-    pages = [page for page in papers.pages() if page.attempt in ledger.accounts]
+    pages = [page for page in documents.attempts() if page.attempt in ledger.accounts]
     rented = [
         page
         for page in pages
         if page.instance_id is not None or ledger.accounts[page.attempt].spent > 0
     ]
-    beats = [papers.beat(page.attempt) or {} for page in rented]
+    beats = [documents.heartbeat(page.attempt) or {} for page in rented]
     machines: list[MachineSummary] = []
     # The next machine knows best what the one before it, that vanished, had brought home.
     after = updates
     for page, beat in zip(reversed(rented), reversed(beats), strict=True):
-        word = papers.farewell(page.attempt) or beat
+        word = documents.exit_record(page.attempt) or beat
         found = arms(beat).values()
         first = sum(number(arm, "first_step") for arm in found) if found else after
         spent = ledger.accounts[page.attempt].spent
         machines.insert(0, _machine(page, word, first, after, spent))
         after = first
     return Summary(
-        run=papers.run.run_id,
+        run=documents.run.run_id,
         budget_dollars=ledger.budget / MICRO,
         dollars=ledger.spent / MICRO,
         open_dollars=sum(a.held for a in ledger.accounts.values() if a.is_open) / MICRO,
@@ -140,10 +139,10 @@ def summarise(papers: Papers, ledger: Ledger, updates: int) -> Summary:
 
 
 def _machine(
-    page: Page, word: Mapping[str, Any], first: int, after: int, spent: int
+    page: AttemptDocument, word: Mapping[str, Any], first: int, after: int, spent: int
 ) -> MachineSummary:
     """Of one that found `first` updates in the store, where `after` were when it had gone."""
-    intent, outcome = page.intent, page.outcome
+    intent, outcome = page.intent, page.result
     said = arms(word).values()
     seconds = sum(float(arm.get("useful_seconds") or 0.0) for arm in said)
     made = max(0, sum(number(arm, "step") for arm in said) - first)

@@ -13,12 +13,17 @@ from typing import Any
 from tsgb.cloud import budget
 from tsgb.cloud.accounts import Account
 from tsgb.cloud.budget import Ledger
-from tsgb.cloud.documents import Outcome, Page, Papers
+from tsgb.cloud.documents import (
+    AttemptDocument,
+    AttemptResult,
+    MachineRecord,
+    RunDocuments,
+    machine_record,
+)
 from tsgb.cloud.lease import Lease
 from tsgb.cloud.pricing import Usage
 from tsgb.cloud.provider import Instance
 from tsgb.cloud.termination import Cause, Signs, judge
-from tsgb.cloud.traces import Traces, traces
 from tsgb.errors import StoreError, StoreUnreachable
 
 
@@ -28,12 +33,12 @@ def may_write(lease: Lease | None, now: datetime, skew: timedelta) -> bool:
 
 
 def settle(
-    papers: Papers, attempt: int, row: Instance, now: datetime, *, skew: timedelta, by: str
+    documents: RunDocuments, attempt: int, row: Instance, now: datetime, *, skew: timedelta, by: str
 ) -> int | None:
     """Close the account of an attempt, and note how it ended if nothing is noted yet.
 
     Args:
-        papers: Of its run.
+        documents: Of its run.
         attempt: Whose machine it was.
         row: As the service showed it last.
         now: When it was gone at the latest.
@@ -43,20 +48,20 @@ def settle(
     Returns:
         Micro-dollars that it cost; None if that is not known, or a live flow's to write.
     """
-    lease = papers.lease()
+    lease = documents.lease()
     if lease is None or not may_write(lease, now, skew):
         return None
-    page = papers.page(attempt) or Page(attempt, None, None, None)
-    ledger = Ledger.open(papers.run, _budget(papers, lease))
+    document = documents.attempt(attempt) or AttemptDocument(attempt)
+    ledger = Ledger.open(documents.run, _budget(documents, lease))
     account = ledger.accounts.get(attempt)
-    left = traces(papers, page, account)
+    left = machine_record(documents, document, account)
     fields: dict[str, Any] = {}
-    if page.outcome is None:
+    if document.result is None:
         outcome = _outcome(lease, row, left, now, by)
         fields = {"outcome": outcome.model_dump(mode="json")}
     if account is None or not account.is_open:
         if fields:
-            papers.note(attempt, **fields)
+            documents.note(attempt, **fields)
         return None if account is None else account.charged
     return _commit(ledger, account, lease, row, left.more, now, fields)
 
@@ -85,22 +90,22 @@ def _commit(
 def _outcome(
     lease: Lease,
     row: Instance,
-    left: Traces,
+    left: MachineRecord,
     now: datetime,
     by: str,
-) -> Outcome:
+) -> AttemptResult:
     silent = None if left.said_at is None else (now - left.said_at).total_seconds()
     cause = judge(
         Signs(
             instance=row,
-            exit_record=left.farewell,
+            exit_record=left.exit_record,
             heartbeat_age_seconds=silent,
             stop_asked=lease.stop is not None,
         )
     )
     if cause is None or cause is Cause.LEASE_LOST:
         cause = Cause.STOPPED  # by its lease's end or by us, which the next attempt will not meet
-    return Outcome(
+    return AttemptResult(
         cause=cause,
         message=f"its flow was dead: destroyed by {by}",
         at=now,
@@ -110,10 +115,10 @@ def _outcome(
     )
 
 
-def _budget(papers: Papers, lease: Lease) -> int:
+def _budget(documents: RunDocuments, lease: Lease) -> int:
     """As the flow wrote it, since the ledger writes it again."""
     try:
-        kept = papers.run.read_json(budget.NAME).get("budget_microdollars")
+        kept = documents.run.read_json(budget.NAME).get("budget_microdollars")
     except StoreUnreachable:
         raise
     except (FileNotFoundError, StoreError):

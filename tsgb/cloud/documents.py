@@ -1,11 +1,12 @@
-"""The documents of a run that renting reads and writes: lease, attempts, a machine's word.
+"""The documents of a run that renting reads and writes, and how a machine's own JSON is read.
 
-    lease.json                 who may work (tsgb/cloud/lease.py)
+    lease.json                 permission to work (tsgb/cloud/lease.py)
     attempts/0003.json         intent, account (tsgb/cloud/budget.py), instance, outcome
-    machines/0003/beat.json    written by the machine while it works
-    machines/0003/exit.json    written by the machine at its end
+    machines/0003/beat.json    heartbeat, written by the machine while it works
+    machines/0003/exit.json    exit record, written by the machine at its end
 
-It decides nothing. An absent document is None; one that cannot be read is an error.
+An absent document is None, and one that cannot be read is an error. A field of a heartbeat or an
+exit record that is missing or of another type says nothing and is never an error.
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from tsgb.checkpoint.run import RunStore
+from tsgb.cloud.accounts import Account
 from tsgb.cloud.lease import NAME, Lease
 from tsgb.cloud.preemption import Hold, machine_class
+from tsgb.cloud.pricing import Usage
 from tsgb.cloud.retry_policy import Ending
 from tsgb.cloud.termination import Cause
-from tsgb.cloud.words import moment
 from tsgb.errors import StoreError, StoreUnreachable
 
 _HOUR = 3600.0
 
 
 class Intent(BaseModel):
-    """What an attempt was going to rent, written before it did.
+    """The rental that an attempt was going to make, written before it was asked for.
 
     Example: `Intent(label="tsgb/home/r1/3", ask_id=7, machine_id=8, host_id=9, ...)`
     """
@@ -37,70 +39,87 @@ class Intent(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     label: str
+    """Label of the instance."""
     ask_id: int
+    """Identifier of the offer."""
     machine_id: int
+    """The machine, over all its offers."""
     host_id: int
+    """The machine's owner."""
     gpu_name: str
+    """Name of its GPUs."""
     num_gpus: int = 1
+    """GPUs of the offer."""
     price: float
-    """$/h of the bid."""
+    """Bid, $/h."""
     hourly: float
-    """$/h with storage."""
+    """Bid and storage, $/h."""
     disk_gb: float
+    """Storage, GB."""
     image_bytes: int = 0
-    """Downloaded, and billed, before anything in the container can count."""
+    """Size of the image: downloaded, and billed, before anything in the container can count."""
     intended_at: AwareDatetime
+    """Time at which it was written."""
 
     @property
     def machine_class(self) -> str:
-        """What its hazard is counted under."""
+        """Return the class under which its preemptions are counted."""
         return machine_class(self.gpu_name, self.num_gpus, is_bid=True)
 
 
-class Outcome(BaseModel):
-    """How an attempt ended."""
+class AttemptResult(BaseModel):
+    """The end of an attempt, as its document keeps it under `outcome`.
+
+    Example: `AttemptResult(cause=Cause.PREEMPTED, at=now, step=120)`
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     cause: Cause
+    """Reason for which the machine is no longer at work."""
     message: str = ""
+    """One line for people."""
     at: AwareDatetime
+    """Time of the end."""
     step: int = 0
-    """Of the newest checkpoint then."""
+    """Updates that were safe in the store then, over all arms."""
     boot_seconds: float | None = None
-    """From the rental to its first sign of life; None if there was none."""
+    """Seconds from the rental to the first heartbeat; None if there was none."""
     hold_seconds: float = 0.0
-    """From that to its end."""
+    """Seconds from the first heartbeat to the end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """One attempt's document, as far as it has come.
+class AttemptDocument:
+    """The document of one attempt, as far as it was written.
 
-    Example: `Page(attempt=3, intent=intent, instance_id=7835610, outcome=None)`
+    Example: `AttemptDocument(attempt=3, intent=intent, instance_id=7835610, result=None)`
     """
 
     attempt: int
-    intent: Intent | None
-    """None for an attempt on this machine."""
-    instance_id: int | None
-    outcome: Outcome | None
+    """Number of the attempt."""
+    intent: Intent | None = None
+    """The intended rental; None for an attempt on this machine."""
+    instance_id: int | None = None
+    """The instance; None if none was written down."""
+    result: AttemptResult | None = None
+    """The end; None while it is not written."""
     first_beat_at: datetime | None = None
-    """When its flow saw the machine's first sign of life."""
+    """Time at which its flow saw the first heartbeat; None if it saw none."""
 
 
-class Papers:
+class RunDocuments:
     """The documents of one run.
 
-    Example: `Papers(run).lease()`
+    Example: `RunDocuments(run).lease()`
     """
 
     def __init__(self, run: RunStore) -> None:
-        """Nothing is read yet."""
+        """Wrap the store of a run; nothing is read yet."""
         self.run = run
 
     def lease(self) -> Lease | None:
-        """The lease; None if there is surely none."""
+        """Return the lease; None if there is surely none."""
         content = self._read(NAME)
         return None if content is None else Lease.from_json(content, f"{self.run.run_url}/{NAME}")
 
@@ -108,20 +127,20 @@ class Papers:
         """Replace the lease."""
         self.run.write_json(NAME, lease.to_json())
 
-    def pages(self) -> Iterator[Page]:
-        """All attempts, by number."""
+    def attempts(self) -> Iterator[AttemptDocument]:
+        """Yield the documents of all attempts, by number."""
         try:
             names = self.run.list("attempts")
         except FileNotFoundError:
             return
         for stem in sorted(name.removesuffix(".json") for name in names):
-            if stem.isdecimal() and (page := self.page(int(stem))) is not None:
-                yield page
+            if stem.isdecimal() and (found := self.attempt(int(stem))) is not None:
+                yield found
 
-    def page(self, attempt: int) -> Page | None:
-        """One attempt's document; one that its dying writer left half is as if it had said nothing.
+    def attempt(self, attempt: int) -> AttemptDocument | None:
+        """Return one attempt's document; half a document, of a writer that died, is an empty one.
 
-        What it cost is in the ledger, which has it twice.
+        The cost of the attempt is in the ledger, which has it twice.
         """
         try:
             content = self._read(f"attempts/{attempt:04d}.json")
@@ -132,11 +151,11 @@ class Papers:
         if content is None:
             return None
         number = content.get("instance_id")
-        return Page(
+        return AttemptDocument(
             attempt,
             _parse(Intent, content.get("intent")),
             number if isinstance(number, int) else None,
-            _parse(Outcome, content.get("outcome")),
+            _parse(AttemptResult, content.get("outcome")),
             moment(content, "first_beat_at"),
         )
 
@@ -151,21 +170,21 @@ class Papers:
             before = {"attempt": attempt}
         self.run.write_json(name, {**before, **fields})
 
-    def beat(self, attempt: int) -> Mapping[str, Any] | None:
-        """What the machine said last."""
+    def heartbeat(self, attempt: int) -> Mapping[str, Any] | None:
+        """Return the machine's last heartbeat; None before the first one."""
         return self._read(f"machines/{attempt:04d}/beat.json")
 
-    def farewell(self, attempt: int) -> Mapping[str, Any] | None:
-        """What the machine said at its end; None if it has not."""
+    def exit_record(self, attempt: int) -> Mapping[str, Any] | None:
+        """Return the machine's exit record; None if it has not written one."""
         return self._read(f"machines/{attempt:04d}/exit.json")
 
     def endings(self) -> list[Ending]:
-        """How the rented attempts ended, oldest first."""
-        return [ending_of(page) for page in self.pages() if page.outcome is not None]
+        """Return how the rented attempts ended, oldest first."""
+        return [ending_of(found) for found in self.attempts() if found.result is not None]
 
     def holds(self) -> list[Hold]:
-        """How long machines were held, for the hazard of their class."""
-        return [hold for page in self.pages() if (hold := hold_of(page)) is not None]
+        """Return how long machines were held, for the preemption rate of their class."""
+        return [hold for found in self.attempts() if (hold := hold_of(found)) is not None]
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
@@ -174,29 +193,130 @@ class Papers:
             return None
 
 
-def hold_of(page: Page) -> Hold | None:
-    """How long its machine was held; None if it never came to work, or holds still."""
-    intent, outcome = page.intent, page.outcome
-    if intent is None or outcome is None or not outcome.hold_seconds:
+def hold_of(found: AttemptDocument) -> Hold | None:
+    """Return how long its machine was held; None if it never came to work, or works still."""
+    intent, result = found.intent, found.result
+    if intent is None or result is None or not result.hold_seconds:
         return None
-    preempted = outcome.cause is Cause.PREEMPTED
-    return Hold(intent.machine_class, outcome.hold_seconds / _HOUR, preempted)
+    preempted = result.cause is Cause.PREEMPTED
+    return Hold(intent.machine_class, result.hold_seconds / _HOUR, preempted)
 
 
-def ending_of(page: Page) -> Ending:
-    """For the budget of retries."""
-    assert page.outcome is not None
+def ending_of(found: AttemptDocument) -> Ending:
+    """Return the end of an attempt that is over, for the budget of retries."""
+    assert found.result is not None
     return Ending(
-        cause=page.outcome.cause,
-        at=page.outcome.at,
-        step=page.outcome.step,
-        machine_id=None if page.intent is None else page.intent.machine_id,
-        host_id=None if page.intent is None else page.intent.host_id,
+        cause=found.result.cause,
+        at=found.result.at,
+        step=found.result.step,
+        machine_id=None if found.intent is None else found.intent.machine_id,
+        host_id=None if found.intent is None else found.intent.host_id,
     )
 
 
-def _parse(kind: type[Intent] | type[Outcome], content: object) -> Any:
+def _parse(kind: type[Intent] | type[AttemptResult], content: object) -> Any:
     try:
         return None if content is None else kind.model_validate(content)
     except ValidationError:
         return None
+
+
+# -- heartbeats and exit records --------------------------------------------------------------
+
+
+def arms(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return what a heartbeat or an exit record says of each arm."""
+    found: object = record.get("arms")
+    if not isinstance(found, Mapping):
+        return {}
+    named = cast("Mapping[object, object]", found)
+    return {
+        str(name): cast("Mapping[str, Any]", arm)
+        for name, arm in named.items()
+        if isinstance(arm, Mapping)
+    }
+
+
+def number(fields: Mapping[str, Any], name: str) -> int:
+    """Return a count; 0 if it is not told."""
+    found = fields.get(name)
+    return found if isinstance(found, int) and found > 0 else 0
+
+
+def durable_step(arm: Mapping[str, Any]) -> int:
+    """Return the updates that are safe in the store; all of them where they are not told apart."""
+    return number(arm, "durable_step" if "durable_step" in arm else "step")
+
+
+def durable_steps(record: Mapping[str, Any]) -> int:
+    """Return the updates of all arms together that are safe in the store."""
+    return sum(durable_step(arm) for arm in arms(record).values())
+
+
+def moment(record: Mapping[str, Any] | None, name: str) -> datetime | None:
+    """Return a time of day on the writer's own clock; None if it is not told."""
+    try:
+        found = datetime.fromisoformat(str((record or {})[name]))
+    except (KeyError, ValueError):
+        return None
+    return found if found.tzinfo is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecord:
+    """What the documents tell of a machine whose flow is dead, for closing its books.
+
+    Example: `MachineRecord(Usage(bytes_up=7), step=120, boot_seconds=60.0, hold_seconds=9.0, ...)`
+    """
+
+    more: Usage
+    """Traffic that it tells of and its account does not hold."""
+    step: int
+    """Updates that it has saved, of all arms together."""
+    boot_seconds: float | None
+    """Seconds from the rental to the first heartbeat; None if its flow saw none."""
+    hold_seconds: float
+    """Seconds from the first heartbeat, or else from the rental, to the last document."""
+    exit_record: Mapping[str, Any] | None
+    """Its exit record; None if it had no time for one."""
+    said_at: datetime | None
+    """Time of its last document, by its own clock; None if it never wrote one."""
+
+
+def machine_record(
+    documents: RunDocuments, document: AttemptDocument, account: Account | None
+) -> MachineRecord:
+    """Read what a machine left behind.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    heartbeat = documents.heartbeat(document.attempt) or {}
+    exit_record = documents.exit_record(document.attempt)
+    up, down = counted_bytes(account, document)
+    more = Usage(
+        bytes_up=max(0, number(heartbeat, "bytes_up") - up),
+        bytes_down=max(0, number(heartbeat, "bytes_down") - down),
+    )
+    last = moment(exit_record, "ended_at") or moment(heartbeat, "updated_at")
+    first, intent = document.first_beat_at, document.intent
+    boot = None if first is None or intent is None else first - intent.intended_at
+    begun = first if first is not None or intent is None else intent.intended_at
+    hold = 0.0 if begun is None or last is None else (last - begun).total_seconds()
+    return MachineRecord(
+        more=more,
+        step=durable_steps(exit_record or heartbeat) or durable_steps(heartbeat),
+        boot_seconds=None if boot is None else max(0.0, boot.total_seconds()),
+        hold_seconds=max(0.0, hold),
+        exit_record=exit_record,
+        said_at=last,
+    )
+
+
+def counted_bytes(account: Account | None, document: AttemptDocument | None) -> tuple[int, int]:
+    """Return the bytes up and down of a machine's own counters that its account holds."""
+    if account is None:
+        return 0, 0
+    intent = None if document is None else document.intent
+    image = 0 if intent is None else intent.image_bytes
+    return account.usage.bytes_up, max(0, account.usage.bytes_down - image)

@@ -19,9 +19,9 @@ from typing import Any
 from tsgb.checkpoint.manifest import Manifest
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.archive import Archive
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import hold_of
+from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.preemption import Hold
 from tsgb.cloud.retry_policy import Ending
 from tsgb.config import Arm, arm_run_id, parse_config
@@ -66,30 +66,30 @@ class Track:
     runs: int = 0
 
 
-def read_track(archive: Archive) -> Track:
+def read_track(runs: DeploymentRuns) -> Track:
     """What all runs of the store have written down about their machines."""
     holds: list[Hold] = []
     boots: list[float] = []
-    runs = 0
-    for papers in archive.rented():
-        runs += 1
-        for page in papers.pages():
+    num_runs = 0
+    for documents in runs.rented():
+        num_runs += 1
+        for page in documents.attempts():
             hold = hold_of(page)
             holds += [] if hold is None else [hold]
-            boot = None if page.outcome is None else page.outcome.boot_seconds
+            boot = None if page.result is None else page.result.boot_seconds
             boots += [] if boot is None else [boot]
-    return Track(holds=tuple(holds), boot_seconds=tuple(boots), runs=runs)
+    return Track(holds=tuple(holds), boot_seconds=tuple(boots), runs=num_runs)
 
 
-def measure(archive: Archive, run: str) -> Left:
+def measure(runs: DeploymentRuns, run: str) -> Left:
     """What is left of a run, from its configuration and the time that its updates took.
 
     Raises:
         UsageError: There is no such run, nothing was measured yet, or nothing is left.
     """
-    arms = [found for arm in Arm if (found := _arm(archive, run, arm)) is not None]
+    arms = [found for arm in Arm if (found := _arm(runs, run, arm)) is not None]
     if not arms:
-        raise UsageError(f"run {run!r} is not in {archive.url}: give --hours for a run to come")
+        raise UsageError(f"run {run!r} is not in {runs.url}: give --hours for a run to come")
     todo, done = sum(arm.todo for arm in arms), sum(arm.step for arm in arms)
     if not todo:
         raise UsageError(f"run {run!r} is trained: all of its {done} updates are saved")
@@ -101,7 +101,7 @@ def measure(archive: Archive, run: str) -> Left:
     at_once = ""
     if len(arms) > 1:
         at_once = f"; its {len(arms)} arms train at once, and {longest.arm} has the most left"
-    papers = archive.papers(run)
+    documents = runs.documents(run)
     sizes = _filled([arm.state_gb for arm in arms])
     shares = [arm.seconds_left(pooled) / seconds for arm in arms]
     return Left(
@@ -112,8 +112,8 @@ def measure(archive: Archive, run: str) -> Left:
         restore_gb=sum(sizes),
         save_gb=sum(size * share for size, share in zip(sizes, shares, strict=True)),
         traffic_source=f"by the newest checkpoints of run {run}" if sum(sizes) else "",
-        spent=Ledger.open(papers.run, 0).held,
-        endings=tuple(papers.endings()),
+        spent=Ledger.open(documents.run, 0).held,
+        endings=tuple(documents.endings()),
     )
 
 
@@ -165,8 +165,8 @@ class _ArmLeft:
         return sum(num * means.get(kind, usual) for kind, num in self.left.items())
 
 
-def _arm(archive: Archive, run_id: str, arm: Arm) -> _ArmLeft | None:
-    run = archive.papers(arm_run_id(run_id, arm)).run
+def _arm(runs: DeploymentRuns, run_id: str, arm: Arm) -> _ArmLeft | None:
+    run = runs.documents(arm_run_id(run_id, arm)).run
     try:
         config = parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
     except FileNotFoundError:

@@ -1,107 +1,227 @@
-"""Who is there: every instance of the account, whose it is, and which lease covers it.
+"""Every instance of the account, whose it is, and which lease covers it.
 
-It reads and decides; it changes nothing.
+It reads and decides; it changes nothing. What could not be read is told apart from what is absent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from tsgb.cloud.archive import Archive, Leases
+from pydantic import SecretStr
+
+from tsgb.checkpoint.filesystem import open_filesystem
+from tsgb.checkpoint.run import open_run
+from tsgb.checkpoint.urls import is_run_id, join_run
+from tsgb.cloud.budget import NAME as LEDGER
+from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.lease import SKEW, Lease
-from tsgb.cloud.orphans import Label, Sweep, objection, sweep
+from tsgb.cloud.orphans import InstanceLabel, Sweep, objection, sweep
 from tsgb.cloud.provider import Instance, Provider
+from tsgb.errors import StoreError, StoreUnreachable, UsageError
+
+DEADLINE_SECONDS = 60.0
+"""Seconds for one read; the next look comes soon, and a machine without a lease ends itself."""
 
 
-class Standing(StrEnum):
-    """What the reaper makes of an instance."""
-
-    COVERED = "covered"
-    DOOMED = "doomed"
-    POSTPONED = "postponed"
-    """Doomed, but beyond the most that may go at once."""
-    UNKNOWN = "unknown"
-    """The lease of its run could not be read."""
-    FOREIGN = "foreign"
+# -- the runs of a deployment -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Leases:
+    """The leases of some runs.
+
+    Example: `Leases(known={"r1": lease, "r2": None}, unreadable={"r3": "no answer for 60 s"})`
+    """
+
+    known: Mapping[str, Lease | None]
+    """Lease by run; None where there is surely none."""
+    unreadable: Mapping[str, str]
+    """Reason by run for which its lease could not be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentRuns:
+    """The runs of a deployment in their store.
+
+    Example: `DeploymentRuns(url="https://dav.example.org/tsgb", user="me", password=secret)`
+    """
+
+    url: str
+    """Address of the store."""
+    user: str | None = None
+    """User of the store."""
+    password: SecretStr | None = None
+    """Password of the store."""
+    deadline_seconds: float = DEADLINE_SECONDS
+    """Seconds for one read."""
+
+    def documents(self, run: str) -> RunDocuments:
+        """Return the documents of one run, which need not be there.
+
+        Raises:
+            UsageError: No run can have this name.
+        """
+        url = join_run(self.url, run)
+        return RunDocuments(
+            open_run(url, self.user, self.password, deadline_seconds=self.deadline_seconds)
+        )
+
+    def ids(self) -> list[str]:
+        """Return the ids of all runs, sorted.
+
+        Raises:
+            FileNotFoundError: There is no such store.
+        """
+        files = open_filesystem(
+            self.url, self.user, self.password, deadline_seconds=self.deadline_seconds
+        )
+        return [item.name for item in files.entries("") if item.is_dir and is_run_id(item.name)]
+
+    def rented(self) -> Iterator[RunDocuments]:
+        """Yield the runs for which machines were rented; none where there is no store yet."""
+        try:
+            runs = self.ids()
+        except FileNotFoundError:
+            return
+        for run in runs:
+            documents = self.documents(run)
+            try:
+                documents.run.read_bytes(LEDGER)
+            except FileNotFoundError:
+                continue
+            yield documents
+
+    def leases(self, runs: Iterable[str]) -> Leases:
+        """Read the leases of these runs.
+
+        A store that does not answer is not asked again for the next one. And a store that is not
+        there at all says nothing about leases: as a rule it is not the one that flows write to.
+        """
+        known: dict[str, Lease | None] = {}
+        unreadable: dict[str, str] = {}
+        away = ""
+        for run in sorted(set(runs)):
+            if away:
+                unreadable[run] = away
+                continue
+            try:
+                lease = self.documents(run).lease()
+                if lease is None:
+                    self.ids()
+            except StoreUnreachable as error:
+                away = unreadable[run] = str(error)
+            except FileNotFoundError:
+                unreadable[run] = f"there is no store at {self.url}: is it the one that flows use?"
+            except (StoreError, UsageError) as error:
+                unreadable[run] = str(error)
+            else:
+                known[run] = lease
+        return Leases(known, unreadable)
+
+
+# -- the instances of an account --------------------------------------------------------------
+
+
+class Coverage(StrEnum):
+    """What the reaper makes of an instance."""
+
+    COVERED = "covered"
+    """A lease covers it, or it is too young to tell."""
+    DOOMED = "doomed"
+    """No lease covers it: it is to be destroyed."""
+    POSTPONED = "postponed"
+    """No lease covers it, but it is beyond the most that may go at once."""
+    UNKNOWN = "unknown"
+    """The lease of its run could not be read."""
+    FOREIGN = "foreign"
+    """It belongs to another tool or deployment, or has no label."""
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryItem:
     """One instance, for a person.
 
-    Example: `Entry(instance, Label("home", "r1", 3), Standing.COVERED, "leased until 12:00 UTC")`
+    Example: `InventoryItem(instance, label, Coverage.COVERED, "leased until 12:00:00 UTC")`
     """
 
     instance: Instance
-    label: Label | None
-    """None for one that is not ours."""
-    standing: Standing
+    """The instance as the service shows it."""
+    label: InstanceLabel | None
+    """Its label; None for one that is not of this deployment."""
+    coverage: Coverage
+    """What the reaper makes of it."""
     why: str
+    """The reason in one line."""
 
     def age(self, now: datetime) -> timedelta | None:
-        """Since it was rented; None if the service does not say."""
+        """Return the time since its rental; None if the service does not say."""
         since = self.instance.created_at
         return None if since is None else max(timedelta(0), now - since)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Census:
-    """One look at everything.
+class Inventory:
+    """One look at all instances and their leases.
 
-    Example: `take_census(provider, archive, "home", now=clock).entries`
+    Example: `take_inventory(provider, runs, "home", now=clock).items`
     """
 
     at: datetime
+    """Time of the look."""
     leases: Leases
+    """Leases of the runs that have instances."""
     sweep: Sweep
-    entries: tuple[Entry, ...]
-    """Ordered by id."""
+    """The instances in the reaper's lists."""
+    items: tuple[InventoryItem, ...]
+    """The instances, ordered by id."""
 
 
-def take_census(
+def take_inventory(
     provider: Provider,
-    archive: Archive,
+    runs: DeploymentRuns,
     deployment: str,
     *,
     now: Callable[[], datetime],
     skew: timedelta = SKEW,
-) -> Census:
+) -> Inventory:
     """Read the list, then the leases: the lease of what is listed was written before it was rented.
 
     Args:
         provider: The account.
-        archive: Where the runs of the deployment are.
-        deployment: Ours.
+        runs: The runs of the deployment.
+        deployment: Name of this deployment.
         now: Time of day.
-        skew: By how much clocks may differ.
+        skew: Difference between two clocks that is tolerated.
 
     Raises:
         ProviderError: The list could not be read in full: nothing is known.
     """
     instances = {one.id: one for one in provider.list()}
-    labels = {number: Label.ours(one.label, deployment) for number, one in instances.items()}
-    leases = archive.leases(label.run for label in labels.values() if label is not None)
+    labels = {
+        number: InstanceLabel.ours(one.label, deployment) for number, one in instances.items()
+    }
+    leases = runs.leases(label.run for label in labels.values() if label is not None)
     at = now()
     found = sweep(instances.values(), leases.known, deployment, at, skew=skew)
-    entries = [
-        Entry(instances[number], labels[number], standing, why)
-        for number, standing, why in _sorted_out(found, leases, at, skew)
+    items = [
+        InventoryItem(instances[number], labels[number], coverage, why)
+        for number, coverage, why in _sorted_out(found, leases, at, skew)
     ]
-    return Census(at=at, leases=leases, sweep=found, entries=tuple(entries))
+    return Inventory(at=at, leases=leases, sweep=found, items=tuple(items))
 
 
 def _sorted_out(
     found: Sweep, leases: Leases, now: datetime, skew: timedelta
-) -> list[tuple[int, Standing, str]]:
+) -> list[tuple[int, Coverage, str]]:
     told = [
-        *((o.instance.id, Standing.DOOMED, o.reason) for o in found.doomed),
-        *((o.instance.id, Standing.POSTPONED, o.reason) for o in found.postponed),
-        *((i.id, Standing.COVERED, _cover(i, leases.known, now, skew)) for i in found.covered),
-        *((i.id, Standing.UNKNOWN, _doubt(i, leases.unreadable)) for i in found.unknown),
-        *((i.id, Standing.FOREIGN, _owner(i)) for i in found.foreign),
+        *((o.instance.id, Coverage.DOOMED, o.reason) for o in found.doomed),
+        *((o.instance.id, Coverage.POSTPONED, o.reason) for o in found.postponed),
+        *((i.id, Coverage.COVERED, _cover(i, leases.known, now, skew)) for i in found.covered),
+        *((i.id, Coverage.UNKNOWN, _doubt(i, leases.unreadable)) for i in found.unknown),
+        *((i.id, Coverage.FOREIGN, _owner(i)) for i in found.foreign),
     ]
     return sorted(told)
 
@@ -109,8 +229,8 @@ def _sorted_out(
 def _cover(
     instance: Instance, leases: Mapping[str, Lease | None], now: datetime, skew: timedelta
 ) -> str:
-    """What keeps it: a lease, or what is tolerated without one."""
-    label = Label.parse(instance.label)
+    """Return what keeps it: a lease, or what is tolerated without one."""
+    label = InstanceLabel.parse(instance.label)
     assert label is not None, "only what is ours is covered"
     lease = leases[label.run]
     reason = objection(instance, label, lease, now, skew)
@@ -126,13 +246,13 @@ def _cover(
 
 
 def _doubt(instance: Instance, unreadable: Mapping[str, str]) -> str:
-    label = Label.parse(instance.label)
+    label = InstanceLabel.parse(instance.label)
     why = "" if label is None else unreadable.get(label.run, "")
     return f"its lease could not be read: {why}"
 
 
 def _owner(instance: Instance) -> str:
-    label = Label.parse(instance.label)
+    label = InstanceLabel.parse(instance.label)
     if label is not None:
         return f"of deployment {label.deployment}"
     return "of another tool" if instance.label else "without a label"

@@ -17,8 +17,8 @@ from tsgb.cloud.holds import Workload
 from tsgb.cloud.offers import Appraisal
 from tsgb.cloud.provider import LaunchSpec
 from tsgb.cloud.recover import reconcile
-from tsgb.cloud.running import Held
-from tsgb.cloud.session import Desk
+from tsgb.cloud.running import RunningInstance
+from tsgb.cloud.session import Session
 from tsgb.cloud.termination import Cause
 from tsgb.errors import Preempted, ProviderUnreachable
 
@@ -71,26 +71,26 @@ class Work(Protocol[T_co]):
         """
         ...
 
-    def show(self, held: Held) -> None:
+    def show(self, running: RunningInstance) -> None:
         """Tell a person how far it is."""
         ...
 
 
-class Renting(Generic[T]):
+class Lifecycle(Generic[T]):
     """One run on rented machines, over all attempts of one flow.
 
-    Example: `Renting(desk, work).attempt()`
+    Example: `Lifecycle(session, work).attempt()`
     """
 
-    def __init__(self, desk: Desk, work: Work[T]) -> None:
+    def __init__(self, session: Session, work: Work[T]) -> None:
         """Nothing is asked yet.
 
         Args:
-            desk: Documents, service, clocks.
+            session: Documents, service, clocks.
             work: What is to be done.
         """
-        self.desk = desk
-        self.held: Held | None = None
+        self.session = session
+        self.running: RunningInstance | None = None
         self._work = work
         self._outages = 0
 
@@ -111,51 +111,51 @@ class Renting(Generic[T]):
         return result
 
     def _attempt(self, step: Step) -> T:
-        desk = self.desk
-        self.held = step("reconcile", lambda: reconcile(desk))
-        if self.held is None:
+        session = self.session
+        self.running = step("reconcile", lambda: reconcile(session))
+        if self.running is None:
             if self._work.is_finished():
                 return step("verify", self._work.verify)
-            self.held = self._rent(step)
-        held = self.held
+            self.running = self._rent(step)
+        running = self.running
         try:
             for name, enough in (
                 ("provision", monitor.is_there),
                 ("boot", monitor.has_said_something),
                 ("train", monitor.never),
             ):
-                step(name, lambda enough=enough: self._watch(held, enough))
-                if held.cause is not None:
+                step(name, lambda enough=enough: self._watch(running, enough))
+                if running.cause is not None:
                     break
         except BaseException as error:
             # Not as a step: nothing that a step needs may keep a machine alive.
             terminate.release(
-                desk, held, f"its flow was stopped by {type(error).__name__}: {error}"
+                session, running, f"its flow was stopped by {type(error).__name__}: {error}"
             )
             raise
         self._outages = 0
         try:
-            step("destroy", lambda: terminate.release(desk, held, ""))
+            step("destroy", lambda: terminate.release(session, running, ""))
         finally:
-            terminate.release(desk, held, "its flow was stopped")
-        assert held.cause is not None
-        if held.cause is not Cause.DONE:
-            raise terminate.error_of(desk, held.cause, held.message, held.stop)
+            terminate.release(session, running, "its flow was stopped")
+        assert running.cause is not None
+        if running.cause is not Cause.DONE:
+            raise terminate.error_of(session, running.cause, running.message, running.stop)
         return step("verify", self._work.verify)
 
-    def _rent(self, step: Step) -> Held:
-        desk = self.desk
-        chosen: Appraisal = step("search", lambda: launch.find_offer(desk, self._work.load()))
+    def _rent(self, step: Step) -> RunningInstance:
+        session = self.session
+        chosen: Appraisal = step("search", lambda: launch.find_offer(session, self._work.load()))
         attempt = self._next()
-        intent = step("intend", lambda: launch.intend(desk, chosen, attempt))
+        intent = step("intend", lambda: launch.intend(session, chosen, attempt))
         request = self._work.request(attempt, intent)
-        return step("create", lambda: launch.rent(desk, attempt, intent, request))
+        return step("create", lambda: launch.rent(session, attempt, intent, request))
 
     def _next(self) -> int:
         """A number that no attempt has had: the fencing token of all that it writes."""
-        lease = self.desk.papers.lease()
+        lease = self.session.documents.lease()
         leased = 0 if lease is None else lease.attempt
-        return max(self._work.begun(), leased, self.desk.ledger.highest) + 1
+        return max(self._work.begun(), leased, self.session.ledger.highest) + 1
 
-    def _watch(self, held: Held, enough: Callable[[Held], bool]) -> None:
-        monitor.watch(self.desk, held, enough, self._work.show)
+    def _watch(self, running: RunningInstance, enough: Callable[[RunningInstance], bool]) -> None:
+        monitor.watch(self.session, running, enough, self._work.show)

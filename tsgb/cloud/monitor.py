@@ -13,8 +13,8 @@ from datetime import timedelta
 from tsgb.cloud.documents import Intent
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import Instance, InstanceState
-from tsgb.cloud.running import Held
-from tsgb.cloud.session import Desk
+from tsgb.cloud.running import RunningInstance
+from tsgb.cloud.session import Session
 from tsgb.cloud.terminate import BUDGET, MOVE, destroy, moves_soon, stop
 from tsgb.cloud.termination import Cause, Signs, judge
 from tsgb.errors import ProviderAuthError, ProviderError, StoreUnreachable
@@ -22,80 +22,84 @@ from tsgb.errors import ProviderAuthError, ProviderError, StoreUnreachable
 _SLACK = 0.02
 """Share by which the service's own sum of the price may be above the one that was set aside."""
 
-OnLook = Callable[[Held], None]
+OnLook = Callable[[RunningInstance], None]
 
 
-def no_look(_held: Held) -> None:
+def no_look(_held: RunningInstance) -> None:
     """Nobody watches."""
 
 
 def watch(
-    desk: Desk, held: Held, enough: Callable[[Held], bool], on_look: OnLook = no_look
+    session: Session,
+    running: RunningInstance,
+    enough: Callable[[RunningInstance], bool],
+    on_look: OnLook = no_look,
 ) -> None:
-    """Look until `enough` says so or the machine is over (`held.cause`)."""
+    """Look until `enough` says so or the machine is over (`running.cause`)."""
     while True:
-        look(desk, held)
-        on_look(held)
-        if held.cause is not None or enough(held):
+        look(session, running)
+        on_look(running)
+        if running.cause is not None or enough(running):
             return
-        desk.sleep(desk.patience.look_seconds)
+        session.sleep(session.patience.look_seconds)
 
 
-def is_there(held: Held) -> bool:
+def is_there(running: RunningInstance) -> bool:
     """The service shows its container at work, or it says so itself."""
-    running = held.instance is not None and held.instance.state is InstanceState.RUNNING
-    return running or has_said_something(held)
+    instance = running.instance
+    is_up = instance is not None and instance.state is InstanceState.RUNNING
+    return is_up or has_said_something(running)
 
 
-def has_said_something(held: Held) -> bool:
+def has_said_something(running: RunningInstance) -> bool:
     """A first sign of life."""
-    return held.beat_at is not None or held.farewell is not None
+    return running.beat_at is not None or running.exit_record is not None
 
 
-def never(_held: Held) -> bool:
+def never(_held: RunningInstance) -> bool:
     """Go on to its end."""
     return False
 
 
-def look(desk: Desk, held: Held) -> None:
+def look(session: Session, running: RunningInstance) -> None:
     """One look at everything.
 
     Raises:
         ProviderAuthError: The key is refused: nothing is known, the machine is asked to end itself.
         LeaseLost: Another flow has taken the run over.
     """
-    _read_row(desk, held)
-    _read_word(desk, held)
-    _count(desk, held)
-    _renew(desk, held)
-    if desk.clock() - held.listed_at >= desk.patience.list_seconds:
-        held.listed_at = desk.clock()
-        _list(desk, held)
-    if held.instance is not None and moves_soon(held.instance.ends_at, desk.now()):
-        stop(desk, held, MOVE)
-    _judge(desk, held)
+    _read_row(session, running)
+    _read_reports(session, running)
+    _count(session, running)
+    _renew(session, running)
+    if session.clock() - running.listed_at >= session.patience.list_seconds:
+        running.listed_at = session.clock()
+        _list(session, running)
+    if running.instance is not None and moves_soon(running.instance.ends_at, session.now()):
+        stop(session, running, MOVE)
+    _judge(session, running)
 
 
-def _read_row(desk: Desk, held: Held) -> None:
+def _read_row(session: Session, running: RunningInstance) -> None:
     try:
-        held.instance = desk.provider.show(held.instance_id)
+        running.instance = session.provider.show(running.instance_id)
     except ProviderAuthError:
-        stop(desk, held, "the account's key is refused")
+        stop(session, running, "the account's key is refused")
         raise
     except ProviderError as error:
-        held.verified = False
-        desk.note(f"instance {held.instance_id} could not be looked at: {error}")
+        running.verified = False
+        session.note(f"instance {running.instance_id} could not be looked at: {error}")
         return
-    held.verified = True
-    if held.instance is None:
+    running.verified = True
+    if running.instance is None:
         return
-    held.seen = True
-    if not held.checked:
-        held.checked = held.instance.hourly is not None
-        wrong = mismatch(held.instance, held.intent)
+    running.seen = True
+    if not running.checked:
+        running.checked = running.instance.hourly is not None
+        wrong = mismatch(running.instance, running.intent)
         if wrong is not None:
-            held.cause = Cause.CONFIG
-            held.message = f"instance {held.instance_id} is not what was asked for: {wrong}"
+            running.cause = Cause.CONFIG
+            running.message = f"instance {running.instance_id} is not what was asked for: {wrong}"
 
 
 def mismatch(found: Instance, intent: Intent) -> str | None:
@@ -111,133 +115,137 @@ def mismatch(found: Instance, intent: Intent) -> str | None:
     return None
 
 
-def _read_word(desk: Desk, held: Held) -> None:
+def _read_reports(session: Session, running: RunningInstance) -> None:
     try:
-        beat = desk.papers.beat(held.attempt)
-        held.farewell = desk.papers.farewell(held.attempt)
+        beat = session.documents.heartbeat(running.attempt)
+        running.exit_record = session.documents.exit_record(running.attempt)
     except StoreUnreachable as error:
-        desk.note(f"no news of instance {held.instance_id}: {error}")
+        session.note(f"no news of instance {running.instance_id}: {error}")
         return
-    if beat is not None and beat != held.beat:
-        before, held.beat, held.beat_at = held.step, beat, desk.clock()
-        if held.first_beat_at is None:
-            held.first_beat_at = held.beat_at
-            now = desk.now().isoformat()
-            desk.quietly(
-                lambda: desk.papers.note(held.attempt, first_beat_at=now),
+    if beat is not None and beat != running.heartbeat:
+        before, running.heartbeat, running.beat_at = running.step, beat, session.clock()
+        if running.first_beat_at is None:
+            running.first_beat_at = running.beat_at
+            now = session.now().isoformat()
+            session.quietly(
+                lambda: session.documents.note(running.attempt, first_beat_at=now),
                 "a flow that is started again will not know how long it took to boot",
             )
-        if held.step != before or held.step_at == 0.0:
-            held.step_at = held.beat_at
+        if running.step != before or running.step_at == 0.0:
+            running.step_at = running.beat_at
 
 
-def _count(desk: Desk, held: Held) -> None:
+def _count(session: Session, running: RunningInstance) -> None:
     """Count on in the ledger; out of money, the machine is asked to stop while there is some."""
-    billed = held.instance is None or held.instance.gpu_billed
-    ahead = desk.patience.look_seconds + desk.patience.grace_seconds
+    billed = running.instance is None or running.instance.gpu_billed
+    ahead = session.patience.look_seconds + session.patience.grace_seconds
     try:
-        enough = desk.ledger.keep(
-            held.attempt,
-            desk.now(),
+        enough = session.ledger.keep(
+            running.attempt,
+            session.now(),
             timedelta(seconds=ahead),
-            more=held.new_traffic(),
-            gpu_billed=billed or held.billed,
-            window=desk.patience.window,
+            more=running.new_traffic(),
+            gpu_billed=billed or running.billed,
+            window=session.patience.window,
         )
     except StoreUnreachable as error:
         # It has counted all the same, and writes it with the next change.
-        desk.note(f"the ledger could not be written: {error}")
+        session.note(f"the ledger could not be written: {error}")
         enough = True
-    held.billed = billed
-    held.traffic_is_counted()
+    running.billed = billed
+    running.traffic_is_counted()
     if not enough:
-        stop(desk, held, BUDGET)
+        stop(session, running, BUDGET)
 
 
-def _renew(desk: Desk, held: Held) -> None:
+def _renew(session: Session, running: RunningInstance) -> None:
     """A few times in its life, not at each look: each one is a request to the store."""
-    every = min(60.0, desk.patience.ttl.total_seconds() / 10)
-    if held.stop is None and desk.clock() - held.renewed_at >= every:
+    every = min(60.0, session.patience.ttl.total_seconds() / 10)
+    if running.stop is None and session.clock() - running.renewed_at >= every:
         try:
-            lease = desk.renew(held.attempt)
+            lease = session.renew(running.attempt)
         except StoreUnreachable as error:
-            desk.note(f"the lease could not be renewed, the machine ends with it: {error}")
+            session.note(f"the lease could not be renewed, the machine ends with it: {error}")
             return
-        held.renewed_at = desk.clock()
+        running.renewed_at = session.clock()
         if lease.stop is not None:
-            held.stop, held.stop_at = lease.stop, desk.clock()
-            desk.note(f"instance {held.instance_id} was asked to stop: {lease.stop}")
+            running.stop, running.stop_at = lease.stop, session.clock()
+            session.note(f"instance {running.instance_id} was asked to stop: {lease.stop}")
 
 
-def _list(desk: Desk, held: Held) -> None:
+def _list(session: Session, running: RunningInstance) -> None:
     """What a look by id cannot show: a second machine, and the account's own sums."""
     try:
-        for number, row in desk.own().items():
-            if number != held.instance_id:
-                desk.note(f"alarm: destroying instance {number} ({row.label}), a second one")
-                destroy(desk, number)
-        drift = desk.ledger.check_credit(desk.now(), microdollars(max(0.0, _credit(desk))))
+        for number, row in session.own().items():
+            if number != running.instance_id:
+                session.note(f"alarm: destroying instance {number} ({row.label}), a second one")
+                destroy(session, number)
+        drift = session.ledger.check_credit(session.now(), microdollars(max(0.0, _credit(session))))
     except ProviderAuthError:
-        stop(desk, held, "the account's key is refused")
+        stop(session, running, "the account's key is refused")
         raise
     except (ProviderError, StoreUnreachable) as error:
-        desk.note(f"the account could not be looked at: {error}")
+        session.note(f"the account could not be looked at: {error}")
         return
     if drift.alarming:
-        desk.note(f"alarm: {drift}")
+        session.note(f"alarm: {drift}")
 
 
-def _judge(desk: Desk, held: Held) -> None:
-    if held.cause is not None:
+def _judge(session: Session, running: RunningInstance) -> None:
+    if running.cause is not None:
         return
-    clock = desk.clock()
+    clock = session.clock()
     signs = Signs(
-        instance=held.instance,
-        verified=held.verified,
-        seen_before=held.seen,
-        exit_record=held.farewell,
-        age_seconds=clock - held.since,
-        heartbeat_age_seconds=None if held.beat_at is None else clock - held.beat_at,
-        step_age_seconds=0.0 if held.beat_at is None else clock - held.step_at,
-        stop_asked=held.stop is not None,
-        doubted_before=_doubted(desk, held),
+        instance=running.instance,
+        verified=running.verified,
+        seen_before=running.seen,
+        exit_record=running.exit_record,
+        age_seconds=clock - running.since,
+        heartbeat_age_seconds=None if running.beat_at is None else clock - running.beat_at,
+        step_age_seconds=0.0 if running.beat_at is None else clock - running.step_at,
+        stop_asked=running.stop is not None,
+        doubted_before=_doubted(session, running),
     )
-    cause = judge(signs, desk.patience.deadlines)
-    if cause is Cause.PREEMPTED and held.farewell is None and _credit(desk, default=1.0) <= 0:
-        cause = judge(replace(signs, credit_used_up=True), desk.patience.deadlines)
-    overdue = held.stop is not None and clock - held.stop_at > desk.patience.grace_seconds
+    cause = judge(signs, session.patience.deadlines)
+    if (
+        cause is Cause.PREEMPTED
+        and running.exit_record is None
+        and _credit(session, default=1.0) <= 0
+    ):
+        cause = judge(replace(signs, credit_used_up=True), session.patience.deadlines)
+    overdue = running.stop is not None and clock - running.stop_at > session.patience.grace_seconds
     if cause is None and overdue:
         cause = Cause.STOPPED
-    late = max(desk.patience.lag_seconds, 2 * desk.patience.look_seconds)
-    if cause is None and held.verified and not held.seen and clock - held.since > late:
-        cause, held.message = Cause.BAD_HOST, "it never appeared"
+    late = max(session.patience.lag_seconds, 2 * session.patience.look_seconds)
+    if cause is None and running.verified and not running.seen and clock - running.since > late:
+        cause, running.message = Cause.BAD_HOST, "it never appeared"
     if cause is not None:
-        held.cause = cause
-        held.message = held.message or _message(held)
+        running.cause = cause
+        running.message = running.message or _message(running)
 
 
-def _credit(desk: Desk, default: float | None = None) -> float:
+def _credit(session: Session, default: float | None = None) -> float:
     try:
-        return desk.provider.credit()
+        return session.provider.credit()
     except ProviderError:
         if default is None:
             raise
         return default
 
 
-def _doubted(desk: Desk, held: Held) -> bool:
+def _doubted(session: Session, running: RunningInstance) -> bool:
     """Lost at this very step before, and nobody could say whether by its host."""
-    before = desk.endings[-1] if desk.endings else None
-    return before is not None and before.cause is Cause.HOST_LOST and before.step == held.step
+    before = session.endings[-1] if session.endings else None
+    return before is not None and before.cause is Cause.HOST_LOST and before.step == running.step
 
 
-def _message(held: Held) -> str:
-    if held.farewell is not None:
-        return str(held.farewell.get("message", ""))
-    if held.stop is not None:
-        return held.stop
-    if held.instance is None:
-        silent = ", and nothing was heard of it" * (held.beat_at is None)
-        return f"instance {held.instance_id} is gone{silent}"
-    said = f", {held.instance.message!r}" if held.instance.message else ""
-    return f"instance {held.instance_id}: {held.instance.status}{said}"
+def _message(running: RunningInstance) -> str:
+    if running.exit_record is not None:
+        return str(running.exit_record.get("message", ""))
+    if running.stop is not None:
+        return running.stop
+    if running.instance is None:
+        silent = ", and nothing was heard of it" * (running.beat_at is None)
+        return f"instance {running.instance_id} is gone{silent}"
+    said = f", {running.instance.message!r}" if running.instance.message else ""
+    return f"instance {running.instance_id}: {running.instance.status}{said}"

@@ -25,10 +25,10 @@ _LABEL = re.compile(rf"tsgb/({_PART})/({_PART})/([1-9]\d{{0,8}})")
 
 
 @dataclass(frozen=True, slots=True)
-class Label:
+class InstanceLabel:
     """What an instance is for; the only handle on it when the answer to its creation was lost.
 
-    Example: `str(Label("home", "r1", 3)) == "tsgb/home/r1/3"`
+    Example: `str(InstanceLabel("home", "r1", 3)) == "tsgb/home/r1/3"`
     """
 
     deployment: str
@@ -39,13 +39,13 @@ class Label:
         return f"tsgb/{self.deployment}/{self.run}/{self.attempt}"
 
     @classmethod
-    def parse(cls, text: str | None) -> Label | None:
+    def parse(cls, text: str | None) -> InstanceLabel | None:
         """None for a label that is not ours to the letter."""
         match = None if text is None else _LABEL.fullmatch(text)
         return match and cls(match[1], match[2], int(match[3]))
 
     @classmethod
-    def ours(cls, text: str | None, deployment: str) -> Label | None:
+    def ours(cls, text: str | None, deployment: str) -> InstanceLabel | None:
         """The label, if it is one of this deployment's."""
         parsed = cls.parse(text)
         return parsed if parsed is not None and parsed.deployment == deployment else None
@@ -57,7 +57,7 @@ class Label:
             UsageError: It could not be read back.
         """
         text = str(self)
-        if len(text) > MAX_LABEL or Label.parse(text) != self:
+        if len(text) > MAX_LABEL or InstanceLabel.parse(text) != self:
             raise UsageError(
                 f"label {text!r} is not tsgb/<deployment>/<run>/<attempt> within {MAX_LABEL} "
                 "characters: choose a shorter run id of A-Z a-z 0-9 . _ -"
@@ -115,7 +115,7 @@ def sweep(
     unknown: list[Instance] = []
     foreign: list[Instance] = []
     for instance in sorted(instances, key=lambda row: row.id):
-        label = Label.ours(instance.label, deployment)
+        label = InstanceLabel.ours(instance.label, deployment)
         if label is None:
             foreign.append(instance)
         elif label.run not in leases:
@@ -134,7 +134,7 @@ def sweep(
 
 
 def _uncovered(
-    instance: Instance, label: Label, lease: Lease | None, now: datetime, skew: timedelta
+    instance: Instance, label: InstanceLabel, lease: Lease | None, now: datetime, skew: timedelta
 ) -> str | None:
     """Why no lease covers it; None if one does, or it is too young."""
     reason = objection(instance, label, lease, now, skew)
@@ -144,7 +144,7 @@ def _uncovered(
 
 
 def objection(
-    instance: Instance, label: Label, lease: Lease | None, now: datetime, skew: timedelta
+    instance: Instance, label: InstanceLabel, lease: Lease | None, now: datetime, skew: timedelta
 ) -> str | None:
     """Why no lease covers it, however young it is; None if one does on some clock within `skew`."""
     if lease is None:

@@ -10,82 +10,85 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from tsgb.cloud.archive import Archive
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.close_books import settle
-from tsgb.cloud.destroying import destroy
-from tsgb.cloud.documents import Papers
-from tsgb.cloud.inventory import Entry, Standing, take_census
+from tsgb.cloud.documents import RunDocuments
+from tsgb.cloud.inventory import Coverage, DeploymentRuns, InventoryItem, take_inventory
 from tsgb.cloud.lease import SKEW
 from tsgb.cloud.pricing import in_dollars
 from tsgb.cloud.provider import Provider
+from tsgb.cloud.terminate import destroy_all
 from tsgb.errors import TSGBError
 
 
 @dataclass(frozen=True, slots=True)
-class Reaping:
-    """What became of one instance.
+class ReapedInstance:
+    """One instance after a round of the reaper, or after its end by hand.
 
-    Example: `Reaping(entry, gone=True, charged=120_000)`
+    Example: `ReapedInstance(item, gone=True, charged=120_000)`
     """
 
-    entry: Entry
+    item: InventoryItem
+    """The instance as it was found."""
     gone: bool = False
+    """Whether it was destroyed and is known to be gone."""
     charged: int | None = None
-    """Micro-dollars of its attempt, where its account was closed."""
+    """Cost of its attempt in micro-dollars; None if its account was not closed."""
     problem: str = ""
     """Why it is there still, or its books could not be closed."""
 
     def __str__(self) -> str:
-        entry = self.entry
-        name = f"instance {entry.instance.id} ({entry.instance.label or 'no label'})"
+        item = self.item
+        name = f"instance {item.instance.id} ({item.instance.label or 'no label'})"
         if self.gone:
             cost = "" if self.charged is None else f", it cost {in_dollars(self.charged)}"
             problem = f"; {self.problem}" if self.problem else ""
-            return f"destroyed {name}: {entry.why}{cost}{problem}"
+            return f"destroyed {name}: {item.why}{cost}{problem}"
         if self.problem:
-            return f"NOT destroyed: {name}: {entry.why}; {self.problem}"
-        words = {
-            Standing.DOOMED: "would destroy",
-            Standing.POSTPONED: "too many at once, left for the next look:",
-            Standing.UNKNOWN: "left alone, because nobody knows:",
+            return f"NOT destroyed: {name}: {item.why}; {self.problem}"
+        verbs = {
+            Coverage.DOOMED: "would destroy",
+            Coverage.POSTPONED: "too many at once, left for the next look:",
+            Coverage.UNKNOWN: "left alone, because nobody knows:",
         }
-        return f"{words.get(entry.standing, entry.standing.value)} {name}: {entry.why}"
+        return f"{verbs.get(item.coverage, item.coverage.value)} {name}: {item.why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reaped:
+class ReapReport:
     """One round of the reaper.
 
-    Example: `reap(provider, archive, "home", now=clock, sleep=time.sleep).lines()`
+    Example: `reap(provider, runs, "home", now=clock, sleep=time.sleep).lines()`
     """
 
     at: datetime
+    """Time at which the leases were read."""
     dry_run: bool
-    items: tuple[Reaping, ...]
-    """Every instance, by id."""
+    """Whether nothing was destroyed or written."""
+    items: tuple[ReapedInstance, ...]
+    """Every instance, ordered by id."""
 
-    def of(self, standing: Standing) -> list[Reaping]:
-        """Those that stood so when the list was read."""
-        return [item for item in self.items if item.entry.standing is standing]
+    def of(self, coverage: Coverage) -> list[ReapedInstance]:
+        """Return the instances with this coverage when the list was read."""
+        return [one for one in self.items if one.item.coverage is coverage]
 
     @property
-    def left(self) -> list[Reaping]:
-        """What somebody has to look after: doomed and there still, too many, or unknown."""
-        loud = {Standing.DOOMED, Standing.POSTPONED, Standing.UNKNOWN}
-        return [item for item in self.items if item.entry.standing in loud and not item.gone]
+    def left(self) -> list[ReapedInstance]:
+        """Return what a person has to look after: doomed and there still, postponed, unknown."""
+        loud = {Coverage.DOOMED, Coverage.POSTPONED, Coverage.UNKNOWN}
+        return [one for one in self.items if one.item.coverage in loud and not one.gone]
 
     def counts(self) -> dict[str, int]:
-        """How many of each."""
+        """Return how many there are of each."""
         return {
-            "destroyed": sum(item.gone for item in self.items),
-            **{standing.value: len(self.of(standing)) for standing in Standing},
+            "destroyed": sum(one.gone for one in self.items),
+            **{coverage.value: len(self.of(coverage)) for coverage in Coverage},
         }
 
     def lines(self) -> list[str]:
-        """For a person: a line for each that is no longer as it should be, then the sum."""
-        quiet = {Standing.COVERED, Standing.FOREIGN}
-        told = [str(item) for item in self.items if item.entry.standing not in quiet]
+        """Return a line for each instance that is not as it should be, then the sum."""
+        quiet = {Coverage.COVERED, Coverage.FOREIGN}
+        told = [str(one) for one in self.items if one.item.coverage not in quiet]
         counts = self.counts()
         gone = (
             f"{counts['doomed']} to destroy" if self.dry_run else f"{counts['destroyed']} destroyed"
@@ -96,82 +99,85 @@ class Reaped:
         return [*told, f"{len(self.items)} instances: {', '.join(parts)}"]
 
     def to_json(self) -> dict[str, Any]:
-        """The same for programs."""
+        """Return the same for programs."""
         return {
             "at": self.at.isoformat(),
             "dry_run": self.dry_run,
             **self.counts(),
             "instances": [
                 {
-                    "id": item.entry.instance.id,
-                    "label": item.entry.instance.label,
-                    "standing": item.entry.standing.value,
-                    "why": item.entry.why,
-                    "gone": item.gone,
-                    "microdollars": item.charged,
-                    "problem": item.problem or None,
+                    "id": one.item.instance.id,
+                    "label": one.item.instance.label,
+                    "standing": one.item.coverage.value,
+                    "why": one.item.why,
+                    "gone": one.gone,
+                    "microdollars": one.charged,
+                    "problem": one.problem or None,
                 }
-                for item in self.items
+                for one in self.items
             ],
         }
 
 
 def reap(
     provider: Provider,
-    archive: Archive,
+    runs: DeploymentRuns,
     deployment: str,
     *,
     now: Callable[[], datetime],
     sleep: Callable[[float], None],
     skew: timedelta = SKEW,
     dry_run: bool = False,
-) -> Reaped:
-    """One round: list, read the leases, destroy what none covers, see that it is gone, settle.
+) -> ReapReport:
+    """Make one round: list, read the leases, destroy what none covers, see it gone, close books.
 
     Args:
         provider: The account.
-        archive: Where the runs of the deployment are.
-        deployment: Ours; instances of another one, or without our label, are never touched.
+        runs: The runs of the deployment.
+        deployment: Name of this deployment; instances of another one, or without a label of this
+            form, are never touched.
         now: Time of day.
         sleep: Waits for so many seconds.
-        skew: By how much clocks may differ.
+        skew: Difference between two clocks that is tolerated.
         dry_run: Destroy and write nothing.
 
     Raises:
         ProviderError: The list could not be read in full: nothing was done.
     """
-    census = take_census(provider, archive, deployment, now=now, skew=skew)
-    doomed = [orphan.instance.id for orphan in census.sweep.doomed]
-    left = {} if dry_run else destroy(provider, doomed, sleep)
+    inventory = take_inventory(provider, runs, deployment, now=now, skew=skew)
+    doomed = [orphan.instance.id for orphan in inventory.sweep.doomed]
+    left = {} if dry_run else destroy_all(provider, doomed, sleep)
 
-    def reaped(entry: Entry) -> Reaping:
-        if entry.standing is not Standing.DOOMED or dry_run:
-            return Reaping(entry)
-        if entry.instance.id in left:
-            return Reaping(entry, problem=left[entry.instance.id])
-        return closed(archive, entry, now(), skew=skew, by="the reaper")
+    def reaped(item: InventoryItem) -> ReapedInstance:
+        if item.coverage is not Coverage.DOOMED or dry_run:
+            return ReapedInstance(item)
+        if item.instance.id in left:
+            return ReapedInstance(item, problem=left[item.instance.id])
+        return closed(runs, item, now(), skew=skew, by="the reaper")
 
-    items = tuple(reaped(entry) for entry in census.entries)
-    return Reaped(at=census.at, dry_run=dry_run, items=items)
+    items = tuple(reaped(item) for item in inventory.items)
+    return ReapReport(at=inventory.at, dry_run=dry_run, items=items)
 
 
-def closed(archive: Archive, entry: Entry, now: datetime, *, skew: timedelta, by: str) -> Reaping:
-    """Close the books on an instance of ours that is gone; it stays gone if that fails."""
-    label = entry.label
+def closed(
+    runs: DeploymentRuns, item: InventoryItem, now: datetime, *, skew: timedelta, by: str
+) -> ReapedInstance:
+    """Close the books on an instance that is gone; it stays gone if that fails."""
+    label = item.label
     if label is None:
-        return Reaping(entry, gone=True)
+        return ReapedInstance(item, gone=True)
     try:
-        papers = archive.papers(label.run)
-        charged = settle(papers, label.attempt, entry.instance, now, skew=skew, by=by)
-        problem = _left_open(papers, label.attempt) if charged is None else ""
+        documents = runs.documents(label.run)
+        charged = settle(documents, label.attempt, item.instance, now, skew=skew, by=by)
+        problem = _left_open(documents, label.attempt) if charged is None else ""
     except TSGBError as error:
-        return Reaping(entry, gone=True, problem=f"its books are open: {error}")
-    return Reaping(entry, gone=True, charged=charged, problem=problem)
+        return ReapedInstance(item, gone=True, problem=f"its books are open: {error}")
+    return ReapedInstance(item, gone=True, charged=charged, problem=problem)
 
 
-def _left_open(papers: Papers, attempt: int) -> str:
-    """What is to be said of an account that was not closed; nothing of one that is not there."""
-    account = Ledger.open(papers.run, 0).accounts.get(attempt)
+def _left_open(documents: RunDocuments, attempt: int) -> str:
+    """Return what is to be said of an account that was not closed; nothing if there is none."""
+    account = Ledger.open(documents.run, 0).accounts.get(attempt)
     if account is None or not account.is_open:
         return ""
     return "its account stays open until its flow, or the next one of its run, closes it"

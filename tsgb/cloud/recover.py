@@ -1,163 +1,198 @@
-"""What is there before anything is rented: adopt the machine that still works, end all others.
+"""The start of every flow and every retry: adopt the machine that still works, end all others.
 
-Every start of a flow and every retry begins here, so that a retry is always safe. What is not known
-is never taken for nothing: without a whole list nothing is rented.
+So a retry is always safe. What is not known is never taken for nothing: without a whole list
+nothing is rented. `release_all` does the same for a flow that is dead, and adopts nothing.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from tsgb.cloud.documents import Outcome, Page
+from tsgb.cloud.documents import (
+    AttemptDocument,
+    AttemptResult,
+    MachineRecord,
+    counted_bytes,
+    machine_record,
+    moment,
+)
 from tsgb.cloud.launch import write_down
 from tsgb.cloud.lease import Lease
-from tsgb.cloud.orphans import Label
+from tsgb.cloud.orphans import InstanceLabel
 from tsgb.cloud.provider import Instance
-from tsgb.cloud.running import Held
-from tsgb.cloud.session import Desk
+from tsgb.cloud.running import RunningInstance
+from tsgb.cloud.session import Session
 from tsgb.cloud.terminate import destroy
 from tsgb.cloud.termination import Cause
-from tsgb.cloud.traces import Traces, counted, traces
-from tsgb.cloud.words import moment
 
 _TO_GO = timedelta(minutes=1)
-"""From a machine's last word until its own request has ended it."""
+"""From a machine's exit record until its own request has ended it."""
+
+Attempts = dict[int, AttemptDocument]
 
 
-def reconcile(desk: Desk) -> Held | None:
-    """The machine to go on with, or None; afterwards no other machine of this run exists.
+def reconcile(session: Session) -> RunningInstance | None:
+    """Return the machine to go on with, or None; afterwards the run has no other machine.
 
     Raises:
         LeaseLost: Another flow works on this run.
         ProviderUnreachable: What is there could not be read, or something would not go.
     """
-    lease = desk.check_lease()
-    pages = {page.attempt: page for page in desk.papers.pages()}
-    _let_it_appear(desk, pages)
-    rows = desk.own()
-    kept = _adoptable(desk, lease, pages, rows)
-    for number, row in sorted(rows.items()):
+    lease = session.check_lease()
+    attempts = {found.attempt: found for found in session.documents.attempts()}
+    _let_it_appear(session, attempts)
+    instances = session.own()
+    kept = _adoptable(session, lease, attempts, instances)
+    for number, instance in sorted(instances.items()):
         if kept is None or number != kept.id:
-            label = Label.parse(row.label)
-            desk.note(f"destroying instance {number} ({row.label}), which no attempt needs")
-            gone_at = destroy(desk, number)
+            label = InstanceLabel.parse(instance.label)
+            session.note(f"destroying instance {number} ({instance.label}), which no attempt needs")
+            gone_at = destroy(session, number)
             if label is not None:
-                _close(desk, pages.get(label.attempt), label.attempt, gone_at)
-    for attempt, account in sorted(desk.ledger.accounts.items()):
-        if account.is_open and (kept is None or kept.label != desk.label(attempt)):
-            _close(desk, pages.get(attempt), attempt, _gone_at(desk, lease, pages, attempt))
-    return None if kept is None or lease is None else _adopt(desk, lease, pages, kept)
+                _close(session, attempts.get(label.attempt), label.attempt, gone_at)
+    for attempt, account in sorted(session.ledger.accounts.items()):
+        if account.is_open and (kept is None or kept.label != session.label(attempt)):
+            gone_at = _gone_at(session, lease, attempts, attempt)
+            _close(session, attempts.get(attempt), attempt, gone_at)
+    return None if kept is None or lease is None else _adopt(session, lease, attempts, kept)
 
 
-def _let_it_appear(desk: Desk, pages: dict[int, Page]) -> None:
-    """A rental that was asked for moments ago may not be in the list yet."""
+def release_all(session: Session, reason: str) -> int:
+    """End the lease, let the machine save, destroy all that is left; return how many there were.
+
+    Raises:
+        LeaseLost: Another flow has taken the run over, and looks after its machines.
+        ProviderUnreachable: What is there could not be read, or something would not go.
+    """
+    lease = session.check_lease()
+    instances = session.own()
+    if instances and lease is not None and lease.owner == session.owner:
+        if not lease.ended:  # else the flow has ended it, which asks for the same
+            session.revoke(lease.attempt, reason)
+        ends = session.clock() + session.patience.release_seconds
+        while session.documents.exit_record(lease.attempt) is None and session.clock() < ends:
+            session.sleep(min(1.0, session.patience.look_seconds))
+    session.end(reason)
+    reconcile(session)  # the lease has ended, so it adopts nothing
+    return len(instances)
+
+
+def _let_it_appear(session: Session, attempts: Attempts) -> None:
+    """Wait for a rental that was asked for moments ago and may not be in the list yet."""
     young = {
-        page.intent.label: page.intent.intended_at
-        for page in pages.values()
-        if page.intent is not None and page.outcome is None
+        found.intent.label: found.intent.intended_at
+        for found in attempts.values()
+        if found.intent is not None and found.result is None
     }
-    lag = timedelta(seconds=desk.patience.lag_seconds)
-    waits = max((lag - (desk.now() - at) for at in young.values()), default=timedelta(0))
-    ends = desk.clock() + min(waits, lag).total_seconds()
+    lag = timedelta(seconds=session.patience.lag_seconds)
+    waits = max((lag - (session.now() - at) for at in young.values()), default=timedelta(0))
+    ends = session.clock() + min(waits, lag).total_seconds()
     told = False
-    while desk.clock() < ends and not any(row.label in young for row in desk.own().values()):
+    while session.clock() < ends and not any(
+        instance.label in young for instance in session.own().values()
+    ):
         if not told:
             told = True
-            desk.note(f"a rental may be on its way: looking for it for {waits.seconds} s")
-        desk.sleep(min(desk.patience.look_seconds, max(0.1, ends - desk.clock())))
+            session.note(f"a rental may be on its way: looking for it for {waits.seconds} s")
+        session.sleep(min(session.patience.look_seconds, max(0.1, ends - session.clock())))
 
 
 def _adoptable(
-    desk: Desk, lease: Lease | None, pages: dict[int, Page], rows: dict[int, Instance]
+    session: Session, lease: Lease | None, attempts: Attempts, instances: dict[int, Instance]
 ) -> Instance | None:
-    """The machine of the newest attempt, if it may still work."""
-    if lease is None or lease.ended or lease.stop or lease.owner != desk.owner:
+    """Return the machine of the newest attempt, if it may still work."""
+    if lease is None or lease.ended or lease.stop or lease.owner != session.owner:
         return None
-    if lease.has_run_out(desk.now(), timedelta(0)):
+    if lease.has_run_out(session.now(), timedelta(0)):
         return None
-    page, account = pages.get(lease.attempt), desk.ledger.accounts.get(lease.attempt)
-    if page is None or page.intent is None or page.outcome is not None:
+    document, account = attempts.get(lease.attempt), session.ledger.accounts.get(lease.attempt)
+    if document is None or document.intent is None or document.result is not None:
         return None
     if account is None or not account.is_open:
         return None
-    found = [row for row in rows.values() if row.label == page.intent.label]
+    found = [one for one in instances.values() if one.label == document.intent.label]
     if lease.instance_id is not None:
-        found = [row for row in found if row.id == lease.instance_id]
-    return min(found, key=lambda row: row.id, default=None)
+        found = [one for one in found if one.id == lease.instance_id]
+    return min(found, key=lambda one: one.id, default=None)
 
 
-def _adopt(desk: Desk, lease: Lease, pages: dict[int, Page], row: Instance) -> Held:
-    intent = pages[lease.attempt].intent
+def _adopt(
+    session: Session, lease: Lease, attempts: Attempts, instance: Instance
+) -> RunningInstance:
+    document, account = attempts[lease.attempt], session.ledger.accounts.get(lease.attempt)
+    intent = document.intent
     assert intent is not None
-    desk.note(f"going on with instance {row.id}, which works on attempt {lease.attempt}")
-    born = row.created_at or intent.intended_at
-    age = max(0.0, (desk.now() - born).total_seconds())
-    page, account = pages[lease.attempt], desk.ledger.accounts.get(lease.attempt)
-    held = Held(
+    session.note(f"going on with instance {instance.id}, which works on attempt {lease.attempt}")
+    born = instance.created_at or intent.intended_at
+    age = max(0.0, (session.now() - born).total_seconds())
+    running = RunningInstance(
         attempt=lease.attempt,
-        instance_id=row.id,
+        instance_id=instance.id,
         intent=intent,
-        since=desk.clock() - age,
-        instance=row,
+        since=session.clock() - age,
+        instance=instance,
         seen=True,
     )
-    held.bytes_up, held.bytes_down = counted(account, page)
-    if page.first_beat_at is not None:
-        alive = max(0.0, (desk.now() - page.first_beat_at).total_seconds())
-        held.first_beat_at = desk.clock() - min(age, alive)
-    if page.instance_id is None:
-        write_down(desk, held)  # its flow died before it could
-    return held
+    running.bytes_up, running.bytes_down = counted_bytes(account, document)
+    if document.first_beat_at is not None:
+        alive = max(0.0, (session.now() - document.first_beat_at).total_seconds())
+        running.first_beat_at = session.clock() - min(age, alive)
+    if document.instance_id is None:
+        write_down(session, running)  # its flow died before it could
+    return running
 
 
 def _gone_at(
-    desk: Desk, lease: Lease | None, pages: dict[int, Page], attempt: int
+    session: Session, lease: Lease | None, attempts: Attempts, attempt: int
 ) -> datetime | None:
-    """When a machine that is no longer there went, at the latest; None if there never was one."""
-    account, page = desk.ledger.accounts[attempt], pages.get(attempt)
-    said = moment(desk.papers.farewell(attempt), "ended_at")
+    """Return when a machine that is gone went, at the latest; None if there never was one."""
+    account, document = session.ledger.accounts[attempt], attempts.get(attempt)
+    said = moment(session.documents.exit_record(attempt), "ended_at")
     lease = lease if lease is not None and lease.attempt == attempt else None
     existed = (
         said is not None
-        or desk.papers.beat(attempt) is not None
+        or session.documents.heartbeat(attempt) is not None
         or (lease is not None and lease.instance_id is not None)
-        or (page is not None and page.instance_id is not None)
+        or (document is not None and document.instance_id is not None)
     )
     if not existed:
         return None
-    bounds = [desk.now(), account.covers_until]
+    bounds = [session.now(), account.covers_until]
     if lease is not None:
         # Then it ended itself; its own clock may be behind the one that wrote the lease.
-        bounds.append(lease.expires_at + desk.patience.skew)
+        bounds.append(lease.expires_at + session.patience.skew)
     if said is not None and said > account.seen_at:
         bounds.append(said + _TO_GO)
     return max(min(bounds), account.seen_at)
 
 
-def _close(desk: Desk, page: Page | None, attempt: int, gone_at: datetime | None) -> None:
+def _close(
+    session: Session, document: AttemptDocument | None, attempt: int, gone_at: datetime | None
+) -> None:
     """Close the account of a machine that is gone, as its flow could not."""
-    account = desk.ledger.accounts.get(attempt)
-    left = traces(desk.papers, page or Page(attempt, None, None, None), account)
+    account = session.ledger.accounts.get(attempt)
+    record = machine_record(session.documents, document or AttemptDocument(attempt), account)
     if account is not None and account.is_open:
         if gone_at is None:
-            desk.ledger.reconcile(attempt, 0)
+            session.ledger.reconcile(attempt, 0)
         else:
-            desk.ledger.commit(attempt, gone_at, more=left.more)
-    if page is None or page.outcome is not None or page.intent is None:
+            session.ledger.commit(attempt, gone_at, more=record.more)
+    if document is None or document.result is not None or document.intent is None:
         return
-    outcome = Outcome(
-        cause=Cause.REFUSED if gone_at is None else _cause_of(left),
+    result = AttemptResult(
+        cause=Cause.REFUSED if gone_at is None else _reason_of(record),
         message="its flow had died",
-        at=gone_at or desk.now(),
-        step=left.step,
-        boot_seconds=left.boot_seconds,
-        hold_seconds=left.hold_seconds,
+        at=gone_at or session.now(),
+        step=record.step,
+        boot_seconds=record.boot_seconds,
+        hold_seconds=record.hold_seconds,
     )
     # No ending of this flow's: the one that died answers for it.
-    desk.papers.note(attempt, outcome=outcome.model_dump(mode="json"))
+    session.documents.note(attempt, outcome=result.model_dump(mode="json"))
 
 
-def _cause_of(left: Traces) -> Cause:
-    """A machine whose flow died was given up by us, unless it says that it was done."""
-    said = left.farewell or {}
-    return Cause.DONE if said.get("outcome") == "done" else Cause.STOPPED
+def _reason_of(record: MachineRecord) -> Cause:
+    """Return why a machine whose flow died ended: stopped by us, unless it says it was done."""
+    said = record.exit_record or {}
+    is_done = said.get("outcome") == "done"
+    return Cause.DONE if is_done else Cause.STOPPED

@@ -1,4 +1,4 @@
-"""What is known of the machine that a run holds, from look to look."""
+"""What is known of the machine that works for a run, from look to look."""
 
 from __future__ import annotations
 
@@ -6,82 +6,93 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tsgb.cloud.documents import Intent
+from tsgb.cloud.documents import Intent, durable_steps
 from tsgb.cloud.pricing import Usage
 from tsgb.cloud.provider import Instance
 from tsgb.cloud.termination import Cause
-from tsgb.cloud.words import durable_steps
 
 
 @dataclass(slots=True, kw_only=True)
-class Held:
-    """One rented machine.
+class RunningInstance:
+    """One rented machine of a run.
 
-    Example: `Held(attempt=3, instance_id=7835610, intent=intent, since=clock())`
+    Example: `RunningInstance(attempt=3, instance_id=7835610, intent=intent, since=clock())`
     """
 
     attempt: int
+    """Number of the attempt that it works on."""
     instance_id: int
+    """The service's number of it."""
     intent: Intent
+    """The rental as it was asked for."""
     since: float
-    """Clock reading at the rental, or when it was adopted."""
+    """Clock reading at the rental, or at its adoption less its age."""
     instance: Instance | None = None
-    """As last read."""
+    """The instance as last read; None if it was never read or is gone."""
     verified: bool = False
-    """The last read said something."""
+    """Whether the last read said something."""
     seen: bool = False
-    """The service showed it once."""
+    """Whether the service showed it once."""
     checked: bool = False
-    """It is what was asked for."""
+    """Whether it was compared with what was asked for."""
     billed: bool = True
-    """Its GPU was billed at the last look, as far as is known."""
-    beat: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Whether its GPU was billed at the last look, as far as is known."""
+    heartbeat: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Its last heartbeat; empty before the first one."""
     bytes_up: int = 0
-    """As far as the ledger has counted them; a container that starts again begins at 0."""
+    """Sent bytes as far as the ledger counts them; a container that starts again begins at 0."""
     bytes_down: int = 0
+    """Received bytes, likewise."""
     beat_at: float | None = None
     """Clock reading at which the heartbeat last changed; None before the first one."""
     first_beat_at: float | None = None
+    """Clock reading at the first heartbeat; None before it."""
     step_at: float = 0.0
-    farewell: Mapping[str, Any] | None = None
+    """Clock reading at which its step last moved."""
+    exit_record: Mapping[str, Any] | None = None
+    """Its exit record; None if it has not written one."""
     renewed_at: float = float("-inf")
+    """Clock reading at the last renewal of its lease."""
     listed_at: float = float("-inf")
+    """Clock reading at the last list of all instances."""
     stop: str | None = None
-    """Why it was asked to stop."""
+    """Why it was asked to stop; None if it was not."""
     stop_at: float = 0.0
+    """Clock reading at which it was asked to stop."""
     cause: Cause | None = None
-    """Why it is over."""
+    """Why it is over; None while it is at work."""
     message: str = ""
+    """The same in one line for people."""
     finished: bool = False
-    """Gone, paid and written down."""
+    """Whether it is gone, paid for and written down."""
 
     @property
     def step(self) -> int:
-        """Of all arms together, as far as it is safe in the store."""
-        return durable_steps(self.beat)
+        """Return the updates of all arms together that are safe in the store."""
+        return durable_steps(self.heartbeat)
 
     def new_traffic(self) -> Usage:
-        """Bytes that its heartbeat tells of and the ledger has not counted yet."""
+        """Return the bytes that its heartbeat tells of and the ledger has not counted yet."""
         counts: list[int] = []
         for name in ("bytes_up", "bytes_down"):
-            told, counted = self.beat.get(name), getattr(self, name)
+            told, counted = self.heartbeat.get(name), getattr(self, name)
             if not isinstance(told, int):
                 told = counted
             counts.append(told - counted if told >= counted else told)
         return Usage(bytes_up=counts[0], bytes_down=counts[1])
 
     def traffic_is_counted(self) -> None:
-        """The ledger has taken in what `new_traffic` gave."""
+        """Remember that the ledger has taken in what `new_traffic` gave."""
         for name in ("bytes_up", "bytes_down"):
-            told = self.beat.get(name)
+            told = self.heartbeat.get(name)
             if isinstance(told, int):
                 setattr(self, name, told)
 
     @property
     def boot_seconds(self) -> float | None:
-        """From the rental to its first sign of life."""
+        """Return the seconds from the rental to the first heartbeat; None before it."""
         return None if self.first_beat_at is None else self.first_beat_at - self.since
 
     def hold_seconds(self, clock: float) -> float:
-        """Since its first sign of life."""
+        """Return the seconds since the first heartbeat."""
         return 0.0 if self.first_beat_at is None else max(0.0, clock - self.first_beat_at)

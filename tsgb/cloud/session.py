@@ -1,4 +1,4 @@
-"""What every step of renting has in hand: the run's documents and ledger, the service, the clocks.
+"""What every step of a rental needs: the run's documents and ledger, the provider, the clocks.
 
 The lease has one writer, the flow whose nonce it carries; every change reads it first, so that a
 flow which lost it stops before it does harm.
@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 
 from tsgb.cloud import lease as leases
 from tsgb.cloud.budget import Ledger
-from tsgb.cloud.documents import Papers
+from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.lease import Lease
-from tsgb.cloud.orphans import Label
+from tsgb.cloud.orphans import InstanceLabel
 from tsgb.cloud.policy import Patience, Terms
 from tsgb.cloud.provider import Instance, Provider
 from tsgb.cloud.retry_policy import Ending
@@ -27,74 +27,81 @@ def _utc() -> datetime:
 
 
 def _quiet(_line: str) -> None:
-    """Nobody listens."""
+    """Drop the line."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Desk:
-    """One run's renting by one flow.
+class Session:
+    """One run's rentals by one flow.
 
-    Example: `Desk(papers=Papers(run), provider=provider, terms=terms, owner="5f0c")`
+    Example: `Session(documents=RunDocuments(run), provider=provider, terms=terms, owner="5f0c")`
     """
 
-    papers: Papers
+    documents: RunDocuments
+    """Documents of the run."""
     provider: Provider
+    """Account that pays."""
     terms: Terms
+    """What may be rented, for how much."""
     owner: str
-    """Of the flow; a second flow sees in the lease that it is not its own."""
+    """Nonce of the flow; a second flow sees in the lease that it is not its own."""
     patience: Patience = field(default_factory=Patience)
+    """How often is looked, and when waiting ends."""
     now: Callable[[], datetime] = _utc
+    """Time of day."""
     clock: Callable[[], float] = time.monotonic
+    """Seconds that never go back."""
     sleep: Callable[[float], None] = time.sleep
+    """Waits for so many seconds."""
     note: Callable[[str], None] = _quiet
-    """Tells a person, in one line."""
+    """Tells a person one line."""
     endings: list[Ending] = field(default_factory=list[Ending])
-    """Of the attempts that this flow made: a person who starts it again begins anew."""
+    """Ends of the attempts that this flow made: a person who starts it again begins anew."""
     _ledger: Ledger | None = None
 
     @property
     def ledger(self) -> Ledger:
-        """The run's accounts, read once: this flow alone writes them while it holds the lease."""
+        """Return the run's accounts, read once: only this flow writes while it holds the lease."""
         if self._ledger is None:
-            self._ledger = Ledger.open(self.papers.run, self.terms.budget)
+            self._ledger = Ledger.open(self.documents.run, self.terms.budget)
         return self._ledger
 
     @property
     def run_id(self) -> str:
-        """As in every label."""
-        return self.papers.run.run_id
+        """Return the run's id, as in every label."""
+        return self.documents.run.run_id
 
     def label(self, attempt: int) -> str:
-        """By which an instance is found."""
-        return Label(self.terms.deployment, self.run_id, attempt).check()
+        """Return the label by which an attempt's instance is found."""
+        return InstanceLabel(self.terms.deployment, self.run_id, attempt).check()
 
     def own(self) -> dict[int, Instance]:
-        """All instances of this run, by id, from a whole list.
+        """Return all instances of this run, by id, from a whole list.
 
         Raises:
             ProviderUnreachable: Not all could be read; what is there is unknown.
         """
         found: dict[int, Instance] = {}
-        for row in self.provider.list():
-            label = Label.ours(row.label, self.terms.deployment)
+        for instance in self.provider.list():
+            label = InstanceLabel.ours(instance.label, self.terms.deployment)
             if label is not None and label.run == self.run_id:
-                found[row.id] = row
+                found[instance.id] = instance
         return found
 
     def check_lease(self) -> Lease | None:
-        """The lease in the store, unless another flow lives by it.
+        """Return the lease in the store, unless another flow lives by it.
 
         Raises:
-            LeaseLost: One does.
+            LeaseLost: Another flow does.
         """
-        held = self.papers.lease()
-        if held is None or held.owner == self.owner or held.ended:
-            return held
-        if held.has_run_out(self.now(), self.patience.skew):
-            return held
+        lease = self.documents.lease()
+        if lease is None or lease.owner == self.owner or lease.ended:
+            return lease
+        if lease.has_run_out(self.now(), self.patience.skew):
+            return lease
         raise LeaseLost(
-            f"run {self.run_id!r}: another flow renewed its lease at {held.renewed_at:%H:%M:%S} "
-            f"and holds it until {held.expires_at:%H:%M:%S} (UTC): stop that flow, or wait"
+            f"run {self.run_id!r}: another flow renewed its lease at {lease.renewed_at:%H:%M:%S} "
+            f"and holds it until {lease.expires_at:%H:%M:%S} (UTC): stop that flow, or wait"
         )
 
     def grant(self, attempt: int) -> Lease:
@@ -103,12 +110,12 @@ class Desk:
         Raises:
             LeaseLost: Another flow has it.
         """
-        held, account = self.check_lease(), self.ledger.accounts.get(attempt)
+        before, account = self.check_lease(), self.ledger.accounts.get(attempt)
         paid = None if account is None else account.covers_until - self.now()
-        if held is not None and held.owner != self.owner:
-            held = held.model_copy(update={"ended": True})  # run out on every clock that we allow
+        if before is not None and before.owner != self.owner:
+            before = before.model_copy(update={"ended": True})  # run out on every tolerated clock
         lease = leases.grant(
-            held,
+            before,
             run=self.run_id,
             attempt=attempt,
             owner=self.owner,
@@ -117,11 +124,11 @@ class Desk:
             budget_microdollars=self.terms.budget,
             spent_microdollars=self.ledger.spent,
         )
-        self.papers.put_lease(lease)
+        self.documents.put_lease(lease)
         return lease
 
     def renew(self, attempt: int) -> Lease:
-        """Prolong it for as long as money is set aside; a revoked one stays so.
+        """Prolong the lease for as long as money is set aside; a revoked one stays so.
 
         Raises:
             LeaseLost: It is no longer this flow's.
@@ -133,27 +140,27 @@ class Desk:
             until=self.ledger.covers_until(attempt),
             spent_microdollars=self.ledger.spent,
         )
-        self.papers.put_lease(lease)
+        self.documents.put_lease(lease)
         return lease
 
     def assign(self, attempt: int, instance_id: int) -> None:
-        """Name the machine in it."""
-        self.papers.put_lease(leases.assign(self._own_lease(attempt), instance_id))
+        """Name the machine in the lease."""
+        self.documents.put_lease(leases.assign(self._own_lease(attempt), instance_id))
 
     def revoke(self, attempt: int, reason: str) -> None:
-        """Ask the machine to save and go; a lease that is not ours any more is left alone."""
+        """Ask the machine to save and go; another flow's lease is left alone."""
         try:
-            self.papers.put_lease(leases.revoke(self._own_lease(attempt), reason))
+            self.documents.put_lease(leases.revoke(self._own_lease(attempt), reason))
         except LeaseLost as error:
             self.note(str(error))
         except StoreError as error:
             self.note(f"the machine could not be asked to stop, its lease ends by itself: {error}")
 
     def end(self, reason: str) -> None:
-        """The run is over for now: nothing of it may live. A later start grants a new lease."""
-        held = self.papers.lease()
-        if held is not None and held.owner == self.owner and not held.ended:
-            self.papers.put_lease(leases.end(held, reason))
+        """End the run for now: nothing of it may live. A later start grants a new lease."""
+        lease = self.documents.lease()
+        if lease is not None and lease.owner == self.owner and not lease.ended:
+            self.documents.put_lease(leases.end(lease, reason))
 
     def quietly(self, write: Callable[[], object], what: str) -> None:
         """Do what may fail while the store is away, without ending the watch over a machine."""
@@ -163,8 +170,8 @@ class Desk:
             self.note(f"{what}: {error}")
 
     def _own_lease(self, attempt: int) -> Lease:
-        held = self.papers.lease()
-        if held is None or held.owner != self.owner or held.attempt != attempt:
-            whose = "gone" if held is None else f"that of attempt {held.attempt} of another flow"
+        lease = self.documents.lease()
+        if lease is None or lease.owner != self.owner or lease.attempt != attempt:
+            whose = "gone" if lease is None else f"that of attempt {lease.attempt} of another flow"
             raise LeaseLost(f"run {self.run_id!r}: the lease of attempt {attempt} is {whose}")
-        return held
+        return lease

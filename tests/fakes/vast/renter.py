@@ -14,10 +14,10 @@ from pydantic import SecretStr
 from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
-from tsgb.cloud.archive import Archive
-from tsgb.cloud.documents import Intent, Papers
+from tsgb.cloud.documents import Intent, RunDocuments
+from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.lease import Lease, grant
-from tsgb.cloud.orphans import Label
+from tsgb.cloud.orphans import InstanceLabel
 from tsgb.cloud.provider import Provider
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.convert import VastProvider
@@ -29,7 +29,7 @@ class Scene:
 
     sim: Driver
     vast: Provider
-    archive: Archive
+    runs: DeploymentRuns
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.sim.sim("clock")["now"], UTC)
@@ -38,20 +38,20 @@ class Scene:
         """An instance, rented as by another process."""
         return self.sim.rent(label=label, **body)
 
-    def papers(self, run: str) -> Papers:
-        return self.archive.papers(run)
+    def documents(self, run: str) -> RunDocuments:
+        return self.runs.documents(run)
 
     def lease(self, run: str, attempt: int, **changes: Any) -> Lease:
         """Grant one now."""
         lease = grant(None, run=run, attempt=attempt, owner="flow", now=self.now())
         lease = lease.model_copy(update=changes)
-        self.papers(run).put_lease(lease)
+        self.documents(run).put_lease(lease)
         return lease
 
     def intend(self, run: str, attempt: int, number: int | None = None) -> None:
         """What a flow writes before and after a rental."""
         intent = Intent(
-            label=str(Label("home", run, attempt)),
+            label=str(InstanceLabel("home", run, attempt)),
             ask_id=1,
             machine_id=2,
             host_id=3,
@@ -61,8 +61,8 @@ class Scene:
             disk_gb=20.0,
             intended_at=self.now(),
         )
-        papers = self.papers(run)
-        papers.note(attempt, intent=intent.model_dump(mode="json"), instance_id=number)
+        documents = self.documents(run)
+        documents.note(attempt, intent=intent.model_dump(mode="json"), instance_id=number)
 
     def live(self) -> set[int]:
         """The truth, whatever lists say."""
@@ -83,7 +83,7 @@ def scene(store: Path, **options: Any) -> Iterator[Scene]:
         Driver(simulator) as driver,
         client(driver, simulator.key) as vast,
     ):
-        yield Scene(driver, vast, Archive(url=str(store), deadline_seconds=0.1))
+        yield Scene(driver, vast, DeploymentRuns(url=str(store), deadline_seconds=0.1))
 
 
 def client(driver: Driver, key: str) -> Provider:

@@ -12,7 +12,7 @@ from tests.fakes.operator_scene import HOUR
 from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
-from tsgb.cloud.archive import Archive
+from tsgb.cloud.inventory import DeploymentRuns
 
 
 @pytest.fixture
@@ -26,14 +26,14 @@ def vast() -> Iterator[Driver]:
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Archive:
+def runs(tmp_path: Path) -> DeploymentRuns:
     (tmp_path / "store" / "other").mkdir(parents=True)
-    return Archive(url=str(tmp_path / "store"), deadline_seconds=0.1)
+    return DeploymentRuns(url=str(tmp_path / "store"), deadline_seconds=0.1)
 
 
 @pytest.fixture
 def run(
-    tsgb: Run, vast: Driver, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    tsgb: Run, vast: Driver, runs: DeploymentRuns, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str], Ended]]:
     """`run("machines ls")`; whatever it says, the key is not in it."""
     monkeypatch.setenv("VAST_API_KEY", vast.vast.key)
@@ -43,7 +43,7 @@ def run(
     said: list[str] = []
 
     def command(words: str) -> Ended:
-        ended = tsgb(*words.split(), "--vast-url", vast.vast.url, "--store", archive.url)
+        ended = tsgb(*words.split(), "--vast-url", vast.vast.url, "--store", runs.url)
         said.extend((ended.out, ended.err))
         return ended
 

@@ -15,8 +15,8 @@ import pytest
 from tests.fakes.command_line import Ended, Run
 from tests.fakes.operator_scene import COMMANDS, HOUR, NOW, lease, live, one_line
 from tests.fakes.vast.driver import Driver
-from tsgb.cloud.archive import Archive
 from tsgb.cloud.budget import Ledger
+from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.lease import SKEW, TTL, end, grant
 from tsgb.cloud.pricing import Rates, microdollars
 
@@ -27,14 +27,14 @@ pytestmark = pytest.mark.integration
 
 
 def test_all_instances_are_listed_with_what_covers_them(
-    run: Callable[[str], Ended], vast: Driver, archive: Archive
+    run: Callable[[str], Ended], vast: Driver, runs: DeploymentRuns
 ) -> None:
     leased = vast.rent(label="tsgb/home/r1/2")
     orphan = vast.rent(label="tsgb/home/r2/1")
     foreign = vast.rent(label="mytool/1")
     vast.advance(HOUR)
-    lease(archive.papers("r1"), 2, datetime.now(UTC))
-    archive.papers("r2").run.write_text("lease.json", "{")
+    lease(runs.documents("r1"), 2, datetime.now(UTC))
+    runs.documents("r2").run.write_text("lease.json", "{")
     ended = run("machines ls --json")
     assert (ended.code, ended.err) == (0, "")
     rows = {row["id"]: row for row in json.loads(ended.out)["instances"]}
@@ -56,16 +56,16 @@ def test_all_instances_are_listed_with_what_covers_them(
 
 
 def test_a_lease_that_has_run_out_is_not_called_one(
-    run: Callable[[str], Ended], vast: Driver, archive: Archive
+    run: Callable[[str], Ended], vast: Driver, runs: DeploymentRuns
 ) -> None:
     number = vast.rent(label="tsgb/home/r1/2")
     other = vast.rent(label="tsgb/home/r2/1")
     vast.advance(HOUR)
     young = vast.rent(label="tsgb/home/r1/1")
-    papers = archive.papers("r1")
+    documents = runs.documents("r1")
     now = datetime.now(UTC)
-    lease(papers, 2, now - TTL - timedelta(seconds=9))
-    lease(archive.papers("r2"), 1, now - timedelta(minutes=1))
+    lease(documents, 2, now - TTL - timedelta(seconds=9))
+    lease(runs.documents("r2"), 1, now - timedelta(minutes=1))
     ended = now - timedelta(seconds=9)
     rows = {row["id"]: row for row in json.loads(run("machines ls --json").out)["instances"]}
     assert {row["standing"] for row in rows.values()} == {"covered"}
@@ -97,38 +97,38 @@ def test_no_instance_is_no_table(run: Callable[[str], Ended]) -> None:
 
 
 def test_a_leased_machine_needs_force_and_is_asked_to_save(
-    run: Callable[[str], Ended], vast: Driver, archive: Archive
+    run: Callable[[str], Ended], vast: Driver, runs: DeploymentRuns
 ) -> None:
     number = vast.rent(label="tsgb/home/r1/1")
     vast.advance(HOUR)
-    papers = archive.papers("r1")
-    lease(papers, 1, datetime.now(UTC))
-    papers.run.write_json("machines/0001/beat.json", {"updated_at": NOW.isoformat()})
+    documents = runs.documents("r1")
+    lease(documents, 1, datetime.now(UTC))
+    documents.run.write_json("machines/0001/beat.json", {"updated_at": NOW.isoformat()})
     one_line(run(f"machines destroy {number}"), 2, f"{number} .* in use, leased until .* --force")
     assert live(vast) == {number}
 
     ended = run(f"machines destroy {number} --force")
     assert ended.code == 0
     assert f"asking instance {number} to save first" in ended.err
-    revoked = papers.lease()
+    revoked = documents.lease()
     assert revoked is not None
     assert revoked.stop == "destroyed by hand"
     assert live(vast) == set()
     said = re.search(r"it cost \$([\d.]+), by its price and age, without traffic\n", ended.out)
     assert said is not None
     assert float(vast.bill(number)["dollars"]) <= float(said[1]) + 1e-4
-    assert papers.page(1) is None, "a live flow is the one writer"
+    assert documents.attempt(1) is None, "a live flow is the one writer"
 
 
 def test_an_account_that_stays_open_is_said(
-    run: Callable[[str], Ended], vast: Driver, archive: Archive
+    run: Callable[[str], Ended], vast: Driver, runs: DeploymentRuns
 ) -> None:
     """A machine of a flow that lives, and one whose run has lost its lease."""
     leased, lost = vast.rent(label="tsgb/home/r1/1"), vast.rent(label="tsgb/home/r2/1")
     vast.advance(HOUR)
-    lease(archive.papers("r1"), 1, datetime.now(UTC))
+    lease(runs.documents("r1"), 1, datetime.now(UTC))
     for name in ("r1", "r2"):
-        Ledger.open(archive.papers(name).run, microdollars(5)).reserve(
+        Ledger.open(runs.documents(name).run, microdollars(5)).reserve(
             1, Rates(gpu_per_hour=200_000), datetime.now(UTC) - timedelta(hours=1)
         )
     open_still = "its account stays open until its flow, or the next one of its run, closes it"
@@ -139,17 +139,17 @@ def test_an_account_that_stays_open_is_said(
     assert (row["gone"], row["problem"]) == (True, open_still)
     assert row["dollars_by"] == "its price and age, without traffic"
     for name in ("r1", "r2"):
-        assert Ledger.open(archive.papers(name).run, 0).accounts[1].is_open
+        assert Ledger.open(runs.documents(name).run, 0).accounts[1].is_open
 
 
 def test_an_orphan_is_destroyed_and_paid(
-    run: Callable[[str], Ended], vast: Driver, archive: Archive
+    run: Callable[[str], Ended], vast: Driver, runs: DeploymentRuns
 ) -> None:
     number, other = vast.rent(label="tsgb/home/r1/1"), vast.rent(label="tsgb/home/r1/2")
     vast.advance(HOUR)
-    papers = archive.papers("r1")
-    papers.put_lease(end(grant(None, run="r1", attempt=1, owner="f", now=NOW), "done"))
-    ledger = Ledger.open(papers.run, microdollars(5))
+    documents = runs.documents("r1")
+    documents.put_lease(end(grant(None, run="r1", attempt=1, owner="f", now=NOW), "done"))
+    ledger = Ledger.open(documents.run, microdollars(5))
     began = datetime.now(UTC) - timedelta(hours=1)
     ledger.reserve(1, Rates(gpu_per_hour=200_000), began)
     ended = run(f"machines destroy {number} --json")
@@ -158,10 +158,10 @@ def test_an_orphan_is_destroyed_and_paid(
     assert (row["gone"], row["dollars_by"]) == (True, "its run's ledger")
     assert row["dollars"] == pytest.approx(0.2, abs=0.001)
     assert live(vast) == {other}
-    page = papers.page(1)
+    page = documents.attempt(1)
     assert page is not None
-    assert page.outcome is not None
-    assert page.outcome.message == "its flow was dead: destroyed by hand"
+    assert page.result is not None
+    assert page.result.message == "its flow was dead: destroyed by hand"
 
 
 @pytest.mark.parametrize("force", ["", " --force"])
@@ -183,7 +183,7 @@ def test_wrong_ids(run: Callable[[str], Ended], vast: Driver) -> None:
 
 
 def test_what_cannot_be_destroyed_is_exit_code_1(
-    run: Callable[[str], Ended], vast: Driver, archive: Archive
+    run: Callable[[str], Ended], vast: Driver, runs: DeploymentRuns
 ) -> None:
     number = vast.rent(label="tsgb/home/r1/1")
     vast.advance(HOUR)
@@ -197,11 +197,11 @@ def test_what_cannot_be_destroyed_is_exit_code_1(
 
 
 def test_reap_ends_orphans_and_exits_1_if_something_is_left(
-    run: Callable[[str], Ended], vast: Driver, archive: Archive
+    run: Callable[[str], Ended], vast: Driver, runs: DeploymentRuns
 ) -> None:
     orphan, unknown = vast.rent(label="tsgb/home/r1/1"), vast.rent(label="tsgb/home/r2/1")
     vast.advance(HOUR)
-    archive.papers("r2").run.write_text("lease.json", "{")
+    runs.documents("r2").run.write_text("lease.json", "{")
     ended = run("reap --dry-run")
     assert ended.code == 1
     assert f"would destroy instance {orphan}" in ended.out
@@ -212,7 +212,7 @@ def test_reap_ends_orphans_and_exits_1_if_something_is_left(
     assert f"destroyed instance {orphan}" in ended.out
     assert live(vast) == {unknown}
 
-    archive.papers("r2").run.delete("lease.json")
+    runs.documents("r2").run.delete("lease.json")
     ended = run("reap --json")
     assert (ended.code, ended.err) == (0, "")
     document = json.loads(ended.out)

@@ -15,8 +15,8 @@ import pytest
 from tests.fakes.command_line import Ended, Run
 from tests.fakes.operator_scene import COMMANDS, HOUR, held, one_line
 from tests.fakes.vast.driver import Driver
-from tsgb.cloud.archive import Archive
 from tsgb.cloud.budget import Ledger
+from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.termination import Cause
 
 pytestmark = pytest.mark.integration
@@ -39,11 +39,11 @@ def test_a_plan_costs_one_search(run: Callable[[str], Ended], vast: Driver) -> N
 
 
 def test_a_plan_learns_from_the_machines_of_the_store(
-    run: Callable[[str], Ended], archive: Archive
+    run: Callable[[str], Ended], runs: DeploymentRuns
 ) -> None:
     before = json.loads(run("plan --json").out)
     for attempt in range(1, 9):
-        held(archive.papers("r1"), attempt, Cause.PREEMPTED, 0.2)
+        held(runs.documents("r1"), attempt, Cause.PREEMPTED, 0.2)
     after = json.loads(run("plan --json").out)
     assert after["hazard_per_hour"]["mean"] > 2 * before["hazard_per_hour"]["mean"]
     assert "8 in 1.6 h of all 8 machines of 1 run" in after["hazard_per_hour"]["source"]
@@ -51,15 +51,17 @@ def test_a_plan_learns_from_the_machines_of_the_store(
     assert after["dollars"]["p50"] > before["dollars"]["p50"]
 
 
-def test_holds_are_told_as_what_they_were(run: Callable[[str], Ended], archive: Archive) -> None:
-    papers = archive.papers("r1")
-    held(papers, 1, Cause.PREEMPTED, 0.0123)
+def test_holds_are_told_as_what_they_were(
+    run: Callable[[str], Ended], runs: DeploymentRuns
+) -> None:
+    documents = runs.documents("r1")
+    held(documents, 1, Cause.PREEMPTED, 0.0123)
     document = json.loads(run("plan --json").out)
     assert document["hazard_per_hour"]["source"] == (
         "1 preemption in 0.012 h of RTX 3090 x1 bid; 1 in 0.012 h of all 1 machine of 1 run"
     )
     assert document["boot_source"] == "of 1 start"
-    held(papers, 2, Cause.DONE, 123.4)
+    held(documents, 2, Cause.DONE, 123.4)
     source = json.loads(run("plan --json").out)["hazard_per_hour"]["source"]
     assert source.endswith("1 in 120 h of all 2 machines of 1 run")
 
@@ -88,31 +90,31 @@ CONFIG: dict[str, Any] = {
 
 
 def test_a_plan_of_a_run_goes_by_its_own_updates(
-    run: Callable[[str], Ended], archive: Archive
+    run: Callable[[str], Ended], runs: DeploymentRuns
 ) -> None:
     from tsgb.config import make_config
 
-    papers = archive.papers("r1")
-    papers.run.write_text("config.json", make_config(CONFIG).canonical())
+    documents = runs.documents("r1")
+    documents.run.write_text("config.json", make_config(CONFIG).canonical())
     one_line(run("plan --run-id r1"), 2, "no update that was measured yet: give --hours")
     line = {"tokens": 100, "phase": "sft_guard", "tokens_per_second": 10}
     guard = {**line, "phase": "guard", "tokens_per_second": 5}
     text = "\n".join(map(json.dumps, [line, guard, {"phase": "sft_attacker", "step": 1}]))
-    papers.run.write_text("metrics.jsonl", text + "\n{")
+    documents.run.write_text("metrics.jsonl", text + "\n{")
     document = json.loads(run("plan --run-id r1 --json").out)
     # 10 of 10 s, 40 of 20 s, and 50 of kinds that were not measured, 15 s each
     assert document["useful_hours"] == pytest.approx((100 + 800 + 750) / HOUR)
     assert document["useful_hours_source"].startswith("100 of 100 updates of run r1")
 
     config = make_config(CONFIG, {"checkpoint_interval": 7})
-    papers.run.write_text("config.json", config.canonical())
+    documents.run.write_text("config.json", config.canonical())
     fixed = json.loads(run("plan --run-id r1 --json").out)
     assert fixed["checkpoint_interval_seconds"] == pytest.approx(7 * 16.5)
     out = run("plan --run-id r1").out
     assert "every 116 s (7 updates, fixed by the run's configuration)" in out
 
-    held(papers, 1, Cause.PREEMPTED, 1.0)
-    spent = Ledger.open(papers.run, 0).held
+    held(documents, 1, Cause.PREEMPTED, 1.0)
+    spent = Ledger.open(documents.run, 0).held
     document = json.loads(run("plan --run-id r1 --json").out)
     assert document["budget_left"] == pytest.approx(5 - spent / 1e6)
     one_line(run("plan --run-id r1 --budget 0.01"), 8, r"run r1 has cost \$0.1333: raise --budget")
@@ -138,14 +140,14 @@ def checks(ended: Ended) -> dict[str, Any]:
     return {check["name"]: check for check in json.loads(ended.out)["checks"]}
 
 
-def test_a_healthy_place(run: Callable[[str], Ended], archive: Archive) -> None:
+def test_a_healthy_place(run: Callable[[str], Ended], runs: DeploymentRuns) -> None:
     ended = run("doctor")
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
     assert len(lines) == 10
     assert all(line.startswith("    ok  ") for line in lines)
-    assert archive.runs() == ["other"]
-    assert [path.name for path in Path(archive.url).iterdir()] == ["other"]
+    assert runs.ids() == ["other"]
+    assert [path.name for path in Path(runs.url).iterdir()] == ["other"]
     assert json.loads(run("doctor --json").out)["ok"] is True
 
 

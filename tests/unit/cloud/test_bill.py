@@ -10,7 +10,7 @@ from tests.fakes.filesystems import MemoryFiles
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.bill import MachineSummary, Summary, summarise
 from tsgb.cloud.budget import Ledger
-from tsgb.cloud.documents import Intent, Papers
+from tsgb.cloud.documents import Intent, RunDocuments
 from tsgb.cloud.pricing import Rates, microdollars
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -21,8 +21,8 @@ class Run:
 
     def __init__(self) -> None:
         files = MemoryFiles()
-        self.papers = Papers(RunStore(files, files.url))
-        self.ledger = Ledger.open(self.papers.run, microdollars("5.00"))
+        self.documents = RunDocuments(RunStore(files, files.url))
+        self.ledger = Ledger.open(self.documents.run, microdollars("5.00"))
 
     def rent(self, attempt: int, cause: str = "preempted") -> None:
         """An hour for ten cents."""
@@ -40,7 +40,7 @@ class Run:
         self.ledger.reserve(attempt, Rates(gpu_per_hour=100_000), NOW)
         outcome = {"cause": cause, "at": NOW.isoformat(), "boot_seconds": 60.0}
         self.ledger.commit(attempt, NOW + timedelta(hours=1))
-        self.papers.note(
+        self.documents.note(
             attempt,
             intent=intent.model_dump(mode="json"),
             instance_id=attempt,
@@ -51,10 +51,10 @@ class Run:
         """Of each arm: its first step, where it is, what is durable, its useful seconds."""
         names = ("first_step", "step", "durable_step", "useful_seconds")
         word = {"arms": {arm: dict(zip(names, said, strict=True)) for arm, said in arms.items()}}
-        self.papers.run.write_json(f"machines/{attempt:04d}/{name}.json", word)
+        self.documents.run.write_json(f"machines/{attempt:04d}/{name}.json", word)
 
     def summary(self, updates: int) -> Summary:
-        return summarise(self.papers, self.ledger, updates)
+        return summarise(self.documents, self.ledger, updates)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from flows.renting import ArmsWork
 from flows.workers import Workers
 from tsgb.checkpoint.store import CheckpointStore
-from tsgb.cloud.archive import Archive
 from tsgb.cloud.history import Left, measure, state_gb
+from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.policy import Terms
 from tsgb.cloud.work import workload
 from tsgb.config import Arm, arm_overrides, arm_run_id, make_config
@@ -27,23 +27,23 @@ SECONDS = {"sft_attacker": 0.5, "sft_guard": 1.0, "attacker": 3.0, "guard": 2.0}
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    return Archive(url=str(tmp_path / "store"))
+def runs(tmp_path: Path) -> DeploymentRuns:
+    return DeploymentRuns(url=str(tmp_path / "store"))
 
 
-def begin(archive: Archive, arm: Arm, **changes: Any) -> None:
+def begin(runs: DeploymentRuns, arm: Arm, **changes: Any) -> None:
     """An arm of run r1 with nothing saved, that has made one update of each of its kinds."""
-    run = archive.papers(arm_run_id("r1", arm)).run
+    run = runs.documents(arm_run_id("r1", arm)).run
     config = make_config(SIZES, arm_overrides(arm), changes)
     run.write_text("config.json", config.canonical())
     lines = [{"phase": p.kind, "seconds": SECONDS[p.kind]} for p in config.phases()]
     run.write_text("metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
 
 
-def test_arms_train_at_once_so_the_longest_counts(archive: Archive) -> None:
+def test_arms_train_at_once_so_the_longest_counts(runs: DeploymentRuns) -> None:
     for arm in (Arm.SFT, Arm.SELFPLAY, Arm.FROZEN):
-        begin(archive, arm)
-    left = measure(archive, "r1")
+        begin(runs, arm)
+    left = measure(runs, "r1")
     longest = 10 * 0.5 + 10 * 1.0 + 20 * 3.0 + 20 * 2.0
     assert left.hours == pytest.approx(longest / 3600)
     assert left.step_seconds == pytest.approx(longest / 60)
@@ -53,18 +53,18 @@ def test_arms_train_at_once_so_the_longest_counts(archive: Archive) -> None:
     )
 
 
-def test_one_arm_is_all_there_is(archive: Archive) -> None:
-    begin(archive, Arm.SFT)
-    left = measure(archive, "r1")
+def test_one_arm_is_all_there_is(runs: DeploymentRuns) -> None:
+    begin(runs, Arm.SFT)
+    left = measure(runs, "r1")
     assert left.hours == pytest.approx((10 * 1.0 + 20 * 2.0) / 3600)
     assert left.source == "30 of 30 updates of run r1, as fast as those before"
 
 
-def test_a_fixed_interval_is_that_of_the_worker(archive: Archive) -> None:
-    begin(archive, Arm.SELFPLAY)
-    assert measure(archive, "r1").save_updates is None
-    begin(archive, Arm.SELFPLAY, checkpoint_interval=4)
-    left = measure(archive, "r1")
+def test_a_fixed_interval_is_that_of_the_worker(runs: DeploymentRuns) -> None:
+    begin(runs, Arm.SELFPLAY)
+    assert measure(runs, "r1").save_updates is None
+    begin(runs, Arm.SELFPLAY, checkpoint_interval=4)
+    left = measure(runs, "r1")
     assert left.save_updates == 4
     work = workload(
         left.hours, disk_gb=20, step_seconds=left.step_seconds, save_updates=left.save_updates
@@ -73,8 +73,8 @@ def test_a_fixed_interval_is_that_of_the_worker(archive: Archive) -> None:
         assert work.interval(mtbf) == 4 * left.step_seconds
 
 
-def save(archive: Archive, arm: Arm, step: int, num_bytes: int) -> None:
-    store = CheckpointStore(archive.papers(arm_run_id("r1", arm)).run)
+def save(runs: DeploymentRuns, arm: Arm, step: int, num_bytes: int) -> None:
+    store = CheckpointStore(runs.documents(arm_run_id("r1", arm)).run)
     store.claim(None)
     files = {"a": bytes(num_bytes - 1), "b": b"x"}
     store.publish(step, step, files, "0" * 64)
@@ -84,39 +84,39 @@ def traffic(left: Left) -> tuple[float, float, str]:
     return left.save_gb, left.restore_gb, left.traffic_source
 
 
-def test_checkpoints_are_traffic(archive: Archive) -> None:
-    begin(archive, Arm.SELFPLAY)
-    assert traffic(measure(archive, "r1")) == (0.0, 0.0, "")
-    save(archive, Arm.SELFPLAY, 0, 1_000)
-    save(archive, Arm.SELFPLAY, 10, 3_000_000)
+def test_checkpoints_are_traffic(runs: DeploymentRuns) -> None:
+    begin(runs, Arm.SELFPLAY)
+    assert traffic(measure(runs, "r1")) == (0.0, 0.0, "")
+    save(runs, Arm.SELFPLAY, 0, 1_000)
+    save(runs, Arm.SELFPLAY, 10, 3_000_000)
     gigabytes = pytest.approx(0.003)
     source = "by the newest checkpoints of run r1"
-    assert traffic(measure(archive, "r1")) == (gigabytes, gigabytes, source)
+    assert traffic(measure(runs, "r1")) == (gigabytes, gigabytes, source)
 
-    begin(archive, Arm.SFT)  # half as long to go, and nothing is known of its size
-    left = measure(archive, "r1")
+    begin(runs, Arm.SFT)  # half as long to go, and nothing is known of its size
+    left = measure(runs, "r1")
     share = (10 * 1.0 + 20 * 2.0) / (10 * 1.0 + 20 * 3.0 + 20 * 2.0)
     assert (left.save_gb, left.restore_gb) == pytest.approx((0.003 * (1 + share), 0.006))
 
-    save(archive, Arm.SFT, 30, 1_000_000)  # done: it is loaded at each start, and saves no more
-    left = measure(archive, "r1")
+    save(runs, Arm.SFT, 30, 1_000_000)  # done: it is loaded at each start, and saves no more
+    left = measure(runs, "r1")
     assert (left.save_gb, left.restore_gb) == pytest.approx((0.003, 0.004))
 
 
-def test_an_offer_is_chosen_with_the_traffic_of_the_run_by_then(archive: Archive) -> None:
-    begin(archive, Arm.SELFPLAY)
-    workers = Workers(Settings(), archive.url, "r1")
+def test_an_offer_is_chosen_with_the_traffic_of_the_run_by_then(runs: DeploymentRuns) -> None:
+    begin(runs, Arm.SELFPLAY)
+    workers = Workers(Settings(), runs.url, "r1")
     work = ArmsWork(workers, [Arm.SELFPLAY], Terms(budget=0, cap=1.0))
     assert work.load().save_gb == 0.0
-    save(archive, Arm.SELFPLAY, 10, 3_000_000)
+    save(runs, Arm.SELFPLAY, 10, 3_000_000)
     assert work.load().save_gb == pytest.approx(0.003)
     assert work.load().restore_gb == pytest.approx(0.003)
 
 
-def test_a_damaged_checkpoint_keeps_nobody_from_choosing(archive: Archive) -> None:
-    begin(archive, Arm.SELFPLAY)
-    save(archive, Arm.SELFPLAY, 10, 3_000_000)
-    run = archive.papers("r1").run
+def test_a_damaged_checkpoint_keeps_nobody_from_choosing(runs: DeploymentRuns) -> None:
+    begin(runs, Arm.SELFPLAY)
+    save(runs, Arm.SELFPLAY, 10, 3_000_000)
+    run = runs.documents("r1").run
     [name] = run.list("checkpoints")
     run.write_text(f"checkpoints/{name}/manifest.json", "{")
     assert state_gb([run]) == 0.0

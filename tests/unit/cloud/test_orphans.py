@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsgb.cloud.lease import SKEW, TTL, Lease, end, grant
-from tsgb.cloud.orphans import Label, sweep
+from tsgb.cloud.orphans import InstanceLabel, sweep
 from tsgb.cloud.provider import Instance
 from tsgb.errors import UsageError
 
@@ -114,7 +114,7 @@ def test_an_orphan_is_never_a_leased_one(
     found = sweep(rows, held, "home", NOW + off)
     doomed = [orphan.instance for orphan in (*found.doomed, *found.postponed)]
     for instance in doomed:
-        label = Label.parse(instance.label)
+        label = InstanceLabel.parse(instance.label)
         assert label is not None
         its = held[label.run]
         leased = (
@@ -136,11 +136,11 @@ def test_an_orphan_is_never_a_leased_one(
     )
 )
 def test_a_label_is_read_back(parts: tuple[str, str, int]) -> None:
-    label = Label(*parts)
-    assert Label.parse(label.check()) == label
+    label = InstanceLabel(*parts)
+    assert InstanceLabel.parse(label.check()) == label
 
 
 @pytest.mark.parametrize("run", ["", "a/b", "x" * 60, "ä"])
 def test_a_label_that_could_not_be_read_back(run: str) -> None:
     with pytest.raises(UsageError, match="choose a shorter run id"):
-        Label("home", run, 1).check()
+        InstanceLabel("home", run, 1).check()

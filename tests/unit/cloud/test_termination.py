@@ -74,7 +74,9 @@ def said(outcome: str) -> dict[str, str]:
             id="offline",
         ),
         pytest.param(
-            signs(replace(ALIVE, state=InstanceState.EXITED)), Cause.WORKER, id="out-of-memory"
+            signs(replace(ALIVE, state=InstanceState.EXITED)),
+            Cause.WORKER,
+            id="out-of-memory",
         ),
         pytest.param(signs(ALIVE, heartbeat_age_seconds=599.0), None, id="late-heartbeat"),
         pytest.param(signs(ALIVE, heartbeat_age_seconds=601.0), Cause.HOST_LOST, id="silent"),
@@ -90,9 +92,15 @@ def said(outcome: str) -> dict[str, str]:
         pytest.param(signs(None, exit_record=said("lease_lost")), Cause.LEASE_LOST, id="fenced"),
         pytest.param(signs(None, exit_record=said("interrupted")), Cause.PREEMPTED, id="sigterm"),
         pytest.param(
-            signs(None, exit_record=said("interrupted"), stop_asked=True), Cause.STOPPED, id="told"
+            signs(None, exit_record=said("interrupted"), stop_asked=True),
+            Cause.STOPPED,
+            id="told",
         ),
-        pytest.param(signs(None, exit_record=said("of a later version")), Cause.WORKER, id="other"),
+        pytest.param(
+            signs(None, exit_record=said("of a later version")),
+            Cause.WORKER,
+            id="other",
+        ),
     ],
 )
 def test_judge(seen: Signs, cause: Cause | None) -> None:
@@ -118,7 +126,10 @@ def test_judge(seen: Signs, cause: Cause | None) -> None:
             id="no-such-image",
         ),
         pytest.param(
-            replace(LOADING, message="no space left on device"), 9.0, Cause.DISK_FULL, id="disk"
+            replace(LOADING, message="no space left on device"),
+            9.0,
+            Cause.DISK_FULL,
+            id="disk",
         ),
         pytest.param(OUTBID, 300.0, Cause.PREEMPTED, id="outbid-before-it-began"),
         pytest.param(None, 300.0, Cause.BAD_HOST, id="destroyed-itself-before-it-began"),
