@@ -113,7 +113,7 @@ class Manager:
             "TSGB_LOOK_SECONDS": "0.3",
             "TSGB_LEASE_SECONDS": "120",
             "TSGB_SKEW_SECONDS": "5",
-            "TSGB_PROVISION_SECONDS": "25",
+            "TSGB_PROVISION_SECONDS": "45",
             "TSGB_SILENCE_SECONDS": "60",
             "TSGB_RETRY_DELAY_SECONDS": "0",
             "TSGB_BUDGET": BUDGET,

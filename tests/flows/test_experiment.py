@@ -65,13 +65,13 @@ def test_ctrl_c_saves_and_the_same_command_resumes(
     shutil.copy(migrated, cache / "prefect")
     process = start(**{"ctrl-c": {"step_seconds": 0.2}})
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not (run / "heartbeats" / "0001.json").exists():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == ExitCode.INTERRUPTED, err
@@ -83,7 +83,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(
     assert ("stage1-ctrl-c", "Crashed") in states(cache, "flow_run")
 
     process = start()
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     document = json.loads(out)
     assert document["stage1"]["state"] == document["stage2"]["state"] == "COMPLETED"

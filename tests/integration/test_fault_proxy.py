@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
 from tests.fakes.fault_proxy import FaultProxy, Rates
+from tests.fakes.vast.driver import until
 from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
 from tsgb.errors import StoreFull, StoreUnreachable
 
@@ -69,8 +70,8 @@ def test_what_happens_to_uploads(network: Network, tmp_path: Path) -> None:
     with network(Rates(put_cut=1)) as proxy:
         with pytest.raises(StoreUnreachable):
             opened(proxy).write("x", DATA)
-        time.sleep(0.2)  # the server may still be writing
-        assert path.read_bytes() == DATA[: len(DATA) // 2]
+        # The server may still be writing.
+        until(lambda: path.exists() and path.read_bytes() == DATA[: len(DATA) // 2])
         assert proxy.counts["put_cut"] == 1
     with network(Rates(answer_lost=1)) as proxy:
         with pytest.raises(StoreUnreachable):

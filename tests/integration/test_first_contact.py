@@ -59,7 +59,7 @@ def start(command: str, here: Path) -> subprocess.Popen[str]:
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and the one line on stderr."""
     try:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=280)
     finally:
         process.kill()
     assert out == ""

@@ -17,13 +17,13 @@ from tests.fakes.miniature import MINIATURE
 from tests.fakes.vast.driver import until
 from tsgb.errors import ExitCode
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 LONG = {
     **{k: v for k, v in MINIATURE.items() if k not in {"profile", "env"}},
     "selfplay": {**MINIATURE["selfplay"], "rounds": 4000},
 }
-PATIENCE = 60
+PATIENCE = 240
 
 
 def arguments() -> list[str]:
@@ -44,12 +44,7 @@ def set_options(overrides: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen[str], manager: Manager) -> None:
     """Until it is so, or the process is over."""
-    for _ in range(PATIENCE):
-        try:
-            until(lambda: what() or process.poll() is not None)
-        except AssertionError:
-            continue
-        break
+    until(lambda: what() or process.poll() is not None, seconds=PATIENCE)
     assert process.poll() is None, manager.log.read_text()
 
 

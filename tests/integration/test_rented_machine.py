@@ -53,12 +53,13 @@ def claims(rented: Rented, arm: Arm = Arm.SELFPLAY) -> int:
     return len(rented.run(arm).list("claims"))
 
 
-def processes_of(number: int, words: str) -> list[int]:
+def processes_of(rented: Rented, number: int, words: str) -> list[int]:
     """Process ids of an instance whose command line has these words."""
+    marks = {f"CONTAINER_ID={number}".encode(), f"TSGB_VAST_URL={rented.vast.vast.url}".encode()}
     found: list[int] = []
     for entry in Path("/proc").iterdir():
         try:
-            mine = f"CONTAINER_ID={number}\0".encode() in (entry / "environ").read_bytes()
+            mine = marks <= set((entry / "environ").read_bytes().split(b"\0"))
             line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except (OSError, ValueError):
             continue
@@ -211,7 +212,7 @@ def test_a_key_that_may_not_destroy_stops_it_at_least(tmp_path: Path) -> None:
         until(lambda: rented.vast.truth(number)["phase"] == "stopped", seconds=SECONDS)
         assert outcome(rented) == "done"
         assert len(rented.requests("DELETE", number)) > 1
-        assert processes_of(number, "") == []
+        assert processes_of(rented, number, "") == []
 
 
 def test_a_service_that_is_away_is_asked_until_it_is_back(tmp_path: Path) -> None:
@@ -240,9 +241,9 @@ def test_a_killed_watcher_leaves_nothing_running(tmp_path: Path) -> None:
         rented.grant(1)
         number = rented.rent(1)
         until(lambda: at_work(rented), seconds=SECONDS)
-        [watcher] = processes_of(number, " worker machine ")
+        [watcher] = processes_of(rented, number, " worker machine ")
         os.kill(watcher, signal.SIGKILL)
-        until(lambda: processes_of(number, " run --resume-path ") == [], seconds=SECONDS)
+        until(lambda: processes_of(rented, number, " run --resume-path ") == [], seconds=SECONDS)
         record = rented.run().read_json("exits/0001.json")
         assert record["outcome"] == "interrupted", "it saved and went"
         gone(rented, number)

@@ -121,7 +121,7 @@ def test_interrupted_and_resumed(start: Start, folder: Path) -> None:
     """Ctrl-C saves; meanwhile nobody else may train this run; the same command goes on."""
     run = folder / "checkpoints" / "short"
     first = start(SHORT)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(run.glob("checkpoints/*/manifest.json")):
         assert first.poll() is None
         assert time.monotonic() < deadline

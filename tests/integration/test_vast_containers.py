@@ -26,7 +26,7 @@ headers["Content-Type"] = "application/json"
 url = os.environ["VAST_URL"] + path.replace("SELF", os.environ["CONTAINER_ID"])
 request = urllib.request.Request(url, body.encode() or None, headers, method=method)
 try:
-    print(method, urllib.request.urlopen(request, timeout=10).status, flush=True)
+    print(method, urllib.request.urlopen(request, timeout=60).status, flush=True)
 except urllib.error.HTTPError as error:
     print(method, error.code, flush=True)
 """

@@ -57,7 +57,9 @@ def test_a_hang_outlasts_the_client(vast: Driver) -> None:
     offer = vast.search()[0]
     with pytest.raises(httpx.ReadTimeout):
         vast.http.put(
-            f"/api/v0/asks/{offer['id']}/", json={"image": "img", "price": 1.0}, timeout=0.3
+            f"/api/v0/asks/{offer['id']}/",
+            json={"image": "img", "price": 1.0},
+            timeout=httpx.Timeout(60, read=1),
         )
     assert len(vast.listed()) == 1
 

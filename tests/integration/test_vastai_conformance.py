@@ -63,7 +63,7 @@ def vastai(vast: Driver, tmp_path: Path) -> Vastai:
     def run(*words: str, **more: str) -> Ended:
         command = [str(Path(sys.executable).with_name("vastai")), *words]
         done = subprocess.run(
-            command, env={**env, **more}, capture_output=True, text=True, timeout=60, check=False
+            command, env={**env, **more}, capture_output=True, text=True, timeout=240, check=False
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 

@@ -132,11 +132,12 @@ def test_a_server_that_is_down_is_not_an_empty_store() -> None:
 
 
 WRITER = """
-import sys
+import os, sys
 from pydantic import SecretStr
 from tsgb.checkpoint.store import CheckpointStore, open_run
 
-url, user, password = sys.argv[1:]
+url, user = sys.argv[1:]
+password = os.environ["PASSWORD"]  # other tests look for it in all command lines
 store = CheckpointStore(open_run(url, user, SecretStr(password), deadline_seconds=20))
 store.claim()
 found = store.newest_valid(lambda line: None)
@@ -157,8 +158,9 @@ def test_killed_writers_lose_nothing_they_acknowledged(
     dice = Random(7)
     acknowledged = -1
     for _ in range(4):
-        command = [sys.executable, "-c", WRITER, url, USER, PASSWORD]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        command = [sys.executable, "-c", WRITER, url, USER]
+        env = {**os.environ, "PASSWORD": PASSWORD}
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             first = process.stdout.readline()
             time.sleep(dice.uniform(0, 0.25))

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import httpx
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 120.0
 T = TypeVar("T")
 
 
@@ -28,7 +28,7 @@ class Driver:
     def __init__(self, vast: Simulator, key: str | None = None) -> None:
         self.vast = vast
         self.http = httpx.Client(
-            base_url=vast.url, headers={"Authorization": f"Bearer {key or vast.key}"}, timeout=10
+            base_url=vast.url, headers={"Authorization": f"Bearer {key or vast.key}"}, timeout=60
         )
 
     def __enter__(self) -> Self:

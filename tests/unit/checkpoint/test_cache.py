@@ -106,7 +106,7 @@ class TestFiles:
             for seed in range(2)
         ]
         for process in processes:
-            out, _ = process.communicate(timeout=120)
+            out, _ = process.communicate(timeout=240)
             assert process.returncode == 0
             assert int(out) > 100
         sizes = [path.stat().st_size for path in cache.directory.iterdir()]

@@ -92,7 +92,7 @@ class TestLock:
             f"lock = RunLock({url!r})\n"
             "lock.acquire()\n"
             "print('held', flush=True)\n"
-            "time.sleep(60)\n"
+            "time.sleep(300)\n"
         )
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
             try:
@@ -200,4 +200,4 @@ def test_bytes_are_handled_without_torch() -> None:
         "import sys, tsgb.checkpoint.store, tsgb.checkpoint.manifest, tsgb.checkpoint.filesystem\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'safetensors', 'numpy')))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)

@@ -12,7 +12,7 @@ from tsgb.checkpoint.saver import Saver, Snapshot
 from tsgb.errors import LeaseLost, StoreUnreachable
 from tsgb.types import CheckpointRef
 
-SECONDS = 10.0
+SECONDS = 60.0
 """No test waits for so long unless it fails."""
 
 
