@@ -1,7 +1,8 @@
 """What holds in every test of this suite: its secrets are in nothing that the session leaves.
 
 Property tests draw the same examples in every session, and no example is timed: a busy machine
-changes nothing. A failure prints the line that reproduces it.
+changes nothing. A failure prints the line that reproduces it. Of two processes (`pytest -n 2 --dist
+loadfile`) each takes whole files, and one of them all that needs the Prefect server of the session.
 
 Compiled bytecode is kept, whatever the environment says: the suite starts some hundred processes,
 and without it each spends more time on compiling torch and Prefect than on importing them.
@@ -11,12 +12,24 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.fakes.sentinels import pytest_configure, searched_for_secrets
 
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
+
 __all__ = ["pytest_configure", "searched_for_secrets"]
+
+WITH_PREFECT = (
+    "tests/flows/",
+    "tests/integration/test_kill.py",
+    "tests/integration/test_secrets.py",
+)
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -30,3 +43,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tsgb")
+
+
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: Producer | None
+) -> LoadFileScheduling | None:
+    """Give out files as `--dist loadfile` does, and all that needs Prefect's server as one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "Prefect" if file.startswith(WITH_PREFECT) else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None

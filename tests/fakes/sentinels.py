@@ -6,7 +6,9 @@ file below the session's base temporary directory, and in what pytest reports: i
 tracebacks, warnings; as it is (URLs and JSON leave it so), and inside of base64. Output that a test
 catches itself is not reported: there the test's helper calls `leaks`.
 
-Processes of the session know it by the environment, which holds only what it is made from.
+Processes of the session know it by the environment, which holds only what it is made from. Where
+pytest-xdist runs the tests in several processes, each searches its own directory and tells the one
+that reports.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,8 +108,17 @@ class Search:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.directory is not None:
             self.found += map(str, leaking_files(self.directory, MAY_HOLD))
+        worker = getattr(session.config, "workeroutput", None)
+        if worker is not None:
+            worker[PLUGIN] = self.found
         if self.found and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """Take over what a process of pytest-xdist found in its files; it reported the rest."""
+        told = getattr(node, "workeroutput", {}).get(PLUGIN, [])
+        self.found += [place for place in told if place not in self.found]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.found:

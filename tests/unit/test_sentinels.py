@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -47,14 +48,21 @@ def test_nothing(tmp_path):
 """
 
 
-def session(tmp_path: Path, *tests: str) -> tuple[int, str]:
+def session(tmp_path: Path, *tests: str, options: Sequence[str] = ()) -> tuple[int, str]:
     """Run some of these tests in a session of their own, with secrets of its own."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(SESSION)
     kept = {k: v for k, v in os.environ.items() if k != "PYTEST_SENTINEL_SEED"}
-    options = ["-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "base")]
+    common = ["-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "base")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *(f"test_it.py::{name}" for name in tests)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            *common,
+            *options,
+            *(f"test_it.py::{name}" for name in tests),
+        ],
         env={**kept, "PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,
@@ -90,6 +98,14 @@ def test_tests_that_pass_and_leak_fail_the_session(tmp_path: Path) -> None:
             f"{base}/test_file0/deep/found.bin",
         ]
     )
+
+
+def test_a_file_is_found_where_two_processes_run_the_tests(tmp_path: Path) -> None:
+    code, text = session(tmp_path, "test_file", "test_nothing", options=["-n", "2"])
+    assert code == 1
+    assert "2 passed" in text
+    [file] = places(text)
+    assert file.endswith("/test_file0/deep/found.bin")
 
 
 def test_tracebacks_and_ids_are_searched(tmp_path: Path) -> None:
