@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 EXPERIMENT = "pip install uv && uv run tsgb experiment"
 TEST = "pip install uv && uv run poe test"
+MOST_WORDS = 3500
+LONGEST_LINE = 900
 
 
 def section(title: str) -> str:
@@ -48,6 +53,12 @@ def test_it_opens_with_the_two_commands() -> None:
     assert README.index(TEST) < 120
 
 
+def test_it_is_short_and_its_lines_can_be_read() -> None:
+    assert len(README.split()) <= MOST_WORDS
+    prose = [line for line in README.splitlines() if not line.startswith("|")]
+    assert [line for line in prose if len(line) > LONGEST_LINE] == []
+
+
 def test_ci_runs_the_test_command_and_nothing_else() -> None:
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     commands = [line for line in lines if line and not line.startswith(("#", "set -", "cd "))]
@@ -70,30 +81,35 @@ def test_every_path_exists() -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def mapped() -> dict[str, set[str]]:
-    """The file map: its folders of source, and the modules in each, as "a b: comment; c: more"."""
-    found: dict[str, set[str]] = {}
-    folder = ""
-    [tree] = blocks(section("File map"))
-    for line in tree.splitlines():
-        if line.startswith(" "):
-            for group in filter(None, line.strip().split(";")):
-                listed, colon, _ = group.partition(":")
-                assert colon, f"{group!r} has no comment"
-                found.setdefault(folder, set()).update(listed.split())
-        else:
-            folder = line.split()[0]
-            assert (ROOT / folder).exists(), folder
-    return found
+def test_the_folders_are_those_on_disk() -> None:
+    tree = blocks(section("Folders"))[0].splitlines()
+    listed = [line.partition(" ")[0] for line in tree]
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    top = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "."}
+    found = (top | {f"tsgb/{name}" for name in packages()}) - ignored - {"tsgb"}
+    assert sorted(listed) == sorted(f"{name}/" for name in found)
+    assert all(len(line.split()) > 2 for line in tree), "each has a line about it"
 
 
-def test_the_file_map_is_the_tree_on_disk() -> None:
-    on_disk: dict[str, set[str]] = {}
-    for top in ("tsgb", "flows"):
-        for path in (ROOT / top).rglob("*.py"):
-            if path.stem != "__init__":
-                on_disk.setdefault(f"{path.parent.relative_to(ROOT)}/", set()).add(path.stem)
-    assert mapped() == on_disk
+def packages() -> set[str]:
+    return {path.parent.name for path in (ROOT / "tsgb").glob("*/__init__.py")}
+
+
+def test_the_layers_that_are_drawn_are_enforced() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = config["tool"]["importlinter"]["contracts"]
+    [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    enforced = depths(layers)
+    drawn = depths(line[:39] for line in blocks(section("Folders"))[1].splitlines())
+    assert packages() <= drawn.keys()
+    for upper, lower in itertools.permutations(packages(), 2):
+        if drawn[upper] < drawn[lower]:
+            assert enforced[upper] < enforced[lower], f"{upper} above {lower}"
+
+
+def depths(lines: Iterable[str]) -> dict[str, int]:
+    """Number of the line that each name is in."""
+    return {name: i for i, line in enumerate(lines) for name in re.findall(r"\w+", line)}
 
 
 def options() -> dict[str, set[str]]:
