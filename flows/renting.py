@@ -22,9 +22,9 @@ from tsgb.cloud.bundle import Code, pack_code, publish_code
 from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import Intent, RunDocuments, arms, number
 from tsgb.cloud.history import state_gb
-from tsgb.cloud.holds import Workload
 from tsgb.cloud.lifecycle import Lifecycle
 from tsgb.cloud.policy import Patience, Terms
+from tsgb.cloud.preemption import Workload
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import LaunchSpec, Provider, is_loopback
 from tsgb.cloud.running import RunningInstance

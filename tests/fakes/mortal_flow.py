@@ -19,9 +19,9 @@ from tests.fakes.vast.faults import PRESETS
 from tsgb.checkpoint.filesystem import DirectoryEntry, FileSystem
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.documents import Intent, RunDocuments
-from tsgb.cloud.holds import Workload
 from tsgb.cloud.lifecycle import Lifecycle
 from tsgb.cloud.policy import Patience, Terms
+from tsgb.cloud.preemption import Workload
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import InstanceState, LaunchSpec
 from tsgb.cloud.running import RunningInstance

@@ -16,8 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.accounts import Account, CreditMark
-from tsgb.cloud.pricing import Drift, Rates, Usage, in_dollars
+from tsgb.cloud.pricing import Account, CreditMark, Drift, Rates, Usage, in_dollars
 from tsgb.errors import BudgetReached, StoreError, StoreUnreachable, UsageError
 
 NAME = "budget.json"

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tsgb.cloud import budget
-from tsgb.cloud.accounts import Account
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import (
     AttemptDocument,
@@ -21,7 +20,7 @@ from tsgb.cloud.documents import (
     machine_record,
 )
 from tsgb.cloud.lease import Lease
-from tsgb.cloud.pricing import Usage
+from tsgb.cloud.pricing import Account, Usage
 from tsgb.cloud.provider import Instance
 from tsgb.cloud.termination import Cause, Signs, judge
 from tsgb.errors import StoreError, StoreUnreachable

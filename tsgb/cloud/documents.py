@@ -19,10 +19,9 @@ from typing import Any, cast
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.accounts import Account
 from tsgb.cloud.lease import NAME, Lease
 from tsgb.cloud.preemption import Hold, machine_class
-from tsgb.cloud.pricing import Usage
+from tsgb.cloud.pricing import Account, Usage
 from tsgb.cloud.retry_policy import Ending
 from tsgb.cloud.termination import Cause
 from tsgb.errors import StoreError, StoreUnreachable

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tsgb.cloud.holds import Workload
-from tsgb.cloud.preemption import Hazard
+from tsgb.cloud.preemption import Hazard, Workload
 
 _MOST_HOLDS = 5_000
 """A run that needs more machines than this never ends."""

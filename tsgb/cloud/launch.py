@@ -10,9 +10,8 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from tsgb.cloud.documents import AttemptResult, Intent
-from tsgb.cloud.holds import Workload
 from tsgb.cloud.offers import Appraisal, choose, rates_of
-from tsgb.cloud.preemption import ON_DEMAND, History, machine_class
+from tsgb.cloud.preemption import ON_DEMAND, History, Workload, machine_class
 from tsgb.cloud.pricing import Usage, microdollars
 from tsgb.cloud.provider import LaunchSpec, Offer
 from tsgb.cloud.retry_policy import avoid, may_go_on

@@ -13,8 +13,8 @@ from typing import Generic, Protocol, TypeVar
 
 from tsgb.cloud import launch, monitor, terminate
 from tsgb.cloud.documents import Intent
-from tsgb.cloud.holds import Workload
 from tsgb.cloud.offers import Appraisal
+from tsgb.cloud.preemption import Workload
 from tsgb.cloud.provider import LaunchSpec
 from tsgb.cloud.recover import reconcile
 from tsgb.cloud.running import RunningInstance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tsgb.checkpoint.interval import save_interval
-from tsgb.cloud.holds import Workload
+from tsgb.cloud.preemption import Workload
 
 STALL_SECONDS = 0.1
 """Training stands still for it at each save; measured for states of up to 0.7 GB."""

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from tsgb.cloud.forecast import Forecast, Quantiles, Terms, forecast
-from tsgb.cloud.holds import Workload, stretch
-from tsgb.cloud.preemption import PRIOR, Hazard
+from tsgb.cloud.preemption import PRIOR, Hazard, Workload, stretch
 
 WORK = Workload(
     work_hours=8.0,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tsgb.checkpoint.interval import EarlierAttempt, mean_time_between_failures, save_interval
-from tsgb.cloud.holds import Workload, stretch
+from tsgb.cloud.preemption import Workload, stretch
 
 PREEMPTIONS = 200
 HISTORY = 20

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsgb.cloud.bids import break_even, choose_bid
-from tsgb.cloud.holds import Workload, stretch
-from tsgb.cloud.offers import Needs, Rule, choose
+from tsgb.cloud.offers import Needs, Rule, break_even, choose, choose_bid
+from tsgb.cloud.preemption import Workload, stretch
 from tsgb.cloud.provider import Offer
 
 WORK = Workload(
