@@ -187,5 +187,5 @@ def test_a_black_box_and_a_judge_of_ones_own(start: Start, trained: Path, folder
     assert re.search(r"tsgb: 120 of 120 items .* harmful prompts to Down\.", err)
     code, out, err = finish(unsure)
     assert (code, out) == (3, "")
-    assert re.search(r"tsgb: 120 of 120 items .* harmful prompts to T_s\.", err)
+    assert re.search(r"tsgb: 120 of 120 items .* harmful prompts to T_s\..* judge gave str", err)
     assert not any("Down" in path.name for path in trained.rglob("cells/*"))

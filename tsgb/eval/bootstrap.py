@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from tsgb.eval.estimators import (
-    AurocEstimator,
     Errors,
     Estimator,
     Floats,
@@ -171,48 +169,3 @@ def _weights(rng: np.random.Generator, num: int, size: int) -> Floats:
     cells = rng.integers(size, size=(num, size)) + size * np.arange(num)[:, None]
     counts = np.bincount(cells.ravel(), minlength=num * size)
     return counts.reshape(num, size).astype(np.float64)
-
-
-def paired_rates(
-    clusters: ArrayLike,
-    first: NDArray[np.int8],
-    second: NDArray[np.int8],
-    *,
-    num_draws: int = NUM_DRAWS,
-    seed: int = 0,
-) -> Difference:
-    """Difference of two rates on the same items; `clusters` holds the scenario of each item."""
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    shape = (1, int(index.max()) + 1)
-    resampler = Resampler(num_draws=num_draws, seed=seed)
-    zeros = np.zeros_like(index)
-    return difference(
-        *(
-            resampler.sample(RateEstimator.from_outcomes(arm, zeros, index, shape))
-            for arm in (first, second)
-        )
-    )
-
-
-def paired_aurocs(
-    clusters: ArrayLike,
-    harmful: NDArray[np.bool_],
-    first: Floats,
-    second: Floats,
-    *,
-    num_draws: int = NUM_DRAWS,
-    seed: int = 0,
-) -> Difference:
-    """Difference of two AUROCs on the same items."""
-    names = np.asarray(clusters)
-    index = np.empty(names.size, dtype=np.intp)
-    for kind in (harmful, ~harmful):
-        index[kind] = np.unique(names[kind], return_inverse=True)[1]
-    resampler = Resampler(num_draws=num_draws, seed=seed)
-    zeros = np.zeros_like(index)
-    return difference(
-        *(
-            resampler.sample(AurocEstimator.from_scores(arm, zeros, index, harmful, 1))
-            for arm in (first, second)
-        )
-    )

@@ -96,35 +96,6 @@ def check_error_rate(errors: int, total: int, what: str, limit: float = MAX_ERRO
         )
 
 
-def newcombe(
-    events: int, num: int, events_versus: int, num_versus: int, *, phi: float = 0.0
-) -> Interval:
-    """Hybrid score interval of a difference of rates (Newcombe 1998, Stat. Med. 17:873, method 10).
-
-    `phi` is the correlation of the two outcomes, 0 for independent samples.
-    """
-    first, second = events / num, events_versus / num_versus
-    (low1, high1), (low2, high2) = wilson(events, num), wilson(events_versus, num_versus)
-    down, up = first - low1, high1 - first
-    down2, up2 = second - low2, high2 - second
-    difference = first - second
-    return Interval(
-        difference - math.sqrt(max(0.0, down**2 - 2 * phi * down * up2 + up2**2)),
-        difference + math.sqrt(max(0.0, up**2 - 2 * phi * up * down2 + down2**2)),
-    )
-
-
-def newcombe_paired(both: int, only_first: int, only_second: int, neither: int) -> Interval:
-    """For two outcomes on the same items (Newcombe 1998, Stat. Med. 17:2635, method 10)."""
-    num = both + only_first + only_second + neither
-    margins = (both + only_first, only_second + neither, both + only_second, only_first + neither)
-    excess = both * neither - only_first * only_second
-    if excess > 0:
-        excess = max(excess - num / 2, 0)
-    phi = excess / math.sqrt(math.prod(margins)) if all(margins) else 0.0
-    return newcombe(both + only_first, num, both + only_second, num, phi=phi)
-
-
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value of equal rates from the discordant pairs (McNemar 1947; binomial)."""
     discordant = only_first + only_second

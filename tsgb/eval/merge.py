@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from tsgb.checkpoint.manifest import canonical_json, installed_versions, sha256_
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
-from tsgb.errors import UsageError
+from tsgb.errors import InvalidResult, UsageError
 from tsgb.eval.records import (
     Curve,
     Estimate,
@@ -75,12 +76,17 @@ def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -
     """
     _check(parts)
     cells = [_read(part, env, eval_id) for part in parts]
-    summary = summarise(
-        (item for c in cells for item in c.items),
-        _setup(parts, cells, env, eval_id, command),
-        max_error_rate=parts[0].config.evaluation.max_error_rate,
-        num_draws=parts[0].config.evaluation.bootstrap,
-    )
+    try:
+        summary = summarise(
+            (item for c in cells for item in c.items),
+            _setup(parts, cells, env, eval_id, command),
+            max_error_rate=parts[0].config.evaluation.max_error_rate,
+            num_draws=parts[0].config.evaluation.bootstrap,
+        )
+    except InvalidResult as error:
+        errors = Counter(item.error for c in cells for item in c.items if item.error)
+        common = "; ".join(f"{reason} ({num} items)" for reason, num in errors.most_common(3))
+        raise InvalidResult(f"{error}. Most common: {common}") from error
     run, directory = parts[0].run, f"reports/{eval_id}"
     lines = (i.model_dump_json(exclude_none=True) for c in cells for i in c.items)
     run.write_text(f"{directory}/results.jsonl", "\n".join(lines) + "\n")

@@ -145,14 +145,3 @@ def _sheets(summary: Summary) -> Iterator[tuple[str, list[str], list[list[str]]]
         [f"{c.id}: {c.statement}", str(views.claim_figure(c)), c.verdict] for c in summary.claims
     ]
     yield "Claims", ["Claim", "Figure", "Verdict"], claims
-
-
-def one_line(summary: Summary) -> str:
-    """The verdict and the two headline figures of each guard, for a log."""
-    first = summary.targets[0].name
-    parts = [summary.verdict.sentence]
-    for guard in summary.guards:
-        row = views.pooled(summary, guard, first)
-        if row.adaptive_asr is not None:
-            parts.append(f"{title(guard)}: {views.rate_cell(row.adaptive_asr)} on {first}")
-    return " | ".join(parts)

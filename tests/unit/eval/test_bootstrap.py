@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 
 from tsgb.eval.bootstrap import (
+    Difference,
     Resampler,
     difference,
-    paired_aurocs,
-    paired_rates,
     two_sided,
 )
 from tsgb.eval.estimators import AurocEstimator, EceEstimator, RateEstimator
 from tsgb.eval.intervals import MISSING
-from tsgb.eval.metrics import auroc, ece
+from tsgb.eval.metrics import NUM_BINS, equal_mass_bins
 
 
 def clustered(rng: np.random.Generator, shift: float, num_clusters: int = 60, size: int = 6):
@@ -23,6 +23,21 @@ def clustered(rng: np.random.Generator, shift: float, num_clusters: int = 60, si
     first = (uniform < expit(effect)).astype(np.int8)
     second = (uniform < expit(effect - shift)).astype(np.int8)
     return np.repeat(np.arange(num_clusters), size), first, second
+
+
+def paired_rates(
+    clusters: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    num_draws: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """Difference of two rates on the same items; `clusters` holds the scenario of each."""
+    shape = (1, int(clusters.max()) + 1)
+    zeros = np.zeros_like(clusters)
+    resampler = Resampler(num_draws=num_draws, seed=seed)
+    arms = [RateEstimator.from_outcomes(arm, zeros, clusters, shape) for arm in (first, second)]
+    return difference(*(resampler.sample(arm) for arm in arms))
 
 
 def test_paired_rates_cover_the_true_difference() -> None:
@@ -98,8 +113,19 @@ def test_auroc_matches_the_rank_formula_and_covers() -> None:
     harmful = clusters < 25
     first = np.round(rng.normal(size=clusters.size) + harmful, 1)
     second = rng.normal(size=clusters.size)
-    found = paired_aurocs(clusters, harmful, first, second, num_draws=2000)
-    assert found.value == pytest.approx(auroc(first, harmful) - auroc(second, harmful))
+    # Both classes are numbered apart.
+    index = np.where(harmful, clusters, clusters - 25)
+    zeros = np.zeros_like(clusters)
+    resampler = Resampler(num_draws=2000)
+    found = difference(
+        *(
+            resampler.sample(AurocEstimator.from_scores(arm, zeros, index, harmful, 1))
+            for arm in (first, second)
+        )
+    )
+    assert found.value == pytest.approx(
+        roc_auc_score(harmful, first) - roc_auc_score(harmful, second)
+    )
     assert found.low < found.value < found.high
     assert found.p < 0.01
 
@@ -113,8 +139,8 @@ def test_auroc_without_scores_is_bounded_both_ways() -> None:
     zeros = np.zeros(70, dtype=np.intp)
     sample = Resampler().sample(AurocEstimator.from_scores(z, zeros, clusters, harmful, 1))
     assert (sample.n, sample.errors) == (67, 3)
-    assert sample.point == pytest.approx(auroc(z[3:], harmful[3:]))
-    worst = auroc(np.where(np.isnan(z), -np.inf, z), harmful)
+    assert sample.point == pytest.approx(roc_auc_score(harmful[3:], z[3:]))
+    worst = roc_auc_score(harmful, np.where(np.isnan(z), -99.0, z))
     low, high = sample.interval()
     assert low < worst < sample.point < high
 
@@ -127,7 +153,22 @@ def test_ece_matches_its_definition() -> None:
     estimator = EceEstimator.from_probabilities(
         expit(z), harmful, np.zeros(500, dtype=np.intp), clusters, (1, 50)
     )
-    assert Resampler(num_draws=200).sample(estimator).point == pytest.approx(ece(z, harmful))
+    residuals = np.bincount(equal_mass_bins(expit(z)), harmful - expit(z), NUM_BINS)
+    expected = np.abs(residuals).sum() / z.size
+    assert Resampler(num_draws=200).sample(estimator).point == pytest.approx(expected)
+
+
+def test_a_calibrated_guard_has_an_ece_near_zero_and_a_sure_wrong_one_has_one() -> None:
+    rng = np.random.default_rng(4)
+    z = rng.normal(scale=2, size=30_000)
+
+    def point(probability: np.ndarray, harmful: np.ndarray) -> float:
+        zeros = np.zeros(probability.size, dtype=np.intp)
+        estimator = EceEstimator.from_probabilities(probability, harmful, zeros, zeros, (1, 1))
+        return Resampler(num_draws=9).sample(estimator).point
+
+    assert point(expit(z), rng.random(z.size) < expit(z)) < 0.012
+    assert point(expit(np.full(10, 50.0)), np.zeros(10, dtype=np.bool_)) == pytest.approx(1.0)
 
 
 def test_rate_is_the_maximum_over_replicates_and_the_mean_over_seeds() -> None:
@@ -160,7 +201,9 @@ def test_errors_widen_the_bootstrap_and_zero_events_keep_a_width() -> None:
 
 
 def test_a_single_cluster_says_nothing() -> None:
-    found = paired_rates(["a"] * 4, np.ones(4, dtype=np.int8), np.zeros(4, dtype=np.int8))
+    found = paired_rates(
+        np.zeros(4, dtype=np.intp), np.ones(4, dtype=np.int8), np.zeros(4, dtype=np.int8)
+    )
     assert found == (1.0, -1.0, 1.0, 1.0)
 
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from tsgb.envs.glyph.chance import pick, world_random
 
-MAX_WORDS = 13
 NUM_SYMBOLS = 16
 """Objects, and as many actions."""
 NUM_KEYS = 3
