@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from flows.workers import Workers
-from tsgb.checkpoint.manifest import canonical_json, sha256_hex
+from tsgb.checkpoint.documents import canonical_json
+from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.urls import check_run_id
 from tsgb.config import (

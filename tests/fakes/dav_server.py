@@ -30,14 +30,27 @@ USER, PASSWORD = "me", sentinel("webdav")
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-def dav_app(directory: Path, password: str | None = PASSWORD, *, readonly: bool = False) -> App:
-    """Serves a directory to `USER`; to everybody if the password is None."""
+def dav_app(
+    directory: Path,
+    password: str | None = PASSWORD,
+    *,
+    readonly: bool = False,
+    digest: bool = False,
+) -> App:
+    """Serves a directory to `USER`; to everybody if the password is None.
+
+    With `digest`, by that kind of authentication only.
+    """
     users = True if password is None else {USER: {"password": password}}
     return WsgiDAVApp(
         {
             "provider_mapping": {"/": {"root": str(directory), "readonly": readonly}},
             "simple_dc": {"user_mapping": {"*": users}},
-            "http_authenticator": {"accept_digest": False, "default_to_digest": False},
+            "http_authenticator": {
+                "accept_basic": not digest,
+                "accept_digest": digest,
+                "default_to_digest": digest,
+            },
             "verbose": 0,
             "logging": {"enable": False},
         }

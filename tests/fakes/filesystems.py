@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 
-from tsgb.checkpoint.filesystem import DirectoryEntry
+from tsgb.checkpoint.filesystem import DirectoryEntry, FileTooLargeError
 from tsgb.types import Buffer
 
 
@@ -21,9 +21,11 @@ class MemoryFiles:
         self.files: dict[str, bytes] = {}
         self.writes: list[str] = []
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
         if path not in self.files:
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        if max_bytes is not None and len(self.files[path]) > max_bytes:
+            raise FileTooLargeError(f"{path} has more than {max_bytes} bytes")
         return self.files[path]
 
     def write(self, path: str, data: Buffer) -> None:
@@ -71,9 +73,9 @@ class FaultyFiles:
         self.torn = torn
         self.url = inner.url
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
         self.before("read", path)
-        return self.inner.read(path)
+        return self.inner.read(path, max_bytes)
 
     def write(self, path: str, data: Buffer) -> None:
         try:

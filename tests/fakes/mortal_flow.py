@@ -243,9 +243,9 @@ class _MortalFiles:
         self._mortal = mortal
         self.url = inner.url
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
         self._mortal.check_store()
-        return self._inner.read(path)
+        return self._inner.read(path, max_bytes)
 
     def write(self, path: str, data: Buffer) -> None:
         self._mortal.check_store()

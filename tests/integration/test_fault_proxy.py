@@ -41,11 +41,11 @@ def opened(proxy: FaultProxy, deadline_seconds: float = 0) -> FileSystem:
 def test_without_faults_it_changes_nothing(network: Network, tmp_path: Path) -> None:
     with network(Rates()) as proxy:
         files = opened(proxy)
-        files.write("a/b c.bin", DATA)
+        files.write("a/b-c.bin", DATA)
         files.write("a/empty", b"")
-        assert files.read("a/b c.bin") == DATA
+        assert files.read("a/b-c.bin") == DATA
         assert [(entry.name, entry.size) for entry in files.entries("a")] == [
-            ("b c.bin", len(DATA)),
+            ("b-c.bin", len(DATA)),
             ("empty", 0),
         ]
         files.delete_dir("a")

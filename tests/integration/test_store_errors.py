@@ -89,6 +89,12 @@ def test_a_wrong_password(fails: Callable[..., str], tmp_path: Path) -> None:
     assert "set RCLONE_WEBDAV_USER and RCLONE_WEBDAV_PASS" in text
 
 
+def test_a_server_that_only_speaks_digest(fails: Callable[..., str], tmp_path: Path) -> None:
+    with wsgidav(tmp_path, digest=True) as url:
+        text = fails(opened(url), StoreError)
+    assert "the server accepts Digest authentication only (HTTP 401)" in text
+
+
 def test_a_wrong_host(fails: Callable[..., str]) -> None:
     text = fails(opened("https://no-such-host.invalid"), StoreUnreachable)
     assert "Check the address" in text

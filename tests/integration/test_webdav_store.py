@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from pydantic import SecretStr
@@ -119,6 +120,18 @@ def test_a_wrong_password_is_one_clear_line(server: Server) -> None:
         files.write("x", b"1")
     assert "\n" not in str(caught.value)
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("name", ["a%23b", "a%3Fb", "a%20b", "a%25b"])
+def test_addresses_are_taken_literally(server: Server, name: str) -> None:
+    files = server.open(f"{name}/run-1")
+    files.write("claims/x", b"1")
+    assert [entry.name for entry in files.entries("claims")] == ["x"]
+    assert files.read("claims/x") == b"1"
+    assert (server.directory / unquote(name) / "run-1" / "claims" / "x").is_file()
+    files.delete_dir("claims")
+    with pytest.raises(FileNotFoundError):
+        files.entries("claims")
 
 
 def test_a_server_that_is_down_is_not_an_empty_store() -> None:

@@ -1,4 +1,4 @@
-"""What can go wrong in a store: classified once, retried once, for every backend alike.
+"""Failures of a store: classified once and retried once, in the same way for every backend.
 
 The jitter comes from the operating system: tenacity's own draws from the global `random`, and so
 would change what a training run samples after an outage.
@@ -24,11 +24,11 @@ _TRANSIENT_ERRNO = frozenset(
     {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 )
 FIRST_CONTACT_SECONDS = 20.0
-"""For a server that has never answered this process. A wrong address is far more likely than an
-outage then, nothing is lost yet, and somebody waits for the answer; a server that is just being
-started, or a disk that spins up, takes less."""
+"""Seconds to go on trying a server that has never answered this process. A wrong address is far
+more likely than an outage then, nothing is lost yet, and somebody waits for the answer; a server
+that is just being started, or a disk that spins up, takes less."""
 _FIRST_TIMEOUT = httpx.Timeout(10)
-"""Something else may listen there, and never say a word."""
+"""Timeout of one try at such a server: something else may listen there and never answer."""
 _TIMEOUT = httpx.Timeout(connect=10, read=300, write=60, pool=60)
 _ANSWERED: set[str] = set()
 """Servers that have answered this process: a fact about the process, whoever opened the store."""
@@ -38,13 +38,20 @@ _T = TypeVar("_T")
 class HTTPFailure(Exception):  # noqa: N818 - it is a fact that is yet to be judged
     """A server answered with this status instead of doing what was asked."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, meaning: str = "") -> None:
+        """Describe it.
+
+        Args:
+            status: HTTP status.
+            meaning: What it means and what to do, where more than the status is known.
+        """
         super().__init__(f"HTTP {status}")
         self.status = status
+        self.meaning = meaning
 
 
 class _TransientError(Exception):
-    """May heal; the message is the reason in words."""
+    """A failure that may heal; the message is the reason."""
 
 
 def _wait_seconds(state: RetryCallState) -> float:
@@ -57,12 +64,13 @@ class StoreRetry:
     """Runs an operation until it succeeds, fails for good, or its time is over."""
 
     deadline_seconds: float
-    """For one call; a try that hangs is ended by its own timeout."""
+    """Seconds that one call may go on; a try that hangs is ended by its own timeout."""
     sleep: Callable[[float], None]
+    """Waits so many seconds between two tries."""
     server: str = ""
-    """Who is asked; empty for a disk of this machine."""
+    """Scheme, host and port of the server; empty for a disk of this machine."""
     first_contact_seconds: float = FIRST_CONTACT_SECONDS
-    """Takes the place of the deadline, if shorter, until the server has answered this process."""
+    """Seconds that take the place of the deadline, if fewer, until the server has answered."""
 
     @property
     def answered(self) -> bool:
@@ -71,14 +79,14 @@ class StoreRetry:
 
     @property
     def timeout(self) -> httpx.Timeout:
-        """For one try over HTTP."""
+        """Timeout of one try over HTTP."""
         return _TIMEOUT if self.answered else _FIRST_TIMEOUT
 
     def __call__(self, where: str, operation: Callable[[], _T]) -> _T:
         """Return what the operation returns.
 
         Args:
-            where: What it works on, for messages.
+            where: The file or directory that it works on, for messages.
             operation: May be run again from its start at any time.
 
         Raises:
@@ -94,6 +102,9 @@ class StoreRetry:
         def classified() -> _T:
             try:
                 done = operation()
+            except StoreError:  # judged by the operation
+                _ANSWERED.add(self.server)
+                raise
             except Exception as error:
                 judged = _classify(error, where)
                 if not isinstance(judged, _TransientError):
@@ -119,9 +130,9 @@ class StoreRetry:
 
 
 def _classify(error: Exception, where: str) -> Exception:
-    """Turn whatever a backend raises into one of the four kinds that the seam promises."""
+    """Return the one of the four kinds that a `FileSystem` promises, or a transient error."""
     if isinstance(error, HTTPFailure):
-        return _classify_status(error.status, where)
+        return _classify_status(error, where)
     certificate = _certificate_problem(error)
     if certificate is not None:
         return StoreError(
@@ -141,7 +152,7 @@ def _classify(error: Exception, where: str) -> Exception:
 
 
 def _certificate_problem(error: BaseException | None) -> str | None:
-    """Why TLS refused the server, which no retry heals; None if that is not what happened."""
+    """Return why TLS refused the server, which no retry heals; None if that did not happen."""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return error.verify_message
@@ -156,7 +167,8 @@ _STATUS_MEANING = {
 }
 
 
-def _classify_status(status: int, where: str) -> Exception:
+def _classify_status(error: HTTPFailure, where: str) -> Exception:
+    status = error.status
     if status in {404, 410}:
         return FileNotFoundError(errno.ENOENT, "no such file or directory in the store", where)
     if status == 507:
@@ -164,7 +176,7 @@ def _classify_status(status: int, where: str) -> Exception:
     if status in _TRANSIENT_STATUS or (status >= 500 and status not in _PERMANENT_SERVER_STATUS):
         return _TransientError(f"HTTP {status}")
     meaning = f"refused with HTTP {status}: check that this is a WebDAV directory"
-    return StoreError(f"{where}: {_STATUS_MEANING.get(status, meaning)}")
+    return StoreError(f"{where}: {error.meaning or _STATUS_MEANING.get(status, meaning)}")
 
 
 def _classify_os(error: OSError, where: str) -> Exception:
@@ -181,7 +193,7 @@ def _classify_os(error: OSError, where: str) -> Exception:
 
 
 def cannot_open(url: str, error: Exception) -> StoreError:
-    """What to say when fsspec knows no way to a URL."""
+    """Return the error for a URL that fsspec cannot open."""
     package = getattr(error.__cause__, "name", None)
     if isinstance(error, ImportError) and package:
         return StoreError(
@@ -195,5 +207,5 @@ def cannot_open(url: str, error: Exception) -> StoreError:
 
 
 def one_line(error: Exception) -> str:
-    """The message of a foreign error, fit for a line of ours."""
+    """Return at most 200 characters of a foreign error's message, without line breaks."""
     return " ".join(str(error).split())[:200]

@@ -1,10 +1,12 @@
-"""The seam to wherever bytes are kept: a narrow protocol over local files, WebDAV and fsspec.
+"""Bytes below one root URL: a narrow protocol over local files, WebDAV and fsspec.
 
 The only file that touches fsspec and webdav4. It knows nothing of runs and checkpoints. Its rules:
 
 - unknown is never empty: only a definite answer becomes `FileNotFoundError`; an outage is retried
   to a deadline and then raises `StoreError`. (fsspec's `exists()` answers False during an outage,
   which would make a trainer start from zero, so it is not used.)
+- every path is checked: whatever a document in the store says, nothing outside the root is read or
+  written, and foreign files in a directory are ignored (`is_name`).
 - one layer of retries, that of failures.py; every call may be repeated.
 - credentials are arguments and never part of a URL, a message or a repr.
 """
@@ -16,26 +18,32 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 from fsspec import core  # pyright: ignore[reportMissingTypeStubs]
 from pydantic import SecretStr
-from webdav4 import client as webdav  # pyright: ignore[reportMissingTypeStubs]
+from webdav4 import multistatus  # pyright: ignore[reportMissingTypeStubs]
 
 from tsgb.checkpoint.failures import HTTPFailure, StoreRetry, cannot_open
-from tsgb.checkpoint.urls import canonical_url, local_path, server_of
+from tsgb.checkpoint.urls import canonical_url, check_path, is_name, local_path, server_of
 from tsgb.errors import StoreError
 from tsgb.types import Buffer
 
 DEADLINE_SECONDS = 300.0
+"""Seconds for which one call goes on retrying what can heal."""
 _CHUNK = 1 << 20
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _T = TypeVar("_T")
+
+
+class FileTooLargeError(StoreError):
+    """A file has more bytes than its reader accepts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +54,19 @@ class DirectoryEntry:
     """
 
     name: str
+    """File or directory name, without a path."""
     size: int | None
-    """Bytes; None for directories and where a server does not say."""
+    """Size in bytes; None for directories and where the store does not tell."""
     is_dir: bool
+    """Whether it is surely a directory."""
 
 
 class FileSystem(Protocol):
     """Bytes below one root URL. Paths are relative, separated by `/`; `""` is the root.
 
     Every method raises `FileNotFoundError` on definite absence, `StoreFull` when there is no space
-    and `StoreError` for all else, after retrying what can heal.
+    and `StoreError` for all else, such as a path that `check_path` refuses, after retrying what can
+    heal.
     """
 
     @property
@@ -63,8 +74,12 @@ class FileSystem(Protocol):
         """The root, without credentials and without a slash at the end."""
         ...
 
-    def read(self, path: str) -> bytes:
-        """The whole file."""
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        """Return the whole file.
+
+        Raises:
+            FileTooLargeError: It has more than `max_bytes`; no more than that was read.
+        """
         ...
 
     def write(self, path: str, data: Buffer) -> None:
@@ -72,7 +87,7 @@ class FileSystem(Protocol):
         ...
 
     def entries(self, path: str) -> Sequence[DirectoryEntry]:
-        """What the directory holds, in the order of names."""
+        """Return what the directory holds, in the order of names, without foreign files."""
         ...
 
     def delete(self, path: str) -> None:
@@ -98,11 +113,11 @@ def open_filesystem(
     Args:
         url: A path, `file://`, `http(s)://` or `webdav+http(s)://` (both WebDAV), `memory://`, or
             any other URL that fsspec knows.
-        user: For WebDAV.
-        password: For WebDAV.
-        deadline_seconds: How long one call goes on retrying what can heal, once the server has
-            answered this process; see `FIRST_CONTACT_SECONDS` for the first call.
-        sleep: Waits between two tries.
+        user: User name for WebDAV.
+        password: Password for WebDAV.
+        deadline_seconds: Seconds for which one call goes on retrying what can heal, once the server
+            has answered this process; see `FIRST_CONTACT_SECONDS` for the first call.
+        sleep: Waits so many seconds between two tries.
         transport: Carries the requests of a WebDAV store; None for the network.
 
     Raises:
@@ -112,36 +127,64 @@ def open_filesystem(
     root = local_path(url)
     if root is not None:
         return _LocalFiles(url, root, StoreRetry(deadline_seconds, sleep))
-    retries = StoreRetry(deadline_seconds, sleep, server_of(url))
+    retry = StoreRetry(deadline_seconds, sleep, server_of(url))
     scheme = urlsplit(url).scheme.lower()
     if scheme.removeprefix("webdav+") in {"http", "https"}:
-        return _WebDAVFiles(url, user, password, retries, transport)
+        return _WebDAVFiles(url, user, password, retry, transport)
     if scheme in {"webdav", "dav"}:
         raise StoreError(f"store URL {url} does not say how to connect: write webdav+https://...")
-    return _FsspecFiles(url, retries)
+    return _FsspecFiles(url, retry)
 
 
-class _LocalFiles:
-    """Files of this machine; a reader never sees half of one."""
+class _Files:
+    """The part that all backends share: no file is reached but by a path that was checked."""
 
-    def __init__(self, url: str, root: Path, retries: StoreRetry) -> None:
+    def __init__(self, url: str, retry: StoreRetry) -> None:
         self.url = url
-        self._root = root
-        self._retries = retries
+        self._retry = retry
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
-    def _call(self, path: str, operation: Callable[[Path], _T]) -> _T:
-        target = self._root / path
-        return self._retries(str(target), lambda: operation(target))
+    def _call(self, path: str, operation: Callable[[str], _T]) -> _T:
+        """Run an operation on a path below the root, and again while it may heal."""
+        return self._retry(self._where(check_path(path)), lambda: operation(path))
 
-    def read(self, path: str) -> bytes:
-        return self._call(path, Path.read_bytes)
+    def _where(self, path: str) -> str:
+        return f"{self.url}/{path}".rstrip("/")
+
+    def _too_large(self, path: str, max_bytes: int) -> FileTooLargeError:
+        return FileTooLargeError(
+            f"{self._where(path)} has more than {max_bytes} bytes, which is too much for what it "
+            "should be: delete it or write it again"
+        )
+
+
+class _LocalFiles(_Files):
+    """Files of this machine; a reader never sees half of one."""
+
+    def __init__(self, url: str, root: Path, retry: StoreRetry) -> None:
+        super().__init__(url, retry)
+        self._root = root
+
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        def read(path: str) -> bytes:
+            target = self._root / path
+            try:
+                with target.open("rb") as file:
+                    data = file.read() if max_bytes is None else file.read(max_bytes + 1)
+            except FileNotFoundError:
+                _check_links(target)
+                raise
+            if max_bytes is not None and len(data) > max_bytes:
+                raise self._too_large(path, max_bytes)
+            return data
+
+        return self._call(path, read)
 
     def write(self, path: str, data: Buffer) -> None:
         try:
-            self._call(path, lambda target: _write_atomically(target, data))
+            self._call(path, lambda path: _write_atomically(self._root / path, data))
         except FileNotFoundError as error:
             # No answer to a write: a place like /proc, or the store was deleted just now.
             raise StoreError(
@@ -149,28 +192,52 @@ class _LocalFiles:
             ) from error
 
     def entries(self, path: str) -> Sequence[DirectoryEntry]:
-        def scan(target: Path) -> Sequence[DirectoryEntry]:
-            with os.scandir(target) as found:
-                # What a killed process left half written is nobody's file.
-                seen = [item for item in found if not item.name.endswith(".tmp")]
-            return sorted((_local_entry(item) for item in seen), key=lambda entry: entry.name)
+        def scan(path: str) -> Sequence[DirectoryEntry]:
+            target = self._root / path
+            try:
+                with os.scandir(target) as found:
+                    # Temporary files of `_write_atomically` have foreign names too.
+                    seen = [item for item in found if is_name(item.name)]
+            except FileNotFoundError:
+                _check_links(target)
+                raise
+            return sorted(map(_local_entry, seen), key=lambda entry: entry.name)
 
         return self._call(path, scan)
 
     def delete(self, path: str) -> None:
-        self._call(path, lambda target: target.unlink(missing_ok=True))
+        self._call(path, lambda path: (self._root / path).unlink(missing_ok=True))
 
     def delete_dir(self, path: str) -> None:
-        def remove(target: Path) -> None:
-            if target.exists():
-                shutil.rmtree(target)
+        def remove(path: str) -> None:
+            if (self._root / path).exists():
+                shutil.rmtree(self._root / path)
 
         self._call(path, remove)
 
 
 def _local_entry(item: os.DirEntry[str]) -> DirectoryEntry:
-    is_dir = item.is_dir()
-    return DirectoryEntry(item.name, None if is_dir else item.stat().st_size, is_dir)
+    try:
+        is_dir = item.is_dir()
+        return DirectoryEntry(item.name, None if is_dir else item.stat().st_size, is_dir)
+    except OSError:
+        # Its name is known; that it cannot be looked at says nothing about the directory.
+        return DirectoryEntry(item.name, None, is_dir=False)
+
+
+def _check_links(target: Path) -> None:
+    """Refuse to call a path absent that a symbolic link leads to.
+
+    Raises:
+        StoreError: The path, or a directory above it, is a link to nowhere, such as a disk that is
+            not mounted.
+    """
+    for path in (target, *target.parents):
+        if path.is_symlink() and not path.exists():
+            raise StoreError(
+                f"{path} is a link to {path.readlink()}, which is not there: mount or restore it, "
+                "or delete the link"
+            )
 
 
 def _write_atomically(target: Path, data: Buffer) -> None:
@@ -193,11 +260,12 @@ def _write_atomically(target: Path, data: Buffer) -> None:
         os.close(directory)
 
 
-class _WebDAVFiles:
-    """WebDAV through the few doors of webdav4 that neither lose data nor hang.
+class _WebDAVFiles(_Files):
+    """WebDAV over httpx, with webdav4's parser of listings.
 
-    Not through its fsspec class: that one keeps the password in `storage_options`, stats before
-    each read, and repeats a failed upload from `__del__`.
+    Neither webdav4's client nor its fsspec class: they cannot ask for a name with `#` or `?`,
+    resume a download of a file that was replaced meanwhile, stat before each read, keep the
+    password in `storage_options`, and repeat a failed upload from `__del__`.
     """
 
     def __init__(
@@ -205,73 +273,111 @@ class _WebDAVFiles:
         url: str,
         user: str | None,
         password: SecretStr | None,
-        retries: StoreRetry,
+        retry: StoreRetry,
         transport: httpx.BaseTransport | None,
     ) -> None:
-        parts = urlsplit(url.removeprefix("webdav+"))
-        self.url = url
-        self._root = unquote(parts.path).strip("/")
-        self._retries = retries
+        super().__init__(url, retry)
+        self._root = httpx.URL(url.removeprefix("webdav+"))
         secret = "" if password is None else password.get_secret_value()
-        self._client = webdav.Client(
-            f"{parts.scheme}://{parts.netloc}",
-            auth=None if user is None else (user, secret),
-            retry=False,  # one layer of retries: ours
+        self._client = httpx.Client(
+            auth=None if user is None else httpx.BasicAuth(user, secret),
             transport=transport,
+            # A proxy from the environment is never asked for a server of this machine.
+            mounts={f"all://{host}": None for host in _LOOPBACK} if transport is None else None,
         )
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
+    def _address(self, path: str) -> httpx.URL:
+        # The root is kept as it was written, since "%23" and "#" differ; a path needs no quoting.
+        return httpx.URL(f"{str(self._root).rstrip('/')}/{path}".rstrip("/"))
 
-    def _call(self, path: str, operation: Callable[[str], _T]) -> _T:
-        def translated() -> _T:
-            self._client.http.timeout = self._retries.timeout
+    @contextmanager
+    def _request(
+        self,
+        method: str,
+        address: httpx.URL,
+        headers: Mapping[str, str] | None = None,
+        content: Iterator[bytes] | None = None,
+    ) -> Generator[httpx.Response]:
+        """Send a request and yield its successful answer, whose body is yet to be read.
+
+        Raises:
+            HTTPFailure: The answer says that it was not done.
+        """
+        timeout = self._retry.timeout
+        with self._client.stream(
+            method, address, headers=headers, content=content, timeout=timeout
+        ) as answer:
+            _check_answer(answer)
+            yield answer
+
+    def _send(
+        self,
+        method: str,
+        address: httpx.URL,
+        headers: Mapping[str, str] | None = None,
+        content: Iterator[bytes] | None = None,
+    ) -> httpx.Response:
+        """As `_request`, with the whole answer."""
+        with self._request(method, address, headers, content) as answer:
+            answer.read()
+        if answer.status_code == 207 and method != "PROPFIND":
             try:
-                return operation(f"{self._root}/{path}".strip("/"))
-            except Exception as error:
-                status = _http_status(error)
-                if status is None:
-                    raise
-                raise HTTPFailure(status) from error
+                multistatus.parse_multistatus_response(answer).raise_for_status()
+            except multistatus.MultiStatusResponseError as error:
+                raise HTTPFailure(500) from error  # a part of it failed; it may be repeated
+        return answer
 
-        return self._retries(f"{self.url}/{path}".rstrip("/"), translated)
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        def get(path: str) -> bytes:
+            data = bytearray()
+            with self._request("GET", self._address(path)) as answer:
+                for chunk in answer.iter_bytes():
+                    data += chunk
+                    # Counted here: the size that a header names may be a lie.
+                    if max_bytes is not None and len(data) > max_bytes:
+                        raise self._too_large(path, max_bytes)
+            return bytes(data)
 
-    def read(self, path: str) -> bytes:
-        # One GET for the whole file: webdav4's own download resumes without If-Range, so that a
-        # file replaced meanwhile comes back as half old, half new.
-        return self._call(path, lambda target: self._client.request("GET", target).content)
+        return self._call(path, get)
 
     def write(self, path: str, data: Buffer) -> None:
-        def put(target: str) -> None:
+        def put(path: str) -> None:
             size = {"Content-Length": str(len(data))}
-            done = self._client.request("PUT", target, content=_chunks(data), headers=size)
-            done.raise_for_status()
+            self._send("PUT", self._address(path), headers=size, content=_chunks(data))
 
-        def put_below_parents(target: str) -> None:
+        def put_below_parents(path: str) -> None:
             try:
-                put(target)
-            except Exception as error:
-                # nginx answers 500 where a parent is missing; in an outage mkdir fails alike.
-                if _http_status(error) not in {404, 409, 500}:
+                put(path)
+            except HTTPFailure as error:
+                # nginx answers 500 where a parent is missing; in an outage MKCOL fails alike.
+                if error.status not in {404, 409, 500}:
                     raise
-                self._make_dirs(target.rpartition("/")[0])
-                put(target)
+                self._make_dirs(_parent(self._address(path)))
+                put(path)
 
         self._call(path, put_below_parents)
 
     def entries(self, path: str) -> Sequence[DirectoryEntry]:
         return self._call(path, self._entries)
 
-    def _entries(self, target: str) -> Sequence[DirectoryEntry]:
-        answer = self._client.propfind(target, headers={"Depth": "1"}, follow_redirects=True)
-        found = sorted(answer.responses.values(), key=lambda item: item.path_norm)
-        # The shortest address is the directory itself, also behind a proxy that rewrites paths.
-        own, *children = found
-        if own.status_code is not None and own.status_code >= 400:
-            raise httpx.RemoteProtocolError(f"status {own.status_code} inside the listing")
-        if not own.properties.collection:
-            raise NotADirectoryError(errno.ENOTDIR, "not a directory", target)
-        return [
+    def _entries(self, path: str) -> Sequence[DirectoryEntry]:
+        asked = self._address(path)
+        depth = {"Depth": "1"}
+        try:
+            answer = self._send("PROPFIND", asked, headers=depth)
+        except HTTPFailure as error:
+            # Servers send a directory whose address lacks the slash to the one that has it.
+            if not (isinstance(error, _Redirect) and error.path == f"{asked.path}/"):
+                raise
+            answer = self._send("PROPFIND", _with_slash(asked), headers=depth)
+        found = multistatus.parse_multistatus_response(answer).responses
+        own, children = _own_entry(asked.path.rstrip("/") or "/", found)
+        if own is not None:
+            if own.status_code is not None and own.status_code >= 400:
+                raise httpx.RemoteProtocolError(f"status {own.status_code} inside the listing")
+            if not own.properties.collection:
+                raise NotADirectoryError(errno.ENOTDIR, "not a directory", path)
+        entries = [
             DirectoryEntry(
                 item.path_norm.rpartition("/")[2],
                 None if item.properties.collection else item.properties.content_length,
@@ -279,62 +385,114 @@ class _WebDAVFiles:
             )
             for item in children
         ]
+        return sorted(
+            (entry for entry in entries if is_name(entry.name)), key=lambda entry: entry.name
+        )
 
-    def _make_dirs(self, target: str) -> None:
+    def _make_dirs(self, address: httpx.URL) -> None:
         # From the bottom up: directories above one's own are often forbidden to touch.
         try:
-            self._client.mkdir(target)
-        except webdav.ResourceAlreadyExists:
-            return
-        except (webdav.ResourceConflict, webdav.ResourceNotFound):
-            parent = target.rpartition("/")[0]
-            if not parent:
+            self._send("MKCOL", _with_slash(address))
+        except HTTPFailure as error:
+            if error.status == 405:
+                return  # it exists
+            parent = _parent(address)
+            if error.status not in {404, 409} or parent == address:
                 raise
             self._make_dirs(parent)
-            self._make_dirs(target)
+            self._make_dirs(address)
 
     def delete(self, path: str) -> None:
-        self._delete(path, is_dir=False)
+        with suppress(FileNotFoundError):
+            self._call(path, lambda path: self._send("DELETE", self._address(path)))
 
     def delete_dir(self, path: str) -> None:
-        self._delete(path, is_dir=True)
-
-    def _delete(self, path: str, *, is_dir: bool) -> None:
-        def delete(target: str) -> None:
-            # nginx refuses to delete a directory whose address lacks the slash.
-            self._client.request("DELETE", target, add_trailing_slash=is_dir)
-
+        # nginx refuses to delete a directory whose address lacks the slash.
         with suppress(FileNotFoundError):
-            self._call(path, delete)
+            self._call(path, lambda path: self._send("DELETE", _with_slash(self._address(path))))
+
+
+class _Redirect(HTTPFailure):
+    """The server names another address instead of an answer."""
+
+    def __init__(self, status: int, target: httpx.URL) -> None:
+        # Neither user nor query is repeated: either may be secret.
+        shown = target.copy_with(username="", password="", query=None, fragment=None)
+        super().__init__(
+            status,
+            f"redirected to {shown} (HTTP {status}): if that is your store, give its address; a "
+            "login page means that the address is not one of WebDAV",
+        )
+        self.path = target.path
+
+
+def _check_answer(answer: httpx.Response) -> None:
+    """Return if a request was done.
+
+    Raises:
+        HTTPFailure: Its answer says that it was not.
+    """
+    status = answer.status_code
+    location = answer.headers.get("location")
+    if 300 <= status < 400 and location is not None:
+        raise _Redirect(status, answer.request.url.join(location))
+    offered = answer.headers.get("www-authenticate", "").lower()
+    if status == 401 and "digest " in offered and "basic " not in offered:
+        raise HTTPFailure(
+            status,
+            "the server accepts Digest authentication only (HTTP 401), and TSGB sends Basic: allow "
+            "Basic on the server, over https",
+        )
+    if not 200 <= status < 300:
+        raise HTTPFailure(status)
+
+
+def _with_slash(address: httpx.URL) -> httpx.URL:
+    return address.copy_with(raw_path=address.raw_path.rstrip(b"/") + b"/")
+
+
+def _parent(address: httpx.URL) -> httpx.URL:
+    return address.copy_with(raw_path=address.raw_path.rstrip(b"/").rpartition(b"/")[0] or b"/")
+
+
+def _own_entry(
+    asked: str, found: Mapping[str, multistatus.Response]
+) -> tuple[multistatus.Response | None, Sequence[multistatus.Response]]:
+    """Return a listing's entry for the directory itself, if there is one, and all others.
+
+    Args:
+        asked: Path of the directory that was asked for, without a slash at the end.
+        found: Entries by path.
+
+    Raises:
+        ValueError: The listing does not tell which directory it is of.
+    """
+    paths = sorted(found)
+    if not paths:
+        raise ValueError("the listing is empty, without the directory itself")
+    own = asked if asked in found else None
+    if own is None and any(path != f"{asked.rstrip('/')}/{_last(path)}" for path in paths):
+        # A proxy that rewrites paths: all but the directory itself should lie below it.
+        own = paths[0]
+        if _last(own) != _last(asked) or any(path != f"{own}/{_last(path)}" for path in paths[1:]):
+            raise ValueError(f"the listing is of {own}, not of {asked}")
+    return found.get(own or ""), [found[path] for path in paths if path != own]
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _chunks(data: Buffer) -> Iterator[bytes]:
-    """A buffer in pieces; in one it would be copied whole."""
+    """Yield a buffer in pieces; in one it would be copied whole."""
     return (bytes(data[start : start + _CHUNK]) for start in range(0, len(data), _CHUNK))
 
 
-def _http_status(error: Exception) -> int | None:
-    """webdav4 has a class for some statuses, and leaks httpx's errors for others."""
-    if isinstance(error, webdav.HTTPError):
-        return int(error.status_code)
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code
-    meaning = {
-        webdav.ResourceNotFound: 404,
-        webdav.InsufficientStorage: 507,
-        webdav.BadGatewayError: 502,
-        webdav.ResourceLocked: 423,
-        webdav.ResourceConflict: 409,
-        webdav.ForbiddenOperation: 403,
-        webdav.MultiStatusError: 500,  # a part of the request failed; it may be repeated
-    }
-    return next((status for kind, status in meaning.items() if isinstance(error, kind)), None)
-
-
 class _AnyFileSystem(Protocol):
-    """What we use of fsspec, which ships no types."""
+    """The part of fsspec's interface that is used; it ships no types."""
 
     def cat_file(self, path: str) -> bytes: ...
+    def info(self, path: str) -> dict[str, Any]: ...
     def pipe_file(self, path: str, value: bytes) -> None: ...
     def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
     def ls(self, path: str, detail: bool = True) -> list[dict[str, Any]]: ...
@@ -343,30 +501,32 @@ class _AnyFileSystem(Protocol):
     def invalidate_cache(self) -> None: ...
 
 
-class _FsspecFiles:
+class _FsspecFiles(_Files):
     """Any other URL that fsspec knows."""
 
-    def __init__(self, url: str, retries: StoreRetry) -> None:
-        self.url = url
-        self._retries = retries
+    def __init__(self, url: str, retry: StoreRetry) -> None:
+        super().__init__(url, retry)
         try:
             opened = cast("Any", core).url_to_fs(url, skip_instance_cache=True)
         except (ValueError, ImportError, TypeError, OSError) as error:
             raise cannot_open(url, error) from error
         self._fs, self._root = cast("tuple[_AnyFileSystem, str]", opened)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
+    def _target(self, path: str) -> str:
+        return f"{self._root.rstrip('/')}/{path}".rstrip("/")
 
-    def _call(self, path: str, operation: Callable[[str], _T]) -> _T:
-        target = f"{self._root.rstrip('/')}/{path}".rstrip("/")
-        return self._retries(f"{self.url}/{path}".rstrip("/"), lambda: operation(target))
+    def read(self, path: str, max_bytes: int | None = None) -> bytes:
+        def read(path: str) -> bytes:
+            target = self._target(path)
+            if max_bytes is not None and (self._fs.info(target).get("size") or 0) > max_bytes:
+                raise self._too_large(path, max_bytes)
+            return self._fs.cat_file(target)
 
-    def read(self, path: str) -> bytes:
-        return self._call(path, self._fs.cat_file)
+        return self._call(path, read)
 
     def write(self, path: str, data: Buffer) -> None:
-        def put(target: str) -> None:
+        def put(path: str) -> None:
+            target = self._target(path)
             self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(target, bytes(data))
 
@@ -375,24 +535,26 @@ class _FsspecFiles:
     def entries(self, path: str) -> Sequence[DirectoryEntry]:
         return self._call(path, self._entries)
 
-    def _entries(self, target: str) -> Sequence[DirectoryEntry]:
+    def _entries(self, path: str) -> Sequence[DirectoryEntry]:
         self._fs.invalidate_cache()  # other processes write here too
+        target = self._target(path)
         found: list[DirectoryEntry] = []
         for item in self._fs.ls(target, detail=True):
-            name = str(item["name"]).rstrip("/")
+            full = str(item["name"]).rstrip("/")
             is_dir = item["type"] == "directory"
-            if name.strip("/") == target.strip("/"):
+            if full.strip("/") == target.strip("/"):
                 if is_dir:
                     continue  # some object stores list the directory in itself
                 raise NotADirectoryError(errno.ENOTDIR, "not a directory", target)
             size = None if is_dir or item.get("size") is None else int(item["size"])
-            found.append(DirectoryEntry(name.rpartition("/")[2], size, is_dir))
+            if is_name(_last(full)):
+                found.append(DirectoryEntry(_last(full), size, is_dir))
         return sorted(found, key=lambda entry: entry.name)
 
     def delete(self, path: str) -> None:
         with suppress(FileNotFoundError):
-            self._call(path, self._fs.rm_file)
+            self._call(path, lambda path: self._fs.rm_file(self._target(path)))
 
     def delete_dir(self, path: str) -> None:
         with suppress(FileNotFoundError):
-            self._call(path, lambda target: self._fs.rm(target, recursive=True))
+            self._call(path, lambda path: self._fs.rm(self._target(path), recursive=True))

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from tsgb.checkpoint.documents import canonical_json, parse_json_object
+from tsgb.checkpoint.urls import is_name
 from tsgb.types import Buffer
 
 MANIFEST = "manifest.json"
@@ -28,6 +29,12 @@ _PACKAGES = ("tsgb", "torch", "transformers", "peft", "safetensors", "numpy")
 
 class Untrusted(ValueError):  # noqa: N818 - a finding, and no damage
     """The manifest is sound, but not by the holder of our key."""
+
+
+def _check_name(name: str) -> str:
+    if not is_name(name) or name == MANIFEST:
+        raise ValueError(f"{name[:200]!r} is no name of a checkpoint's file")
+    return name
 
 
 class FileRecord(BaseModel):
@@ -66,7 +73,8 @@ class Manifest(BaseModel):
     writer: str
     parent: str | None
     """Name of the checkpoint that the writing process started from or saved before this one."""
-    files: dict[str, FileRecord]
+    files: dict[Annotated[str, AfterValidator(_check_name)], FileRecord]
+    """Size and hash of each file, by name."""
     versions: dict[str, str]
     """Exact resume is promised on equal versions only."""
     config_sha256: str
@@ -96,13 +104,7 @@ class Manifest(BaseModel):
             Untrusted: It is not signed with the key.
             ValueError: Not a manifest, of another version, or not the bytes that were written.
         """
-        try:
-            loaded: object = json.loads(data)
-        except ValueError as error:
-            raise ValueError("it is not JSON") from error
-        if not isinstance(loaded, dict):
-            raise ValueError("it is not a JSON object")  # noqa: TRY004 - a wrong file, not a bug
-        content = cast("dict[str, Any]", loaded)
+        content = parse_json_object(data)
         claimed: object = content.pop("self_sha256", None)
         if canonical_json({**content, "self_sha256": claimed}) != data:
             raise ValueError("it is not canonical JSON")
@@ -142,14 +144,6 @@ def _check_signature(content: Mapping[str, Any], signature: object, key: SecretS
             "it is signed with another key, or somebody without the key changed it: set "
             "TSGB_MANIFEST_KEY to the key that wrote it"
         )
-
-
-def canonical_json(value: Mapping[str, Any]) -> bytes:
-    """One form for one value: sorted keys, no spaces, UTF-8, a newline at the end."""
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return f"{text}\n".encode()
 
 
 def sha256_hex(data: Buffer) -> str:

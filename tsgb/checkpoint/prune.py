@@ -11,7 +11,6 @@ through all this could commit a checkpoint whose files were taken for leftovers 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from tsgb.errors import UsageError
 
 ALIVE_SECONDS = 120
 """A worker beats every few seconds, but not while it waits for a save."""
-_HEARTBEAT = re.compile(r"^\d+\.json$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +94,7 @@ class _Successor(CheckpointStore):
         self.claim(max((claim.attempt for claim in self._seen()), default=None))
 
     def _seen(self) -> Sequence[FencingToken]:
-        return [*self._claims(), *(place.claim for place in self._places())]
+        return [*self._claims(), *(place.token for place in self._places())]
 
 
 class _Rehearsal(_Successor):
@@ -130,13 +128,10 @@ def _check_nobody_works(run: RunStore, now: datetime) -> None:
 
 
 def _newest_heartbeat(run: RunStore) -> tuple[Mapping[str, Any], str]:
-    try:
-        names = [name for name in run.list("heartbeats") if _HEARTBEAT.match(name)]
-    except FileNotFoundError:
-        names = list[str]()
-    if not names:
+    attempts = run.attempt_documents("heartbeats")
+    if not attempts:
         return {}, ""
-    newest = max(names, key=lambda name: int(name.removesuffix(".json")))
+    newest = f"{attempts[-1]:04d}.json"
     return _read(run, f"heartbeats/{newest}"), newest
 
 

@@ -19,7 +19,7 @@ from tsgb.checkpoint.manifest import MANIFEST, FileRecord, sha256_hex
 from tsgb.checkpoint.reader import InvalidCheckpoint
 from tsgb.checkpoint.resolve import parse_address
 from tsgb.checkpoint.run import RunStore, open_run
-from tsgb.checkpoint.urls import local_path
+from tsgb.checkpoint.urls import is_name, local_path
 from tsgb.errors import CheckpointError, UsageError
 
 _CONFIG = "config.json"
@@ -63,6 +63,7 @@ def pull(
     if target is None:
         raise UsageError(f"{directory} is not a directory of this machine: give a local path")
     for inspector, listed in _begun(source, target, on_skip).candidates(on_skip):
+        _check_inside(target, listed)
         _check_free(target, listed)
         run = open_run(str(target / inspector.run.run_id))
         try:
@@ -137,6 +138,20 @@ def _is_there(run: RunStore, path: str, record: FileRecord) -> bool:
         return False
 
 
+def _check_inside(target: Path, listed: CheckpointInfo) -> None:
+    """Return if every file of the copy will lie in the target directory, whatever links are there.
+
+    The names themselves were checked when the manifest was read.
+    """
+    directory = target / listed.run.run_id / listed.directory
+    for path in (directory / name for name in (*listed.files, MANIFEST)):
+        if not path.resolve().is_relative_to(target.resolve()):
+            raise UsageError(
+                f"{path} leads out of {target} to {path.resolve()}: delete the symbolic link, or "
+                "give another directory"
+            )
+
+
 def _check_free(target: Path, listed: CheckpointInfo) -> None:
     """Every level holds nothing but what leads to this checkpoint, or is part of it."""
     levels = [
@@ -149,7 +164,7 @@ def _check_free(target: Path, listed: CheckpointInfo) -> None:
         if directory.exists() and not directory.is_dir():
             raise UsageError(f"{directory} is a file: give a directory to copy into")
         names = [path.name for path in directory.iterdir()] if directory.exists() else []
-        strange = sorted(name for name in names if name not in allowed and name[-4:] != ".tmp")
+        strange = sorted(name for name in names if name not in allowed and is_name(name))
         if strange:
             raise UsageError(
                 f"{directory} holds {strange[0]}, which is no part of a copy of "

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
+from tsgb.checkpoint.documents import MAX_JSON_BYTES, MAX_TEXT_BYTES
+from tsgb.checkpoint.filesystem import FileTooLargeError
+from tsgb.checkpoint.layout import CHECKPOINTS, METRICS, CheckpointName
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, Manifest, Untrusted, sha256_hex
 from tsgb.checkpoint.run import RunStore
-from tsgb.errors import CheckpointError
+from tsgb.errors import CheckpointError, StoreError, StoreUnreachable
 from tsgb.types import Buffer, CheckpointRef
 
 READS = 4
@@ -49,19 +51,31 @@ class CheckpointReader:
         )
 
     def newest(self) -> CheckpointRef | None:
-        """The newest committed checkpoint; its files are verified when they are read.
+        """Return the newest committed checkpoint; its files are verified when they are read.
 
         Returns:
             None only when the run definitely has none: a new run.
 
         Raises:
-            CheckpointError: There are checkpoints, but none that counts.
+            CheckpointError: There are checkpoints, but none that counts; or none is listed, while
+                other documents say that updates were saved.
         """
         found = self.newest_manifest()
-        return None if found is None else found[0]
+        if found is None:
+            self._check_that_nothing_was_saved()
+            return None
+        return found[0]
 
     def newest_manifest(self) -> tuple[CheckpointRef, Manifest] | None:
-        """As `newest`, with the manifest."""
+        """Return the newest committed checkpoint with its manifest, for who only looks.
+
+        Returns:
+            None when none is listed, or only one of step 0 that was never finished. Whether the run
+            is new is not asked: nothing may be started on this answer, see `newest`.
+
+        Raises:
+            CheckpointError: There are checkpoints, but none that counts.
+        """
 
         def look(place: CheckpointName) -> tuple[CheckpointRef, Manifest]:
             manifest, sha256 = self._manifest(place)
@@ -96,7 +110,10 @@ class CheckpointReader:
             manifest, sha256 = self._manifest(place)
             return self._ref(place, manifest, sha256), manifest, self._files(place, manifest, names)
 
-        return self._first_valid(look, on_skip)
+        found = self._first_valid(look, on_skip)
+        if found is None:
+            self._check_that_nothing_was_saved()
+        return found
 
     def read(self, ref: CheckpointRef, names: Collection[str] | None = None) -> dict[str, bytes]:
         """The files of a checkpoint, each verified.
@@ -138,8 +155,6 @@ class CheckpointReader:
         self, look: Callable[[CheckpointName], _T], on_skip: Callable[[str], None]
     ) -> _T | None:
         places = self._places()
-        if not places:
-            self._confirm_absence()
         nothing_lost = True
         reasons: list[str] = []
         for place in places:
@@ -156,11 +171,48 @@ class CheckpointReader:
             return None
         raise CheckpointError(
             f"none of the {len(places)} checkpoints of {self.run.run_url} can be used, the newest "
-            f"because {reasons[0]}: to start over, delete {self.run.run_url}/{CHECKPOINTS}"
+            f"because {reasons[0]}: to start over, delete {self.run.run_url} or choose another run "
+            "id"
         )
 
-    def _confirm_absence(self) -> None:
-        """Raises if it is known that the store must hold something."""
+    def _check_that_nothing_was_saved(self) -> None:
+        """Return if a run whose listing names no usable checkpoint is new.
+
+        Raises:
+            CheckpointError: Other documents of the run say that updates were saved.
+        """
+        trace = self._trace_of_saves()
+        if trace:
+            raise CheckpointError(
+                f"run {self.run.run_url} is not new, since {trace}, but no checkpoint of it is "
+                f"listed: restore {self.run.run_url}/{CHECKPOINTS}; to start over, delete "
+                f"{self.run.run_url}, or choose another run id"
+            )
+
+    def _trace_of_saves(self) -> str:
+        """Return which document says that an update was saved; empty if none does.
+
+        A run that was killed before its first checkpoint has claims, and perhaps an exit record
+        without a checkpoint, but no metrics: they are written from its second checkpoint on.
+        """
+        try:
+            updates = len(self.run.read_bytes(METRICS, MAX_TEXT_BYTES).splitlines())
+        except FileNotFoundError:
+            updates = 0
+        if updates:
+            return f"{METRICS} has {updates} updates"
+        for attempt in reversed(self.run.attempt_documents("exits")):
+            name = f"exits/{attempt:04d}.json"
+            try:
+                saved = self.run.read_json(name).get("checkpoint")
+            except StoreUnreachable:
+                raise
+            except (FileNotFoundError, StoreError):
+                continue  # it says nothing
+            step = saved.get("step") if isinstance(saved, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            if isinstance(step, int) and step > 0:
+                return f"{name} names a checkpoint of step {step}"
+        return ""
 
     def _places(self) -> Sequence[CheckpointName]:
         """All checkpoint directories, newest first, whether they count or not."""
@@ -189,7 +241,11 @@ class CheckpointReader:
         reason = ""
         for _ in range(READS):
             try:
-                data = self.run.read_bytes(path)
+                data = self.run.read_bytes(path, MAX_JSON_BYTES)
+            except FileTooLargeError as error:
+                raise InvalidCheckpoint(
+                    f"{MANIFEST} is damaged: {error}", committed=True
+                ) from error
             except FileNotFoundError as error:
                 reason = f"it has no {MANIFEST}, so its writer did not finish it"
                 raise InvalidCheckpoint(reason, committed=False) from error
@@ -231,7 +287,11 @@ class CheckpointReader:
         problem: str | None = None
         for _ in range(READS):
             try:
-                data = self.run.read_bytes(f"{CHECKPOINTS}/{place.name}/{name}")
+                path = f"{CHECKPOINTS}/{place.name}/{name}"
+                data = self.run.read_bytes(path, record.size)
+            except FileTooLargeError:
+                problem = f"more than the {record.size} bytes that were written"
+                continue
             except FileNotFoundError as error:
                 raise InvalidCheckpoint(f"{name} is missing", committed=True) from error
             problem = record.mismatch(data)

@@ -6,19 +6,24 @@ It knows the layout of the documents only by their names, and no checkpoint; sto
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from pydantic import SecretStr
 
 from tsgb.checkpoint.cache import FileCache
+from tsgb.checkpoint.documents import (
+    MAX_JSON_BYTES,
+    MAX_TEXT_BYTES,
+    canonical_json,
+    parse_json_object,
+)
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, FileSystem, open_filesystem
-from tsgb.checkpoint.manifest import canonical_json
+from tsgb.checkpoint.layout import parse_attempt_document
 from tsgb.checkpoint.urls import canonical_url, check_run_id, local_path
 from tsgb.errors import StoreError, UsageError
 from tsgb.types import Buffer
@@ -44,11 +49,19 @@ class RunStore:
         cache: FileCache | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            filesystem: The run's directory.
+            run_url: URL of that directory; its last part is the run's id.
+            manifest_key: Signs the manifests of this run; None where they are not signed.
+            cache: Keeps files of checkpoints on this machine; None where every read goes to the
+                store.
+            sleep: Waits so many seconds between two reads of a damaged document.
+        """
         self.filesystem = filesystem
         self.manifest_key = manifest_key
-        """Signs the manifests of this run; None where they are not signed."""
         self.cache = cache
-        """Keeps files of checkpoints on this machine; None where every read goes to the store."""
         self.run_url = canonical_url(run_url)
         self.run_id = check_run_id(self.run_url.rpartition("/")[2])
         self._sleep = sleep
@@ -56,34 +69,48 @@ class RunStore:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.run_url!r})"
 
-    def read_bytes(self, name: str) -> bytes:
-        """The document as it lies there."""
-        return self.filesystem.read(name)
+    def read_bytes(self, name: str, max_bytes: int | None = None) -> bytes:
+        """Return a document as it is.
 
-    def read_text(self, name: str) -> str:
-        """The document as UTF-8."""
-        return self.read_bytes(name).decode("utf-8")
+        Raises:
+            FileTooLargeError: It has more than `max_bytes`.
+        """
+        return self.filesystem.read(name, max_bytes)
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON object.
+    def read_text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
+        """Return a document as text.
+
+        Raises:
+            StoreError: It is not UTF-8, or has more than `max_bytes`.
+        """
+        try:
+            return str(self.read_bytes(name, max_bytes), "utf-8")
+        except UnicodeDecodeError as error:
+            raise StoreError(
+                f"{self.run_url}/{name} is not UTF-8 text (byte {error.start}): it is damaged or "
+                "was written by something else; write it again or delete it"
+            ) from error
+
+    def read_json(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+        """Return a JSON object.
 
         Raises:
             FileNotFoundError: There is none.
-            StoreError: It is no JSON object, on each of three reads.
+            StoreError: It is no JSON object on each of three reads, is nested too deep, or has more
+                than `max_bytes`.
         """
+        reason = ""
         for read in range(_READS):
-            data = self.read_bytes(name)  # outside the try: a StoreError is a ValueError too
-            try:
-                loaded: object = json.loads(data)
-            except ValueError:
-                loaded = None
-            if isinstance(loaded, dict):
-                return cast("dict[str, Any]", loaded)
-            if read + 1 < _READS:
+            if read:
                 self._sleep(_PAUSE_SECONDS)
+            data = self.read_bytes(name, max_bytes)  # outside: a StoreError is a ValueError too
+            try:
+                return parse_json_object(data)
+            except ValueError as error:
+                reason = f" ({error})" if "nested" in str(error) else ""
         raise StoreError(
-            f"{self.run_url}/{name} is not a JSON object: its writer was killed half way or it is "
-            "damaged; write it again or delete it"
+            f"{self.run_url}/{name} is not a JSON object{reason}: its writer was killed half way "
+            "or it is damaged; write it again or delete it"
         )
 
     def write_bytes(self, name: str, data: Buffer) -> None:
@@ -91,8 +118,11 @@ class RunStore:
         self.filesystem.write(name, data)
 
     def write_text(self, name: str, text: str) -> None:
-        """Create or replace a document, as UTF-8."""
-        self.write_bytes(name, text.encode("utf-8"))
+        r"""Create or replace a document, as UTF-8.
+
+        Half of a surrogate pair, which UTF-8 cannot hold, is written as an escape such as `\ud800`.
+        """
+        self.write_bytes(name, text.encode(errors="backslashreplace"))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Create or replace a document, as canonical JSON."""
@@ -113,8 +143,19 @@ class RunStore:
         self.delete(name)
 
     def list(self, name: str = "") -> Sequence[str]:
-        """The names in a directory of the run, sorted."""
+        """Return the names in a directory of the run, sorted, without foreign files."""
         return [entry.name for entry in self.filesystem.entries(name)]
+
+    def attempt_documents(self, name: str) -> Sequence[int]:
+        """Return the attempts that a directory has a document `NNNN.json` about, in order.
+
+        Other names in it are ignored; a directory that is not there has none.
+        """
+        try:
+            found = map(parse_attempt_document, self.list(name))
+        except FileNotFoundError:
+            return []
+        return sorted(number for number in found if number is not None)
 
     def delete(self, name: str) -> None:
         """Delete a document; a missing one is fine."""
@@ -133,12 +174,12 @@ def open_run(
     """Open a run by its URL; it need not exist yet.
 
     Args:
-        run_url: Of the run's directory.
-        user: For WebDAV.
-        password: For WebDAV.
-        manifest_key: Manifests are signed with it, and must be.
-        cache: Not used for a store on this machine's disk, which is as fast.
-        deadline_seconds: See `open_filesystem`.
+        run_url: URL of the run's directory.
+        user: User name for WebDAV.
+        password: Password for WebDAV.
+        manifest_key: Signs manifests; those that it did not sign do not count.
+        cache: Keeps files on this machine; not used for a store on its disk, which is as fast.
+        deadline_seconds: Seconds for which one call retries; see `open_filesystem`.
     """
     filesystem = open_filesystem(run_url, user, password, deadline_seconds=deadline_seconds)
     if local_path(filesystem.url) is not None:

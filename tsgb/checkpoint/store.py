@@ -9,23 +9,22 @@ the claims that it is the older one, and stops with `LeaseLost`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, CheckpointName, FencingToken, next_claim
+from tsgb.checkpoint.documents import canonical_json
+from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, CheckpointName, FencingToken, next_token
 from tsgb.checkpoint.manifest import (
     MANIFEST,
     FileRecord,
     Manifest,
-    canonical_json,
     installed_versions,
     utc_now,
 )
 from tsgb.checkpoint.reader import CheckpointReader, InvalidCheckpoint
 from tsgb.checkpoint.resolve import load, resolve
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
-from tsgb.checkpoint.urls import check_run_id, join_run
+from tsgb.checkpoint.urls import check_run_id, is_name, join_run
 from tsgb.errors import CheckpointError, LeaseLost, StoreError
 from tsgb.types import Buffer, CheckpointRef
 
@@ -40,8 +39,6 @@ __all__ = [
     "open_run",
     "resolve",
 ]
-
-_FILE_NAME = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
 
 
 class CheckpointStore(CheckpointReader):
@@ -75,7 +72,7 @@ class CheckpointStore(CheckpointReader):
         Raises:
             LeaseLost: A higher attempt has been here.
         """
-        seen = [*self._claims(), *(place.claim for place in self._places())]
+        seen = [*self._claims(), *(place.token for place in self._places())]
         highest = max((claim.attempt for claim in seen), default=0)
         if attempt is None:
             attempt = highest + 1
@@ -84,7 +81,7 @@ class CheckpointStore(CheckpointReader):
                 f"attempt {attempt} of run {self.run.run_url} is over: attempt {highest} has "
                 "claimed it; stop this process, that one goes on"
             )
-        claim = next_claim(seen, attempt)
+        claim = next_token(seen, attempt)
         if claim is None:
             raise LeaseLost(f"attempt {attempt} was started too many times: begin a new attempt")
         record = {"attempt": attempt, "writer": claim.writer, "created_at": f"{self._clock()}"}
@@ -119,9 +116,10 @@ class CheckpointStore(CheckpointReader):
                 f"{own.name}: stop this process, that one goes on"
             )
 
-    def _confirm_absence(self) -> None:
+    def _check_that_nothing_was_saved(self) -> None:
         if self._claim is not None:
-            self.check_fence()  # a store that has our claim is the right one, and it answers
+            self.check_fence()  # a store that has our token is the right one, and it answers
+        super()._check_that_nothing_was_saved()
 
     def _own_claim(self) -> FencingToken:
         if self._claim is None:
@@ -159,7 +157,7 @@ class CheckpointStore(CheckpointReader):
             StoreFull: No space; what was committed before is untouched.
             CheckpointError: This process has committed other bytes for this step.
         """
-        bad = [name for name in files if not _FILE_NAME.match(name) or name == MANIFEST]
+        bad = [name for name in files if not is_name(name) or name == MANIFEST]
         if bad or not files:
             raise ValueError(f"file names {bad!r} cannot be part of a checkpoint")
         own = self._own_claim()
@@ -248,11 +246,11 @@ class CheckpointStore(CheckpointReader):
                 self._manifest(place)
                 kept.append(place)
             except InvalidCheckpoint as error:
-                if not error.committed and place.claim < own:
+                if not error.committed and place.token < own:
                     old.append(place)  # nobody will finish it; a damaged one stays as evidence
-        if sum(place.claim == own for place in kept) < keep:
+        if sum(place.token == own for place in kept) < keep:
             old = [place for place in old if place.name != self._proven]
-        old = sorted(place for place in old if place.claim <= own)
+        old = sorted(place for place in old if place.token <= own)
         for place in old:
             self._delete(place)
         return [place.name for place in old]

@@ -1,4 +1,7 @@
-"""Addresses of stores and runs: which are allowed, and the one form in which they are kept."""
+"""Addresses of stores and runs, and the names that files may have below them.
+
+It knows which addresses and names are allowed, and the one form in which they are kept.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,27 @@ from urllib.parse import unquote, urlsplit
 
 from tsgb.errors import StoreError, UsageError
 
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_RUN_ID = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_HOST = re.compile(r"localhost|(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}|\d{1,3}(?:\.\d{1,3}){3}")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_FOREIGN = re.compile(r"thumbs\.db|desktop\.ini|.*\.sync-conflict-.*", re.IGNORECASE)
 _RESERVED = frozenset({"latest", "checkpoints"})
 
 
 def canonical_url(url: str) -> str:
-    """The form of a store URL that is kept in records: no slash at the end, paths absolute.
+    """Return the form of a store URL that is kept in records: no slash at the end, paths absolute.
 
     Raises:
-        StoreError: It cannot be a store's address, or holds a secret that would end up in logs.
+        StoreError: It cannot be a store's address, could mean two places, or holds a secret that
+            would end up in logs.
     """
     if not url.strip():
         raise StoreError("the store URL is empty: give a path or a URL")
+    if _CONTROL.search(url):
+        raise StoreError(f"store URL {url!r} holds a control character: take it out")
     if not _has_scheme(url):
+        _check_plain_path(url)
         return str(Path(url).expanduser().absolute())
     try:
         parts = urlsplit(url)
@@ -42,24 +52,50 @@ def canonical_url(url: str) -> str:
             f"store URL {safe} holds a password, which would end up in logs: take it out and set "
             "RCLONE_WEBDAV_USER and RCLONE_WEBDAV_PASS"
         )
-    if parts.scheme.endswith(("http", "https")):
-        if not parts.hostname:
-            raise StoreError(f"store URL {safe} names no host: write https://host/path")
-        if parts.query or parts.fragment:
-            raise StoreError(
-                f"store URL {safe} goes on with a query or a fragment, so that no path can be "
-                "appended: take it out"
-            )
+    if "?" in url or "#" in url:
+        raise StoreError(
+            f"store URL {safe} goes on with a query or a fragment, so that no path can be "
+            "appended: take it out; write %3F and %23 where ? and # are part of a name"
+        )
+    is_http = parts.scheme.removeprefix("webdav+") in {"http", "https"}
+    if is_http and not parts.hostname:
+        raise StoreError(f"store URL {safe} names no host: write https://host/path")
+    if not is_http and parts.scheme != "file" and "::" in url:
+        raise StoreError(
+            f"store URL {safe} is a chain of URLs, to which no path can be appended: give one URL"
+        )
     stripped = url.rstrip("/")
     return f"{stripped}//" if stripped.endswith(":") else stripped
 
 
 def _has_scheme(url: str) -> bool:
-    return "::" in url or _SCHEME.match(url) is not None
+    return _SCHEME.match(url) is not None
+
+
+def _check_plain_path(path: str) -> None:
+    """Refuse what looks like the address of a remote store rather than a directory.
+
+    Raises:
+        StoreError: The first part of the path has a colon or is a host's name, and no such file
+            or directory exists.
+    """
+    first = path.split("/", maxsplit=1)[0]
+    if first.startswith("~") or Path(first).exists():
+        return
+    if ":" in first:
+        raise StoreError(
+            f"store {path!r} is neither a path nor a URL, because of its colon: write ./{path} for "
+            "a local directory, or webdav+https://host/path for a WebDAV server"
+        )
+    if _HOST.fullmatch(first):
+        raise StoreError(
+            f"store {path!r} begins with the name of a host, but has no scheme: write "
+            f"https://{path} for a WebDAV server, or ./{path} for a local directory"
+        )
 
 
 def local_path(url: str) -> Path | None:
-    """The directory that a plain path or a `file://` URL names; None for any other URL."""
+    """Return the directory that a plain path or a `file://` URL names; None for any other URL."""
     url = canonical_url(url)
     if url.startswith("file:"):
         parts = urlsplit(url)
@@ -70,7 +106,7 @@ def local_path(url: str) -> Path | None:
 
 
 def server_of(url: str) -> str:
-    """Who answers for a URL that is no local path.
+    """Return the scheme, host and port of a URL that is no local path.
 
     >>> server_of("webdav+https://dav.example.org:8443/tsgb/run-1")
     'https://dav.example.org:8443'
@@ -79,9 +115,34 @@ def server_of(url: str) -> str:
     return f"{parts.scheme.removeprefix('webdav+')}://{parts.netloc}"
 
 
+def is_name(name: str) -> bool:
+    """Return whether TSGB could have given this name to a file or directory in a store.
+
+    Other names are ignored wherever a directory is listed: those of synchronisation clients,
+    editors, network file systems and desktops (`.DS_Store`, `a (conflicted copy).json`, `.#a`,
+    `a~`, `.nfs0001`), and names that would lead out of the directory.
+    """
+    return _NAME.fullmatch(name) is not None and _FOREIGN.fullmatch(name) is None
+
+
+def check_path(path: str) -> str:
+    """Return a path below the root of a store, or refuse it; `""` is the root.
+
+    Raises:
+        StoreError: A part of it is no name of a file or directory, such as `..`; the path may come
+            from a document that somebody else wrote.
+    """
+    if path and not all(map(is_name, path.split("/"))):
+        raise StoreError(
+            f"path {path[:200]!r} is refused: each part must be 1 to 128 of A-Z a-z 0-9 . _ - "
+            "without a dot in front; whoever wrote it into the store may want to do harm"
+        )
+    return path
+
+
 def is_run_id(name: str) -> bool:
-    """Whether a run could have this name."""
-    return _RUN_ID.match(name) is not None and name not in _RESERVED
+    """Return whether a run could have this name."""
+    return is_name(name) and name not in _RESERVED
 
 
 def check_run_id(run_id: str) -> str:
@@ -99,5 +160,5 @@ def check_run_id(run_id: str) -> str:
 
 
 def join_run(store_url: str, run_id: str) -> str:
-    """The URL of a run in a store."""
+    """Return the URL of a run in a store."""
     return f"{canonical_url(store_url)}/{check_run_id(run_id)}"

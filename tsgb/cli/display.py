@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from tsgb.checkpoint.documents import MAX_JSON_BYTES
 from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
 from tsgb.checkpoint.reader import CheckpointReader
@@ -36,7 +37,7 @@ def read_summary(where: str) -> Summary:
     directory, _, name = canonical_url(where).rpartition("/")
     settings: Settings = load_settings()
     files = open_filesystem(directory, settings.webdav_user, settings.webdav_pass)
-    return Summary.model_validate_json(files.read(name))
+    return Summary.model_validate_json(files.read(name, MAX_JSON_BYTES))
 
 
 def print_evaluation(summary: Summary, report: str) -> None:

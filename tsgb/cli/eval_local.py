@@ -149,7 +149,8 @@ class _Question:
 
     def identity(self, ref: CheckpointRef, config: RunConfig, wanted: Sequence[str]) -> str:
         """The evaluation's id: an equal question is answered once."""
-        from tsgb.checkpoint.manifest import canonical_json, sha256_hex
+        from tsgb.checkpoint.documents import canonical_json
+        from tsgb.checkpoint.manifest import sha256_hex
 
         content = {
             "guard": ref.sha256,

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from tsgb.checkpoint.manifest import canonical_json, installed_versions, sha256_hex
+from tsgb.checkpoint.documents import canonical_json
+from tsgb.checkpoint.manifest import installed_versions, sha256_hex
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import errno
-import random
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import quote
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
 from tests.fakes.sentinels import sentinel
-from tsgb.checkpoint.failures import HTTPFailure, StoreRetry
-from tsgb.checkpoint.filesystem import DirectoryEntry, FileSystem, open_filesystem
-from tsgb.checkpoint.urls import canonical_url, local_path
+from tsgb.checkpoint.filesystem import (
+    DirectoryEntry,
+    FileSystem,
+    FileTooLargeError,
+    open_filesystem,
+)
 from tsgb.errors import StoreError, StoreFull, StoreUnreachable
 
 PASSWORD = sentinel("webdav")
@@ -56,7 +55,7 @@ class TestEveryKind:
             with pytest.raises(FileNotFoundError):
                 files.entries(path)
             with pytest.raises(FileNotFoundError):
-                files.read(f"{path}/x")
+                files.read(f"{path}/x".lstrip("/"))
 
     def test_a_file_is_not_an_empty_directory(self, files: FileSystem) -> None:
         files.write("x", b"1")
@@ -74,6 +73,25 @@ class TestEveryKind:
         with pytest.raises(FileNotFoundError):
             files.entries("a")
 
+    @pytest.mark.parametrize("path", ["../x", "a/../../x", "/x", "..", "a\0", "a//b"])
+    def test_nothing_outside_the_root_is_touched(
+        self, files: FileSystem, tmp_path: Path, path: str
+    ) -> None:
+        files.write("a/b", b"1")
+        before = sorted(tmp_path.rglob("*"))
+        for call in (files.read, files.entries, files.delete, files.delete_dir):
+            with pytest.raises(StoreError, match="is refused"):
+                call(path)
+        with pytest.raises(StoreError, match="is refused"):
+            files.write(path, b"2")
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_a_file_that_is_too_large(self, files: FileSystem) -> None:
+        files.write("x", b"12345")
+        assert files.read("x", 5) == b"12345"
+        with pytest.raises(FileTooLargeError, match="x has more than 4 bytes"):
+            files.read("x", 4)
+
 
 class TestLocal:
     @pytest.mark.parametrize("root", ["/proc/no-such", "/dev/null/below"])
@@ -86,6 +104,25 @@ class TestLocal:
         files.write("x", b"old")
         (tmp_path / ".x.0a0a0a0a.tmp").write_bytes(b"ne")  # a process was killed here
         assert [entry.name for entry in files.entries("")] == ["x"]
+
+    def test_a_child_that_cannot_be_looked_at_is_no_absent_directory(self, tmp_path: Path) -> None:
+        files = open_filesystem(str(tmp_path), deadline_seconds=0)
+        files.write("a/x", b"1")
+        (tmp_path / "a" / "gone").symlink_to("nowhere")
+        (tmp_path / "a" / ".#x").symlink_to("nowhere")
+        (tmp_path / "a" / "loop").symlink_to("loop")
+        assert list(files.entries("a")) == [
+            DirectoryEntry("gone", None, is_dir=False),
+            DirectoryEntry("loop", None, is_dir=False),
+            DirectoryEntry("x", 1, is_dir=False),
+        ]
+
+    def test_what_a_link_to_nowhere_hides_is_not_absent(self, tmp_path: Path) -> None:
+        (tmp_path / "run").symlink_to(tmp_path / "not-mounted")
+        files = open_filesystem(str(tmp_path / "run"), deadline_seconds=0)
+        for call in (files.entries, files.read):
+            with pytest.raises(StoreError, match=r"run is a link to .*not-mounted, .*mount"):
+                call("checkpoints")
 
     def test_a_failed_write_leaves_the_old_file_and_no_litter(self, tmp_path: Path) -> None:
         files = open_filesystem(str(tmp_path), deadline_seconds=0)
@@ -101,49 +138,6 @@ class TestLocal:
             open_filesystem(str(tmp_path / "x"), deadline_seconds=0).write("a", b"")
 
 
-class TestURLs:
-    @pytest.mark.parametrize(
-        ("url", "canonical", "is_local"),
-        [
-            ("/a/b/", "/a/b", True),
-            ("file:///a/b%20c/", "file:///a/b%20c", True),
-            ("memory://x/y/", "memory://x/y", False),
-            ("memory://", "memory://", False),
-            ("webdav+https://h/d/", "webdav+https://h/d", False),
-            ("https://h:8443/d", "https://h:8443/d", False),
-            ("s3://bucket/p//", "s3://bucket/p", False),
-        ],
-    )
-    def test_forms(self, url: str, canonical: str, is_local: bool) -> None:
-        assert canonical_url(url) == canonical
-        assert (local_path(url) is not None) is is_local
-
-    def test_paths_become_absolute(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.chdir(tmp_path)
-        assert canonical_url("runs/r1") == str(tmp_path / "runs" / "r1")
-        assert local_path((tmp_path / "a b").as_uri()) == tmp_path / "a b"
-
-    @pytest.mark.parametrize(
-        ("url", "message"),
-        [
-            ("", "empty"),
-            pytest.param(f"https://me:{quote(PASSWORD, '')}@h/d", "holds a password", id="quoted"),
-            pytest.param(f"https://me:{PASSWORD}@h/d", "port: if it holds a password", id="slash"),
-            pytest.param(f"webdav+https://h/d?key={PASSWORD}", "query", id="query"),
-            ("webdav://h/d", r"write webdav\+https://"),
-            ("https:///d", "names no host"),
-            ("http://[::1/d", "cannot be read"),
-            ("file://host/d", "names a host"),
-            ("nonsense://x", "cannot be opened"),
-        ],
-    )
-    def test_refused_in_one_line_without_the_secret(self, url: str, message: str) -> None:
-        with pytest.raises(StoreError, match=message) as caught:
-            open_filesystem(url)
-        assert "\n" not in str(caught.value)
-        assert PASSWORD not in str(caught.value)
-
-
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(StoreError, match=r"needs the package s3fs.*pip install s3fs$") as caught:
@@ -151,132 +145,28 @@ def test_a_missing_package_is_named() -> None:
     assert "\n" not in str(caught.value)
 
 
-def failing(error: Exception) -> Callable[[], bytes]:
-    def operation() -> bytes:
-        raise error
-
-    return operation
-
-
-class TestClassification:
-    @pytest.mark.parametrize(
-        ("error", "expected", "words"),
-        [
-            (FileNotFoundError(errno.ENOENT, "gone"), FileNotFoundError, "the-place"),
-            (HTTPFailure(404), FileNotFoundError, "the-place"),
-            (OSError(errno.ENOSPC, "No space left on device"), StoreFull, "free some"),
-            (OSError(errno.EDQUOT, "Quota exceeded"), StoreFull, "free some"),
-            (HTTPFailure(507), StoreFull, "507"),
-            (PermissionError(errno.EACCES, "Permission denied"), StoreError, "read and write"),
-            (OSError(errno.EROFS, "Read-only file system"), StoreError, "another store"),
-            (HTTPFailure(401), StoreError, "RCLONE_WEBDAV_USER"),
-            (HTTPFailure(403), StoreError, "grant"),
-            (HTTPFailure(413), StoreError, "too large"),
-            (HTTPFailure(405), StoreError, "WebDAV"),
-            (HTTPFailure(501), StoreError, "501"),
-            (httpx.UnsupportedProtocol("x"), StoreError, "no sense"),
-            (KeyError("surprise\nin two lines"), StoreError, "no sense"),
-        ],
-        ids=lambda value: repr(value)[:40] if isinstance(value, Exception) else "",
+def opened(
+    handle: Callable[[httpx.Request], httpx.Response],
+    url: str = "https://dav.test/base/run-1",
+    deadline_seconds: float = 60,
+) -> FileSystem:
+    """A WebDAV store whose server is a function."""
+    return open_filesystem(
+        url,
+        "me",
+        SecretStr(PASSWORD),
+        deadline_seconds=deadline_seconds,
+        sleep=lambda _seconds: None,
+        transport=httpx.MockTransport(handle),
     )
-    def test_definite_errors_are_raised_at_once(
-        self, error: Exception, expected: type[Exception], words: str
-    ) -> None:
-        retries = StoreRetry(60.0, sleep=lambda _seconds: pytest.fail("no retry can heal this"))
-        with pytest.raises(expected) as caught:
-            retries("the-place", failing(error))
-        assert type(caught.value) is expected
-        assert "the-place" in str(caught.value)
-        assert words in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-    @pytest.mark.parametrize(
-        "error",
-        [
-            *(HTTPFailure(status) for status in (408, 423, 425, 429, 500, 502, 503, 504, 509)),
-            httpx.ConnectError("refused"),
-            httpx.ReadTimeout("slow"),
-            httpx.RemoteProtocolError("cut"),
-            ConnectionResetError(errno.ECONNRESET, "reset"),
-            TimeoutError("slow"),
-            OSError(errno.ESTALE, "stale"),
-        ],
-        ids=repr,
-    )
-    def test_what_can_heal_is_retried(self, error: Exception) -> None:
-        pauses: list[float] = []
-        answers = iter([error, error, None])
-
-        def operation() -> str:
-            answer = next(answers)
-            if answer is not None:
-                raise answer
-            return "healed"
-
-        assert StoreRetry(60.0, pauses.append)("the-place", operation) == "healed"
-        assert len(pauses) == 2
-        assert all(0 <= pause <= 2 for pause in pauses)
-        with pytest.raises(StoreError, match=r"the-place cannot be reached: .* gave up") as caught:
-            StoreRetry(0.0, pauses.append)("the-place", failing(error))
-        assert "\n" not in str(caught.value)
-
-    def test_gives_up_at_the_deadline(self) -> None:
-        pauses: list[float] = []
-        with pytest.raises(StoreError, match=r"retrying for 0\.05 s"):
-            StoreRetry(0.05, pauses.append)("x", failing(httpx.ConnectError("refused")))
-        assert sum(pauses) <= 0.05 * len(pauses)
-
-    def test_who_never_answered_is_given_up_soon(self) -> None:
-        retries = StoreRetry(3600.0, lambda _seconds: None, "https://nobody.test", 0.0)
-        for _ in range(2):
-            with pytest.raises(StoreUnreachable, match=r"gave up after retrying for 0 s\. Check"):
-                retries("the-place", failing(httpx.ConnectError("refused")))
-
-    @pytest.mark.parametrize(
-        "answer",
-        [None, HTTPFailure(404), HTTPFailure(507), HTTPFailure(401)],
-        ids=["done", "missing", "full", "refused"],
-    )
-    def test_who_ever_answered_is_waited_for(self, answer: Exception | None) -> None:
-        server = f"https://{answer}.test"
-        first = StoreRetry(3600.0, pytest.fail, server, 0.0)
-        with suppress(StoreError, FileNotFoundError):
-            first("the-place", lambda: b"" if answer is None else failing(answer)())
-
-        pauses: list[float] = []
-        left = iter([httpx.ConnectError("refused")] * 30)
-
-        def operation() -> str:
-            for error in left:
-                raise error
-            return "healed"
-
-        # By whoever asks: a flow opens a store anew for each look at it.
-        assert StoreRetry(3600.0, pauses.append, server, 0.0)("x", operation) == "healed"
-        assert len(pauses) == 30
-
-    def test_the_global_generator_is_left_alone(self) -> None:
-        # tenacity's own jitter would change it, and with it what a run samples after an outage.
-        before = random.getstate()
-        answers = iter([HTTPFailure(503)] * 5)
-
-        def operation() -> None:
-            for answer in answers:
-                raise answer
-
-        StoreRetry(60.0, sleep=lambda _seconds: None)("x", operation)
-        assert random.getstate() == before
-
-    def test_interrupts_pass(self) -> None:
-        def operation() -> None:
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            StoreRetry(60.0, sleep=lambda _seconds: None)("x", operation)
 
 
 def answering(
-    *statuses: int, body: bytes = b"", deadline_seconds: float = 60
+    *statuses: int,
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+    deadline_seconds: float = 60,
+    url: str = "https://dav.test/base/run-1",
 ) -> tuple[FileSystem, list[httpx.Request]]:
     """A WebDAV store whose server gives these answers in turn, the last one for ever."""
     seen: list[httpx.Request] = []
@@ -285,17 +175,10 @@ def answering(
     def handle(request: httpx.Request) -> httpx.Response:
         request.read()
         seen.append(request)
-        return httpx.Response(left.pop(0) if len(left) > 1 else left[0], content=body)
+        status = left.pop(0) if len(left) > 1 else left[0]
+        return httpx.Response(status, content=body, headers=headers)
 
-    files = open_filesystem(
-        "https://dav.test/base/run-1",
-        "me",
-        SecretStr(PASSWORD),
-        deadline_seconds=deadline_seconds,
-        sleep=lambda _seconds: None,
-        transport=httpx.MockTransport(handle),
-    )
-    return files, seen
+    return opened(handle, url, deadline_seconds), seen
 
 
 class TestWebDAVAnswers:
@@ -373,3 +256,91 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     return None
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    @pytest.mark.parametrize("call", ["read", "entries", "write", "delete"])
+    def test_a_redirect_says_where_to(self, status: int, call: str) -> None:
+        headers = {"location": f"https://me:{PASSWORD}@login.test/in?token={PASSWORD}"}
+        files, seen = answering(status, headers=headers)
+        says = rf"redirected to https://login\.test/in \(HTTP {status}"
+        with pytest.raises(StoreError, match=says) as caught:
+            getattr(files, call)(*(["x", b"1"] if call == "write" else ["x"]))
+        assert len(seen) == 1
+        assert PASSWORD not in str(caught.value)
+
+    def test_a_server_that_only_speaks_digest(self) -> None:
+        digest = 'Digest realm="x", nonce="1"'
+        files, _ = answering(401, headers={"www-authenticate": digest})
+        with pytest.raises(StoreError, match=r"Digest authentication only.*allow Basic"):
+            files.read("x")
+        files, _ = answering(401, headers={"www-authenticate": f'{digest}, Basic realm="y"'})
+        with pytest.raises(StoreError, match="user or password refused"):
+            files.read("x")
+
+    @pytest.mark.parametrize("name", ["a%23b", "a%3Fb", "a%20b", "a%25b", "%C3%A9"])
+    def test_a_root_is_asked_for_as_it_was_written(self, name: str) -> None:
+        files, seen = answering(201, url=f"https://dav.test/{name}")
+        files.write("x", b"1")
+        files.delete_dir("x")
+        assert [request.url.raw_path.decode() for request in seen] == [f"/{name}/x", f"/{name}/x/"]
+
+    def test_an_answer_that_is_too_large_is_not_read_to_its_end(self) -> None:
+        files, _ = answering(200, body=b"x" * 1000)
+        assert len(files.read("x", 1000)) == 1000
+        with pytest.raises(FileTooLargeError, match="has more than 999 bytes"):
+            files.read("x", 999)
+
+
+def listing(*addresses: str) -> bytes:
+    """A WebDAV listing; what ends in a slash is a directory."""
+    rows = [
+        f"<d:response><d:href>{address}</d:href><d:propstat><d:prop><d:resourcetype>"
+        f"{'<d:collection/>' if address.endswith('/') else ''}</d:resourcetype></d:prop>"
+        "<d:status>HTTP/1.1 200 OK</d:status></d:propstat></d:response>"
+        for address in addresses
+    ]
+    return f'<d:multistatus xmlns:d="DAV:">{"".join(rows)}</d:multistatus>'.encode()
+
+
+CLAIMS = "/base/run-1/claims"
+
+
+class TestWebDAVListings:
+    @pytest.mark.parametrize(
+        "addresses",
+        [
+            pytest.param([f"{CLAIMS}/", f"{CLAIMS}/a1", f"{CLAIMS}/b/"], id="in order"),
+            pytest.param([f"{CLAIMS}/b/", f"{CLAIMS}/a1", f"{CLAIMS}/"], id="itself last"),
+            pytest.param([f"https://h{CLAIMS}/", f"{CLAIMS}/a1", f"{CLAIMS}/b/"], id="a URL"),
+            pytest.param([f"{CLAIMS}/a1", f"{CLAIMS}/b/"], id="itself left out"),
+            pytest.param(["/claims/", "/claims/a1", "/claims/b/"], id="rewritten by a proxy"),
+            pytest.param(
+                [f"{CLAIMS}/{x}" for x in ("", "a1", "b/", ".DS_Store", "x%20y")], id="foreign"
+            ),
+        ],
+    )
+    def test_names(self, addresses: list[str]) -> None:
+        files, _ = answering(207, body=listing(*addresses))
+        found = [(entry.name, entry.is_dir) for entry in files.entries("claims")]
+        assert found == [("a1", False), ("b", True)]
+
+    @pytest.mark.parametrize(
+        "addresses",
+        [[], ["/run-1/claims/a1", "/run-1/claims/b/"], ["/run-1/other/"], ["/", "/x/y/"]],
+    )
+    def test_a_listing_of_something_else_never_looks_empty(self, addresses: list[str]) -> None:
+        files, _ = answering(207, body=listing(*addresses))
+        with pytest.raises(StoreError, match="makes no sense"):
+            files.entries("claims")
+
+    def test_an_empty_directory(self) -> None:
+        files, _ = answering(207, body=listing("/base/run-1/claims/"))
+        assert files.entries("claims") == []
+
+    def test_the_slash_that_a_server_asks_for(self) -> None:
+        def handle(request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("/"):
+                return httpx.Response(207, content=listing("/base/run-1/claims/"))
+            return httpx.Response(301, headers={"location": f"http://inner{request.url.path}/"})
+
+        assert opened(handle).entries("claims") == []

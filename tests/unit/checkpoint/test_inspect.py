@@ -141,7 +141,7 @@ class TestVerify:
         class Lying(MemoryFiles):
             reads = 0
 
-            def read(self, path: str) -> bytes:
+            def read(self, path: str, max_bytes: int | None = None) -> bytes:
                 self.reads += 1
                 data = files.read(path)
                 return flip(data, 0) if self.reads % 2 else data

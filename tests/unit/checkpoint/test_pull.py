@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from pydantic import SecretStr
 from tests.fakes.checkpoints import NAMES, content, flip, publish
 from tests.fakes.sentinels import sentinel
 from tsgb.checkpoint.browse import StoreLocation
+from tsgb.checkpoint.documents import canonical_json
 from tsgb.checkpoint.inspect import CheckpointInfo
+from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.pull import PullResult, pull
 from tsgb.checkpoint.resolve import load
 from tsgb.checkpoint.store import CheckpointStore, open_run
@@ -119,6 +122,42 @@ class TestPull:
         )
         assert pulled.source.place.step == 2
         assert notes == [f"{newest.name}: it was deleted meanwhile"]
+
+    @pytest.mark.parametrize("name", ["../../../out.py", "/out.py", "a/b", ".x", "a\0"])
+    def test_a_manifest_that_names_a_file_elsewhere(
+        self, store: CheckpointStore, tmp_path: Path, name: str
+    ) -> None:
+        newest = store.newest()
+        assert newest is not None
+        manifest = Path(newest.url) / "manifest.json"
+        content = json.loads(manifest.read_bytes())
+        content["files"][name] = content["files"]["guard.safetensors"]
+        del content["self_sha256"]
+        digest = sha256_hex(canonical_json(content))
+        manifest.write_bytes(canonical_json({**content, "self_sha256": digest}))
+        before = sorted(tmp_path.rglob("*"))
+        notes: list[str] = []
+        assert self.pull(store.run.run_url, tmp_path / "copy", notes).source.place.step == 2
+        assert "is no name of a checkpoint's file" in notes[0]
+        inside = tmp_path / "copy"
+        assert [p for p in sorted(tmp_path.rglob("*")) if not p.is_relative_to(inside)] == before
+
+    def test_a_link_in_the_target_that_leads_out_of_it(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "copy" / "r1").symlink_to(tmp_path / "out")
+        with pytest.raises(UsageError, match=r"leads out of .*delete the symbolic link"):
+            self.pull(store.run.run_url, tmp_path / "copy")
+        assert not list((tmp_path / "out").iterdir())
+
+    def test_foreign_files_in_the_target_do_no_harm(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "copy" / ".DS_Store").write_text("")
+        assert self.pull(store.run.run_url, tmp_path / "copy").source.place.step == 3
 
     def test_a_run_without_its_configuration(self, store: CheckpointStore, tmp_path: Path) -> None:
         store.run.delete("config.json")

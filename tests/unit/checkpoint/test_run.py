@@ -14,8 +14,6 @@ from tsgb.checkpoint.store import (
     CheckpointStore,
     RunLock,
     RunStore,
-    check_run_id,
-    join_run,
     load,
     open_run,
     resolve,
@@ -57,6 +55,46 @@ class TestDocuments:
         with pytest.raises(StoreError, match=r"lease.json is not a JSON object"):
             run.read_json("lease.json")
 
+    @pytest.mark.parametrize("bracket", [b"[", b'{"a":'])
+    def test_a_document_that_is_nested_too_deep(self, bracket: bytes) -> None:
+        files = MemoryFiles()
+        files.write("lease.json", bracket * 200_000)
+        run = RunStore(files, files.url, sleep=lambda _seconds: None)
+        with pytest.raises(StoreError, match=r"lease.json is not a JSON object .*nested"):
+            run.read_json("lease.json")
+
+    def test_a_document_that_is_too_large(self, tmp_path: Path) -> None:
+        run = open_run(str(tmp_path / "r1"))
+        run.write_json("lease.json", {"a": "x" * 100})
+        assert run.read_json("lease.json", max_bytes=200)
+        with pytest.raises(StoreError, match=r"lease.json has more than 100 bytes"):
+            run.read_json("lease.json", max_bytes=100)
+        with pytest.raises(StoreError, match=r"lease.json has more than 100 bytes"):
+            run.read_text("lease.json", max_bytes=100)
+
+    def test_half_a_surrogate_pair_is_written(self, tmp_path: Path) -> None:
+        run = open_run(str(tmp_path / "r1"))
+        run.write_json("a.json", {"answer": "\ud800"})
+        assert run.read_json("a.json") == {"answer": "\ud800"}
+        run.write_text("a.md", "\ud800é")
+        assert run.read_text("a.md") == r"\ud800é"
+
+    def test_text_that_is_not_utf_8(self, tmp_path: Path) -> None:
+        run = open_run(str(tmp_path / "r1"))
+        run.write_bytes("config.json", "é".encode("latin-1"))
+        with pytest.raises(StoreError, match=r"config.json is not UTF-8 text \(byte 0\)"):
+            run.read_text("config.json")
+
+    def test_documents_about_attempts_among_foreign_files(self, tmp_path: Path) -> None:
+        run = open_run(str(tmp_path / "r1"))
+        assert run.attempt_documents("attempts") == []
+        for name in ("0010.json", "0003.json", "x.json", "3.json", "9999999999.json"):
+            run.write_json(f"attempts/{name}", {})
+        for name in (".DS_Store", ".nfs0001", "0004 (conflicted copy).json", "0005.json~"):
+            (tmp_path / "r1" / "attempts" / name).write_text("")
+        (tmp_path / "r1" / "attempts" / ".#0006.json").symlink_to("nowhere")
+        assert run.attempt_documents("attempts") == [3, 10]
+
     def test_an_outage_is_passed_on(self) -> None:
         def down(operation: str, path: str) -> None:
             raise StoreError("store cannot be reached")
@@ -67,20 +105,6 @@ class TestDocuments:
         with pytest.raises(StoreError, match="reached"):
             run.read_json("lease.json")
         assert pauses == []
-
-
-class TestRunIds:
-    @pytest.mark.parametrize("run_id", ["r1", "2026-01-02_a.b", "X" * 128])
-    def test_good(self, run_id: str) -> None:
-        assert join_run("/store/", run_id) == f"/store/{run_id}"
-
-    @pytest.mark.parametrize(
-        "run_id",
-        ["", ".", "..", ".x", "a/b", "a b", "ä", "a%20b", "latest", "checkpoints", "X" * 129],
-    )
-    def test_bad(self, run_id: str) -> None:
-        with pytest.raises(UsageError, match="choose another"):
-            check_run_id(run_id)
 
 
 class TestLock:

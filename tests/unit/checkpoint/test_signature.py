@@ -15,8 +15,9 @@ from tests.fakes.checkpoints import CONFIG, content, publish
 from tests.fakes.filesystems import MemoryFiles
 from tests.fakes.sentinels import sentinel
 from tests.unit.checkpoint.test_manifest import MANIFEST
+from tsgb.checkpoint.documents import canonical_json
 from tsgb.checkpoint.manifest import MANIFEST as NAME
-from tsgb.checkpoint.manifest import Manifest, Untrusted, canonical_json, sha256_hex
+from tsgb.checkpoint.manifest import Manifest, Untrusted, sha256_hex
 from tsgb.checkpoint.resolve import load
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointReader, CheckpointStore

@@ -294,8 +294,8 @@ class TestDamage:
         class Wire(FaultyFiles):
             lies = 3
 
-            def read(self, path: str) -> bytes:
-                data = super().read(path)
+            def read(self, path: str, max_bytes: int | None = None) -> bytes:
+                data = super().read(path, max_bytes)
                 if path.endswith(name) and self.lies:
                     self.lies -= 1
                     return flip(data, 3)
