@@ -8,6 +8,7 @@ argument; `tsgb/settings.py` joins the groups and fills them in. Names of enviro
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ class StoreSettings(SettingsGroup):
     """Store for runs: a path or any fsspec URL. It wins over RCLONE_WEBDAV_URL."""
     manifest_key: Annotated[SecretStr, Field(min_length=16)] | None = None
     """Key that signs checkpoints; a checkpoint that is not signed with it does not count."""
+
+    @field_validator("webdav_url")
+    @classmethod
+    def _check_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(webdav\+)?https?://", value):
+            # The value is not repeated: without a scheme, a password in it is hard to find.
+            raise ValueError("it has no scheme, so it would name a local directory: write https://")
+        return value
 
     @property
     def default_store(self) -> str:

@@ -40,6 +40,16 @@ def test_the_store_comes_from_the_webdav_variables(monkeypatch: pytest.MonkeyPat
     assert load_settings().default_store == "/elsewhere"
 
 
+@pytest.mark.parametrize("url", ["dav.example.org/tsgb", "nextcloud:tsgb", "/srv/dav", "ftp://h/d"])
+def test_the_webdav_url_needs_its_scheme(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("RCLONE_WEBDAV_URL", url)
+    with pytest.raises(
+        ConfigError, match=r"RCLONE_WEBDAV_URL.*no scheme.*write https://"
+    ) as caught:
+        load_settings()
+    assert "\n" not in str(caught.value)
+
+
 def test_an_env_file_reaches_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text(
         f"RCLONE_WEBDAV_USER=me\nRCLONE_WEBDAV_PASS={PASSWORD}\nOTHER=1\n"
