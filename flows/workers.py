@@ -286,7 +286,7 @@ def _failure(state: JobState) -> type[TSGBError]:
 
 def _highest(run: RunStore) -> int:
     """The highest attempt that was begun: by us, or by a worker that somebody started by hand."""
-    begun = [int(name.removesuffix(".json")) for name in _names(run, "attempts")]
+    begun = run.attempt_documents("attempts")
     return max([*begun, *(claim.attempt for claim in _claims(run))], default=0)
 
 

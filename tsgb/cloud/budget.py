@@ -54,7 +54,7 @@ class Ledger:
         mirrored = {} if mirror is None else mirror.accounts
         ledger._mark = None if mirror is None else mirror.credit
         own: dict[int, Account] = {}
-        for attempt in _attempts(run):
+        for attempt in run.attempt_documents("attempts"):
             try:
                 account = _read_account(run, attempt)
             except StoreUnreachable:
@@ -293,15 +293,6 @@ class Ledger:
 
 def _document(attempt: int) -> str:
     return f"attempts/{attempt:04d}.json"
-
-
-def _attempts(run: RunStore) -> list[int]:
-    try:
-        names = run.list("attempts")
-    except FileNotFoundError:
-        return []
-    stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
-    return [int(stem) for stem in stems if stem.isdecimal()]
 
 
 class _Mirror(BaseModel):

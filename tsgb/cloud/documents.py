@@ -128,12 +128,8 @@ class RunDocuments:
 
     def attempts(self) -> Iterator[AttemptDocument]:
         """Yield the documents of all attempts, by number."""
-        try:
-            names = self.run.list("attempts")
-        except FileNotFoundError:
-            return
-        for stem in sorted(name.removesuffix(".json") for name in names):
-            if stem.isdecimal() and (found := self.attempt(int(stem))) is not None:
+        for number in self.run.attempt_documents("attempts"):
+            if (found := self.attempt(number)) is not None:
                 yield found
 
     def attempt(self, attempt: int) -> AttemptDocument | None:

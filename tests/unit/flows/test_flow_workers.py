@@ -46,3 +46,12 @@ def test_a_machine_that_starts_its_process_again_is_one_worker(workers: Workers)
 def test_a_local_worker_that_died_before_its_claim_keeps_its_number(workers: Workers) -> None:
     workers.open().write_json("attempts/0004.json", {"attempt": 4})
     assert (workers.attempts(Arm.SELFPLAY), workers.highest(Arm.SELFPLAY)) == (0, 4)
+
+
+def test_foreign_files_are_no_attempts(workers: Workers) -> None:
+    workers.open().write_json("attempts/0004.json", {"attempt": 4})
+    directory = Path(workers.open().run_url) / "attempts"
+    for name in (".DS_Store", "x.json", "9999999999.json", "0005 (conflicted copy).json"):
+        (directory / name).write_text("{}")
+    (directory / ".#0006.json").symlink_to("nowhere")
+    assert workers.highest(Arm.SELFPLAY) == begun(workers) == 4
