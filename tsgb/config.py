@@ -323,7 +323,7 @@ def parse_config(text: str | bytes, origin: str) -> RunConfig:
     """
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{origin} is not JSON ({error}); it was written by something else"
         ) from error

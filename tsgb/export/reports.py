@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from tsgb.checkpoint.documents import MAX_JSON_BYTES
 from tsgb.checkpoint.run import RunStore
 from tsgb.eval.records import Result, Summary
 from tsgb.types import CheckpointRef
@@ -41,7 +42,7 @@ def _names(run: RunStore) -> Sequence[str]:
 
 def _read(run: RunStore, path: str, ref: CheckpointRef, seed: int) -> Figures | None:
     try:
-        summary = Summary.model_validate_json(run.read_bytes(path))
+        summary = Summary.model_validate_json(run.read_bytes(path, MAX_JSON_BYTES))
     except (FileNotFoundError, ValidationError):
         return None  # not finished, or of another version
     keys = [key for key, sha256 in summary.provenance.checkpoints.items() if sha256 == ref.sha256]

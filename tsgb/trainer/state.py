@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tsgb.checkpoint.codec import generator_state, set_generator_state
+from tsgb.checkpoint.documents import parse_json_object
 from tsgb.envs.pool import PoolAttack, PoolMember
 from tsgb.errors import CheckpointError
 from tsgb.types import Buffer
@@ -63,7 +63,10 @@ def decode_state(data: Buffer, rng: Random, generator: torch.Generator) -> Train
     Raises:
         CheckpointError: written by another version.
     """
-    content: dict[str, Any] = json.loads(bytes(data))
+    try:
+        content = parse_json_object(bytes(data))
+    except ValueError as error:
+        raise CheckpointError(f"trainer_state.json cannot be read: {error}") from error
     version = content.get("state_version")
     if version != STATE_VERSION:
         raise CheckpointError(
