@@ -1,91 +1,208 @@
-"""Run flows against an embedded API: settings for a while, nothing global, a clean end.
+"""The Prefect API that an experiment brings along: a server process of its own, without a UI.
 
-The console stays quiet: what Prefect logs goes into the API's database, people get the listener.
+Prefect's own temporary server costs more (the client imports the server before it starts it) and
+dies first on Ctrl-C, so that the end of a flow is never recorded. This one
+
+- has a directory for each experiment, `<home>/<name>/`: database, results, log. Two servers on one
+  SQLite file lock each other out and run each other's clean-up, so they never share one; and one
+  that stays keeps the history of a run and the results of its finished segments for the next call;
+- copies a migrated database instead of migrating: that is most of a first start;
+- is in a session of its own, so that Ctrl-C does not reach it, and ends when its stdin does,
+  so that it cannot outlive its owner, however that one ends;
+- listens on a socket that it inherits: no race for a port, and nothing to poll.
+
+`start` returns at once: import what is heavy meanwhile, then `wait`.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Generator
-from contextlib import contextmanager
+import os
+import select
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-from prefect import get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import StateType
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker, PrefectConsoleHandler
-from prefect.settings import (
-    PREFECT_API_AUTH_STRING,
-    PREFECT_API_KEY,
-    PREFECT_API_URL,
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-    PREFECT_HOME,
-    PREFECT_LOCAL_STORAGE_PATH,
-    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
-    temporary_settings,
-)
-from prefect.states import Crashed
+from tsgb.checkpoint.run import RunLock
+from tsgb.errors import TSGBError
 
-from tsgb.local_api import LocalAPI
+if TYPE_CHECKING:
+    import uvicorn
 
-DRAIN_SECONDS = 10.0
+TEMPLATE = f"template-{version('prefect')}.db"
+"""In the home: a migrated database without any run."""
+_READY = b"ready\n"
+_OFF = ("ACTIONS", "EVENT_LOGGER", "EVENT_PERSISTER", "TRIGGERS")
+"""Services that serve deployments and automations, which such a database does not hold."""
 
 
-@contextmanager
-def embedded(api: LocalAPI) -> Generator[None]:
-    """Point Prefect at the API for what runs inside, and send all that is queued at its end."""
-    with (
-        temporary_settings(
-            {
-                PREFECT_API_URL: api.url,
-                PREFECT_API_KEY: None,
-                PREFECT_API_AUTH_STRING: None,
-                PREFECT_HOME: api.directory,
-                PREFECT_LOCAL_STORAGE_PATH: api.directory / "storage",
-                PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False,
-                # A heartbeat thread is joined in steps of a second at the end of each flow, and
-                # nobody here listens for a missing heartbeat.
-                PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
-            }
-        ),
-        _quiet_console(),
-    ):
+@dataclass(slots=True)
+class LocalAPI:
+    """A running server.
+
+    Example: `with start(home, "run-1", environment) as api: api.wait()`
+    """
+
+    url: str
+    directory: Path
+    process: subprocess.Popen[bytes]
+    lock: RunLock
+    _ready: bool = field(default=False, init=False)
+
+    def wait(self, timeout_seconds: float = 180.0) -> None:
+        """Return once it answers.
+
+        Raises:
+            TSGBError: It ended, or did not answer in time.
+        """
+        if self._ready:
+            return
+        output = self.process.stdout
+        assert output is not None
+        if select.select([output], [], [], timeout_seconds)[0] and output.readline() == _READY:
+            self._ready = True
+            return
+        code = self.process.poll()
+        reason = f"did not answer within {timeout_seconds:g} s" if code is None else "ended at once"
+        raise TSGBError(f"the embedded Prefect API {reason}: see {self.directory / 'server.log'}")
+
+    def stop(self, timeout_seconds: float = 10.0) -> None:
+        """Let it finish what it has received, and end it."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
         try:
-            _bury_the_dead()
-            yield
+            self.process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         finally:
-            APILogWorker.drain_all(timeout=DRAIN_SECONDS)
-            EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+            self.lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
 
 
-def _bury_the_dead() -> None:
-    """Whatever still counts as running was killed: the database has no other user than us."""
-    running = FlowRunFilter(
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
-    )
-    with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=running):
-            client.set_flow_run_state(run.id, Crashed(message="Its process was killed"), force=True)
+def start(home: Path, name: str, environment: Mapping[str, str]) -> LocalAPI:
+    """Start a server for one experiment; returns before it answers.
 
+    Args:
+        home: Directory of all such servers.
+        name: Of this one; the same name later finds the same history and results.
+        environment: For the process, without any variable of Prefect's.
 
-@contextmanager
-def _quiet_console() -> Generator[None]:
-    names = [None, "prefect", *logging.root.manager.loggerDict]
-    handlers = [
-        handler
-        for name in names
-        for handler in logging.getLogger(name).handlers
-        if isinstance(handler, PrefectConsoleHandler)
-    ]
-    levels = [handler.level for handler in handlers]
-    for handler in handlers:
-        handler.setLevel(logging.CRITICAL + 1)
+    Raises:
+        UsageError: A live process uses this name.
+    """
+    directory = home / name
+    lock = RunLock(str(directory))
+    lock.acquire()
     try:
-        yield
-    finally:
-        for handler, level in zip(handlers, levels, strict=True):
-            handler.setLevel(level)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            process = _spawn(home, directory, environment, listener)
+    except BaseException:
+        lock.release()
+        raise
+    return LocalAPI(f"http://127.0.0.1:{port}/api", directory, process, lock)
+
+
+def _spawn(
+    home: Path, directory: Path, environment: Mapping[str, str], listener: socket.socket
+) -> subprocess.Popen[bytes]:
+    database = directory / "prefect.db"
+    template = home / TEMPLATE
+    if template.exists() and not database.exists():
+        fresh = directory / "prefect.db.new"
+        shutil.copyfile(template, fresh)
+        fresh.replace(database)
+    settings = {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_HOME": str(directory),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_UI_ENABLED": "false",
+        **{f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in _OFF},
+    }
+    if database.exists():
+        settings["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
+        settings["PREFECT_API_BLOCKS_REGISTER_ON_START"] = "false"
+    with (directory / "server.log").open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - this very module, no shell
+            [sys.executable, "-m", __name__, str(listener.fileno()), database, template],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**environment, **settings},
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+        )
+
+
+def _serve(listener_fd: int, database: Path, template: Path) -> None:
+    """The server process."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                _keep_template(database, template)
+                with suppress(OSError):  # the owner is gone already
+                    os.write(1, _READY)
+
+    app = create_app(ephemeral=True, final=True)
+    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=3)
+    server = Server(config)
+    threading.Thread(target=_follow_stdin, args=[server], daemon=True).start()
+    with socket.socket(fileno=listener_fd) as listener:
+        server.run(sockets=[listener])
+
+
+def _keep_template(database: Path, template: Path) -> None:
+    """Keep the migrated, still empty database for the experiments to come."""
+    if template.exists():
+        return
+    mine = template.with_name(f"{template.name}.{os.getpid()}")
+    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(mine)) as copy:
+        source.backup(copy)
+    mine.replace(template)
+
+
+def _follow_stdin(
+    server: uvicorn.Server,
+    *,
+    linger_seconds: float = 0.7,
+    grace_seconds: float = 8.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    while os.read(0, 4096):
+        pass
+    sleep(linger_seconds)  # the last task states are still on their way into the database
+    server.should_exit = True
+    sleep(grace_seconds)
+    os._exit(1)  # something hangs; nothing of value is left in here
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))

@@ -17,6 +17,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from tsgb.errors import ConfigError
+
 
 class SettingsGroup(BaseModel):
     """Settings that belong together; errors never show their values."""
@@ -89,6 +91,29 @@ class WorkerSettings(SettingsGroup):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return shlex.split(value) if isinstance(value, str) else value
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return Path(os.path.expanduser(value))  # noqa: PTH111 - pathlib's raises without a home
+
+    def make_cache_dir(self) -> Path:
+        """Make the cache directory if there is none, and return it.
+
+        Raises:
+            ConfigError: It cannot be made, or not written.
+        """
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            reason = "" if os.access(self.cache_dir, os.W_OK | os.X_OK) else "Permission denied"
+        except OSError as error:
+            reason = f"{error.strerror}"
+        if reason:
+            raise ConfigError(
+                f"cache directory {self.cache_dir} cannot be written ({reason}): set "
+                "TSGB_CACHE_DIR to a directory that you can write"
+            )
+        return self.cache_dir
 
     @property
     def prefect_home(self) -> Path:

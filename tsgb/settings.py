@@ -6,7 +6,8 @@ What determines a result is in `config.py` instead. This is the only file that t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ from tsgb.setting_groups import (
     WorkerSettings,
 )
 
-_NOT_THEIRS = frozenset({"VAST_API_KEY", "CONTAINER_API_KEY"})
+ENV_FILE = ".env"
+"""File in the working directory with more variables; those of the environment win."""
+_SECRET_HERE = frozenset({"VAST_API_KEY", "CONTAINER_API_KEY"})
+"""Variables that no child process gets."""
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Hosts as `NO_PROXY` names them."""
 
 
 class Settings(  # pyright: ignore[reportIncompatibleVariableOverride] - pydantic merges the configs
@@ -34,35 +40,119 @@ class Settings(  # pyright: ignore[reportIncompatibleVariableOverride] - pydanti
     """
 
     model_config = SettingsConfigDict(
-        **SettingsGroup.model_config, env_prefix="TSGB_", env_file=".env", env_ignore_empty=True
+        **SettingsGroup.model_config,
+        env_prefix="TSGB_",
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8-sig",  # Notepad's UTF-8 begins with a byte order mark
+        env_ignore_empty=True,
     )
 
     @model_validator(mode="before")
     @classmethod
     def _with_cache(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {"cache_dir": _user_cache(), **given}
+        return given if "cache_dir" in given else {"cache_dir": _user_cache(), **given}
 
 
 def _user_cache() -> Path:
-    """Return the user's cache directory, as the XDG base directory specification names it."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if given else Path.home() / ".cache") / "tsgb"
+    """Return the user's cache directory, as the XDG base directory specification names it.
+
+    Raises:
+        ConfigError: No home directory is known: `HOME` is unset and the user has no passwd entry.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():  # the specification has a relative path ignored
+        return base / "tsgb"
+    try:
+        return Path.home() / ".cache" / "tsgb"
+    except RuntimeError:
+        raise ConfigError(
+            "no home directory for the cache: HOME is not set and this user has no passwd entry; "
+            "set TSGB_CACHE_DIR to a directory that you can write"
+        ) from None
 
 
 def load_settings() -> Settings:
-    """Read the environment now.
+    """Read the environment and the `.env` file now; take loopback addresses out of any proxy.
 
     Raises:
-        ConfigError: A variable has a value that its rule forbids.
+        ConfigError: A variable has a value that its rule forbids, or `.env` cannot be read.
     """
+    _bypass_proxy()
+    _check_env_file()
     try:
         return Settings.model_validate({})
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        if not first["loc"]:
+            raise ConfigError(first["msg"].removeprefix("Value error, ")) from None
+        name = _variable(str(first["loc"][0]))
+        found = "environment variable" if name in os.environ else f"{ENV_FILE}, variable"
         raise ConfigError(
-            f"environment variable for {name!r}: {first['msg']}; set it right or unset it"
+            f"{found} {name}: {first['msg']}; give it an allowed value or unset it"
         ) from error
+
+
+def _variable(name: str) -> str:
+    """Return the name of the environment variable for a field, or for its alias."""
+    field = Settings.model_fields.get(name)
+    return name if field is None else str(field.validation_alias or f"TSGB_{name.upper()}")
+
+
+def _check_env_file() -> None:
+    """Refuse an `.env` whose variables would be lost, or read wrong."""
+    path = Path(ENV_FILE)
+    try:
+        if path.is_dir():  # as Docker makes one where the file of a bind mount is missing
+            raise ConfigError(f"{path.absolute()} is a directory: remove it, or put a file there")
+        content = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise ConfigError(
+            f"{path.absolute()} cannot be read ({error.strerror}): grant read permission, remove "
+            "it, or work in another directory"
+        ) from error
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        where = f"byte 0x{content[error.start]:02x} in line {line}"
+    else:
+        if b"\0" not in content:
+            return
+        where = f"a NUL byte in line {content[: content.index(0)].count(10) + 1}"
+    kind = "UTF-16 text" if b"\0" in content else "text in another encoding"
+    raise ConfigError(f"{path.absolute()} is {kind}, not UTF-8 ({where}): save it as UTF-8")
+
+
+def _bypass_proxy() -> None:
+    """Keep requests of this process and its children to this very machine away from proxies."""
+    names = {name.lower() for name, value in os.environ.items() if value}
+    if not names & {"http_proxy", "https_proxy", "all_proxy"}:
+        return
+    kept = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host.strip() for host in kept.split(",") if host.strip()]
+    missing = [host for host in _LOOPBACK if host not in hosts]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*hosts, *missing])
+
+
+@contextmanager
+def without_prefect_settings(directory: Path) -> Generator[None]:
+    """Hide the user's settings of Prefect, while Prefect is imported and while its flows run.
+
+    It reads variables, and `.env`, `prefect.toml` and `pyproject.toml` in the working directory.
+    This hides the variables; whoever imports Prefect inside does so in another directory.
+
+    Args:
+        directory: The home of Prefect inside.
+    """
+    before = {name: value for name, value in os.environ.items() if name.startswith("PREFECT_")}
+    for name in before:
+        del os.environ[name]
+    os.environ["PREFECT_HOME"] = str(directory)
+    try:
+        yield
+    finally:
+        del os.environ["PREFECT_HOME"]
+        os.environ.update(before)
 
 
 def child_environment(settings: Settings | None = None) -> Mapping[str, str]:
@@ -72,7 +162,9 @@ def child_environment(settings: Settings | None = None) -> Mapping[str, str]:
     secrets even if they came from an `.env` file.
     """
     environment = {
-        k: v for k, v in os.environ.items() if not k.startswith("PREFECT_") and k not in _NOT_THEIRS
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("PREFECT_") and k not in _SECRET_HERE
     }
     if settings is not None:
         if settings.webdav_user is not None:

@@ -114,7 +114,7 @@ def test_an_environment_variable_that_breaks_its_rule(
     monkeypatch.setenv("TSGB_MAX_PARALLEL", "0")
     ended = tsgb("train-local")
     assert ended.code == 2
-    assert re.fullmatch("tsgb: environment variable for 'max_parallel': .*unset it\n", ended.err)
+    assert re.fullmatch("tsgb: environment variable TSGB_MAX_PARALLEL: .*unset it\n", ended.err)
 
 
 @pytest.mark.parametrize(

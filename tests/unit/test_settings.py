@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from socketserver import StreamRequestHandler, TCPServer
 
+import httpx
 import pytest
 
 from tests.fakes.sentinels import sentinel
@@ -64,7 +70,8 @@ def test_an_env_file_reaches_the_worker(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_wrong_value_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSGB_MAX_PARALLEL", "0")
-    with pytest.raises(ConfigError, match=r"max_parallel.*greater than 0"):
+    said = r"^environment variable TSGB_MAX_PARALLEL: .*greater than 0; give it an allowed value"
+    with pytest.raises(ConfigError, match=said):
         load_settings()
     monkeypatch.setenv("TSGB_MAX_PARALLEL", "")
     assert load_settings().max_parallel >= 1
@@ -84,7 +91,7 @@ def test_the_manifest_key_reaches_the_worker_and_nobody_else(
     assert KEY not in f"{settings!r}{settings.model_dump()}{settings}"
     assert "TSGB_MANIFEST_KEY" not in child_environment()
     monkeypatch.setenv("TSGB_MANIFEST_KEY", "too-short")
-    with pytest.raises(ConfigError, match=r"manifest_key.*at least 16") as caught:
+    with pytest.raises(ConfigError, match=r"TSGB_MANIFEST_KEY: .*at least 16") as caught:
         load_settings()
     assert "too-short" not in "".join(traceback.format_exception(caught.value))
 
@@ -97,3 +104,122 @@ def test_the_key_that_rents_machines_stays_here(monkeypatch: pytest.MonkeyPatch)
     assert KEY not in repr(settings)
     assert "VAST_API_KEY" not in child_environment(settings)
     assert settings.vast_url == VAST_URL
+
+
+def test_a_wrong_value_in_an_env_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("TSGB_BUDGET=much\n")
+    with pytest.raises(ConfigError, match=r"^\.env, variable TSGB_BUDGET: .*valid number"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "TSGB_STORE=/données\n".encode("latin-1"),
+            "text in another encoding, not UTF-8 .byte 0xe9 in line 1.: save it as UTF-8",
+        ),
+        (
+            "A=1\nTSGB_STORE=/s\n".encode("utf-16"),
+            "UTF-16 text, not UTF-8 .byte 0xff in line 1",
+        ),
+        (
+            "A=1\nTSGB_STORE=/s\n".encode("utf-16-le"),
+            "UTF-16 text, not UTF-8 .a NUL byte in line 1",
+        ),
+    ],
+    ids=["latin-1", "utf-16", "utf-16 without mark"],
+)
+def test_an_env_file_in_another_encoding(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/\.env is {message}"):
+        load_settings()
+
+
+def test_an_env_file_with_the_byte_order_mark_of_utf_8(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes("TSGB_STORE=/données\n".encode("utf-8-sig"))
+    assert load_settings().store == "/données"
+
+
+def test_an_env_file_that_is_a_directory(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    with pytest.raises(ConfigError, match=r"\.env is a directory: remove it"):
+        load_settings()
+
+
+@pytest.mark.parametrize("closed", [".", ".env"])
+def test_an_env_file_that_may_not_be_read(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own directory is root's alone
+        monkeypatch.chdir(name)
+        Path(name).chmod(0o755)
+        Path(".env").write_text("TSGB_STORE=/s\n")
+        Path(closed).chmod(0)
+        refused = rf"{name}/\.env cannot be read .Permission denied"
+        with other_user(), pytest.raises(ConfigError, match=refused):
+            load_settings()
+
+
+def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.chdir("/")
+    with other_user():
+        with pytest.raises(ConfigError, match=r"HOME is not set and .* set TSGB_CACHE_DIR"):
+            load_settings()
+        monkeypatch.setenv("TSGB_CACHE_DIR", "/elsewhere")
+        assert load_settings().cache_dir == Path("/elsewhere")
+
+
+def test_a_cache_directory_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TSGB_CACHE_DIR", "~/cache")  # from an `.env`, which no shell expands
+    assert load_settings().make_cache_dir() == tmp_path / "cache"
+    assert (tmp_path / "cache").is_dir()
+
+
+@pytest.mark.parametrize("home", ["/", "/dev/null", "/proc"])
+def test_a_cache_directory_that_cannot_be_made(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.chdir("/")
+    with other_user(), pytest.raises(ConfigError, match=r"cannot be written .*: set TSGB_CACHE_"):
+        load_settings().make_cache_dir()
+
+
+def test_loopback_is_never_proxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    load_settings()
+    assert "NO_PROXY" not in os.environ
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "example.org, localhost")
+    monkeypatch.setenv("no_proxy", "")
+    for _ in range(2):
+        load_settings()
+    hosts = "example.org,localhost,127.0.0.1,::1"
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == hosts
+    assert child_environment()["NO_PROXY"] == hosts
+    with TCPServer(("127.0.0.1", 0), _Answer) as server:
+        threading.Thread(target=server.handle_request).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        assert httpx.get(url).text == "here"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get("http://192.0.2.1")  # through the proxy, where nothing listens
+
+
+class _Answer(StreamRequestHandler):
+    def handle(self) -> None:
+        self.rfile.readline()
+        self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nhere")
+
+
+@contextmanager
+def other_user() -> Iterator[None]:
+    """Be a user without a passwd entry, who is not root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    before = os.getresuid()
+    os.setresuid(54321, 54321, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(*before)

@@ -181,7 +181,7 @@ def read_places(trust: Trust = NO_TRUST) -> Places:
 
     settings = load_settings()
     return Places(
-        cache_dir=settings.cache_dir,
+        cache_dir=settings.make_cache_dir(),
         user=settings.webdav_user,
         password=settings.webdav_pass,
         grace_seconds=settings.grace_seconds,
