@@ -9,13 +9,17 @@ dies first on Ctrl-C, so that the end of a flow is never recorded. This one
 - copies a migrated database instead of migrating: that is most of a first start;
 - is in a session of its own, so that Ctrl-C does not reach it, and ends when its stdin does,
   so that it cannot outlive its owner, however that one ends;
-- listens on a socket that it inherits: no race for a port, and nothing to poll.
+- listens on a socket that it inherits: no race for a port, and nothing to poll;
+- has settings of its own, and so has the client: neither reads what the user's environment, `.env`,
+  `prefect.toml`, `pyproject.toml` or profile say of another Prefect.
 
-`start` returns at once: import what is heavy meanwhile, then `wait`.
+`start` returns at once. `connected` imports Prefect meanwhile, waits for the server and points the
+flows inside at it. Prefect is imported nowhere else here.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import shutil
@@ -25,8 +29,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, chdir, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -35,28 +39,39 @@ from typing import TYPE_CHECKING, Self
 
 from tsgb.checkpoint.run import RunLock
 from tsgb.errors import TSGBError
+from tsgb.settings import without_prefect_settings
 
 if TYPE_CHECKING:
     import uvicorn
+    from prefect.client.orchestration import SyncPrefectClient
 
 TEMPLATE = f"template-{version('prefect')}.db"
-"""In the home: a migrated database without any run."""
+"""Name of a migrated database without any run, in the home of all servers."""
+DRAIN_SECONDS = 10.0
+"""Seconds that the client may take to send its queued logs and events at the end."""
 _READY = b"ready\n"
 _OFF = ("ACTIONS", "EVENT_LOGGER", "EVENT_PERSISTER", "TRIGGERS")
 """Services that serve deployments and automations, which such a database does not hold."""
 
 
+# -- the owner of the server ---------------------------------------------------------------------
+
+
 @dataclass(slots=True)
-class LocalAPI:
+class EmbeddedAPI:
     """A running server.
 
-    Example: `with start(home, "run-1", environment) as api: api.wait()`
+    Example: `with start(home, "run-1", environment) as api, connected(api): stage1(...)`
     """
 
     url: str
+    """URL of its API on loopback, `http://127.0.0.1:<port>/api`."""
     directory: Path
+    """Its home: database, results, log."""
     process: subprocess.Popen[bytes]
+    """The server process."""
     lock: RunLock
+    """Lock on the directory, for as long as the server runs."""
     _ready: bool = field(default=False, init=False)
 
     def wait(self, timeout_seconds: float = 180.0) -> None:
@@ -77,7 +92,7 @@ class LocalAPI:
         raise TSGBError(f"the embedded Prefect API {reason}: see {self.directory / 'server.log'}")
 
     def stop(self, timeout_seconds: float = 10.0) -> None:
-        """Let it finish what it has received, and end it."""
+        """Let the server finish what it has received, and end it."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with suppress(OSError):
@@ -102,13 +117,13 @@ class LocalAPI:
         self.stop()
 
 
-def start(home: Path, name: str, environment: Mapping[str, str]) -> LocalAPI:
-    """Start a server for one experiment; returns before it answers.
+def start(home: Path, name: str, environment: Mapping[str, str]) -> EmbeddedAPI:
+    """Start a server for one experiment; return before it answers.
 
     Args:
         home: Directory of all such servers.
-        name: Of this one; the same name later finds the same history and results.
-        environment: For the process, without any variable of Prefect's.
+        name: Name of this server; the same name later finds the same history and results.
+        environment: Environment of the process, without any variable of Prefect's.
 
     Raises:
         UsageError: A live process uses this name.
@@ -123,7 +138,7 @@ def start(home: Path, name: str, environment: Mapping[str, str]) -> LocalAPI:
     except BaseException:
         lock.release()
         raise
-    return LocalAPI(f"http://127.0.0.1:{port}/api", directory, process, lock)
+    return EmbeddedAPI(f"http://127.0.0.1:{port}/api", directory, process, lock)
 
 
 def _spawn(
@@ -152,14 +167,99 @@ def _spawn(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**environment, **settings},
+            # Prefect asks for a home when it is imported, and a container's user may have none.
+            env={"HOME": str(directory), **environment, **settings},
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
 
 
+# -- the client ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def connected(api: EmbeddedAPI) -> Generator[None]:
+    """Import Prefect, wait for the server and point the flows inside at it.
+
+    The console stays quiet: what Prefect logs goes into the API's database, people get the
+    listener. All that is queued is sent at the end.
+
+    Raises:
+        TSGBError: The server ended, or did not answer in time.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(without_prefect_settings(api.directory))
+        with chdir(api.directory):  # where none of the files lies in which Prefect looks
+            from prefect import get_client  # which sets up logging, too
+            from prefect import settings as names
+            from prefect.events.worker import EventsWorker
+            from prefect.logging.handlers import APILogWorker
+
+            stack.enter_context(
+                names.temporary_settings(
+                    {
+                        names.PREFECT_API_URL: api.url,
+                        names.PREFECT_API_KEY: None,
+                        names.PREFECT_API_AUTH_STRING: None,
+                        names.PREFECT_HOME: api.directory,
+                        names.PREFECT_LOCAL_STORAGE_PATH: api.directory / "storage",
+                        names.PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False,
+                        # A heartbeat thread is joined in steps of a second at the end of each
+                        # flow, and nobody here listens for a missing heartbeat.
+                        names.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+                    }
+                )
+            )
+        stack.enter_context(_quiet_console())
+        api.wait()
+        try:
+            with get_client(sync_client=True) as client:
+                _crash_killed_runs(client)
+            yield
+        finally:
+            APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+            EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+
+
+def _crash_killed_runs(client: SyncPrefectClient) -> None:
+    """Mark as crashed what still counts as running: the database has no other user than us."""
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    of_type = filters.FlowRunFilterStateType(any_=[StateType.RUNNING])
+    running = filters.FlowRunFilter(state=filters.FlowRunFilterState(type=of_type))
+    for run in client.read_flow_runs(flow_run_filter=running):
+        client.set_flow_run_state(run.id, Crashed(message="Its process was killed"), force=True)
+
+
+@contextmanager
+def _quiet_console() -> Generator[None]:
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    names = [None, "prefect", *logging.root.manager.loggerDict]
+    handlers = [
+        handler
+        for name in names
+        for handler in logging.getLogger(name).handlers
+        if isinstance(handler, PrefectConsoleHandler)
+    ]
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
+
+
+# -- the server process --------------------------------------------------------------------------
+
+
 def _serve(listener_fd: int, database: Path, template: Path) -> None:
-    """The server process."""
+    """Run the server until stdin ends."""
+    os.chdir(database.parent)  # Prefect, when it is imported, reads files of the directory it is in
     import uvicorn
     from prefect.server.api.server import create_app
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from flows import embedded
 from flows.interrupts import interruptible
 from flows.plan import arm_configs, check_targets, new_run_id, parse_arms, write_configs
 from flows.progress import watching
 from flows.workers import Workers
-from tsgb import local_api
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import SEEDS, Arm, Profile
@@ -61,6 +61,7 @@ def run_experiment(
     """
     start = clock()
     settings = load_settings()
+    settings.make_cache_dir()
     where = canonical_url(store or settings.default_store)
     run_id = run_id or new_run_id(datetime.now().astimezone())
     chosen = parse_arms(arms, profile)
@@ -94,15 +95,13 @@ def run_experiment(
     with (
         interruptible(),
         _resumable(run_id),
-        local_api.start(settings.prefect_home, name, child_environment()) as api,
+        embedded.start(settings.prefect_home, name, child_environment()) as api,
         watching() as listener,
     ):
         listener.note(f"experiment {run_id}: profile {profile}, world {env}, {len(runs)} seed(s)")
-        from flows.embedded import embedded
-        from flows.stage1 import stage1
+        with embedded.connected(api):
+            from flows.stage1 import stage1
 
-        api.wait()
-        with embedded(api):
             trained = {
                 run: _stage1(stage1(**p, return_state=True)) for run, p in parameters.items()
             }

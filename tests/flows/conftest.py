@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tsgb import local_api
+from flows import embedded
 from tsgb.settings import child_environment
 
 ROOT = Path(__file__).parents[2]
@@ -39,9 +39,9 @@ def migrated(pytestconfig: pytest.Config) -> Path:
     cache = pytestconfig.cache
     assert cache is not None
     home = cache.mkdir("prefect-api")
-    found = home / local_api.TEMPLATE
+    found = home / embedded.TEMPLATE
     if not found.exists():
-        with local_api.start(home, "first", child_environment()) as api:
+        with embedded.start(home, "first", child_environment()) as api:
             api.wait()
     return found
 
@@ -50,12 +50,8 @@ def migrated(pytestconfig: pytest.Config) -> Path:
 def prefect_api(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[None]:
     home = tmp_path_factory.mktemp("prefect")
     shutil.copy(migrated, home)
-    with local_api.start(home, "tests", child_environment()) as api:
-        from flows.embedded import embedded
-
-        api.wait()
-        with embedded(api):
-            yield
+    with embedded.start(home, "tests", child_environment()) as api, embedded.connected(api):
+        yield
 
 
 @pytest.fixture

@@ -86,4 +86,4 @@ def test_every_module_is_on_one_side_of_the_environment() -> None:
     kept_off = set(contracts["only the edges read the environment"]["source_modules"])
     assert modules - kept_off == {"tsgb.cli", "tsgb.settings"}
     library = set(contracts["the library imports neither flows nor Prefect"]["source_modules"])
-    assert modules - library == {"tsgb.cli", "tsgb.local_api"}
+    assert modules - library == {"tsgb.cli"}
