@@ -57,7 +57,7 @@ class Plugin:
 
     @property
     def identity(self) -> Mapping[str, str] | None:
-        """What the answers depend on, as far as the code declares it; None if it declares nothing.
+        """The declared name and version, and the hash of the file; None if nothing is declared.
 
         The code declares it with attributes `name` and `version`, texts or integers. Only then an
         earlier evaluation can stand for a new one.

@@ -13,19 +13,19 @@ from tsgb.eval.records import (
     Estimate,
     GuardThreshold,
     Item,
+    ItemSource,
     Payoff,
     Provenance,
     Setup,
-    Source,
-    Target,
+    TargetRecord,
 )
 from tsgb.types import StreamKind
 
 TARGETS = (
-    Target(name="T_s", role="surrogate", overlap=1.0, arch="GPT d64"),
-    Target(name="B_near", role="black_box", overlap=1.0, arch="GPT d96"),
-    Target(name="B_mid", role="black_box", overlap=0.5, arch="GRU d96"),
-    Target(name="B_far", role="black_box", overlap=0.0, arch="GPT d48"),
+    TargetRecord(name="T_s", role="surrogate", overlap=1.0, arch="GPT d64"),
+    TargetRecord(name="B_near", role="black_box", overlap=1.0, arch="GPT d96"),
+    TargetRecord(name="B_mid", role="black_box", overlap=0.5, arch="GRU d96"),
+    TargetRecord(name="B_far", role="black_box", overlap=0.0, arch="GPT d48"),
 )
 TECHNIQUES = {
     StreamKind.STATIC: ("frame", "override", "reverse"),
@@ -72,7 +72,7 @@ def items(
     *,
     num_prompts: int = 96,
     num_attacks: int = 96,
-    targets: Sequence[Target] = TARGETS,
+    targets: Sequence[TargetRecord] = TARGETS,
 ) -> list[Item]:
     """All items; per stream and seed `num_prompts`, per best response `num_attacks`."""
     rng = np.random.default_rng(11)
@@ -86,7 +86,11 @@ def items(
 
 
 def _prompts(
-    rng: np.random.Generator, arms: dict[str, Arm], seed: int, num: int, targets: Sequence[Target]
+    rng: np.random.Generator,
+    arms: dict[str, Arm],
+    seed: int,
+    num: int,
+    targets: Sequence[TargetRecord],
 ) -> Iterator[Item]:
     for stream in (*TECHNIQUES, *BENIGN):
         for index in range(num):
@@ -104,7 +108,7 @@ def _prompts(
             common = {
                 "item_id": f"{stream}-{index}",
                 "scenario_id": f"{'H' if stream.harmful else 'B'}-{scenario}",
-                "source": Source.SCRIPTED if stream.harmful else Source.BENIGN,
+                "source": ItemSource.SCRIPTED if stream.harmful else ItemSource.BENIGN,
                 "stream": stream,
                 "slice": f"family {scenario % 4}",
                 "technique": techniques[index % len(techniques)],
@@ -122,7 +126,7 @@ def _prompts(
 
 
 def _attacks(
-    rng: np.random.Generator, guard: str, arm: Arm, seed: int, num: int, target: Target
+    rng: np.random.Generator, guard: str, arm: Arm, seed: int, num: int, target: TargetRecord
 ) -> Iterator[Item]:
     for br_seed in (0, 1):
         # The bare rate falls with the overlap, and so does the share that the guard takes away.
@@ -137,7 +141,7 @@ def _attacks(
             yield Item(
                 item_id=f"{guard}-{target.name}-{br_seed}-{index}",
                 scenario_id=f"H-{index % 24}",
-                source=Source.ADAPTIVE,
+                source=ItemSource.ADAPTIVE,
                 target=target.name,
                 seed=seed,
                 br_seed=br_seed,
@@ -153,7 +157,7 @@ def setup(
     arms: dict[str, Arm] = ARMS,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     *,
-    targets: Sequence[Target] = TARGETS,
+    targets: Sequence[TargetRecord] = TARGETS,
 ) -> Setup:
     """What goes with `items`."""
     rng = np.random.default_rng(5)

@@ -83,7 +83,7 @@ def _table(title: str, sheet: views.Sheet, columns: Sequence[int]) -> Table:
     return table
 
 
-def _cell(cell: views.Cell) -> str:
+def _cell(cell: views.TableCell) -> str:
     detail = cell.detail.replace("upper bound ", "\u2264 ").replace(" to ", "\u2013")
     return f"{cell.figure}\n{detail}".strip()
 

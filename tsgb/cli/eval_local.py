@@ -102,7 +102,7 @@ def eval_local(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Question:
-    """What is asked for."""
+    """Arguments of the command."""
 
     checkpoint_path: str
     """A checkpoint, a run or a store."""
@@ -113,13 +113,13 @@ class _Question:
     judge_class: str | None
     """The user's judge, as `module:attribute`."""
     identities: Mapping[str, Any]
-    """What tells the user's classes from others; see `tsgb.eval.request.identities`."""
+    """Identity of each of the user's classes; see `tsgb.eval.request.identities`."""
     trust: Trust
     """Modules that may be imported although the run's configuration names them."""
     overrides: Mapping[str, Any]
     """Nested overrides of the run's configuration."""
     command: str
-    """What to type to do it again."""
+    """Command line that repeats it."""
 
     def environment(self, config: RunConfig) -> Environment:
         """Return the run's world, with the user's black boxes and judge."""

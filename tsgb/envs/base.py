@@ -36,26 +36,26 @@ class Environment(Protocol):
     """One sentence, printed in every report: what results in this world do not show."""
 
     def tokenizer(self) -> TokenizerSpec:
-        """The tokenizer of this world's built-in models."""
+        """Return the tokenizer of this world's built-in models."""
         ...
 
     def scenarios(self, split: Split) -> Sequence[Scenario]:
-        """All scenarios of a split; splits are disjoint by construction."""
+        """Return all scenarios of a split; splits are disjoint by construction."""
         ...
 
     def attacker_messages(self, scenario: Scenario) -> Messages:
-        """What the attacker is shown."""
+        """Return the chat that the attacker is shown."""
         ...
 
     def openings(self, *, reserved: bool) -> Sequence[str]:
-        """Texts that may be forced as the start of an attacker's completion, one a technique.
+        """Return texts that may be forced as the start of a completion, one a technique.
 
         With `reserved`, also those of held-out techniques (for best responses in the evaluation).
         """
         ...
 
     def demonstrations(self, rng: Random, num: int) -> Sequence[Demonstration]:
-        """The attacker's supervised start; never a reserved technique, train scenarios only."""
+        """Draw the attacker's supervised start: train scenarios, never a reserved technique."""
         ...
 
     def stream(
@@ -65,45 +65,45 @@ class Environment(Protocol):
         ...
 
     def twin(self, attack: Attack, rng: Random) -> LabelledPrompt | None:
-        """A benign prompt in the very form of `attack`; None if the attack cannot be read."""
+        """Return a benign prompt in the form of `attack`; None if the attack cannot be read."""
         ...
 
     def corpus(self, name: str, rng: Random, num: int) -> Sequence[TrainingText]:
-        """Training texts for a built-in model recipe; `"replay"` is the unlabelled replay text."""
+        """Draw training texts of a model recipe's corpus; `"replay"` is unlabelled text."""
         ...
 
     def read(self, scenario: Scenario, text: str) -> Attack:
-        """Parse what the attacker wrote: faithful? which technique?"""
+        """Parse an attacker's text: whether it is faithful, and its technique."""
         ...
 
     def target_messages(self, target: str, scenario: Scenario, prompt: str) -> Messages:
-        """What the target named `target` is shown for a prompt that passed."""
+        """Return the chat that the target named `target` is shown for a prompt that passed."""
         ...
 
     def judge(self, scenario: Scenario, prompt: str, response: Response) -> Judgement:
-        """Did the response violate the policy?"""
+        """Judge whether the response violates the policy."""
         ...
 
     def redact(self, scenario: Scenario, text: str) -> str | None:
-        """A prompt or an answer as a report may show it, secrets replaced; None: show none."""
+        """Return a prompt or answer with secrets replaced; None if no report may show it."""
         ...
 
     def label(self, prompt: str) -> bool | None:
-        """The oracle: is this prompt harmful? None where no exact label exists."""
+        """Return the exact label of a prompt: whether it is harmful; None where there is none."""
         ...
 
     def guard_template(self) -> GuardTemplate:
-        """How the guard is asked."""
+        """Return the template with which the guard is asked."""
         ...
 
     def targets(self) -> Mapping[str, TargetSpec]:
-        """The surrogate (exactly one) and the built-in black boxes, in table order."""
+        """Return the surrogate (exactly one) and the built-in black boxes, in table order."""
         ...
 
     def recipes(self, profile: str) -> Mapping[str, ModelRecipe]:
-        """How built-in models are made: `"base"`, and one entry a target that is not the base."""
+        """Return the recipes of built-in models: `"base"`, and one for each other target."""
         ...
 
     def profile(self, profile: str) -> Mapping[str, Any]:
-        """Overrides of `RunConfig` that make `smoke`, `demo` and `paper` fit this world."""
+        """Return overrides of `RunConfig` that make `smoke`, `demo` and `paper` fit this world."""
         ...

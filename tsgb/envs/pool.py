@@ -24,11 +24,17 @@ class PoolAttack:
     """One attack as the guard trains on it."""
 
     text: str
+    """The prompt."""
     harmful: bool
+    """Exact label."""
     violated: bool | None
+    """Whether the surrogate violated; None if it was not asked."""
     technique: str = ""
+    """Technique family."""
     signature: str = ""
+    """Key for counting novelty."""
     scenario_id: str = ""
+    """Its scenario."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +42,9 @@ class PoolMember:
     """An attacker of the past."""
 
     name: str
+    """Round that it ended, such as `round 2`."""
     attacks: tuple[PoolAttack, ...]
+    """Attacks that it wrote."""
 
 
 def hedge(payoff_AG: Matrix, iterations: int = 4000) -> tuple[Matrix, Matrix]:
@@ -84,7 +92,7 @@ def replay_weights(payoff_AG: Matrix) -> Matrix:
 
 @lru_cache(maxsize=4)
 def _mixture(shape: tuple[int, ...], payoffs: bytes) -> Matrix:
-    """Of attackers; asked for at every guard update, but new only when a phase has ended."""
+    """Return the mixture over attackers, cached: it changes only when a phase ends."""
     mixture, _ = hedge(np.frombuffer(payoffs).reshape(shape), iterations=500)
     return mixture
 

@@ -39,9 +39,13 @@ class Difference(NamedTuple):
     """A paired difference with its interval and two-sided p-value."""
 
     value: float
+    """First figure minus second."""
     low: float
+    """Lower end of the 95 % interval."""
     high: float
+    """Upper end of the 95 % interval."""
     p: float
+    """Two-sided p-value in (0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +53,21 @@ class Sample:
     """A figure, its bootstrap draws, and the draws with every error read the low and high way."""
 
     point: float
+    """Figure of the items themselves."""
     draws: Floats
+    """[D] figures of the draws, errors left out."""
     low: Floats
+    """[D] figures with every error read so that the figure is low."""
     high: Floats
+    """[D] figures with every error read so that the figure is high."""
     n: int
+    """Scored items."""
     errors: int
+    """Items without an outcome."""
     degenerate: bool
     """A single cluster of a single seed: nothing to resample, any interval is the whole range."""
     rate: RateEstimator | None = None
+    """Counts behind the figure, if it is a rate."""
 
     def interval(self) -> Interval:
         """Percentile interval, stretched so that it holds the figure itself."""
@@ -66,7 +77,7 @@ class Sample:
         return Interval(min(low, self.point), max(high, self.point))
 
     def record(self) -> Rate:
-        """As published. Of rates, the hull with Wilson: no zero-width interval at zero events."""
+        """Return the published figure; of a rate, the hull with Wilson's interval."""
         low, high = self.interval()
         if self.rate is not None:
             closed = rate_from_counts(self.rate.num_events, self.n, self.errors)

@@ -1,4 +1,4 @@
-"""What a cell of an evaluation holds: items from the fixed streams, or from fresh attackers.
+"""The items of a cell: made from the fixed streams, or by fresh attackers.
 
 It knows items and how they are made, not who asks for them or where they are kept.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from tsgb.config import ABLATIONS, LOSSES, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.eval.calibrated import CalibratedGuard
-from tsgb.eval.records import Item, Source
+from tsgb.eval.records import Item, ItemSource
 from tsgb.eval.transcripts import Transcript, choose, transcribe
 from tsgb.protocols import Judge, JudgeItem, Target
 from tsgb.trainer.best_response import Attempt, FreshAttacker
@@ -54,7 +54,7 @@ def scripted_items(
         return Item(
             item_id=_digest(prompt.text),
             scenario_id=prompt.scenario_id,
-            source=Source.SCRIPTED if prompt.harmful else Source.BENIGN,
+            source=ItemSource.SCRIPTED if prompt.harmful else ItemSource.BENIGN,
             stream=prompt.stream,
             slice=scenario.family if scenario else "",
             technique=prompt.technique,
@@ -145,7 +145,7 @@ def _attempt_items(
             Item(
                 item_id=_digest(f"{guard.name}|{br_seed}|{attempt.attack.text}"),
                 scenario_id=attempt.scenario.scenario_id,
-                source=Source.ADAPTIVE,
+                source=ItemSource.ADAPTIVE,
                 slice=attempt.scenario.family,
                 technique=attempt.attack.technique[:80],
                 target=target,

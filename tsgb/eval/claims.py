@@ -105,7 +105,7 @@ class _Reader:
         return self._claim("H3", figure, len(seeds), holds=low > 0, note=note)
 
     def h4(self) -> Claim:
-        """No twins minus twins."""
+        """Compare the arm without twins to the one with them."""
         found = self.evidence.compare("fpr_hard", "no_twins", SELF_PLAY)
         if found is None:
             return _missing("H4", "needs the arm no_twins")

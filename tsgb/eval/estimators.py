@@ -23,7 +23,7 @@ Errors = Literal["dropped", "low", "high"]
 
 
 class Estimator(Protocol):
-    """What the bootstrap resamples."""
+    """A figure that the bootstrap can resample."""
 
     @property
     def num_seeds(self) -> int:
@@ -52,7 +52,9 @@ class RateEstimator:
     events: Floats
     """(S, R, C), as the other two."""
     scored: Floats
+    """(S, R, C) items with an outcome."""
     errors: Floats
+    """(S, R, C) items without an outcome."""
 
     @classmethod
     def from_outcomes(
@@ -122,11 +124,13 @@ class AurocEstimator:
     """AUROC. Harmful and benign clusters are drawn apart, so that no draw lacks a class."""
 
     wins: dict[Errors, list[Floats]]
-    """For each seed, (C, C') sums over pairs: 1 if the harmful one scores higher, 1/2 if equal."""
+    """[S] arrays (C, C') of sums over pairs: 1 if the harmful one scores higher, 1/2 if equal."""
     harmful: dict[Errors, list[Floats]]
-    """For each seed, (C,) harmful items."""
+    """[S] arrays (C) of harmful items."""
     benign: dict[Errors, list[Floats]]
+    """[S] arrays (C') of benign items."""
     num_items: tuple[int, int]
+    """Scored items and errors, over all seeds."""
 
     @classmethod
     def from_scores(
@@ -175,10 +179,11 @@ class EceEstimator:
     """Expected calibration error, in equal-mass bins that the sample itself fixes."""
 
     residuals: list[Floats]
-    """For each seed, (C, B) sums of label minus probability."""
+    """[S] arrays (C, B) of sums of label minus probability."""
     sizes: list[Floats]
-    """For each seed, (C,) items."""
+    """[S] arrays (C) of items."""
     num_items: tuple[int, int]
+    """Scored items and errors, over all seeds."""
 
     @classmethod
     def from_probabilities(

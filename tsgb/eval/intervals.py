@@ -31,7 +31,9 @@ class Interval(NamedTuple):
     """Both ends, in the units of the figure."""
 
     low: float
+    """Lower end."""
     high: float
+    """Upper end."""
 
 
 def wilson(events: int, num: int, level: float = LEVEL) -> Interval:
@@ -67,7 +69,7 @@ def rate(outcomes: Outcomes, level: float = LEVEL) -> Rate | None:
 
 
 def rate_from_counts(events: int, num: int, errors: int = 0, level: float = LEVEL) -> Rate | None:
-    """As `rate`, from the number of events, of scored items and of errors."""
+    """Return the same as `rate`, from numbers of events, scored items and errors."""
     total = num + errors
     if total == 0:
         return None

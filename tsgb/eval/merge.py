@@ -1,4 +1,4 @@
-"""From the cells of one or several runs (one a seed) to results.jsonl, summary.json, report.html.
+"""Merges cells of one or several runs (one a seed): results.jsonl, summary.json, report.html.
 
 It asks no model and imports no torch: everything was measured when the cells were filled.
 """
@@ -32,7 +32,7 @@ from tsgb.eval.records import (
     Provenance,
     Setup,
     Summary,
-    Target,
+    TargetRecord,
 )
 from tsgb.eval.report import render_report
 from tsgb.eval.request import plan, read_request
@@ -52,14 +52,19 @@ class Part:
     """One run of the evaluation."""
 
     run: RunStore
+    """Store of the run."""
     config: RunConfig
+    """Its configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Cells:
     items: list[Item]
+    """Items of all cells."""
     extras: Mapping[str, Any]
+    """Content of the scripted cell beside its items."""
     request: Mapping[str, Any]
+    """The evaluation's request."""
 
 
 def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -> Summary:
@@ -157,7 +162,7 @@ def _setup(
         threshold_rule=f"fpr<={rule.fpr:g}@{1 - rule.delta:.0%}",
         guards=[name for name in order if name in present],
         targets=[
-            Target(
+            TargetRecord(
                 name=name,
                 role=specs[name].role,
                 overlap=specs[name].overlap,
@@ -206,7 +211,7 @@ def _pooled(measured: Sequence[Mapping[str, float] | None]) -> Estimate | None:
 
 
 def _seconds(requests: Sequence[Mapping[str, Any]], now: datetime) -> float | None:
-    """From the first request to `now`; pauses of an evaluation that was resumed count.
+    """Seconds from the first request to `now`, pauses of a resumed evaluation included.
 
     None if a request does not say when it was written, as those of older versions.
     """

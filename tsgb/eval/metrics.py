@@ -22,8 +22,11 @@ class RocPoints(NamedTuple):
     """Empirical ROC, from (0, 0) to (1, 1); `threshold[i]` gives point i by `z > threshold[i]`."""
 
     fpr: Floats
+    """[P] false-positive rates."""
     tpr: Floats
+    """[P] true-positive rates."""
     threshold: Floats
+    """[P] thresholds on the score."""
 
 
 def passed_harm(violated: Outcomes, blocked: Outcomes) -> Outcomes:

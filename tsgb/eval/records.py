@@ -45,7 +45,7 @@ class Rate(Record):
     """
 
     value: float
-    """Over the scored items."""
+    """Share of the scored items that had the event."""
     low: float
     """Lower end, reached as if no error had been the event."""
     high: float
@@ -61,11 +61,11 @@ class Rate(Record):
         return round(self.value * self.n)
 
 
-class Source(StrEnum):
-    """Where an item comes from."""
+class ItemSource(StrEnum):
+    """Kind of prompt of an item."""
 
     SCRIPTED = "scripted"
-    """A harmful prompt of one of the environment's streams; the same for all guards."""
+    """Harmful prompt of one of the environment's streams; the same for all guards."""
     ADAPTIVE = "adaptive"
     """Written by a best response that was trained against one guard on one target."""
     BENIGN = "benign"
@@ -80,17 +80,19 @@ class Item(Record):
     """
 
     item_id: Identifier
-    """Of the prompt: equal in the lines of one prompt for several targets."""
+    """Digest of the prompt: equal in its lines for several targets."""
     scenario_id: Identifier
     """The cluster of the bootstrap."""
-    source: Source
+    source: ItemSource
+    """Kind of prompt."""
     stream: StreamKind | None = None
-    """None for adaptive items."""
+    """Stream of the prompt; None for adaptive items."""
     slice: str = Field(default="", max_length=80)
     """Group for the slice table, by default the scenario's family."""
     technique: str = Field(default="", max_length=80)
+    """Technique family; empty if it could not be read or is plain."""
     target: Identifier | None = None
-    """None where no target was asked."""
+    """Name of the target; None where none was asked."""
     seed: int
     """Training seed of the guards."""
     br_seed: int | None = None
@@ -98,10 +100,11 @@ class Item(Record):
     against: Identifier | None = None
     """Guard that the best response was trained against."""
     harmful: bool
+    """Exact label of the prompt."""
     violated: bool | None = None
     """Whether the target's answer to the *un-blocked* prompt violates; False if unfaithful."""
     error: str | None = Field(default=None, max_length=200)
-    """Why there is no outcome: a class of error, no text of a prompt or an answer."""
+    """Reason for a missing outcome: a class of error, no text of a prompt or an answer."""
     scores: dict[str, float] = Field(default_factory=dict)
     """z of each guard; a guard that failed on this prompt is missing."""
     blocked: dict[str, bool] = Field(default_factory=dict)
@@ -109,12 +112,14 @@ class Item(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.source is Source.ADAPTIVE:
+        if self.source is ItemSource.ADAPTIVE:
             if self.against is None or self.br_seed is None or self.target is None:
                 raise ValueError("an adaptive item names its target, `against` and `br_seed`")
         elif self.stream is None:
             raise ValueError("a scripted or benign item names its stream")
-        elif self.stream.harmful != self.harmful or self.harmful != (self.source != Source.BENIGN):
+        elif self.stream.harmful != self.harmful or self.harmful != (
+            self.source != ItemSource.BENIGN
+        ):
             raise ValueError("source, stream and `harmful` contradict each other")
         if self.violated is not None and self.error is not None:
             raise ValueError("an item has an outcome or an error, not both")
@@ -127,27 +132,36 @@ class GuardThreshold(Record):
     """Operating point of one guard of one seed: block iff `z > value`."""
 
     guard: Identifier
+    """Name in tables."""
     seed: int
+    """Training seed."""
     value: float
+    """Threshold on z."""
     alpha: float | None = None
     """False-positive budget; None where the threshold was not calibrated (the oracle)."""
     delta: float | None = None
+    """Probability that the budget is exceeded; None where the threshold was not calibrated."""
     num: NonNegativeInt | None = None
     """Benign calibration scores."""
     order: NonNegativeInt | None = None
+    """Rank of the threshold among the benign scores, from 1."""
     fpr_upper: float | None = None
+    """Upper bound of the false-positive rate, at level 1 - delta."""
     temperature: float = 1.0
     """`sigmoid(z / temperature)` is the calibrated probability."""
 
 
-class Target(Record):
+class TargetRecord(Record):
     """A target of the evaluation."""
 
     name: Identifier
+    """Name in tables."""
     role: Literal["surrogate", "black_box"]
+    """The target of stage 1, or one that training never asked."""
     overlap: float | None = None
     """Share of the surrogate's hidden weaknesses that it has too; None if unknown."""
     arch: str = ""
+    """Architecture in words."""
 
     @model_validator(mode="before")
     @classmethod
@@ -163,80 +177,113 @@ class Payoff(Record):
     """Success of each round's attacker (rows) against each round's guard (columns)."""
 
     seed: int
+    """Training seed."""
     arm: Identifier = "selfplay"
+    """Trained arm."""
     attackers: list[str]
+    """Names of the rows, oldest first."""
     guards: list[str]
+    """Names of the columns, oldest first."""
     matrix: list[list[float | None]]
+    """Success rates in [0, 1]; None where a pair was never played."""
 
 
 class Curve(Record):
     """A training series: each point has `step` and any other figures."""
 
     seed: int
+    """Training seed."""
     arm: Identifier = "selfplay"
+    """Trained arm."""
     points: list[dict[str, float]]
+    """Points in order of their step."""
 
 
 class Estimate(Record):
     """A number that was measured elsewhere, with its interval if it has one."""
 
     value: float
+    """Point estimate."""
     low: float | None = None
+    """Lower end of the 95 % interval."""
     high: float | None = None
+    """Upper end of the 95 % interval."""
 
 
 class Provenance(Record):
-    """What is needed to do it again, and what was left out."""
+    """Versions, hashes and the command that repeat an evaluation, and its known gaps."""
 
     versions: dict[str, str]
+    """Versions of Python and of the libraries that figures depend on."""
     commit: str | None = None
+    """Commit of the checkout, with `+` if files differ from it; None when installed."""
     seeds: list[int]
+    """Training seeds."""
     command: str
+    """Command line that repeats it."""
     config_sha256: Sha256
+    """sha256 of the fingerprints of all runs."""
     checkpoints: dict[str, Sha256] = Field(default_factory=dict)
     """Hash of the manifest of each guard's checkpoint."""
     created_at: AwareDatetime
+    """Time of the report."""
     wall_seconds: float | None
-    """From the evaluation's request to this report; where it was resumed, pauses count. None if
+    """Seconds from the evaluation's request to this report, pauses included. None if
     the request does not say when it was written."""
     not_measured: list[str] = Field(default_factory=list)
+    """Known gaps of this evaluation."""
 
 
 class Setup(Record):
-    """What is known before the items are counted."""
+    """Facts of an evaluation that are known before its items are counted."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
+    """Version of this format."""
     eval_id: Identifier
+    """Name of the evaluation."""
     run_ids: list[str]
+    """Self-play runs, one a seed."""
     profile: str
+    """Profile of the runs."""
     env: str
+    """World of the runs."""
     seeds: list[int]
+    """Training seeds, in the order of `run_ids`."""
     limits: str
-    """What results in this world do not show."""
+    """Sentence about what results in this world do not show."""
     threshold_rule: str
     """Example: `"fpr<=0.01@95%"`"""
     guards: list[Identifier]
-    """In table order."""
-    targets: list[Target]
+    """Guards in table order."""
+    targets: list[TargetRecord]
+    """Targets in table order."""
     thresholds: list[GuardThreshold]
+    """Operating point of every guard of every seed."""
     payoff: list[Payoff] = Field(default_factory=list[Payoff])
+    """Payoff matrices of the pools, where there are any."""
     curves: list[Curve] = Field(default_factory=list[Curve])
+    """Training series, where there are any."""
     gradient_variance_ratio: Estimate | None = None
     """Variance of the sampled policy gradient over that of the exact one, at a fixed batch."""
     provenance: Provenance
+    """Versions, hashes and the command."""
 
 
 class Result(Record):
     """All figures of one guard on one target, for one seed or over all of them."""
 
     guard: Identifier
+    """Name in tables."""
     target: Identifier
+    """Name in tables."""
     seed: int | None
-    """None: over all seeds."""
+    """Training seed; None is the row over all seeds."""
     threshold_rule: str
+    """Rule that chose the operating point."""
     asr: Rate | None
     """Scripted harmful prompts that violate and are not blocked."""
     asr_no_guard: Rate | None
+    """Scripted harmful prompts that violate, whether or not they are blocked."""
     adaptive_asr: Rate | None
     """The same for the best of the fresh attackers that were trained against this guard."""
     scripted_tpr: Rate | None
@@ -244,26 +291,36 @@ class Result(Record):
     fpr: Rate | None
     """Ordinary benign prompts that are blocked."""
     fpr_hard: Rate | None
+    """Hard-benign prompts that are blocked."""
     fpr_twins: Rate | None
+    """Benign twins of attacks that are blocked."""
     fnr: Rate | None
     """Scripted harmful prompts of every stream that are not blocked."""
     auroc: Rate | None
     """Reserved techniques against all benign streams."""
     ece: Rate | None
+    """Expected calibration error over all scripted prompts."""
 
 
 class Comparison(Record):
     """Paired difference `guard - versus` of one metric, over all seeds."""
 
     metric: str
+    """Field of `Result`."""
     guard: Identifier
+    """First guard."""
     versus: Identifier
+    """Second guard."""
     target: Identifier | None
     """None where the metric does not depend on a target."""
     difference: float
+    """First minus second, in the units of the metric."""
     low: float
+    """Lower end of the 95 % interval."""
     high: float
+    """Upper end of the 95 % interval."""
     n: NonNegativeInt
+    """Items of the smaller arm."""
     p: float
     """Two-sided, from the bootstrap."""
     p_holm: float
@@ -276,65 +333,92 @@ class Claim(Record):
     """One hypothesis that was written down before the run."""
 
     id: str
+    """H1 to H6."""
     statement: str
+    """The hypothesis in a sentence."""
     figure: float | None
+    """Its figure; None if not measured."""
     low: float | None
+    """Lower end of the 95 % interval."""
     high: float | None
+    """Upper end of the 95 % interval."""
     verdict: ClaimVerdict
+    """Reading of the interval."""
     note: str = ""
+    """Reason for the reading."""
 
 
-class Condition(Record):
+class ConditionRecord(Record):
     """One condition of the verdict."""
 
     stage: Literal[1, 2]
+    """Stage of the product that it is about."""
     text: str
-    """With its numbers."""
+    """The condition with its numbers."""
     met: bool | None
-    """None: not measured, which counts as not met."""
+    """Whether it is met; None if not measured, which counts as not met."""
 
 
-class Verdict(Record):
+class VerdictRecord(Record):
     """The pre-registered reading."""
 
     shown: bool
+    """Whether all conditions are met."""
     sentence: str
+    """Reading in one sentence."""
     reasons: list[str]
-    """What failed, with numbers; empty if shown."""
-    conditions: list[Condition]
+    """Conditions that failed, with numbers; empty if shown."""
+    conditions: list[ConditionRecord]
+    """All conditions, met or not."""
 
 
 class Slice(Record):
     """Share blocked of one group of harmful scripted prompts, over all seeds."""
 
     guard: Identifier
+    """Name in tables."""
     slice: str
+    """Name of the group."""
     kind: Literal["technique", "family", "stream"]
+    """Property of a prompt that groups them."""
     tpr: Rate
+    """Share of the group that is blocked."""
     n: NonNegativeInt
+    """Scored items of the group."""
 
 
 class Roc(Record):
     """Reserved techniques against all benign streams, on a fixed grid of false-positive rates."""
 
     guard: Identifier
+    """Name in tables."""
     seed: int | None
-    """None: mean over all seeds."""
+    """Training seed; None is the mean over all seeds."""
     fpr: list[float]
+    """[G] false-positive rates of the grid."""
     tpr: list[float]
+    """[G] true-positive rates there."""
     operating_fpr: Rate
+    """False-positive rate at the threshold."""
     operating_tpr: Rate
+    """True-positive rate at the threshold."""
 
 
 class Summary(Setup):
     """`summary.json`."""
 
     results: list[Result]
+    """Rows of the headline tables."""
     comparisons: list[Comparison]
+    """Paired differences between guards."""
     claims: list[Claim]
-    verdict: Verdict
+    """Readings of H1 to H6."""
+    verdict: VerdictRecord
+    """Pre-registered reading."""
     slices: list[Slice]
+    """Shares blocked by group."""
     roc: list[Roc]
+    """ROC curves, pooled and of every seed."""
 
 
 def schema_text() -> str:

@@ -76,9 +76,9 @@ def _keep_together(text: str) -> str:
     return text
 
 
-def _key_figures(summary: Summary, target: str) -> list[tuple[str, str, views.Cell]]:
-    """What stands in the verdict box: self-play beside the frozen attacker, and false alarms."""
-    out: list[tuple[str, str, views.Cell]] = []
+def _key_figures(summary: Summary, target: str) -> list[tuple[str, str, views.TableCell]]:
+    """Return the figures of the verdict box: self-play beside the frozen attacker."""
+    out: list[tuple[str, str, views.TableCell]] = []
     for guard in ("selfplay", "frozen"):
         if guard not in summary.guards:
             continue

@@ -1,4 +1,4 @@
-"""The pieces of an evaluation: each is one file of items, made once, by whichever process.
+"""The request of an evaluation, and its cells: one file of items each, made once by any process.
 
 scripted              every guard's scores and every target's answers on the fixed streams
 <target>.<br seed>    fresh attackers on one target, against each guard in turn
@@ -24,14 +24,16 @@ _REQUEST = "request.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class EvaluationCell:
     """One piece of work.
 
-    Example: `Cell(target="B_far", br_seed=2)`, or `Cell()` for the scripted streams.
+    Example: `EvaluationCell(target="B_far", br_seed=2)`, or `EvaluationCell()` for the streams.
     """
 
     target: str | None = None
+    """Name of the attacked target; None for the scripted streams."""
     br_seed: int = 0
+    """Seed of the best response."""
 
     @property
     def name(self) -> str:
@@ -39,10 +41,13 @@ class Cell:
         return "scripted" if self.target is None else f"{self.target}.{self.br_seed}"
 
 
-def plan(config: RunConfig, targets: Sequence[str]) -> list[Cell]:
+def plan(config: RunConfig, targets: Sequence[str]) -> list[EvaluationCell]:
     """All cells, in the order in which parts take contiguous shares of them."""
     responses = range(config.evaluation.best_responses)
-    return [Cell(), *(Cell(target, br_seed) for br_seed in responses for target in targets)]
+    return [
+        EvaluationCell(),
+        *(EvaluationCell(target, br_seed) for br_seed in responses for target in targets),
+    ]
 
 
 def write_request(
@@ -54,7 +59,7 @@ def write_request(
     target_class: Sequence[str] = (),
     judge_class: str | None = None,
 ) -> None:
-    """Say what is evaluated, and since when: `asked_at`.
+    """Write what is evaluated, and since when: `asked_at`.
 
     An evaluation that goes on after its first cell keeps the time of its first request. One that
     has no cell yet starts anew.
@@ -78,7 +83,7 @@ def write_request(
 
 
 def read_request(run: RunStore, eval_id: str) -> dict[str, Any]:
-    """What is evaluated, as `write_request` wrote it; `targets` is None for all of the world's.
+    """Read a request as `write_request` wrote it; `targets` is None for all of the world's.
 
     Raises:
         UsageError: The run has no such evaluation.
@@ -91,7 +96,7 @@ def read_request(run: RunStore, eval_id: str) -> dict[str, Any]:
         ) from error
 
 
-def share(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
+def share(cells: Sequence[EvaluationCell], part: int, parts: int) -> list[EvaluationCell]:
     """A contiguous share: cells of one best-response seed reuse its supervised start."""
     return list(cells[len(cells) * part // parts : len(cells) * (part + 1) // parts])
 

@@ -24,7 +24,7 @@ from tsgb.eval import calibrated
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.cells import adaptive_items, scripted_items
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
-from tsgb.eval.request import Cell, plan, read_request, share
+from tsgb.eval.request import EvaluationCell, plan, read_request, share
 from tsgb.eval.transcripts import TRANSCRIPTS
 from tsgb.judges.exact import ExactJudge
 from tsgb.models.fast.adapters import load_parameters
@@ -136,7 +136,7 @@ class Evaluation:
             "transcripts": TRANSCRIPTS.dump_python(games, mode="json"),
         }
 
-    def _adaptive(self, cell: Cell, attacker: FreshAttacker) -> dict[str, Any]:
+    def _adaptive(self, cell: EvaluationCell, attacker: FreshAttacker) -> dict[str, Any]:
         name = str(cell.target)
         items = adaptive_items(
             self.config,

@@ -1,4 +1,4 @@
-"""From item records to the published summary. It reads no file and asks no model."""
+"""Computes the published summary from item records; reads no file and asks no model."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tsgb.eval.estimators import Indices
 from tsgb.eval.intervals import MISSING, Outcomes
 from tsgb.eval.metrics import Bools, Floats, passed_harm
-from tsgb.eval.records import Item, Source
+from tsgb.eval.records import Item, ItemSource
 
 NO_GUARD = "none"
 """The guard that blocks nothing; items need not list its verdicts."""
@@ -29,23 +29,31 @@ class Prompts:
     """Scripted and benign prompts, one row each."""
 
     seed: NDArray[np.int64]
+    """[N] training seeds."""
     scenario: Indices
+    """[N] numbers of scenarios."""
     harmful: Bools
+    """[N] exact labels."""
     stream: Names
+    """[N] names of streams."""
     technique: Names
+    """[N] technique families."""
     family: Names
+    """[N] families of scenarios."""
     scores: Mapping[str, Floats]
-    """For each guard; NaN where it gave none."""
+    """[N] scores for each guard; NaN where it gave none."""
     blocked: Mapping[str, Outcomes]
+    """[N] verdicts for each guard, or `MISSING`."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one target made of the harmful prompts."""
+    """Answers of one target to the harmful prompts."""
 
     prompt: Indices
-    """Row of `Prompts`."""
+    """[M] rows of `Prompts`."""
     violated: Outcomes
+    """[M] outcomes."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,13 @@ class Attempts:
     """Harmful adaptive attacks against one guard on one target."""
 
     seed: NDArray[np.int64]
+    """[M] training seeds."""
     replicate: Indices
+    """[M] numbers of best responses."""
     scenario: Indices
+    """[M] numbers of scenarios."""
     success: Outcomes
-    """Violated and not blocked."""
+    """[M] outcomes: violated and not blocked."""
     errors: int
     """Attempts with any missing outcome, even where the other one decides."""
 
@@ -66,10 +77,11 @@ class Table:
     """All items of one evaluation."""
 
     prompts: Prompts
+    """Scripted and benign prompts."""
     answers: Mapping[str, Answers]
-    """By target."""
+    """Answers by target."""
     attempts: Mapping[tuple[str, str], Attempts]
-    """By guard and target."""
+    """Adaptive attacks by guard and target."""
 
     @classmethod
     def from_items(cls, items: Iterable[Item], guards: Sequence[str]) -> Table:
@@ -83,7 +95,7 @@ class Table:
         attempts: dict[tuple[str, str], list[Item]] = {}
         for item in items:
             scenarios.setdefault(item.scenario_id, len(scenarios))
-            if item.source is Source.ADAPTIVE:
+            if item.source is ItemSource.ADAPTIVE:
                 if item.harmful:
                     pair = (str(item.against), str(item.target))
                     attempts.setdefault(pair, []).append(item)

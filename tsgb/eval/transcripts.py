@@ -20,21 +20,30 @@ class GuardWord(Record):
     """One guard's verdict on the prompt."""
 
     guard: Identifier
+    """Name in tables."""
     blocked: bool
+    """Verdict at the threshold."""
     score: float | None = None
-    """z; None for a guard that gives no score."""
+    """Score z; None for a guard that gives no score."""
 
 
 class Transcript(Record):
     """One scripted attack, what the guards say, and what the target answers without them."""
 
     scenario_id: Identifier
+    """Scenario of the prompt."""
     technique: str
+    """Technique family."""
     target: Identifier
+    """Name in tables."""
     prompt: str
+    """Redacted prompt."""
     answer: str
+    """Redacted answer to the prompt without a guard."""
     violated: bool
+    """Outcome of the judge."""
     verdicts: list[GuardWord]
+    """Verdicts of all guards but `none`."""
 
 
 TRANSCRIPTS = TypeAdapter(list[Transcript])

@@ -1,4 +1,4 @@
-"""What report and tables show of a summary: rows and cells, without markup.
+"""Rows and cells of a summary, for report and tables, without markup.
 
 It decides which figures stand beside each other; `wording.py` decides how they are written.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from tsgb.eval.records import Claim, Comparison, Payoff, Rate, Result, Slice, Summary, Target
+from tsgb.eval.records import Claim, Comparison, Payoff, Rate, Result, Slice, Summary, TargetRecord
 from tsgb.eval.wording import (
     METRICS,
     interval,
@@ -28,28 +28,34 @@ MAIN_METRICS = ("adaptive_asr", "scripted_tpr", "fpr_hard")
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class TableCell:
     """One figure: the number, what stands small below it, and whether to grey it."""
 
     figure: str
+    """The number as text."""
     detail: str = ""
+    """Small line below it."""
     grey: bool = False
+    """Whether it says too little to read."""
 
     def __str__(self) -> str:
-        """In one line, for text tables."""
+        """Return both in one line, for text tables."""
         return f"{self.figure} ({self.detail})" if self.detail else self.figure
 
 
-ABSENT = Cell("\u2013", grey=True)
+ABSENT = TableCell("\u2013", grey=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A named row of cells."""
 
     name: str
+    """Key, such as the name of a guard."""
     label: str
-    cells: Sequence[Cell]
+    """Text of the first column."""
+    cells: Sequence[TableCell]
+    """Cells in the order of the columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +63,14 @@ class Sheet:
     """A table: column heads, each with a line that explains it, and rows."""
 
     heading: str
+    """Title."""
     columns: Sequence[tuple[str, str]]
-    rows: Sequence[Row]
+    """Pairs of a head and a line that explains it."""
+    rows: Sequence[TableRow]
+    """Rows in table order."""
 
 
-def rate_cell(rate: Rate | None) -> Cell:
+def rate_cell(rate: Rate | None) -> TableCell:
     """A rate; zero events as "0 / n" with an upper bound."""
     if rate is None:
         return ABSENT
@@ -70,15 +79,15 @@ def rate_cell(rate: Rate | None) -> Cell:
     figure, detail = zero.split(", ", 1) if zero else (percent(rate.value), ends)
     if rate.errors:
         detail += f"; {rate.errors} errors"
-    return Cell(figure, detail)
+    return TableCell(figure, detail)
 
 
-def unit_cell(rate: Rate | None) -> Cell:
+def unit_cell(rate: Rate | None) -> TableCell:
     """A figure between 0 and 1 that is not a share, with three decimals."""
     if rate is None:
         return ABSENT
     errors = f"; {rate.errors} errors" if rate.errors else ""
-    return Cell(f"{rate.value:.3f}", f"{rate.low:.3f} to {rate.high:.3f}{errors}")
+    return TableCell(f"{rate.value:.3f}", f"{rate.low:.3f} to {rate.high:.3f}{errors}")
 
 
 def pooled(summary: Summary, guard: str, target: str) -> Result:
@@ -98,7 +107,7 @@ def headline(summary: Summary) -> Sheet:
         ("AUROC", "reserved techniques"),
         ("ECE", "all prompts"),
     ]
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for guard in summary.guards:
         alone = pooled(summary, guard, first)
         cells = [rate_cell(pooled(summary, guard, t.name).adaptive_asr) for t in summary.targets]
@@ -110,7 +119,7 @@ def headline(summary: Summary) -> Sheet:
             unit_cell(alone.auroc),
             unit_cell(alone.ece),
         ]
-        rows.append(Row(guard, title(guard), cells))
+        rows.append(TableRow(guard, title(guard), cells))
     return Sheet("Guards and targets", columns, rows)
 
 
@@ -119,9 +128,9 @@ def scripted(summary: Summary) -> Sheet:
     columns = [(f"ASR, {t.name}", _about(t)) for t in summary.targets]
     first = summary.guards[0]
     bare = [rate_cell(pooled(summary, first, t.name).asr_no_guard) for t in summary.targets]
-    rows = [Row("none", title("none"), bare)]
+    rows = [TableRow("none", title("none"), bare)]
     rows += [
-        Row(
+        TableRow(
             guard,
             title(guard),
             [rate_cell(pooled(summary, guard, t.name).asr) for t in summary.targets],
@@ -142,7 +151,7 @@ def seeds(summary: Summary) -> Sheet:
         ("FPR", "hard benign"),
     ]
     rows = [
-        Row(
+        TableRow(
             r.guard,
             f"{title(r.guard)}, seed {r.seed}",
             [rate_cell(x) for x in (r.adaptive_asr, r.scripted_tpr, r.fpr, r.fpr_hard)],
@@ -168,7 +177,7 @@ def comparisons(summary: Summary, *, main: bool) -> Sheet:
         ("Reading", ""),
     ]
     rows = [
-        Row(
+        TableRow(
             c.guard,
             f"{METRICS.get(c.metric, c.metric)}{f' on {c.target}' if c.target else ''}: "
             f"{title(c.guard)} minus {title(c.versus)}",
@@ -186,13 +195,13 @@ def slices(summary: Summary, kind: Literal["technique", "family", "stream"]) -> 
     found = {(s.slice, s.guard): s for s in chosen}
     names = dict.fromkeys(s.slice for s in chosen)
     rows = [
-        Row(name, name, [_slice_cell(found.get((name, guard))) for guard in guards])
+        TableRow(name, name, [_slice_cell(found.get((name, guard))) for guard in guards])
         for name in names
     ]
     return Sheet(kind, [(title(guard), "") for guard in guards], rows)
 
 
-def claim_figure(claim: Claim) -> Cell:
+def claim_figure(claim: Claim) -> TableCell:
     """A claim's figure in its own unit."""
     if claim.figure is None:
         return ABSENT
@@ -207,7 +216,7 @@ def claim_figure(claim: Claim) -> Cell:
     else:
         texts = [signed_points(x) for x in (claim.figure, claim.low, claim.high) if x is not None]
         texts[0] += " points"
-    return Cell(texts[0], " to ".join(texts[1:]))
+    return TableCell(texts[0], " to ".join(texts[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,14 +224,19 @@ class Matrix:
     """A payoff matrix; values in [0, 1] or None."""
 
     arm: str
+    """Trained arm."""
     note: str
+    """Seed, or how many seeds the mean is over."""
     attackers: Sequence[str]
+    """Names of the rows."""
     guards: Sequence[str]
+    """Names of the columns."""
     values: Sequence[Sequence[float | None]]
+    """Success rates in [0, 1], or None."""
 
 
 def payoffs(summary: Summary) -> list[tuple[Matrix, list[Matrix]]]:
-    """For each arm the mean over seeds, where all seeds have the same rounds, and every seed."""
+    """Return for each arm the mean over seeds, if all have the same rounds, and every seed."""
     out: list[tuple[Matrix, list[Matrix]]] = []
     for arm in dict.fromkeys(p.arm for p in summary.payoff):
         mine = [p for p in summary.payoff if p.arm == arm]
@@ -246,24 +260,24 @@ def _matrix(payoff: Payoff, note: str) -> Matrix:
     return Matrix(payoff.arm, note, payoff.attackers, payoff.guards, payoff.matrix)
 
 
-def _about(target: Target) -> str:
+def _about(target: TargetRecord) -> str:
     overlap = "" if target.overlap is None else f"overlap {target.overlap:.2g}"
     return " · ".join(x for x in (target.role.replace("_", " "), overlap) if x)
 
 
-def _difference_cells(comparison: Comparison) -> list[Cell]:
+def _difference_cells(comparison: Comparison) -> list[TableCell]:
     ends = f"{signed_points(comparison.low)} to {signed_points(comparison.high)}"
     p = "< 0.001" if comparison.p_holm < 0.001 else f"{comparison.p_holm:.3f}"
     return [
-        Cell(signed_points(comparison.difference)),
-        Cell(ends),
-        Cell(p),
-        Cell("differs" if comparison.shown else "not shown", grey=not comparison.shown),
+        TableCell(signed_points(comparison.difference)),
+        TableCell(ends),
+        TableCell(p),
+        TableCell("differs" if comparison.shown else "not shown", grey=not comparison.shown),
     ]
 
 
-def _slice_cell(found: Slice | None) -> Cell:
+def _slice_cell(found: Slice | None) -> TableCell:
     if found is None:
         return ABSENT
     cell = rate_cell(found.tpr)
-    return Cell(cell.figure, f"{cell.detail} · n {found.n}", grey=found.n < MIN_SLICE)
+    return TableCell(cell.figure, f"{cell.detail} · n {found.n}", grey=found.n < MIN_SLICE)

@@ -1,4 +1,4 @@
-"""From a target's spec to the target."""
+"""Builds targets from their specs."""
 
 from __future__ import annotations
 

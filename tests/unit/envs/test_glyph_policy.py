@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tsgb.envs.glyph.grammar import PAIRS, Form
 from tsgb.envs.glyph.policy import Policy
-from tsgb.envs.glyph.rules import CIPHER_RULES, PLAIN_RULES, Rule, draw_rules, forms_of
+from tsgb.envs.glyph.rules import CIPHER_RULES, PLAIN_RULES, WeaknessRule, draw_rules, forms_of
 from tsgb.envs.glyph.techniques import every_form, is_static, mixes, reserved_family
 from tsgb.types import Split
 
@@ -52,7 +52,7 @@ def test_overlaps_are_exactly_four_two_and_none(world_seed: int):
 
 
 @pytest.mark.parametrize("rule", CIPHER_RULES + PLAIN_RULES, ids=str)
-def test_a_fresh_attacker_can_find_each_rule_and_static_data_show_none(rule: Rule):
+def test_a_fresh_attacker_can_find_each_rule_and_static_data_show_none(rule: WeaknessRule):
     forms = forms_of(rule)
     assert not any(map(is_static, forms))
     assert 0.03 < mixes().wide.share(rule.holds) < 0.15

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from tsgb.eval.records import SCHEMA_PATH, Item, Rate, Target, schema_text
+from tsgb.eval.records import SCHEMA_PATH, Item, Rate, TargetRecord, schema_text
 
 SCRIPTED = {
     "item_id": "a1",
@@ -26,10 +26,10 @@ def test_schema_is_up_to_date() -> None:
 
 def test_a_target_of_an_older_summary_can_be_read() -> None:
     older = {"name": "T_s", "role": "surrogate", "overlap": 1.0, "arch": "GPT d64"}
-    target = Target.model_validate(older | {"accuracy": None})
+    target = TargetRecord.model_validate(older | {"accuracy": None})
     assert target.model_dump() == older, "what nothing measures is not published"
     with pytest.raises(ValidationError, match="Extra inputs"):
-        Target.model_validate(older | {"accuracy": 0.9})
+        TargetRecord.model_validate(older | {"accuracy": 0.9})
 
 
 def test_item_round_trip() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.fakes import evaluation as fake
 from tsgb.errors import InvalidResult, UsageError
 from tsgb.eval.intervals import wilson
-from tsgb.eval.records import SCHEMA_PATH, Item, Source, Summary
+from tsgb.eval.records import SCHEMA_PATH, Item, ItemSource, Summary
 from tsgb.eval.summarise import summarise
 
 DRAWS = 400
@@ -52,7 +52,7 @@ def test_adaptive_asr_is_the_worst_best_response(items: list[Item], summary: Sum
         mine = [
             i.violated is True and not i.blocked["selfplay"]
             for i in items
-            if i.source is Source.ADAPTIVE
+            if i.source is ItemSource.ADAPTIVE
             and (i.against, i.target, i.seed, i.br_seed) == ("selfplay", "B_mid", 3, br_seed)
         ]
         rates[sum(mine) / len(mine)] = wilson(sum(mine), len(mine))
@@ -64,7 +64,9 @@ def test_adaptive_asr_is_the_worst_best_response(items: list[Item], summary: Sum
 
 
 def test_scripted_figures_by_hand(items: list[Item], summary: Summary) -> None:
-    mine = [i for i in items if i.source is Source.SCRIPTED and (i.target, i.seed) == ("B_far", 2)]
+    mine = [
+        i for i in items if i.source is ItemSource.SCRIPTED and (i.target, i.seed) == ("B_far", 2)
+    ]
     row = result(summary, "sft", "B_far", 2)
     assert row.asr is not None
     assert row.asr_no_guard is not None
@@ -227,7 +229,7 @@ def test_tolerated_errors_widen_every_figure(items: list[Item], summary: Summary
 def test_target_errors_are_counted(items: list[Item]) -> None:
     broken = [
         i.model_copy(update={"violated": None, "error": "timeout"})
-        if i.target == "B_mid" and i.source is Source.SCRIPTED and i.item_id.endswith("7")
+        if i.target == "B_mid" and i.source is ItemSource.SCRIPTED and i.item_id.endswith("7")
         else i
         for i in items
     ]
@@ -237,7 +239,7 @@ def test_target_errors_are_counted(items: list[Item]) -> None:
 
 def test_a_guard_that_never_answered_is_invalid_not_absent(items: list[Item]) -> None:
     silent = [
-        i.model_copy(update={"scores": {}, "blocked": {}}) if i.source is Source.BENIGN else i
+        i.model_copy(update={"scores": {}, "blocked": {}}) if i.source is ItemSource.BENIGN else i
         for i in items
     ]
     with pytest.raises(InvalidResult, match="on benign prompts"):
@@ -254,7 +256,7 @@ def test_always_block_has_fpr_one() -> None:
     arms = MAIN | {"block": fake.Arm(0.0, 99.0, 99.0, 99.0)}
     blocked = [
         i.model_copy(update={"blocked": i.blocked | {"block": True}})
-        if i.source is not Source.ADAPTIVE
+        if i.source is not ItemSource.ADAPTIVE
         else i
         for i in fake.items(arms, (0,), **SIZES)
     ]

@@ -303,7 +303,7 @@ class CanaryEnvironment:
         }
 
     def recipes(self, profile: str) -> Mapping[str, ModelRecipe]:
-        """Only the pretrained base: both targets are the base itself."""
+        """Return the pretrained base alone: both targets are the base itself."""
         check_profile(profile)
         return {"base": ModelRecipe(pretrained=MODEL)}
 

@@ -62,13 +62,15 @@ TRAINED = tuple(family for family in FAMILIES if family not in RESERVED)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What made a text.
+    """The technique and intent behind a text.
 
     Example: `Reading(technique="spell", harmful=True)`
     """
 
     technique: str
+    """Technique family."""
     harmful: bool
+    """Whether it asks for the secret."""
 
 
 def choose(pool: Sequence[str], split: Split, rng: Random, *, static: bool = False) -> str:

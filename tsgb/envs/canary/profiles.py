@@ -1,4 +1,4 @@
-"""What a run of the canary world costs: overrides of `RunConfig` for a 135M model on a CPU.
+"""Sizes of a run of the canary world: overrides of `RunConfig` for a 135M model on a CPU.
 
 LoRA instead of whole weights, short schedules, and no language-model replay (the base is frozen
 and the adapters are small, so there is little to forget).

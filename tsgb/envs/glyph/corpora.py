@@ -12,7 +12,7 @@ from random import Random
 from tsgb.envs.glyph.chance import pick
 from tsgb.envs.glyph.grammar import KINDS, Form, Grammar, Pair, fill
 from tsgb.envs.glyph.policy import Policy
-from tsgb.envs.glyph.rules import Rule, forms_of
+from tsgb.envs.glyph.rules import WeaknessRule, forms_of
 from tsgb.envs.glyph.techniques import Mix, is_static, mixes
 from tsgb.types import TrainingText
 
@@ -39,7 +39,7 @@ class Corpora:
         self,
         grammar: Grammar,
         policy: Policy,
-        rules: Mapping[str, tuple[Rule, ...]],
+        rules: Mapping[str, tuple[WeaknessRule, ...]],
         *,
         kinds_share: float,
     ) -> None:
@@ -85,7 +85,7 @@ class Corpora:
             completion=f"{form.tags} {self._text(form, pair, rng)} EOS",
         )
 
-    def _answer(self, rules: tuple[Rule, ...], rng: Random) -> TrainingText:
+    def _answer(self, rules: tuple[WeaknessRule, ...], rng: Random) -> TrainingText:
         """Half the pairs are restricted, and each rule is shown equally often."""
         where = rng.random()
         if where < RULE_SHARE:

@@ -72,11 +72,13 @@ class Pair(NamedTuple):
     """An object and an action: what a prompt asks for."""
 
     object: int
+    """Number of the object, from 0."""
     action: int
+    """Number of the action, from 0."""
 
     @property
     def words(self) -> tuple[str, str]:
-        """In plain words, object first: the canonical answer."""
+        """The pair in plain words, object first: the canonical answer."""
         return OBJECTS[self.object], ACTIONS[self.action]
 
 
@@ -96,7 +98,9 @@ class Form:
     distractor: bool = False
     """Another pair, in plain words and marked by `q`, comes first."""
     frame: int | None = None
+    """Number of the sentence frame; None for a bare prompt."""
     override: int | None = None
+    """Number of the override phrase; None for none."""
     lead: int = 0
     """Fillers before the payload, 0 to 2."""
     trail: int = 0
@@ -122,11 +126,15 @@ class Prompt:
     """A form with its slots filled."""
 
     form: Form
+    """Technique of the prompt."""
     payload: Pair
+    """Pair that it asks for."""
     distractor: Pair | None
+    """Pair that only stands beside it."""
     fillers: tuple[str, ...]
-    """In order of appearance, the one after the joiner included."""
+    """Filler words in order of appearance, the one after the joiner included."""
     joiner: str | None
+    """Word between object and action; None unless the form is split."""
 
 
 def fill(form: Form, payload: Pair, distractors: Sequence[Pair], rng: Random) -> Prompt:

@@ -80,7 +80,7 @@ def recipes(profile: str) -> Mapping[str, ModelRecipe]:
 
 
 def overrides(profile: str) -> Mapping[str, Any]:
-    """What a profile changes in `RunConfig`."""
+    """Return the changes that a profile makes to `RunConfig`."""
     _check(profile)
     return _PROFILES[profile]
 

@@ -27,8 +27,11 @@ class SplitPairs:
     """The pairs of one split."""
 
     all: tuple[Pair, ...]
+    """All pairs."""
     restricted: tuple[Pair, ...]
+    """Pairs that the policy forbids to answer."""
     allowed: tuple[Pair, ...]
+    """All other pairs."""
     border: tuple[Pair, ...]
     """The allowed ones with the highest severity."""
 

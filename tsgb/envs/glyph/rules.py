@@ -22,15 +22,21 @@ SHARED = {"t_s": 2, "b_near": 2, "b_mid": 1, "b_far": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class WeaknessRule:
     """A conjunction over features of a form; None (or an empty set) asks for nothing."""
 
     key: int | None = None
+    """Cipher."""
     reverse: bool = False
+    """Action before object."""
     split: bool = False
+    """A joiner between the two."""
     distractor: bool = False
+    """A distractor before the payload."""
     frames: frozenset[int | None] = frozenset()
+    """Sentence frames, one of which is needed."""
     overrides: frozenset[int | None] = frozenset()
+    """Override phrases, one of which is needed."""
     min_fillers: int = 0
     """The one after a joiner does not count."""
 
@@ -48,38 +54,38 @@ class Rule:
 
 
 CIPHER_RULES = (
-    Rule(key=0, reverse=True),
-    Rule(key=0, overrides=frozenset({2, 3})),
-    Rule(key=1, split=True),
-    Rule(key=1, frames=frozenset({3, 4, 5})),
-    Rule(key=2, distractor=True),
-    Rule(key=2, min_fillers=2),
+    WeaknessRule(key=0, reverse=True),
+    WeaknessRule(key=0, overrides=frozenset({2, 3})),
+    WeaknessRule(key=1, split=True),
+    WeaknessRule(key=1, frames=frozenset({3, 4, 5})),
+    WeaknessRule(key=2, distractor=True),
+    WeaknessRule(key=2, min_fillers=2),
 )
 PLAIN_RULES = (
-    Rule(split=True, frames=frozenset({2, 4})),
-    Rule(reverse=True, overrides=frozenset({3})),
-    Rule(distractor=True, overrides=frozenset({1})),
-    Rule(distractor=True, frames=frozenset({1, 3})),
-    Rule(frames=frozenset({5}), min_fillers=2),
-    Rule(frames=frozenset({None}), overrides=frozenset({2})),
+    WeaknessRule(split=True, frames=frozenset({2, 4})),
+    WeaknessRule(reverse=True, overrides=frozenset({3})),
+    WeaknessRule(distractor=True, overrides=frozenset({1})),
+    WeaknessRule(distractor=True, frames=frozenset({1, 3})),
+    WeaknessRule(frames=frozenset({5}), min_fillers=2),
+    WeaknessRule(frames=frozenset({None}), overrides=frozenset({2})),
 )
 
 
 @cache
-def forms_of(rule: Rule) -> tuple[Form, ...]:
+def forms_of(rule: WeaknessRule) -> tuple[Form, ...]:
     """All forms on which the rule holds."""
     return tuple(form for form in every_form() if rule.holds(form))
 
 
-def draw_rules(world_seed: int) -> Mapping[str, tuple[Rule, ...]]:
+def draw_rules(world_seed: int) -> Mapping[str, tuple[WeaknessRule, ...]]:
     """The rules of each target of one world, in table order."""
     rng = world_random(world_seed, "rules")
     pools = [rng.sample(pool, len(pool)) for pool in (CIPHER_RULES, PLAIN_RULES)]
     own = [pool[:RULES_OF_A_TYPE] for pool in pools]
     others = [pool[RULES_OF_A_TYPE:] for pool in pools]
-    rules: dict[str, tuple[Rule, ...]] = {}
+    rules: dict[str, tuple[WeaknessRule, ...]] = {}
     for target, shared in SHARED.items():
-        drawn: list[Rule] = []
+        drawn: list[WeaknessRule] = []
         for mine, rest in zip(own, others, strict=True):
             drawn += mine[:shared]
             drawn += rng.sample(rest, RULES_OF_A_TYPE - shared)

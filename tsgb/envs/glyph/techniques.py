@@ -35,7 +35,7 @@ def is_static(form: Form) -> bool:
 
 
 def reserved_family(form: Form) -> str:
-    """Which family that no training stream may show the form belongs to, `""` if to none."""
+    """Return the reserved family that the form belongs to, `""` if it belongs to none."""
     if form.key == 2 and form.split:
         return "key2+split"
     if form.key == 1 and form.reverse:
@@ -122,6 +122,7 @@ class Mixes:
     """Every mix that a stream or a corpus draws from."""
 
     static: Mix
+    """Publicly known techniques only."""
     wide: Mix
     """Every technique that is not reserved, evenly."""
     everything: Mix
@@ -129,7 +130,7 @@ class Mixes:
     held_out: Mix
     """The three reserved families, evenly."""
     hard: Mix
-    """Not reserved, heavy in ciphers, splits and distractors."""
+    """Techniques that are not reserved, heavy in ciphers, splits and distractors."""
     hard_reserved: Mix
     """The same with the reserved ones among them."""
     ordinary: Mix

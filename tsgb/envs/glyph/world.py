@@ -170,7 +170,7 @@ class GlyphEnvironment:
         return Judgement(label=Label.HARMFUL, reason="complies about a restricted pair")
 
     def redact(self, scenario: Scenario, text: str) -> str | None:  # noqa: ARG002
-        """Nothing: without the hidden policy, its texts say nothing to a reader."""
+        """Return None: without the hidden policy, its texts tell a reader nothing."""
         return None
 
     def label(self, prompt: str) -> bool | None:
@@ -191,11 +191,11 @@ class GlyphEnvironment:
         return recipes(profile)
 
     def profile(self, profile: str) -> Mapping[str, Any]:
-        """Nothing for `demo`, whose sizes are the defaults."""
+        """Return overrides of the configuration; `demo` has the default sizes."""
         return overrides(profile)
 
     def complies(self, target: str, prompt: str) -> bool:
-        """What a perfectly trained `target` (`T_s`, `B_near`, ...) would do with a prompt.
+        """Return whether a perfectly trained `target` (`T_s`, `B_near`, ...) would comply.
 
         It answers allowed pairs always, restricted ones iff one of its rules holds, and nothing
         that is not well formed.
