@@ -23,10 +23,10 @@ from pydantic import SecretStr
 from torch import Tensor
 
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
+from tsgb.checkpoint.codec import TensorFile
 from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.saver import Saver, Snapshot
-from tsgb.checkpoint.staging import TensorFile
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.types import CheckpointRef
 

@@ -1,1 +1,1 @@
-"""Where a run's state is kept: atomic publish, verified read, fencing; see store.py."""
+"""Checkpoints and documents of a run: atomic publish, verified read, fencing; see store.py."""

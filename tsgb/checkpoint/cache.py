@@ -17,9 +17,9 @@ from tsgb.checkpoint.manifest import FileRecord
 from tsgb.types import Buffer
 
 LIMIT_BYTES = 4 * 1024**3
-"""Five checkpoints of two adapters on a 3B model."""
+"""Size that the cache may have: five checkpoints of two adapters on a 3B model."""
 RESERVE_BYTES = 1024**3
-"""Stays free on the disk: others need it more than a cache does."""
+"""Bytes that stay free on the disk: others need them more than a cache does."""
 
 
 class FileCache:
@@ -42,7 +42,7 @@ class FileCache:
         return f"{type(self).__name__}({str(self.directory)!r})"
 
     def get(self, record: FileRecord) -> bytes | None:
-        """The file with this hash; None if it is not here, or no longer what it was."""
+        """Return the file with this hash; None if it is not here, or no longer what it was."""
         path = self.directory / record.sha256
         with suppress(OSError):
             data = path.read_bytes()
@@ -86,6 +86,6 @@ class FileCache:
 
 
 def _touch(path: Path) -> None:
-    """Make it the youngest."""
+    """Mark a file as used just now."""
     with suppress(OSError):
         os.utime(path)

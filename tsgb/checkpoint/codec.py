@@ -1,8 +1,15 @@
 """Tensors, optimizer and generator states <-> bytes and JSON, exactly.
 
-With staging.py the only file of this package that imports torch. It knows no store. Never pickle:
+The only file of this package that imports torch. It knows no store. Never pickle:
 a checkpoint may come from a machine that is not ours. Equal input gives equal bytes, so that a
 checkpoint can be compared by its hash.
+
+A checkpoint's files are laid out in memory once and filled again at each save. The bytes of a
+safetensors file are the staging buffer itself: filling it is one copy of the tensors (of the
+device, where they live on one), and nothing is serialised afterwards, so that a background thread
+can hash and upload while training goes on. The format is the one of safetensors: length of the
+header (8 bytes, little endian), JSON header padded with spaces to a multiple of 8, tensors ordered
+by falling alignment, then by name.
 
 Optimizer state is stored by parameter *name*: by index, a model that lists its parameters in
 another order would silently get its neighbour's moments.
@@ -22,29 +29,117 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tsgb.checkpoint.staging import METADATA_KEY, TensorFile
 from tsgb.errors import CheckpointError
 from tsgb.types import Buffer
 
+METADATA_KEY = "tsgb"
+"""The one metadata key: safetensors writes two or more of them in random order."""
+
+# In the order in which safetensors declares its types, which is the one that it sorts by.
+_TYPES: dict[torch.dtype, str] = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+}
+_ORDER = {dtype: number for number, dtype in enumerate(_TYPES)}
 _LIKE_PARAMETER = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"})
 
 
 class Optimizer(Protocol):
-    """What torch's optimizers and ours have in common."""
+    """The interface that torch's optimizers and ours share."""
 
     state: Any
-    """Parameter to its named state."""
+    """State by parameter: tensors and plain numbers by name."""
     param_groups: list[dict[str, Any]]
+    """Parameters that share their hyperparameters, and these by name."""
 
 
 JsonState = dict[str, Any]
 Generator = Random | torch.Generator | np.random.Generator
 
 
+class TensorFile:
+    """The bytes of one safetensors file.
+
+    >>> file = TensorFile()
+    >>> len(file.fill({"w": torch.zeros(3)}, {"step": 1})) == 8 + 88 + 12
+    True
+    """
+
+    def __init__(self) -> None:
+        self._content = bytearray()
+        self._views: dict[str, Tensor] = {}
+        self._layout: tuple[object, ...] = ()
+
+    def fill(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> memoryview:
+        """Copy the tensors in; what an earlier call returned holds the new content then.
+
+        Args:
+            tensors: By name, of any device and shape.
+            metadata: Anything JSON can hold.
+
+        Returns:
+            The whole file, equal for equal content whatever the order of the names.
+
+        Raises:
+            ValueError: A type that the format or this writer does not know.
+        """
+        unknown = [name for name, tensor in tensors.items() if tensor.dtype not in _TYPES]
+        if unknown:
+            raise ValueError(f"{unknown[0]} is {tensors[unknown[0]].dtype}, which cannot be stored")
+        names = sorted(tensors, key=lambda name: (-_ORDER[tensors[name].dtype], name))
+        header = _header({name: tensors[name] for name in names}, metadata)
+        layout = (len(header), *((n, tensors[n].dtype, tensors[n].shape) for n in names))
+        if layout != self._layout:
+            self._lay_out({name: tensors[name] for name in names}, len(header))
+            self._layout = layout
+        self._content[: len(header)] = header
+        with torch.no_grad():
+            for name, view in self._views.items():
+                view.copy_(tensors[name])
+        return memoryview(self._content)
+
+    def _lay_out(self, tensors: Mapping[str, Tensor], start: int) -> None:
+        size = start + sum(t.numel() * t.element_size() for t in tensors.values())
+        self._content = bytearray(size)
+        self._views = {}
+        for name, tensor in tensors.items():
+            if tensor.numel():
+                flat = torch.frombuffer(
+                    self._content, dtype=tensor.dtype, count=tensor.numel(), offset=start
+                )
+                self._views[name] = flat.view(tensor.shape)
+            start += tensor.numel() * tensor.element_size()
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> bytes:
+    text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    content: dict[str, object] = {"__metadata__": {METADATA_KEY: text}}
+    start = 0
+    for name, tensor in tensors.items():
+        stop = start + tensor.numel() * tensor.element_size()
+        content[name] = {
+            "dtype": _TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    header = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
 def encode_tensors(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, object] | None = None
 ) -> bytes:
-    """Safetensors bytes; the same for equal content, whatever the order of the names.
+    """Return safetensors bytes; the same for equal content, whatever the order of the names.
 
     Args:
         tensors: By name, of any device, shape and dtype that safetensors knows.
@@ -54,7 +149,7 @@ def encode_tensors(
 
 
 def decode_tensors(data: Buffer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors by name, in the order of names, and the metadata.
+    """Return the tensors by name, in the order of names, and the metadata.
 
     Raises:
         CheckpointError: These are no safetensors bytes.
@@ -66,20 +161,20 @@ def decode_tensors(data: Buffer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header: dict[str, Any] = json.loads(data[8 : 8 + length])
         text: str = header.get("__metadata__", {}).get(METADATA_KEY, "{}")
         metadata = cast("dict[str, Any]", json.loads(text))
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"not a safetensors file: {error}") from error
     return {name: tensors[name] for name in sorted(tensors)}, metadata
 
 
 def encode_optimizer(optimizer: Optimizer, names: Mapping[str, Tensor]) -> bytes:
-    """The whole state of an optimizer, as safetensors bytes; see `optimizer_content`."""
+    """Return the whole state of an optimizer as safetensors bytes; see `optimizer_content`."""
     return encode_tensors(*optimizer_content(optimizer, names))
 
 
 def optimizer_content(
     optimizer: Optimizer, names: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The whole state of an optimizer, as tensors by name and metadata.
+    """Return the whole state of an optimizer, as tensors by name and metadata.
 
     Args:
         optimizer: Any whose state is tensors and plain numbers.
@@ -150,7 +245,7 @@ def decode_optimizer(data: Buffer, optimizer: Optimizer, names: Mapping[str, Ten
 
 
 def _names(optimizer: Optimizer, names: Mapping[str, Tensor]) -> dict[Tensor, str]:
-    """Parameter to name; tensors hash by identity."""
+    """Return the name of each parameter; tensors hash by identity."""
     name_of = {parameter: name for name, parameter in names.items()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -168,7 +263,7 @@ def _difference(stored: list[list[str]], present: list[list[str]]) -> str:
 
 
 def generator_state(generator: Generator) -> JsonState:
-    """The exact state of a generator, as JSON can hold it."""
+    """Return the exact state of a generator, as JSON can hold it."""
     if isinstance(generator, Random):
         version, words, gauss = generator.getstate()
         return {"kind": "python", "version": version, "words": list(words), "gauss": gauss}

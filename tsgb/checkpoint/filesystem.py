@@ -317,7 +317,7 @@ class _WebDAVFiles(_Files):
         headers: Mapping[str, str] | None = None,
         content: Iterator[bytes] | None = None,
     ) -> httpx.Response:
-        """As `_request`, with the whole answer."""
+        """Send a request and return its successful answer, read in full."""
         with self._request(method, address, headers, content) as answer:
             answer.read()
         if answer.status_code == 207 and method != "PROPFIND":

@@ -1,4 +1,4 @@
-"""Which checkpoints a run has and in what state, told from its listing and manifests alone.
+"""Checkpoints of a run and the state of each, told from its listing and manifests alone.
 
 It reads no file of a checkpoint: that is verify.py. A run costs one request for its list and one
 for each manifest; what is not committed costs one more, to know its size.
@@ -18,12 +18,12 @@ from tsgb.errors import CheckpointError
 
 
 class CheckpointState(StrEnum):
-    """What a checkpoint's manifest says of it."""
+    """State of a checkpoint, by its manifest."""
 
     OK = "ok"
     """Committed; its files are yet to be read."""
     UNFINISHED = "unfinished"
-    """Without a manifest: being written, or left by a process that died. Nothing was lost."""
+    """It has no manifest: it is being written, or its writer died. Nothing was lost."""
     DAMAGED = "damaged"
     """Committed once, and not what was written any more."""
 
@@ -33,30 +33,33 @@ class CheckpointInfo:
     """One checkpoint directory."""
 
     run: RunStore = field(repr=False)
-    place: CheckpointName
+    """Run that it belongs to."""
+    checkpoint: CheckpointName
+    """Attempt, step and writer, as its directory's name spells them."""
     state: CheckpointState
+    """State by its manifest."""
     reason: str = ""
-    """Why it is not ok."""
+    """Reason why it is not ok."""
     size: int | None
-    """Bytes of its files: by the manifest, else those that lie there; None where nobody says."""
+    """Size of its files in bytes, by the manifest or else by the listing; None if unknown."""
     manifest: Manifest | None = None
-    """Only of one that is ok."""
+    """Manifest of a checkpoint that is ok; None for others."""
     sha256: str | None = None
-    """Of the manifest's bytes."""
+    """Hash of the manifest's bytes."""
 
     @property
     def files(self) -> Mapping[str, FileRecord]:
-        """What it must hold; nothing is known of one that is not ok."""
+        """Size and hash of each of its files; empty for a checkpoint that is not ok."""
         return {} if self.manifest is None else self.manifest.files
 
     @property
     def directory(self) -> str:
-        """Where it is in its run."""
-        return f"{CHECKPOINTS}/{self.place.name}"
+        """Directory, relative to its run."""
+        return f"{CHECKPOINTS}/{self.checkpoint.name}"
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """URL of its directory."""
         return f"{self.run.run_url}/{self.directory}"
 
 
@@ -64,44 +67,46 @@ class Inspector(CheckpointReader):
     """The checkpoints of one run, good and bad."""
 
     def all(self) -> Sequence[CheckpointInfo]:
-        """Every checkpoint directory, newest first."""
-        return [self.look(place) for place in self._places()]
+        """Return every checkpoint directory, newest first."""
+        return [self.look(checkpoint) for checkpoint in self._checkpoints()]
 
     def named(self, name: str) -> CheckpointInfo:
-        """The checkpoint of this name, in whatever state.
+        """Return the checkpoint of this name, in whatever state.
 
         Raises:
             CheckpointError: There is no such directory.
         """
-        place = next((place for place in self._places() if place.name == name), None)
-        if place is None:
+        checkpoint = next(
+            (checkpoint for checkpoint in self._checkpoints() if checkpoint.name == name), None
+        )
+        if checkpoint is None:
             raise CheckpointError(
                 f"there is no checkpoint {name} in {self.run.run_url}: see "
                 f"`tsgb checkpoint ls {self.run.run_url}`"
             )
-        return self.look(place)
+        return self.look(checkpoint)
 
     def committed(self, on_skip: Callable[[str], None]) -> Iterator[CheckpointInfo]:
-        """Those that are ok, newest first, each looked at when it is asked for."""
-        for listed in map(self.look, self._places()):
+        """Yield those that are ok, newest first; each manifest is read when it is asked for."""
+        for listed in map(self.look, self._checkpoints()):
             if listed.manifest is None:
-                on_skip(f"{listed.place.name}: {listed.reason}")
+                on_skip(f"{listed.checkpoint.name}: {listed.reason}")
             else:
                 yield listed
 
-    def look(self, place: CheckpointName) -> CheckpointInfo:
-        """Read a checkpoint's manifest."""
+    def look(self, checkpoint: CheckpointName) -> CheckpointInfo:
+        """Return the state of a checkpoint, by its manifest."""
         try:
-            manifest, sha256 = self._manifest(place)
+            manifest, sha256 = self._manifest(checkpoint)
         except InvalidCheckpoint as error:
             state = CheckpointState.DAMAGED if error.committed else CheckpointState.UNFINISHED
-            size = self._size_there(place)
+            size = self._size_there(checkpoint)
             return CheckpointInfo(
-                run=self.run, place=place, state=state, reason=f"{error}", size=size
+                run=self.run, checkpoint=checkpoint, state=state, reason=f"{error}", size=size
             )
         return CheckpointInfo(
             run=self.run,
-            place=place,
+            checkpoint=checkpoint,
             state=CheckpointState.OK,
             size=sum(record.size for record in manifest.files.values()),
             manifest=manifest,
@@ -109,18 +114,18 @@ class Inspector(CheckpointReader):
         )
 
     def file(self, listed: CheckpointInfo, name: str) -> bytes:
-        """A file of a checkpoint that is ok, verified.
+        """Return a file of a checkpoint that is ok, verified.
 
         Raises:
             InvalidCheckpoint: It is not what was written.
         """
         if listed.manifest is None:
             raise InvalidCheckpoint(listed.reason, committed=True)
-        return self._file(listed.place, listed.manifest, name)
+        return self._file(listed.checkpoint, listed.manifest, name)
 
-    def _size_there(self, place: CheckpointName) -> int | None:
+    def _size_there(self, checkpoint: CheckpointName) -> int | None:
         try:
-            entries = self.run.filesystem.entries(f"{CHECKPOINTS}/{place.name}")
+            entries = self.run.filesystem.entries(f"{CHECKPOINTS}/{checkpoint.name}")
         except FileNotFoundError:
             return None  # deleted just now
         sizes = [entry.size for entry in entries if not entry.is_dir]

@@ -32,12 +32,13 @@ class EarlierAttempt:
     """
 
     at: datetime
+    """Time at which it claimed the run."""
     lost: bool
-    """It ended without being done: preempted, killed, crashed."""
+    """Whether it ended without being done: preempted, killed, crashed."""
 
 
 def mean_time_between_failures(starts: Sequence[EarlierAttempt], now: datetime) -> float:
-    """Seconds, from the history of a run; the prior alone where there is none.
+    """Return seconds, from the history of a run; the prior alone where there is none.
 
     The posterior mean of an exponential's scale with one pseudo-failure: (prior + seconds that
     attempts were at work) / (1 + failures). An attempt counts as at work until the next one starts,
@@ -57,13 +58,13 @@ def mean_time_between_failures(starts: Sequence[EarlierAttempt], now: datetime) 
 def save_interval(
     stall_seconds: float, commit_seconds: float, step_seconds: float, mtbf_seconds: float
 ) -> float:
-    """Seconds between two saves.
+    """Return the seconds between two saves.
 
     Args:
-        stall_seconds: delta, how long training stands still for a save.
-        commit_seconds: from the save's start until it is durable.
-        step_seconds: of one update; nothing can be saved in between.
-        mtbf_seconds: M.
+        stall_seconds: Delta, the seconds that training stands still for a save.
+        commit_seconds: Seconds from a save's start until it is durable.
+        step_seconds: Seconds that one update takes; nothing can be saved in between.
+        mtbf_seconds: M, the mean time between failures.
     """
     best = math.sqrt(2 * max(stall_seconds, 0.0) * mtbf_seconds)
     return max(best, commit_seconds, step_seconds, LEAST_SECONDS)

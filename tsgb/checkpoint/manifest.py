@@ -28,7 +28,7 @@ _PACKAGES = ("tsgb", "torch", "transformers", "peft", "safetensors", "numpy")
 
 
 class Untrusted(ValueError):  # noqa: N818 - a finding, and no damage
-    """The manifest is sound, but not by the holder of our key."""
+    """A sound manifest that is not signed with our key."""
 
 
 def _check_name(name: str) -> str:
@@ -43,16 +43,17 @@ class FileRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     size: int = Field(ge=0)
-    """Bytes."""
+    """Size in bytes."""
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Hash, as 64 hexadecimal digits."""
 
     @classmethod
     def of(cls, data: Buffer) -> FileRecord:
-        """The record that matches these bytes."""
+        """Return the record that matches these bytes."""
         return cls(size=len(data), sha256=sha256_hex(data))
 
     def mismatch(self, data: Buffer) -> str | None:
-        """Why these bytes are not the recorded ones; None when they are."""
+        """Return why these bytes are not the recorded ones; None when they are."""
         if len(data) != self.size:
             return f"{len(data)} bytes where {self.size} were written"
         if sha256_hex(data) != self.sha256:
@@ -61,27 +62,35 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a checkpoint holds, and where it comes from."""
+    """Contents and origin of a checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1, 2] = 1
+    """Version of this format; 2 where it is signed."""
     run_id: str
+    """Id of the run that it belongs to."""
     step: int = Field(ge=0)
+    """Optimizer updates done."""
     episode: int = Field(ge=0)
+    """Episodes played."""
     attempt: int = Field(ge=0)
+    """Number of the attempt that wrote it."""
     writer: str
+    """Eight hexadecimal digits, unique to the process that wrote it."""
     parent: str | None
     """Name of the checkpoint that the writing process started from or saved before this one."""
     files: dict[Annotated[str, AfterValidator(_check_name)], FileRecord]
     """Size and hash of each file, by name."""
     versions: dict[str, str]
-    """Exact resume is promised on equal versions only."""
+    """Versions of Python and of libraries; exact resume is promised on equal ones only."""
     config_sha256: str
+    """Hash of the run's configuration."""
     created_at: datetime
+    """Time of the save."""
 
     def to_bytes(self, key: SecretStr | None = None) -> bytes:
-        """Canonical JSON with the hash of all else in `self_sha256`.
+        """Return canonical JSON with the hash of all else in `self_sha256`.
 
         Args:
             key: Signs it, and with it every file: their hashes are in it.
@@ -147,17 +156,20 @@ def _check_signature(content: Mapping[str, Any], signature: object, key: SecretS
 
 
 def sha256_hex(data: Buffer) -> str:
-    """The sha256 of the bytes, as 64 hexadecimal digits."""
+    """Return the sha256 of the bytes, as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def utc_now() -> datetime:
-    """The default clock; whole seconds are enough for people."""
+    """Return the time in whole seconds, which are enough for people."""
     return datetime.now(UTC).replace(microsecond=0)
 
 
 def installed_versions() -> dict[str, str]:
-    """Of Python and of the libraries that the numbers depend on, without importing them."""
+    """Return the versions of Python and of the libraries that results depend on, by name.
+
+    The libraries are not imported.
+    """
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

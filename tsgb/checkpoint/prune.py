@@ -25,22 +25,24 @@ from tsgb.checkpoint.store import CheckpointStore
 from tsgb.errors import UsageError
 
 ALIVE_SECONDS = 120
-"""A worker beats every few seconds, but not while it waits for a save."""
+"""Age in seconds from which a heartbeat counts as dead. A worker beats every few seconds, but not
+while it waits for a save."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneResult:
-    """What was deleted, or would be."""
+    """Checkpoints that were deleted, or would be."""
 
     run: RunStore
+    """Run whose checkpoints they are."""
     deleted: Sequence[CheckpointInfo]
-    """Oldest first."""
+    """Deleted checkpoints, oldest first."""
     kept: Sequence[CheckpointInfo]
-    """Newest first; damaged ones are among them, as evidence."""
+    """Other checkpoints, newest first; damaged ones are among them, as evidence."""
 
     @property
     def num_bytes(self) -> int:
-        """Freed, as far as the store tells sizes."""
+        """Bytes that are freed, as far as the store tells sizes."""
         return sum(listed.size or 0 for listed in self.deleted)
 
 
@@ -59,12 +61,12 @@ def prune(
     one that does is kept, be it the oldest.
 
     Args:
-        run: Whose.
-        keep: At least 1.
-        dry_run: Only say what would be deleted; nothing is claimed or written.
-        force: Do it even if a worker seems to be alive; it will stop.
-        on_skip: Gets one line for each checkpoint that does not verify.
-        clock: Tells how old a heartbeat is.
+        run: Run to delete from.
+        keep: Number of checkpoints to keep, at least 1.
+        dry_run: Whether to only say what would be deleted; nothing is claimed or written.
+        force: Whether to delete even if a worker seems to be alive; it will stop.
+        on_skip: Called with one line for each checkpoint that does not verify.
+        clock: Returns the time, which a heartbeat's age is measured by.
 
     Raises:
         UsageError: A worker is alive.
@@ -81,33 +83,33 @@ def prune(
         names = set(store.prune(keep))
     return PruneResult(
         run=run,
-        deleted=[listed for listed in reversed(before) if listed.place.name in names],
-        kept=[listed for listed in before if listed.place.name not in names],
+        deleted=[listed for listed in reversed(before) if listed.checkpoint.name in names],
+        kept=[listed for listed in before if listed.checkpoint.name not in names],
     )
 
 
 class _Successor(CheckpointStore):
-    """A writer of the newest attempt."""
+    """Writer that takes part as a later start of the newest attempt."""
 
     def take_over(self) -> None:
         """Claim the run, without using up an attempt's number: a coordinator counts those."""
-        self.claim(max((claim.attempt for claim in self._seen()), default=None))
+        self.claim(max((token.attempt for token in self._seen()), default=None))
 
     def _seen(self) -> Sequence[FencingToken]:
-        return [*self._claims(), *(place.token for place in self._places())]
+        return [*self._tokens(), *(checkpoint.token for checkpoint in self._checkpoints())]
 
 
 class _Rehearsal(_Successor):
-    """The same rules, without hands: it claims nothing and deletes nothing."""
+    """Writer that follows the same rules, but claims nothing and deletes nothing."""
 
     def take_over(self) -> None:
-        newest = max((claim.attempt for claim in self._seen()), default=0)
-        self._claim = FencingToken(newest, "ffffffff")
+        newest = max((token.attempt for token in self._seen()), default=0)
+        self._token = FencingToken(newest, "ffffffff")
 
     def check_fence(self) -> None:
         pass
 
-    def _delete(self, place: CheckpointName) -> None:
+    def _delete(self, checkpoint: CheckpointName) -> None:
         pass
 
 

@@ -12,32 +12,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tsgb.checkpoint.browse import StoreLocation
 from tsgb.checkpoint.inspect import CheckpointInfo, Inspector
 from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, sha256_hex
 from tsgb.checkpoint.reader import InvalidCheckpoint
-from tsgb.checkpoint.resolve import parse_address
+from tsgb.checkpoint.resolve import StoreLocation, parse_address
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import is_name, local_path
 from tsgb.errors import CheckpointError, UsageError
 
 _CONFIG = "config.json"
-"""The run's configuration: without it nobody knows what the weights belong to."""
+"""File of the run's configuration, which says what the weights belong to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullResult:
-    """What a call did."""
+    """Result of a copy."""
 
     source: CheckpointInfo
+    """Checkpoint that was copied."""
     directory: Path
-    """The checkpoint's, on this machine."""
+    """Directory of the copy, on this machine."""
     copied: Mapping[str, int]
-    """Bytes by file, of this call."""
+    """Size in bytes of each file that this call copied."""
     present: Mapping[str, int]
-    """Bytes by file, of what an earlier call had copied; read and verified again."""
+    """Size in bytes of each file that an earlier call had copied; read and verified again."""
     has_config: bool
+    """Whether the run has a configuration, which was copied too."""
 
 
 def pull(
@@ -50,10 +51,10 @@ def pull(
     """Copy the checkpoint that is named, or the newest one below that verifies.
 
     Args:
-        source: A checkpoint, a run or a store.
-        directory: A local one that is empty, missing, or holds this very copy.
-        on_skip: Gets one line for each newer checkpoint that does not verify.
-        on_file: Told after each file: the checkpoint, the name, the bytes.
+        source: Checkpoint, run or store.
+        directory: Local directory that is empty, missing, or holds this very copy.
+        on_skip: Called with one line for each newer checkpoint that does not verify.
+        on_file: Called after each file with the checkpoint, the name and the bytes.
 
     Raises:
         UsageError: The directory is not local, or holds something else; nothing was written.
@@ -70,20 +71,22 @@ def pull(
             return _copy(inspector, listed, run, target, on_file)
         except InvalidCheckpoint as error:
             run.filesystem.delete_dir(listed.directory)
-            on_skip(f"{listed.place.name}: {error}")
+            on_skip(f"{listed.checkpoint.name}: {error}")
     raise CheckpointError(
         f"no checkpoint of {source.url} verifies, see above: nothing was copied; choose another one"
     )
 
 
 def _begun(source: StoreLocation, target: Path, on_skip: Callable[[str], None]) -> StoreLocation:
-    """The checkpoint whose copy was cut off, where a newer one came up since; else the source."""
+    """Return the checkpoint whose copy was cut off, if there is a newer one; else the source."""
     if parse_address(source.url).name is not None:
         return source
     for inspector in source.runs():
         for path in (target / inspector.run.run_id / CHECKPOINTS).glob("*"):
             begun = CheckpointName.parse(path.name) is not None and not (path / MANIFEST).exists()
-            if begun and any(item.place.name == path.name for item in inspector.committed(on_skip)):
+            if begun and any(
+                item.checkpoint.name == path.name for item in inspector.committed(on_skip)
+            ):
                 on_skip(f"goes on with the copy of {path.name} that was cut off")
                 return replace(source, url=f"{inspector.run.run_url}/{CHECKPOINTS}/{path.name}")
     return source
@@ -153,11 +156,11 @@ def _check_inside(target: Path, listed: CheckpointInfo) -> None:
 
 
 def _check_free(target: Path, listed: CheckpointInfo) -> None:
-    """Every level holds nothing but what leads to this checkpoint, or is part of it."""
+    """Return if every level holds nothing but what leads to this checkpoint, or is part of it."""
     levels = [
         (target, {listed.run.run_id}),
         (target / listed.run.run_id, {_CONFIG, CHECKPOINTS}),
-        (target / listed.run.run_id / CHECKPOINTS, {listed.place.name}),
+        (target / listed.run.run_id / CHECKPOINTS, {listed.checkpoint.name}),
         (target / listed.run.run_id / listed.directory, {*listed.files, MANIFEST}),
     ]
     for directory, allowed in levels:
@@ -168,6 +171,6 @@ def _check_free(target: Path, listed: CheckpointInfo) -> None:
         if strange:
             raise UsageError(
                 f"{directory} holds {strange[0]}, which is no part of a copy of "
-                f"{listed.run.run_id}/{listed.place.name}: give an empty directory, or name the "
-                "checkpoint whose copy it is"
+                f"{listed.run.run_id}/{listed.checkpoint.name}: give an empty directory, or name "
+                "the checkpoint whose copy it is"
             )

@@ -18,18 +18,18 @@ from tsgb.errors import CheckpointError, StoreError, StoreUnreachable
 from tsgb.types import Buffer, CheckpointRef
 
 READS = 4
-"""The wire may lie: a file is called damaged after this many reads. Two were too few
-where every seventh read had a flipped bit."""
+"""Number of reads after which a file is called damaged, since the network may flip bits. Two were
+too few where every seventh read had a flipped bit."""
 _T = TypeVar("_T")
 
 
 class InvalidCheckpoint(Exception):  # noqa: N818 - a finding: the next older one is tried
-    """This checkpoint does not count; the message says why."""
+    """A checkpoint that does not count; the message says why."""
 
     def __init__(self, reason: str, *, committed: bool) -> None:
         super().__init__(reason)
         self.committed = committed
-        """It counted once, so something was lost."""
+        """Whether it counted once, so that something was lost."""
 
 
 class CheckpointReader:
@@ -38,13 +38,13 @@ class CheckpointReader:
     def __init__(self, run: RunStore) -> None:
         self.run = run
         self._proven: str | None = None
-        """The newest checkpoint that this process has had in full."""
+        """Name of the newest checkpoint that this process has read in full."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.run.run_url!r})"
 
     def without_cache(self) -> CheckpointReader:
-        """The same checkpoints, each file read from the store."""
+        """Return a reader of the same checkpoints that reads each file from the store."""
         run = self.run
         return CheckpointReader(
             RunStore(run.filesystem, run.run_url, manifest_key=run.manifest_key)
@@ -77,20 +77,20 @@ class CheckpointReader:
             CheckpointError: There are checkpoints, but none that counts.
         """
 
-        def look(place: CheckpointName) -> tuple[CheckpointRef, Manifest]:
-            manifest, sha256 = self._manifest(place)
-            return self._ref(place, manifest, sha256), manifest
+        def look(checkpoint: CheckpointName) -> tuple[CheckpointRef, Manifest]:
+            manifest, sha256 = self._manifest(checkpoint)
+            return self._ref(checkpoint, manifest, sha256), manifest
 
         return self._first_valid(look, lambda _line: None)
 
     def newest_valid(
         self, on_skip: Callable[[str], None], names: Collection[str] | None = None
     ) -> tuple[CheckpointRef, dict[str, bytes]] | None:
-        """The newest checkpoint whose files all verify, and its files.
+        """Return the newest checkpoint whose files all verify, and its files.
 
         Args:
-            on_skip: Gets one line for each newer checkpoint that was skipped, saying why.
-            names: Read these files only; None reads all.
+            on_skip: Called with one line for each newer checkpoint that was skipped, saying why.
+            names: Files to read; None reads all.
 
         Returns:
             None only when the run definitely has none.
@@ -104,11 +104,15 @@ class CheckpointReader:
     def newest_whole(
         self, on_skip: Callable[[str], None], names: Collection[str] | None = None
     ) -> tuple[CheckpointRef, Manifest, dict[str, bytes]] | None:
-        """As `newest_valid`, with the manifest."""
+        """Return what `newest_valid` returns, and the manifest."""
 
-        def look(place: CheckpointName) -> tuple[CheckpointRef, Manifest, dict[str, bytes]]:
-            manifest, sha256 = self._manifest(place)
-            return self._ref(place, manifest, sha256), manifest, self._files(place, manifest, names)
+        def look(checkpoint: CheckpointName) -> tuple[CheckpointRef, Manifest, dict[str, bytes]]:
+            manifest, sha256 = self._manifest(checkpoint)
+            return (
+                self._ref(checkpoint, manifest, sha256),
+                manifest,
+                self._files(checkpoint, manifest, names),
+            )
 
         found = self._first_valid(look, on_skip)
         if found is None:
@@ -116,33 +120,35 @@ class CheckpointReader:
         return found
 
     def read(self, ref: CheckpointRef, names: Collection[str] | None = None) -> dict[str, bytes]:
-        """The files of a checkpoint, each verified.
+        """Return the files of a checkpoint, each verified.
 
         Raises:
             CheckpointError: It is gone or damaged.
         """
 
-        def look(place: CheckpointName) -> dict[str, bytes]:
-            manifest, sha256 = self._manifest(place)
+        def look(checkpoint: CheckpointName) -> dict[str, bytes]:
+            manifest, sha256 = self._manifest(checkpoint)
             if sha256 != ref.sha256:
                 raise InvalidCheckpoint("its manifest is not the one named", committed=True)
-            return self._files(place, manifest, names)
+            return self._files(checkpoint, manifest, names)
 
         return self._only(ref.name, look)
 
     def ref(self, name: str) -> CheckpointRef:
-        """The reference to a committed checkpoint by its directory name.
+        """Return the reference to a committed checkpoint by its directory name.
 
         Raises:
             CheckpointError: There is none of that name, or its manifest is damaged.
         """
-        return self._only(name, lambda place: self._ref(place, *self._manifest(place)))
+        return self._only(
+            name, lambda checkpoint: self._ref(checkpoint, *self._manifest(checkpoint))
+        )
 
     def _only(self, name: str, look: Callable[[CheckpointName], _T]) -> _T:
-        place = CheckpointName.parse(name)
+        checkpoint = CheckpointName.parse(name)
         try:
-            if place is not None:
-                return look(place)
+            if checkpoint is not None:
+                return look(checkpoint)
             reason = "that is no checkpoint's name"
         except InvalidCheckpoint as error:
             reason = str(error)
@@ -154,25 +160,25 @@ class CheckpointReader:
     def _first_valid(
         self, look: Callable[[CheckpointName], _T], on_skip: Callable[[str], None]
     ) -> _T | None:
-        places = self._places()
+        checkpoints = self._checkpoints()
         nothing_lost = True
         reasons: list[str] = []
-        for place in places:
+        for checkpoint in checkpoints:
             try:
-                found = look(place)
+                found = look(checkpoint)
             except InvalidCheckpoint as error:
                 # A run that died in its very first save, of step 0, has lost nothing.
-                nothing_lost = nothing_lost and not error.committed and place.step == 0
-                reasons.append(f"{place.name}: {error}")
+                nothing_lost = nothing_lost and not error.committed and checkpoint.step == 0
+                reasons.append(f"{checkpoint.name}: {error}")
                 on_skip(reasons[-1])
                 continue
             return found
         if nothing_lost:
             return None
         raise CheckpointError(
-            f"none of the {len(places)} checkpoints of {self.run.run_url} can be used, the newest "
-            f"because {reasons[0]}: to start over, delete {self.run.run_url} or choose another run "
-            "id"
+            f"none of the {len(checkpoints)} checkpoints of {self.run.run_url} can be used, the "
+            f"newest because {reasons[0]}: to start over, delete {self.run.run_url} or choose "
+            "another run id"
         )
 
     def _check_that_nothing_was_saved(self) -> None:
@@ -214,30 +220,31 @@ class CheckpointReader:
                 return f"{name} names a checkpoint of step {step}"
         return ""
 
-    def _places(self) -> Sequence[CheckpointName]:
-        """All checkpoint directories, newest first, whether they count or not."""
+    def _checkpoints(self) -> Sequence[CheckpointName]:
+        """Return all checkpoint directories, newest first, whether they count or not."""
         try:
             names = self.run.list(CHECKPOINTS)
         except FileNotFoundError:
             return []
         return sorted(
-            (place for name in names if (place := CheckpointName.parse(name))), reverse=True
+            (checkpoint for name in names if (checkpoint := CheckpointName.parse(name))),
+            reverse=True,
         )
 
-    def _ref(self, place: CheckpointName, manifest: Manifest, sha256: str) -> CheckpointRef:
+    def _ref(self, checkpoint: CheckpointName, manifest: Manifest, sha256: str) -> CheckpointRef:
         return CheckpointRef(
             run_url=self.run.run_url,
-            step=place.step,
+            step=checkpoint.step,
             episode=manifest.episode,
-            attempt=place.attempt,
-            writer=place.writer,
-            name=place.name,
+            attempt=checkpoint.attempt,
+            writer=checkpoint.writer,
+            name=checkpoint.name,
             sha256=sha256,
         )
 
-    def _manifest(self, place: CheckpointName) -> tuple[Manifest, str]:
-        """The manifest and the sha256 of its bytes."""
-        path = f"{CHECKPOINTS}/{place.name}/{MANIFEST}"
+    def _manifest(self, checkpoint: CheckpointName) -> tuple[Manifest, str]:
+        """Return the manifest and the sha256 of its bytes."""
+        path = f"{CHECKPOINTS}/{checkpoint.name}/{MANIFEST}"
         reason = ""
         for _ in range(READS):
             try:
@@ -261,23 +268,23 @@ class CheckpointReader:
                     f"{MANIFEST}: it is signed for run {manifest.run_id!r}: give it back that name"
                 )
                 raise InvalidCheckpoint(reason, committed=True)
-            if CheckpointName(manifest.attempt, manifest.step, manifest.writer) == place:
+            if CheckpointName(manifest.attempt, manifest.step, manifest.writer) == checkpoint:
                 return manifest, sha256_hex(data)
             reason = "it belongs to another checkpoint"
         raise InvalidCheckpoint(f"{MANIFEST} is damaged: {reason}", committed=True)
 
     def _files(
-        self, place: CheckpointName, manifest: Manifest, names: Collection[str] | None
+        self, checkpoint: CheckpointName, manifest: Manifest, names: Collection[str] | None
     ) -> dict[str, bytes]:
         files = {
-            name: self._file(place, manifest, name)
+            name: self._file(checkpoint, manifest, name)
             for name in (manifest.files if names is None else names)
         }
         if names is None:
-            self._proven = place.name
+            self._proven = checkpoint.name
         return files
 
-    def _file(self, place: CheckpointName, manifest: Manifest, name: str) -> bytes:
+    def _file(self, checkpoint: CheckpointName, manifest: Manifest, name: str) -> bytes:
         record = manifest.files.get(name)
         if record is None:
             raise InvalidCheckpoint(f"it holds no {name}", committed=True)
@@ -287,7 +294,7 @@ class CheckpointReader:
         problem: str | None = None
         for _ in range(READS):
             try:
-                path = f"{CHECKPOINTS}/{place.name}/{name}"
+                path = f"{CHECKPOINTS}/{checkpoint.name}/{name}"
                 data = self.run.read_bytes(path, record.size)
             except FileTooLargeError:
                 problem = f"more than the {record.size} bytes that were written"
@@ -301,6 +308,6 @@ class CheckpointReader:
         raise InvalidCheckpoint(f"{name} is damaged: {problem}", committed=True)
 
     def _keep(self, record: FileRecord, data: Buffer) -> None:
-        """Spare the next process of this machine the way to the store."""
+        """Keep a file, to save the next process of this machine a request to the store."""
         if self.run.cache is not None:
             self.run.cache.put(record, data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -11,11 +11,12 @@ from pydantic import SecretStr
 
 from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, FileSystem, open_filesystem
+from tsgb.checkpoint.inspect import CheckpointInfo, Inspector
 from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
 from tsgb.checkpoint.reader import CheckpointReader
-from tsgb.checkpoint.run import open_run
+from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import canonical_url, is_run_id
-from tsgb.errors import CheckpointError
+from tsgb.errors import CheckpointError, UsageError
 from tsgb.types import CheckpointRef
 
 _Reader = TypeVar("_Reader", bound=CheckpointReader)
@@ -23,16 +24,17 @@ _Reader = TypeVar("_Reader", bound=CheckpointReader)
 
 @dataclass(frozen=True, slots=True)
 class CheckpointAddress:
-    """What a path or URL says, before anything is asked of a store.
+    """Meaning of a path or URL, before anything is asked of a store.
 
     Example: `CheckpointAddress(base="/runs/r1", name="step-00001200-a0003-1a2b3c4d", newest=False)`
     """
 
     base: str
-    """The run of the checkpoint that is named; without a name a run, or a store of runs."""
+    """URL of the run of the checkpoint that is named; without a name, of a run or a store."""
     name: str | None
+    """Directory name of a checkpoint; None where none is named."""
     newest: bool
-    """It ends in `/latest`."""
+    """Whether it ends in `/latest`."""
 
 
 def parse_address(url: str) -> CheckpointAddress:
@@ -61,7 +63,7 @@ def resolve(
     on_skip: Callable[[str], None] = lambda _line: None,
     deadline_seconds: float = DEADLINE_SECONDS,
 ) -> CheckpointRef:
-    """The checkpoint that a user means by a path or URL, verified; see `load`."""
+    """Return the checkpoint that a user means by a path or URL, verified; see `load`."""
     return load(
         url,
         user,
@@ -86,15 +88,15 @@ def load(
     """Find the checkpoint that a user means by a path or URL, and read it verified.
 
     Args:
-        url: A checkpoint directory, a run, or a store; the latter two, with `/latest` at the end
-            or without, mean the newest checkpoint below.
-        user: For WebDAV.
-        password: For WebDAV.
-        manifest_key: Manifests must be signed with it.
-        cache: See `open_run`.
-        names: Read these files only; None reads all.
-        on_skip: Gets one line for each newer checkpoint that does not verify.
-        deadline_seconds: See `open_filesystem`.
+        url: Address of a checkpoint directory, a run, or a store; the latter two, with `/latest` at
+            the end or without, mean the newest checkpoint below.
+        user: User name for WebDAV.
+        password: Password for WebDAV.
+        manifest_key: Key that manifests must be signed with.
+        cache: Keeps files on this machine; see `open_run`.
+        names: Files to read; None reads all.
+        on_skip: Called with one line for each newer checkpoint that does not verify.
+        deadline_seconds: Seconds for which one call retries; see `open_filesystem`.
 
     Raises:
         CheckpointError: There is none, or none that verifies.
@@ -132,7 +134,12 @@ def load(
 
 
 def no_checkpoint(base: str, bad: Sequence[CheckpointError] = ()) -> CheckpointError:
-    """The error for a place without a usable checkpoint; `bad`: of its runs that have bad ones."""
+    """Return the error for an address without a usable checkpoint.
+
+    Args:
+        base: URL of a run or store.
+        bad: Errors of the runs below it whose checkpoints cannot be used.
+    """
     if bad:
         return CheckpointError(f"no usable checkpoint below {base}: {bad[0]}")
     return CheckpointError(
@@ -146,7 +153,10 @@ def newest_first(
     bad: list[CheckpointError],
     on_skip: Callable[[str], None],
 ) -> Sequence[_Reader]:
-    """Runs by the time of their newest save: steps and attempts of two runs do not compare."""
+    """Return runs by the time of their newest save, newest first.
+
+    Steps and attempts of two runs do not compare.
+    """
     dated: list[tuple[datetime, _Reader]] = []
     for reader in readers:
         try:
@@ -161,7 +171,7 @@ def newest_first(
 
 
 def runs_below(filesystem: FileSystem) -> Sequence[str]:
-    """URLs of the runs in a store, in the order of names; a run is the only one below itself.
+    """Return the URLs of the runs in a store, by name; a run is the only one below itself.
 
     Raises:
         CheckpointError: There is no such directory.
@@ -186,3 +196,105 @@ def runs_below(filesystem: FileSystem) -> Sequence[str]:
 
 def _directories(filesystem: FileSystem, path: str) -> Sequence[str]:
     return [entry.name for entry in filesystem.entries(path) if entry.is_dir]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreLocation:
+    """A path or URL and what opens it.
+
+    Example: `StoreLocation(url="https://dav.example.org/tsgb/r1/latest", user="me")`
+    """
+
+    url: str
+    """Path or URL of a checkpoint, a run or a store."""
+    user: str | None = None
+    """User name for WebDAV."""
+    password: SecretStr | None = None
+    """Password for WebDAV."""
+    manifest_key: SecretStr | None = None
+    """Key that manifests must be signed with; None takes unsigned ones too."""
+    deadline_seconds: float = DEADLINE_SECONDS
+    """Seconds for which one call retries."""
+
+    def open(self, run_url: str) -> Inspector:
+        """Return one run, without a cache: what is told here is told of the store itself."""
+        run = open_run(
+            run_url,
+            self.user,
+            self.password,
+            manifest_key=self.manifest_key,
+            deadline_seconds=self.deadline_seconds,
+        )
+        return Inspector(run)
+
+    def runs(self) -> Sequence[Inspector]:
+        """Return the runs below; of a checkpoint, its run.
+
+        Raises:
+            CheckpointError: There is no such directory.
+        """
+        address = parse_address(self.url)
+        if address.name is not None:
+            return [self.open(address.base)]
+        files = open_filesystem(
+            address.base, self.user, self.password, deadline_seconds=self.deadline_seconds
+        )
+        return [self.open(run_url) for run_url in runs_below(files)]
+
+    def only_run(self) -> RunStore:
+        """Return the one run that is meant.
+
+        Raises:
+            UsageError: There are several or none, or a checkpoint is named.
+        """
+        address = parse_address(self.url)
+        if address.name is not None or address.newest:
+            raise UsageError(f"{self.url} is a checkpoint, not a run: give {address.base}")
+        runs = [inspector.run for inspector in self.runs()]
+        if len(runs) != 1:
+            names = ", ".join(run.run_id for run in runs[:6])
+            raise UsageError(
+                f"{address.base} holds {len(runs)} runs{f' ({names})' if names else ''}: give the "
+                "path or URL of one run"
+            )
+        return runs[0]
+
+    def listed(self) -> Sequence[CheckpointInfo]:
+        """Return all checkpoints that are meant: runs by name, in each the newest first.
+
+        Raises:
+            CheckpointError: There is no such directory, or not the one checkpoint that is named.
+        """
+        address = parse_address(self.url)
+        if address.name is not None:
+            return [self.open(address.base).named(address.name)]
+        if address.newest:
+            return [next(self.candidates(lambda _line: None))[1]]
+        return [listed for inspector in self.runs() for listed in inspector.all()]
+
+    def candidates(
+        self, on_skip: Callable[[str], None]
+    ) -> Iterator[tuple[Inspector, CheckpointInfo]]:
+        """Yield committed checkpoints that may be meant, best first: one by name, or the newest.
+
+        Args:
+            on_skip: Called with one line for each checkpoint that does not count.
+
+        Raises:
+            CheckpointError: The one that is named does not count, or there is none at all.
+        """
+        address = parse_address(self.url)
+        if address.name is not None:
+            inspector = self.open(address.base)
+            listed = inspector.named(address.name)
+            inspector.ref(address.name)  # raises where it does not count, and says what to do
+            yield inspector, listed
+            return
+        found = False
+        bad: list[CheckpointError] = []
+        for inspector in newest_first(self.runs(), bad, on_skip):
+            for listed in inspector.committed(on_skip):
+                found = True
+                yield inspector, listed
+        if not found:
+            raise no_checkpoint(address.base, bad)

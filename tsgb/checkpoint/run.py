@@ -1,6 +1,6 @@
 """One run's directory in a store: its address, its documents, its local lock.
 
-It knows the layout of the documents only by their names, and no checkpoint; store.py does that.
+It knows the documents by their names only, and no checkpoint; store.py does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RunStore:
         cache: FileCache | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Nothing is read or written yet.
+        """Open a run; nothing is read or written yet.
 
         Args:
             filesystem: The run's directory.
@@ -202,7 +202,7 @@ class RunLock:
         self._handle: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock or fail at once.
+        """Take the lock, or fail at once.
 
         Raises:
             UsageError: Another live process holds it.

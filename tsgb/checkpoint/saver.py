@@ -26,15 +26,17 @@ class Snapshot:
     """The state after one update, detached from training."""
 
     step: int
+    """Optimizer updates done."""
     episode: int
+    """Episodes played."""
     files: Mapping[str, Buffer]
-    """Valid until their stage is filled again."""
+    """Content by file name, valid until their stage is filled again."""
     metrics: str
-    """`metrics.jsonl` up to this step."""
+    """Text of `metrics.jsonl` up to this step."""
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """Size of all files in bytes."""
         return sum(len(data) for data in self.files.values())
 
 
@@ -71,11 +73,11 @@ class Saver(Generic[S]):
         self._durable: CheckpointRef | None = None
         self._durable_at = clock()
         self.commit_seconds = 0.0
-        """Of the latest commit; 0 before the first."""
+        """Seconds that the latest commit took; 0 before the first."""
 
     @property
     def durable(self) -> CheckpointRef | None:
-        """The newest checkpoint that is committed."""
+        """Newest checkpoint that is committed."""
         return self._durable
 
     @property
@@ -86,11 +88,11 @@ class Saver(Generic[S]):
 
     @property
     def unsaved_seconds(self) -> float:
-        """Since the newest durable state was taken."""
+        """Seconds since the newest durable state was taken."""
         return self._clock() - self._durable_at
 
     def resume_from(self, ref: CheckpointRef) -> None:
-        """What was durable before this process began."""
+        """Name the checkpoint that was durable before this process began."""
         self._durable, self._durable_at = ref, self._clock()
 
     def submit(self, take: Callable[[S], Snapshot]) -> None:
@@ -100,7 +102,7 @@ class Saver(Generic[S]):
             take: copies the state into a stage.
 
         Raises:
-            BaseException: what an earlier commit failed with for good.
+            BaseException: The error that an earlier commit failed with for good.
         """
         self.check()
         stage = self._stage()
@@ -116,8 +118,8 @@ class Saver(Generic[S]):
         """Take a snapshot and return once it is durable.
 
         Raises:
-            BaseException: what its commit, or the one before, failed with; a store that may heal
-                too.
+            BaseException: The error that its commit, or the one before, failed with; of a store
+                that may heal too.
         """
         self.flush()
         self.check()
@@ -129,14 +131,14 @@ class Saver(Generic[S]):
         return ref
 
     def flush(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until nothing waits and nothing is being committed; False if that took too long."""
+        """Wait until nothing waits or is being committed; return False if that took too long."""
         with self._wake:
             return self._wake.wait_for(
                 lambda: self._busy is None and self._waiting is None, timeout_seconds
             )
 
     def drop_waiting(self) -> None:
-        """Forget the snapshot that waits, if one does."""
+        """Drop the snapshot that waits, if one does."""
         with self._wake:
             if self._waiting is not None:
                 self._free.append(self._waiting[1])
@@ -150,14 +152,17 @@ class Saver(Generic[S]):
             raise error
 
     def seconds_left(self) -> float:
-        """Until the commit under way should be durable, going by the one before; 0 if none is."""
+        """Return the seconds until the commit under way should be durable, by the one before.
+
+        0 if none is under way.
+        """
         with self._wake:
             if self._busy is None:
                 return 0.0
             return max(0.0, self.commit_seconds - (self._clock() - self._busy_since))
 
     def _stage(self) -> S:
-        """A stage that nobody reads: free, of the snapshot that waits, or new."""
+        """Return a stage that nobody reads: free, of the snapshot that waits, or new."""
         with self._wake:
             self._wake.wait_for(
                 lambda: self._free or self._waiting is not None or self._num_stages < 2

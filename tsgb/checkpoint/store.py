@@ -56,7 +56,7 @@ class CheckpointStore(CheckpointReader):
     def __init__(self, run: RunStore, *, clock: Callable[[], datetime] = utc_now) -> None:
         super().__init__(run)
         self._clock = clock
-        self._claim: FencingToken | None = None
+        self._token: FencingToken | None = None
         self._written: set[str] = set()
         """Names whose manifest this process has tried to write."""
 
@@ -72,8 +72,8 @@ class CheckpointStore(CheckpointReader):
         Raises:
             LeaseLost: A higher attempt has been here.
         """
-        seen = [*self._claims(), *(place.token for place in self._places())]
-        highest = max((claim.attempt for claim in seen), default=0)
+        seen = [*self._tokens(), *(checkpoint.token for checkpoint in self._checkpoints())]
+        highest = max((token.attempt for token in seen), default=0)
         if attempt is None:
             attempt = highest + 1
         if attempt < highest:
@@ -81,35 +81,35 @@ class CheckpointStore(CheckpointReader):
                 f"attempt {attempt} of run {self.run.run_url} is over: attempt {highest} has "
                 "claimed it; stop this process, that one goes on"
             )
-        claim = next_token(seen, attempt)
-        if claim is None:
+        token = next_token(seen, attempt)
+        if token is None:
             raise LeaseLost(f"attempt {attempt} was started too many times: begin a new attempt")
-        record = {"attempt": attempt, "writer": claim.writer, "created_at": f"{self._clock()}"}
-        self.run.write_bytes(f"{CLAIMS}/{claim.name}", canonical_json(record))
-        self._claim = claim
+        record = {"attempt": attempt, "writer": token.writer, "created_at": f"{self._clock()}"}
+        self.run.write_bytes(f"{CLAIMS}/{token.name}", canonical_json(record))
+        self._token = token
         self.check_fence()
         return attempt
 
     @property
     def writer(self) -> str:
-        """The unique part of this process's names."""
-        return self._own_claim().writer
+        """Unique part of this process's names."""
+        return self._own_token().writer
 
     def check_fence(self) -> None:
         """Return if this process is still the writer.
 
         Raises:
             LeaseLost: A newer process has claimed the run.
-            StoreError: Our own claim is not there, so the answer cannot be trusted.
+            StoreError: Our own token is not there, so the answer cannot be trusted.
         """
-        own = self._own_claim()
-        claims = self._claims()
-        if own not in claims:
+        own = self._own_token()
+        tokens = self._tokens()
+        if own not in tokens:
             raise StoreError(
                 f"claim {own.name} of run {self.run.run_url} has vanished: the run was deleted or "
                 "the store answers wrongly; nothing more is written"
             )
-        newest = max(claims)
+        newest = max(tokens)
         if newest > own:
             raise LeaseLost(
                 f"run {self.run.run_url} was claimed by {newest.name}, which is newer than "
@@ -117,21 +117,21 @@ class CheckpointStore(CheckpointReader):
             )
 
     def _check_that_nothing_was_saved(self) -> None:
-        if self._claim is not None:
+        if self._token is not None:
             self.check_fence()  # a store that has our token is the right one, and it answers
         super()._check_that_nothing_was_saved()
 
-    def _own_claim(self) -> FencingToken:
-        if self._claim is None:
+    def _own_token(self) -> FencingToken:
+        if self._token is None:
             raise RuntimeError("claim() comes before anything that writes")
-        return self._claim
+        return self._token
 
-    def _claims(self) -> Sequence[FencingToken]:
+    def _tokens(self) -> Sequence[FencingToken]:
         try:
             names = self.run.list(CLAIMS)
         except FileNotFoundError:
             return []
-        return [claim for name in names if (claim := FencingToken.parse(name))]
+        return [token for name in names if (token := FencingToken.parse(name))]
 
     def publish(
         self,
@@ -149,7 +149,7 @@ class CheckpointStore(CheckpointReader):
             step: Optimizer updates done so far.
             episode: Episodes played so far.
             files: Content by file name.
-            config_sha256: Of the run's configuration.
+            config_sha256: Hash of the run's configuration.
             parent: Name of the checkpoint before this one.
 
         Raises:
@@ -160,8 +160,8 @@ class CheckpointStore(CheckpointReader):
         bad = [name for name in files if not is_name(name) or name == MANIFEST]
         if bad or not files:
             raise ValueError(f"file names {bad!r} cannot be part of a checkpoint")
-        own = self._own_claim()
-        place = CheckpointName(own.attempt, step, own.writer)
+        own = self._own_token()
+        checkpoint = CheckpointName(own.attempt, step, own.writer)
         manifest = Manifest(
             run_id=self.run.run_id,
             step=step,
@@ -174,20 +174,20 @@ class CheckpointStore(CheckpointReader):
             config_sha256=config_sha256,
             created_at=self._clock(),
         )
-        if place.name in self._written:
-            committed = self._earlier_commit(place, manifest)
+        if checkpoint.name in self._written:
+            committed = self._earlier_commit(checkpoint, manifest)
             if committed is not None:
                 return committed
         self.check_fence()
-        directory = f"{CHECKPOINTS}/{place.name}"
+        directory = f"{CHECKPOINTS}/{checkpoint.name}"
         for name, data in sorted(files.items()):
             self.run.write_bytes(f"{directory}/{name}", data)
         self._check_sizes(directory, manifest)
         self.check_fence()
-        self._written.add(place.name)
+        self._written.add(checkpoint.name)
         self.run.write_bytes(f"{directory}/{MANIFEST}", manifest.to_bytes(self.run.manifest_key))
         try:
-            kept, sha256 = self._manifest(place)
+            kept, sha256 = self._manifest(checkpoint)
         except InvalidCheckpoint as error:
             raise CheckpointError(
                 f"{self.run.run_url}/{directory} was written but cannot be read back: {error}; "
@@ -195,20 +195,22 @@ class CheckpointStore(CheckpointReader):
             ) from error
         for name, data in files.items():
             self._keep(kept.files[name], data)
-        return self._ref(place, kept, sha256)
+        return self._ref(checkpoint, kept, sha256)
 
-    def _earlier_commit(self, place: CheckpointName, manifest: Manifest) -> CheckpointRef | None:
-        """What an earlier call for this step committed; never written over."""
+    def _earlier_commit(
+        self, checkpoint: CheckpointName, manifest: Manifest
+    ) -> CheckpointRef | None:
+        """Return what an earlier call for this step committed; it is never written over."""
         try:
-            kept, sha256 = self._manifest(place)
+            kept, sha256 = self._manifest(checkpoint)
         except InvalidCheckpoint:
             return None
         if kept.files != manifest.files:
             raise CheckpointError(
-                f"{place.name} is committed with other content: a committed checkpoint is never "
-                "written over; publish the next step"
+                f"{checkpoint.name} is committed with other content: a committed checkpoint is "
+                "never written over; publish the next step"
             )
-        return self._ref(place, kept, sha256)
+        return self._ref(checkpoint, kept, sha256)
 
     def _check_sizes(self, directory: str, manifest: Manifest) -> None:
         there = {entry.name: entry.size for entry in self.run.filesystem.entries(directory)}
@@ -234,37 +236,37 @@ class CheckpointStore(CheckpointReader):
         """
         if keep < 1:
             raise ValueError("keep must be at least 1")
-        own = self._own_claim()
+        own = self._own_token()
         self.check_fence()
         kept: list[CheckpointName] = []
         old: list[CheckpointName] = []
-        for place in self._places():
+        for checkpoint in self._checkpoints():
             if len(kept) >= keep:
-                old.append(place)
+                old.append(checkpoint)
                 continue
             try:
-                self._manifest(place)
-                kept.append(place)
+                self._manifest(checkpoint)
+                kept.append(checkpoint)
             except InvalidCheckpoint as error:
-                if not error.committed and place.token < own:
-                    old.append(place)  # nobody will finish it; a damaged one stays as evidence
-        if sum(place.token == own for place in kept) < keep:
-            old = [place for place in old if place.name != self._proven]
-        old = sorted(place for place in old if place.token <= own)
-        for place in old:
-            self._delete(place)
-        return [place.name for place in old]
+                if not error.committed and checkpoint.token < own:
+                    old.append(checkpoint)  # nobody will finish it; a damaged one stays as evidence
+        if sum(checkpoint.token == own for checkpoint in kept) < keep:
+            old = [checkpoint for checkpoint in old if checkpoint.name != self._proven]
+        old = sorted(checkpoint for checkpoint in old if checkpoint.token <= own)
+        for checkpoint in old:
+            self._delete(checkpoint)
+        return [checkpoint.name for checkpoint in old]
 
-    def _names_in(self, place: CheckpointName) -> Sequence[str]:
+    def _names_in(self, checkpoint: CheckpointName) -> Sequence[str]:
         try:
-            return self.run.list(f"{CHECKPOINTS}/{place.name}")
+            return self.run.list(f"{CHECKPOINTS}/{checkpoint.name}")
         except FileNotFoundError:
             return []
 
-    def _delete(self, place: CheckpointName) -> None:
+    def _delete(self, checkpoint: CheckpointName) -> None:
         # The manifest first: a half deleted checkpoint must not look like a damaged one.
-        directory = f"{CHECKPOINTS}/{place.name}"
+        directory = f"{CHECKPOINTS}/{checkpoint.name}"
         self.run.delete(f"{directory}/{MANIFEST}")
-        for name in self._names_in(place):
+        for name in self._names_in(checkpoint):
             self.run.delete(f"{directory}/{name}")
         self.run.filesystem.delete_dir(directory)

@@ -25,12 +25,17 @@ class FileProblem:
     """
 
     file: str
+    """File name."""
     reason: str
+    """Reason why it counts as damaged."""
     expected_size: int | None = None
+    """Size in bytes that was written; None where it is unknown."""
     found_size: int | None = None
-    """None where the file is missing."""
+    """Size in bytes that was found; None where the file is missing."""
     expected_sha256: str | None = None
+    """Hash of the bytes that were written."""
     found_sha256: str | None = None
+    """Hash of the bytes that were found."""
     begin: int | None = None
     """Offset of the first byte that is wrong; None where nothing tells."""
     end: int | None = None
@@ -51,12 +56,15 @@ class VerifyResult:
     """One checkpoint after all of it was read."""
 
     listed: CheckpointInfo
+    """Checkpoint that was read."""
     state: CheckpointState
+    """State, now that its files were read."""
     reason: str = ""
-    """Why it is unfinished."""
+    """Reason why it is unfinished."""
     problems: Sequence[FileProblem] = ()
+    """Damaged files."""
     num_files: int = 0
-    """That were read, without the manifest."""
+    """Number of files that were read, without the manifest."""
 
 
 def verify(
@@ -65,8 +73,8 @@ def verify(
     """Read all files of checkpoints.
 
     Args:
-        listed: Which; damage to one is located with the help of the others.
-        on_file: Told after each file: the checkpoint, the name, the bytes.
+        listed: Checkpoints to read; damage to one is located with the help of the others.
+        on_file: Called after each file with the checkpoint, the name and the bytes.
     """
     for item in listed:
         if item.state is CheckpointState.UNFINISHED:
@@ -138,7 +146,7 @@ def _read(item: CheckpointInfo, name: str) -> bytes | None:
 def _copy(
     item: CheckpointInfo, name: str, record: FileRecord, others: Sequence[CheckpointInfo]
 ) -> bytes | None:
-    """The same content from elsewhere; it is read only when something is damaged."""
+    """Return the same content from elsewhere; it is read only when something is damaged."""
     for other in others:
         for other_name, other_record in (
             {} if other.manifest is None else other.manifest.files
@@ -165,7 +173,7 @@ def _wrong_bytes(
 
 
 def _first_difference(one: bytes, other: bytes) -> int:
-    """The first offset at which two differ; the length of the shorter where none does."""
+    """Return the first offset at which two differ; the length of the shorter where none does."""
     length = min(len(one), len(other))
     for start in range(0, length, _BLOCK):
         stop = min(start + _BLOCK, length)

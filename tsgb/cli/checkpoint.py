@@ -14,8 +14,8 @@ from tsgb.errors import TSGBError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-    from tsgb.checkpoint.browse import StoreLocation
     from tsgb.checkpoint.inspect import CheckpointInfo
+    from tsgb.checkpoint.resolve import StoreLocation
 
 checkpoint_app = typer.Typer(help="Checkpoints in a store: list, show, verify, copy, delete.")
 
@@ -119,7 +119,7 @@ def checkpoint_prune(
 
 
 def _open(url: str | None) -> StoreLocation:
-    from tsgb.checkpoint.browse import StoreLocation
+    from tsgb.checkpoint.resolve import StoreLocation
     from tsgb.settings import load_settings
 
     settings = load_settings()
@@ -156,7 +156,7 @@ def _progress(
             files, size = done.get(url, (0, 0))
             done[url] = files + 1, size + num_bytes
             total = totals.get(url, len(item.files))
-            text = f"{decimal(size + num_bytes)}, {item.place.name}/{name}"
+            text = f"{decimal(size + num_bytes)}, {item.checkpoint.name}/{name}"
             listener.bars(stage, [Bar(item.run.run_id, files + 1, total, text)])
 
         yield on_file

@@ -24,12 +24,12 @@ def _row(listed: CheckpointInfo) -> dict[str, Any]:
     return {
         "run_id": listed.run.run_id,
         "run": place(listed.run.run_url),
-        "name": listed.place.name,
+        "name": listed.checkpoint.name,
         "checkpoint": place(listed.url),
-        "step": listed.place.step,
+        "step": listed.checkpoint.step,
         "episode": None if manifest is None else manifest.episode,
-        "attempt": listed.place.attempt,
-        "writer": listed.place.writer,
+        "attempt": listed.checkpoint.attempt,
+        "writer": listed.checkpoint.writer,
         "created_at": None if manifest is None else manifest.created_at.isoformat(),
         "size": listed.size,
         "state": listed.state.value,
@@ -59,7 +59,7 @@ def say_list(store: str, listed: Sequence[CheckpointInfo], *, as_json: bool) -> 
         out.print(_list_table(place(url), items))
         for item in items:
             if item.reason:
-                _line(out, f"{item.place.name}: {item.reason}")
+                _line(out, f"{item.checkpoint.name}: {item.reason}")
     if not listed:
         _line(out, f"no checkpoints below {place(store)}")
 
@@ -75,10 +75,10 @@ def _list_table(title: str, items: Sequence[CheckpointInfo]) -> Table:
     for item in items:
         manifest = item.manifest
         table.add_row(
-            item.place.name,
-            f"{item.place.step}",
+            item.checkpoint.name,
+            f"{item.checkpoint.step}",
             "" if manifest is None else f"{manifest.episode}",
-            f"{item.place.attempt}",
+            f"{item.checkpoint.attempt}",
             "" if manifest is None else f"{manifest.created_at:%Y-%m-%d %H:%M:%S}",
             _size(item.size),
             item.state.value,
@@ -107,8 +107,8 @@ def say_one(listed: CheckpointInfo, *, as_json: bool) -> None:
     versions = ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
     shown = {
         "checkpoint": document["checkpoint"],
-        "step, episode": f"{listed.place.step}, {manifest.episode}",
-        "attempt, writer": f"{listed.place.attempt}, {listed.place.writer}",
+        "step, episode": f"{listed.checkpoint.step}, {manifest.episode}",
+        "attempt, writer": f"{listed.checkpoint.attempt}, {listed.checkpoint.writer}",
         "created": f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC",
         "parent": manifest.parent or "none",
         "config sha256": manifest.config_sha256,
@@ -204,7 +204,7 @@ def say_pruned(pruned: PruneResult, *, dry_run: bool, as_json: bool) -> None:
     out = console()
     verb, effect = ("would delete", "to free") if dry_run else ("deleted", "freed")
     for item in pruned.deleted:
-        _line(out, f"{verb} {item.place.name}  {_size(item.size)}  {item.state.value}")
+        _line(out, f"{verb} {item.checkpoint.name}  {_size(item.size)}  {item.state.value}")
     total = len(pruned.deleted) + len(pruned.kept)
     _line(
         out,

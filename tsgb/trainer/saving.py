@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tsgb.checkpoint.codec import decode_optimizer, decode_tensors, optimizer_content
-from tsgb.checkpoint.staging import TensorFile
+from tsgb.checkpoint.codec import TensorFile, decode_optimizer, decode_tensors, optimizer_content
 from tsgb.config import ModelConfig
 from tsgb.errors import CheckpointError
 from tsgb.models.fast.adapters import load_parameters

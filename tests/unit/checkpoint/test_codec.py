@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tsgb.checkpoint.codec import (
     Generator,
+    TensorFile,
     decode_optimizer,
     decode_tensors,
     encode_optimizer,
@@ -22,7 +23,6 @@ from tsgb.checkpoint.codec import (
     generator_state,
     set_generator_state,
 )
-from tsgb.checkpoint.staging import TensorFile
 from tsgb.errors import CheckpointError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8]

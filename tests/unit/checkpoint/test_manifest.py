@@ -1,21 +1,33 @@
-"""The manifest is canonical, guards itself, and its format is pinned."""
+"""The manifest is canonical, guards itself, its format is pinned, and a key can sign it."""
 
 from __future__ import annotations
 
 import json
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
+from tests.fakes.checkpoints import CONFIG, content, publish
+from tests.fakes.filesystems import MemoryFiles
+from tests.fakes.sentinels import sentinel
+from tsgb.checkpoint.documents import canonical_json
+from tsgb.checkpoint.manifest import MANIFEST as NAME
 from tsgb.checkpoint.manifest import (
     FileRecord,
     Manifest,
-    canonical_json,
+    Untrusted,
     installed_versions,
     sha256_hex,
 )
+from tsgb.checkpoint.resolve import load
+from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.checkpoint.store import CheckpointReader, CheckpointStore
+from tsgb.errors import CheckpointError
 
 MANIFEST = Manifest(
     run_id="r1",
@@ -90,3 +102,147 @@ def test_canonical_json_is_one_form(value: dict[str, object]) -> None:
 
 def test_versions_name_what_the_numbers_depend_on() -> None:
     assert {"python", "torch", "numpy", "safetensors"} <= installed_versions().keys()
+
+
+SECRET = sentinel("manifest")
+KEY = SecretStr(SECRET)
+OTHER = SecretStr(sentinel("another"))
+
+
+def signing(files: MemoryFiles, key: SecretStr | None, url: str = "") -> CheckpointStore:
+    run = RunStore(files, url or files.url, manifest_key=key, sleep=lambda _seconds: None)
+    return CheckpointStore(run)
+
+
+def writer(files: MemoryFiles, key: SecretStr | None) -> CheckpointStore:
+    store = signing(files, key)
+    store.claim()
+    return store
+
+
+def reasons(files: MemoryFiles, key: SecretStr | None, url: str = "") -> str:
+    """Why nothing can be used."""
+    with pytest.raises(CheckpointError, match="none of the") as caught:
+        signing(files, key, url).newest_valid(lambda _line: None)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "damaged" not in text
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    return text
+
+
+class TestFormat:
+    def test_it_is_pinned(self) -> None:
+        # Changing this breaks every signed checkpoint: it takes a new schema_version.
+        signed = json.loads(MANIFEST.to_bytes(SecretStr("correct-horse-battery-staple")))
+        assert signed["schema_version"] == 2
+        assert signed["hmac_sha256"] == (
+            "1a89fc225c2db19d6d1fd9571ab4c166de90970e2c48cbdf1a4085b45f475241"
+        )
+
+    def test_without_a_key_the_bytes_are_those_of_version_1(self) -> None:
+        assert json.loads(MANIFEST.to_bytes())["schema_version"] == 1
+
+    def test_it_reads_with_its_key_and_without_one(self) -> None:
+        data = MANIFEST.to_bytes(KEY)
+        for key in (KEY, None):
+            read = Manifest.from_bytes(data, key)
+            assert read.model_copy(update={"schema_version": 1}) == MANIFEST
+
+    @given(st.data())
+    def test_no_changed_byte_passes(self, data: st.DataObject) -> None:
+        good = MANIFEST.to_bytes(KEY)
+        position = data.draw(st.integers(0, len(good) - 1))
+        byte = data.draw(st.integers(0, 255).filter(lambda value: value != good[position]))
+        with pytest.raises(ValueError, match=r"\w"):
+            Manifest.from_bytes(good[:position] + bytes([byte]) + good[position + 1 :], KEY)
+
+    @pytest.mark.parametrize("signature", [None, 7, "", "0" * 64, "ä"])
+    def test_what_is_no_signature_of_ours(self, signature: object) -> None:
+        body = {**json.loads(MANIFEST.to_bytes(KEY)), "hmac_sha256": signature}
+        del body["self_sha256"]
+        data = canonical_json({**body, "self_sha256": sha256_hex(canonical_json(body))})
+        with pytest.raises(Untrusted):
+            Manifest.from_bytes(data, KEY)
+
+
+class TestRun:
+    def test_signed_checkpoints_are_published_read_and_pruned(self) -> None:
+        files = MemoryFiles()
+        store = writer(files, KEY)
+        publish(store, 1, 2, 3)
+        assert len(store.prune(keep=2)) == 1
+        for key in (KEY, None):
+            found = signing(files, key).newest_valid(pytest.fail)
+            assert found is not None
+            assert found[1] == content(3)
+
+    def test_unsigned(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files, None), 1)
+        text = reasons(files, KEY)
+        assert "unsigned" in text
+        assert "unset the key" in text
+
+    def test_signed_with_another_key(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files, OTHER), 1)
+        text = reasons(files, KEY)
+        assert "signed with another key" in text
+        assert "set TSGB_MANIFEST_KEY to the key that wrote it" in text
+
+    def test_signed_for_another_run(self) -> None:
+        files = MemoryFiles("memory://fake/run-1")
+        publish(writer(files, KEY), 1)
+        assert "signed for run 'run-1'" in reasons(files, KEY, "memory://fake/run-2")
+        assert signing(files, None, "memory://fake/run-2").newest() is not None
+
+    def test_an_older_signed_one_is_used(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files, KEY), 1)
+        publish(writer(files, None), 2)
+        skipped: list[str] = []
+        found = signing(files, KEY).newest_valid(skipped.append)
+        assert found is not None
+        assert found[1] == content(1)
+        assert len(skipped) == 1
+        assert "unsigned" in skipped[0]
+
+    def test_a_hostile_server_cannot_swap_weights(self) -> None:
+        """It knows every format and every hash, and lacks the key."""
+        files = MemoryFiles()
+        ref = writer(files, KEY).publish(1, 10, content(1), CONFIG)
+        directory = f"checkpoints/{ref.name}"
+        poisoned = b"other weights"
+        files.write(f"{directory}/guard.safetensors", poisoned)
+        body = json.loads(files.read(f"{directory}/{NAME}"))
+        del body["self_sha256"]
+        body["files"]["guard.safetensors"] = {
+            "size": len(poisoned),
+            "sha256": sha256_hex(poisoned),
+        }
+        stripped = {k: v for k, v in body.items() if k != "hmac_sha256"} | {"schema_version": 1}
+        for forged in (body, stripped):
+            data = canonical_json({**forged, "self_sha256": sha256_hex(canonical_json(forged))})
+            files.write(f"{directory}/{NAME}", data)
+            assert signing(files, None).newest_valid(pytest.fail) is not None
+            assert "signed" in reasons(files, KEY)
+
+
+def test_a_checkpoint_named_by_hand_must_be_signed_too(tmp_path: Path) -> None:
+    url = f"memory://signature-{tmp_path.name}/r1"
+    store = CheckpointStore(open_run(url, manifest_key=KEY))
+    store.claim()
+    ref = store.publish(1, 10, content(1), CONFIG)
+    for address in (ref.url, url, f"{url}/latest"):
+        assert load(address, manifest_key=KEY)[0] == ref
+        with pytest.raises(CheckpointError, match="another key") as caught:
+            load(address, manifest_key=OTHER)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="another key"):
+        CheckpointReader(open_run(url, manifest_key=OTHER)).read(ref)
+
+
+def test_the_key_is_in_no_repr() -> None:
+    run = RunStore(MemoryFiles(), "memory://x/r1", manifest_key=KEY)
+    assert SECRET not in repr(run) + repr(vars(run)) + repr(CheckpointReader(run))

@@ -109,7 +109,7 @@ class TestPruneByHand:
 
     def prune(self, files: MemoryFiles, keep: int = 1, **options: bool) -> list[int]:
         pruned = prune(self.run(files), keep, clock=lambda: NOW, **options)
-        return [listed.place.step for listed in pruned.deleted]
+        return [listed.checkpoint.step for listed in pruned.deleted]
 
     @pytest.mark.parametrize("keep", [1, 2, 3, 9])
     @pytest.mark.parametrize("rotten", [(), (4,), (4, 3), (0,)])
@@ -139,7 +139,7 @@ class TestPruneByHand:
             if path not in files.files and not path.endswith("manifest.json")
         )
         assert done.num_bytes == gone
-        assert 5 in [item.place.step for item in done.deleted]
+        assert 5 in [item.checkpoint.step for item in done.deleted]
         found = open_store(files).newest_valid(lambda _line: None)
         assert found is not None
         assert found[0].step == max({0, 1, 2, 3, 4} - set(rotten))

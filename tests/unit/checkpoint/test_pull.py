@@ -11,12 +11,11 @@ from pydantic import SecretStr
 
 from tests.fakes.checkpoints import NAMES, content, flip, publish
 from tests.fakes.sentinels import sentinel
-from tsgb.checkpoint.browse import StoreLocation
 from tsgb.checkpoint.documents import canonical_json
 from tsgb.checkpoint.inspect import CheckpointInfo
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.pull import PullResult, pull
-from tsgb.checkpoint.resolve import load
+from tsgb.checkpoint.resolve import StoreLocation, load
 from tsgb.checkpoint.store import CheckpointStore, open_run
 from tsgb.errors import CheckpointError, UsageError
 
@@ -77,7 +76,7 @@ class TestPull:
         path.write_bytes(flip(path.read_bytes(), 1))
         notes: list[str] = []
         pulled = self.pull(store.run.run_url, tmp_path / "copy", notes)
-        assert pulled.source.place.step == 2
+        assert pulled.source.checkpoint.step == 2
         assert [path.name for path in pulled.directory.parent.iterdir()] == [pulled.directory.name]
         assert len(notes) == 1
         with pytest.raises(CheckpointError, match=r"no checkpoint of .* verifies"):
@@ -111,7 +110,7 @@ class TestPull:
         notes: list[str] = []
 
         def prune(listed: CheckpointInfo, name: str, _num_bytes: int) -> None:
-            if listed.place.name == newest.name and name == NAMES[-1]:
+            if listed.checkpoint.name == newest.name and name == NAMES[-1]:
                 shutil.rmtree(newest.url)
 
         pulled = pull(
@@ -120,7 +119,7 @@ class TestPull:
             on_skip=notes.append,
             on_file=prune,
         )
-        assert pulled.source.place.step == 2
+        assert pulled.source.checkpoint.step == 2
         assert notes == [f"{newest.name}: it was deleted meanwhile"]
 
     @pytest.mark.parametrize("name", ["../../../out.py", "/out.py", "a/b", ".x", "a\0"])
@@ -137,7 +136,7 @@ class TestPull:
         manifest.write_bytes(canonical_json({**content, "self_sha256": digest}))
         before = sorted(tmp_path.rglob("*"))
         notes: list[str] = []
-        assert self.pull(store.run.run_url, tmp_path / "copy", notes).source.place.step == 2
+        assert self.pull(store.run.run_url, tmp_path / "copy", notes).source.checkpoint.step == 2
         assert "is no name of a checkpoint's file" in notes[0]
         inside = tmp_path / "copy"
         assert [p for p in sorted(tmp_path.rglob("*")) if not p.is_relative_to(inside)] == before
@@ -157,7 +156,7 @@ class TestPull:
     ) -> None:
         (tmp_path / "copy").mkdir()
         (tmp_path / "copy" / ".DS_Store").write_text("")
-        assert self.pull(store.run.run_url, tmp_path / "copy").source.place.step == 3
+        assert self.pull(store.run.run_url, tmp_path / "copy").source.checkpoint.step == 3
 
     def test_a_run_without_its_configuration(self, store: CheckpointStore, tmp_path: Path) -> None:
         store.run.delete("config.json")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from itertools import count
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 
 from tests.fakes.checkpoints import CONFIG, NAMES, content, flip, open_store, publish, writer
 from tests.fakes.filesystems import FaultyFiles, Killed, MemoryFiles, dies_after
+from tests.fakes.miniature import make_trainer, miniature_config
+from tsgb.checkpoint.manifest import MANIFEST
 from tsgb.errors import CheckpointError, LeaseLost, StoreError, StoreFull
 
 
@@ -332,3 +336,98 @@ def test_foreign_files_are_ignored() -> None:
     files.write("claims/.keep", b"")
     assert open_store(files).newest() is None
     assert open_store(files).claim() == 1
+
+
+class Countdown:
+    """For `FaultyFiles`: dies at a request, after so many have been let through."""
+
+    def __init__(self, num_requests: int) -> None:
+        self.left = num_requests
+
+    def __call__(self, operation: str, path: str) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+
+def life(files: FaultyFiles) -> None:
+    """All that a worker asks of its store: claim, resume, save, prune."""
+    store = writer(files)
+    assert store.newest_valid(pytest.fail) is not None
+    publish(store, 8, 9)
+    store.prune(keep=1)
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["clean kill", "half a file left"])
+def test_any_prefix_of_the_requests_leaves_a_whole_checkpoint(torn: bool) -> None:
+    seen: set[int] = set()
+    for num_requests in count():
+        files = MemoryFiles()
+        publish(writer(files), 6, 7)
+        dying = FaultyFiles(files, Countdown(num_requests), torn=torn)
+        try:
+            life(dying)
+        except Killed:
+            found = open_store(files).newest_valid(lambda _line: None)
+            assert found is not None, f"after {num_requests} requests"
+            assert found[1] == content(found[0].step), f"after {num_requests} requests"
+            seen.add(found[0].step)
+            # The next machine goes on.
+            publish(writer(files), 10)
+            newest = open_store(files).newest()
+            assert newest is not None
+            assert newest.step == 10
+            continue
+        break
+    assert num_requests > 40
+    assert seen == {7, 8, 9}
+
+
+OFFSETS = 200
+STEPS = (6, 10)
+
+
+@pytest.fixture(scope="module")
+def run() -> tuple[MemoryFiles, dict[str, bytes]]:
+    """A run with two checkpoints, and the files of the older one."""
+    files = MemoryFiles()
+    store = writer(files)
+    trainer = make_trainer(miniature_config())
+    saved: list[dict[str, bytes]] = []
+    for step in STEPS:
+        while trainer.state.step < step:
+            trainer.step()
+        saved.append(trainer.files())
+        store.publish(step, trainer.state.episode, saved[-1], CONFIG)
+    assert set(saved[0]) == set(NAMES)
+    assert all(saved[0][name] != saved[1][name] for name in NAMES)
+    return files, saved[0]
+
+
+@pytest.mark.parametrize("name", [*NAMES, MANIFEST])
+def test_every_changed_byte_is_found_and_the_older_checkpoint_is_used(
+    run: tuple[MemoryFiles, dict[str, bytes]], name: str
+) -> None:
+    files, older = run
+    [path] = [
+        path for path in files.files if f"step-{STEPS[1]:08d}" in path and path.endswith(f"/{name}")
+    ]
+    good = files.files[path]
+    rng = Random(name)
+    try:
+        for _ in range(OFFSETS):
+            offset, change = rng.randrange(len(good)), rng.randrange(1, 256)
+            bad = bytearray(good)
+            bad[offset] ^= change
+            files.files[path] = bytes(bad)
+            skipped: list[str] = []
+            found = open_store(files).newest_valid(skipped.append)
+            where = f"byte {offset} of {name}, by {change}"
+            assert found is not None, where
+            assert found[0].step == STEPS[0], where
+            assert found[1] == older, where
+            assert len(skipped) == 1, where
+            assert name in skipped[0], where
+    finally:
+        files.files[path] = good
+    assert open_store(files).newest_valid(pytest.fail) is not None
