@@ -72,6 +72,12 @@ def test_its_machines_go_and_no_other(left: Any) -> None:
     assert lease.stop == "its flow run ended as Cancelled"
 
 
+def test_half_an_exit_record_says_nothing(left: Any) -> None:
+    left.documents.run.write_bytes("machines/0002/exit.json", b"{")
+    release(left.run)
+    assert live(left.vast) == {left.other}
+
+
 def test_a_flow_that_lives_looks_after_its_own(left: Any, tmp_path: Path) -> None:
     with RunLock(lock_of(load_settings(), str(tmp_path / "store" / "r1"))):
         release(left.run)

@@ -5,8 +5,9 @@
     machines/0003/beat.json    heartbeat, written by the machine while it works
     machines/0003/exit.json    exit record, written by the machine at its end
 
-An absent document is None, and one that cannot be read is an error. A field of a heartbeat or an
-exit record that is missing or of another type says nothing and is never an error.
+An absent document is None, and a lease that cannot be read is an error. A heartbeat or an exit
+record comes from a machine that nobody trusts: one that is no JSON object, or a field of it that is
+missing or of another type, says nothing and is never an error.
 """
 
 from __future__ import annotations
@@ -166,12 +167,29 @@ class RunDocuments:
         self.run.write_json(name, {**before, **fields})
 
     def heartbeat(self, attempt: int) -> Mapping[str, Any] | None:
-        """Return the machine's last heartbeat; None before the first one."""
-        return self._read(f"machines/{attempt:04d}/beat.json")
+        """Return the machine's last heartbeat; None before the first one.
+
+        Raises:
+            StoreUnreachable: The store does not answer.
+        """
+        return self._reported(attempt, "beat.json") or None
 
     def exit_record(self, attempt: int) -> Mapping[str, Any] | None:
-        """Return the machine's exit record; None if it has not written one."""
-        return self._read(f"machines/{attempt:04d}/exit.json")
+        """Return the machine's exit record; None if it has not written one.
+
+        Raises:
+            StoreUnreachable: The store does not answer.
+        """
+        return self._reported(attempt, "exit.json") or None
+
+    def has_reported(self, attempt: int) -> bool:
+        """Return whether the machine wrote anything, readable or not: then it existed.
+
+        Raises:
+            StoreUnreachable: The store does not answer.
+        """
+        names = ("beat.json", "exit.json")
+        return any(self._reported(attempt, name) is not None for name in names)
 
     def endings(self) -> list[Ending]:
         """Return how the rented attempts ended, oldest first."""
@@ -180,6 +198,14 @@ class RunDocuments:
     def holds(self) -> list[Hold]:
         """Return how long machines were held, for the preemption rate of their class."""
         return [hold for found in self.attempts() if (hold := hold_of(found)) is not None]
+
+    def _reported(self, attempt: int, name: str) -> dict[str, Any] | None:
+        try:
+            return self._read(f"machines/{attempt:04d}/{name}")
+        except StoreUnreachable:
+            raise
+        except StoreError:
+            return {}
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:

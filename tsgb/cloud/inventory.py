@@ -97,8 +97,9 @@ class DeploymentRuns:
     def leases(self, runs: Iterable[str]) -> Leases:
         """Read the leases of these runs.
 
-        A store that does not answer is not asked again for the next one. And a store that is not
-        there at all says nothing about leases: as a rule it is not the one that flows write to.
+        Whatever is wrong with one run's lease, the others are read. A store that does not answer is
+        not asked again for the next one. And a store that is not there at all says nothing about
+        leases: as a rule it is not the one that flows write to.
         """
         known: dict[str, Lease | None] = {}
         unreadable: dict[str, str] = {}
@@ -117,6 +118,8 @@ class DeploymentRuns:
                 unreadable[run] = f"there is no store at {self.url}: is it the one that flows use?"
             except (StoreError, UsageError) as error:
                 unreadable[run] = str(error)
+            except Exception as error:  # noqa: BLE001 - one run's document must not end the round
+                unreadable[run] = f"{type(error).__name__}: {error}"
             else:
                 known[run] = lease
         return Leases(known, unreadable)

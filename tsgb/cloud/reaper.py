@@ -162,7 +162,7 @@ def reap(
 def closed(
     runs: DeploymentRuns, item: InventoryItem, now: datetime, *, skew: timedelta, by: str
 ) -> ReapedInstance:
-    """Close the books on an instance that is gone; it stays gone if that fails."""
+    """Close the books on an instance that is gone; it stays gone whatever is wrong with them."""
     label = item.label
     if label is None:
         return ReapedInstance(item, gone=True)
@@ -172,6 +172,9 @@ def closed(
         problem = _left_open(documents, label.attempt) if charged is None else ""
     except TSGBError as error:
         return ReapedInstance(item, gone=True, problem=f"its books are open: {error}")
+    except Exception as error:  # noqa: BLE001 - one run's document must not end the round
+        problem = f"its books are open: {type(error).__name__}: {error}"
+        return ReapedInstance(item, gone=True, problem=problem)
     return ReapedInstance(item, gone=True, charged=charged, problem=problem)
 
 

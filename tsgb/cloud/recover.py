@@ -24,6 +24,7 @@ from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.terminate import destroy
 from tsgb.cloud.termination import Cause
+from tsgb.errors import StoreUnreachable
 
 _TO_GO = timedelta(minutes=1)
 """From a machine's exit record until its own request has ended it."""
@@ -70,11 +71,18 @@ def release_all(session: Session, reason: str) -> int:
         if not lease.ended:  # else the flow has ended it, which asks for the same
             session.revoke(lease.attempt, reason)
         ends = session.clock() + session.patience.release_seconds
-        while session.documents.exit_record(lease.attempt) is None and session.clock() < ends:
+        while not _has_exited(session, lease.attempt) and session.clock() < ends:
             session.sleep(min(1.0, session.patience.look_seconds))
     session.end(reason)
     reconcile(session)  # the lease has ended, so it adopts nothing
     return len(instances)
+
+
+def _has_exited(session: Session, attempt: int) -> bool:
+    try:
+        return session.documents.exit_record(attempt) is not None
+    except StoreUnreachable:
+        return False
 
 
 def _let_it_appear(session: Session, attempts: Attempts) -> None:
@@ -150,8 +158,7 @@ def _gone_at(
     said = moment(session.documents.exit_record(attempt), "ended_at")
     lease = lease if lease is not None and lease.attempt == attempt else None
     existed = (
-        said is not None
-        or session.documents.heartbeat(attempt) is not None
+        session.documents.has_reported(attempt)
         or (lease is not None and lease.instance_id is not None)
         or (document is not None and document.instance_id is not None)
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tsgb.cloud.documents import Intent, durable_steps
+from tsgb.cloud.documents import Intent, durable_steps, number
 from tsgb.cloud.pricing import Usage
 from tsgb.cloud.provider import Instance
 from tsgb.cloud.termination import Cause
@@ -73,20 +73,16 @@ class RunningInstance:
 
     def new_traffic(self) -> Usage:
         """Return the bytes that its heartbeat tells of and the ledger has not counted yet."""
-        counts: list[int] = []
-        for name in ("bytes_up", "bytes_down"):
-            told, counted = self.heartbeat.get(name), getattr(self, name)
-            if not isinstance(told, int):
-                told = counted
-            counts.append(told - counted if told >= counted else told)
-        return Usage(bytes_up=counts[0], bytes_down=counts[1])
+        up, down = number(self.heartbeat, "bytes_up"), number(self.heartbeat, "bytes_down")
+        return Usage(
+            bytes_up=up - self.bytes_up if up >= self.bytes_up else up,
+            bytes_down=down - self.bytes_down if down >= self.bytes_down else down,
+        )
 
     def traffic_is_counted(self) -> None:
         """Remember that the ledger has taken in what `new_traffic` gave."""
-        for name in ("bytes_up", "bytes_down"):
-            told = self.heartbeat.get(name)
-            if isinstance(told, int):
-                setattr(self, name, told)
+        self.bytes_up = number(self.heartbeat, "bytes_up") or self.bytes_up
+        self.bytes_down = number(self.heartbeat, "bytes_down") or self.bytes_down
 
     @property
     def boot_seconds(self) -> float | None:

@@ -19,7 +19,7 @@ from tsgb.cloud.orphans import InstanceLabel
 from tsgb.cloud.policy import Patience, Terms
 from tsgb.cloud.provider import Instance, Provider
 from tsgb.cloud.retry_policy import Ending
-from tsgb.errors import LeaseLost, StoreError, StoreUnreachable
+from tsgb.errors import LeaseLost, StoreError
 
 
 def _utc() -> datetime:
@@ -162,11 +162,11 @@ class Session:
         if lease is not None and lease.owner == self.owner and not lease.ended:
             self.documents.put_lease(leases.end(lease, reason))
 
-    def quietly(self, write: Callable[[], object], what: str) -> None:
-        """Do what may fail while the store is away, without ending the watch over a machine."""
+    def quietly(self, use: Callable[[], object], what: str) -> None:
+        """Use the store for what neither a watch nor the end of a machine may depend on."""
         try:
-            write()
-        except StoreUnreachable as error:
+            use()
+        except StoreError as error:
             self.note(f"{what}: {error}")
 
     def _own_lease(self, attempt: int) -> Lease:

@@ -12,7 +12,7 @@ from tsgb.cloud.orphans import sweep
 from tsgb.cloud.provider import Provider
 from tsgb.cloud.reaper import ReapedInstance, closed
 from tsgb.cloud.terminate import destroy_all
-from tsgb.errors import ProviderError, StoreError, UsageError
+from tsgb.errors import UsageError
 
 REASON = "destroyed by hand"
 _LOOK_SECONDS = 2.0
@@ -121,7 +121,7 @@ def _ask(
             documents.put_lease(revoke(lease, REASON))
         if documents.heartbeat(label.attempt) is None:
             return False
-    except StoreError as error:
+    except Exception as error:  # noqa: BLE001 - its documents must not keep a machine alive
         note(f"instance {item.instance.id} could not be asked to save: {error}")
         return False
     note(f"asking instance {item.instance.id} to save first")
@@ -136,5 +136,5 @@ def _has_ended(provider: Provider, runs: DeploymentRuns, item: InventoryItem) ->
             runs.documents(label.run).exit_record(label.attempt) is not None
             or provider.show(item.instance.id) is None
         )
-    except (StoreError, ProviderError):
+    except Exception:  # noqa: BLE001 - its documents must not keep a machine alive
         return False

@@ -1,0 +1,98 @@
+"""What a rented host writes into its run ends neither the flow nor the reaper for other runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.fleet import Fleet, assert_settled, causes, when_training
+from tests.fakes.mortal_flow import Flow
+from tests.fakes.vast.renter import Scene, scene
+from tsgb.cloud.inventory import Coverage, take_inventory
+from tsgb.cloud.lease import SKEW, TTL, end
+from tsgb.cloud.reaper import ReapReport, reap
+
+pytestmark = pytest.mark.integration
+
+DEAD = (TTL + SKEW).total_seconds() + 60
+DEEP = b"[" * 200_000
+HALF = b"{"
+REPORTS = ("machines/0001/beat.json", "machines/0001/exit.json")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Scene]:
+    """An account without any instance, and a store with one run that is nobody's here."""
+    (tmp_path / "store" / "other").mkdir(parents=True)
+    with scene(tmp_path / "store", boot_seconds=(60, 60)) as opened:
+        yield opened
+
+
+def round_of(here: Scene) -> ReapReport:
+    return reap(here.vast, here.runs, "home", now=here.now, sleep=here.sim.advance)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_frozen_host_that_leaves_half_a_report_is_destroyed(name: str) -> None:
+    with Fleet(steps=2400) as fleet:
+
+        def freeze(number: int) -> None:
+            fleet.boxes[number].beat_at = float("inf")
+            fleet.store.write_bytes(name, HALF)
+
+        when_training(fleet, freeze)
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet)[0] == "host_lost"
+        assert_settled(fleet)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_next_flow_recovers_from_half_a_report(name: str) -> None:
+    with Fleet() as fleet:
+        assert Flow(fleet, kill_at="training").run() == "killed"
+        fleet.advance(DEAD)
+        fleet.store.write_bytes(name, HALF)
+        assert Flow(fleet).run() == "done"
+        assert fleet.live() == []
+        assert fleet.bill()["max_live"] == 1
+
+
+def test_numbers_that_are_none_count_nothing() -> None:
+    with Fleet() as fleet:
+
+        def lie(number: int) -> None:
+            fleet.boxes[number].bytes_up = -(10**9)
+
+        when_training(fleet, lie)
+        assert Flow(fleet).run() == "done"
+        assert_settled(fleet)
+
+
+@pytest.mark.parametrize("document", [DEEP, HALF, b'{"run":' + b"9" * 5000 + b"}", b"\xff"])
+def test_one_runs_lease_does_not_keep_the_machines_of_others(here: Scene, document: bytes) -> None:
+    here.lease("bad", 1)
+    bad = here.rent("tsgb/home/bad/1")
+    here.documents("bad").run.write_bytes("lease.json", document)
+    orphan = here.rent("tsgb/home/good/1")
+    here.sim.advance(3 * 60)
+    items = take_inventory(here.vast, here.runs, "home", now=here.now).items
+    assert [item.coverage for item in items] == [Coverage.UNKNOWN, Coverage.DOOMED]
+    found = round_of(here)
+    assert here.live() == {bad}
+    assert [item.item.instance.id for item in found.left] == [bad], "a person is told of it"
+    assert orphan not in here.live()
+
+
+@pytest.mark.parametrize("name", ["budget.json", "attempts/0001.json", *REPORTS])
+def test_one_runs_books_do_not_keep_the_machines_of_others(here: Scene, name: str) -> None:
+    for run in ("bad", "good"):
+        here.documents(run).put_lease(end(here.lease(run, 1), "done"))
+        here.rent(f"tsgb/home/{run}/1")
+        here.intend(run, 1)
+    here.documents("bad").run.write_bytes(name, DEEP)
+    here.sim.advance(3 * 60)
+    found = round_of(here)
+    assert here.live() == set()
+    assert all(item.gone for item in found.items)
