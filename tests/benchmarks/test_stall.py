@@ -36,8 +36,8 @@ from tsgb.checkpoint.store import CheckpointStore
 from tsgb.trainer.loop import Trainer
 from tsgb.trainer.saving import Stage
 from tsgb.types import Buffer
-from tsgb.worker.models import setup_torch
-from tsgb.worker.saves import KEEP_CHECKPOINTS, Saves
+from tsgb.worker.build import setup_torch
+from tsgb.worker.checkpointing import KEEP_CHECKPOINTS, Saves
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -23,13 +23,14 @@ from random import Random
 
 from pydantic import SecretStr
 
+from tests.fakes.contexts import worker_context
 from tests.fakes.dav_server import PASSWORD, USER
 from tsgb.checkpoint.layout import CHECKPOINTS
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import open_run
 from tsgb.errors import CheckpointError, ExitCode, TSGBError
 from tsgb.plugins import Trust
-from tsgb.worker import commands as worker
+from tsgb.worker.train import train
 
 LIVES = 100
 """More than any run here needs."""
@@ -44,11 +45,11 @@ _FORKS.set_forkserver_preload([__name__, "tests.fakes.miniature"])
 def live(url: str, cache: Path, log: Path, updates: Connection) -> None:
     """One worker's life, in a process of its own."""
     with log.open("a") as sys.stderr:
-        places = worker.Places(
-            cache_dir=cache, user=USER, password=SecretStr(PASSWORD), trust=Trust(all=True)
+        context = worker_context(
+            cache, user=USER, password=SecretStr(PASSWORD), trust=Trust(all=True)
         )
         try:
-            worker.train(places, url, on_update=lambda metrics: updates.send(metrics["step"]))
+            train(context, url, on_update=lambda metrics: updates.send(metrics["step"]))
         except TSGBError as error:
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
             sys.exit(int(error.exit_code))

@@ -22,8 +22,9 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.cloud.lease import grant
 from tsgb.config import Arm, arm_overrides, arm_run_id
 from tsgb.errors import ExitCode
-from tsgb.worker.machine import Given, WorkerMachine
-from tsgb.worker.places import Places
+from tsgb.setting_groups import CloudSettings, InstanceSettings, StoreSettings, WorkerSettings
+from tsgb.worker.context import MachineContext
+from tsgb.worker.machine import WorkerMachine
 
 KEY = SecretStr(sentinel("instance-key"))
 ARMS = (Arm.SELFPLAY, Arm.SFT)
@@ -39,21 +40,25 @@ class Scene:
         self.store = str(directory / "store")
         self.script = script
         self.environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-        self.given = Given(
-            places=Places(cache_dir=directory / "cache", grace_seconds=30.0),
-            container_id="77",
-            container_key=KEY,
-            vast_url=url,
-            worker_command=shlex.split(FAKE_WORKER),
-            worker_environment=self.environment,
-            log_dir=directory / "logs",
-            max_parallel=2,
-            poll_seconds=0.05,
-            lease_poll_seconds=0.2,
-            min_free_bytes=1,
-            net_dev=directory / "none",
-            net_before=None,
-            alive_file=directory / "alive",
+        self.context = MachineContext(
+            store=StoreSettings(),
+            worker=WorkerSettings(
+                cache_dir=directory / "cache",
+                worker_command=shlex.split(FAKE_WORKER),
+                max_parallel=2,
+                poll_seconds=0.05,
+                grace_seconds=30.0,
+            ),
+            instance=InstanceSettings(
+                container_id="77",
+                container_api_key=KEY,
+                lease_poll_seconds=0.2,
+                min_free_gb=1e-9,
+                net_dev=directory / "none",
+                alive_file=directory / "alive",
+            ),
+            cloud=CloudSettings(vast_url=url),
+            environment=self.environment,
         )
         self.begin()
 
@@ -75,8 +80,16 @@ class Scene:
         self.environment["TSGB_FAKE"] = plan(**{name: dict(what) for name, what in runs.items()})
 
     def work(self, attempt: int = 1, **changes: Any) -> ExitCode:
-        given = replace(self.given, **changes)
-        return WorkerMachine(given, f"{self.store}/r1", attempt, ARMS).run()
+        """Run the machine; `changes` are fields of its groups of settings."""
+        context = self.context
+        for name in ("worker", "instance", "cloud"):
+            group = getattr(context, name)
+            own = {
+                key: changes.pop(key) for key in list(changes) if key in type(group).model_fields
+            }
+            context = replace(context, **{name: group.model_copy(update=own)})
+        assert not changes, "no group has these settings"
+        return WorkerMachine(context, f"{self.store}/r1", attempt, ARMS).run()
 
     def exit(self, attempt: int = 1) -> dict[str, Any]:
         return self.run().read_json(f"machines/{attempt:04d}/exit.json")

@@ -35,7 +35,7 @@ from tsgb.types import (
     Scenario,
     Split,
 )
-from tsgb.worker.models import setup_torch
+from tsgb.worker.build import setup_torch
 
 UNREADABLE = 0.2
 """Share of what attackers write that stays unreadable."""

@@ -18,10 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.contexts import worker_context
 from tsgb.errors import TSGBError
 from tsgb.plugins import Trust
 from tsgb.settings import load_settings
-from tsgb.worker import commands as worker
+from tsgb.worker.build import build
+from tsgb.worker.train import train
 
 # It must not outlive its victim for long, nor hit whoever gets the victim's number next.
 ASSASSIN = """
@@ -70,14 +72,14 @@ def main() -> None:
     parser.add_argument("--env")
     given = parser.parse_args()
     settings = load_settings()
-    places = worker.Places(cache_dir=settings.cache_dir, trust=Trust.of(given.env))
+    context = worker_context(settings.cache_dir, trust=Trust.of(given.env))
     if given.verb == "build":
         part, parts = given.part.split("/")
-        worker.build(places, given.resume_path, int(part), int(parts))
+        build(context, given.resume_path, int(part), int(parts))
         return
     fate = Fate(take_ticket(os.environ.get("TSGB_KILLS")))
-    worker.train(
-        places,
+    train(
+        context,
         given.resume_path,
         attempt=given.attempt,
         until_step=given.until_step,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.fakes.contexts import worker_context
 from tests.fakes.miniature import TRUST, ScriptedTarget
 from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef, Response
-from tsgb.worker.models import make_registry, setup_torch
-from tsgb.worker.places import Places
+from tsgb.worker.build import make_registry, setup_torch
 
 
 def save_run(
@@ -20,7 +20,7 @@ def save_run(
     """Train against a target that refuses, to the end or to a step, and save."""
     setup_torch()
     registry = make_registry(
-        config, Places(cache_dir=cache, trust=TRUST), lambda _name, _done, _total: None
+        config, worker_context(cache, trust=TRUST), lambda _name, _done, _total: None
     )
     refusing = ScriptedTarget(lambda _prompt: Response(text="REFUSE"))
     trainer = Trainer(config, registry.env, registry.base(), refusing)

@@ -26,7 +26,7 @@ from tsgb.envs import make_environment
 from tsgb.models.registry import ModelRegistry
 from tsgb.targets.build import build_surrogate
 from tsgb.trainer.loop import Trainer
-from tsgb.worker.models import setup_torch
+from tsgb.worker.build import setup_torch
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

@@ -16,15 +16,16 @@ import pytest
 from flows.plan import arm_configs, evaluation_id, guards_of, write_configs, write_request
 from flows.workers import Workers
 from tests.fakes.chat_model import save_chat_model
+from tests.fakes.contexts import worker_context
 from tsgb.checkpoint.codec import decode_tensors
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, Profile
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.settings import Settings, load_settings
-from tsgb.worker.commands import evaluate, train
-from tsgb.worker.places import Places
-from tsgb.worker.reporting import report
+from tsgb.worker.evaluate import evaluate
+from tsgb.worker.report import report
+from tsgb.worker.train import train
 
 pytestmark = pytest.mark.integration
 
@@ -76,7 +77,7 @@ def test_a_tiny_chat_model_goes_the_whole_way(
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     model = save_chat_model(tmp_path / "model")
-    places = Places(cache_dir=tmp_path / "cache")
+    context = worker_context(tmp_path / "cache")
     workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")
     configs = arm_configs(
         [Arm.SELFPLAY, Arm.SFT],
@@ -88,7 +89,7 @@ def test_a_tiny_chat_model_goes_the_whole_way(
     )
     write_configs(workers, configs)
     for arm, config in configs.items():
-        ref = train(places, workers.open(arm).run_url)
+        ref = train(context, workers.open(arm).run_url)
         assert ref.step == config.total_steps
     guards = guards_of(workers, None)
     files = CheckpointReader(workers.open()).read(guards[Arm.SELFPLAY], ["guard.safetensors"])
@@ -98,8 +99,8 @@ def test_a_tiny_chat_model_goes_the_whole_way(
     eval_id = evaluation_id({"r1": guards}, {"r1": configs[Arm.SELFPLAY]}, None)
     write_request(workers, eval_id, guards, None)
     run = workers.open()
-    evaluate(places, run.run_url, eval_id, 0, 1)
-    report(places, [run.run_url], eval_id)
+    evaluate(context, run.run_url, eval_id, 0, 1)
+    report(context, [run.run_url], eval_id)
     check(run, eval_id)
     again = run.read_json(f"reports/{eval_id}/summary.json")["provenance"]["command"]
     assert again.startswith("tsgb experiment --profile smoke --env canary --seed 0 --arms selfplay")

@@ -15,6 +15,7 @@ import pytest
 import typer.testing
 
 from tests.fakes.chat_model import save_chat_model
+from tests.fakes.contexts import worker_context
 from tests.fakes.runs import save_run
 from tsgb.checkpoint.resolve import load
 from tsgb.cli import app
@@ -23,8 +24,8 @@ from tsgb.envs import make_environment
 from tsgb.eval.calibrated import trained
 from tsgb.models.fast import adapters
 from tsgb.types import Split, StreamKind
-from tsgb.worker.models import make_registry
-from tsgb.worker.places import Places, read_config
+from tsgb.worker.build import make_registry
+from tsgb.worker.context import WorkerContext, read_config
 
 pytestmark = pytest.mark.integration
 
@@ -77,8 +78,8 @@ def without_tsgb(tmp_path: Path) -> dict[str, str]:
     return environment
 
 
-def export(places: Places, run: Path, out: Path, *words: str) -> None:
-    environment = {"TSGB_CACHE_DIR": str(places.cache_dir)}
+def export(context: WorkerContext, run: Path, out: Path, *words: str) -> None:
+    environment = {"TSGB_CACHE_DIR": str(context.worker.cache_dir)}
     done = typer.testing.CliRunner().invoke(
         app, ["export-guard", str(run), str(out), *words], env=environment, catch_exceptions=False
     )
@@ -102,12 +103,17 @@ def theirs(
 
 
 def check_same(
-    places: Places, run: Path, out: Path, tmp_path: Path, prompts: Sequence[str], *words: str
+    context: WorkerContext,
+    run: Path,
+    out: Path,
+    tmp_path: Path,
+    prompts: Sequence[str],
+    *words: str,
 ) -> None:
     """Scores, verdicts and threshold of the script are those of the evaluation."""
     ref, files = load(str(run))
-    config = read_config(places.open(ref.run_url))
-    registry = make_registry(config, places, lambda _name, _done, _total: None)
+    config = read_config(context.open(ref.run_url))
+    registry = make_registry(config, context, lambda _name, _done, _total: None)
     ours = trained(config.arm.value, files, registry.env, registry.base(), config, ref.sha256)
     scores = ours.score(prompts)
     said = theirs(out, without_tsgb(tmp_path), prompts, *words)
@@ -128,18 +134,18 @@ def check_same(
 def glyph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Exports `full` and `lora` of runs in the glyph world, and their cache."""
     root = tmp_path_factory.mktemp("glyph")
-    places = Places(cache_dir=root / "cache")
+    context = worker_context(root / "cache")
     for adapter in ("full", "lora"):
         config = smoke("glyph", SHORT, {"model": {"adapter": adapter, "rank": 4}})
-        save_run(root / "runs" / adapter, config, places.cache_dir)
-        export(places, root / "runs" / adapter, root / adapter)
+        save_run(root / "runs" / adapter, config, context.worker.cache_dir)
+        export(context, root / "runs" / adapter, root / adapter)
     return root
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_glyph(tmp_path: Path, glyph: Path, adapter: str) -> None:
-    places, run = Places(cache_dir=glyph / "cache"), glyph / "runs" / adapter
-    check_same(places, run, glyph / adapter, tmp_path, prompts_of("glyph", 60))
+    context, run = worker_context(glyph / "cache"), glyph / "runs" / adapter
+    check_same(context, run, glyph / adapter, tmp_path, prompts_of("glyph", 60))
 
 
 def test_a_chat_model_whose_base_lies_elsewhere(
@@ -149,14 +155,14 @@ def test_a_chat_model_whose_base_lies_elsewhere(
     base = save_chat_model(tmp_path / "model")
     monkeypatch.setattr(adapters, "SMALL_PARAMETERS", 0)
     config = smoke("canary", TINY_CHAT, {"model": {"pretrained": str(base)}})
-    places = Places(cache_dir=tmp_path / "cache")
-    save_run(tmp_path / "r1", config, places.cache_dir)
+    context = worker_context(tmp_path / "cache")
+    save_run(tmp_path / "r1", config, context.worker.cache_dir)
     alone, whole = tmp_path / "alone", tmp_path / "whole"
-    export(places, tmp_path / "r1", alone)
-    export(places, tmp_path / "r1", whole, "--with-base")
+    export(context, tmp_path / "r1", alone)
+    export(context, tmp_path / "r1", whole, "--with-base")
     prompts = prompts_of("canary", 52)
-    check_same(places, tmp_path / "r1", whole, tmp_path / "a", prompts)
-    check_same(places, tmp_path / "r1", alone, tmp_path / "b", prompts, "--base", str(base))
+    check_same(context, tmp_path / "r1", whole, tmp_path / "a", prompts)
+    check_same(context, tmp_path / "r1", alone, tmp_path / "b", prompts, "--base", str(base))
     assert str(tmp_path).encode() not in (alone / "guard.json").read_bytes()
     other = save_chat_model(tmp_path / "other", words=900)
     environment = without_tsgb(tmp_path / "c")
@@ -197,11 +203,11 @@ def test_smollm2(tmp_path: Path) -> None:
     from tsgb.models.smollm2 import find_smollm2
     from tsgb.settings import load_settings
 
-    places = Places(cache_dir=load_settings().cache_dir)
-    save_run(tmp_path / "r1", smoke("canary", TINY_CHAT), places.cache_dir)
-    export(places, tmp_path / "r1", tmp_path / "out")
+    context = worker_context(load_settings().cache_dir)
+    save_run(tmp_path / "r1", smoke("canary", TINY_CHAT), context.worker.cache_dir)
+    export(context, tmp_path / "r1", tmp_path / "out")
     adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    base = find_smollm2(places.cache_dir / "models")
+    base = find_smollm2(context.worker.cache_dir / "models")
     prompts = prompts_of("canary", 52)
-    check_same(places, tmp_path / "r1", tmp_path / "out", tmp_path, prompts, "--base", str(base))
+    check_same(context, tmp_path / "r1", tmp_path / "out", tmp_path, prompts, "--base", str(base))

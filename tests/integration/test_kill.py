@@ -29,7 +29,7 @@ from tsgb.models.registry import ModelRegistry
 from tsgb.targets.build import build_surrogate
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef
-from tsgb.worker.models import setup_torch
+from tsgb.worker.build import setup_torch
 
 pytestmark = [
     pytest.mark.integration,

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from tests.fakes.contexts import worker_context
 from tests.fakes.dav_server import USER, dav_app, serve
 from tests.fakes.miniature import miniature_config
 from tests.fakes.sentinels import leaking_files, leaks, sentinel
@@ -30,7 +31,6 @@ from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.errors import StoreError
 from tsgb.settings import Settings
-from tsgb.worker.places import Places
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -136,8 +136,8 @@ def test_no_secret_is_left_behind(url: str, tmp_path: Path, migrated: Path) -> N
 
 
 def test_no_secret_is_in_a_repr_or_a_traceback(url: str) -> None:
-    places = Places(
-        cache_dir=Path("cache"),
+    context = worker_context(
+        Path("cache"),
         user=USER,
         password=SecretStr(WRONG),
         manifest_key=SecretStr(KEY),
@@ -149,7 +149,7 @@ def test_no_secret_is_in_a_repr_or_a_traceback(url: str) -> None:
     store = CheckpointStore(run)
     with pytest.raises(StoreError) as caught:
         store.claim()
-    shown = [*map(repr, (places, settings, run, run.filesystem, store)), repr(vars(run))]
+    shown = [*map(repr, (context, settings, run, run.filesystem, store)), repr(vars(run))]
     shown += [str(settings), settings.model_dump_json(), repr(vars(run.filesystem))]
     shown += traceback.format_exception(caught.value)
     assert not leaks("\n".join(shown))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from tests.fakes.contexts import worker_context
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
 from tests.fakes.miniature import TRUST, miniature_config
 from tsgb.checkpoint.layout import CheckpointName
@@ -16,10 +17,9 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointReader
 from tsgb.errors import LeaseLost
 from tsgb.types import CheckpointRef
-from tsgb.worker.attempt import Attempt, OnUpdate, no_update
-from tsgb.worker.models import setup_torch
-from tsgb.worker.places import Places
-from tsgb.worker.signals import Signals
+from tsgb.worker.build import setup_torch
+from tsgb.worker.context import StopSignals
+from tsgb.worker.train import OnUpdate, TrainingAttempt, no_update
 
 pytestmark = pytest.mark.integration
 
@@ -33,8 +33,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(run: RunStore, cache: Path, on_update: OnUpdate = no_update) -> CheckpointRef:
-    places = Places(cache_dir=cache, trust=TRUST)
-    attempt = Attempt(run, CONFIG, places, Signals(), attempt=None, on_update=on_update)
+    context = worker_context(cache, trust=TRUST)
+    attempt = TrainingAttempt(
+        run, CONFIG, context, StopSignals(), attempt=None, on_update=on_update
+    )
     return attempt.train(None)
 
 

@@ -17,15 +17,15 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from tests.fakes.contexts import worker_context
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, refusing, self_signed, serve
 from tests.fakes.miniature import TRUST, miniature_config
 from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.errors import LeaseLost, StoreError, StoreFull, StoreUnreachable, TSGBError
-from tsgb.worker.attempt import Attempt
-from tsgb.worker.models import setup_torch
-from tsgb.worker.places import Places
-from tsgb.worker.signals import Signals
+from tsgb.worker.build import setup_torch
+from tsgb.worker.context import StopSignals
+from tsgb.worker.train import TrainingAttempt
 
 pytestmark = pytest.mark.integration
 
@@ -54,13 +54,13 @@ def fails(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
         run: RunStore, kind: type[TSGBError], attempt: int | None = None, *, builds: bool = False
     ) -> str:
         updates: list[object] = []
-        places = Places(cache_dir=cache if builds else empty, trust=TRUST)
+        context = worker_context(cache if builds else empty, trust=TRUST)
         with pytest.raises(kind) as caught:
-            Attempt(
+            TrainingAttempt(
                 run,
                 CONFIG,
-                places,
-                Signals(),
+                context,
+                StopSignals(),
                 attempt=attempt,
                 on_update=updates.append,
             ).train(None)
@@ -153,7 +153,9 @@ def test_a_self_signed_certificate(
 def test_an_attempt_that_is_over(fails: Callable[..., str], tmp_path: Path) -> None:
     with wsgidav(tmp_path) as url:
         run = opened(url)
-        Attempt(run, CONFIG, Places(cache_dir=tmp_path, trust=TRUST), Signals(), attempt=7)
+        TrainingAttempt(
+            run, CONFIG, worker_context(tmp_path, trust=TRUST), StopSignals(), attempt=7
+        )
         text = fails(run, LeaseLost, attempt=6)
     assert "attempt 6 of run" in text
     assert "attempt 7 has claimed it" in text
@@ -162,8 +164,8 @@ def test_an_attempt_that_is_over(fails: Callable[..., str], tmp_path: Path) -> N
 def test_a_run_that_was_deleted(tmp_path: Path, cache: Path) -> None:
     with wsgidav(tmp_path) as url:
         run = opened(url)
-        attempt = Attempt(
-            run, CONFIG, Places(cache_dir=cache, trust=TRUST), Signals(), attempt=None
+        attempt = TrainingAttempt(
+            run, CONFIG, worker_context(cache, trust=TRUST), StopSignals(), attempt=None
         )
         run.filesystem.delete_dir("")
         with pytest.raises(StoreError, match=r"claim a0001-\w+ of run .* has vanished") as caught:

@@ -22,7 +22,7 @@ VIOLATIONS = {
     "flows do not import the command line": "flows.hooks -> tsgb.cli",
     "the control plane runs without torch": "flows.plan -> tsgb.models.fast.network",
     "only the edges read the environment": "tsgb.trainer.losses -> tsgb.settings",
-    "nothing outside envs/glyph knows glyphs": "tsgb.worker.attempt -> tsgb.envs.glyph",
+    "nothing outside envs/glyph knows glyphs": "tsgb.worker.train -> tsgb.envs.glyph",
     "one module picks the provider, and nothing else knows Vast.ai": (
         "tsgb.cloud.launch -> tsgb.cloud.vast.client"
     ),

@@ -20,7 +20,7 @@ from tsgb.cli.options import (
     TargetOption,
     TrustOption,
     parse_overrides,
-    read_places,
+    read_context,
 )
 from tsgb.errors import InvalidResult, UsageError
 from tsgb.plugins import Trust
@@ -167,19 +167,19 @@ def _answer(question: _Question) -> tuple[Summary, str]:
     from flows.progress import Bar, watching
     from tsgb.checkpoint.resolve import load
     from tsgb.eval.request import write_request
-    from tsgb.worker.places import read_config
+    from tsgb.worker.context import read_config
 
-    places = read_places(question.trust)
+    context = read_context(question.trust)
     with watching() as listener:
         ref, _ = load(
             question.checkpoint_path,
-            places.user,
-            places.password,
-            manifest_key=places.manifest_key,
-            cache=places.files,
+            context.store.webdav_user,
+            context.store.webdav_pass,
+            manifest_key=context.store.manifest_key,
+            cache=context.file_cache,
             on_skip=listener.note,
         )
-        run = places.open(ref.run_url)
+        run = context.open(ref.run_url)
         config = reduced(read_config(run), question.overrides)
         env = question.environment(config)
         wanted = question.wanted(env)
@@ -245,12 +245,12 @@ def _measure(
     from tsgb.eval.merge import Part, merge
     from tsgb.eval.runner import Evaluation
     from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes
-    from tsgb.worker.models import make_registry, setup_torch
-    from tsgb.worker.signals import Signals
+    from tsgb.worker.build import make_registry, setup_torch
+    from tsgb.worker.context import StopSignals
 
     setup_torch()
-    signals = Signals.installed()
-    places = read_places(question.trust)
+    signals = StopSignals.installed()
+    context = read_context(question.trust)
 
     def built(model: str, done: int, total: int) -> None:
         signals.check()
@@ -260,8 +260,8 @@ def _measure(
         name: BlackBoxTarget(name, plugin.made, signals.check)
         for name, plugin in load_black_boxes(question.target_class).items()
     }
-    registry = make_registry(config, places, built)
-    evaluation = Evaluation(run, config, env, registry, eval_id, places.open, own)
+    registry = make_registry(config, context, built)
+    evaluation = Evaluation(run, config, env, registry, eval_id, context.open, own)
     evaluation.fill(
         0, 1, lambda done, total, text: show("evaluate", "cells", done, total, text), signals.check
     )

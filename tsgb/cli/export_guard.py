@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsgb.cli.options import JsonOption, OwnEnvOption, TrustOption, read_places
+from tsgb.cli.options import JsonOption, OwnEnvOption, TrustOption, read_context
 from tsgb.errors import UsageError
 from tsgb.plugins import Trust
 
@@ -80,10 +80,10 @@ def _source(checkpoint: str, name: str, trust: Trust) -> Source:
     from flows.progress import Bar, watching
     from tsgb.checkpoint.resolve import load
     from tsgb.export.guard import Source
-    from tsgb.worker.models import make_registry, setup_torch
-    from tsgb.worker.places import read_config
+    from tsgb.worker.build import make_registry, setup_torch
+    from tsgb.worker.context import read_config
 
-    places = read_places(trust)
+    context = read_context(trust)
     with watching() as listener:
 
         def built(model: str, done: int, total: int) -> None:
@@ -91,18 +91,22 @@ def _source(checkpoint: str, name: str, trust: Trust) -> Source:
             listener.bars("build", [bar])
 
         ref, files = load(
-            checkpoint, places.user, places.password, names=[name], on_skip=listener.note
+            checkpoint,
+            context.store.webdav_user,
+            context.store.webdav_pass,
+            names=[name],
+            on_skip=listener.note,
         )
-        run = places.open(ref.run_url)
+        run = context.open(ref.run_url)
         config = read_config(run)
         main = run.run_url.removesuffix(f".{config.arm.value}")
         setup_torch()
-        registry = make_registry(config, places, built)
+        registry = make_registry(config, context, built)
         return Source(
             ref=ref,
             files=files,
             run=run,
-            main_run=places.open(main),
+            main_run=context.open(main),
             config=config,
             env=registry.env,
             model=registry.base(),

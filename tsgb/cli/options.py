@@ -13,7 +13,7 @@ from tsgb.plugins import NO_TRUST, Trust
 
 if TYPE_CHECKING:
     from tsgb.config import Profile
-    from tsgb.worker.places import Places
+    from tsgb.worker.context import WorkerContext
 
 ProfileOption = Annotated[
     str, typer.Option("--profile", metavar="smoke|demo|paper", help="How much is spent.")
@@ -174,17 +174,11 @@ def _check_name(text: str, path: Sequence[str]) -> None:
         raise UsageError(f"--set {text!r}: name one of its values: {inside}")
 
 
-def read_places(trust: Trust = NO_TRUST) -> Places:
-    """Read cache and credentials from the environment; `trust` is from the command line."""
+def read_context(trust: Trust = NO_TRUST) -> WorkerContext:
+    """Return the context of a worker, from the environment; `trust` is from the command line."""
     from tsgb.settings import load_settings
-    from tsgb.worker.places import Places
+    from tsgb.worker.context import WorkerContext
 
     settings = load_settings()
-    return Places(
-        cache_dir=settings.make_cache_dir(),
-        user=settings.webdav_user,
-        password=settings.webdav_pass,
-        grace_seconds=settings.grace_seconds,
-        manifest_key=settings.manifest_key,
-        trust=trust,
-    )
+    settings.make_cache_dir()
+    return WorkerContext(store=settings, worker=settings, trust=trust)

@@ -17,7 +17,7 @@ from tsgb.cli.options import (
     WorldSeedOption,
     parse_overrides,
     parse_profile,
-    read_places,
+    read_context,
 )
 from tsgb.errors import UsageError
 from tsgb.plugins import Trust
@@ -178,11 +178,11 @@ def _train(run_url: str, episodes: int, trust: Trust) -> None:
 
     with watching() as listener:
         listener.note(f"train-local: {episodes} updates into {run_url}")
-        from tsgb.worker import commands as worker
+        from tsgb.worker.train import train
 
         screen = _Screen(listener, episodes)
-        worker.train(
-            read_places(trust),
+        train(
+            read_context(trust),
             run_url,
             keep=None,
             on_update=screen.updated,

@@ -12,7 +12,7 @@ from tsgb.cli.options import (
     TargetClassOption,
     TrustOption,
     parse_names,
-    read_places,
+    read_context,
 )
 from tsgb.errors import UsageError
 from tsgb.plugins import Trust
@@ -60,10 +60,10 @@ def worker_run(
 ) -> None:
     """Resume a run from its newest checkpoint and train it."""
     path = _one(resume_path)
-    from tsgb.worker import commands as worker
+    from tsgb.worker.train import train
 
-    places = read_places(Trust.of(env, trust_config=trust_config))
-    typer.echo(worker.train(places, path, attempt=attempt, until_step=until_step).url)
+    context = read_context(Trust.of(env, trust_config=trust_config))
+    typer.echo(train(context, path, attempt=attempt, until_step=until_step).url)
 
 
 @worker_app.command("machine")
@@ -79,30 +79,23 @@ def worker_machine(
     path, names = _one(resume_path), parse_names(arms, "--arms") or []
     from tsgb.config import Arm
     from tsgb.settings import child_environment, load_settings
-    from tsgb.worker.machine import Given, WorkerMachine
+    from tsgb.worker.context import MachineContext
+    from tsgb.worker.machine import WorkerMachine
 
     try:
         trained = [Arm(name) for name in names]
     except ValueError as error:
         raise UsageError(f"--arms {arms!r}: {error}: choose of {', '.join(Arm)}") from None
     settings = load_settings()
-    given = Given(
-        places=read_places(),
-        container_id=settings.container_id,
-        container_key=settings.container_api_key,
-        vast_url=settings.vast_url,
-        worker_command=settings.worker_command,
-        worker_environment=child_environment(settings),
-        log_dir=settings.log_dir,
-        max_parallel=settings.max_parallel,
-        poll_seconds=settings.poll_seconds,
-        lease_poll_seconds=lease_poll_seconds or settings.lease_poll_seconds,
-        min_free_bytes=round(settings.min_free_gb * 1e9),
-        net_dev=settings.net_dev,
-        net_before=settings.net_before,
-        alive_file=settings.alive_file,
+    changed = {} if lease_poll_seconds is None else {"lease_poll_seconds": lease_poll_seconds}
+    context = MachineContext(
+        store=settings,
+        worker=settings,
+        instance=settings.model_copy(update=changed),
+        cloud=settings,
+        environment=child_environment(settings),
     )
-    raise typer.Exit(int(WorkerMachine(given, path, attempt, trained).run()))
+    raise typer.Exit(int(WorkerMachine(context, path, attempt, trained).run()))
 
 
 @worker_app.command("build")
@@ -114,9 +107,9 @@ def worker_build(
 ) -> None:
     """Build the models that a run needs and that are not cached."""
     path, share = _one(resume_path), _part(part)
-    from tsgb.worker import commands as worker
+    from tsgb.worker.build import build
 
-    worker.build(read_places(Trust.of(env, trust_config=trust_config)), path, *share)
+    build(read_context(Trust.of(env, trust_config=trust_config)), path, *share)
 
 
 @worker_app.command("evaluate")
@@ -131,10 +124,10 @@ def worker_evaluate(
 ) -> None:
     """Fill a share of an evaluation's cells."""
     path, share = _one(resume_path), _part(part)
-    from tsgb.worker import commands as worker
+    from tsgb.worker.evaluate import evaluate
 
-    worker.evaluate(
-        read_places(Trust.of(env, trust_config=trust_config)),
+    evaluate(
+        read_context(Trust.of(env, trust_config=trust_config)),
         path,
         eval_id,
         *share,
@@ -151,7 +144,7 @@ def worker_report(
     trust_config: TrustOption = False,
 ) -> None:
     """Merge the cells of one or several runs into a report, in the first one."""
-    from tsgb.worker import reporting
+    from tsgb.worker.report import report
 
-    places = read_places(Trust.of(env, trust_config=trust_config))
-    typer.echo(reporting.report(places, resume_path, eval_id))
+    context = read_context(Trust.of(env, trust_config=trust_config))
+    typer.echo(report(context, resume_path, eval_id))

@@ -23,7 +23,7 @@ def workload(
     restore_gb: float = 0.0,
     save_gb: float = 0.0,
 ) -> Workload:
-    """A run with so many useful hours left, whose worker saves as `tsgb/worker/saves.py` does.
+    """Return the workload of a run whose worker saves as `tsgb/worker/checkpointing.py` does.
 
     Args:
         hours: Of training that are left.

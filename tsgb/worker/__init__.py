@@ -1,6 +1,6 @@
-"""One attempt: resume, train to a target, heartbeat, save, obey signals, leave an exit record.
+"""Processes that train and evaluate: what `tsgb worker` runs.
 
-The only process that trains or evaluates. All that passes between it and whoever started it is the
-store: config in; heartbeats, checkpoints, metrics, cells and the exit record out. Every command may
-be killed at any moment and given again. It reads no environment: places and secrets are arguments.
+A worker is told its run by URL and meets its flow only in the store: configuration in; heartbeats,
+checkpoints, metrics, cells and exit records out. Every command may be killed at any moment and
+given again. No module here reads the environment: settings and secrets are arguments.
 """

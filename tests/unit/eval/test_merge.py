@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import evaluation as fake
+from tests.fakes.contexts import worker_context
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig, make_config
@@ -18,8 +19,7 @@ from tsgb.envs import make_environment
 from tsgb.eval.records import Provenance, Summary
 from tsgb.eval.request import plan, read_request, write_request
 from tsgb.types import CheckpointRef
-from tsgb.worker.places import Places
-from tsgb.worker.reporting import report
+from tsgb.worker.report import report
 
 Evaluated = Callable[..., RunStore]
 ARMS = {name: fake.ARMS[name] for name in ("none", "sft", "selfplay")}
@@ -81,7 +81,7 @@ def evaluated(tmp_path: Path) -> Evaluated:
 
 def made(*runs: RunStore) -> tuple[Provenance, str]:
     """What a report says of itself, and its page."""
-    report(Places(cache_dir=Path("unused")), [run.run_url for run in runs], "e1")
+    report(worker_context(Path("unused")), [run.run_url for run in runs], "e1")
     summary = Summary.model_validate_json(runs[0].read_text("reports/e1/summary.json"))
     return summary.provenance, runs[0].read_text("reports/e1/report.html")
 

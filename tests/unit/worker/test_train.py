@@ -11,23 +11,23 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.contexts import worker_context
 from tests.fakes.miniature import TRUST, miniature_config
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.errors import Interrupted, LeaseLost, UsageError
 from tsgb.types import CheckpointRef
-from tsgb.worker.attempt import Attempt
-from tsgb.worker.models import setup_torch
-from tsgb.worker.places import Places, find_run
-from tsgb.worker.signals import Signals
+from tsgb.worker.build import setup_torch
+from tsgb.worker.context import StopSignals, WorkerContext, find_run
+from tsgb.worker.train import TrainingAttempt
 
 CONFIG = miniature_config({"checkpoint_interval": 4})
 LAST = CONFIG.total_steps
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+def context(tmp_path_factory: pytest.TempPathFactory) -> WorkerContext:
     setup_torch()
-    return Places(cache_dir=tmp_path_factory.mktemp("cache"), trust=TRUST)
+    return worker_context(tmp_path_factory.mktemp("cache"), trust=TRUST)
 
 
 @pytest.fixture
@@ -38,11 +38,11 @@ def run(tmp_path: Path) -> RunStore:
 
 
 def attempt(
-    run: RunStore, places: Places, signals: Signals | None = None, **options: Any
-) -> Attempt:
+    run: RunStore, context: WorkerContext, signals: StopSignals | None = None, **options: Any
+) -> TrainingAttempt:
     ticks = count()  # each look at the clock is a second later, so that each heartbeat is due
     given = {"attempt": None, "clock": lambda: float(next(ticks)), **options}
-    return Attempt(run, CONFIG, places, signals or Signals(), **given)
+    return TrainingAttempt(run, CONFIG, context, signals or StopSignals(), **given)
 
 
 def steps(run: RunStore) -> list[int]:
@@ -59,17 +59,19 @@ def content(run: RunStore, ref: CheckpointRef) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("until", [0, 1, 6, None])
-def test_it_stops_where_it_is_told_to(run: RunStore, places: Places, until: int | None) -> None:
-    ref = attempt(run, places).train(until)
+def test_it_stops_where_it_is_told_to(
+    run: RunStore, context: WorkerContext, until: int | None
+) -> None:
+    ref = attempt(run, context).train(until)
     wanted = LAST if until is None else until
     assert ref.step == wanted
     assert steps(run) == [*range(1, wanted + 1)] if wanted else run.read_text("metrics.jsonl") == ""
-    assert attempt(run, places).train(until) == ref, "nothing is left to do"
+    assert attempt(run, context).train(until) == ref, "nothing is left to do"
 
 
-def test_each_update_says_how_long_it_took(run: RunStore, places: Places) -> None:
+def test_each_update_says_how_long_it_took(run: RunStore, context: WorkerContext) -> None:
     """Of every kind: `tsgb plan` expects the rest of a run from these."""
-    attempt(run, places).train(None)
+    attempt(run, context).train(None)
     lines = [json.loads(line) for line in run.read_text("metrics.jsonl").splitlines()]
     assert {line["phase"] for line in lines} == {phase.kind for phase in CONFIG.phases()}
     for line in lines:
@@ -77,59 +79,59 @@ def test_each_update_says_how_long_it_took(run: RunStore, places: Places) -> Non
         assert line["tokens_per_second"] == round(line["tokens"] / line["seconds"], 1) > 0
 
 
-def test_a_signal_saves_and_the_next_attempt_goes_on(run: RunStore, places: Places) -> None:
-    signals, stopped = Signals(), 6
+def test_a_signal_saves_and_the_next_attempt_goes_on(run: RunStore, context: WorkerContext) -> None:
+    signals, stopped = StopSignals(), 6
 
     def interrupt(metrics: Mapping[str, Any]) -> None:
         if metrics["step"] == stopped:
             signals.received = signal.SIGTERM
 
-    first = attempt(run, places, signals, on_update=interrupt)
+    first = attempt(run, context, signals, on_update=interrupt)
     with pytest.raises(Interrupted, match="stopped by SIGTERM; the same command goes on"):
         first.train(None)
-    first.leave("interrupted", "SIGTERM")
+    first.write_exit_record("interrupted", "SIGTERM")
     record = run.read_json("exits/0001.json")
     assert (record["outcome"], record["step"]) == ("interrupted", stopped)
     assert record["checkpoint"]["step"] == stopped
     assert 50e6 < record["peak_memory_bytes"] < 50e9
 
-    second = attempt(run, places)
+    second = attempt(run, context)
     ref = second.train(None)
     assert (second.number, ref.step) == (2, LAST)
     assert steps(run) == [*range(1, LAST + 1)]
 
 
 def test_work_after_the_last_checkpoint_is_done_again_and_told_once(
-    run: RunStore, places: Places, tmp_path: Path
+    run: RunStore, context: WorkerContext, tmp_path: Path
 ) -> None:
     def fall(metrics: Mapping[str, Any]) -> None:
         if metrics["step"] == 7:
             raise MemoryError
 
     with pytest.raises(MemoryError):
-        attempt(run, places, on_update=fall).train(None)
+        attempt(run, context, on_update=fall).train(None)
     # What a dying process may leave: lines of updates that no checkpoint has, and a torn one.
     text = run.read_text("metrics.jsonl")
     run.write_text("metrics.jsonl", text + '{"step": 5}\n{"step": 6}\n{"st')
     seen: list[int] = []
-    second = attempt(run, places, on_update=lambda metrics: seen.append(metrics["step"]))
+    second = attempt(run, context, on_update=lambda metrics: seen.append(metrics["step"]))
     ref = second.train(None)
     assert seen == [*range(5, LAST + 1)]
     assert steps(run) == [*range(1, LAST + 1)]
 
     other = open_run(str(tmp_path / "store" / "r2"))
-    undisturbed = attempt(other, places).train(None)
+    undisturbed = attempt(other, context).train(None)
     assert content(run, ref) == content(other, undisturbed)
 
 
-def test_heartbeats_say_what_would_survive(run: RunStore, places: Places) -> None:
+def test_heartbeats_say_what_would_survive(run: RunStore, context: WorkerContext) -> None:
     beats: list[dict[str, Any]] = []
 
     def look(metrics: Mapping[str, Any]) -> None:
         if metrics["step"] > 1:  # the heartbeat of the update before
             beats.append(run.read_json("heartbeats/0001.json"))
 
-    attempt(run, places, on_update=look).train(None)
+    attempt(run, context, on_update=look).train(None)
     beats.append(run.read_json("heartbeats/0001.json"))
     assert [beat["step"] for beat in beats] == [*range(1, LAST + 1)]
     durable = [beat["durable_step"] for beat in beats]
@@ -140,19 +142,21 @@ def test_heartbeats_say_what_would_survive(run: RunStore, places: Places) -> Non
     assert beats[-1]["phase"] == "guard"
 
 
-def test_an_older_attempt_is_fenced_off(run: RunStore, places: Places) -> None:
-    older = attempt(run, places)
-    attempt(run, places)
+def test_an_older_attempt_is_fenced_off(run: RunStore, context: WorkerContext) -> None:
+    older = attempt(run, context)
+    attempt(run, context)
     with pytest.raises(LeaseLost):
         older.train(None)
 
 
-def test_a_run_is_found_by_its_own_or_its_stores_address(run: RunStore, places: Places) -> None:
+def test_a_run_is_found_by_its_own_or_its_stores_address(
+    run: RunStore, context: WorkerContext
+) -> None:
     store = run.run_url.rpartition("/")[0]
-    assert find_run(places, run.run_url).run_url == run.run_url
-    assert find_run(places, store).run_url == run.run_url
+    assert find_run(context, run.run_url).run_url == run.run_url
+    assert find_run(context, store).run_url == run.run_url
     open_run(f"{store}/r2").write_text("config.json", CONFIG.canonical())
-    with pytest.raises(UsageError, match=r"holds 2 runs \(r1, r2\): name one"):
-        find_run(places, store)
+    with pytest.raises(UsageError, match=r"has 2 runs \(r1, r2\): name one"):
+        find_run(context, store)
     with pytest.raises(UsageError, match="no run at"):
-        find_run(places, f"{store}/r3")
+        find_run(context, f"{store}/r3")

@@ -17,7 +17,7 @@ from tsgb.cli import app
 from tsgb.cli.options import parse_names, parse_overrides, parse_profile
 from tsgb.config import Arm, Profile, RunConfig, default_arms
 from tsgb.envs import make_environment
-from tsgb.worker.reporting import command
+from tsgb.worker.report import command
 
 EXPERIMENT: Any = vars(typer.main.get_command(app))["commands"]["experiment"]
 LAST = object()

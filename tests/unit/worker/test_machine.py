@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -63,8 +62,8 @@ def test_all_arms_are_trained_then_it_destroys_itself(scene: Scene) -> None:
     [asked] = scene.script.seen
     assert (asked.method, asked.path) == ("DELETE", "/api/v0/instances/77/")
     assert asked.headers["authorization"] == f"Bearer {KEY.get_secret_value()}"
-    assert scene.given.alive_file is not None
-    assert scene.given.alive_file.exists()
+    assert scene.context.instance.alive_file is not None
+    assert scene.context.instance.alive_file.exists()
 
 
 def test_the_beat_tells_how_far_it_is(scene: Scene) -> None:
@@ -143,7 +142,7 @@ def test_workers_do_not_get_the_key(scene: Scene, monkeypatch: pytest.MonkeyPatc
     "missing",
     [
         {"container_id": None},
-        {"container_key": None},
+        {"container_api_key": None},
         {"container_id": "seven"},
         {"vast_url": "http://vast.example.org"},
     ],
@@ -209,8 +208,7 @@ def test_a_lease_that_nobody_renews_ends_it(scene: Scene) -> None:
     scene.plan(r1={"hang": [1]}, r1_sft={"hang": [1]})
     ttl = timedelta(seconds=3)
     scene.put(grant(None, run="r1", attempt=1, owner="me", now=datetime.now(UTC), ttl=ttl))
-    places = replace(scene.given.places, grace_seconds=0.2)
-    assert scene.work(places=places) == ExitCode.LEASE_LOST
+    assert scene.work(grace_seconds=0.2) == ExitCode.LEASE_LOST
     assert (scene.exit()["outcome"], scene.destroyed) == ("lease_lost", 1)
 
 
@@ -231,8 +229,7 @@ def test_a_store_that_hangs_holds_nothing_up(scene: Scene, tmp_path: Path) -> No
         ttl = timedelta(seconds=6)
         scene.put(grant(None, run="r1", attempt=1, owner="me", now=datetime.now(UTC), ttl=ttl))
         scene.meanwhile(scene.started, answers.clear)
-        places = replace(scene.given.places, grace_seconds=0.2)
-        code = scene.work(places=places)
+        code = scene.work(grace_seconds=0.2)
         silent = not answers.is_set()
         answers.set()
         assert (code, silent, scene.destroyed) == (ExitCode.LEASE_LOST, True, 1)
@@ -265,17 +262,17 @@ def test_the_container_may_start_again_in_the_same_attempt(scene: Scene) -> None
 def test_what_is_wrong_with_a_machine_has_a_name(scene: Scene, what: str, tmp_path: Path) -> None:
     changes: dict[str, Any] = {}
     if what == "small":
-        changes, outcome = {"min_free_bytes": 1 << 60}, "disk_full"
+        changes, outcome = {"min_free_gb": 1e9}, "disk_full"
     elif what == "read-only":
         (tmp_path / "file").touch()
-        changes = {"places": replace(scene.given.places, cache_dir=tmp_path / "file" / "cache")}
+        changes = {"cache_dir": tmp_path / "file" / "cache"}
         outcome = "bad_host"
     elif what == "no config":
         scene.run(Arm.SFT).delete("config.json")
         outcome = "config"
     else:
         url = "http://127.0.0.1:9/r1"
-        machine = WorkerMachine(scene.given, url, 1, ARMS)
+        machine = WorkerMachine(scene.context, url, 1, ARMS)
         assert machine.run() == ExitCode.STORE_UNREACHABLE
         assert scene.destroyed == 1
         return

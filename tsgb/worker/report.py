@@ -1,4 +1,4 @@
-"""`tsgb worker report`: torch-free, since everything was measured when the cells were filled."""
+"""`tsgb worker report`: the cells of an evaluation become a report. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,19 +12,27 @@ from tsgb.envs import customise, make_environment
 from tsgb.envs.base import Environment
 from tsgb.eval.merge import Part, merge
 from tsgb.eval.request import read_request
+from tsgb.logging import get_logger
 from tsgb.targets.plugins import target_specs
-from tsgb.worker.places import Places, find_run, read_config
+from tsgb.worker.context import WorkerContext, find_run, read_config
 
 
-def report(places: Places, resume_paths: Sequence[str], eval_id: str) -> str:
-    """`tsgb worker report`: merge the cells of one or several runs; returns the verdict."""
-    runs = [find_run(places, path) for path in resume_paths]
+def report(context: WorkerContext, resume_paths: Sequence[str], eval_id: str) -> str:
+    """Merge the cells of one or several runs into a report, and return the sentence of its result.
+
+    Args:
+        context: Settings of this process.
+        resume_paths: URLs of the runs, one a seed; the report is written into the first one.
+        eval_id: Name of the evaluation.
+    """
+    runs = [find_run(context, path) for path in resume_paths]
     parts = [Part(run, read_config(run)) for run in runs]
     first = parts[0].config
     requests = [read_request(run, eval_id) for run in runs]
-    world = make_environment(first.env, world_seed=first.world_seed, trust=places.trust)
-    # Of the user's own classes only the names count here: nothing that the store names is imported.
+    world = make_environment(first.env, world_seed=first.world_seed, trust=context.trust)
+    # Only the names of the user's classes count here: nothing that the store names is imported.
     env = customise(world, target_specs(requests[0].get("target_class") or []), None)
+    get_logger().info("merging the cells", evaluation=eval_id, runs=len(runs))
     done = command([part.config for part in parts], env, requests)
     return merge(parts, env, eval_id, done).verdict.sentence
 
@@ -32,15 +40,15 @@ def report(places: Places, resume_paths: Sequence[str], eval_id: str) -> str:
 def command(
     configs: Sequence[RunConfig], env: Environment, requests: Sequence[Mapping[str, Any]]
 ) -> str:
-    """What to type for the runs and their evaluation: `tsgb experiment ...`, for a POSIX shell.
+    """Return the command that repeats the runs and their evaluation, for a POSIX shell.
 
-    Store and run id are left out: with them the command would resume these runs. Where the report
-    is of other seeds, or of an older guard, than an experiment's would be, a comment says so.
+    It has no store and no run id: with them it would resume these runs. A comment follows if the
+    report is of other seeds, or of an older guard, than an experiment's would be.
 
     Args:
-        configs: Of self-play's run of each seed; equal otherwise.
-        env: Their world.
-        requests: What was evaluated, of each run.
+        configs: Configuration of self-play's run of each seed; equal otherwise.
+        env: The world of the runs.
+        requests: Request of the evaluation, of each run.
     """
     config, seeds = configs[0], sorted(one.seed for one in configs)
     words = ["tsgb", "experiment", "--profile", config.profile.value, "--env", config.env]
@@ -67,7 +75,7 @@ def command(
 
 
 def _changed(config: RunConfig, env: Environment) -> Iterator[tuple[str, Any]]:
-    """What differs from the profile's configuration of this arm in this world."""
+    """Yield the values that differ from the profile's configuration of this arm in this world."""
     own = {name: getattr(config, name) for name in ("profile", "env", "world_seed", "seed")}
     usual = make_config(env.profile(config.profile.value), own, arm_overrides(config.arm))
     yield from _differing(usual.model_dump(mode="json"), config.model_dump(mode="json"))
@@ -84,7 +92,7 @@ def _differing(
 
 
 def _text(value: Any) -> str:
-    """As `--set` takes it: JSON; text that is no JSON stands for itself."""
+    """Return a value as `--set` takes it: JSON, or text that is no JSON as it is."""
     if isinstance(value, str):
         try:
             json.loads(value)
@@ -100,7 +108,7 @@ def _other_seeds(config: RunConfig, seeds: Sequence[int]) -> Iterator[str]:
 
 
 def _other_steps(config: RunConfig, requests: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Only self-play's guard may be an older one: the others are always evaluated at their end."""
+    """Yield a note on an older guard of self-play; other arms are always evaluated at their end."""
     steps = {request["guards"].get(config.arm.value, {}).get("step") for request in requests}
     for step in sorted(steps - {None, config.total_steps}):
         yield f"{config.arm} at step {step} of {config.total_steps}"

@@ -1,11 +1,10 @@
-"""What a watcher makes of a lease that comes late, never, or in pieces; and of its own machine."""
+"""A lease that comes late, never, or in pieces, as a rented machine sees it."""
 
 from __future__ import annotations
 
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,7 @@ from tests.fakes.filesystems import FaultyFiles, MemoryFiles
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.lease import Lease, Standing, grant, renew
 from tsgb.errors import StoreError, StoreUnreachable
-from tsgb.worker.vitals import Traffic, read_traffic
-from tsgb.worker.watch import LeaseWatch, within
+from tsgb.worker.lease_monitor import LeaseMonitor, run_within
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 TTL = timedelta(seconds=600)
@@ -26,7 +24,7 @@ class Scene:
         self.down = False
         self.run = RunStore(FaultyFiles(self.files, self._before), self.files.url)
         self.monotonic = 0.0
-        self.watch = LeaseWatch(
+        self.monitor = LeaseMonitor(
             self.run,
             1,
             every_seconds=0.01,
@@ -43,8 +41,8 @@ class Scene:
         return lease
 
     def look(self) -> Standing:
-        self.watch.look()
-        return self.watch.standing()
+        self.monitor.read()
+        return self.monitor.standing()
 
 
 @pytest.fixture
@@ -57,11 +55,11 @@ def scene() -> Scene:
 def test_an_unknown_lease_holds_until_its_time_is_over(scene: Scene) -> None:
     scene.down = True
     assert scene.look() is Standing.HOLDS
-    assert not scene.watch.known
-    assert isinstance(scene.watch.error, StoreUnreachable)
+    assert not scene.monitor.known
+    assert isinstance(scene.monitor.error, StoreUnreachable)
     scene.monotonic = 1201.0
     assert scene.look() is Standing.OVER
-    assert scene.watch.words == "the lease could not be read for too long"
+    assert scene.monitor.reason == "the lease could not be read for too long"
 
 
 def test_what_was_known_holds_for_its_own_time_while_the_store_is_away(scene: Scene) -> None:
@@ -80,9 +78,9 @@ def test_a_renewal_prolongs_it(scene: Scene) -> None:
     scene.put(renew(lease, NOW, ttl=TTL))
     assert scene.look() is Standing.HOLDS
     scene.monotonic = 1000.0
-    assert scene.watch.standing() is Standing.HOLDS
+    assert scene.monitor.standing() is Standing.HOLDS
     scene.monotonic = 1101.0
-    assert scene.watch.standing() is Standing.OVER
+    assert scene.monitor.standing() is Standing.OVER
 
 
 def test_a_read_that_hung_is_as_old_as_its_beginning(scene: Scene) -> None:
@@ -90,18 +88,18 @@ def test_a_read_that_hung_is_as_old_as_its_beginning(scene: Scene) -> None:
         scene.monotonic += 400.0
 
     scene.run = RunStore(FaultyFiles(scene.files, hang), scene.files.url)
-    watch = LeaseWatch(scene.run, 1, every_seconds=1.0, clock=lambda: scene.monotonic)
-    watch.look()
-    assert watch.standing() is not Standing.REVOKED
+    monitor = LeaseMonitor(scene.run, 1, every_seconds=1.0, clock=lambda: scene.monotonic)
+    monitor.read()
+    assert monitor.standing() is not Standing.REVOKED
     scene.monotonic = 601.0
-    assert watch.standing() is Standing.OVER
+    assert monitor.standing() is Standing.OVER
 
 
 def test_a_lease_that_is_surely_absent_is_over(scene: Scene) -> None:
     assert scene.look() is Standing.HOLDS
     scene.run.delete("lease.json")
     assert scene.look() is Standing.OVER
-    assert scene.watch.words == "there is no lease"
+    assert scene.monitor.reason == "there is no lease"
 
 
 def test_one_that_is_away_for_a_moment_is_not_absent(scene: Scene) -> None:
@@ -116,58 +114,43 @@ def test_one_that_is_away_for_a_moment_is_not_absent(scene: Scene) -> None:
             scene.files.files["lease.json"] = lease
 
     run = RunStore(FaultyFiles(scene.files, replace), scene.files.url)
-    watch = LeaseWatch(run, 1, every_seconds=0.01, now=lambda: NOW)
-    watch.look()
-    assert watch.standing() is Standing.HOLDS
+    monitor = LeaseMonitor(run, 1, every_seconds=0.01, now=lambda: NOW)
+    monitor.read()
+    assert monitor.standing() is Standing.HOLDS
 
 
 def test_what_is_no_lease_is_unknown(scene: Scene) -> None:
     scene.run.write_json("lease.json", {"attempt": 1})
     assert scene.look() is Standing.HOLDS
-    assert not scene.watch.known
-    assert isinstance(scene.watch.error, StoreError)
+    assert not scene.monitor.known
+    assert isinstance(scene.monitor.error, StoreError)
 
 
 def test_it_reads_by_itself_and_stops(scene: Scene) -> None:
-    watch = LeaseWatch(scene.run, 1, every_seconds=0.01, now=lambda: NOW)
+    monitor = LeaseMonitor(scene.run, 1, every_seconds=0.01, now=lambda: NOW)
     before = threading.active_count()
-    watch.start()
+    monitor.start()
     ends_at = time.monotonic() + 60
-    while not watch.known and time.monotonic() < ends_at:
+    while not monitor.known and time.monotonic() < ends_at:
         time.sleep(0.01)
-    assert watch.known
-    watch.stop()
+    assert monitor.known
+    monitor.stop()
     while threading.active_count() > before and time.monotonic() < ends_at:
         time.sleep(0.01)
     assert threading.active_count() == before
 
 
-def test_within_waits_no_longer_than_it_says() -> None:
+def test_run_within_waits_no_longer_than_it_says() -> None:
     never = threading.Event()
     ticks: list[None] = []
     with pytest.raises(StoreUnreachable, match=r"did not answer in 0\.2 s"):
-        within(0.2, never.wait, tick=lambda: ticks.append(None))
+        run_within(0.2, never.wait, tick=lambda: ticks.append(None))
     never.set()
     assert ticks
-    assert within(20.0, lambda: 7) == 7
+    assert run_within(20.0, lambda: 7) == 7
 
     def fails() -> None:
         raise StoreError("no")
 
     with pytest.raises(StoreError, match="no"):
-        within(20.0, fails)
-
-
-def test_traffic_is_what_the_kernel_counts_without_the_loopback(tmp_path: Path) -> None:
-    path = tmp_path / "dev"
-    path.write_text(
-        "Inter-|   Receive                            |  Transmit\n"
-        " face |bytes packets errs drop fifo frame compressed multicast|bytes packets\n"
-        "    lo: 9999 9 0 0 0 0 0 0 9999 9 0 0 0 0 0 0\n"
-        "  eth0: 1000 1 0 0 0 0 0 0 200 1 0 0 0 0 0 0\n"
-        "  eth1:   30 1 0 0 0 0 0 0   4 1 0 0 0 0 0 0\n"
-    )
-    assert read_traffic(path) == Traffic(up=204, down=1030)
-    assert read_traffic(path).since(Traffic(up=200, down=1000)) == Traffic(up=4, down=30)
-    assert read_traffic(path).since(Traffic(up=900, down=0)) == Traffic(up=204, down=1030)
-    assert read_traffic(tmp_path / "none") == Traffic(0, 0)
+        run_within(20.0, fails)

@@ -1,6 +1,6 @@
-"""The watcher's eyes: the lease, read on a thread, so that a store that hangs delays nothing.
+"""The lease as a rented machine sees it, read on a thread, so that a silent store delays nothing.
 
-It knows the lease and a store. It ends nobody; see machine.py.
+It knows the lease and a store; what follows from them is decided in `machine.py`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _T = TypeVar("_T")
 @dataclass(frozen=True, slots=True)
 class _Reading:
     lease: Lease | None
-    """None: there is surely none."""
+    """The lease; None if the store says that there is none."""
     at: float
     """Monotonic seconds at which the read began: the lease is not older."""
 
 
-class LeaseWatch:
-    """What the lease says to one attempt, whether or not the store answers.
+class LeaseMonitor:
+    """State of the lease for one attempt, whether or not the store answers.
 
-    Example: `watch = LeaseWatch(run, 3, every_seconds=30.0); watch.start(); watch.standing()`
+    Example: `monitor = LeaseMonitor(run, 3, every_seconds=30.0); monitor.start()`
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class LeaseWatch:
         """Read nothing yet.
 
         Args:
-            run: Where the lease lies.
-            attempt: Whose standing is asked for.
-            every_seconds: Between two reads.
+            run: The run whose lease is read.
+            attempt: Number of this machine's attempt.
+            every_seconds: Seconds between two reads.
             clock: Monotonic seconds.
-            now: The time of day.
+            now: Returns the time of day.
         """
         self.error: StoreError | None = None
-        """Why the last read failed; None if it did not."""
+        """Error of the last read; None if it succeeded."""
         self.failures = 0
-        """Reads that failed since the last one that did not."""
+        """Number of reads that failed since the last success."""
         self._run = run
         self._every_seconds = every_seconds
         self._clock = clock
@@ -71,16 +71,16 @@ class LeaseWatch:
         threading.Thread(target=self._work, name="lease", daemon=True).start()
 
     def stop(self) -> None:
-        """Read no more."""
+        """End the reading."""
         self._stopped.set()
 
     @property
     def known(self) -> bool:
-        """Whether the store has answered at all."""
+        """Whether a read has succeeded."""
         return self._newest is not None
 
     def standing(self) -> Standing:
-        """What holds now; never waits."""
+        """Return the state of the lease now, without waiting."""
         newest = self._newest
         if newest is not None:
             if newest.lease is None:
@@ -90,8 +90,8 @@ class LeaseWatch:
         return self._watch.standing(self._lease, self._now(), self._clock())
 
     @property
-    def words(self) -> str:
-        """Why it is no longer good, for people."""
+    def reason(self) -> str:
+        """Reason for which the lease is not valid, for people."""
         newest = self._newest
         if newest is None:
             return "the lease could not be read for too long"
@@ -103,11 +103,11 @@ class LeaseWatch:
             f"{lease.stop or 'not revoked'}{', the run has ended' if lease.ended else ''}"
         )
 
-    def look(self) -> None:
-        """Read once; what is not known changes nothing."""
+    def read(self) -> None:
+        """Read once; a read that fails changes nothing."""
         at = self._clock()
         try:
-            self._newest = _Reading(self._read(), at)
+            self._newest = _Reading(self._fetch(), at)
         except StoreError as error:
             self.error = error
             self.failures += 1
@@ -115,7 +115,7 @@ class LeaseWatch:
         else:
             self.error, self.failures = None, 0
 
-    def _read(self) -> Lease | None:
+    def _fetch(self) -> Lease | None:
         # A file that is being replaced may be away for a moment on some servers.
         for again in (True, False):
             try:
@@ -127,23 +127,29 @@ class LeaseWatch:
 
     def _work(self) -> None:
         while not self._stopped.is_set():
-            self.look()
+            self.read()
             self._stopped.wait(self._every_seconds)
 
 
-def within(
+def run_within(
     seconds: float,
     operation: Callable[[], _T],
     *,
     tick: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> _T:
-    """What an operation on the store returns, if it does so in time.
+    """Run an operation on the store on a thread of its own, and return its result.
 
-    It runs on a thread of its own, which is left behind if it hangs.
+    The thread is left behind if the operation hangs.
+
+    Args:
+        seconds: Seconds that it may take.
+        operation: Called once; what it raises is raised here.
+        tick: Called several times a second meanwhile.
+        clock: Monotonic seconds.
 
     Raises:
-        StoreUnreachable: It was not done in time.
+        StoreUnreachable: The operation took longer.
     """
     results: list[_T] = []
     errors: list[Exception] = []
@@ -151,10 +157,10 @@ def within(
     def work() -> None:
         try:
             results.append(operation())
-        except Exception as error:  # noqa: BLE001 - raised again by whoever waits
+        except Exception as error:  # noqa: BLE001 - raised again below
             errors.append(error)
 
-    thread = threading.Thread(target=work, name="within", daemon=True)
+    thread = threading.Thread(target=work, name="store operation", daemon=True)
     thread.start()
     ends_at = clock() + seconds
     while thread.is_alive() and clock() < ends_at:

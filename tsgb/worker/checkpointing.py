@@ -1,6 +1,6 @@
-"""When a worker saves, where to, and what it does when the store is slow, away or full.
+"""Saving of a worker's state: when, to which store, and what happens if that is slow, away or full.
 
-It knows the store and the policy, not the training loop: `attempt.py` asks after each update.
+It knows the store and the policy, not the training loop: `train.py` calls it after each update.
 A full store is cleared of old checkpoints first; if that is not enough, states go to a spool on
 this machine until the store takes them again, and the heartbeat carries an alarm.
 """
@@ -37,19 +37,22 @@ from tsgb.trainer.saving import Stage
 from tsgb.types import Buffer, CheckpointRef
 
 KEEP_CHECKPOINTS = 3
-LEAST_UNSAVED_SECONDS = 600.0
-"""Training never waits for a store that has been silent for less."""
+"""Number of newest checkpoints that stay in the store."""
+MIN_UNSAVED_SECONDS = 600.0
+"""Seconds without a durable checkpoint below which training never waits for the store."""
 MARGIN_SECONDS = 3.0
-"""Kept of the time between a signal and the end, for the exit record."""
+"""Seconds of the time between a signal and the end that are left for the exit record."""
 METRICS = "metrics.jsonl"
+"""Path of the metrics in a run, one JSON object a line."""
 HISTORY = 20
-"""Attempts that the time between failures is read from."""
+"""Number of earlier attempts from which the time between failures is estimated."""
 
 Metrics = Callable[[], str]
+"""Returns the text of `metrics.jsonl` as of now."""
 
 
-class Saves:
-    """The durable side of one attempt."""
+class Checkpointer:
+    """Saves the state of one attempt, and finds the state from which it goes on."""
 
     def __init__(
         self,
@@ -61,30 +64,30 @@ class Saves:
         keep: int | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is read or written yet.
+        """Read and write nothing yet.
 
         Args:
-            store: claimed.
-            config: for the interval and the manifest.
-            attempt: this process's fencing token.
-            spool_root: directory of this machine for states that the store does not take.
-            keep: how many of the newest checkpoints stay; None keeps all but that of step 0, and
+            store: The run's checkpoints, claimed by this attempt.
+            config: The run's configuration.
+            attempt: Fencing token of this process.
+            spool_root: Directory of this machine for states that the store does not take.
+            keep: Number of newest checkpoints that stay; None keeps all but that of step 0 and
                 makes every save a blocking one, so that none is skipped.
-            clock: monotonic seconds.
+            clock: Monotonic seconds.
         """
         self.store = store
         self.run = store.run
         self.config = config
         self.keep = keep
         self.alarm = ""
-        """What a person should know; in the heartbeat."""
+        """Trouble with the store, for people; part of the heartbeat. Empty without any."""
         self._attempt = attempt
         self._clock = clock
         name = f"{self.run.run_id}-{hashlib.sha256(self.run.run_url.encode()).hexdigest()[:8]}"
         self._spool_path = spool_root / name
         self._spool: CheckpointStore | None = None
         self._origin = self.run
-        """Where the state is from that training goes on from."""
+        """Run or spool from which `resume` read the state."""
         self._saver = Saver(self._commit, Stage, clock)
         self._saved: CheckpointRef | None = None
         self._snapshot_at = clock()
@@ -94,11 +97,18 @@ class Saves:
 
     @property
     def saved(self) -> CheckpointRef | None:
-        """The newest checkpoint in the store."""
+        """Newest checkpoint in the store; None before the first one."""
         return self._saved
 
     def resume(self, on_skip: Callable[[str], None]) -> dict[str, bytes] | None:
-        """The files to go on from: the newest of the store, or of this machine's spool."""
+        """Return the files of the newest checkpoint, in the store or in this machine's spool.
+
+        Args:
+            on_skip: Called with a line about each checkpoint that is damaged.
+
+        Raises:
+            ConfigError: The run's signed checkpoint belongs to another configuration.
+        """
         found = self.store.newest_whole(on_skip)
         if self.config.checkpoint_interval is None:
             starts = _history(self.run)
@@ -117,10 +127,7 @@ class Saves:
         return spooled[1]
 
     def earlier_metrics(self, step: int) -> list[str]:
-        """Lines of `metrics.jsonl` up to the state that `resume` gave.
-
-        Later ones belong to work that was lost.
-        """
+        """Return the lines of `metrics.jsonl` up to a step; later ones tell of lost work."""
         try:
             lines = self._origin.read_text(METRICS).splitlines()
         except FileNotFoundError:
@@ -135,11 +142,11 @@ class Saves:
         return kept
 
     def after_update(self, trainer: Trainer, metrics: Metrics, step_seconds: float) -> None:
-        """Save in the background if it is time.
+        """Save in the background if a save is due.
 
         Raises:
-            StoreError: an earlier save failed for good, or nothing was durable for too long.
-            LeaseLost: the run was taken over.
+            StoreError: An earlier save failed for good, or nothing was durable for too long.
+            LeaseLost: A newer process works on the run.
         """
         self._saver.check()
         self._step_seconds = step_seconds
@@ -148,7 +155,7 @@ class Saves:
         if self.keep is None:
             self.save_now(trainer, metrics)
             return
-        limit = max(MAX_UNSAVED * self.interval_seconds, LEAST_UNSAVED_SECONDS)
+        limit = max(MAX_UNSAVED * self.interval_seconds, MIN_UNSAVED_SECONDS)
         if self._saver.unsaved_seconds > limit:
             get_logger().warning("waiting for the store", unsaved_seconds=round(limit))
             self.save_now(trainer, metrics)
@@ -159,10 +166,10 @@ class Saves:
         self._snapshot_at = begin
 
     def save_now(self, trainer: Trainer, metrics: Metrics) -> CheckpointRef:
-        """Save and return once that is durable.
+        """Save and return once the checkpoint is durable.
 
         Raises:
-            StoreFull: the state is on this machine only.
+            StoreFull: The state is on this machine only.
         """
         self._saver.save_now(lambda stage: self._take(trainer, metrics, stage))
         self._snapshot_at = self._clock()
@@ -171,20 +178,20 @@ class Saves:
         return self._saved
 
     def settle(self, trainer: Trainer, metrics: Metrics) -> CheckpointRef:
-        """Make sure that the present state is in the store."""
+        """Save the present state unless the store has it, and return its checkpoint."""
         self._saver.drop_waiting()
         self._saver.flush()
         self._saver.check()
         if (
             self._saved is not None
             and self._saved.step == trainer.state.step
-            and self._lies_in_the_store(self._saved)
+            and self._is_in_store(self._saved)
         ):
             return self._saved
         return self.save_now(trainer, metrics)
 
-    def _lies_in_the_store(self, ref: CheckpointRef) -> bool:
-        """Whether what may have come from this machine's cache can be read by others too."""
+    def _is_in_store(self, ref: CheckpointRef) -> bool:
+        """Return whether a checkpoint that may be from this machine's cache is in the store too."""
         if ref.writer == self.store.writer or self.run.cache is None:
             return True
         try:
@@ -194,11 +201,16 @@ class Saves:
             return False
         return True
 
-    def before_the_end(self, trainer: Trainer, metrics: Metrics, grace_seconds: float) -> None:
-        """The last save, within what is left until the machine goes.
+    def save_before_exit(self, trainer: Trainer, metrics: Metrics, grace_seconds: float) -> None:
+        """Save a last time within the seconds that are left.
 
         If the commit under way and another one do not both fit, the first is finished: a whole
         older checkpoint is worth more than half a newer one.
+
+        Args:
+            trainer: The state to save.
+            metrics: Returns the text of `metrics.jsonl`.
+            grace_seconds: Seconds until the process is killed.
         """
         deadline = self._clock() + grace_seconds - MARGIN_SECONDS
         self._saver.drop_waiting()
@@ -221,7 +233,7 @@ class Saves:
 
     @property
     def interval_seconds(self) -> float:
-        """Between two saves, as it is now."""
+        """Seconds between two saves, by the configuration or by what was measured so far."""
         if self.config.checkpoint_interval is not None:
             return self.config.checkpoint_interval * self._step_seconds
         return save_interval(
@@ -229,7 +241,7 @@ class Saves:
         )
 
     def facts(self) -> dict[str, Any]:
-        """For the heartbeat."""
+        """Return the checkpointing fields of the heartbeat."""
         return {
             "durable_step": -1 if self._saved is None else self._saved.step,
             "seconds_since_durable": round(self._saver.unsaved_seconds, 1),
@@ -238,18 +250,18 @@ class Saves:
         }
 
     def prune(self) -> Sequence[str]:
-        """Keep the newest checkpoints."""
+        """Delete all but the newest checkpoints, and return the names of those deleted."""
         if self.keep is not None:
             return self.store.prune(self.keep)
-        places = [CheckpointName.parse(name) for name in self.run.list(CHECKPOINTS)]
-        later = sum(place is not None and place.step > 0 for place in places)
+        names = [CheckpointName.parse(name) for name in self.run.list(CHECKPOINTS)]
+        later = sum(name is not None and name.step > 0 for name in names)
         return self.store.prune(later) if later else []
 
     def _check_config(self, ref: CheckpointRef, manifest: Manifest) -> None:
-        """Whether `config.json` is still what the checkpoint was trained with.
+        """Compare `config.json` with the configuration that the checkpoint was trained with.
 
-        Only where manifests are signed is another one refused: that file is not signed itself, and
-        a newer version, which adds settings, reads an old one as another.
+        A difference is an error only in a run with signed manifests. Elsewhere it is a warning,
+        because a newer version, which adds settings, reads an old file as another configuration.
         """
         if manifest.config_sha256 == self.config.fingerprint:
             return
@@ -343,7 +355,7 @@ def _age(ref: CheckpointRef) -> tuple[int, int]:
 
 
 def _history(run: RunStore) -> list[EarlierAttempt]:
-    """Earlier attempts, as far as the store tells; a store that does not answer tells nothing."""
+    """Return earlier attempts; none if the store does not answer."""
     starts: list[EarlierAttempt] = []
     try:
         claims = sorted(claim for name in run.list(CLAIMS) if (claim := FencingToken.parse(name)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.fakes.checkpoints import flip
+from tests.fakes.contexts import worker_context
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
 from tests.fakes.miniature import TRUST, miniature_config
 from tests.fakes.sentinels import sentinel
@@ -23,10 +23,9 @@ from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
 from tsgb.errors import ConfigError, Interrupted, LeaseLost, StoreFull, StoreUnreachable
 from tsgb.types import CheckpointRef
-from tsgb.worker.attempt import Attempt
-from tsgb.worker.models import setup_torch
-from tsgb.worker.places import Places
-from tsgb.worker.signals import Signals
+from tsgb.worker.build import setup_torch
+from tsgb.worker.context import StopSignals, WorkerContext
+from tsgb.worker.train import TrainingAttempt
 
 CONFIG = miniature_config({"checkpoint_interval": 2})
 LAST = CONFIG.total_steps
@@ -44,24 +43,26 @@ def files() -> MemoryFiles:
 
 
 @pytest.fixture
-def places(models: Path, tmp_path: Path) -> Places:
+def context(models: Path, tmp_path: Path) -> WorkerContext:
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / "models").symlink_to(models / "models")
     (models / "models").mkdir(exist_ok=True)
-    return Places(cache_dir=cache, trust=TRUST)
+    return worker_context(cache, trust=TRUST)
 
 
 def attempt(
     files: FaultyFiles | MemoryFiles,
-    places: Places,
+    context: WorkerContext,
     on_update: Callable[[Mapping[str, Any]], None] = lambda _metrics: None,
     *,
-    signals: Signals | None = None,
+    signals: StopSignals | None = None,
     config: RunConfig = CONFIG,
-) -> Attempt:
+) -> TrainingAttempt:
     run = RunStore(files, files.url, sleep=lambda _seconds: None)
-    return Attempt(run, config, places, signals or Signals(), attempt=None, on_update=on_update)
+    return TrainingAttempt(
+        run, config, context, signals or StopSignals(), attempt=None, on_update=on_update
+    )
 
 
 def tensors(files: MemoryFiles, ref: CheckpointRef) -> dict[str, bytes]:
@@ -72,9 +73,9 @@ def tensors(files: MemoryFiles, ref: CheckpointRef) -> dict[str, bytes]:
     }
 
 
-def undisturbed(places: Places) -> dict[str, bytes]:
+def undisturbed(context: WorkerContext) -> dict[str, bytes]:
     files = MemoryFiles("memory://store/r2")
-    return tensors(files, attempt(files, places).train(None))
+    return tensors(files, attempt(files, context).train(None))
 
 
 def committed(files: MemoryFiles) -> set[CheckpointName]:
@@ -96,15 +97,15 @@ def full(files: MemoryFiles, room_for: int) -> Callable[[str, str], None]:
     return before
 
 
-def test_old_checkpoints_make_room_for_new_ones(files: MemoryFiles, places: Places) -> None:
-    ref = attempt(FaultyFiles(files, full(files, room_for=2)), places).train(None)
+def test_old_checkpoints_make_room_for_new_ones(files: MemoryFiles, context: WorkerContext) -> None:
+    ref = attempt(FaultyFiles(files, full(files, room_for=2)), context).train(None)
     assert ref.step == LAST
-    assert tensors(files, ref) == undisturbed(places)
-    assert not (places.cache_dir / "spool").exists()
+    assert tensors(files, ref) == undisturbed(context)
+    assert not (context.worker.cache_dir / "spool").exists()
 
 
 def test_training_goes_on_on_this_machine_while_the_store_is_full(
-    files: MemoryFiles, places: Places
+    files: MemoryFiles, context: WorkerContext
 ) -> None:
     faulty = FaultyFiles(files)
     beats: list[dict[str, Any]] = []
@@ -113,29 +114,29 @@ def test_training_goes_on_on_this_machine_while_the_store_is_full(
         if metrics["step"] == 3:
             faulty.before = full(files, room_for=0)
 
-    first = attempt(faulty, places, fill_up)
+    first = attempt(faulty, context, fill_up)
     with pytest.raises(StoreFull, match=r"HTTP 507; step \d+ is kept in .*spool.*r1-\w+ on this"):
         first.train(None)
     assert first.trainer is not None
     assert first.trainer.state.step == LAST, "it trained to the end"
     assert max(place.step for place in committed(files)) < LAST
-    beats.append(first.saves.facts())
+    beats.append(first.checkpointer.facts())
     assert "kept in" in beats[0]["alarm"]
     assert beats[0]["durable_step"] < LAST
 
     faulty.before = lambda _operation, _path: None  # somebody made room
     done: list[int] = []
-    second = attempt(faulty, places, lambda metrics: done.append(metrics["step"]))
+    second = attempt(faulty, context, lambda metrics: done.append(metrics["step"]))
     ref = second.train(None)
     assert done == [], "the state of this machine was found again"
-    assert (ref.step, second.saves.alarm) == (LAST, "")
-    assert tensors(files, ref) == undisturbed(places)
-    assert [*(places.cache_dir / "spool").iterdir()] == []
+    assert (ref.step, second.checkpointer.alarm) == (LAST, "")
+    assert tensors(files, ref) == undisturbed(context)
+    assert [*(context.worker.cache_dir / "spool").iterdir()] == []
     lines = files.files["metrics.jsonl"].decode().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [*range(1, LAST + 1)], "none is lost"
 
 
-def test_an_outage_costs_no_training(files: MemoryFiles, places: Places) -> None:
+def test_an_outage_costs_no_training(files: MemoryFiles, context: WorkerContext) -> None:
     faulty = FaultyFiles(files)
 
     def outage(operation: str, path: str) -> None:
@@ -151,13 +152,15 @@ def test_an_outage_costs_no_training(files: MemoryFiles, places: Places) -> None
         come_and_go(metrics)
         seen.append(metrics["step"])
 
-    ref = attempt(faulty, places, look).train(None)
+    ref = attempt(faulty, context, look).train(None)
     assert seen == [*range(1, LAST + 1)]
     assert ref.step == LAST
-    assert tensors(files, ref) == undisturbed(places)
+    assert tensors(files, ref) == undisturbed(context)
 
 
-def test_a_store_that_stays_away_is_an_error_in_the_end(files: MemoryFiles, places: Places) -> None:
+def test_a_store_that_stays_away_is_an_error_in_the_end(
+    files: MemoryFiles, context: WorkerContext
+) -> None:
     faulty = FaultyFiles(files)
 
     def outage(metrics: Mapping[str, Any]) -> None:
@@ -169,44 +172,46 @@ def test_a_store_that_stays_away_is_an_error_in_the_end(files: MemoryFiles, plac
             faulty.before = before
 
     with pytest.raises(StoreUnreachable):
-        attempt(faulty, places, outage).train(None)
+        attempt(faulty, context, outage).train(None)
     faulty.before = lambda _operation, _path: None
-    assert tensors(files, attempt(faulty, places).train(None)) == undisturbed(places)
+    assert tensors(files, attempt(faulty, context).train(None)) == undisturbed(context)
 
 
 def test_the_older_of_two_writers_stops_and_the_newer_ones_result_stands(
-    files: MemoryFiles, places: Places
+    files: MemoryFiles, context: WorkerContext
 ) -> None:
     refs: list[CheckpointRef] = []
 
     def take_over(metrics: Mapping[str, Any]) -> None:
         if metrics["step"] == 5 and not refs:
-            refs.append(attempt(files, places).train(None))
+            refs.append(attempt(files, context).train(None))
 
     with pytest.raises(LeaseLost):
-        attempt(files, places, take_over).train(None)
-    assert tensors(files, refs[0]) == undisturbed(places)
+        attempt(files, context, take_over).train(None)
+    assert tensors(files, refs[0]) == undisturbed(context)
     assert max(committed(files)).name == refs[0].name
 
 
 @pytest.mark.parametrize("grace_seconds", [60.0, 0.0])
 def test_the_last_save_is_made_if_there_is_time(
-    files: MemoryFiles, places: Places, grace_seconds: float
+    files: MemoryFiles, context: WorkerContext, grace_seconds: float
 ) -> None:
-    signals = Signals()
+    signals = StopSignals()
 
     def interrupt(metrics: Mapping[str, Any]) -> None:
         if metrics["step"] == 5:
             signals.received = signal.SIGTERM
 
-    short = replace(places, grace_seconds=grace_seconds)
+    short = worker_context(
+        context.worker.cache_dir, trust=context.trust, grace_seconds=grace_seconds
+    )
     config = miniature_config({"checkpoint_interval": 4})
     stopped = attempt(files, short, interrupt, signals=signals, config=config)
     with pytest.raises(Interrupted):
         stopped.train(None)
-    assert stopped.saves.saved is not None
-    assert (stopped.saves.saved.step == 5) is (grace_seconds > 0)
-    ref = attempt(files, places, config=config).train(None)
+    assert stopped.checkpointer.saved is not None
+    assert (stopped.checkpointer.saved.step == 5) is (grace_seconds > 0)
+    ref = attempt(files, context, config=config).train(None)
     assert ref.step == LAST
     run = RunStore(files, files.url)
     assert CheckpointStore(run).read(ref, ["guard.safetensors"])
@@ -214,11 +219,11 @@ def test_the_last_save_is_made_if_there_is_time(
 
 @pytest.mark.parametrize("key", [None, SecretStr(sentinel("manifest"))])
 def test_another_configuration_is_refused_where_manifests_are_signed(
-    files: MemoryFiles, places: Places, key: SecretStr | None
+    files: MemoryFiles, context: WorkerContext, key: SecretStr | None
 ) -> None:
-    def begin(config: RunConfig) -> Attempt:
+    def begin(config: RunConfig) -> TrainingAttempt:
         run = RunStore(files, files.url, manifest_key=key)
-        return Attempt(run, config, places, Signals(), attempt=None)
+        return TrainingAttempt(run, config, context, StopSignals(), attempt=None)
 
     begin(CONFIG).train(3)
     changed = miniature_config({"checkpoint_interval": 2, "guard": {"reward_miss": 5.0}})
@@ -231,27 +236,27 @@ def test_another_configuration_is_refused_where_manifests_are_signed(
 
 
 def test_a_resuming_worker_reads_each_file_of_its_checkpoint_once(
-    files: MemoryFiles, places: Places
+    files: MemoryFiles, context: WorkerContext
 ) -> None:
-    ref = attempt(files, places).train(3)
+    ref = attempt(files, context).train(3)
     read: list[str] = []
 
     def note(operation: str, path: str) -> None:
         if operation == "read" and ref.name in path:
             read.append(path.rpartition("/")[2])
 
-    again = attempt(FaultyFiles(files, note), places)
+    again = attempt(FaultyFiles(files, note), context)
     assert again.train(3) == ref
     held = [path for path in files.files if f"/{ref.name}/" in path]
     assert sorted(read) == sorted(path.rpartition("/")[2] for path in held)
 
 
 def test_a_last_checkpoint_that_only_this_machines_cache_has_is_saved_again(
-    files: MemoryFiles, places: Places
+    files: MemoryFiles, context: WorkerContext
 ) -> None:
-    def begin() -> Attempt:
-        run = RunStore(files, files.url, cache=places.files)
-        return Attempt(run, CONFIG, places, Signals(), attempt=None)
+    def begin() -> TrainingAttempt:
+        run = RunStore(files, files.url, cache=context.file_cache)
+        return TrainingAttempt(run, CONFIG, context, StopSignals(), attempt=None)
 
     rotten = begin().train(None)
     assert begin().train(None) == rotten, "nothing to do"
@@ -263,12 +268,12 @@ def test_a_last_checkpoint_that_only_this_machines_cache_has_is_saved_again(
     found = CheckpointReader(RunStore(files, files.url)).newest_valid(pytest.fail)
     assert found is not None
     assert found[0] == ref
-    assert tensors(files, ref) == undisturbed(places)
+    assert tensors(files, ref) == undisturbed(context)
 
 
-def test_without_an_interval_the_clock_decides(files: MemoryFiles, places: Places) -> None:
+def test_without_an_interval_the_clock_decides(files: MemoryFiles, context: WorkerContext) -> None:
     config = miniature_config({"checkpoint_interval": None})
-    taken = attempt(files, places, config=config)
+    taken = attempt(files, context, config=config)
     assert taken.train(None).step == LAST
     assert {place.step for place in committed(files)} >= {LAST}
-    assert taken.saves.facts()["save_interval_seconds"] >= 1
+    assert taken.checkpointer.facts()["save_interval_seconds"] >= 1

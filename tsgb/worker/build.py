@@ -1,0 +1,53 @@
+"""Models of a run: the registry that a worker takes them from, and `tsgb worker build`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from tsgb.config import RunConfig
+from tsgb.envs import make_environment
+from tsgb.logging import get_logger
+from tsgb.models.registry import ModelRegistry
+from tsgb.worker.context import StopSignals, WorkerContext, find_run, read_config
+
+OnBuild = Callable[[str, int, int], None]
+"""Callback with a model's name, updates made and updates in all."""
+
+
+def setup_torch() -> None:
+    """Use one thread: two are slower on matrices this small, and results depend on the number."""
+    torch.set_num_threads(1)
+
+
+def make_registry(config: RunConfig, context: WorkerContext, on_build: OnBuild) -> ModelRegistry:
+    """Return the models of a run, in the world of its configuration."""
+    env = make_environment(config.env, world_seed=config.world_seed, trust=context.trust)
+    return ModelRegistry(env, config, context.worker.cache_dir / "models", on_build)
+
+
+def build(context: WorkerContext, resume_path: str, part: int, parts: int) -> None:
+    """Build one part of the models that a run needs and that are not cached.
+
+    Args:
+        context: Settings of this process.
+        resume_path: URL of the run, or of a store with one run.
+        part: Number of the part, from 0.
+        parts: Number of parts.
+
+    Raises:
+        Interrupted: A signal came.
+    """
+    setup_torch()
+    signals = StopSignals.installed()
+    config = read_config(find_run(context, resume_path))
+
+    def on_build(model: str, done: int, total: int) -> None:
+        signals.check()
+        if done % 100 == 0 or done == total:
+            get_logger().info("building", model=model, done=done, total=total)
+
+    registry = make_registry(config, context, on_build)
+    for name in registry.parts(parts)[part]:
+        registry.build(name)

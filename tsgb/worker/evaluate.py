@@ -1,0 +1,124 @@
+"""`tsgb worker evaluate`: one part of an evaluation, with a heartbeat that says how far it is."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from tsgb.checkpoint.run import RunStore
+from tsgb.envs import customise
+from tsgb.eval.runner import Evaluation
+from tsgb.judges.plugins import StrictJudge, load_judge
+from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes, target_specs
+from tsgb.worker.build import make_registry, setup_torch
+from tsgb.worker.context import StopSignals, WorkerContext, find_run, read_config
+from tsgb.worker.heartbeat import FLUSH_SECONDS, HeartbeatWriter
+
+
+class EvaluationProgress:
+    """Heartbeat of one part of an evaluation: `reports/ID/progress-0.json`.
+
+    Example: `EvaluationProgress(run, "progress-0.json", signals.check).filled(3, 40, "selfplay")`
+    """
+
+    def __init__(
+        self,
+        run: RunStore,
+        name: str,
+        check: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Write nothing yet.
+
+        Args:
+            run: The run that is evaluated.
+            name: Path of the heartbeat in the run.
+            check: Called at each step; raises to end the evaluation.
+            clock: Monotonic seconds.
+        """
+        self._writer = HeartbeatWriter(run, name)
+        self._check = check
+        self._clock = clock
+        self._written_at = -1e9
+        self._cells = (0, 0)
+
+    def filled(self, done: int, total: int, label: str) -> None:
+        """Note that `done` of `total` cells are filled, and the name of the next one."""
+        self._cells = (done, total)
+        self._write({"label": label}, force=done == total)
+
+    def building(self, model: str, done: int, total: int) -> None:
+        """Note updates of a model that is being built before the next cell.
+
+        Raises:
+            Interrupted: A signal came.
+        """
+        self._check()
+        facts = {"label": f"build {model}", "phase": f"build {model}"}
+        self._write({**facts, "built": done, "build_total": total}, force=False)
+
+    def flush(self) -> None:
+        """Wait for the newest heartbeat to be written, for a few seconds at most."""
+        self._writer.flush(FLUSH_SECONDS)
+
+    def _write(self, facts: dict[str, Any], *, force: bool) -> None:
+        now = self._clock()
+        if not force and now - self._written_at < self._writer.every_seconds:
+            return
+        self._written_at = now
+        done, total = self._cells
+        self._writer.put(
+            {
+                "done": done,
+                "total": total,
+                **facts,
+                "pid": os.getpid(),
+                "updated_at": datetime.now(UTC).isoformat(),
+            },
+        )
+
+
+def evaluate(
+    context: WorkerContext,
+    resume_path: str,
+    eval_id: str,
+    part: int,
+    parts: int,
+    *,
+    target_class: Sequence[str] = (),
+    judge_class: str | None = None,
+) -> None:
+    """Fill one part of an evaluation's cells.
+
+    Args:
+        context: Settings of this process.
+        resume_path: URL of the run, or of a store with one run.
+        eval_id: Name of the evaluation.
+        part: Number of the part, from 0.
+        parts: Number of parts.
+        target_class: The user's black boxes, as `module:attribute`; imported.
+        judge_class: The user's judge; imported.
+
+    Raises:
+        Interrupted: A signal came; filled cells stay.
+    """
+    setup_torch()
+    signals = StopSignals.installed()
+    run = find_run(context, resume_path)
+    config = read_config(run)
+    run.check_writable()
+    progress = EvaluationProgress(run, f"reports/{eval_id}/progress-{part}.json", signals.check)
+    registry = make_registry(config, context, progress.building)
+    black_boxes = load_black_boxes(target_class)
+    judge = None if judge_class is None else StrictJudge(load_judge(judge_class).made)
+    env = customise(registry.env, target_specs(target_class), judge)
+    own = {
+        name: BlackBoxTarget(name, plugin.made, signals.check)
+        for name, plugin in black_boxes.items()
+    }
+    evaluation = Evaluation(run, config, env, registry, eval_id, context.open, own)
+    evaluation.fill(part, parts, progress.filled, signals.check)
+    progress.flush()
