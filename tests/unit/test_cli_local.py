@@ -79,6 +79,25 @@ class TestTrainLocal:
         assert [row["fpr"] for row in document["checkpoints"]] == pytest.approx([0.035, 0.095])
         assert Path(document["checkpoint"]).is_dir()
 
+    def test_a_link_to_nowhere_beside_the_checkpoints_hides_nothing(
+        self, tsgb: Run, finished: Path
+    ) -> None:
+        (finished / "checkpoints" / ".#manifest.json").symlink_to("nowhere")
+        ended = tsgb("train-local", "--episodes", "12", "--checkpoint-interval", "6")
+        assert ended.code == 0
+        assert "was done already: 12 of 12 updates, 2 checkpoints in" in ended.out
+        assert len(list((finished / "claims").iterdir())) == 1
+
+    def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(
+        self, tsgb: Run, finished: Path
+    ) -> None:
+        (finished / "checkpoints").rename(finished / "aside")
+        ended = tsgb("train-local", "--episodes", "12", "--checkpoint-interval", "6")
+        assert ended.code == 2
+        assert re.search(r"is not new, since metrics\.jsonl has 12 updates, .*restore", ended.err)
+        assert ended.err.count("\n") == 1
+        assert not (finished / "checkpoints").exists()
+
     def test_other_episodes_are_refused(self, tsgb: Run, finished: Path) -> None:
         ended = tsgb("train-local", "--episodes", "50")
         assert ended.code == 2

@@ -22,6 +22,11 @@ _RESERVED = frozenset({"latest", "checkpoints"})
 def canonical_url(url: str) -> str:
     """Return the form of a store URL that is kept in records: no slash at the end, paths absolute.
 
+    A plain path is taken literally, whatever characters it has, if it begins with `/`, `.` or `~`
+    or if its first part exists. Any other is refused if that part has a colon or could be the name
+    of a host. A URL is kept as it is written: `%23` and `%3F` stand for `#` and `?` in a name,
+    which themselves are refused.
+
     Raises:
         StoreError: It cannot be a store's address, could mean two places, or holds a secret that
             would end up in logs.
