@@ -18,6 +18,11 @@ from tsgb.errors import CheckpointError
 pytestmark = [pytest.mark.flows, pytest.mark.usefixtures("prefect_api")]
 
 
+class Mine:
+    def generate(self, prompt: str) -> str:
+        return prompt
+
+
 def test_a_question_is_evaluated_once(store: Path) -> None:
     trained = train("once", arms=["selfplay", "sft"]).result()
     payload: dict[str, Any] = {
@@ -45,6 +50,23 @@ def test_a_question_is_evaluated_once(store: Path) -> None:
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["report-once"]))
         )
     assert first["report"] in artifacts[0].data
+
+
+def test_a_class_of_the_users_is_asked_anew_unless_it_says_what_it_is(store: Path) -> None:
+    assert train("own").is_completed()
+
+    def evaluated(**own: Any) -> tuple[str, dict[str, Any]]:
+        eval_id = stage2("own", **own)["eval_id"]
+        request = store / "own" / "reports" / eval_id / "request.json"
+        return eval_id, json.loads(request.read_text())
+
+    judged, request = evaluated(judge_class="tsgb:SimpleJudge")
+    assert request["judge_class"] == "tsgb:SimpleJudge"
+    assert evaluated(judge_class="tsgb:SimpleJudge")[0] == judged
+    assert evaluated(judge_class="tsgb:SimpleJudge", fresh=True)[0] != judged
+    asked, request = evaluated(target_class=[f"{__name__}:Mine"])
+    assert request["target_class"] == [f"{__name__}:Mine"]
+    assert evaluated(target_class=[f"{__name__}:Mine"])[0] != asked
 
 
 def test_runs_of_several_seeds_share_a_report(store: Path) -> None:

@@ -144,6 +144,25 @@ class TestEvalLocal:
         assert ended.code == 2
         assert "no usable checkpoint below" in ended.err.splitlines()[-1]
 
+    def test_a_module_that_only_the_run_names_is_not_imported(
+        self, tsgb: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever can write to the store can write this name, and a module where it is found."""
+        monkeypatch.syspath_prepend(Path.cwd())
+        Path("evilmod.py").write_text("open('pwned', 'w').close()\ndef go(world_seed): ...")
+        config = make_config(SMOKE, {"profile": "smoke", "env": "evilmod:go"})
+        open_run("checkpoints/local").write_text("config.json", config.canonical())
+        ended = tsgb("eval-local")
+        assert ended.code == 2
+        assert "names the environment 'evilmod:go', and its module was not" in ended.err
+        assert ended.err.splitlines()[-1].endswith("--env evilmod:go, or with --trust-config")
+        assert not Path("pwned").exists()
+        for way in (["--env", "evilmod:go"], ["--trust-config"]):
+            ended = tsgb("eval-local", *way)
+            assert ended.code == 2
+            assert "'evilmod:go' gives a NoneType without" in ended.err
+        assert Path("pwned").exists()
+
     def test_a_checkpoint_without_its_run(self, tsgb: Run, checkpoint: Path) -> None:
         ended = tsgb("eval-local")
         assert ended.code == 2

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from tsgb import SimpleJudge
+from tsgb import SimpleJudge, envs
 from tsgb.envs import customise, make_environment
 from tsgb.errors import ConfigError
 from tsgb.judges.plugins import StrictJudge
@@ -69,6 +69,13 @@ def test_one_that_this_user_named_is(mine: Path, trust: Trust) -> None:
 def test_a_module_that_gives_no_environment(mine: Path, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_environment(name, world_seed=0, trust=Trust.of(name))
+
+
+def test_the_readme_shows_a_world_that_works(mine: Path) -> None:
+    readme = (Path(envs.__file__).parent / "README.md").read_text()
+    (mine / "my_world.py").write_text(readme.split("```")[1])
+    env = make_environment("my_world:World", world_seed=0, trust=Trust.of("my_world:World"))
+    assert env.name == "my-world"
 
 
 class TestCustomise:
