@@ -1,4 +1,4 @@
-"""What a flow tells a person who watches: a listener per process, silent unless one is set.
+"""Progress for a person who watches a flow: one listener per process, silent unless one is set.
 
 It knows no Prefect. A flow's parameters are JSON, so a listener cannot be one of them; it travels
 in a context variable, which Prefect keeps for tasks that are called directly.
@@ -15,13 +15,26 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from tsgb.cloud.termination import Outcome
 from tsgb.processes import JobState
 
 UNSAVED_SECONDS = 120.0
-"""From here on a person is told how long ago the last save was."""
+"""Seconds since the last save from which on a person is told about it."""
+FIRST_SECONDS = 1.0
+"""Seconds after which a stage is long enough for a line."""
+ESTIMATE_SECONDS = 5.0
+"""Seconds of a piece of work after which its speed says something."""
+WAITS, DONE = "waits", "done"
+"""Texts of a worker that has not begun, and of one that has ended well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +45,42 @@ class Bar:
     """
 
     key: str
+    """Name of the worker within its stage: an arm, a part, a model."""
     done: int
+    """Steps that are done."""
     total: int
+    """Steps in all; 0 while that is unknown."""
     text: str = ""
+    """What it does now."""
 
 
 class Listener(Protocol):
     """Is told what happens."""
 
     def note(self, text: str) -> None:
-        """Something worth a line: a stage begins, a machine was lost."""
+        """Show something worth a line: a stage begins, a machine was lost."""
         ...
 
     def bars(self, stage: str, bars: Sequence[Bar]) -> None:
-        """The workers of a stage, at each look."""
+        """Show the workers of a stage; called at each look at them."""
         ...
 
 
 class Silent:
-    """Says nothing; for deployments, whose progress is in Prefect's UI."""
+    """Shows no progress; for deployments, whose progress is in Prefect's UI."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def bars(self, stage: str, bars: Sequence[Bar]) -> None:
-        """Nothing."""
+        """Show nothing."""
 
 
 _LISTENER: ContextVar[Listener] = ContextVar("tsgb_listener", default=Silent())  # noqa: B039 - has no state
 
 
 def listener() -> Listener:
-    """The one that is set here."""
+    """Return the listener that is set here."""
     return _LISTENER.get()
 
 
@@ -78,7 +95,11 @@ def listening(to: Listener) -> Generator[None]:
 
 
 def bar_of(state: JobState) -> Bar:
-    """Read a heartbeat: a trainer's (`step`, `total_steps`, `phase`) or an evaluation's."""
+    """Read a heartbeat of a worker that builds, trains or evaluates.
+
+    Their keys are `built`, `build_total`, `phase`; `step`, `total_steps`, `phase`, `round`; and
+    `done`, `total`, `label`.
+    """
     heartbeat: Mapping[str, Any] = state.progress
     if "build_total" in heartbeat:
         done, total = heartbeat.get("built", 0), heartbeat["build_total"]
@@ -96,28 +117,44 @@ def bar_of(state: JobState) -> Bar:
         done, total = heartbeat.get("done", 0), heartbeat.get("total", 0)
         text = str(heartbeat.get("label", ""))
     if state.outcome is Outcome.DONE:
-        text = "done"
+        text = DONE
     elif state.attempt is None:
-        text = "waits"
+        text = WAITS
     elif not heartbeat:
-        text = "starts"
+        text = "runs"
     return Bar(state.key, int(done), int(total), text)
 
 
 class Lines:
-    """A line on each note, and one about all workers every few seconds: for logs and pipes."""
+    """A line on each note, and one about a stage from time to time: for logs and pipes.
+
+    A stage has a line after its first second, when a worker passes another tenth of its work, and
+    every `every_seconds` in any case. A line says how far each worker is, and about how long it
+    still takes at its speed so far.
+    """
 
     def __init__(
         self,
         stream: TextIO,
-        every_seconds: float = 10.0,
+        every_seconds: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Print to a stream.
+
+        Args:
+            stream: Where lines go.
+            every_seconds: Most seconds between two lines about a stage; a third of it is the least.
+            clock: Seconds that never go back.
+        """
         self._stream = stream
         self._every_seconds = every_seconds
         self._clock = clock
         self._start = clock()
-        self._next = self._start + every_seconds
+        self._stage = ""
+        self._due = self._start
+        self._earliest = self._start
+        self._tenths: list[int] = []
+        self._paces: dict[str, _Pace] = {}
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -125,15 +162,56 @@ class Lines:
         self._stream.flush()
 
     def bars(self, stage: str, bars: Sequence[Bar]) -> None:
-        """Print a line if the last one is old enough."""
-        if self._clock() < self._next:
-            return
-        self._next = self._clock() + self._every_seconds
-        parts = [
-            f"{bar.key} {bar.done}/{bar.total} {bar.text}" if bar.total else f"{bar.key} {bar.text}"
-            for bar in bars
-        ]
-        self.note(f"{stage}: {'; '.join(parts)}")
+        """Print a line if there is news, or if the last line is old enough."""
+        now = self._clock()
+        if stage != self._stage:
+            self._stage, self._paces, self._tenths = stage, {}, []
+            self._due = self._earliest = now + FIRST_SECONDS
+        for bar in bars:
+            pace = self._paces.get(bar.key)
+            if pace is None or pace.total != bar.total or bar.done < pace.first_done:
+                self._paces[bar.key] = _Pace(now, bar.done, bar.total)
+        tenths = [10 * bar.done // bar.total for bar in bars if bar.total]
+        if now >= self._due or (now >= self._earliest and tenths != self._tenths):
+            self._tenths = tenths
+            self._due, self._earliest = now + self._every_seconds, now + self._every_seconds / 3
+            parts = [self._paces[bar.key].told(bar, now) for bar in bars]
+            self.note(f"{stage}: {'; '.join(parts)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """Since when a worker has been at a piece of work."""
+
+    start: float
+    """Time of the first look at it, in seconds of the listener's clock."""
+    first_done: int
+    """Steps that were done at that look."""
+    total: int
+    """Steps of the piece; a worker that builds models has one piece for each."""
+
+    def told(self, bar: Bar, now: float) -> str:
+        """Return the worker's part of a line."""
+        seconds = now - self.start
+        if not bar.total:
+            plain = bar.text in {WAITS, DONE} or seconds < ESTIMATE_SECONDS
+            return f"{bar.key} {bar.text}" + ("" if plain else f" for {duration(seconds)}")
+        told = f"{bar.key} {bar.done}/{bar.total} {bar.text}"
+        fresh = bar.done - self.first_done
+        if fresh <= 0 or seconds < ESTIMATE_SECONDS or bar.done >= bar.total:
+            return told
+        return f"{told}, about {duration(seconds * (bar.total - bar.done) / fresh)} left"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span for people.
+
+    >>> duration(42), duration(700), duration(9000)
+    ('42 s', '12 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class Bars:
@@ -145,6 +223,7 @@ class Bars:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
             console=console,
             transient=True,
@@ -153,12 +232,12 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
-        """Take over the bottom of the terminal."""
+        """Start to draw at the bottom of the terminal."""
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give it back."""
+        """Clear what was drawn."""
         self._progress.stop()
 
     def note(self, text: str) -> None:
@@ -166,7 +245,7 @@ class Bars:
         self._progress.console.print(text, markup=False, highlight=False)
 
     def bars(self, stage: str, bars: Sequence[Bar]) -> None:
-        """Draw them; a new stage takes the old one's place."""
+        """Draw the workers; a new stage takes the place of the one before."""
         if stage != self._stage:
             for task in self._tasks.values():
                 self._progress.remove_task(task)
@@ -183,7 +262,7 @@ class Bars:
 
 @contextmanager
 def watching(stream: TextIO | None = None) -> Generator[Listener]:
-    """Tell a person on stderr: bars on a terminal, lines elsewhere."""
+    """Show progress on stderr, or `stream`: bars on a terminal, lines elsewhere."""
     console = Console(file=stream or sys.stderr)
     if console.is_terminal:
         with Bars(console) as bars, listening(bars):

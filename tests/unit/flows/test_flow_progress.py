@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -15,7 +18,7 @@ from tsgb.processes import Attempt, JobState
 @pytest.mark.parametrize(
     ("heartbeat", "outcome", "bar"),
     [
-        pytest.param({}, None, Bar("sft", 0, 0, "starts"), id="no-heartbeat-yet"),
+        pytest.param({}, None, Bar("sft", 0, 0, "runs"), id="no-heartbeat-yet"),
         pytest.param(
             {"step": 3, "total_steps": 9, "phase": "guard", "round": 1},
             None,
@@ -57,18 +60,73 @@ def test_heartbeats_become_bars(
     assert bar_of(state) == bar
 
 
-def test_lines_are_printed_every_ten_seconds() -> None:
-    now = 0.0
-    stream = io.StringIO()
-    lines = Lines(stream, every_seconds=10.0, clock=lambda: now)
-    for second in range(25):
-        now = float(second)
-        lines.bars("segment 0", [Bar("selfplay", second, 99, "guard"), Bar("sft", 0, 0, "waits")])
-    lines.note("lost one")
-    assert stream.getvalue().splitlines() == [
-        "[    10 s] segment 0: selfplay 10/99 guard; sft waits",
-        "[    20 s] segment 0: selfplay 20/99 guard; sft waits",
-        "[    24 s] lost one",
+@dataclass
+class Clock:
+    """A clock that a test sets."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def told(looks: Iterable[tuple[float, str, list[Bar]]]) -> list[str]:
+    """The lines about these looks, each at its second."""
+    stream, clock = io.StringIO(), Clock()
+    lines = Lines(stream, every_seconds=30.0, clock=clock)
+    for clock.now, stage, bars in looks:
+        lines.bars(stage, bars)
+    return stream.getvalue().splitlines()
+
+
+def test_a_long_stage_says_how_far_it_is_and_how_long_it_takes() -> None:
+    looks = [(float(s), "segment 0", [Bar("sft", s, 400, "guard")]) for s in range(401)]
+    lines = told(looks)
+    assert lines[:3] == [
+        "[     1 s] segment 0: sft 1/400 guard",
+        "[    31 s] segment 0: sft 31/400 guard, about 6 min left",
+        "[    41 s] segment 0: sft 41/400 guard, about 6 min left",
+    ]
+    assert lines[-1] == "[   391 s] segment 0: sft 391/400 guard, about 9 s left"
+    seconds = [int(line[1:7]) for line in lines]
+    assert all(10 <= b - a <= 30 for a, b in pairwise(seconds))
+
+
+def test_a_short_stage_has_few_lines() -> None:
+    lines = told((s / 10, "segment 0", [Bar("sft", s, 90, "guard")]) for s in range(91))
+    assert lines == ["[     1 s] segment 0: sft 10/90 guard"]
+    assert told([(0.0, "verify", [Bar("r1", 1, 9)]), (0.5, "verify", [Bar("r1", 9, 9)])]) == []
+
+
+def test_a_stage_without_heartbeats_says_for_how_long_it_runs() -> None:
+    looks = [(float(s), "report", [Bar("a", 0, 0, "runs"), Bar("b", 0, 0, "waits")]) for s in (0,)]
+    looks += [(float(s), "report", looks[0][2]) for s in range(1, 121)]
+    assert told(looks)[::2] == [
+        "[     1 s] report: a runs; b waits",
+        "[    61 s] report: a runs for 61 s; b waits",
+    ]
+
+
+def test_each_model_and_each_stage_has_an_estimate_of_its_own() -> None:
+    looks = [
+        (0.0, "building models", [Bar("part 1", 0, 0, "runs")]),
+        (1.0, "building models", [Bar("part 1", 0, 0, "runs")]),
+        (100.0, "building models", [Bar("part 1", 50, 600, "build base")]),
+        (150.0, "building models", [Bar("part 1", 100, 600, "build base")]),
+        (700.0, "building models", [Bar("part 1", 1, 200, "build B_near")]),
+        (731.0, "building models", [Bar("part 1", 32, 200, "build B_near")]),
+        (732.0, "segment 0", [Bar("part 1", 150, 200, "guard")]),
+        (733.0, "segment 0", [Bar("part 1", 150, 200, "guard")]),
+        (763.0, "segment 0", [Bar("part 1", 160, 200, "guard")]),
+    ]
+    assert [line.partition(": ")[2] for line in told(looks)] == [
+        "part 1 runs",
+        "part 1 50/600 build base",
+        "part 1 100/600 build base, about 8 min left",
+        "part 1 1/200 build B_near",
+        "part 1 32/200 build B_near, about 3 min left",
+        "part 1 150/200 guard",
+        "part 1 160/200 guard, about 2 min left",
     ]
 
 
