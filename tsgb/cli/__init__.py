@@ -49,9 +49,12 @@ app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
 
 
 def main() -> None:
-    """Entry point: errors of ours, and of the parser, become one line and their exit code."""
-    # So that `--env mine:World` works in the console script as it does under `python -m`.
-    sys.path.append(os.getcwd())  # noqa: PTH109 - a string is what goes there
+    """Run the command line: expected errors become one line on stderr and their exit code."""
+    try:
+        # So that `--env mine:World` works in the console script as it does under `python -m`.
+        sys.path.append(os.getcwd())  # noqa: PTH109 - a string is what goes there
+    except FileNotFoundError:
+        sys.exit(_fail("the working directory was deleted: change to another one", ExitCode.USAGE))
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     sys.exit(_run())
@@ -77,7 +80,7 @@ def _run() -> int:
 
 
 def _usage(error: typer.TyperException) -> int:
-    """The parser's complaint, with the value that it is about and the way out."""
+    """Print the parser's complaint, with the value that it is about and the way out."""
     context = getattr(error, "ctx", None)
     command = "tsgb" if context is None else context.command_path
     given = _given(getattr(getattr(error, "param", None), "opts", ()))
@@ -88,7 +91,7 @@ def _usage(error: typer.TyperException) -> int:
 
 
 def _given(names: Sequence[str]) -> str | None:
-    """What stands on the command line for an option; the parser's messages leave it out."""
+    """Return the value on the command line for an option; the parser's messages leave it out."""
     for index, word in enumerate(sys.argv):
         name, equals, value = word.partition("=")
         if name in names and name.startswith("-"):  # an argument may be called as its command is
@@ -97,6 +100,6 @@ def _given(names: Sequence[str]) -> str | None:
 
 
 def _fail(message: str, code: int) -> int:
-    """One line on stderr, whatever the message holds."""
+    """Print one line on stderr, whatever the message holds, and return the exit code."""
     typer.echo(f"tsgb: {' '.join(message.split())}", err=True)
     return int(code)

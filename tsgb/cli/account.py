@@ -1,4 +1,4 @@
-"""What commands about rented machines need: settings, the account, the store; no decisions."""
+"""The account that rents machines and the runs of its deployment, as commands need them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from tsgb.settings import Settings, load_settings
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """Settings and the store that goes with them.
+class AccountContext:
+    """Settings of the account, and the runs that it rents for.
 
-    Example: `Account.read(vast_url=None, store=None).provider()`
+    Example: `AccountContext.read(vast_url=None, store=None).provider()`
     """
 
     settings: Settings
+    """Settings of this process."""
     runs: DeploymentRuns
+    """Runs of this deployment in the store."""
 
     @classmethod
     def read(cls, vast_url: str | None, store: str | None) -> Self:
-        """From the environment; what a command was given wins."""
+        """Read the environment; the options of a command win over it."""
         settings = settings_at(load_settings(), vast_url)
         runs = DeploymentRuns(
             url=canonical_url(settings.default_store if store is None else store),
@@ -36,7 +38,7 @@ class Account:
 
     @property
     def skew(self) -> timedelta:
-        """By how much clocks may differ."""
+        """Span by which clocks may differ."""
         return timedelta(seconds=self.settings.skew_seconds)
 
     def provider(self) -> Provider:
@@ -48,11 +50,11 @@ class Account:
         return provider_of(self.settings)
 
     def inventory(self, provider: Provider) -> Inventory:
-        """Every instance, and what covers it."""
+        """Return every instance, and the lease that covers it."""
         deployment = self.settings.deployment
         return take_inventory(provider, self.runs, deployment, now=utc, skew=self.skew)
 
 
 def utc() -> datetime:
-    """The time of day."""
+    """Return the time of day."""
     return datetime.now(UTC)

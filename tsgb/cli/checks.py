@@ -1,10 +1,10 @@
-"""What `tsgb doctor` looks at: each check says what it found and the way out."""
+"""Checks of `tsgb doctor`: each says what it found and the way out."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -15,14 +15,14 @@ import httpx
 from flows.renting import terms_of
 from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.urls import local_path
-from tsgb.cli.account import Account, utc
+from tsgb.cli.account import AccountContext, utc
 from tsgb.cli.output import place
 from tsgb.cloud.connect import check_url, connect
 from tsgb.cloud.provider import Provider, is_loopback
-from tsgb.errors import ProviderAuthError, ProviderError, StoreError
+from tsgb.errors import ConfigError, ProviderAuthError, ProviderError, StoreError
 from tsgb.settings import Settings
 
-_PATIENCE_SECONDS = 5.0
+_TIMEOUT_SECONDS = 5.0
 _CACHE_GIB = 4.0
 _IMAGE = re.compile(
     r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
@@ -32,19 +32,22 @@ _MORE_SCOPES = "instance_write shows only when something is rented or destroyed"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line.
+    """One line of `tsgb doctor`.
 
     Example: `Check("credit", True, "$25.00, budget of a run $5.00")`
     """
 
     name: str
+    """The thing that was looked at."""
     ok: bool | None
-    """None: it could not be looked at, or need not."""
+    """Whether it is well; None if it could not be looked at, or need not."""
     found: str
+    """Finding, for people."""
     way_out: str = ""
+    """Advice for a check that is not well; empty otherwise."""
 
 
-def all_checks(account: Account) -> list[Check]:
+def all_checks(account: AccountContext) -> list[Check]:
     """Look at everything; no check depends on one before it but those that ask with the key."""
     settings = account.settings
     return [
@@ -72,11 +75,11 @@ def _service(settings: Settings) -> Iterator[Check]:
         )
     else:
         try:
-            with connect(key, url, retry_seconds=_PATIENCE_SECONDS) as provider:
+            with connect(key, url, retry_seconds=_TIMEOUT_SECONDS) as provider:
                 yield from _account(settings, provider)
         except ProviderAuthError as error:  # this cannot be a key
             yield Check("key", False, str(error))
-    yield clock_check(url, utc(), timedelta(seconds=settings.skew_seconds))
+    yield clock_check(url, utc, timedelta(seconds=settings.skew_seconds))
 
 
 def _account(settings: Settings, provider: Provider) -> Iterator[Check]:
@@ -115,30 +118,33 @@ def _budget(settings: Settings) -> Check:
     return Check("budget", False, found, "nothing is rented for that: set TSGB_BUDGET")
 
 
-def clock_check(url: str, now: datetime, skew: timedelta) -> Check:
-    """Compare with the service's clock, which everybody can read.
+def clock_check(url: str, now: Callable[[], datetime], skew: timedelta) -> Check:
+    """Compare this machine's clock with that of the service, which needs no key.
 
     Args:
-        url: Of the service, or of any server.
-        now: By this machine's clock.
-        skew: By how much clocks may differ.
+        url: URL of the service, or of any server.
+        now: This machine's clock.
+        skew: Span by which clocks may differ.
     """
+    asked = now()
     try:
-        answer = httpx.get(url, timeout=_PATIENCE_SECONDS, trust_env=not is_loopback(url))
+        answer = httpx.get(url, timeout=_TIMEOUT_SECONDS, trust_env=not is_loopback(url))
         theirs = parsedate_to_datetime(answer.headers["date"])
     except (httpx.HTTPError, KeyError, ValueError) as error:
         reason = "sends no date" if isinstance(error, KeyError) else f"{error}"
         return Check("clock", None, f"not compared: {url}: {reason}")
-    off = (now - theirs.replace(tzinfo=theirs.tzinfo or UTC)).total_seconds()
-    words = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} {url}"
+    theirs = theirs.replace(tzinfo=theirs.tzinfo or UTC)
+    nearest = min(max(theirs, asked), now())  # the answer was written at some time in between
+    off = (nearest - theirs).total_seconds()
+    offset = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} {url}"
     if abs(off) <= 2:
         return Check("clock", True, f"as that of {url}")
     if abs(off) < skew.total_seconds():
-        return Check("clock", True, f"{words}, which is borne (TSGB_SKEW_SECONDS)")
+        return Check("clock", True, f"{offset}, within TSGB_SKEW_SECONDS")
     return Check(
         "clock",
         False,
-        f"{words}; {skew.total_seconds():.0f} s are borne",
+        f"{offset}; TSGB_SKEW_SECONDS allows {skew.total_seconds():.0f} s",
         "set this machine's clock (NTP): leases are judged by it",
     )
 
@@ -146,13 +152,13 @@ def clock_check(url: str, now: datetime, skew: timedelta) -> Check:
 # -- this machine --------------------------------------------------------------------------
 
 
-def _store(account: Account) -> Iterator[Check]:
+def _store(account: AccountContext) -> Iterator[Check]:
     runs, settings = account.runs, account.settings
     name, content = f"doctor-{token_hex(4)}.txt", token_hex(16).encode()
     where = place(runs.url)
     try:
         files = open_filesystem(
-            runs.url, runs.user, runs.password, deadline_seconds=_PATIENCE_SECONDS
+            runs.url, runs.user, runs.password, deadline_seconds=_TIMEOUT_SECONDS
         )
         files.write(name, content)
         same = files.read(name) == content
@@ -176,12 +182,10 @@ def _store(account: Account) -> Iterator[Check]:
 
 
 def _disk(settings: Settings) -> Check:
-    there = next(
-        path
-        for path in (settings.cache_dir, *settings.cache_dir.absolute().parents)
-        if path.exists()
-    )
-    free = shutil.disk_usage(there).free / 2**30
+    try:
+        free = shutil.disk_usage(settings.make_cache_dir()).free / 2**30
+    except ConfigError as error:
+        return Check("disk", False, str(error))
     found = f"{free:.1f} GiB free for {settings.cache_dir}, which takes up to {_CACHE_GIB:g}"
     if free >= _CACHE_GIB:
         return Check("disk", True, found)
@@ -192,13 +196,22 @@ def _prefect() -> Check:
     try:
         import prefect
         from prefect.settings import get_current_settings
+
+        url = get_current_settings().api.url
     except ImportError as error:
         return Check("prefect", False, f"{error}", "install tsgb anew")
-    url = get_current_settings().api.url
+    except ValueError as error:
+        return Check(
+            "prefect",
+            False,
+            f"its settings cannot be read: {' '.join(str(error).split())}",
+            "mend its variables, .env, prefect.toml or pyproject.toml here; `tsgb experiment` "
+            "needs none of them",
+        )
     if url is None:
         return Check("prefect", True, f"{prefect.__version__}; no server, tsgb brings its own")
     try:
-        httpx.get(f"{url}/health", timeout=_PATIENCE_SECONDS).raise_for_status()
+        httpx.get(f"{url}/health", timeout=_TIMEOUT_SECONDS).raise_for_status()
     except httpx.HTTPError as error:
         return Check(
             "prefect",

@@ -1,4 +1,4 @@
-"""`tsgb doctor`: whether a run on rented machines would work from here, a line a thing."""
+"""`tsgb doctor`: check whether a run on rented machines would work from here."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def doctor(
 
     It reads, and writes and deletes one small file in the store; it costs nothing.
     """
-    from tsgb.cli.account import Account
+    from tsgb.cli.account import AccountContext
     from tsgb.cli.checks import all_checks
     from tsgb.cli.output import console, print_json
     from tsgb.errors import ExitCode
 
-    checks = all_checks(Account.read(vast_url, store))
+    checks = all_checks(AccountContext.read(vast_url, store))
     if as_json:
         print_json(
             {

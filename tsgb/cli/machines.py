@@ -1,4 +1,4 @@
-"""`tsgb machines ...` and `tsgb reap`: the instances of the account, and the end of them."""
+"""`tsgb machines ...` and `tsgb reap`: list and destroy the instances of the account."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def machines_ls(
 ) -> None:
     """List all instances of the account: what each costs, and which lease covers it."""
     from tsgb.cli import machine_tables as tables
-    from tsgb.cli.account import Account
+    from tsgb.cli.account import AccountContext
 
-    account = Account.read(vast_url, store)
+    account = AccountContext.read(vast_url, store)
     with account.provider() as provider:
         inventory = account.inventory(provider)
     tables.say_list(inventory, as_json=as_json)
@@ -43,10 +43,10 @@ def machines_destroy(
 
     from flows.renting import patience_of
     from tsgb.cli import machine_tables as tables
-    from tsgb.cli.account import Account, utc
+    from tsgb.cli.account import AccountContext, utc
     from tsgb.cloud.terminate_by_hand import pick, terminate_by_hand
 
-    account = Account.read(vast_url, store)
+    account = AccountContext.read(vast_url, store)
     settings = account.settings
     grace = patience_of(settings).grace_seconds + settings.lease_poll_seconds
     with account.provider() as provider:
@@ -86,10 +86,10 @@ def reap(
     import time
 
     from tsgb.cli import machine_tables as tables
-    from tsgb.cli.account import Account, utc
+    from tsgb.cli.account import AccountContext, utc
     from tsgb.cloud import reaper
 
-    account = Account.read(vast_url, store)
+    account = AccountContext.read(vast_url, store)
     with account.provider() as provider:
         found = reaper.reap(
             provider,

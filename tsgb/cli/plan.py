@@ -1,4 +1,4 @@
-"""`tsgb plan`: what a run would take on rented machines, before a cent is spent."""
+"""`tsgb plan`: forecast hours and dollars of a run on rented machines; nothing is rented."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def plan(
     from dataclasses import replace
 
     from flows.renting import terms_of
-    from tsgb.cli.account import Account, utc
+    from tsgb.cli.account import AccountContext, utc
     from tsgb.cloud.history import Left, measure, read_track
     from tsgb.cloud.planning import make_plan
     from tsgb.cloud.pricing import in_dollars
 
     if hours is not None and run_id is not None:
         raise UsageError("--hours and --run-id both say how much is left: give one of them")
-    account = Account.read(vast_url, store)
+    account = AccountContext.read(vast_url, store)
     terms = terms_of(account.settings, budget, max_price)
     with account.provider() as provider:
         if run_id is not None:
@@ -190,7 +190,7 @@ def _best(best: Appraisal | None) -> dict[str, Any] | None:
 
 
 def _quantiles(of: Quantiles) -> dict[str, float | None]:
-    """JSON knows no infinity: a run that never ends has null."""
+    """Return quantiles for JSON, which knows no infinity: a run that never ends has null."""
     from math import isfinite
 
     named = zip(("p10", "p50", "p90"), _three(of), strict=True)

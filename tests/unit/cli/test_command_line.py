@@ -260,3 +260,10 @@ def test_the_profiles_of_the_help_are_those_of_the_config() -> None:
 )
 def test_overrides(given: Sequence[str], expected: dict[str, Any]) -> None:
     assert options.parse_overrides(given) == expected
+
+
+def test_a_working_directory_that_was_deleted(tsgb: Run) -> None:
+    Path.cwd().rmdir()
+    ended = tsgb("checkpoint", "ls")
+    assert ended.code == 2
+    assert ended.err == "tsgb: the working directory was deleted: change to another one\n"
