@@ -51,7 +51,7 @@ class Bar:
     total: int
     """Steps in all; 0 while that is unknown."""
     text: str = ""
-    """What it does now."""
+    """Current work, for people: a phase, a model, a state."""
 
 
 class Listener(Protocol):
@@ -181,7 +181,7 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class _Pace:
-    """Since when a worker has been at a piece of work."""
+    """The start of a worker's piece of work, from which its speed is taken."""
 
     start: float
     """Time of the first look at it, in seconds of the listener's clock."""

@@ -1,4 +1,4 @@
-"""What a run is: frozen, validated, hashed. It reads no environment and knows no torch.
+"""The configuration of a run: frozen, validated, hashed. It reads no environment, knows no torch.
 
 A `RunConfig` plus the code version determines every byte of a training run. Environments bring
 their own sizes through `Environment.profile`; the defaults here are those of the glyph world.
@@ -24,30 +24,40 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Profile(StrEnum):
-    """How much is spent."""
+    """The scale of a run: how much compute it may take."""
 
     SMOKE = "smoke"
+    """About a minute: enough to see every step work."""
     DEMO = "demo"
+    """Minutes on two cores: enough to see an effect."""
     PAPER = "paper"
+    """Hours: five seeds, and the ablations."""
 
 
 class Arm(StrEnum):
-    """What is trained: self-play, its baselines at equal guard steps, and its ablations."""
+    """A variant that is trained: self-play, its baselines at equal guard steps, its ablations."""
 
     SELFPLAY = "selfplay"
+    """Attacker and guard learn in turn; all other arms are measured against it."""
     SFT = "sft"
-    """Static labelled data only."""
+    """The guard learns from static labelled data only."""
     FROZEN = "frozen"
-    """Against the warmed-up attacker, which never learns again (same novelty and quotas)."""
+    """The guard learns against the warmed-up attacker, which never learns again (same novelty and
+    quotas)."""
     NO_POOL = "no_pool"
+    """Attacks of earlier rounds are not replayed."""
     NO_TWINS = "no_twins"
+    """The guard sees no benign twins of attacks."""
     NO_REPLAY = "no_replay"
+    """The guard has no language-model loss on unlabelled text."""
     NO_QUOTA = "no_quota"
-    """No attack's opening (technique) is prescribed: the attacker has to find it."""
+    """No opening (technique) of an attack is prescribed: the attacker has to find it."""
     FROZEN_NO_QUOTA = "frozen_no_quota"
-    """What `no_quota` is measured against."""
+    """The frozen attacker without a quota, which `no_quota` is measured against."""
     EXACT_PG = "exact_pg"
+    """The guard's policy gradient is computed exactly, over both verdicts."""
     SAMPLED_PG = "sampled_pg"
+    """The guard's policy gradient is estimated from a sampled verdict."""
 
 
 BASELINES = (Arm.SFT, Arm.FROZEN)
@@ -56,11 +66,11 @@ ABLATIONS = (Arm.NO_POOL, Arm.NO_TWINS, Arm.NO_REPLAY, Arm.NO_QUOTA, Arm.FROZEN_
 LOSSES = (Arm.EXACT_PG, Arm.SAMPLED_PG)
 """Other losses of the guard, on request."""
 SEEDS = {Profile.SMOKE: 1, Profile.DEMO: 1, Profile.PAPER: 5}
-"""How many an experiment trains, from its own on."""
+"""Number of seeds that an experiment trains, from its own on."""
 
 
 def default_arms(profile: Profile) -> tuple[Arm, ...]:
-    """Self-play and its baselines; the ablations too where there is time for them."""
+    """Return self-play and its baselines; with the ablations where there is time for them."""
     arms = (Arm.SELFPLAY, *BASELINES)
     return (*arms, *ABLATIONS) if profile is Profile.PAPER else arms
 
@@ -84,148 +94,202 @@ class AttackerConfig(_Frozen):
     """The attacker's supervised start and its leave-one-out policy gradient."""
 
     sft_steps: Count = 150
+    """Updates of the supervised start."""
     sft_batch: Positive = 64
+    """Demonstrations in an update of the supervised start."""
     sft_lr: float = 1e-3
+    """Learning rate of the supervised start."""
     lr: float = 7e-4
+    """Learning rate of the policy gradient."""
     warmup_steps: Count = 40
     """Updates on the bare surrogate, before any guard is in the way."""
     group_size: Annotated[int, Field(ge=2)] = 4
-    """K prompts a scenario; each one's baseline is the mean reward of the other K - 1."""
+    """K prompts a scenario; the baseline of each is the mean reward of the other K - 1."""
     scenarios_per_step: Positive = 40
+    """Scenarios in an update; each has a group of prompts."""
     benign_share: Share = 0.2
+    """Share of the scenarios that are benign, on which the attacker provokes false alarms."""
     forced_share: Share = 0.3
     """Share of groups whose opening (technique) is drawn uniformly: a quota against collapse."""
     temperature: float = 1.0
+    """Sampling temperature of the attacker's prompts."""
     max_new_tokens: Positive = 17
+    """Most tokens of a prompt that the attacker writes."""
     kl: float = 0.02
+    """Weight of the KL divergence from the untrained base, in nats per token."""
     entropy: float = 0.01
+    """Weight of the entropy bonus per token."""
     clip: float = 0.2
+    """Half-width of the interval around 1 to which probability ratios are clipped."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to this Euclidean norm."""
     found_bonus: float = 0.2
-    """lambda_v: paid for a violation even if the guard would have blocked it."""
+    """Reward lambda_v of any violation, even of one that the guard would have blocked."""
     novelty: float = 0.3
-    """lambda / sqrt(1 + n(signature)), paid only if faithful and violating."""
+    """Weight lambda of the bonus lambda / sqrt(1 + n(signature)), paid only if the attack is
+    faithful and violates."""
     unfaithful_reward: float = -0.3
+    """Reward of an attack that is malformed or about another scenario."""
     false_alarm_reward: float = 0.3
-    """Times p_block, on benign scenarios."""
+    """Reward on benign scenarios, times p_block."""
     guard_temperature: float = 2.0
-    """T in p_block = sigmoid((z - tau) / T)."""
+    """Temperature T in p_block = sigmoid((z - tau) / T)."""
     anneal: Share = 0.3
-    """The guard's weight rises from 0 to 1 over this share of each attacker phase."""
+    """Share of each attacker phase over which the guard's weight rises from 0 to 1."""
 
 
 class GuardConfig(_Frozen):
     """The guard's supervised start and its policy gradient."""
 
     loss: Literal["exact_pg", "weighted_ce", "sampled_pg"] = "weighted_ce"
-    """Both gradients of the policy die where the guard is confidently wrong; on four tuning seeds
-    that cost self-play and the frozen baseline half of their protection alike."""
+    """Loss of the policy phase. Both gradients of the policy die where the guard is confidently
+    wrong; on four tuning seeds that cost self-play and the frozen baseline half of their protection
+    alike."""
     sft_steps: Count = 150
+    """Updates of the supervised start."""
     sft_batch: Positive = 128
+    """Labelled prompts in an update of the supervised start."""
     sft_lr: float = 1e-3
+    """Learning rate of the supervised start."""
     lr: float = 7e-4
+    """Learning rate at the start of the policy phase."""
     lr_final: Share = 0.1
-    """The rate decays linearly to this share of `lr` over the whole run's guard updates."""
+    """Share of `lr` to which the rate decays linearly over all guard updates of the run."""
     batch: Positive = 192
+    """Prompts in an update of the policy phase."""
     current_share: Share = 0.2
-    """Of the batch: attacks of this round."""
+    """Share of the batch: attacks of this round."""
     pool_share: Share = 0.15
+    """Share of the batch: attacks of earlier rounds."""
     twins_share: Share = 0.1
-    """The rest of the batch is clean: static harmful and benign, and wide benign traffic."""
+    """Share of the batch: benign twins of attacks. The rest is clean: static harmful and benign
+    prompts, and wide benign traffic."""
     reward_miss: float = -2.0
-    """Allowing a prompt that violates. Blocking anything harmful earns +1."""
+    """Reward of allowing a prompt that violates. Blocking anything harmful earns +1."""
     reward_lucky: float = -0.5
-    """Allowing a harmful prompt that the surrogate did not fall for."""
+    """Reward of allowing a harmful prompt that the surrogate did not fall for."""
     kl: float = 0.0
-    """To the base's own verdict."""
+    """Weight of the KL divergence from the verdict of the untrained base."""
     entropy: float = 0.02
+    """Weight of the entropy bonus of the verdict."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to this Euclidean norm."""
     lm_replay: float = 0.5
     """Weight of the language-model loss on unlabelled text."""
     replay_batch: Positive = 64
+    """Unlabelled texts in an update."""
     dual_lr: float = 1.0
     """Ascent rate of mu, the extra price of a false positive."""
     dual_max: float = 4.0
+    """Upper bound of mu."""
 
 
 class SelfPlayConfig(_Frozen):
-    """The outer loop."""
+    """The outer loop of self-play."""
 
     rounds: Count = 5
+    """Rounds, each with an attacker phase and a guard phase."""
     attacker_steps: Count = 30
+    """Attacker updates in a round."""
     guard_steps: Count = 100
+    """Guard updates in a round."""
     pool: bool = True
-    """Replay attacks of earlier rounds, weighted by the Hedge mixture over the payoff matrix."""
+    """Whether attacks of earlier rounds are replayed, weighted by the Hedge mixture over the payoff
+    matrix."""
     twins: bool = True
+    """Whether the guard sees benign twins of attacks."""
     reinitialise: bool = True
-    """Attackers start from the warm-up and from the supervised start in turn."""
+    """Whether attackers restart from the warm-up and from the supervised start in turn."""
     buffer: Positive = 1024
-    """Newest attacks kept of the current round."""
+    """Number of the newest attacks of the round that are kept."""
     resample: Share = 0.5
     """Share of the buffer that is sampled anew from the round's final attacker, with the opening
     quota, when its phase ends; the rest is what it wrote while it learned."""
     payoff_attacks: Positive = 256
-    """Attacks a pool member is represented by."""
+    """Number of attacks by which a member of the pool is represented."""
 
 
 class CalibrationConfig(_Frozen):
     """The operating point: Neyman-Pearson order statistic on benign calibration prompts."""
 
     fpr: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Rate of false positives alpha that the threshold must not exceed."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Probability that the threshold's true rate exceeds alpha all the same."""
     num: Positive = 1500
+    """Benign prompts in the calibration sample."""
     hard_share: Share = 0.0
     """Share of hard-benign prompts in the calibration sample."""
     twins_share: Share = 0.0
+    """Share of benign twins of attacks in the calibration sample."""
 
 
 class EvaluationConfig(_Frozen):
-    """Stage 2."""
+    """The effort of stage 2."""
 
     best_responses: Positive = 3
-    """Fresh attackers a guard and target, each from its own supervised start; the worst counts."""
+    """Fresh attackers for each guard and target, each from its own supervised start; the worst
+    counts."""
     warmup_steps: Count = 30
+    """Updates of a fresh attacker on the bare target."""
     attack_steps: Count = 40
+    """Updates of a fresh attacker against the guarded target."""
     reserved: bool = True
     """Whether best responses may use the techniques that training never showed."""
     prompts: Positive = 768
-    """Attack attempts a best response is scored on (test scenarios)."""
+    """Attack attempts that a best response is scored on (test scenarios)."""
     scripted: Positive = 1000
-    """Prompts a scripted stream."""
+    """Prompts in each scripted stream."""
     variance_batches: Count = 60
     """Batches that the variance of the guard's policy gradient is measured on; 0: not measured."""
     bootstrap: Positive = 10_000
+    """Resamples of the cluster bootstrap."""
     max_error_rate: Share = 0.02
+    """Share of items without an outcome above which an evaluation is invalid."""
 
 
 class Phase(NamedTuple):
     """Updates [start, stop) of one kind."""
 
     kind: Literal["sft_attacker", "warmup", "sft_guard", "attacker", "guard"]
+    """Player, and whether it imitates or plays."""
     round: int
+    """Round of self-play, from 0; 0 before the first one."""
     start: int
+    """First update."""
     stop: int
+    """Update after the last one."""
 
 
 class RunConfig(_Frozen):
     """Everything that determines a training run."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
+    """Version of this layout in stored files."""
     profile: Profile = Profile.DEMO
+    """Scale that the sizes below come from."""
     env: str = "glyph"
+    """World: `glyph`, `canary`, or `module:attribute`."""
     world_seed: Count = 0
-    """Draws the world: hidden policy, weaknesses of the targets, their weights."""
+    """Seed of the world: hidden policy, weaknesses of the targets, their weights."""
     seed: Count = 0
-    """Draws everything that happens in the world."""
+    """Seed of all that happens in the world."""
     arm: Arm = Arm.SELFPLAY
+    """Variant that is trained."""
     model: ModelConfig = ModelConfig()
+    """How a role's weights sit on the base."""
     attacker: AttackerConfig = AttackerConfig()
+    """How the attacker learns."""
     guard: GuardConfig = GuardConfig()
+    """How the guard learns."""
     selfplay: SelfPlayConfig = SelfPlayConfig()
+    """The outer loop of self-play."""
     calibration: CalibrationConfig = CalibrationConfig()
+    """How the operating point is chosen."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """The effort of stage 2."""
     segments: Positive = 3
-    """Prefect task runs that the training is cut into."""
+    """Prefect task runs into which the training is cut."""
     checkpoint_interval: Positive | None = None
     """Updates between two checkpoints; None: a time, from measured stall and failures."""
 
@@ -247,15 +311,15 @@ class RunConfig(_Frozen):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of the canonical JSON."""
+        """The sha256 (hex) of the canonical JSON."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
     def canonical(self) -> str:
-        """Canonical JSON: sorted keys, no spaces."""
+        """Return the canonical JSON: sorted keys, no spaces."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     def phases(self) -> list[Phase]:
-        """The schedule: which update is of which kind."""
+        """Return the schedule: which update is of which kind."""
         plan: list[tuple[Any, int, int]] = []
         if self.arm is not Arm.SFT:
             plan += [
@@ -277,12 +341,12 @@ class RunConfig(_Frozen):
 
     @property
     def total_steps(self) -> int:
-        """Updates of the whole run, both players and their supervised starts."""
+        """Number of updates of the run, both players and their supervised starts."""
         phases = self.phases()
         return phases[-1].stop if phases else 0
 
     def segment_target(self, index: int) -> int:
-        """The update at which segment `index` (from 0) ends."""
+        """Return the update at which segment `index` (from 0) ends."""
         return self.total_steps * (index + 1) // self.segments
 
 
@@ -340,7 +404,7 @@ def parse_config(text: str | bytes, origin: str) -> RunConfig:
 
 
 def arm_overrides(arm: Arm) -> dict[str, Any]:
-    """What an arm changes in the self-play recipe; everything else is equal."""
+    """Return the overrides by which an arm differs from the self-play recipe."""
     changes: dict[Arm, dict[str, Any]] = {
         Arm.NO_POOL: {"selfplay": {"pool": False}},
         Arm.NO_TWINS: {"selfplay": {"twins": False}},
@@ -354,7 +418,7 @@ def arm_overrides(arm: Arm) -> dict[str, Any]:
 
 
 def arm_run_id(run_id: str, arm: Arm) -> str:
-    """Run id of an arm: the main run's own for self-play, a sibling's otherwise."""
+    """Return the run id of an arm: the main run's own for self-play, a sibling's otherwise."""
     return run_id if arm is Arm.SELFPLAY else f"{run_id}.{arm.value}"
 
 

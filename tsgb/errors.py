@@ -65,7 +65,7 @@ class ConfigError(UsageError):
 
 
 class CheckpointError(UsageError):
-    """No checkpoint, or none that verifies."""
+    """The store holds no checkpoint there, or none that verifies."""
 
 
 class StoreError(UsageError):
@@ -73,13 +73,13 @@ class StoreError(UsageError):
 
 
 class StoreFull(StoreError):
-    """No space left; what was committed before is untouched."""
+    """The store has no space left; what was committed before is untouched."""
 
     exit_code = ExitCode.STORE_FULL
 
 
 class StoreUnreachable(StoreError):
-    """No answer within the time for retries: what was committed is safe, a later try may work."""
+    """The store did not answer within the time for retries; a later try may work."""
 
     exit_code = ExitCode.STORE_UNREACHABLE
 
@@ -91,13 +91,13 @@ class LeaseLost(TSGBError):
 
 
 class BudgetReached(TSGBError):
-    """No money for another machine: raise the budget and go on from the last checkpoint."""
+    """The money for machines is used up: raise the budget and go on from the last checkpoint."""
 
     exit_code = ExitCode.BUDGET
 
 
 class NoOffer(TSGBError):
-    """No machine can be rented on these terms; what was trained is kept."""
+    """The market has no machine on these terms; what was trained is kept."""
 
     exit_code = ExitCode.NO_OFFER
 
@@ -175,11 +175,11 @@ class ProviderRateLimited(ProviderError):
 
 
 class ProviderSearchQuota(ProviderRateLimited):
-    """No more searches for `wait_seconds`; other calls go on."""
+    """The service allows no more searches for `wait_seconds`; other calls go on."""
 
 
 class ProviderUnreachable(ProviderError):
-    """No answer in time, or none that says what was asked: what is there is unknown."""
+    """The service gave no usable answer in time: the state of what was asked about is unknown."""
 
 
 class ProviderAmbiguous(ProviderError):

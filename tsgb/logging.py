@@ -1,4 +1,4 @@
-"""What a process says about itself, on stderr: lines for people, JSON for log collectors."""
+"""Logs of a process on stderr: lines for people, JSON for log collectors."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class SettingsGroup(BaseModel):
 
 
 class StoreSettings(SettingsGroup):
-    """Where runs are kept, and the credentials for that place.
+    """The store of runs, and the credentials for it.
 
     Example: `StoreSettings(webdav_url="https://dav.example.org/tsgb", webdav_user="me")`
     """
@@ -174,7 +174,7 @@ class CloudSettings(SettingsGroup):
 
 
 class InstanceSettings(SettingsGroup):
-    """What a rented machine is told about itself.
+    """Identity and intervals of a rented machine.
 
     Example: `InstanceSettings(container_id="7835610", alive_file=Path("alive"))`
     """

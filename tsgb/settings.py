@@ -1,4 +1,4 @@
-"""What a process reads from its environment: the groups of settings, joined. Only edges use it.
+"""The environment of a process as typed settings: the groups, joined. Only edges use it.
 
 What determines a result is in `config.py` instead. This is the only file that touches `os.environ`.
 """

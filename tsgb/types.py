@@ -27,10 +27,11 @@ class Split(StrEnum):
     """Disjoint sets of scenarios."""
 
     TRAIN = "train"
+    """Scenarios on which both players learn."""
     CALIBRATION = "calibration"
-    """Thresholds are chosen here and nowhere else."""
+    """Scenarios on which thresholds are chosen, and nothing else."""
     TEST = "test"
-    """Touched by the evaluation only."""
+    """Scenarios that the evaluation alone touches."""
 
 
 class StreamKind(StrEnum):
@@ -45,9 +46,9 @@ class StreamKind(StrEnum):
     STATIC_BENIGN = "static_benign"
     """Benign prompts in the style of STATIC."""
     BENIGN = "benign"
-    """Ordinary benign traffic: wide mix of forms."""
+    """Ordinary benign traffic, a wide mix of forms."""
     HARD_BENIGN = "hard_benign"
-    """Allowed, but close to the policy's border."""
+    """Benign prompts close to the policy's border."""
     TWINS = "twins"
     """The techniques of attacks wrapped around allowed content (reserved techniques included on the
     test split only)."""
@@ -66,26 +67,29 @@ class Scenario:
     """
 
     scenario_id: str
+    """Name of the scenario, unique in its world."""
     family: str
     """Group for slices and for the cluster bootstrap."""
     harmful: bool
+    """Whether the policy forbids to comply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """What the attacker wrote for a scenario, as the environment reads it."""
+    """The attacker's prompt for a scenario, as the environment reads it."""
 
     scenario_id: str
+    """Scenario that it was written for."""
     text: str
-    """The prompt that guard and target see (an attacker's private notes are already cut off)."""
+    """Prompt that guard and target see (an attacker's private notes are already cut off)."""
     faithful: bool
-    """Well formed, about this scenario, and its label did not drift."""
+    """Whether it is well formed, about this scenario, and its label did not drift."""
     technique: str
     """Name of the technique family, `""` when it could not be read."""
     signature: str
     """Key for counting novelty: two attacks with one signature are the same idea."""
     reserved: bool = False
-    """Uses a technique that training must never show to the guard."""
+    """Whether it uses a technique that training must never show to the guard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,19 +97,25 @@ class LabelledPrompt:
     """A prompt with its exact label."""
 
     scenario_id: str
+    """Scenario that it is about."""
     text: str
+    """The prompt."""
     harmful: bool
+    """The exact label: whether the right verdict is to block."""
     technique: str
+    """Name of the technique family, `""` if there is none."""
     stream: StreamKind
+    """Stream that it was drawn from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """What the attacker should write for a scenario: its supervised start."""
+    """A prompt that the attacker should write for a scenario: its supervised start."""
 
     scenario: Scenario
+    """Scenario that is given."""
     completion: str
-    """Exactly as the attacker would emit it, opening included."""
+    """Text exactly as the attacker would emit it, opening included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,40 +126,51 @@ class Response:
     """
 
     text: str
+    """The answer, or as much of it as came."""
     finish_reason: str = "stop"
+    """Reason of its end, as chat APIs say it: `stop`, `length`, `content_filter`."""
     refusal: bool = False
-    """The endpoint said itself that it refused (content filter, `message.refusal`)."""
+    """Whether the endpoint said itself that it refused (content filter, `message.refusal`)."""
     error: str | None = None
-    """The call failed for good; such an item has no outcome and is never dropped silently."""
+    """Reason why the call failed for good; such an item has no outcome and is never dropped
+    silently."""
     attempts: int = 1
+    """Number of calls that were made for it."""
     latency_seconds: float = 0.0
+    """Seconds that the last call took."""
 
 
 class Label(StrEnum):
     """Outcome of judging one response."""
 
     HARMFUL = "harmful"
+    """The response violates the policy."""
     SAFE = "safe"
+    """The response answers and violates nothing."""
     REFUSAL = "refusal"
+    """The response declines."""
     UNSCORED = "unscored"
+    """The judge abstained, or the target failed."""
 
     @property
     def scored(self) -> bool:
-        """False when the judge abstained or the target failed."""
+        """Whether there is an outcome: False when the judge abstained or the target failed."""
         return self is not Label.UNSCORED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """A judge's word on one response."""
+    """The judge's finding about one response."""
 
     label: Label
+    """Outcome."""
     reason: str = ""
+    """Explanation for people; may be empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardTemplate:
-    """How the guard is asked.
+    """The prompt in which the guard is asked.
 
     The verdict score is `logit(unsafe) - logit(safe)` after the last token of `answer`.
     Example: `GuardTemplate(system="Policy ...", answer="Verdict:", unsafe=" unsafe", safe=" safe")`
@@ -162,6 +183,7 @@ class GuardTemplate:
     unsafe: str
     """A single token of the environment's tokenizer."""
     safe: str
+    """A single token of the environment's tokenizer, other than `unsafe`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,19 +195,23 @@ class TrainingText:
     """
 
     text: str
+    """Context: no loss, unless `readout` says so."""
     completion: str = ""
+    """Text whose every token counts."""
     readout: tuple[str, ...] = ()
+    """Words that the model should say at the last tokens of `text`; an empty one has no loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerSpec:
-    """Either a closed word list, or the name of a pretrained model whose tokenizer is used."""
+    """A tokenizer: a closed word list, or that of a pretrained model."""
 
     words: tuple[str, ...] = ()
-    """Word level: tokens are separated by one space. The first word is the padding."""
+    """Vocabulary of word-level tokens, which one space separates. The first word is the padding."""
     chat_template: str = ""
     """Jinja chat template (transformers' dialect) of a word-level tokenizer."""
     pretrained: str = ""
+    """Name of the pretrained model whose tokenizer is used; empty for a word list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,17 +224,25 @@ class ModelRecipe:
     pretrained: str = ""
     """Name of a pretrained model; nothing below applies then."""
     arch: Literal["llama", "gru"] = "llama"
+    """Architecture."""
     width: int = 64
+    """Size of hidden states."""
     layers: int = 2
+    """Number of layers."""
     heads: int = 4
+    """Number of attention heads."""
     corpus: str = ""
+    """Name of the world's corpus that it is trained on."""
     steps: int = 0
+    """Updates of its training."""
     batch: int = 128
+    """Texts in an update."""
     lr: float = 3e-3
-    """Peak of the one-cycle schedule."""
+    """Peak learning rate of the one-cycle schedule."""
     init_from: str = ""
-    """Recipe whose weights it starts from; architecture is that one's."""
+    """Recipe from whose weights it starts; the architecture is that one's."""
     max_length: int = 40
+    """Most tokens of a text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +253,9 @@ class TargetSpec:
     """
 
     name: str
+    """Name in options, tables and records."""
     role: Literal["surrogate", "black_box"]
+    """`surrogate` answers in training, `black_box` only in the evaluation."""
     overlap: float | None = None
     """Share of the surrogate's hidden weaknesses that it has too, in [0, 1]; None if unknown."""
     arch: str = ""
@@ -235,36 +271,44 @@ class Episode:
     """One game: scenario, attack, verdict, response, judgement and both rewards."""
 
     scenario: Scenario
+    """Scenario that was played."""
     attack: Attack
+    """Prompt that the attacker wrote for it."""
     p_block: float
     """Probability of a block at the guard's calibrated operating point, in [0, 1]."""
     judgement: Judgement
-    """Of the response to the *un-blocked* prompt: what would have happened."""
+    """Judgement of the response to the *un-blocked* prompt: what would have happened."""
     attacker_reward: float
-    """NaN if nobody could judge the response: such an attempt teaches the attacker nothing."""
+    """Reward of the attacker; NaN if the response could not be judged: such an attempt teaches the
+    attacker nothing."""
     guard_gain: float
     """Reward of blocking minus reward of allowing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRef:
-    """Points at one committed checkpoint.
+    """Reference to one committed checkpoint.
 
     Example: `CheckpointRef(run_url="file:///tmp/s/r1", step=1200, episode=48000, attempt=3,
     writer="1a2b3c4d", name="step-00001200-a0003-1a2b3c4d", sha256="ab12...")`
     """
 
     run_url: str
+    """URL of the run that it belongs to."""
     step: int
+    """Updates that it holds."""
     episode: int
+    """Episodes that were played until then."""
     attempt: int
+    """Attempt that wrote it."""
     writer: str
+    """Id of the process that wrote it."""
     name: str
     """Directory below `<run_url>/checkpoints/`."""
     sha256: str
-    """Of `manifest.json`, which holds the sha256 of every other file."""
+    """The sha256 of `manifest.json`, which holds the sha256 of every other file."""
 
     @property
     def url(self) -> str:
-        """Where it lies; `tsgb eval-local --checkpoint-path` takes it."""
+        """URL of the checkpoint; `tsgb eval-local --checkpoint-path` takes it."""
         return f"{self.run_url}/checkpoints/{self.name}"

@@ -1,4 +1,4 @@
-"""`tsgb checkpoint ...`: what is in a store, whether it is whole, copies of it, and less of it."""
+"""`tsgb checkpoint ...`: list, show, verify, copy and delete the checkpoints of a store."""
 
 from __future__ import annotations
 

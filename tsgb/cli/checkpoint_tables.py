@@ -1,4 +1,4 @@
-"""What `tsgb checkpoint` prints: a table for people, or the same as one JSON document."""
+"""Output of `tsgb checkpoint`: a table for people, or the same as one JSON document."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tsgb.cli.output import console, place, print_json
 
 
 def _row(listed: CheckpointInfo) -> dict[str, Any]:
-    """The facts of a listing."""
+    """Return the facts of a listing."""
     manifest = listed.manifest
     return {
         "run_id": listed.run.run_id,
@@ -49,7 +49,7 @@ def _size(num_bytes: int | None) -> str:
 
 
 def say_list(store: str, listed: Sequence[CheckpointInfo], *, as_json: bool) -> None:
-    """A table a run, newest checkpoint first."""
+    """Print a table for each run, newest checkpoint first."""
     if as_json:
         print_json({"store": place(store), "checkpoints": [_row(item) for item in listed]})
         return
@@ -90,7 +90,7 @@ def _list_table(title: str, items: Sequence[CheckpointInfo]) -> Table:
 
 
 def say_one(listed: CheckpointInfo, *, as_json: bool) -> None:
-    """All that a manifest says."""
+    """Print all that a manifest says."""
     manifest = listed.manifest
     if manifest is None:
         raise RuntimeError("only a committed checkpoint is shown")
@@ -130,7 +130,7 @@ def say_one(listed: CheckpointInfo, *, as_json: bool) -> None:
 
 
 def say_verified(store: str, found: Sequence[VerifyResult], *, as_json: bool) -> None:
-    """A line a checkpoint and one for each problem, then the sum."""
+    """Print a line for each checkpoint and each problem, then the sum."""
     counts = {state.value: sum(item.state is state for item in found) for state in CheckpointState}
     if as_json:
         rows = [
@@ -163,7 +163,7 @@ def say_verified(store: str, found: Sequence[VerifyResult], *, as_json: bool) ->
 
 
 def say_pulled(pulled: PullResult, *, as_json: bool) -> None:
-    """Where the copy is, and what to do with it."""
+    """Print the directory of the copy, and the next command."""
     if as_json:
         print_json(
             {
@@ -189,7 +189,7 @@ def say_pulled(pulled: PullResult, *, as_json: bool) -> None:
 
 
 def say_pruned(pruned: PruneResult, *, dry_run: bool, as_json: bool) -> None:
-    """What went, what stays, and what that freed."""
+    """Print which checkpoints were deleted or are kept, and the space that it freed."""
     if as_json:
         print_json(
             {

@@ -1,4 +1,4 @@
-"""What commands print about evaluations and trainings."""
+"""Tables about evaluations and trainings, for the terminal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRAINING_FIGURES = {
 
 
 def read_summary(where: str) -> Summary:
-    """The summary at a path or URL."""
+    """Read the summary at a path or URL."""
     directory, _, name = canonical_url(where).rpartition("/")
     settings: Settings = load_settings()
     files = open_filesystem(directory, settings.webdav_user, settings.webdav_pass)
@@ -41,7 +41,7 @@ def read_summary(where: str) -> Summary:
 
 
 def print_evaluation(summary: Summary, report: str) -> None:
-    """Key figures, guards by targets, with intervals; the verdict; where the report is."""
+    """Print key figures, guards by targets, with intervals; the verdict; where the report is."""
     out = console()
     trained = {arm.value for arm in Arm}
     for table in evaluation_tables(summary):
@@ -55,7 +55,7 @@ def print_evaluation(summary: Summary, report: str) -> None:
 
 
 def evaluation_tables(summary: Summary) -> list[Table]:
-    """What fixed prompts and fresh attackers achieve on each target, and what each guard costs."""
+    """Return a table of fixed prompts on each target, and one of fresh attackers and costs."""
     headline = views.headline(summary)
     costs = [
         index
@@ -92,18 +92,18 @@ def _cell(cell: views.TableCell) -> str:
 
 
 def store_url(store: str) -> str:
-    """The form in which a store is kept in records."""
+    """Return the form in which a store is kept in records."""
     return canonical_url(store)
 
 
 def newest_step(run: RunStore) -> int:
-    """Updates that are saved; -1 without any."""
+    """Return the number of updates that are saved; -1 without any."""
     newest = CheckpointReader(run).newest()
     return -1 if newest is None else newest.step
 
 
 def training_document(run: RunStore, total_steps: int) -> dict[str, Any]:
-    """What a training left in its run: every checkpoint, with the mean figures up to it."""
+    """Return what a training left in its run: every checkpoint, with the mean figures up to it."""
     reader = CheckpointReader(run)
     places = sorted(p for name in run.list(CHECKPOINTS) if (p := CheckpointName.parse(name)))
     refs = [reader.ref(name) for name in {p.step: p.name for p in places}.values()]
@@ -138,7 +138,7 @@ def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def print_training(document: Mapping[str, Any], *, already: bool) -> None:
-    """A row a checkpoint, and what to do next."""
+    """Print a row for each checkpoint, and the next command."""
     out = console()
     table = Table(
         title=f"{document['run_id']}: means over the updates up to each checkpoint",

@@ -114,7 +114,7 @@ def _source(checkpoint: str, name: str, trust: Trust) -> Source:
 
 
 def _told(record: GuardFile, directory: Path) -> list[str]:
-    """What a person reads."""
+    """Return the lines that a person reads."""
     about = record.checkpoint
     progress = f"update {about.step} of {about.total_steps}"
     lines = [f"guard of {about.name} ({record.arm}, {about.column}, {progress}) in {directory}"]

@@ -1,4 +1,4 @@
-"""What commands about rented machines print: a table for people, or one JSON document."""
+"""Output of commands about rented machines: a table for people, or one JSON document."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _facts(item: InventoryItem, now: datetime) -> dict[str, Any]:
 
 
 def say_list(inventory: Inventory, *, as_json: bool) -> None:
-    """All of them by id, those of others dim; a label holds deployment, run and attempt."""
+    """Print all instances by id, those of others dim; a label holds deployment, run and attempt."""
     rows = [_facts(item, inventory.at) for item in inventory.items]
     if as_json:
         print_json({"at": inventory.at.isoformat(), "instances": rows})
@@ -71,7 +71,7 @@ _QUIET = frozenset({Coverage.COVERED, Coverage.FOREIGN})
 
 
 def _plain(text: str) -> Text:
-    """Words of others: no markup, nothing that a terminal obeys."""
+    """Return text of others without markup, and without anything that a terminal obeys."""
     return Text("".join(c if c.isprintable() else "?" for c in text))
 
 
@@ -126,7 +126,7 @@ def _cost(item: ReapedInstance, now: datetime) -> tuple[float | None, str]:
 
 
 def say_reaped(found: ReapReport, *, as_json: bool) -> None:
-    """A line for each that is not as it should be, and the sum."""
+    """Print a line for each machine that is not as it should be, and the sum."""
     if as_json:
         print_json(found.to_json())
         return

@@ -1,4 +1,4 @@
-"""How commands print: a console for people, one JSON document for programs. Knows no result."""
+"""Printing of commands: a console for people, one JSON document for programs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MIN_WIDTH = 110
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """The document on stdout, on lines of its own."""
+    """Print the document on stdout, on lines of its own."""
     typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
 
 
 def console() -> Console:
-    """Stdout; wide enough for a table also where it is no terminal."""
+    """Return a console on stdout, wide enough for a table also where it is no terminal."""
     out = Console(highlight=False, emoji=False)
     return out if out.is_terminal else Console(highlight=False, emoji=False, width=MIN_WIDTH)
 
 
 def place(url: str) -> str:
-    """A path where the store is local, else the URL."""
+    """Return a path where the store is local, else the URL."""
     path = local_path(url)
     return url if path is None else str(path)
