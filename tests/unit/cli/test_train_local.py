@@ -1,4 +1,4 @@
-"""The local commands: schedule, what is refused, what is told; nothing is trained here."""
+"""`tsgb train-local`: its schedule, and what it refuses; no training happens here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.fakes.command_line import Run
 from tsgb.checkpoint.run import RunLock, open_run
 from tsgb.checkpoint.store import CheckpointStore
-from tsgb.cli import eval_local, train_local
+from tsgb.cli import train_local
 from tsgb.config import RunConfig, make_config
 from tsgb.envs import make_environment
 
@@ -123,73 +123,3 @@ class TestTrainLocal:
             ended = tsgb("train-local", "--episodes=20", "--checkpoint-interval=6")
         assert ended.code == 2
         assert re.search(r"is in use by process \d+: stop that process, or", ended.err)
-
-
-class TestEvalLocal:
-    @pytest.fixture
-    def checkpoint(self, tsgb: Run) -> Path:
-        store = CheckpointStore(open_run("checkpoints/local"))
-        store.claim()
-        return Path(store.publish(10, 100, FILES, config_sha256="0" * 64).url)
-
-    def test_a_damaged_checkpoint(self, tsgb: Run, checkpoint: Path) -> None:
-        (checkpoint / "guard.safetensors").write_bytes(b"wieghts")
-        ended = tsgb("eval-local", "--checkpoint-path", str(checkpoint))
-        assert ended.code == 2
-        assert re.search("guard.safetensors is damaged: sha256 .*; choose another", ended.err)
-
-    def test_half_a_checkpoint(self, tsgb: Run, checkpoint: Path) -> None:
-        (checkpoint / "manifest.json").unlink()
-        ended = tsgb("eval-local")
-        assert ended.code == 2
-        assert "no usable checkpoint below" in ended.err.splitlines()[-1]
-
-    def test_a_module_that_only_the_run_names_is_not_imported(
-        self, tsgb: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Whoever can write to the store can write this name, and a module where it is found."""
-        monkeypatch.syspath_prepend(Path.cwd())
-        Path("evilmod.py").write_text("open('pwned', 'w').close()\ndef go(world_seed): ...")
-        config = make_config(SMOKE, {"profile": "smoke", "env": "evilmod:go"})
-        open_run("checkpoints/local").write_text("config.json", config.canonical())
-        ended = tsgb("eval-local")
-        assert ended.code == 2
-        assert "names the environment 'evilmod:go', and its module was not" in ended.err
-        assert ended.err.splitlines()[-1].endswith("--env evilmod:go, or with --trust-config")
-        assert not Path("pwned").exists()
-        for way in (["--env", "evilmod:go"], ["--trust-config"]):
-            ended = tsgb("eval-local", *way)
-            assert ended.code == 2
-            assert "'evilmod:go' gives a NoneType without" in ended.err
-        assert Path("pwned").exists()
-
-    def test_a_checkpoint_without_its_run(self, tsgb: Run, checkpoint: Path) -> None:
-        ended = tsgb("eval-local")
-        assert ended.code == 2
-        assert re.search("has no config.json, .*copy the whole run", ended.err)
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            (["--target", "GPT"], "--target 'GPT' is not in the world 'glyph': choose of T_s"),
-            (["--set", "guard.lr=1"], "--set guard: a trained guard's configuration is fixed"),
-            (["--set", "evaluation.prompts=0"], "evaluation.prompts = 0"),
-            (["--target-class", "mine:T_s"], "has a target 'T_s': rename your class"),
-        ],
-        ids=["target", "set", "value", "name"],
-    )
-    def test_what_does_not_fit_the_run(
-        self, tsgb: Run, checkpoint: Path, words: list[str], message: str
-    ) -> None:
-        open_run("checkpoints/local").write_text("config.json", local_config(100).canonical())
-        Path("mine.py").write_text("class T_s:\n    def generate(self, prompt): return prompt\n")
-        ended = tsgb("eval-local", *words)
-        assert ended.code == 2
-        assert message in ended.err
-
-    def test_it_spends_little_whatever_the_run_says(self) -> None:
-        small = eval_local.reduced(make_config(), {"evaluation": {"prompts": 500}})
-        spent = small.evaluation
-        assert (spent.best_responses, spent.prompts) == (1, 500)
-        assert spent.attack_steps < make_config().evaluation.attack_steps
-        assert small.model_copy(update={"evaluation": make_config().evaluation}) == make_config()
