@@ -43,11 +43,14 @@ class StoreSettings(SettingsGroup):
     webdav_user: str | None = Field(default=None, validation_alias="RCLONE_WEBDAV_USER")
     """User name for the WebDAV store."""
     webdav_pass: SecretStr | None = Field(default=None, validation_alias="RCLONE_WEBDAV_PASS")
-    """Password for the WebDAV store, in plain text (rclone itself obscures it)."""
+    """Password for the WebDAV store, in plain text (rclone itself obscures it); no URL may
+    hold it."""
     store: str | None = None
-    """Store for runs: a path or any fsspec URL. It wins over RCLONE_WEBDAV_URL."""
+    """Store for runs: a path or any fsspec URL. It wins over RCLONE_WEBDAV_URL, and --store wins
+    over both; without any it is ./runs."""
     manifest_key: Annotated[SecretStr, Field(min_length=16)] | None = None
-    """Key that signs checkpoints; a checkpoint that is not signed with it does not count."""
+    """Key of at least 16 characters that signs checkpoints; a checkpoint that is not signed with it
+    does not count."""
 
     @field_validator("webdav_url")
     @classmethod
@@ -73,9 +76,10 @@ class WorkerSettings(SettingsGroup):
     """Directory of built models, files of remote checkpoints (at most 4 GiB), logs of workers and
     the database of the embedded Prefect API."""
     worker_command: Annotated[list[str], NoDecode] = [sys.executable, "-m", "tsgb.cli", "worker"]
-    """Command that starts a worker, split as a shell would split it."""
+    """Command that starts a worker, split as a shell would split it; without it this Python with
+    `-m tsgb.cli worker`."""
     max_parallel: Annotated[int, Field(gt=0)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    """Number of workers that run at a time."""
+    """Number of workers that run at a time; without it the number of cores."""
     poll_seconds: Annotated[float, Field(gt=0)] = 0.5
     """Seconds between two looks at the workers."""
     grace_seconds: Annotated[float, Field(ge=0)] = 60.0
@@ -133,9 +137,10 @@ class CloudSettings(SettingsGroup):
     """
 
     vast_api_key: SecretStr | None = Field(default=None, validation_alias="VAST_API_KEY")
-    """Key that rents machines; a worker never gets it."""
+    """Key that rents machines, with the permissions misc, user_read, instance_read and
+    instance_write; a worker never gets it."""
     vast_url: str = "https://console.vast.ai"
-    """URL of Vast.ai, or of a simulator of it."""
+    """URL of Vast.ai, or of a simulator of it; `http://` only on this machine."""
     deployment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,15}$")] = "home"
     """Part of the labels of instances; instances of another deployment are never touched."""
     budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
@@ -149,11 +154,11 @@ class CloudSettings(SettingsGroup):
     disk_gb: Annotated[float, Field(ge=8, le=2048)] = 20.0
     """Disk of a rented machine, GB."""
     gpus: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names of GPUs that may be rented, commas between; any if empty."""
+    """Names of GPUs that may be rented, commas between, as in RTX 3090,RTX 4090; any if empty."""
     gpu_ram_gb: Annotated[float, Field(ge=0)] = 8.0
     """Least memory of the GPU, GB."""
     reliability: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Least reliability of a host, by the service's own measure."""
+    """Least reliability of a host, 0 to 1, by the service's own measure."""
     look_seconds: Annotated[float, Field(gt=0)] = 20.0
     """Seconds between two looks at a rented machine."""
     lease_seconds: Annotated[float, Field(ge=1)] = 1200.0
@@ -180,9 +185,9 @@ class InstanceSettings(SettingsGroup):
     """
 
     container_id: str | None = Field(default=None, validation_alias="CONTAINER_ID")
-    """Id of the instance that this machine is; the service sets it."""
+    """Id of the instance that this machine is."""
     container_api_key: SecretStr | None = Field(default=None, validation_alias="CONTAINER_API_KEY")
-    """Key that destroys this instance and does nothing else; the service sets it."""
+    """Key that destroys this instance and does nothing else."""
     lease_poll_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Seconds between two looks at the lease; the machine's other intervals follow from it."""
     min_free_gb: Annotated[float, Field(ge=0)] = 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import threading
 import traceback
@@ -17,8 +18,10 @@ import pytest
 from tests.fakes.sentinels import sentinel
 from tsgb.cloud.vast.client import VAST_URL
 from tsgb.errors import ConfigError
+from tsgb.setting_groups import CloudSettings, InstanceSettings, StoreSettings, WorkerSettings
 from tsgb.settings import child_environment, load_settings
 
+EXAMPLE = Path(__file__).parents[2] / ".env.example"
 PASSWORD, KEY = sentinel("webdav"), sentinel("key")
 
 
@@ -204,6 +207,29 @@ def test_loopback_is_never_proxied(monkeypatch: pytest.MonkeyPatch) -> None:
         assert httpx.get(url).text == "here"
     with pytest.raises(httpx.ConnectError):
         httpx.get("http://192.0.2.1")  # through the proxy, where nothing listens
+
+
+def test_the_example_says_what_each_setting_is() -> None:
+    said: dict[str, str] = {}
+    comment: list[str] = []
+    for line in EXAMPLE.read_text().splitlines():
+        if match := re.match("#([A-Z_]+)=", line):
+            said[match[1]] = " ".join(comment)
+        comment = [*comment, line.removeprefix("# ")] if line.startswith("# ") else []
+    assert list(said.values()) == [
+        " ".join(str(field.description).split())
+        for group in (StoreSettings, CloudSettings, WorkerSettings, InstanceSettings)
+        for field in group.model_fields.values()
+    ]
+
+
+def test_the_example_without_its_marks_changes_nothing(tmp_path: Path) -> None:
+    before = load_settings()
+    text = re.sub("^#(?=[A-Z_]+=)", "", EXAMPLE.read_text(), flags=re.MULTILINE)
+    (tmp_path / ".env").write_text(text)
+    after = load_settings()
+    assert after.model_copy(update={"store": None}) == before
+    assert Path(after.default_store).absolute() == Path(before.default_store)
 
 
 class _Answer(StreamRequestHandler):
