@@ -2,7 +2,7 @@
 
 A handler's `KeyboardInterrupt` is raised wherever the main thread happens to be. In a finaliser, a
 weak reference's callback or a lock of asyncio it is printed or swallowed, and the run would go on.
-So the signal is also remembered, and whoever watches workers asks at each look.
+So the signal is also recorded, and the loop that watches workers checks for it at each look.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _asked: list[int] = []
 
 @contextmanager
 def interruptible() -> Generator[None]:
-    """Both signals raise `KeyboardInterrupt` inside, in the main thread.
+    """Let both signals raise `KeyboardInterrupt` inside, in the main thread.
 
     Prefect takes SIGTERM over during a flow and hands it on at the flow's end.
     """
@@ -33,9 +33,9 @@ def interruptible() -> Generator[None]:
 
 
 def check_interrupt() -> None:
-    """Stop here if a signal came and nothing has come of it.
+    """Raise what a signal would have raised, if Python lost it.
 
-    Only for a loop that the exception would have ended: what cleans up after it must not ask.
+    A loop calls this that the exception would have ended; clean-up after it must not.
 
     Raises:
         KeyboardInterrupt: Once for all signals so far.

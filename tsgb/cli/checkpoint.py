@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tsgb.checkpoint.inspect import CheckpointInfo
     from tsgb.checkpoint.resolve import StoreLocation
 
-checkpoint_app = typer.Typer(help="Checkpoints in a store: list, show, verify, copy, delete.")
+checkpoint_app = typer.Typer(help="List, show, verify, copy and delete the checkpoints of a store.")
 
 StoreArgument = Annotated[
     str | None,
@@ -99,10 +99,15 @@ def checkpoint_pull(
 @checkpoint_app.command("prune")
 def checkpoint_prune(
     store: StoreArgument = None,
-    keep: Annotated[int, typer.Option(min=1, help="How many of the newest stay.")] = 3,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="Number of the newest that stay.")] = 3,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be deleted.")
+    ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if a worker is alive; it stops with exit code 5.")
+        bool,
+        typer.Option(
+            "--force", help="Delete even if a worker is alive: it stops with exit code 5."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

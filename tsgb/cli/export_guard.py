@@ -25,17 +25,17 @@ def export_guard(
         ),
     ],
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Where to; must be new or empty.")
+        Path, typer.Argument(metavar="DIR", help="Directory to write; it must be new or empty.")
     ],
     with_base: Annotated[
-        bool, typer.Option("--with-base", help="Put a large base beside its adapter, too.")
+        bool, typer.Option("--with-base", help="Also write a large base beside its adapter.")
     ] = False,
     attacker: Annotated[
         bool, typer.Option("--attacker", help="Export the attacker instead of the guard.")
     ] = False,
     understood: Annotated[
         bool,
-        typer.Option("--i-understand", help="Needed with --attacker, which writes attacks."),
+        typer.Option("--i-understand", help="Confirm --attacker: what it exports writes attacks."),
     ] = False,
     env: OwnEnvOption = None,
     trust_config: TrustOption = False,

@@ -10,7 +10,7 @@ from tsgb.cli.manager import VastUrlOption
 from tsgb.cli.options import JsonOption, StoreOption
 from tsgb.errors import TSGBError
 
-machines_app = typer.Typer(help="Rented machines: list, destroy.")
+machines_app = typer.Typer(help="List and destroy rented machines.")
 
 
 @machines_app.command("ls")
@@ -29,9 +29,11 @@ def machines_ls(
 
 @machines_app.command("destroy")
 def machines_destroy(
-    ids: Annotated[list[int], typer.Argument(metavar="ID...", help="As `machines ls` shows them.")],
+    ids: Annotated[
+        list[int], typer.Argument(metavar="ID...", help="Ids as `tsgb machines ls` shows them.")
+    ],
     force: Annotated[
-        bool, typer.Option("--force", help="Also a machine that a lease covers: it saves first.")
+        bool, typer.Option("--force", help="Also destroy one that a lease covers: it saves first.")
     ] = False,
     store: StoreOption = None,
     vast_url: VastUrlOption = None,
@@ -74,7 +76,9 @@ def machines_destroy(
 
 
 def reap(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be destroyed.")
+    ] = False,
     store: StoreOption = None,
     vast_url: VastUrlOption = None,
     as_json: JsonOption = False,
