@@ -200,7 +200,7 @@ class _Pace:
         fresh = bar.done - self.first_done
         if fresh <= 0 or seconds < ESTIMATE_SECONDS or bar.done >= bar.total:
             return told
-        return f"{told}, about {duration(seconds * (bar.total - bar.done) / fresh)} left"
+        return f"{told} (about {duration(seconds * (bar.total - bar.done) / fresh)} left)"
 
 
 def duration(seconds: float) -> str:

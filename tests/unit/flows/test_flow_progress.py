@@ -84,10 +84,10 @@ def test_a_long_stage_says_how_far_it_is_and_how_long_it_takes() -> None:
     lines = told(looks)
     assert lines[:3] == [
         "[     1 s] segment 0: sft 1/400 guard",
-        "[    31 s] segment 0: sft 31/400 guard, about 6 min left",
-        "[    41 s] segment 0: sft 41/400 guard, about 6 min left",
+        "[    31 s] segment 0: sft 31/400 guard (about 6 min left)",
+        "[    41 s] segment 0: sft 41/400 guard (about 6 min left)",
     ]
-    assert lines[-1] == "[   391 s] segment 0: sft 391/400 guard, about 9 s left"
+    assert lines[-1] == "[   391 s] segment 0: sft 391/400 guard (about 9 s left)"
     seconds = [int(line[1:7]) for line in lines]
     assert all(10 <= b - a <= 30 for a, b in pairwise(seconds))
 
@@ -122,11 +122,11 @@ def test_each_model_and_each_stage_has_an_estimate_of_its_own() -> None:
     assert [line.partition(": ")[2] for line in told(looks)] == [
         "part 1 runs",
         "part 1 50/600 build base",
-        "part 1 100/600 build base, about 8 min left",
+        "part 1 100/600 build base (about 8 min left)",
         "part 1 1/200 build B_near",
-        "part 1 32/200 build B_near, about 3 min left",
+        "part 1 32/200 build B_near (about 3 min left)",
         "part 1 150/200 guard",
-        "part 1 160/200 guard, about 2 min left",
+        "part 1 160/200 guard (about 2 min left)",
     ]
 
 
