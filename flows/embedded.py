@@ -128,6 +128,7 @@ def start(home: Path, name: str, environment: Mapping[str, str]) -> EmbeddedAPI:
     Raises:
         UsageError: A live process uses this name.
     """
+    home = home.absolute()  # server and client look at it from another working directory
     directory = home / name
     lock = RunLock(str(directory))
     lock.acquire()

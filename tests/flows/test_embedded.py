@@ -28,6 +28,7 @@ VARIABLES = {
     "HTTP_PROXY": "http://127.0.0.1:9",
     "ALL_PROXY": "http://127.0.0.1:9",
     "HOME": "/proc/nowhere",
+    "TSGB_CACHE_DIR": "cache",
 }
 
 
