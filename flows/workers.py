@@ -73,7 +73,11 @@ class Workers:
         run.check_writable()  # a run that is resumed has written nothing yet
         jobs = [
             self._job(
-                f"part {part + 1}", run, f"build-{part}", ["build", "--part", f"{part}/{num}"]
+                f"part {part + 1}",
+                run,
+                f"build-{part}",
+                ["build", "--part", f"{part}/{num}"],
+                heartbeat=f"builds/progress-{part}.json",
             )
             for part in range(num)
         ]

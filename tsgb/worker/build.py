@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import torch
 
@@ -11,6 +13,7 @@ from tsgb.envs import make_environment
 from tsgb.logging import get_logger
 from tsgb.models.registry import ModelRegistry
 from tsgb.worker.context import StopSignals, WorkerContext, find_run, read_config
+from tsgb.worker.heartbeat import HeartbeatWriter
 
 OnBuild = Callable[[str, int, int], None]
 """Callback with a model's name, updates made and updates in all."""
@@ -30,6 +33,8 @@ def make_registry(config: RunConfig, context: WorkerContext, on_build: OnBuild) 
 def build(context: WorkerContext, resume_path: str, part: int, parts: int) -> None:
     """Build one part of the models that a run needs and that are not cached.
 
+    Its heartbeat, `builds/progress-PART.json`, names the model, its updates and how many it takes.
+
     Args:
         context: Settings of this process.
         resume_path: URL of the run, or of a store with one run.
@@ -41,10 +46,19 @@ def build(context: WorkerContext, resume_path: str, part: int, parts: int) -> No
     """
     setup_torch()
     signals = StopSignals.installed()
-    config = read_config(find_run(context, resume_path))
+    run = find_run(context, resume_path)
+    config = read_config(run)
+    heartbeat = HeartbeatWriter(run, f"builds/progress-{part}.json")
+    written_at = -1e9
 
     def on_build(model: str, done: int, total: int) -> None:
+        nonlocal written_at
         signals.check()
+        now = time.monotonic()
+        if done == total or now - written_at >= heartbeat.every_seconds:
+            written_at = now
+            facts = {"phase": f"build {model}", "built": done, "build_total": total}
+            heartbeat.put({**facts, "updated_at": datetime.now(UTC).isoformat()})
         if done % 100 == 0 or done == total:
             get_logger().info("building", model=model, done=done, total=total)
 
