@@ -23,7 +23,7 @@ from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import Intent, RunDocuments, arms, number
 from tsgb.cloud.history import state_gb
 from tsgb.cloud.lifecycle import Lifecycle
-from tsgb.cloud.policy import Patience, Terms
+from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
 from tsgb.cloud.preemption import Workload
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import LaunchSpec, Provider, is_loopback
@@ -46,7 +46,7 @@ _GUESSED_HOURS = 2.0
 class ArmsWork:
     """All arms of a run, trained by one machine at a time."""
 
-    def __init__(self, workers: Workers, arms: Sequence[Arm], terms: Terms) -> None:
+    def __init__(self, workers: Workers, arms: Sequence[Arm], terms: LaunchPolicy) -> None:
         """Nothing is read yet."""
         self._workers = workers
         self._arms = tuple(arms)
@@ -130,9 +130,9 @@ class ArmsWork:
         listener().bars(f"attempt {running.attempt}", bars or [Bar("machine", 0, 0, text)])
 
 
-def terms_of(settings: Settings, budget: float | None, max_price: float | None) -> Terms:
+def terms_of(settings: Settings, budget: float | None, max_price: float | None) -> LaunchPolicy:
     """On what is rented; the arguments win over the settings."""
-    return Terms(
+    return LaunchPolicy(
         budget=microdollars(settings.budget if budget is None else budget),
         cap=settings.max_price if max_price is None else max_price,
         deployment=settings.deployment,
@@ -145,10 +145,10 @@ def terms_of(settings: Settings, budget: float | None, max_price: float | None) 
     )
 
 
-def patience_of(settings: Settings) -> Patience:
+def patience_of(settings: Settings) -> MonitorPolicy:
     """How machines are watched: the shorter a lease is, the more often."""
     lease = settings.lease_seconds
-    return Patience(
+    return MonitorPolicy(
         look_seconds=settings.look_seconds,
         search_seconds=settings.look_seconds,
         list_seconds=min(300.0, lease / 4),

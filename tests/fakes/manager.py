@@ -27,7 +27,7 @@ from tsgb.cloud.budget import Ledger
 from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.launch import find_offer
-from tsgb.cloud.policy import Terms
+from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.session import Session
 from tsgb.cloud.work import workload
@@ -90,7 +90,7 @@ class Manager:
     def first_choice(self) -> int:
         """The machine that a flow will rent first."""
         with connect(SecretStr(self.simulator.key), self.simulator.url) as provider:
-            terms = Terms(budget=microdollars(BUDGET), cap=0.3)
+            terms = LaunchPolicy(budget=microdollars(BUDGET), cap=0.3)
             session = Session(
                 documents=self.documents, provider=provider, terms=terms, owner="nobody"
             )

@@ -20,7 +20,7 @@ from tsgb.checkpoint.filesystem import DirectoryEntry, FileSystem
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.documents import Intent, RunDocuments
 from tsgb.cloud.lifecycle import Lifecycle
-from tsgb.cloud.policy import Patience, Terms
+from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
 from tsgb.cloud.preemption import Workload
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import InstanceState, LaunchSpec
@@ -85,7 +85,7 @@ class Flow:
         budget: str = "5",
         cap: float = 0.3,
         owner: str = "flow",
-        patience: Patience | None = None,
+        patience: MonitorPolicy | None = None,
         session_type: type[Session] = Session,
         **terms: Any,
     ) -> None:
@@ -106,9 +106,9 @@ class Flow:
         self.session = session_type(
             documents=RunDocuments(RunStore(files, files.url, sleep=lambda _: None)),
             provider=VastProvider(self.vast),
-            terms=Terms(budget=microdollars(budget), cap=cap, gpu_ram_gb=0, **terms),
+            terms=LaunchPolicy(budget=microdollars(budget), cap=cap, gpu_ram_gb=0, **terms),
             owner=owner,
-            patience=patience or Patience(),
+            patience=patience or MonitorPolicy(),
             now=fleet.now,
             clock=fleet.seconds,
             sleep=self._sleep,

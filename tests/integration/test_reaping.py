@@ -15,7 +15,7 @@ from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.inventory import Coverage, DeploymentRuns, Leases
 from tsgb.cloud.lease import SKEW, TTL, end, grant, revoke
-from tsgb.cloud.policy import Terms
+from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.pricing import Rates, in_dollars, microdollars
 from tsgb.cloud.reaper import ReapReport, reap
 from tsgb.cloud.recover import reconcile
@@ -99,7 +99,7 @@ def test_the_next_flow_finds_its_books_closed(here: Scene) -> None:
     session = Session(
         documents=here.documents("r1"),
         provider=here.vast,
-        terms=Terms(budget=microdollars(5), cap=0.3),
+        terms=LaunchPolicy(budget=microdollars(5), cap=0.3),
         owner="the next flow",
         now=here.now,
         clock=lambda: here.now().timestamp(),

@@ -9,7 +9,7 @@ from hypothesis import Phase
 
 from tests.fakes.vast_bench import KEY
 from tests.integration.test_vast_stateful import Machine, play
-from tsgb.cloud.vast import listing
+from tsgb.cloud.vast import client as vast_client
 from tsgb.cloud.vast.answers import Subject
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.records import AccountRow, InstanceRow, Rental
@@ -35,7 +35,7 @@ class ReadsTheFirstPage(VastClient):
 class ReadsAllPagesOnce(VastClient):
     def instances(self) -> tuple[InstanceRow, ...]:
         call = self._caller.call(Endpoint.LIST, "the list", Subject.ACCOUNT)
-        return self._retries(lambda: tuple(listing._read(self._caller, call)[0].values()))
+        return self._retries(lambda: tuple(vast_client._pages(self._caller, call)[0].values()))
 
 
 class RentsAgain(VastClient):

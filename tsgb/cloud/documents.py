@@ -285,7 +285,7 @@ def moment(record: Mapping[str, Any] | None, name: str) -> datetime | None:
 
 @dataclass(frozen=True, slots=True)
 class MachineRecord:
-    """What the documents tell of a machine whose flow is dead, for closing its books.
+    """The traces of a machine whose flow is dead, for closing its books.
 
     Example: `MachineRecord(Usage(bytes_up=7), step=120, boot_seconds=60.0, hold_seconds=9.0, ...)`
     """

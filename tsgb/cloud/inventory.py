@@ -129,7 +129,7 @@ class DeploymentRuns:
 
 
 class Coverage(StrEnum):
-    """What the reaper makes of an instance."""
+    """The reaper's classes of instances."""
 
     COVERED = "covered"
     """A lease covers it, or it is too young to tell."""
@@ -155,7 +155,7 @@ class InventoryItem:
     label: InstanceLabel | None
     """Its label; None for one that is not of this deployment."""
     coverage: Coverage
-    """What the reaper makes of it."""
+    """Class of the instance for the reaper."""
     why: str
     """The reason in one line."""
 

@@ -1,4 +1,4 @@
-"""Lifecycle a machine: look for an offer, set money aside, write the intent, ask once.
+"""The launch of a machine: look for an offer, set money aside, write the intent, ask once.
 
 The order is what makes every death of the flow harmless: money and intent are in the store before
 the one request that can cost something, and under a label by which its outcome is found.
@@ -31,12 +31,12 @@ from tsgb.errors import (
 )
 
 _LOOKS = (5.0, 5.0, 10.0, 20.0, 20.0)
-"""Pauses before the first lists after a lost answer; a minute from then on."""
+"""Seconds before the first lists after a lost answer; a minute from then on."""
 _LEAST_LISTS = 3
 
 
 def find_offer(session: Session, work: Workload) -> Appraisal:
-    """The offer to rent now; waits for one for as long as the terms allow.
+    """Return the offer to rent now; wait for one for as long as the policy allows.
 
     Raises:
         NoOffer: There was none in all that time; its message says how near the nearest is.
@@ -78,12 +78,12 @@ def find_offer(session: Session, work: Workload) -> Appraisal:
 
 
 def _disk_gb(session: Session) -> float:
-    """Larger after a full one: a disk cannot grow."""
+    """Return the storage to rent, larger after a full disk, since a disk cannot grow."""
     return session.terms.disk_gb * may_go_on(session.endings, session.terms.limits).disk_factor
 
 
 def hazard_of(history: History) -> Callable[[Offer], float]:
-    """Preemptions per hour of an offer's class."""
+    """Return a function that gives the preemptions per hour of an offer's class."""
 
     def mean(offer: Offer) -> float:
         if not offer.is_bid:
@@ -95,7 +95,7 @@ def hazard_of(history: History) -> Callable[[Offer], float]:
 
 
 def check_money(session: Session) -> int:
-    """The account's credit, micro-dollars, if there is any, and budget too.
+    """Return the account's credit in micro-dollars, if there is any, and budget too.
 
     Raises:
         BudgetReached: The run has none left.
@@ -182,7 +182,7 @@ def rent(session: Session, attempt: int, intent: Intent, spec: LaunchSpec) -> Ru
 
 
 def write_down(session: Session, running: RunningInstance) -> None:
-    """Which instance the attempt has; if that fails, its label tells it."""
+    """Write down which instance the attempt has; if that fails, its label tells it."""
 
     def write() -> None:
         session.documents.note(running.attempt, instance_id=running.instance_id)
@@ -192,7 +192,7 @@ def write_down(session: Session, running: RunningInstance) -> None:
 
 
 def _find(session: Session, label: str) -> int | None:
-    """The instance of that label; None once several whole lists over long enough lack it."""
+    """Return the instance of that label; None once several whole lists over the lag lack it."""
     started, lists = session.clock(), 0
     pauses = iter(_LOOKS)
     while True:
@@ -222,7 +222,7 @@ def _find(session: Session, label: str) -> int | None:
 def _nothing(
     session: Session, attempt: int, intent: Intent, cause: Cause, error: ProviderError
 ) -> TSGBError:
-    """Close the account of what never was a machine; the error that the flow raises."""
+    """Close the account of what never was a machine; return the error that the flow raises."""
     session.ledger.reconcile(attempt, 0)
     outcome = AttemptResult(cause=cause, message=str(error), at=session.now())
     conclude(session, attempt, outcome, machine_id=intent.machine_id, host_id=intent.host_id)

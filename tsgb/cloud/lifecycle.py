@@ -2,8 +2,8 @@
 
     reconcile -> search -> intend -> create -> provision -> boot -> train -> destroy -> verify
 
-Whoever runs it says how a step is run: flows/rented.py makes each a Prefect task. What it raises
-says whether to run it again: `Preempted` alone means yes. Beginning again is always safe.
+Its caller says how a step is run: flows/ makes each a Prefect task. Its errors say whether to run
+it again: only `Preempted` means yes. Running it again is always safe.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tsgb.cloud.termination import Cause
 from tsgb.errors import Preempted, ProviderUnreachable
 
 MAX_OUTAGES = 10
-"""Attempts in a row that end because the service does not answer, each after minutes: then a person
-has to look."""
+"""Attempts in a row that may end because the service does not answer, each after minutes; then a
+person has to look."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -35,36 +35,36 @@ class Step(Protocol):
     """Runs a step under its name."""
 
     def __call__(self, name: str, what: Callable[[], R], /) -> R:
-        """Run it now, once; what it raises passes through."""
+        """Run the step now, once; its errors pass through."""
         ...
 
 
 def plainly(_name: str, what: Callable[[], R]) -> R:
-    """A step that is just called."""
+    """Call a step and do nothing else."""
     return what()
 
 
 class Work(Protocol[T_co]):
-    """What is to be done on machines, as far as renting has to know it."""
+    """The work for machines, as far as renting has to know it."""
 
     def begun(self) -> int:
-        """The highest attempt that anybody ever began on it."""
+        """Return the highest attempt that was ever begun on it."""
         ...
 
     def is_finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Return whether nothing is left to do."""
         ...
 
     def load(self) -> Workload:
-        """What it asks of a machine now, for the choice among offers."""
+        """Return the demands on a machine now, for the choice among offers."""
         ...
 
     def request(self, attempt: int, intent: Intent) -> LaunchSpec:
-        """What the service is asked for, so that the machine does it."""
+        """Return the rental to ask for, so that the machine does the work."""
         ...
 
     def verify(self) -> T_co:
-        """Read what came of it in full.
+        """Read the result in full.
 
         Raises:
             Preempted: It is not there after all.
@@ -83,10 +83,10 @@ class Lifecycle(Generic[T]):
     """
 
     def __init__(self, session: Session, work: Work[T]) -> None:
-        """Nothing is asked yet.
+        """Prepare; nothing is asked yet.
 
         Args:
-            session: Documents, service, clocks.
+            session: The documents, the provider, the clocks.
             work: What is to be done.
         """
         self.session = session
@@ -95,7 +95,7 @@ class Lifecycle(Generic[T]):
         self._outages = 0
 
     def attempt(self, step: Step = plainly) -> T:
-        """From an offer to a machine's end; what came of the work, once all of it is done.
+        """Take a machine from an offer to its end; return the result once all work is done.
 
         Raises:
             Preempted: The machine is gone, or none came of it: run it again.
@@ -152,7 +152,7 @@ class Lifecycle(Generic[T]):
         return step("create", lambda: launch.rent(session, attempt, intent, request))
 
     def _next(self) -> int:
-        """A number that no attempt has had: the fencing token of all that it writes."""
+        """Return a number that no attempt has had: the fencing token of all that it writes."""
         lease = self.session.documents.lease()
         leased = 0 if lease is None else lease.attempt
         return max(self._work.begun(), leased, self.session.ledger.highest) + 1

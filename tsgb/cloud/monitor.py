@@ -1,7 +1,7 @@
-"""Watching a machine: one look after another, until something is to be done about it.
+"""The watch over a machine: one look after another, until something is to be done about it.
 
-Each look reads the machine's state, its word in the store and the ledger, renews its lease as far
-as money is set aside, and judges. A store or a service that does not answer ends nothing.
+Each look reads the machine's state, its reports in the store and the ledger, renews its lease as
+far as money is set aside, and judges. A store or a service that does not answer ends nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _SLACK = 0.02
 OnLook = Callable[[RunningInstance], None]
 
 
-def no_look(_held: RunningInstance) -> None:
-    """Nobody watches."""
+def no_look(_running: RunningInstance) -> None:
+    """Show nothing."""
 
 
 def watch(
@@ -45,24 +45,24 @@ def watch(
 
 
 def is_there(running: RunningInstance) -> bool:
-    """The service shows its container at work, or it says so itself."""
+    """Return whether the service shows its container at work, or it says so itself."""
     instance = running.instance
     is_up = instance is not None and instance.state is InstanceState.RUNNING
     return is_up or has_said_something(running)
 
 
 def has_said_something(running: RunningInstance) -> bool:
-    """A first sign of life."""
+    """Return whether it has reported anything."""
     return running.beat_at is not None or running.exit_record is not None
 
 
-def never(_held: RunningInstance) -> bool:
+def never(_running: RunningInstance) -> bool:
     """Go on to its end."""
     return False
 
 
 def look(session: Session, running: RunningInstance) -> None:
-    """One look at everything.
+    """Look once at everything.
 
     Raises:
         ProviderAuthError: The key is refused: nothing is known, the machine is asked to end itself.
@@ -159,7 +159,7 @@ def _count(session: Session, running: RunningInstance) -> None:
 
 
 def _renew(session: Session, running: RunningInstance) -> None:
-    """A few times in its life, not at each look: each one is a request to the store."""
+    """Renew the lease a few times in its life, not at each look: each is a request to the store."""
     every = min(60.0, session.patience.ttl.total_seconds() / 10)
     if running.stop is None and session.clock() - running.renewed_at >= every:
         try:
@@ -174,7 +174,7 @@ def _renew(session: Session, running: RunningInstance) -> None:
 
 
 def _list(session: Session, running: RunningInstance) -> None:
-    """What a look by id cannot show: a second machine, and the account's own sums."""
+    """Look for what a look by id cannot show: a second machine, and the account's own sums."""
     try:
         for number, row in session.own().items():
             if number != running.instance_id:
@@ -234,7 +234,7 @@ def _credit(session: Session, default: float | None = None) -> float:
 
 
 def _doubted(session: Session, running: RunningInstance) -> bool:
-    """Lost at this very step before, and nobody could say whether by its host."""
+    """Return whether the attempt before was lost at this very step, perhaps by its host."""
     before = session.endings[-1] if session.endings else None
     return before is not None and before.cause is Cause.HOST_LOST and before.step == running.step
 

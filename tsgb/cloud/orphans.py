@@ -1,6 +1,6 @@
-"""Which instances no lease covers and are to be destroyed; nobody else's are ever touched.
+"""The choice of instances to destroy, which no lease covers; those of others are never touched.
 
-Knows no service: the rows come from a list that was read in full, the leases from the store.
+The instances come from a list that was read in full, the leases from the store.
 Unknown is not absent: a run whose lease could not be read keeps its machines until the next look.
 """
 
@@ -19,39 +19,42 @@ MAX_LABEL = 60
 MIN_AGE = timedelta(minutes=2)
 """A younger instance may have been created after its lease was read."""
 MAX_DOOMED = 10
-"""More than this at once looks like a mistake: the rest waits for a person or the next look."""
+"""Most instances to destroy at once; more look like a mistake and wait for the next look."""
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _LABEL = re.compile(rf"tsgb/({_PART})/({_PART})/([1-9]\d{{0,8}})")
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceLabel:
-    """What an instance is for; the only handle on it when the answer to its creation was lost.
+    """The purpose of an instance, and the only handle on it when the answer to `create` was lost.
 
     Example: `str(InstanceLabel("home", "r1", 3)) == "tsgb/home/r1/3"`
     """
 
     deployment: str
+    """Name of the deployment."""
     run: str
+    """Id of the run."""
     attempt: int
+    """Number of the attempt."""
 
     def __str__(self) -> str:
         return f"tsgb/{self.deployment}/{self.run}/{self.attempt}"
 
     @classmethod
     def parse(cls, text: str | None) -> InstanceLabel | None:
-        """None for a label that is not ours to the letter."""
+        """Return the label in a text; None if the text is not one to the letter."""
         match = None if text is None else _LABEL.fullmatch(text)
         return match and cls(match[1], match[2], int(match[3]))
 
     @classmethod
     def ours(cls, text: str | None, deployment: str) -> InstanceLabel | None:
-        """The label, if it is one of this deployment's."""
+        """Return the label in a text, if it is one of this deployment's."""
         parsed = cls.parse(text)
         return parsed if parsed is not None and parsed.deployment == deployment else None
 
     def check(self) -> str:
-        """Its text, before an instance gets it.
+        """Return the text, before an instance gets it.
 
         Raises:
             UsageError: It could not be read back.
@@ -73,22 +76,25 @@ class Orphan:
     """
 
     instance: Instance
+    """The instance."""
     reason: str
+    """Why no lease covers it, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Every row, in one of five lists; each ordered by id."""
+    """Every instance, in one of five lists; each ordered by id."""
 
     doomed: tuple[Orphan, ...] = ()
+    """Instances to destroy now."""
     postponed: tuple[Orphan, ...] = ()
-    """Beyond the most that may go at once."""
+    """Orphans beyond the most that may go at once."""
     covered: tuple[Instance, ...] = ()
-    """Leased, or too young to tell."""
+    """Instances that are leased, or too young to tell."""
     unknown: tuple[Instance, ...] = ()
-    """The lease of their run could not be read."""
+    """Instances whose run's lease could not be read."""
     foreign: tuple[Instance, ...] = ()
-    """Of another tool or deployment, or without a label."""
+    """Instances of another tool or deployment, or without a label."""
 
 
 def sweep(
@@ -100,14 +106,14 @@ def sweep(
     skew: timedelta = SKEW,
     max_doomed: int = MAX_DOOMED,
 ) -> Sweep:
-    """Sort all rows.
+    """Sort all instances.
 
     Args:
         instances: A list that was read in full.
         leases: By run; None where there is surely none, no key where it could not be read.
-        deployment: Ours.
+        deployment: Name of this deployment.
         now: Time of day.
-        skew: By how much clocks may differ.
+        skew: Difference between two clocks that is tolerated.
         max_doomed: Destroy at most so many.
     """
     orphans: list[Orphan] = []
@@ -136,7 +142,7 @@ def sweep(
 def _uncovered(
     instance: Instance, label: InstanceLabel, lease: Lease | None, now: datetime, skew: timedelta
 ) -> str | None:
-    """Why no lease covers it; None if one does, or it is too young."""
+    """Return why no lease covers it; None if one does, or it is too young."""
     reason = objection(instance, label, lease, now, skew)
     if reason is None or instance.created_at is None:
         return reason
@@ -146,7 +152,7 @@ def _uncovered(
 def objection(
     instance: Instance, label: InstanceLabel, lease: Lease | None, now: datetime, skew: timedelta
 ) -> str | None:
-    """Why no lease covers it, however young it is; None if one does on some clock within `skew`."""
+    """Return why no lease covers it, whatever its age; None if one does within `skew`."""
     if lease is None:
         return f"run {label.run} has no lease"
     if lease.ended:

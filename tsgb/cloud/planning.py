@@ -18,7 +18,7 @@ from tsgb.cloud.forecast import Terms as MachineTerms
 from tsgb.cloud.history import Left, Track
 from tsgb.cloud.launch import hazard_of
 from tsgb.cloud.offers import Choice, choose
-from tsgb.cloud.policy import Terms
+from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.preemption import PRIOR, Hazard, History, machine_class
 from tsgb.cloud.pricing import MICRO
 from tsgb.cloud.provider import Offer
@@ -60,7 +60,7 @@ class Plan:
 
 
 def make_plan(
-    offers: Iterable[Offer], terms: Terms, left: Left, track: Track, now: datetime
+    offers: Iterable[Offer], terms: LaunchPolicy, left: Left, track: Track, now: datetime
 ) -> Plan:
     """Choose as a flow would choose now, and simulate the run on that kind of machine.
 

@@ -1,4 +1,4 @@
-"""On which terms machines are rented for a run, and how patiently they are watched."""
+"""The terms on which machines are rented for a run, and the times for which they are waited for."""
 
 from __future__ import annotations
 
@@ -14,34 +14,39 @@ from tsgb.cloud.termination import Deadlines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What may be rented, for how much.
+class LaunchPolicy:
+    """The machines that may be rented, and the money for them.
 
-    Example: `Terms(budget=microdollars("20"), cap=0.25)`
+    Example: `LaunchPolicy(budget=microdollars("20"), cap=0.25)`
     """
 
     budget: int
-    """Micro-dollars for the whole run."""
+    """Budget of the whole run, micro-dollars."""
     cap: float
-    """$/h for one machine, storage included."""
+    """Highest price of one machine with storage, $/h."""
     deployment: str = "home"
     """Part of every label; instances of another one are never touched."""
     image: str = "python:3.11-slim"
+    """Container image."""
     image_gb: float = 0.05
-    """What a host downloads of it."""
+    """Compressed size of the image, which a host downloads, GB."""
     disk_gb: float = 20.0
+    """Storage to rent, GB."""
     gpus: tuple[str, ...] = ()
-    """Names as the service writes them; any if empty."""
+    """Names of GPUs as the service writes them; any GPU if empty."""
     gpu_ram_gb: float = 8.0
+    """Least memory of a GPU, GB."""
     reliability: float = 0.9
+    """Least reliability of a host, by the service's own measure, from 0 to 1."""
     duration_hours: float = 4.0
-    """Least time until the contract's own limit."""
+    """Least hours until the contract's own limit."""
     least_minutes: float = 10.0
-    """A machine is not rented with money for less: it would be gone before a first checkpoint."""
+    """Least minutes that the money must pay for: in fewer no first checkpoint would be saved."""
     limits: Limits = field(default_factory=Limits)
+    """Failures after which the run ends."""
 
     def search(self) -> SearchSpec:
-        """What the service is asked for."""
+        """Return the search to ask the service for."""
         return SearchSpec(
             disk_gb=self.disk_gb,
             gpu_names=self.gpus,
@@ -51,7 +56,7 @@ class Terms:
         )
 
     def needs(self, avoided: Avoided, disk_gb: float) -> Needs:
-        """What is checked again here, and what is not to be rented now."""
+        """Return the rules that are checked again here, and the machines to avoid now."""
         return Needs(
             cap=self.cap,
             gpu_ram=self.gpu_ram_gb * 1000,
@@ -64,30 +69,33 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How often is looked, and after how long waiting ends. All of it is this machine's time.
+class MonitorPolicy:
+    """Intervals between looks, and the times after which waiting ends, on this machine's clock.
 
-    Example: `Patience(look_seconds=0.2, lag_seconds=1.0)` for a service on this machine
+    Example: `MonitorPolicy(look_seconds=0.2, lag_seconds=1.0)` for a service on this machine
     """
 
     look_seconds: float = 20.0
-    """Between two looks at a machine."""
+    """Seconds between two looks at a machine."""
     list_seconds: float = 300.0
-    """Between two lists of all instances, which show what one that is looked at by id hides."""
+    """Seconds between two lists of all instances, which show what a look by id hides."""
     lag_seconds: float = 180.0
-    """W: so long a rental may be late to appear in lists."""
+    """Seconds by which a rental may be late to appear in lists."""
     grace_seconds: float = 90.0
-    """For a machine that was asked to stop to save and say so."""
+    """Seconds for a machine that was asked to stop to save and say so."""
     release_seconds: float = 15.0
-    """The same when the flow itself is being ended: Prefect kills it after 30 seconds."""
+    """Likewise when the flow itself is being ended: Prefect kills it after 30 seconds."""
     destroy_seconds: float = 600.0
-    """So long a flow insists on a machine's end; then the reaper does."""
+    """Seconds for which a flow insists on a machine's end; after them the reaper does."""
     offer_seconds: float = 1800.0
-    """So long an offer within the terms is waited for."""
+    """Seconds for which an offer within the terms is waited for."""
     search_seconds: float = 20.0
-    """Between two searches."""
+    """Seconds between two searches."""
     ttl: timedelta = TTL
+    """Time for which each renewal prolongs the lease."""
     skew: timedelta = SKEW
+    """Difference between two clocks that is tolerated."""
     window: timedelta = WINDOW
-    """Money is set aside for so long ahead."""
+    """Time ahead for which money is set aside."""
     deadlines: Deadlines = field(default_factory=Deadlines)
+    """Silences after which a machine is given up."""

@@ -16,7 +16,7 @@ from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.lease import Lease
 from tsgb.cloud.orphans import InstanceLabel
-from tsgb.cloud.policy import Patience, Terms
+from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
 from tsgb.cloud.provider import Instance, Provider
 from tsgb.cloud.retry_policy import Ending
 from tsgb.errors import LeaseLost, StoreError
@@ -41,11 +41,11 @@ class Session:
     """Documents of the run."""
     provider: Provider
     """Account that pays."""
-    terms: Terms
+    terms: LaunchPolicy
     """What may be rented, for how much."""
     owner: str
     """Nonce of the flow; a second flow sees in the lease that it is not its own."""
-    patience: Patience = field(default_factory=Patience)
+    patience: MonitorPolicy = field(default_factory=MonitorPolicy)
     """How often is looked, and when waiting ends."""
     now: Callable[[], datetime] = _utc
     """Time of day."""

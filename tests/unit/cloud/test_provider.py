@@ -13,7 +13,7 @@ from tsgb.cloud.inventory import Coverage, DeploymentRuns, take_inventory
 from tsgb.cloud.lease import SKEW
 from tsgb.cloud.lifecycle import Lifecycle
 from tsgb.cloud.orphans import InstanceLabel
-from tsgb.cloud.policy import Terms
+from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.preemption import Workload
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import LaunchSpec, Provider, is_loopback
@@ -76,7 +76,7 @@ def session(provider: MeadowCloud, documents: RunDocuments) -> Session:
     return Session(
         documents=documents,
         provider=provider,
-        terms=Terms(budget=microdollars(5), cap=0.3),
+        terms=LaunchPolicy(budget=microdollars(5), cap=0.3),
         owner="flow",
         now=provider.now,
         clock=provider.clock,

@@ -1,8 +1,8 @@
-"""What an answer of Vast.ai means: classified once, by its code before its status.
+"""The meaning of an answer of Vast.ai: classified once, by its code before its status.
 
 The order matters: a key that is not valid (any more) is answered with 404 and `auth_error`, and a
-status of 200 may carry `success: false`. Whoever goes by status takes a revoked key for proof that
-every instance is gone.
+status of 200 may carry `success: false`. A reader that goes by status takes a revoked key for proof
+that every instance is gone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PERMANENT_SERVER_STATUS = frozenset({501, 505})
 
 
 class Subject(StrEnum):
-    """What a call is about, and so what can be gone."""
+    """The thing that a call is about, and so the thing that can be gone."""
 
     ACCOUNT = "account"
     INSTANCE = "instance"
@@ -64,14 +64,17 @@ _WAYS_OUT: Mapping[type[ProviderError], str] = {
 
 
 class Answer(NamedTuple):
-    """What came over the wire."""
+    """An answer as it came over the wire."""
 
     status: int
+    """HTTP status."""
     headers: Mapping[str, str]
+    """HTTP headers."""
     text: str
+    """Body."""
 
     def payload(self) -> dict[str, Any]:
-        """The JSON object in it, empty if there is none."""
+        """Return the JSON object in it, empty if there is none."""
         try:
             value = json.loads(self.text)
         except (ValueError, RecursionError):
@@ -80,23 +83,25 @@ class Answer(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What was asked, for the judgement and for messages."""
+    """A call, for the judgement on its answer and for messages."""
 
     endpoint: Endpoint
+    """Kind of call."""
     subject: Subject
+    """The thing that it is about."""
     where: str
-    """Such as `instance 7835610`."""
+    """Name of that thing, such as `instance 7835610`."""
     clean: Callable[[str], str]
     """Makes text of the service fit for our messages: one line, without secrets."""
 
 
 def judge(answer: Answer, call: Call, now: datetime) -> ProviderError | None:
-    """The error that an answer is; None if it claims to be what was asked for.
+    """Return the error that an answer is; None if it claims to be what was asked for.
 
     Args:
-        answer: As it came.
-        call: What it answers.
-        now: The time of day, for a quota that ends at midnight.
+        answer: The answer as it came.
+        call: The call that it answers.
+        now: Time of day, for a quota that ends at midnight.
     """
     payload = answer.payload()
     code = _text(payload.get("error"))
@@ -121,7 +126,7 @@ def judge(answer: Answer, call: Call, now: datetime) -> ProviderError | None:
 
 
 def contract(payload: Mapping[str, Any]) -> int | None:
-    """The instance that an answer speaks of, which even an error may have left behind."""
+    """Return the instance that an answer speaks of, which even an error may have left behind."""
     found = payload.get("new_contract")
     if isinstance(found, str) and found.isascii() and found.isdigit():
         found = int(found)
@@ -159,7 +164,7 @@ def _kind_by_status(status: int) -> type[ProviderError]:
 
 
 def _wait(answer: Answer, payload: Mapping[str, Any], call: Call) -> float:
-    """How long the service wants us to wait, wherever it says so."""
+    """Return the seconds that the service asks to wait, wherever it says so."""
     usual = INTERVAL_SECONDS[call.endpoint]
     if call.endpoint is Endpoint.CREATE:
         usual = _CREATE_PENALTY_SECONDS
@@ -173,7 +178,7 @@ def _wait(answer: Answer, payload: Mapping[str, Any], call: Call) -> float:
 
 
 def _quota_seconds(answer: Answer, now: datetime) -> float:
-    """Until the quota begins anew: as the service says, or at midnight UTC."""
+    """Return the seconds until the quota begins anew: as the service says, or at midnight UTC."""
     reset = _seconds(answer.headers.get("x-ratelimit-reset"), most=math.inf)
     if reset is not None:
         return min(max(reset - now.timestamp(), 0.0), _DAY_SECONDS)

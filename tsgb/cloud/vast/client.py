@@ -15,32 +15,38 @@ It knows neither runs nor stores, and decides nothing. Threads may share a clien
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
-from tsgb.cloud.vast.answers import Call, Subject
-from tsgb.cloud.vast.caller import Caller, odd, parsed
-from tsgb.cloud.vast.http import Wire
-from tsgb.cloud.vast.listing import all_instances
-from tsgb.cloud.vast.logs import fetch_log
+from tsgb.cloud.vast.answers import Answer, Call, Subject, contract
+from tsgb.cloud.vast.http import REQUEST_SECONDS, Caller, Wire, odd, parsed, reason
 from tsgb.cloud.vast.records import AccountRow, InstanceRow, OfferRow, Rental
-from tsgb.cloud.vast.rent import rent
-from tsgb.cloud.vast.retries import OF_THE_SYSTEM, Retries
 from tsgb.cloud.vast.search import Search, readable
-from tsgb.cloud.vast.throttle import Endpoint, RateLimiter
-from tsgb.errors import ProviderGone, ProviderRefused
+from tsgb.cloud.vast.throttle import OF_THE_SYSTEM, Endpoint, RateLimiter, Retries
+from tsgb.errors import (
+    ProviderAmbiguous,
+    ProviderError,
+    ProviderGone,
+    ProviderRefused,
+    ProviderUnreachable,
+)
 
 VAST_URL = "https://console.vast.ai"
 
 
 class VastClient:
-    """One account of Vast.ai."""
+    """The API of one account of Vast.ai, in the service's own records.
+
+    Example: `VastClient(settings.vast_api_key, url=settings.vast_url).instances()`
+    """
 
     def __init__(
         self,
@@ -58,15 +64,15 @@ class VastClient:
         """Prepare; nothing is sent.
 
         Args:
-            key: Of the account.
-            url: Where the service is, or a simulator of it.
-            retry_seconds: How long a call that can be repeated is repeated; 0 is one try.
-            limiter: Shared by all clients of a process.
-            transport: In place of the network, for tests.
+            key: The key of the account.
+            url: Address of the service, or of a simulator of it.
+            retry_seconds: Seconds for which a call that can be repeated is repeated; 0 is one try.
+            limiter: The rate limiter, shared by all clients of a process.
+            transport: A transport in place of the network, for tests.
             clock: Seconds that never go back.
             sleep: Waits for so many seconds.
-            now: The time of day.
-            jitter: A number between two, by which pauses differ.
+            now: Time of day.
+            jitter: Draws a number between two, by which pauses differ.
 
         Raises:
             ProviderAuthError: This cannot be a key.
@@ -91,13 +97,13 @@ class VastClient:
         self._wire.close()
 
     def account(self) -> AccountRow:
-        """Whose key it is, and what can be spent."""
+        """Return the account that the key belongs to, and its credit."""
         call = self._caller.call(Endpoint.USER, "the account", Subject.ACCOUNT)
         path = "/api/v0/users/current"  # every other path ends in a slash
         return self._retries(lambda: parsed(AccountRow, self._caller.ask(call, "GET", path), call))
 
     def search(self, search: Search) -> tuple[OfferRow, ...]:
-        """Offers that meet every condition, at most 64; a row that cannot be read is none.
+        """Return at most 64 offers that meet every condition; a row that cannot be read is none.
 
         Raises:
             ProviderSearchQuota: No more searches today.
@@ -113,7 +119,7 @@ class VastClient:
         return self._retries(once)
 
     def create(self, ask_id: int, rental: Rental) -> int:
-        """Rent an offer; the id of the new instance. One request, whatever happens.
+        """Rent an offer and return the id of the new instance. One request, whatever happens.
 
         Raises:
             ProviderAmbiguous: It may exist: look for its label before you try again.
@@ -123,7 +129,7 @@ class VastClient:
         return rent(self._caller, ask_id, rental)
 
     def instances(self) -> tuple[InstanceRow, ...]:
-        """Every instance of the account, in every state: all of them, or an error.
+        """Return every instance of the account, in every state: all of them, or raise.
 
         Raises:
             ProviderUnreachable: Not all could be read. What is there is unknown.
@@ -132,7 +138,7 @@ class VastClient:
         return self._retries(lambda: all_instances(self._caller, call))
 
     def show(self, instance_id: int) -> InstanceRow | None:
-        """One instance; None if the service says that there is none (any more)."""
+        """Return one instance; None if the service says that there is none (any more)."""
         call = self._about(Endpoint.SHOW, instance_id)
         path = f"/api/v0/instances/{instance_id}/"
 
@@ -186,7 +192,7 @@ class VastClient:
             self._change(Endpoint.DESTROY, "DELETE", f"{instance_id}/", instance_id, {})
 
     def logs(self, instance_id: int, *, tail_lines: int = 100) -> str:
-        """The end of the container's log. The service uploads it first, which takes seconds.
+        """Return the end of the container's log. The service uploads it first, which takes seconds.
 
         Raises:
             ProviderGone: There is no such instance.
@@ -212,3 +218,156 @@ class VastClient:
 
     def _about(self, endpoint: Endpoint, instance_id: int) -> Call:
         return self._caller.call(endpoint, f"instance {instance_id}", Subject.INSTANCE)
+
+
+_CREATE_SECONDS = 60.0
+_SECRET_CHARACTERS = 6
+"""Characters from which a value of the environment counts as a secret in messages."""
+
+
+def rent(caller: Caller, ask_id: int, rental: Rental) -> int:
+    """Send the request once; return the id of the new instance.
+
+    There is no key by which the service would know a second request for the first. So every outcome
+    but a clear yes or a clear no is `ProviderAmbiguous`.
+
+    Raises:
+        ProviderAmbiguous: It may exist.
+        ProviderError: It was not sent, or refused.
+    """
+    hidden = [v for v in rental.env.values() if len(v.get_secret_value()) >= _SECRET_CHARACTERS]
+    where = f"renting offer {ask_id} as {rental.label}"
+    call = caller.call(Endpoint.CREATE, where, Subject.OFFER, hidden)
+    with caller.limiter.turn(Endpoint.CREATE):
+        try:
+            answer = caller.wire.send(
+                "PUT", f"/api/v0/asks/{ask_id}/", seconds=_CREATE_SECONDS, body=rental.body()
+            )
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise ProviderUnreachable(
+                f"Vast.ai, {where}: not sent, {reason(error, call)}"
+            ) from error
+        except Exception as error:
+            raise _ambiguous(call, reason(error, call)) from error
+    return _created(answer, call, caller.judge(answer, call))
+
+
+def _created(answer: Answer, call: Call, error: ProviderError | None) -> int:
+    payload = answer.payload()
+    instance_id = contract(payload)
+    if isinstance(error, ProviderUnreachable) or answer.status >= 500:
+        raise _ambiguous(call, f"HTTP {answer.status}", instance_id)
+    if error is not None:
+        if instance_id is None and "queued" in answer.text:
+            raise _ambiguous(call, f"{error.code or 'refused'}, but queued") from error
+        raise error
+    if payload.get("success") is not True or instance_id is None:
+        raise _ambiguous(call, "an answer that is neither yes nor no", instance_id)
+    return instance_id
+
+
+def _ambiguous(call: Call, what: str, contract_id: int | None = None) -> ProviderAmbiguous:
+    known = "" if contract_id is None else f" as instance {contract_id}"
+    return ProviderAmbiguous(
+        f"Vast.ai, {call.where}: {what}; it may exist{known}: look for its label before you try "
+        "again",
+        instance_id=contract_id,
+    )
+
+
+_PAGE = 25
+_MOST_PAGES = 400
+_CHANGED = "a list that changed while it was read"
+
+
+class _Page(BaseModel):
+    success: Literal[True]
+    instances: list[Any]
+    next_token: str | int | None
+    instances_found: int | None = None
+    """Rows on this page."""
+    total_instances: int | None = None
+    """Rows on all pages."""
+
+
+def all_instances(caller: Caller, call: Call) -> tuple[InstanceRow, ...]:
+    """Read page after page, once each; twice if there are several.
+
+    The service filters nothing, so that its own count can prove that the list is whole. Where
+    pages are counted off, what ends between two of them moves another row out of sight, and if one
+    more begins meanwhile the count is right again. So a list of several pages counts if a second
+    look still finds all of it: what ended would be missing there.
+
+    Raises:
+        ProviderError: A page is missing, cut or odd: nothing is known about the rest either.
+    """
+    found, num_pages = _pages(caller, call)
+    if num_pages > 1:
+        before = found.keys()
+        found, _ = _pages(caller, call)
+        if not before <= found.keys():
+            raise odd(call, _CHANGED)
+    return tuple(found.values())
+
+
+def _pages(caller: Caller, call: Call) -> tuple[dict[int, InstanceRow], int]:
+    """Return the rows of all pages, and the number of pages."""
+    params = {
+        "select_filters": "{}",
+        "order_by": json.dumps([{"col": "id", "dir": "asc"}]),
+        "limit": str(_PAGE),
+    }
+    found: dict[int, InstanceRow] = {}
+    tokens: set[str] = set()
+    totals: set[int | None] = set()
+    while True:
+        payload = caller.ask(call, "GET", "/api/v1/instances/", params=params)
+        page = parsed(_Page, payload, call)
+        if page.instances_found not in {None, len(page.instances)}:
+            raise odd(call, f"a page with {len(page.instances)} of {page.instances_found} rows")
+        totals.add(page.total_instances)
+        for row in page.instances:
+            instance = parsed(InstanceRow, row, call)
+            found[instance.id] = instance
+        if page.next_token is None:
+            break
+        token = str(page.next_token)
+        if token in tokens or len(tokens) == _MOST_PAGES:
+            raise odd(call, "pages without an end")
+        tokens.add(token)
+        params = {**params, "after_token": token}
+    if len(totals) > 1:
+        raise odd(call, _CHANGED)
+    total = totals.pop()
+    if total is not None and total > len(found):
+        raise odd(call, f"{len(found)} of {total} instances")
+    return found, len(tokens) + 1
+
+
+_LOG_SECONDS = 30.0
+"""Least seconds to wait for a log: an upload takes some, so one try is none."""
+
+
+def fetch_log(wire: Wire, call: Call, url: object, retries: Retries) -> str:
+    """Read the log as soon as it is there; until then its server says 403 or 404.
+
+    That server must not see the key, and the address is a secret of its own: it opens the log.
+
+    Raises:
+        ProviderUnreachable: There is no address, or no log in time.
+    """
+    if not isinstance(url, str) or not url.startswith(("https://", "http://")):
+        raise odd(call, "no address of the log")
+
+    def once() -> str:
+        try:
+            page = wire.fetch(url, seconds=REQUEST_SECONDS)
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise ProviderUnreachable(
+                f"Vast.ai, {call.where}: no log, {type(error).__name__}"
+            ) from None
+        if page.status != 200:
+            raise ProviderUnreachable(f"Vast.ai, {call.where}: no log yet, HTTP {page.status}")
+        return page.text
+
+    return replace(retries, deadline_seconds=max(_LOG_SECONDS, retries.deadline_seconds))(once)

@@ -1,21 +1,32 @@
-"""One request to Vast.ai, and what protects it: where the key may go, how long, how much.
+"""One call to Vast.ai: wait for its turn, send it once, judge the answer.
 
-It knows HTTP and the key. It does not know what an answer means, and sends nothing twice.
+It decides where the key may go, for how long and how much is read. It knows no call of the service
+in particular, and repeats nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from tsgb.cloud.provider import is_loopback
-from tsgb.cloud.vast.answers import Answer
-from tsgb.errors import ProviderAuthError, UsageError
+from tsgb.cloud.vast.answers import Answer, Call, Subject, judge
+from tsgb.cloud.vast.throttle import Endpoint, RateLimiter
+from tsgb.errors import (
+    ProviderAuthError,
+    ProviderError,
+    ProviderRateLimited,
+    ProviderSearchQuota,
+    ProviderUnreachable,
+    UsageError,
+)
 
 _CONNECT_SECONDS = 10.0
 _MOST_BYTES = 16 * 1024 * 1024
@@ -77,11 +88,11 @@ class Wire:
         """Send one request, once.
 
         Args:
-            method: Of HTTP.
-            path: Below the address.
-            seconds: For all of it: sending, waiting, reading.
+            method: HTTP method.
+            path: Path below the address.
+            seconds: Seconds for sending, waiting and reading together.
             params: The query.
-            body: Sent as JSON.
+            body: An object that is sent as JSON.
 
         Raises:
             httpx.RequestError: No answer, or not all of it.
@@ -105,7 +116,7 @@ class Wire:
         self._http.close()
 
     def clean(self, text: str, secrets: Iterable[SecretStr] = ()) -> str:
-        """Text of others, fit for a message of ours: one line, short, without secrets."""
+        """Return text of others as one short line without secrets, fit for a message."""
         for secret in (self._key, *secrets):
             if value := secret.get_secret_value():
                 text = text.replace(value, "***")
@@ -128,7 +139,7 @@ class Wire:
 
 
 def _timeout(seconds: float) -> httpx.Timeout:
-    """Each of connecting, writing and waiting for more; `Wire` bounds their sum."""
+    """Return the limits on connecting, writing and waiting for more; `Wire` bounds their sum."""
     return httpx.Timeout(seconds, connect=min(_CONNECT_SECONDS, seconds))
 
 
@@ -142,7 +153,7 @@ def _checked_key(key: SecretStr) -> SecretStr:
 
 
 def checked_url(url: str) -> str:
-    """The address without a slash at its end.
+    """Return the address without a slash at its end.
 
     Raises:
         UsageError: The key would be readable on the way, or is in the address.
@@ -160,3 +171,97 @@ def checked_url(url: str) -> str:
             "http:// for a simulator on this machine"
         )
     return url.rstrip("/")
+
+
+REQUEST_SECONDS = 30.0
+_CLOSED_SECONDS = 60.0
+_Record = TypeVar("_Record", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The way of every call: its turn, its one request, the judgement on the answer.
+
+    Example: `Caller(wire, limiter, now).ask(call, "GET", "/api/v0/users/current")`
+    """
+
+    wire: Wire
+    """Sends requests."""
+    limiter: RateLimiter
+    """Makes each request wait for its turn."""
+    now: Callable[[], datetime]
+    """Time of day, for a quota that ends at midnight."""
+
+    def call(
+        self, endpoint: Endpoint, where: str, subject: Subject, secrets: Sequence[SecretStr] = ()
+    ) -> Call:
+        """Name what is going to be asked; `secrets` beside the key stay out of messages."""
+
+        def clean(text: str) -> str:
+            return self.wire.clean(text, secrets)
+
+        return Call(endpoint, subject, where, clean)
+
+    def ask(
+        self,
+        call: Call,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Send it and return the JSON object that answers it.
+
+        Raises:
+            ProviderError: The error that the answer is; `ProviderUnreachable` without one.
+        """
+        with self.limiter.turn(call.endpoint):
+            try:
+                answer = self.wire.send(
+                    method, path, seconds=REQUEST_SECONDS, params=params, body=body
+                )
+            except httpx.RequestError as error:
+                raise ProviderUnreachable(
+                    f"Vast.ai, {call.where}: no answer, {reason(error, call)}"
+                ) from error
+        error = self.judge(answer, call)
+        if error is not None:
+            raise error
+        return answer.payload()
+
+    def change(self, call: Call, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a change, which is made only if the answer says so."""
+        payload = self.ask(call, method, path, body=body)
+        if payload.get("success") is not True:
+            raise odd(call, "no word that it was done")
+        return payload
+
+    def judge(self, answer: Answer, call: Call) -> ProviderError | None:
+        """Return the error that an answer is, if any; after one that was too early, calls wait."""
+        error = judge(answer, call, self.now())
+        if isinstance(error, ProviderRateLimited) and not isinstance(error, ProviderSearchQuota):
+            self.limiter.close(call.endpoint, min(error.wait_seconds, _CLOSED_SECONDS))
+        return error
+
+
+def parsed(record: type[_Record], value: object, call: Call) -> _Record:
+    """Return the record of a row.
+
+    Raises:
+        ProviderUnreachable: It is no such record.
+    """
+    try:
+        return record.model_validate(value)
+    except ValidationError:
+        raise odd(call, "a row without what must be in it") from None
+
+
+def odd(call: Call, what: str) -> ProviderUnreachable:
+    """Return the error for an answer that leaves open what was asked."""
+    return ProviderUnreachable(f"Vast.ai, {call.where}: an answer that makes no sense ({what})")
+
+
+def reason(error: Exception, call: Call) -> str:
+    """Return the error of a transport as text that is fit for a message."""
+    return call.clean(f"{type(error).__name__}: {error}")

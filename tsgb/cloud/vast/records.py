@@ -1,4 +1,4 @@
-"""What Vast.ai tells us and what we ask of it: the fields that we use, with their units.
+"""The records of Vast.ai on the wire: the fields that we use, with their units.
 
 Rows of the service have many more fields, and some of those here are sometimes absent or of
 another kind: then they are None, which means unknown. A row is refused only where its id is.
@@ -51,51 +51,55 @@ class OfferRow(_Row):
     """
 
     ask_id: int = Field(validation_alias=AliasChoices("ask_contract_id", "id", "ask_id"))
-    """What `create` takes; good for one rental."""
+    """Identifier that `create` takes; good for one rental."""
     machine_id: int
+    """The machine, over all its offers."""
     host_id: _Whole = None
-    """The owner."""
+    """The machine's owner."""
     gpu_name: _Text = None
-    """`RTX 4090`, with a space."""
+    """Name of its GPUs, such as `RTX 4090`, with a space."""
     num_gpus: _Whole = None
+    """GPUs of the offer."""
     gpu_ram: _Number = None
-    """MB on each GPU."""
+    """Memory of each GPU, MB."""
     compute_cap: _Whole = None
-    """Times 100: 890 is 8.9."""
+    """CUDA compute capability times 100: 890 is 8.9."""
     cuda_max_good: _Number = None
     """The highest CUDA version that the driver carries."""
     disk_space: _Number = None
-    """GB."""
+    """Storage, GB."""
     inet_up: _Number = None
-    """Mb/s."""
+    """Upload bandwidth, Mb/s."""
     inet_down: _Number = None
-    """Mb/s."""
+    """Download bandwidth, Mb/s."""
     inet_up_cost: _Number = None
-    """$/GB, in any state of the instance."""
+    """Price of sent data in any state of the instance, $/GB."""
     inet_down_cost: _Number = None
-    """$/GB, in any state of the instance."""
+    """Price of received data in any state of the instance, $/GB."""
     dph_base: _Number = None
-    """$/h without storage."""
+    """Price without storage, $/h."""
     dph_total: _Number = None
-    """$/h with the storage that was asked for, without traffic."""
+    """Price with the storage that was asked for, without traffic, $/h."""
     min_bid: _Number = None
-    """$/h; a bid below it starts nothing."""
+    """Lowest bid that starts anything, $/h."""
     is_bid: _Flag = None
     """Whether the prices are those of an interruptible rental."""
     storage_cost: _Number = None
-    """$/GB a month of 730 h."""
+    """Price of storage, $/GB a month of 730 h."""
     reliability: _Number = Field(
         default=None, validation_alias=AliasChoices("reliability2", "reliability")
     )
-    """0 to 1."""
+    """Reliability of the host, from 0 to 1."""
     rentable: _Flag = None
+    """Whether it can be rented now."""
     verification: _Text = None
+    """State of the machine's verification, such as `verified`."""
     external: _Flag = None
-    """None as well as False: the service's own market."""
+    """Whether it is of another market; None as well as False means the service's own."""
     duration: _Number = None
     """Seconds until the contract's limit."""
     geolocation: _Text = None
-    """`Sweden, SE`."""
+    """Place of the machine, such as `Sweden, SE`."""
     dlperf: _Number = None
     """The service's own score for deep learning."""
 
@@ -107,52 +111,60 @@ class InstanceRow(_Row):
     """
 
     id: int
+    """Number of the instance."""
     label: _Text = None
+    """Text that its renter gave it."""
     actual_status: _Text = None
-    """Of the container: None (not there yet), created, loading, running, stopped, frozen, exited,
-    rebooting, unknown, offline."""
+    """State of the container: None (not there yet), created, loading, running, stopped, frozen,
+    exited, rebooting, unknown, offline."""
     intended_status: _Text = None
-    """What was asked for: running, stopped, frozen."""
+    """State that was asked for: running, stopped, frozen."""
     cur_state: _Text = None
-    """Of the contract: running, stopped, unloaded."""
+    """State of the contract: running, stopped, unloaded."""
     next_state: _Text = None
-    """The same, as soon as a pending change is done."""
+    """State of the contract as soon as a pending change is done."""
     status_msg: _Text = None
+    """Remark of the service, such as an error of the container runtime."""
     machine_id: _Whole = None
+    """The machine, over all its offers."""
     host_id: _Whole = None
+    """The machine's owner."""
     gpu_name: _Text = None
+    """Name of its GPUs."""
     num_gpus: _Whole = None
+    """GPUs of the instance."""
     is_bid: _Flag = None
     """Whether it is interruptible; never assumed."""
     min_bid: _Number = None
-    """$/h."""
+    """Bid, $/h."""
     dph_base: _Number = None
-    """$/h without storage."""
+    """Price without storage, $/h."""
     dph_total: _Number = None
-    """$/h with storage, without traffic."""
+    """Price with storage, without traffic, $/h."""
     disk_space: _Number = None
-    """GB."""
+    """Storage, GB."""
     storage_cost: _Number = None
-    """$/GB a month of 730 h."""
+    """Price of storage, $/GB a month of 730 h."""
     start_date: _Number = None
-    """Seconds since 1970."""
+    """Time of the rental, seconds since 1970."""
     end_date: _Number = None
-    """Seconds since 1970: the contract's limit."""
+    """Time of the contract's limit, seconds since 1970."""
 
 
 class AccountRow(_Row):
-    """Whose key it is.
+    """The account that the key belongs to.
 
     Example: `AccountRow(id=1, credit=25.0)`
     """
 
     id: int
+    """Number of the account."""
     credit: _Finite
-    """$ that can be spent."""
+    """Dollars that can be spent."""
 
 
 class Rental(BaseModel):
-    """What `create` asks for: always an interruptible rental at a bid.
+    """The rental that `create` asks for: always an interruptible one, at a bid.
 
     Example: `Rental(image="tsgb/worker:1", label="tsgb/home/run-abc/1", price=0.15, disk_gb=60)`
     """
@@ -162,17 +174,19 @@ class Rental(BaseModel):
     )
 
     image: Annotated[str, Field(min_length=1, max_length=1024)]
+    """Container image."""
     label: Annotated[str, Field(min_length=1, max_length=256)]
-    """By which it is found if the answer is lost: no other rental may have the same."""
+    """Label by which it is found if the answer is lost: no other rental may have the same."""
     price: Price
-    """The bid, which is what is paid. Without one the service rents at the full price."""
+    """Bid in $/h, which is what is paid. Without one the service rents at the full price."""
     disk_gb: Annotated[float, Field(ge=8, allow_inf_nan=False)]
-    """It cannot grow."""
+    """Storage, GB; it cannot grow."""
     onstart: str = ""
     """Shell script, run at every start of the container; with `args` the entry point instead."""
     args: tuple[str, ...] = ()
-    """For the entry point."""
+    """Arguments of the entry point."""
     env: dict[Annotated[str, Field(min_length=1, max_length=256)], SecretStr] = {}
+    """Environment of the container."""
 
     @model_validator(mode="after")
     def _fits(self) -> Rental:
@@ -193,7 +207,7 @@ class Rental(BaseModel):
         return self
 
     def body(self) -> dict[str, Any]:
-        """What is sent, secrets in plain text."""
+        """Return the body of the request, secrets in plain text."""
         body: dict[str, Any] = {
             "client_id": "me",
             "image": self.image,

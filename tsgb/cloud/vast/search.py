@@ -1,7 +1,7 @@
-"""What offers are looked for: one list of conditions, sent to the service and checked again here.
+"""The search for offers: one list of conditions, sent to the service and checked again here.
 
-The service answers with at most 64 offers and does not always apply a condition on a number. What
-it does not say of an offer counts as not met.
+The service answers with at most 64 offers and does not always apply a condition on a number. A
+condition on a value that it does not tell counts as not met.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ class Condition(NamedTuple):
     """
 
     field: str
+    """Name of a field of an offer."""
     op: str
+    """Name of a comparison, such as `gte`."""
     value: Any
+    """Value to compare with."""
 
     def holds(self, offer: OfferRow) -> bool:
-        """Whether the offer meets it; what is unknown does not."""
+        """Return whether the offer meets it; an unknown value does not."""
         if self.field == "verified":
             return (offer.verification == "verified") is self.value
         if self.field == "external":
@@ -63,13 +66,13 @@ _FIELDS = {
     "min_duration_seconds": ("duration", "gte"),
     "max_usd_per_hour": ("dph_total", "lte"),
 }
-"""Ours to the service's."""
+"""Field and comparison of the service for each of our fields."""
 
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Search(BaseModel):
-    """What is looked for, cheapest first; None and empty mean that it does not matter.
+    """The offers to look for, cheapest first; None and empty mean that it does not matter.
 
     Example: `Search(gpu_names=("RTX 4090",), disk_gb=60, max_usd_per_hour=0.4)`
     """
@@ -77,26 +80,37 @@ class Search(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     disk_gb: Annotated[float, Field(ge=8, allow_inf_nan=False)]
-    """Storage to rent: it must be there, and its price is part of `dph_total`."""
+    """Storage to rent, GB: it must be free, and its price is part of `dph_total`."""
     interruptible: bool = True
-    """Prices of bids; otherwise those of a rental on demand."""
+    """Whether prices are those of bids; otherwise those of a rental on demand."""
     gpu_names: tuple[str, ...] = ()
+    """Names of GPUs as the service writes them."""
     num_gpus: Annotated[int, Field(ge=1)] | None = 1
+    """GPUs of an offer."""
     min_gpu_ram_mb: _Amount | None = None
+    """Least memory of each GPU, MB."""
     min_compute_cap: Annotated[int, Field(ge=0)] | None = None
-    """Times 100: 890 is 8.9."""
+    """Least CUDA compute capability times 100: 890 is 8.9."""
     min_cuda: _Amount | None = None
+    """Least CUDA version that the driver must carry."""
     min_inet_up_mbps: _Amount | None = None
+    """Least upload bandwidth, Mb/s."""
     min_inet_down_mbps: _Amount | None = None
+    """Least download bandwidth, Mb/s."""
     max_inet_up_usd_per_gb: _Amount | None = None
+    """Highest price of sent data, $/GB."""
     max_inet_down_usd_per_gb: _Amount | None = None
+    """Highest price of received data, $/GB."""
     min_reliability: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least reliability of a host, from 0 to 1."""
     min_duration_seconds: _Amount | None = None
+    """Least seconds until the contract's limit."""
     max_usd_per_hour: _Amount | None = None
-    """With storage, at the lowest bid; without traffic."""
+    """Highest price with storage at the lowest bid, without traffic, $/h."""
     verified: bool = True
-    """Only machines that the service has verified."""
+    """Whether to take only machines that the service has verified."""
     limit: Annotated[int, Field(ge=1, le=_MOST)] = _MOST
+    """Most offers in the answer."""
 
     @field_validator("gpu_names")
     @classmethod
@@ -105,7 +119,7 @@ class Search(BaseModel):
         return tuple(name.replace("_", " ") for name in names)
 
     def conditions(self) -> tuple[Condition, ...]:
-        """All that an offer must meet."""
+        """Return all conditions that an offer must meet."""
         always = [Condition("external", "eq", False), Condition("rentable", "eq", True)]
         if self.verified:
             always.append(Condition("verified", "eq", True))
@@ -118,7 +132,7 @@ class Search(BaseModel):
         )
 
     def body(self) -> dict[str, Any]:
-        """What is sent."""
+        """Return the body of the request."""
         return {
             **{field: {op: value} for field, op, value in self.conditions()},
             "order": [["dph_total", "asc"]],
@@ -128,14 +142,14 @@ class Search(BaseModel):
         }
 
     def accepts(self, offer: OfferRow) -> bool:
-        """Whether the offer is what was asked for, whatever the service made of the question."""
+        """Return whether the offer is what was asked for, whatever the service took it for."""
         if offer.is_bid is not None and offer.is_bid is not self.interruptible:
             return False
         return all(condition.holds(offer) for condition in self.conditions())
 
 
 def readable(rows: Iterable[Any]) -> Iterator[OfferRow]:
-    """The rows that name what can be rented; without the others there is only less to choose."""
+    """Yield the rows that name what can be rented; the others only leave less to choose."""
     for row in rows:
         try:
             yield OfferRow.model_validate(row)

@@ -1,7 +1,9 @@
-"""How often Vast.ai may be asked: its table of intervals, kept on our side.
+"""When Vast.ai may be asked: its table of intervals kept on our side, and what is asked again.
 
-It knows endpoints and clocks. It knows no HTTP. The service counts for each endpoint over all that
-share key and address, so one process has one limiter; other processes are heard of by HTTP 429.
+It knows endpoints and clocks, and no HTTP. The service counts for each endpoint over all that share
+key and address, so one process has one limiter; HTTP 429 tells of other processes. The jitter
+of pauses comes from the operating system unless the caller has one of its own: tenacity's draws
+from the global `random`, and so would change what a run samples after an outage.
 """
 
 from __future__ import annotations
@@ -10,11 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
+from random import SystemRandom
+from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception
+
+from tsgb.errors import ProviderRateLimited, ProviderSearchQuota, ProviderUnreachable
 
 
 class Endpoint(StrEnum):
-    """What the service counts on its own."""
+    """A kind of call that the service counts on its own."""
 
     SEARCH = "search"
     CREATE = "create"
@@ -39,11 +48,11 @@ INTERVAL_SECONDS = {
     Endpoint.LOGS: 1.5,  # not documented; as for commands
     Endpoint.USER: 1.0,  # not documented
 }
-"""At least so long between two requests; from `x-rate-limit` in the service's documentation."""
+"""Least seconds between two requests; from `x-rate-limit` in the service's documentation."""
 
 
 class _Turns:
-    """One endpoint's: who has it, and when the next may be."""
+    """The turns of one endpoint: its lock, and when the next request may be sent."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -92,3 +101,67 @@ class RateLimiter:
         """The service said to wait, after others with our key asked: nobody here asks before."""
         turns = self._turns[endpoint]
         turns.closed_until = max(turns.closed_until, self._clock() + seconds)
+
+
+_LONGEST_SECONDS = 60.0
+_T = TypeVar("_T")
+OF_THE_SYSTEM: Callable[[float, float], float] = SystemRandom().uniform
+"""Draws a number between two from a source that nothing else draws from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """Runs what can be run twice until it succeeds, fails for good, or its time is over.
+
+    Example: `Retries(60.0, time.monotonic, time.sleep)(lambda: read_page(1))`
+    """
+
+    deadline_seconds: float
+    """Seconds for one call; 0 is one try."""
+    clock: Callable[[], float]
+    """Seconds that never go back."""
+    sleep: Callable[[float], None]
+    """Waits for so many seconds."""
+    jitter: Callable[[float, float], float] = OF_THE_SYSTEM
+    """Draws a number between two, by which pauses differ."""
+
+    def __call__(self, operation: Callable[[], _T]) -> _T:
+        """Return what the operation returns.
+
+        Raises:
+            ProviderError: It failed for good, or what may heal did not in time.
+        """
+        started = self.clock()
+
+        def is_over(state: RetryCallState) -> bool:
+            return self.clock() - started + state.upcoming_sleep >= self.deadline_seconds
+
+        retrying = Retrying(
+            sleep=self.sleep,
+            stop=is_over,
+            wait=self._wait_seconds,
+            retry=retry_if_exception(_may_heal),
+            reraise=True,
+        )
+        try:
+            return retrying(operation)
+        except ProviderUnreachable as error:
+            raise ProviderUnreachable(
+                f"{error}; gave up after retrying for {self.deadline_seconds:g} s. What is there "
+                "is unknown",
+                code=error.code,
+                status=error.status,
+            ) from error
+
+    def _wait_seconds(self, state: RetryCallState) -> float:
+        """Return full jitter, 0.5 s doubling up to 60 s, beside what the service asks to wait."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        least = error.wait_seconds if isinstance(error, ProviderRateLimited) else 0.0
+        most = min(_LONGEST_SECONDS, max(0.5, least) * 2 ** min(state.attempt_number - 1, 10))
+        return least + self.jitter(0, most)
+
+
+def _may_heal(error: BaseException) -> bool:
+    return isinstance(error, (ProviderUnreachable, ProviderRateLimited)) and not isinstance(
+        error, ProviderSearchQuota
+    )
