@@ -24,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tsgb.cloud.termination import Outcome
+from tsgb.cloud.termination import JobEnd
 from tsgb.processes import JobState
 
 UNSAVED_SECONDS = 120.0
@@ -116,9 +116,9 @@ def bar_of(state: JobState) -> Bar:
     else:
         done, total = heartbeat.get("done", 0), heartbeat.get("total", 0)
         text = str(heartbeat.get("label", ""))
-    if state.outcome is Outcome.DONE:
+    if state.end is JobEnd.DONE:
         text = DONE
-    elif state.attempt is None:
+    elif state.started is None:
         text = WAITS
     elif not heartbeat:
         text = "runs"

@@ -17,7 +17,7 @@ from flows.renting import ArmsWork, renting
 from flows.tasks import artifact_key, only_preemption, quietly
 from flows.workers import Workers, as_json
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.bill import Summary, summarise
+from tsgb.cloud.bill import RentalBill, make_bill
 from tsgb.cloud.lifecycle import Lifecycle
 from tsgb.config import Arm
 from tsgb.settings import Settings
@@ -99,14 +99,14 @@ def _leave(rented: Rented, work: ArmsWork, reason: str) -> None:
     session = rented.session
     try:
         session.end(reason)
-        summary = summarise(session.documents, session.ledger, work.updates())
+        summary = make_bill(session.documents, session.ledger, work.updates())
         if summary.machines:
             _show(session.documents.run, summary)
     except Exception as error:  # noqa: BLE001 - the reason of the flow's end counts
         session.note(f"no summary: {type(error).__name__}: {error}")
 
 
-def _show(run: RunStore, summary: Summary) -> None:
+def _show(run: RunStore, summary: RentalBill) -> None:
     run.write_json("summary.json", summary.as_json())
     listener().note(f"{summary}; by machine in {run.run_url}/summary.json")
     key = artifact_key(f"machines-{run.run_id}")

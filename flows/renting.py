@@ -17,10 +17,10 @@ from flows.workers import Workers
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.run import RunLock, RunStore
 from tsgb.checkpoint.urls import local_path
-from tsgb.cloud.boot import Boot, boot
-from tsgb.cloud.bundle import Code, pack_code, publish_code
+from tsgb.cloud.bundle import BootSpec, Code, boot, pack_code, publish_code
 from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import Intent, RunDocuments, arms, number
+from tsgb.cloud.forecast import workload
 from tsgb.cloud.history import state_gb
 from tsgb.cloud.lifecycle import Lifecycle
 from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
@@ -30,7 +30,6 @@ from tsgb.cloud.provider import LaunchSpec, Provider, is_loopback
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.termination import Deadlines
-from tsgb.cloud.work import workload
 from tsgb.config import Arm
 from tsgb.errors import BudgetReached, ProviderNoCredit, UsageError
 from tsgb.plugins import Trust
@@ -94,7 +93,7 @@ class ArmsWork:
     def request(self, attempt: int, intent: Intent) -> LaunchSpec:
         """A machine that trains the arms; the run's code comes to it through the store."""
         settings, run = self._workers.settings, self._workers.open()
-        made: Boot = boot(
+        made: BootSpec = boot(
             run_url=run.run_url,
             attempt=attempt,
             arms=[arm.value for arm in self._arms],

@@ -124,7 +124,7 @@ class _Watch:
 
     def __call__(self, states: Sequence[JobState]) -> None:
         for state in states:
-            if state.attempt is not None and state.key not in self._started:
+            if state.started is not None and state.key not in self._started:
                 self._started.add(state.key)
                 get_run_logger().info("Started the worker %s", state.key)
         if self._clock() >= self._next:

@@ -19,7 +19,7 @@ from tsgb.checkpoint.layout import CLAIMS, FencingToken
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.urls import join_run
-from tsgb.cloud.termination import Outcome
+from tsgb.cloud.termination import JobEnd
 from tsgb.config import Arm, RunConfig, arm_run_id, parse_config
 from tsgb.errors import (
     LeaseLost,
@@ -30,7 +30,7 @@ from tsgb.errors import (
     UsageError,
     WorkerFailed,
 )
-from tsgb.processes import Attempt, Job, JobState, LocalMachine, run_processes
+from tsgb.processes import Job, JobState, LocalProcess, StartedJob, run_processes
 from tsgb.settings import Settings, child_environment
 from tsgb.types import CheckpointRef
 
@@ -185,7 +185,7 @@ class Workers:
         found = checkpoints.newest_valid(listener().note)
         return found[0] if found is not None and found[0].step >= target else None
 
-    def _attempt(self, run: RunStore, target: int) -> Attempt:
+    def _attempt(self, run: RunStore, target: int) -> StartedJob:
         self._wait_for(run)
         number = _highest(run) + 1
         run.write_json(
@@ -235,14 +235,14 @@ class Workers:
         *,
         heartbeat: str | None = None,
         exit_record: str | None = None,
-    ) -> Attempt:
+    ) -> StartedJob:
         verb, *rest = arguments
         # What the store names as the world is imported only if this flow's user named it too.
         own = ["--env", self.env] if self.env is not None and ":" in self.env else []
         command = [*self.settings.worker_command, verb, "--resume-path", run.run_url, *rest, *own]
         log_path = self.settings.log_dir / run.run_id / f"{log}.log"
-        return Attempt(
-            machine=LocalMachine(command, log_path, child_environment(self.settings)),
+        return StartedJob(
+            process=LocalProcess(command, log_path, child_environment(self.settings)),
             exit_record=lambda: _read(run, exit_record) if exit_record else None,
             progress=lambda: _glance(run, heartbeat) if heartbeat else None,
             log=str(log_path),
@@ -272,9 +272,9 @@ class Workers:
 def _raise_for(label: str, states: Sequence[JobState]) -> None:
     """Nothing if all are done; a reason that a retry does not cure counts before a lost machine."""
     for state in states:
-        if state.outcome is Outcome.FAILED:
+        if state.end is JobEnd.FAILED:
             raise _failure(state)(f"{label}: {state.key}: {state.message}")
-    lost = [f"{s.key} ({s.message})" for s in states if s.outcome is Outcome.PREEMPTED]
+    lost = [f"{s.key} ({s.message})" for s in states if s.end is JobEnd.PREEMPTED]
     if lost:
         error = Preempted(f"{label}: lost {', '.join(lost)}")
         listener().note(f"{error}; going on from the last checkpoint")

@@ -1,7 +1,7 @@
-"""Worker processes on this machine, and how several are driven until all are done or one failed.
+"""Worker processes on this machine, and a loop that runs several until all are done or one failed.
 
-It knows processes and signals. It knows no store, no Prefect and no torch: what a worker left
-behind comes in through arguments.
+It knows processes and signals. It knows no store, no Prefect and no torch: heartbeats and exit
+records come in through arguments.
 """
 
 from __future__ import annotations
@@ -17,43 +17,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tsgb.cloud.termination import Outcome, verdict
+from tsgb.cloud.termination import JobEnd, job_end
 
 POLL_SECONDS = 0.5
+"""Seconds between two looks at the processes."""
 _KILL_SECONDS = 5.0
 GRACE_SECONDS = 60.0
-"""Between SIGTERM and SIGKILL: a worker saves a checkpoint in it."""
+"""Seconds between SIGTERM and SIGKILL, in which a worker saves a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
-class MachineStatus:
-    """Whether a machine is still at work.
+class ProcessStatus:
+    """Whether a process still runs.
 
-    Example: `MachineStatus(running=False, exit_code=-9)`
+    Example: `ProcessStatus(running=False, exit_code=-9)`
     """
 
     running: bool
+    """Whether it was started and has not ended."""
     exit_code: int | None = None
-    """None while it runs, and when nobody can know."""
+    """Exit code; None while it runs, and if it cannot be known."""
 
 
-class Machine(Protocol):
-    """Runs one worker command."""
+class WorkerProcess(Protocol):
+    """A process that runs one worker command."""
 
-    def provision(self) -> None:
-        """Start it; returns at once."""
+    def start(self) -> None:
+        """Start it and return at once."""
         ...
 
-    def status(self) -> MachineStatus:
-        """Look; never waits."""
+    def status(self) -> ProcessStatus:
+        """Return its status without waiting."""
         ...
 
     def logs(self, max_bytes: int = 4096) -> str:
-        """The end of what the worker printed."""
+        """Return the end of its output."""
         ...
 
     def destroy(self, *, force: bool) -> None:
-        """End it: ask the worker to save and go, or with `force` take it away at once.
+        """Ask the worker to save and end, or with `force` kill it at once.
 
         Returns without waiting, so that several can save at the same time; see `status`.
         """
@@ -79,7 +81,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
-class LocalMachine:
+class LocalProcess:
     """A child process in a session of its own, so that a terminal's Ctrl-C does not reach it."""
 
     def __init__(
@@ -100,10 +102,10 @@ class LocalMachine:
 
     @property
     def pid(self) -> int | None:
-        """Process id, once provisioned."""
+        """Process id; None before the start."""
         return None if self._process is None else self._process.pid
 
-    def provision(self) -> None:
+    def start(self) -> None:
         """Start the process."""
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         follow_flow = [sys.executable, "-I", "-S", "-c", _FOLLOW_FLOW]
@@ -117,17 +119,17 @@ class LocalMachine:
                 start_new_session=True,
             )
 
-    def status(self) -> MachineStatus:
-        """Look whether the process runs; None as exit code if it never started."""
+    def status(self) -> ProcessStatus:
+        """Return its status without waiting; the exit code is None if it never started."""
         if self._process is None:
-            return MachineStatus(running=False)
+            return ProcessStatus(running=False)
         code = self._process.poll()
         if code is not None and self._process.stdin is not None:
             self._process.stdin.close()
-        return MachineStatus(running=code is None, exit_code=code)
+        return ProcessStatus(running=code is None, exit_code=code)
 
     def logs(self, max_bytes: int = 4096) -> str:
-        """The end of the log file."""
+        """Return the end of the log file."""
         try:
             with self._log_path.open("rb") as log:
                 log.seek(max(0, self._log_path.stat().st_size - max_bytes))
@@ -136,7 +138,7 @@ class LocalMachine:
             return ""
 
     def destroy(self, *, force: bool) -> None:
-        """SIGTERM to the worker; with `force` SIGKILL to all of its session."""
+        """Send SIGTERM to the worker, or with `force` SIGKILL to all of its session."""
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -148,65 +150,74 @@ class LocalMachine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One machine trying to finish a job, and where to look for its traces."""
+class StartedJob:
+    """The process of a job, and how its heartbeat and exit record are read.
 
-    machine: Machine
+    Example: `StartedJob(process=LocalProcess(command, log_path, environment))`
+    """
+
+    process: WorkerProcess
+    """The process."""
     exit_record: Callable[[], Mapping[str, Any] | None] = lambda: None
-    """Reads what the worker left behind; called once, when its process is gone."""
+    """Returns the worker's exit record; called once, when its process is gone."""
     progress: Callable[[], Mapping[str, Any] | None] = lambda: None
-    """Reads the heartbeat; called at each look."""
+    """Returns the heartbeat; called at each look."""
     log: str = ""
-    """Where a person finds what the worker printed."""
+    """Path of the worker's output, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One worker to be run to its end.
+    """One worker that is to run to its end.
 
-    Example: `Job("sft", lambda: Attempt(machine=LocalMachine(...)))`
+    Example: `Job("sft", lambda: StartedJob(process=LocalProcess(...)))`
     """
 
     key: str
-    """Names it among the jobs of one call."""
-    begin: Callable[[], Attempt]
-    """Called right before the machine is provisioned: numbers the attempt, notes the intent."""
+    """Name of the job among those of one call."""
+    begin: Callable[[], StartedJob]
+    """Returns the process to start; called right before its start."""
 
 
 @dataclass(slots=True)
 class JobState:
-    """What is known of a job; `run_processes` updates it in place."""
+    """State of a job; `run_processes` updates it in place."""
 
     key: str
-    attempt: Attempt | None = None
-    """None while it waits for its turn."""
-    outcome: Outcome | None = None
-    """None until its end, and for a job that was stopped because another one did not end well."""
+    """Name of the job."""
+    started: StartedJob | None = None
+    """The job's process; None while it waits for its turn."""
+    end: JobEnd | None = None
+    """How it ended; None before, and for a job stopped because another one did not end well."""
     exit_code: int | None = None
+    """Exit code of the process; None if there is none."""
     exit_record: Mapping[str, Any] | None = None
+    """The worker's exit record; None without one."""
     progress: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The newest heartbeat; empty before the first one."""
     moved_at: float = 0.0
-    """Clock reading at the start, and when the progress last changed."""
+    """Clock reading at its start, and when the progress last changed."""
     stalled: bool = False
+    """Whether it was killed because its progress did not change."""
 
     @property
     def running(self) -> bool:
-        """Started, and its end not yet seen."""
-        return self.attempt is not None and self.outcome is None
+        """Whether it was started and its end was not seen yet."""
+        return self.started is not None and self.end is None
 
     @property
     def message(self) -> str:
-        """The reason of its end in one line: the worker's own words, or the end of its log."""
+        """The reason of its end in one line, from its exit record or the end of its log."""
         if self.stalled:
-            return "no sign of life; taken away"
+            return "no progress for too long; killed"
         if self.exit_record is not None and self.exit_record.get("message"):
             return str(self.exit_record["message"])
-        how = "machine gone" if self.exit_code is None else f"exit code {self.exit_code}"
-        if self.attempt is None:
+        how = "process gone" if self.exit_code is None else f"exit code {self.exit_code}"
+        if self.started is None:
             return how
-        tail = self.attempt.machine.logs().strip().splitlines()
+        tail = self.started.process.logs().strip().splitlines()
         words = f"{how}: {tail[-1].strip()}" if tail else how
-        return f"{words} (log: {self.attempt.log})" if self.attempt.log else words
+        return f"{words} (log: {self.started.log})" if self.started.log else words
 
 
 def run_processes(
@@ -222,17 +233,17 @@ def run_processes(
 ) -> list[JobState]:
     """Run all jobs to their end, some at a time; one that does not end well stops the rest.
 
-    It polls in the calling thread, so that a signal in the main thread interrupts it; no machine
+    It polls in the calling thread, so that a signal in the main thread interrupts it; no process
     survives it, however it is left.
 
     Args:
-        jobs: In the order in which they start.
-        max_parallel: How many at a time; the number of cores if None.
-        on_poll: Sees all states after each look.
-        stall_seconds: A running job whose progress has not changed for so long counts as
-            preempted; None never.
-        grace_seconds: How long stopped workers may take to save.
-        poll_seconds: Pause between two looks.
+        jobs: The jobs, in the order in which they start.
+        max_parallel: Number of jobs at a time; the number of cores if None.
+        on_poll: Called with all states after each look.
+        stall_seconds: Seconds without progress after which a job is killed and counts as preempted;
+            None waits forever.
+        grace_seconds: Seconds that stopped workers may take to save.
+        poll_seconds: Seconds between two looks.
         clock: Monotonic seconds.
         sleep: Waits so many seconds.
     """
@@ -243,59 +254,59 @@ def run_processes(
         while True:
             for state in states:
                 _look(state, clock(), stall_seconds)
-            ended_badly = any(state.outcome not in {None, Outcome.DONE} for state in states)
+            ended_badly = any(state.end not in {None, JobEnd.DONE} for state in states)
             num_free = width - sum(state.running for state in states)
             while waiting and num_free > 0 and not ended_badly:
                 job, state = waiting.pop(0)
-                state.attempt, state.moved_at = job.begin(), clock()
-                state.attempt.machine.provision()
+                state.started, state.moved_at = job.begin(), clock()
+                state.started.process.start()
                 num_free -= 1
             on_poll(states)
             if ended_badly or not any(state.running for state in states):
                 return states
             sleep(poll_seconds)
     finally:
-        machines = [state.attempt.machine for state in states if state.attempt is not None]
-        _stop(machines, grace_seconds, poll_seconds, clock, sleep)
+        processes = [state.started.process for state in states if state.started is not None]
+        _stop(processes, grace_seconds, poll_seconds, clock, sleep)
 
 
 def _look(state: JobState, now: float, stall_seconds: float | None) -> None:
-    attempt = state.attempt
-    if attempt is None or state.outcome is not None:
+    started = state.started
+    if started is None or state.end is not None:
         return
-    status = attempt.machine.status()
-    progress = attempt.progress()
+    status = started.process.status()
+    progress = started.progress()
     if progress and progress != state.progress:
         state.progress, state.moved_at = progress, now
     if not status.running:
         state.exit_code = status.exit_code
-        state.exit_record = attempt.exit_record()
-        state.outcome = verdict(state.exit_code, state.exit_record)
+        state.exit_record = started.exit_record()
+        state.end = job_end(state.exit_code, state.exit_record)
     elif stall_seconds is not None and now - state.moved_at > stall_seconds:
-        state.stalled, state.outcome = True, Outcome.PREEMPTED
-        attempt.machine.destroy(force=True)
+        state.stalled, state.end = True, JobEnd.PREEMPTED
+        started.process.destroy(force=True)
 
 
 def _stop(
-    machines: Sequence[Machine],
+    processes: Sequence[WorkerProcess],
     grace_seconds: float,
     poll_seconds: float,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> None:
-    """Let all save at the same time, then take away those that did not go."""
+    """Let all save at the same time, then kill those that still run."""
 
     def wait(seconds: float) -> None:
         deadline = clock() + seconds
-        while clock() < deadline and any(machine.status().running for machine in machines):
+        while clock() < deadline and any(process.status().running for process in processes):
             sleep(min(0.1, poll_seconds))
 
     try:
-        for machine in machines:
-            machine.destroy(force=False)
+        for process in processes:
+            process.destroy(force=False)
         wait(grace_seconds)
     finally:
         # Also when a second Ctrl-C ends the wait.
-        for machine in machines:
-            machine.destroy(force=True)
+        for process in processes:
+            process.destroy(force=True)
         wait(_KILL_SECONDS)

@@ -32,7 +32,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.inventory import DeploymentRuns
-from tsgb.cloud.lease import Lease, Standing, Watch
+from tsgb.cloud.lease import Lease, LeaseState, LeaseTracker
 from tsgb.cloud.orphans import InstanceLabel
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.reaper import ReapReport, reap
@@ -61,7 +61,7 @@ class Box:
     bytes_up: int = 0
     beat_at: float = -1e9
     read_at: float = -1e9
-    watch: Watch | None = None
+    watch: LeaseTracker | None = None
     lease: Lease | None = None
     ending: str | None = None
 
@@ -203,7 +203,7 @@ class Fleet:
             box = self.boxes.get(row["id"])
             if box is None or box.starts != row["num_starts"]:
                 box = Box(row["id"], label.attempt, row["num_starts"], self._time)
-                box.watch = Watch(attempt=label.attempt, since=self._time)
+                box.watch = LeaseTracker(attempt=label.attempt, since=self._time)
                 self.boxes[row["id"]] = box
             self._work(box)
 
@@ -240,10 +240,10 @@ class Fleet:
                 return False
             box.watch = box.watch.saw(box.lease, self._time)
         standing = box.watch.standing(box.lease, self.now(), self._time)
-        if standing is Standing.REVOKED:
+        if standing is LeaseState.REVOKED:
             self._publish(box)
             box.ending = box.ending or "interrupted"
-        return standing is Standing.HOLDS
+        return standing is LeaseState.HOLDS
 
     def _publish(self, box: Box) -> None:
         if self.fenced and box.attempt < self.claimed:

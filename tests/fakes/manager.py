@@ -26,11 +26,11 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import RunDocuments
+from tsgb.cloud.forecast import workload
 from tsgb.cloud.launch import find_offer
 from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.session import Session
-from tsgb.cloud.work import workload
 from tsgb.config import Arm, arm_run_id
 
 ROOT = Path(__file__).parents[2]

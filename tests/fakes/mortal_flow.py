@@ -19,6 +19,7 @@ from tests.fakes.vast.faults import PRESETS
 from tsgb.checkpoint.filesystem import DirectoryEntry, FileSystem
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.documents import Intent, RunDocuments
+from tsgb.cloud.forecast import workload
 from tsgb.cloud.lifecycle import Lifecycle
 from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
 from tsgb.cloud.preemption import Workload
@@ -29,7 +30,6 @@ from tsgb.cloud.session import Session
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.convert import VastProvider
 from tsgb.cloud.vast.throttle import RateLimiter
-from tsgb.cloud.work import workload
 from tsgb.errors import Preempted, StoreUnreachable
 from tsgb.types import Buffer
 

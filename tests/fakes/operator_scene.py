@@ -11,7 +11,7 @@ from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import AttemptResult, Intent, RunDocuments
 from tsgb.cloud.lease import grant
 from tsgb.cloud.pricing import Rates, microdollars
-from tsgb.cloud.termination import Cause
+from tsgb.cloud.termination import TerminationReason
 
 HOUR = 3600
 NOW = datetime.now(UTC)
@@ -35,7 +35,7 @@ def lease(documents: RunDocuments, attempt: int, at: datetime) -> None:
     documents.put_lease(grant(None, run=run_id, attempt=attempt, owner="flow", now=at))
 
 
-def held(documents: RunDocuments, attempt: int, cause: Cause, hours: float) -> None:
+def held(documents: RunDocuments, attempt: int, cause: TerminationReason, hours: float) -> None:
     """An attempt that is over."""
     intent = Intent(
         label=f"tsgb/home/{documents.run.run_id}/{attempt}",

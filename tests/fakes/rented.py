@@ -28,8 +28,7 @@ from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import join_run
-from tsgb.cloud.boot import Boot, boot
-from tsgb.cloud.bundle import pack_code, publish_code
+from tsgb.cloud.bundle import BootSpec, boot, pack_code, publish_code
 from tsgb.cloud.lease import Lease, grant
 from tsgb.config import Arm, arm_overrides, arm_run_id
 
@@ -107,7 +106,7 @@ class Rented:
     def write(self, lease: Lease) -> None:
         self.run().write_json("lease.json", lease.to_json())
 
-    def boot(self, attempt: int, arms: Sequence[Arm] = ARMS, **more: Any) -> Boot:
+    def boot(self, attempt: int, arms: Sequence[Arm] = ARMS, **more: Any) -> BootSpec:
         given = {
             "code": more.pop("code", None) or publish_code(self.run(), pack_code()),
             "vast_url": self._simulator.url,

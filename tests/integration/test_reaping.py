@@ -20,7 +20,7 @@ from tsgb.cloud.pricing import Rates, in_dollars, microdollars
 from tsgb.cloud.reaper import ReapReport, reap
 from tsgb.cloud.recover import reconcile
 from tsgb.cloud.session import Session
-from tsgb.cloud.termination import Cause
+from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import ProviderAuthError, ProviderError, StoreUnreachable
 
 pytestmark = pytest.mark.integration
@@ -73,7 +73,7 @@ def test_a_dead_flow_leaves_a_machine_that_is_ended_and_paid(here: Scene) -> Non
     outcome = here.documents("r1").attempt(1)
     assert outcome is not None
     assert outcome.result is not None
-    assert outcome.result.cause is Cause.STOPPED
+    assert outcome.result.cause is TerminationReason.STOPPED
     bill = float(here.sim.bill(number)["dollars"])
     account = Ledger.open(here.documents("r1").run, 0).accounts[1]
     assert account.charged is not None
@@ -133,7 +133,7 @@ def test_an_outbid_machine_is_charged_its_gpu_no_longer_than_its_lease(here: Sce
     page = here.documents("r1").attempt(1)
     assert page is not None
     assert page.result is not None
-    assert (page.result.cause, page.result.step) == (Cause.PREEMPTED, 80)
+    assert (page.result.cause, page.result.step) == (TerminationReason.PREEMPTED, 80)
     assert page.result.hold_seconds == pytest.approx(18 * MINUTE)
     charged = Ledger.open(here.documents("r1").run, 0).accounts[1]
     assert charged.usage.gpu_us == TTL.total_seconds() * 1e6

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.fleet import Fleet, assert_settled, causes, when_training
 from tests.fakes.mortal_flow import Flow
-from tsgb.cloud.termination import Cause
+from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import (
     ConfigError,
     TSGBError,
@@ -65,13 +65,13 @@ def test_an_outbid_machine_that_is_gone_counts_as_preempted(shown: str) -> None:
 @pytest.mark.parametrize(
     ("fate", "cause"),
     [
-        ("never_boots", Cause.BAD_HOST),
-        ("oci_error", Cause.BAD_HOST),
-        ("goes_offline", Cause.BAD_HOST),
-        ("no_space", Cause.DISK_FULL),
+        ("never_boots", TerminationReason.BAD_HOST),
+        ("oci_error", TerminationReason.BAD_HOST),
+        ("goes_offline", TerminationReason.BAD_HOST),
+        ("no_space", TerminationReason.DISK_FULL),
     ],
 )
-def test_a_host_that_fails_is_left_for_another(fate: str, cause: Cause) -> None:
+def test_a_host_that_fails_is_left_for_another(fate: str, cause: TerminationReason) -> None:
     with Fleet() as fleet:
         flow = Flow(fleet)
         cheapest = min(fleet.vast.search(), key=lambda offer: offer["dph_total"])
@@ -80,7 +80,7 @@ def test_a_host_that_fails_is_left_for_another(fate: str, cause: Cause) -> None:
                 fleet.vast.sim(f"machines/{machine}", {"fate": fate})
         assert flow.run() == "done"
         said = fleet.documents.endings()
-        assert said[-1].cause is Cause.DONE
+        assert said[-1].cause is TerminationReason.DONE
         for ending in said[:-1]:
             assert ending.cause is cause
             assert ending.machine_id != said[-1].machine_id

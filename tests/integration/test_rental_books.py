@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes.fleet import Fleet, assert_settled, spent, when_training
 from tests.fakes.mortal_flow import Flow
-from tsgb.cloud.bill import MachineSummary, summarise
+from tsgb.cloud.bill import MachineBill, make_bill
 from tsgb.cloud.budget import Ledger
 
 pytestmark = pytest.mark.integration
@@ -35,9 +35,9 @@ def killed_while_training(fleet: Fleet, after: float = 400.0) -> None:
     assert flow.run() == "killed"
 
 
-def rows(fleet: Fleet) -> tuple[MachineSummary, ...]:
+def rows(fleet: Fleet) -> tuple[MachineBill, ...]:
     ledger = Ledger.open(fleet.store, 5_000_000)
-    return summarise(fleet.documents, ledger, fleet.progress()).machines
+    return make_bill(fleet.documents, ledger, fleet.progress()).machines
 
 
 def test_traffic_of_an_adopted_machine_is_counted_once(fleet: Fleet) -> None:

@@ -18,8 +18,7 @@ from tests.fakes.rented import ARMS, Rented, plan
 from tests.fakes.scripts import command_lines_with
 from tests.fakes.vast.driver import until
 from tsgb.checkpoint.store import CheckpointStore
-from tsgb.cloud.boot import boot
-from tsgb.cloud.bundle import CodeArchive, pack_code, publish_code
+from tsgb.cloud.bundle import CodeArchive, boot, pack_code, publish_code
 from tsgb.cloud.lease import grant, revoke
 from tsgb.config import Arm, arm_overrides
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tsgb.cloud.termination import Outcome, verdict
-from tsgb.processes import Attempt, Job, JobState, LocalMachine, MachineStatus, run_processes
+from tsgb.cloud.termination import JobEnd, job_end
+from tsgb.processes import Job, JobState, LocalProcess, ProcessStatus, StartedJob, run_processes
 
 
 class FakeClock:
@@ -37,15 +37,15 @@ class FakeMachine:
         self.end: float | None = None
         self.calls: list[str] = []
 
-    def provision(self) -> None:
+    def start(self) -> None:
         self.calls.append("provision")
         self.end = self.clock.now + self.seconds
 
-    def status(self) -> MachineStatus:
+    def status(self) -> ProcessStatus:
         assert self.end is not None
         if self.clock.now < self.end:
-            return MachineStatus(running=True)
-        return MachineStatus(running=False, exit_code=self.code)
+            return ProcessStatus(running=True)
+        return ProcessStatus(running=False, exit_code=self.code)
 
     def logs(self, max_bytes: int = 4096) -> str:
         return "first line\nKeyError: 'why'\n"
@@ -59,7 +59,7 @@ class FakeMachine:
 
 def drive(clock: FakeClock, machines: list[FakeMachine], **options: object) -> list[JobState]:
     jobs = [
-        Job(str(index), lambda machine=machine: Attempt(machine=machine))
+        Job(str(index), lambda machine=machine: StartedJob(process=machine))
         for index, machine in enumerate(machines)
     ]
     return run_processes(jobs, clock=clock, sleep=clock.sleep, poll_seconds=1.0, **options)  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def test_all_jobs_run_with_at_most_max_parallel_at_a_time() -> None:
         on_poll=lambda states: widths.append(sum(state.running for state in states)),
     )
 
-    assert [state.outcome for state in states] == [Outcome.DONE] * 5
+    assert [state.end for state in states] == [JobEnd.DONE] * 5
     assert max(widths) == 2
     assert clock.now == 7, "a free place is taken at the next look"
     assert all(machine.calls == ["provision"] for machine in machines)
@@ -92,11 +92,11 @@ def test_nothing_to_do_is_done_at_once() -> None:
 @pytest.mark.parametrize(
     ("code", "outcome"),
     [
-        pytest.param(None, Outcome.PREEMPTED, id="vanished"),
-        pytest.param(1, Outcome.FAILED, id="crashed"),
+        pytest.param(None, JobEnd.PREEMPTED, id="vanished"),
+        pytest.param(1, JobEnd.FAILED, id="crashed"),
     ],
 )
-def test_one_bad_end_stops_the_rest(code: int | None, outcome: Outcome) -> None:
+def test_one_bad_end_stops_the_rest(code: int | None, outcome: JobEnd) -> None:
     clock = FakeClock()
     bad = FakeMachine(clock, 2, code)
     saves = FakeMachine(clock, 100, save_seconds=3)
@@ -104,7 +104,7 @@ def test_one_bad_end_stops_the_rest(code: int | None, outcome: Outcome) -> None:
 
     states = drive(clock, [bad, saves, waits], max_parallel=2)
 
-    assert [state.outcome for state in states] == [outcome, None, None]
+    assert [state.end for state in states] == [outcome, None, None]
     assert saves.calls == ["provision", "term"], "it had time to save"
     assert waits.calls == [], "it was never started"
 
@@ -141,7 +141,7 @@ def test_a_second_signal_does_not_wait_for_the_save() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_processes([Job("0", lambda: Attempt(machine=slow))], clock=clock, sleep=sleep)
+        run_processes([Job("0", lambda: StartedJob(process=slow))], clock=clock, sleep=sleep)
     assert slow.calls == ["provision", "term", "kill"]
 
 
@@ -149,13 +149,13 @@ def test_a_worker_without_a_sign_of_life_counts_as_preempted() -> None:
     clock = FakeClock()
     machine = FakeMachine(clock, 1000)
     job = Job(
-        "0", lambda: Attempt(machine=machine, progress=lambda: {"step": min(int(clock.now), 20)})
+        "0", lambda: StartedJob(process=machine, progress=lambda: {"step": min(int(clock.now), 20)})
     )
     (state,) = run_processes(
         [job], stall_seconds=30.0, clock=clock, sleep=clock.sleep, poll_seconds=1.0
     )
-    assert state.outcome is Outcome.PREEMPTED
-    assert state.message == "no sign of life; taken away"
+    assert state.end is JobEnd.PREEMPTED
+    assert state.message == "no progress for too long; killed"
     assert machine.calls == ["provision", "kill"]
     assert clock.now == pytest.approx(51, abs=6)
 
@@ -178,12 +178,12 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def local(tmp_path: Path, code: str, **environment: str) -> LocalMachine:
+def local(tmp_path: Path, code: str, **environment: str) -> LocalProcess:
     command = [sys.executable, "-I", "-S", "-c", textwrap.dedent(code)]
-    return LocalMachine(command, tmp_path / "worker.log", environment)
+    return LocalProcess(command, tmp_path / "worker.log", environment)
 
 
-def ended(machine: LocalMachine) -> bool:
+def ended(machine: LocalProcess) -> bool:
     return not machine.status().running
 
 
@@ -198,18 +198,18 @@ def test_local_machine_runs_a_command_in_its_environment(tmp_path: Path) -> None
         WORD="seven",
     )
     assert not machine.status().running
-    machine.provision()
+    machine.start()
     wait_until(lambda: ended(machine))
-    assert machine.status() == MachineStatus(running=False, exit_code=6)
+    assert machine.status() == ProcessStatus(running=False, exit_code=6)
     assert machine.logs() == "1 seven True\n"
     machine.destroy(force=True)
 
 
 def test_local_machine_reports_the_signal_that_took_it(tmp_path: Path) -> None:
     machine = local(tmp_path, "import os; os.kill(os.getpid(), 9)")
-    machine.provision()
+    machine.start()
     wait_until(lambda: ended(machine))
-    assert verdict(machine.status().exit_code, None) is Outcome.PREEMPTED
+    assert job_end(machine.status().exit_code, None) is JobEnd.PREEMPTED
 
 
 def test_destroy_asks_first_and_kills_with_force(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_destroy_asks_first_and_kills_with_force(tmp_path: Path) -> None:
             time.sleep(0.05)
         """,
     )
-    machine.provision()
+    machine.start()
     wait_until(lambda: "ready" in machine.logs())
     machine.destroy(force=False)
     wait_until(lambda: "saves" in machine.logs())
@@ -243,11 +243,11 @@ time.sleep(300)
     flow = f"""
 import sys, threading, time
 from pathlib import Path
-from tsgb.processes import LocalMachine
+from tsgb.processes import LocalProcess
 for _ in range(8):
     threading.Thread(target=time.sleep, args=[300], daemon=True).start()
-machine = LocalMachine([sys.executable, "-c", {worker!r}], Path({str(tmp_path / "log")!r}), {{}})
-machine.provision()
+machine = LocalProcess([sys.executable, "-c", {worker!r}], Path({str(tmp_path / "log")!r}), {{}})
+machine.start()
 time.sleep(300)
 """
     log = tmp_path / "log"

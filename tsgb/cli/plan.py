@@ -11,10 +11,9 @@ from tsgb.cli.options import JsonOption, RunIdOption, StoreOption
 from tsgb.errors import BudgetReached, NoOffer, UsageError
 
 if TYPE_CHECKING:
-    from tsgb.cloud.forecast import Quantiles
-    from tsgb.cloud.history import Left
+    from tsgb.cloud.forecast import Plan, Quantiles
+    from tsgb.cloud.history import RemainingWork
     from tsgb.cloud.offers import Appraisal
-    from tsgb.cloud.planning import Plan
     from tsgb.cloud.provider import Offer
 
 _USUAL_HOURS = 2.0
@@ -47,8 +46,8 @@ def plan(
 
     from flows.renting import terms_of
     from tsgb.cli.account import AccountContext, utc
-    from tsgb.cloud.history import Left, measure, read_track
-    from tsgb.cloud.planning import make_plan
+    from tsgb.cloud.forecast import make_plan
+    from tsgb.cloud.history import RemainingWork, measure, read_history
     from tsgb.cloud.pricing import in_dollars
 
     if hours is not None and run_id is not None:
@@ -60,7 +59,7 @@ def plan(
             left = measure(account.runs, run_id)
         else:
             assumed = "assumed: give --hours or --run-id"
-            left = Left(
+            left = RemainingWork(
                 hours=_USUAL_HOURS if hours is None else hours,
                 source=assumed if hours is None else "as given",
             )
@@ -72,7 +71,7 @@ def plan(
                 f"a budget of {in_dollars(terms.budget)} rents nothing{spent}: raise --budget or "
                 "TSGB_BUDGET"
             )
-        track = read_track(account.runs)
+        track = read_history(account.runs)
         offers = provider.search(terms.search())
     found = make_plan(offers, terms, left, track, utc())
     _say(found, as_json=as_json)
@@ -130,7 +129,7 @@ def _seconds(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _traffic(left: Left, offer: Offer) -> str:
+def _traffic(left: RemainingWork, offer: Offer) -> str:
     if not left.traffic_source:
         return "without traffic: give --state-gb or --run-id"
     return (

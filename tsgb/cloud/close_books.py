@@ -22,7 +22,7 @@ from tsgb.cloud.documents import (
 from tsgb.cloud.lease import Lease
 from tsgb.cloud.pricing import Account, Usage
 from tsgb.cloud.provider import Instance
-from tsgb.cloud.termination import Cause, Signs, judge
+from tsgb.cloud.termination import Observation, TerminationReason, termination_reason
 from tsgb.errors import StoreError, StoreUnreachable
 
 
@@ -94,16 +94,18 @@ def _outcome(
     by: str,
 ) -> AttemptResult:
     silent = None if left.said_at is None else (now - left.said_at).total_seconds()
-    cause = judge(
-        Signs(
+    cause = termination_reason(
+        Observation(
             instance=row,
             exit_record=left.exit_record,
             heartbeat_age_seconds=silent,
             stop_asked=lease.stop is not None,
         )
     )
-    if cause is None or cause is Cause.LEASE_LOST:
-        cause = Cause.STOPPED  # by its lease's end or by us, which the next attempt will not meet
+    if cause is None or cause is TerminationReason.LEASE_LOST:
+        cause = (
+            TerminationReason.STOPPED
+        )  # by its lease's end or by us, which the next attempt will not meet
     return AttemptResult(
         cause=cause,
         message=f"its flow was dead: destroyed by {by}",

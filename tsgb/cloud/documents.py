@@ -24,7 +24,7 @@ from tsgb.cloud.lease import NAME, Lease
 from tsgb.cloud.preemption import Hold, machine_class
 from tsgb.cloud.pricing import Account, Usage
 from tsgb.cloud.retry_policy import Ending
-from tsgb.cloud.termination import Cause
+from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import StoreError, StoreUnreachable
 
 _HOUR = 3600.0
@@ -70,12 +70,12 @@ class Intent(BaseModel):
 class AttemptResult(BaseModel):
     """The end of an attempt, as its document keeps it under `outcome`.
 
-    Example: `AttemptResult(cause=Cause.PREEMPTED, at=now, step=120)`
+    Example: `AttemptResult(cause=TerminationReason.PREEMPTED, at=now, step=120)`
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    cause: Cause
+    cause: TerminationReason
     """Reason for which the machine is no longer at work."""
     message: str = ""
     """One line for people."""
@@ -219,7 +219,7 @@ def hold_of(found: AttemptDocument) -> Hold | None:
     intent, result = found.intent, found.result
     if intent is None or result is None or not result.hold_seconds:
         return None
-    preempted = result.cause is Cause.PREEMPTED
+    preempted = result.cause is TerminationReason.PREEMPTED
     return Hold(intent.machine_class, result.hold_seconds / _HOUR, preempted)
 
 

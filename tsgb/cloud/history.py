@@ -29,10 +29,10 @@ from tsgb.errors import CheckpointError, StoreError, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
+class RemainingWork:
     """What is left to do.
 
-    Example: `Left(hours=8.0, source="as given")`
+    Example: `RemainingWork(hours=8.0, source="as given")`
     """
 
     hours: float
@@ -55,10 +55,10 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Track:
+class MachineHistory:
     """What machines of this store were like.
 
-    Example: `Track(holds=(Hold("RTX 4090 x1 bid", 1.6, True),), boot_seconds=(280.0,), runs=1)`
+    Example: `MachineHistory(holds=(Hold("RTX 4090 x1 bid", 1.6),), runs=1)`
     """
 
     holds: tuple[Hold, ...] = ()
@@ -66,7 +66,7 @@ class Track:
     runs: int = 0
 
 
-def read_track(runs: DeploymentRuns) -> Track:
+def read_history(runs: DeploymentRuns) -> MachineHistory:
     """What all runs of the store have written down about their machines."""
     holds: list[Hold] = []
     boots: list[float] = []
@@ -78,10 +78,10 @@ def read_track(runs: DeploymentRuns) -> Track:
             holds += [] if hold is None else [hold]
             boot = None if page.result is None else page.result.boot_seconds
             boots += [] if boot is None else [boot]
-    return Track(holds=tuple(holds), boot_seconds=tuple(boots), runs=num_runs)
+    return MachineHistory(holds=tuple(holds), boot_seconds=tuple(boots), runs=num_runs)
 
 
-def measure(runs: DeploymentRuns, run: str) -> Left:
+def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
     """What is left of a run, from its configuration and the time that its updates took.
 
     Raises:
@@ -104,7 +104,7 @@ def measure(runs: DeploymentRuns, run: str) -> Left:
     documents = runs.documents(run)
     sizes = _filled([arm.state_gb for arm in arms])
     shares = [arm.seconds_left(pooled) / seconds for arm in arms]
-    return Left(
+    return RemainingWork(
         hours=seconds / 3600,
         source=f"{todo} of {todo + done} updates of run {run}, as fast as those before{at_once}",
         step_seconds=seconds / longest.todo,

@@ -18,7 +18,7 @@ from tsgb.cloud.retry_policy import avoid, may_go_on
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.terminate import BUDGET, conclude, destroy, error_of
-from tsgb.cloud.termination import Cause
+from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import (
     NoOffer,
     ProviderAmbiguous,
@@ -102,7 +102,7 @@ def check_money(session: Session) -> int:
         ProviderNoCredit: The account has none.
     """
     if session.ledger.left == 0:
-        raise error_of(session, Cause.STOPPED, "", BUDGET)
+        raise error_of(session, TerminationReason.STOPPED, "", BUDGET)
     credit = session.provider.credit()
     if credit <= 0:
         raise ProviderNoCredit(
@@ -168,7 +168,7 @@ def rent(session: Session, attempt: int, intent: Intent, spec: LaunchSpec) -> Ru
         session.note(str(error))
         found = _find(session, intent.label)
         if found is None:
-            raise _nothing(session, attempt, intent, Cause.REFUSED, error) from error
+            raise _nothing(session, attempt, intent, TerminationReason.REFUSED, error) from error
         instance_id = found
     except ProviderError as error:
         if error.instance_id is not None:
@@ -220,18 +220,22 @@ def _find(session: Session, label: str) -> int | None:
 
 
 def _nothing(
-    session: Session, attempt: int, intent: Intent, cause: Cause, error: ProviderError
+    session: Session, attempt: int, intent: Intent, cause: TerminationReason, error: ProviderError
 ) -> TSGBError:
     """Close the account of what never was a machine; return the error that the flow raises."""
     session.ledger.reconcile(attempt, 0)
     outcome = AttemptResult(cause=cause, message=str(error), at=session.now())
     conclude(session, attempt, outcome, machine_id=intent.machine_id, host_id=intent.host_id)
-    if cause is Cause.CONFIG:
+    if cause is TerminationReason.CONFIG:
         return error
     return error_of(session, cause, str(error))
 
 
-def _cause(error: ProviderError) -> Cause:
+def _cause(error: ProviderError) -> TerminationReason:
     if isinstance(error, ProviderAuthError):
-        return Cause.CONFIG
-    return Cause.FUNDS if isinstance(error, ProviderNoCredit) else Cause.REFUSED
+        return TerminationReason.CONFIG
+    return (
+        TerminationReason.FUNDS
+        if isinstance(error, ProviderNoCredit)
+        else TerminationReason.REFUSED
+    )

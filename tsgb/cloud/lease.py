@@ -2,7 +2,7 @@
 
 A pure record and functions; whoever holds the store reads and writes `lease.json`. One writer: the
 flow. A worker's watcher and the reaper read it. Clocks are arguments. Two clocks may differ by
-`SKEW`; a watcher that runs needs no common clock at all, see `Watch`.
+`SKEW`; a watcher that runs needs no common clock at all, see `LeaseTracker`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TTL = timedelta(minutes=20)
 """How long a machine works on when its flow is dead: the bound on what a lost flow costs."""
 
 
-class Standing(StrEnum):
+class LeaseState(StrEnum):
     """What a lease says to one attempt."""
 
     HOLDS = "holds"
@@ -38,7 +38,7 @@ class Standing(StrEnum):
     @property
     def may_work(self) -> bool:
         """Whether the attempt goes on."""
-        return self is Standing.HOLDS
+        return self is LeaseState.HOLDS
 
 
 class Lease(BaseModel):
@@ -101,13 +101,13 @@ class Lease(BaseModel):
         """Past its end or its deadline, on any clock within `skew` of ours."""
         return now > self.ends_at + skew
 
-    def standing(self, attempt: int, now: datetime, skew: timedelta = SKEW) -> Standing:
+    def standing(self, attempt: int, now: datetime, skew: timedelta = SKEW) -> LeaseState:
         """What it says to an attempt that reads it now."""
         if self.attempt != attempt:
-            return Standing.OTHERS
+            return LeaseState.OTHERS
         if self.ended or self.has_run_out(now, skew):
-            return Standing.OVER
-        return Standing.HOLDS if self.stop is None else Standing.REVOKED
+            return LeaseState.OVER
+        return LeaseState.HOLDS if self.stop is None else LeaseState.REVOKED
 
 
 def grant(
@@ -206,13 +206,13 @@ def _end(now: datetime, ttl: timedelta, deadline_at: datetime | None) -> datetim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
+class LeaseTracker:
     """What a watcher remembers from look to look: when it last saw the lease renewed.
 
     The time between renewals is measured on the watcher's own monotonic clock. So a lease that is
     renewed holds however far its wall clock is off, and one that is not, ends after its own ttl.
 
-    Example: `Watch(attempt=3, since=monotonic())`
+    Example: `LeaseTracker(attempt=3, since=monotonic())`
     """
 
     attempt: int
@@ -224,7 +224,7 @@ class Watch:
     """A renewal was seen while watching, so the flow lives."""
     ttl_seconds: float = TTL.total_seconds()
 
-    def saw(self, lease: Lease, monotonic: float) -> Watch:
+    def saw(self, lease: Lease, monotonic: float) -> LeaseTracker:
         """After a successful read; a failed one changes nothing."""
         if lease.attempt != self.attempt:
             return self
@@ -238,7 +238,7 @@ class Watch:
             ttl_seconds=lease.ttl_seconds,
         )
 
-    def standing(self, lease: Lease | None, now: datetime, monotonic: float) -> Standing:
+    def standing(self, lease: Lease | None, now: datetime, monotonic: float) -> LeaseState:
         """What holds now.
 
         Args:
@@ -248,9 +248,9 @@ class Watch:
             monotonic: This machine's monotonic clock.
         """
         if monotonic - self.since > self.ttl_seconds:
-            return Standing.OVER
+            return LeaseState.OVER
         if lease is None:
-            return Standing.HOLDS
+            return LeaseState.HOLDS
         past_deadline = lease.deadline_at is not None and now > lease.deadline_at + SKEW
         if self.risen and not past_deadline:
             now = min(now, lease.expires_at)

@@ -19,7 +19,7 @@ from tsgb.cloud.provider import LaunchSpec
 from tsgb.cloud.recover import reconcile
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
-from tsgb.cloud.termination import Cause
+from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import Preempted, ProviderUnreachable
 
 MAX_OUTAGES = 10
@@ -139,7 +139,7 @@ class Lifecycle(Generic[T]):
         finally:
             terminate.release(session, running, "its flow was stopped")
         assert running.cause is not None
-        if running.cause is not Cause.DONE:
+        if running.cause is not TerminationReason.DONE:
             raise terminate.error_of(session, running.cause, running.message, running.stop)
         return step("verify", self._work.verify)
 

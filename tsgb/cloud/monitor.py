@@ -16,7 +16,7 @@ from tsgb.cloud.provider import Instance, InstanceState
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.terminate import BUDGET, MOVE, destroy, moves_soon, stop
-from tsgb.cloud.termination import Cause, Signs, judge
+from tsgb.cloud.termination import Observation, TerminationReason, termination_reason
 from tsgb.errors import ProviderAuthError, ProviderError, StoreUnreachable
 
 _SLACK = 0.02
@@ -98,7 +98,7 @@ def _read_row(session: Session, running: RunningInstance) -> None:
         running.checked = running.instance.hourly is not None
         wrong = mismatch(running.instance, running.intent)
         if wrong is not None:
-            running.cause = Cause.CONFIG
+            running.cause = TerminationReason.CONFIG
             running.message = f"instance {running.instance_id} is not what was asked for: {wrong}"
 
 
@@ -195,7 +195,7 @@ def _judge(session: Session, running: RunningInstance) -> None:
     if running.cause is not None:
         return
     clock = session.clock()
-    signs = Signs(
+    signs = Observation(
         instance=running.instance,
         verified=running.verified,
         seen_before=running.seen,
@@ -206,19 +206,19 @@ def _judge(session: Session, running: RunningInstance) -> None:
         stop_asked=running.stop is not None,
         doubted_before=_doubted(session, running),
     )
-    cause = judge(signs, session.patience.deadlines)
+    cause = termination_reason(signs, session.patience.deadlines)
     if (
-        cause is Cause.PREEMPTED
+        cause is TerminationReason.PREEMPTED
         and running.exit_record is None
         and _credit(session, default=1.0) <= 0
     ):
-        cause = judge(replace(signs, credit_used_up=True), session.patience.deadlines)
+        cause = termination_reason(replace(signs, credit_used_up=True), session.patience.deadlines)
     overdue = running.stop is not None and clock - running.stop_at > session.patience.grace_seconds
     if cause is None and overdue:
-        cause = Cause.STOPPED
+        cause = TerminationReason.STOPPED
     late = max(session.patience.lag_seconds, 2 * session.patience.look_seconds)
     if cause is None and running.verified and not running.seen and clock - running.since > late:
-        cause, running.message = Cause.BAD_HOST, "it never appeared"
+        cause, running.message = TerminationReason.BAD_HOST, "it never appeared"
     if cause is not None:
         running.cause = cause
         running.message = running.message or _message(running)
@@ -236,7 +236,11 @@ def _credit(session: Session, default: float | None = None) -> float:
 def _doubted(session: Session, running: RunningInstance) -> bool:
     """Return whether the attempt before was lost at this very step, perhaps by its host."""
     before = session.endings[-1] if session.endings else None
-    return before is not None and before.cause is Cause.HOST_LOST and before.step == running.step
+    return (
+        before is not None
+        and before.cause is TerminationReason.HOST_LOST
+        and before.step == running.step
+    )
 
 
 def _message(running: RunningInstance) -> str:

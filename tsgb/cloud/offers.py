@@ -17,7 +17,7 @@ from tsgb.cloud.pricing import HOURS_PER_MONTH, Rates
 from tsgb.cloud.provider import Offer
 
 
-class Rule(StrEnum):
+class OfferRule(StrEnum):
     """What an offer may fail."""
 
     RENTABLE = "not rentable"
@@ -75,7 +75,7 @@ class Needs:
 class Failure:
     """A rule that an offer fails, with numbers for a person."""
 
-    rule: Rule
+    rule: OfferRule
     detail: str = ""
 
 
@@ -121,7 +121,7 @@ class Choice:
         if not self.rejected:
             return "no offers at all: ask for less, or look again later"
         nearest, failures = self.rejected[0]
-        only_cap = {failure.rule for failure in failures} == {Rule.CAP}
+        only_cap = {failure.rule for failure in failures} == {OfferRule.CAP}
         counts = Counter(failure.rule for _, found in self.rejected for failure in found)
         told = ", ".join(f"{num} {rule}" for rule, num in sorted(counts.items(), key=_by_count))
         why = "; ".join(failure.detail or failure.rule for failure in failures)
@@ -155,7 +155,7 @@ def choose(
             if math.isfinite(found.dollars_per_useful_hour):
                 ranked.append(found)
                 continue
-            failures.append(Failure(Rule.HAZARD))
+            failures.append(Failure(OfferRule.HAZARD))
         rejected.append((offer, tuple(failures)))
     return Choice(
         tuple(sorted(ranked, key=_by_value)), tuple(sorted(rejected, key=_by_nearness)), needs.cap
@@ -187,30 +187,30 @@ def _failures(offer: Offer, needs: Needs) -> Iterator[Failure]:
         or offer.host_id in needs.hosts_out
     )
     flags = {
-        Rule.RENTABLE: not offer.rentable,
-        Rule.EXCLUDED: out,
-        Rule.VERIFIED: needs.verified and not offer.verified,
-        Rule.GPU: not needs.speed(offer.gpu_name) > 0,
+        OfferRule.RENTABLE: not offer.rentable,
+        OfferRule.EXCLUDED: out,
+        OfferRule.VERIFIED: needs.verified and not offer.verified,
+        OfferRule.GPU: not needs.speed(offer.gpu_name) > 0,
     }
     yield from (Failure(rule) for rule, failed in flags.items() if failed)
     if offer.num_gpus != needs.num_gpus:
-        yield _short(Rule.NUM_GPUS, offer.num_gpus, needs.num_gpus)
+        yield _short(OfferRule.NUM_GPUS, offer.num_gpus, needs.num_gpus)
     least = {
-        Rule.GPU_RAM: (offer.gpu_ram, needs.gpu_ram),
-        Rule.CPU_RAM: (offer.cpu_ram, needs.cpu_ram),
-        Rule.DISK: (offer.disk_space, needs.disk_space),
-        Rule.CUDA: (offer.cuda_max_good, needs.cuda_max_good),
-        Rule.COMPUTE: (offer.compute_cap, needs.compute_cap),
-        Rule.UP: (offer.inet_up, needs.inet_up),
-        Rule.DOWN: (offer.inet_down, needs.inet_down),
-        Rule.RELIABILITY: (offer.reliability, max(needs.reliability, 0.01)),
-        Rule.DURATION: (offer.duration / 3600, needs.duration / 3600),
+        OfferRule.GPU_RAM: (offer.gpu_ram, needs.gpu_ram),
+        OfferRule.CPU_RAM: (offer.cpu_ram, needs.cpu_ram),
+        OfferRule.DISK: (offer.disk_space, needs.disk_space),
+        OfferRule.CUDA: (offer.cuda_max_good, needs.cuda_max_good),
+        OfferRule.COMPUTE: (offer.compute_cap, needs.compute_cap),
+        OfferRule.UP: (offer.inet_up, needs.inet_up),
+        OfferRule.DOWN: (offer.inet_down, needs.inet_down),
+        OfferRule.RELIABILITY: (offer.reliability, max(needs.reliability, 0.01)),
+        OfferRule.DURATION: (offer.duration / 3600, needs.duration / 3600),
     }
     # `not >=` rather than `<`: a number that is missing as NaN fails.
     yield from (_short(rule, has, need) for rule, (has, need) in least.items() if not has >= need)
 
 
-def _short(rule: Rule, has: float, needs: float) -> Failure:
+def _short(rule: OfferRule, has: float, needs: float) -> Failure:
     return Failure(rule, f"{rule} {has:g}, needs {needs:g}")
 
 
@@ -219,13 +219,13 @@ def _price(offer: Offer, needs: Needs, work: Workload) -> tuple[float, Failure |
     storage = _storage(offer, work)
     floor = offer.min_bid if offer.is_bid else offer.dph_base
     if not (floor > 0 and math.isfinite(floor + storage)):
-        return 0.0, Failure(Rule.PRICE, f"a price of ${floor:.3f}/h is none")
+        return 0.0, Failure(OfferRule.PRICE, f"a price of ${floor:.3f}/h is none")
     if floor + storage > needs.cap:
-        return 0.0, Failure(Rule.CAP, f"${floor + storage:.3f}/h with storage")
+        return 0.0, Failure(OfferRule.CAP, f"${floor + storage:.3f}/h with storage")
     if not offer.is_bid:
         return floor, None
     bid = choose_bid(floor, offer.dph_base or None, needs.cap - storage)
-    return (0.0, Failure(Rule.PRICE, bid.reason)) if bid.price is None else (bid.price, None)
+    return (0.0, Failure(OfferRule.PRICE, bid.reason)) if bid.price is None else (bid.price, None)
 
 
 def _storage(offer: Offer, work: Workload) -> float:
@@ -244,7 +244,7 @@ def _by_nearness(item: tuple[Offer, tuple[Failure, ...]]) -> tuple[int, float, i
     return len(failures), price, offer.id
 
 
-def _by_count(item: tuple[Rule, int]) -> tuple[int, str]:
+def _by_count(item: tuple[OfferRule, int]) -> tuple[int, str]:
     return -item[1], item[0]
 
 

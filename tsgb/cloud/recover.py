@@ -23,7 +23,7 @@ from tsgb.cloud.provider import Instance
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.terminate import destroy
-from tsgb.cloud.termination import Cause
+from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import StoreUnreachable
 
 _TO_GO = timedelta(minutes=1)
@@ -187,7 +187,7 @@ def _close(
     if document is None or document.result is not None or document.intent is None:
         return
     result = AttemptResult(
-        cause=Cause.REFUSED if gone_at is None else _reason_of(record),
+        cause=TerminationReason.REFUSED if gone_at is None else _reason_of(record),
         message="its flow had died",
         at=gone_at or session.now(),
         step=record.step,
@@ -198,8 +198,8 @@ def _close(
     session.documents.note(attempt, outcome=result.model_dump(mode="json"))
 
 
-def _reason_of(record: MachineRecord) -> Cause:
+def _reason_of(record: MachineRecord) -> TerminationReason:
     """Return why a machine whose flow died ended: stopped by us, unless it says it was done."""
     said = record.exit_record or {}
     is_done = said.get("outcome") == "done"
-    return Cause.DONE if is_done else Cause.STOPPED
+    return TerminationReason.DONE if is_done else TerminationReason.STOPPED

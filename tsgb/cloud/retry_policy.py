@@ -1,7 +1,7 @@
-"""Whether a run may try another machine, from how the attempts before it ended, and on which not.
+"""Whether a run may rent another machine after its earlier attempts, and which machines it avoids.
 
-A preemption is the market's: as long as checkpoints come of it, money alone bounds it. Lost and bad
-hosts, refusals, failed workers and machines that lead nowhere have budgets of their own. Knows no
+Preemptions are limited by money alone as long as checkpoints come of them. Lost and bad hosts,
+refusals, failed workers and machines without progress have limits of their own. The module knows no
 store and no clock.
 """
 
@@ -11,77 +11,101 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tsgb.cloud.termination import Cause
+from tsgb.cloud.termination import TerminationReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """How one attempt ended.
 
-    Example: `Ending(cause=Cause.PREEMPTED, step=1200, machine_id=7, host_id=2, at=now)`
+    Example: `Ending(cause=TerminationReason.PREEMPTED, step=1200, machine_id=7, host_id=2, at=now)`
     """
 
-    cause: Cause
+    cause: TerminationReason
+    """Reason for the end."""
     at: datetime
+    """Time of the end."""
     step: int = 0
-    """Of the newest checkpoint then."""
+    """Step of the newest checkpoint then."""
     machine_id: int | None = None
+    """The machine; None for an attempt without one."""
     host_id: int | None = None
+    """The machine's owner; None for an attempt without a machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many endings of a kind are borne."""
+    """Numbers of endings after which a run stops.
+
+    Example: `Limits(worker=5)`
+    """
 
     infra: int = 10
-    """Lost and bad hosts in a row, without a newer checkpoint in between."""
+    """Lost and bad hosts in a row without a newer checkpoint."""
     fruitless: int = 25
-    """Machines in a row without a newer checkpoint, whatever became of them."""
+    """Machines in a row without a newer checkpoint, for any reason."""
     refused: int = 50
     """Refusals in a row. About half of all rentals are refused, and they cost nothing."""
     worker: int = 3
     """Failures of the worker in the whole run."""
     disk_full: int = 1
+    """Full disks in the whole run that are answered by a larger disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether to go on, and why not.
+    """Whether a run rents another machine.
 
     Example: `Decision(False, "3 failures of the worker: read its log")`
     """
 
     go_on: bool
+    """Whether it does."""
     reason: str = ""
+    """Reason if it does not, for people."""
     disk_factor: float = 1.0
-    """The next machine's disk, relative to the first one's."""
+    """Size of the next machine's disk, relative to the first one's."""
 
 
 _FINAL = {
-    Cause.DONE: "the run is done",
-    Cause.CONFIG: "another machine would meet it again: mend the image, the key or the settings",
-    Cause.FUNDS: "the account does not pay for another machine: add credit, then run it again",
-    Cause.LEASE_LOST: "a newer process works on this run",
+    TerminationReason.DONE: "the run is done",
+    TerminationReason.CONFIG: (
+        "another machine would meet it again: mend the image, the key or the settings"
+    ),
+    TerminationReason.FUNDS: (
+        "the account does not pay for another machine: add credit, then run it again"
+    ),
+    TerminationReason.LEASE_LOST: "a newer process works on this run",
 }
 
 
 def may_go_on(endings: Sequence[Ending], limits: Limits | None = None) -> Decision:
-    """Decide after the last of all attempts of a run, oldest first."""
+    """Decide whether a run rents another machine.
+
+    Args:
+        endings: Endings of all its attempts, oldest first.
+        limits: Numbers of endings after which it stops.
+    """
     limits = limits or Limits()
     if not endings:
         return Decision(True)
     last = endings[-1]
     if last.cause in _FINAL:
         return Decision(False, _FINAL[last.cause])
-    ran = [ending for ending in endings if ending.cause is not Cause.REFUSED]
-    workers = [ending for ending in ran if ending.cause is Cause.WORKER]
-    if last.cause is Cause.WORKER and _same_twice(ran):
+    ran = [ending for ending in endings if ending.cause is not TerminationReason.REFUSED]
+    workers = [ending for ending in ran if ending.cause is TerminationReason.WORKER]
+    if last.cause is TerminationReason.WORKER and _same_twice(ran):
         return Decision(False, f"the worker failed twice after step {last.step}: read its log")
-    fruitless = [ending for ending in _since_progress(ran) if ending.cause is not Cause.STOPPED]
+    fruitless = [
+        ending for ending in _since_progress(ran) if ending.cause is not TerminationReason.STOPPED
+    ]
     infra = [ending for ending in fruitless if ending.cause.is_infra]
     counts = {
         "failures of the worker": (len(workers), limits.worker),
-        "full disks": (sum(e.cause is Cause.DISK_FULL for e in ran), limits.disk_full + 1),
+        "full disks": (
+            sum(e.cause is TerminationReason.DISK_FULL for e in ran),
+            limits.disk_full + 1,
+        ),
         "lost or bad hosts without a newer checkpoint": (len(infra), limits.infra),
         "machines in a row without a newer checkpoint": (len(fruitless), limits.fruitless),
         "refusals in a row": (_refused(endings), limits.refused),
@@ -89,16 +113,18 @@ def may_go_on(endings: Sequence[Ending], limits: Limits | None = None) -> Decisi
     for what, (num, limit) in counts.items():
         if num >= limit:
             return Decision(False, f"{num} {what}: see the attempts, then run it again")
-    disks = sum(ending.cause is Cause.DISK_FULL for ending in ran)
+    disks = sum(ending.cause is TerminationReason.DISK_FULL for ending in ran)
     return Decision(True, disk_factor=1.5**disks)
 
 
 def _same_twice(ran: Sequence[Ending]) -> bool:
-    return len(ran) > 1 and ran[-2].cause is Cause.WORKER and ran[-2].step == ran[-1].step
+    return (
+        len(ran) > 1 and ran[-2].cause is TerminationReason.WORKER and ran[-2].step == ran[-1].step
+    )
 
 
 def _since_progress(ran: Sequence[Ending]) -> Sequence[Ending]:
-    """From the last one on that brought a newer checkpoint."""
+    """Return the endings since the last one that brought a newer checkpoint, that one included."""
     for index in range(len(ran) - 1, 0, -1):
         if ran[index].step > ran[index - 1].step:
             return ran[index:]
@@ -108,31 +134,34 @@ def _since_progress(ran: Sequence[Ending]) -> Sequence[Ending]:
 def _refused(endings: Sequence[Ending]) -> int:
     num = 0
     for ending in reversed(endings):
-        if ending.cause is not Cause.REFUSED:
+        if ending.cause is not TerminationReason.REFUSED:
             break
         num += 1
     return num
 
 
 BAD_FOR = timedelta(hours=24)
-"""A host that failed is avoided for so long and no longer: a list that only grows ends with an
-empty market."""
+"""Time for which a failed machine or host is avoided; a list that only grows would in the end
+exclude the whole market."""
 TAKEN_FOR = timedelta(minutes=30)
+"""Time for which a machine is avoided after its rental was refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Avoided:
-    """What not to rent now.
+    """Machines and hosts not to rent now.
 
     Example: `Needs(..., machines_out=avoided.machine_ids, hosts_out=avoided.host_ids)`
     """
 
     machine_ids: frozenset[int]
+    """Machines."""
     host_ids: frozenset[int]
+    """Owners of machines."""
 
 
 def avoid(endings: Iterable[Ending], now: datetime) -> Avoided:
-    """Machines and hosts that failed lately, and machines that were refused just now.
+    """Return machines and hosts that failed lately, and machines that were refused just now.
 
     A preempted machine is not avoided: it was outbid, and may be free again at another price.
     """
@@ -141,10 +170,14 @@ def avoid(endings: Iterable[Ending], now: datetime) -> Avoided:
     for ending in endings:
         age = now - ending.at  # negative on a clock that was set back: still avoided
         if ending.machine_id is not None:
-            failed = ending.cause.is_infra or ending.cause is Cause.DISK_FULL
+            failed = ending.cause.is_infra or ending.cause is TerminationReason.DISK_FULL
             lasts = BAD_FOR if failed else TAKEN_FOR
-            if age < lasts and (failed or ending.cause is Cause.REFUSED):
+            if age < lasts and (failed or ending.cause is TerminationReason.REFUSED):
                 machines.add(ending.machine_id)
-        if ending.host_id is not None and ending.cause is Cause.BAD_HOST and age < BAD_FOR:
+        if (
+            ending.host_id is not None
+            and ending.cause is TerminationReason.BAD_HOST
+            and age < BAD_FOR
+        ):
             hosts.add(ending.host_id)
     return Avoided(frozenset(machines), frozenset(hosts))

@@ -9,7 +9,7 @@ from typing import Any
 from tsgb.cloud.documents import Intent, durable_steps, number
 from tsgb.cloud.pricing import Usage
 from tsgb.cloud.provider import Instance
-from tsgb.cloud.termination import Cause
+from tsgb.cloud.termination import TerminationReason
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class RunningInstance:
     """Why it was asked to stop; None if it was not."""
     stop_at: float = 0.0
     """Clock reading at which it was asked to stop."""
-    cause: Cause | None = None
+    cause: TerminationReason | None = None
     """Why it is over; None while it is at work."""
     message: str = ""
     """The same in one line for people."""

@@ -16,7 +16,7 @@ from tsgb.cloud.provider import Provider
 from tsgb.cloud.retry_policy import Ending, may_go_on
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
-from tsgb.cloud.termination import Cause
+from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import (
     BudgetReached,
     ConfigError,
@@ -172,7 +172,7 @@ def release(session: Session, running: RunningInstance, reason: str) -> None:
         while running.exit_record is None and running.heartbeat and session.clock() < ends:
             session.sleep(min(1.0, session.patience.look_seconds))
             session.quietly(lambda: _read_exit_record(session, running), "no news of the machine")
-        running.cause, running.message = Cause.STOPPED, reason
+        running.cause, running.message = TerminationReason.STOPPED, reason
     finish(session, running)
 
 
@@ -188,7 +188,7 @@ def finish(session: Session, running: RunningInstance) -> Ending:
     """Destroy the machine, close its account, write its end down."""
     assert running.cause is not None
     assert not running.finished
-    if running.cause is not Cause.DONE and running.stop is None:
+    if running.cause is not TerminationReason.DONE and running.stop is None:
         # Should it start again by itself while it is being destroyed, it finds that it may not.
         session.revoke(running.attempt, f"attempt {running.attempt} is over: {running.cause}")
     try:
@@ -242,7 +242,7 @@ def conclude(
 
 
 def error_of(
-    session: Session, cause: Cause, message: str, stop_reason: str | None = None
+    session: Session, cause: TerminationReason, message: str, stop_reason: str | None = None
 ) -> TSGBError:
     """Return the error that the flow raises after an attempt that did not end the run.
 
@@ -252,7 +252,7 @@ def error_of(
         message: One line for people, in the machine's own words.
         stop_reason: Why the machine was asked to stop, if it was.
     """
-    if cause is Cause.STOPPED and stop_reason == BUDGET:
+    if cause is TerminationReason.STOPPED and stop_reason == BUDGET:
         return BudgetReached(
             f"run {session.run_id!r}: the budget is used up; what was trained is kept: raise the "
             "budget, then start it again with the same run id"
@@ -261,10 +261,10 @@ def error_of(
     said = f"{message}; " if message else ""
     if decision.go_on:
         return Preempted(f"{cause}: {said}going on from the last checkpoint on another machine")
-    kinds: dict[Cause, type[TSGBError]] = {
-        Cause.CONFIG: ConfigError,
-        Cause.FUNDS: BudgetReached,
-        Cause.LEASE_LOST: LeaseLost,
+    kinds: dict[TerminationReason, type[TSGBError]] = {
+        TerminationReason.CONFIG: ConfigError,
+        TerminationReason.FUNDS: BudgetReached,
+        TerminationReason.LEASE_LOST: LeaseLost,
     }
     return kinds.get(cause, WorkerFailed)(f"{cause}: {said}{decision.reason}")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from tsgb.cloud.inventory import DeploymentRuns, Inventory, InventoryItem
-from tsgb.cloud.lease import Standing, revoke
+from tsgb.cloud.lease import LeaseState, revoke
 from tsgb.cloud.orphans import sweep
 from tsgb.cloud.provider import Provider
 from tsgb.cloud.reaper import ReapedInstance, closed
@@ -16,7 +16,7 @@ from tsgb.errors import UsageError
 
 REASON = "destroyed by hand"
 _LOOK_SECONDS = 2.0
-_AT_WORK = frozenset({Standing.HOLDS, Standing.REVOKED})
+_AT_WORK = frozenset({LeaseState.HOLDS, LeaseState.REVOKED})
 
 
 def pick(

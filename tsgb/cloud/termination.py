@@ -1,7 +1,7 @@
-"""How an attempt's end is judged from what it left behind.
+"""How an attempt ended, and why a rented machine is no longer at work.
 
-It knows exit codes, exit records and the states in which a rental service reports an instance. It
-asks nobody: what was read comes in through arguments.
+It knows exit codes, exit records and the states of an instance. It does no I/O: what was read comes
+in through arguments.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from tsgb.cloud.provider import Instance, InstanceState
 from tsgb.errors import ExitCode
 
 
-class Outcome(StrEnum):
-    """How an attempt ended."""
+class JobEnd(StrEnum):
+    """How a process or a machine ended, as its flow treats it."""
 
     DONE = "done"
+    """The work is done."""
     PREEMPTED = "preempted"
     """The machine went away: the next attempt goes on from the last checkpoint."""
     FAILED = "failed"
-    """A reason that another attempt would meet again."""
+    """Another attempt would fail alike."""
 
 
-# A program that faults ends by these on its own; nobody sends them to take a machine away.
+# Signals by which a faulty program ends; a machine is never preempted by them.
 _FAULTS = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGBUS, signal.SIGSYS}
 )
@@ -34,179 +35,200 @@ _FAULTS = frozenset(
 _HEALS = frozenset({"interrupted", "store_unreachable"})
 
 
-def verdict(exit_code: int | None, exit_record: Mapping[str, Any] | None) -> Outcome:
-    """Judge how an attempt ended.
+def job_end(exit_code: int | None, exit_record: Mapping[str, Any] | None) -> JobEnd:
+    """Return how a process ended.
 
     Args:
-        exit_code: Of the process; `-n` if signal n ended it, None if the machine itself is gone.
-        exit_record: What the worker left in `exits/`, if it came to that. Its word counts first.
+        exit_code: Its exit code; `-n` if signal n ended it, None if the machine itself is gone.
+        exit_record: The worker's document in `exits/`, None without one. It counts first.
     """
     if exit_record is not None:
         said = exit_record.get("outcome")
         if said == "done":
-            return Outcome.DONE
-        return Outcome.PREEMPTED if said in _HEALS else Outcome.FAILED
+            return JobEnd.DONE
+        return JobEnd.PREEMPTED if said in _HEALS else JobEnd.FAILED
     if exit_code is None:
-        return Outcome.PREEMPTED
+        return JobEnd.PREEMPTED
     # A shell and a container report signal n as 128 + n.
     number = -exit_code if exit_code < 0 else exit_code - 128
     if number > 0:
-        return Outcome.FAILED if number in _FAULTS else Outcome.PREEMPTED
+        return JobEnd.FAILED if number in _FAULTS else JobEnd.PREEMPTED
     if exit_code == ExitCode.STORE_UNREACHABLE:
-        return Outcome.PREEMPTED  # with the store away it could not leave a record
-    return Outcome.DONE if exit_code == ExitCode.OK else Outcome.FAILED
+        return JobEnd.PREEMPTED  # with the store away it could not leave a record
+    return JobEnd.DONE if exit_code == ExitCode.OK else JobEnd.FAILED
 
 
-class Cause(StrEnum):
-    """Why a rented machine is no longer at work."""
+class TerminationReason(StrEnum):
+    """Reason for which a rented machine is no longer at work."""
 
     DONE = "done"
+    """Its work is done."""
     PREEMPTED = "preempted"
-    """Outbid: the contract was stopped, or is gone, and not by us."""
+    """The provider stopped or destroyed it, because it was outbid."""
     STOPPED = "stopped"
-    """By us: it was asked to save and go."""
+    """Its flow or a user asked it to save and end."""
     REFUSED = "refused"
-    """Another one was faster, or the floor moved: no machine came of it."""
+    """The provider refused the rental: another renter was faster, or the price rose."""
     HOST_LOST = "host_lost"
-    """The host went away, or nothing was heard of the worker."""
+    """The host went away, or heartbeats stopped."""
     BAD_HOST = "bad_host"
-    """It never came up, and another host may."""
+    """It never started work; another host may."""
     WORKER = "worker"
-    """The worker failed on a machine that holds."""
+    """The worker failed although the machine is there."""
     DISK_FULL = "disk_full"
-    """Too small a disk: a disk cannot grow, the next one is larger."""
+    """The disk was too small; that of the next machine is larger."""
     CONFIG = "config"
-    """Ours to mend: image, key, settings. Another machine would meet it again."""
+    """Image, key or settings are wrong; another machine would fail alike."""
     FUNDS = "funds"
-    """The account does not pay for it."""
+    """The account has no credit for it."""
     LEASE_LOST = "lease_lost"
     """A newer process works on this run."""
 
     @property
-    def outcome(self) -> Outcome:
-        """As a flow treats it, its budget of retries apart."""
-        if self is Cause.DONE:
-            return Outcome.DONE
-        ends = {Cause.CONFIG, Cause.FUNDS, Cause.LEASE_LOST}
-        return Outcome.FAILED if self in ends else Outcome.PREEMPTED
+    def job_end(self) -> JobEnd:
+        """How a flow treats it, limits on retries apart."""
+        if self is TerminationReason.DONE:
+            return JobEnd.DONE
+        ends = {TerminationReason.CONFIG, TerminationReason.FUNDS, TerminationReason.LEASE_LOST}
+        return JobEnd.FAILED if self in ends else JobEnd.PREEMPTED
 
     @property
     def is_infra(self) -> bool:
-        """The machine's fault, and not the market's."""
-        return self in {Cause.HOST_LOST, Cause.BAD_HOST}
+        """Whether the machine failed, rather than the market."""
+        return self in {TerminationReason.HOST_LOST, TerminationReason.BAD_HOST}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signs:
-    """All that is known of an attempt on a rented machine at one look.
+class Observation:
+    """Everything that is known of an attempt on a rented machine at one look.
 
-    Example: `Signs(instance=None, verified=True, seen_before=True)` is a machine that is gone.
+    Example: `Observation(instance=None, seen_before=True)` is a machine that is gone.
     """
 
     instance: Instance | None
-    """As the provider showed it last; None if it does not know it."""
+    """The instance as the provider showed it last; None if it shows none."""
     verified: bool = True
-    """It was read in full. If not, its absence means nothing."""
+    """Whether the provider's list was read in full; if not, a missing instance may exist."""
     seen_before: bool = False
-    """It was in a list once, so it is not merely late to appear."""
+    """Whether the provider showed it before, so that it is not merely late to appear."""
     exit_record: Mapping[str, Any] | None = None
+    """The machine's exit record; None without one."""
     age_seconds: float = 0.0
-    """Since the rental."""
+    """Seconds since the rental."""
     heartbeat_age_seconds: float | None = None
-    """None before the first one."""
+    """Seconds since the last heartbeat; None before the first one."""
     step_age_seconds: float = 0.0
-    """Since the step last moved, by the worker's own heartbeats."""
+    """Seconds since the step last changed, by the heartbeats."""
     stop_asked: bool = False
-    """We asked it to stop, so that a stop is nobody's fault."""
+    """Whether it was asked to stop."""
     credit_used_up: bool = False
-    """Then the service stops all machines."""
+    """Whether the account has no credit left, so that the provider stops all machines."""
     doubted_before: bool = False
-    """An attempt before was lost at the same step, and nobody could say whether by its host."""
+    """Whether an earlier attempt was lost at the same step for an unknown reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """After how many seconds waiting ends."""
+    """Seconds after which a machine is given up.
+
+    Example: `Deadlines(heartbeat=300.0)`
+    """
 
     provision: float = 1200.0
-    """From the rental to the first heartbeat; a healthy host may load for 10 minutes in silence."""
+    """Seconds from the rental to the first heartbeat; a good host may download for 10 minutes."""
     heartbeat: float = 600.0
+    """Seconds without a heartbeat."""
     step: float = 3600.0
+    """Seconds without a change of the step."""
 
 
-_OURS = ("manifest unknown", "unauthorized", "invalid reference format")
-_HOSTS = ("error response from daemon", "oci runtime create failed", "failed to pull image")
-_SAYS = {
-    "done": Cause.DONE,
-    "config": Cause.CONFIG,
-    "usage": Cause.CONFIG,
-    "lease_lost": Cause.LEASE_LOST,
-    "disk_full": Cause.DISK_FULL,
-    "bad_host": Cause.BAD_HOST,
-    "interrupted": Cause.PREEMPTED,
-    "store_unreachable": Cause.HOST_LOST,
+_CONFIG_MESSAGES = ("manifest unknown", "unauthorized", "invalid reference format")
+_HOST_MESSAGES = ("error response from daemon", "oci runtime create failed", "failed to pull image")
+_BY_OUTCOME = {
+    "done": TerminationReason.DONE,
+    "config": TerminationReason.CONFIG,
+    "usage": TerminationReason.CONFIG,
+    "lease_lost": TerminationReason.LEASE_LOST,
+    "disk_full": TerminationReason.DISK_FULL,
+    "bad_host": TerminationReason.BAD_HOST,
+    "interrupted": TerminationReason.PREEMPTED,
+    "store_unreachable": TerminationReason.HOST_LOST,
 }
 
 
-def judge(signs: Signs, deadlines: Deadlines | None = None) -> Cause | None:
-    """Why the attempt is over; None while it is at work or that cannot be known yet.
+def termination_reason(
+    seen: Observation, deadlines: Deadlines | None = None
+) -> TerminationReason | None:
+    """Return why the attempt is over; None while it is at work or that cannot be known yet.
 
-    The worker's own word counts first, then the contract, then the container, then clocks.
+    The exit record counts first, then the contract, then the container, then clocks.
+
+    Args:
+        seen: What was observed.
+        deadlines: Seconds after which a machine is given up.
     """
     deadlines = deadlines or Deadlines()
-    if signs.exit_record is not None:
-        said = _SAYS.get(str(signs.exit_record.get("outcome")), Cause.WORKER)
-        return Cause.STOPPED if said is Cause.PREEMPTED and signs.stop_asked else said
-    if not signs.verified:
+    if seen.exit_record is not None:
+        said = _BY_OUTCOME.get(str(seen.exit_record.get("outcome")), TerminationReason.WORKER)
+        return (
+            TerminationReason.STOPPED
+            if said is TerminationReason.PREEMPTED and seen.stop_asked
+            else said
+        )
+    if not seen.verified:
         return None
-    instance = signs.instance
+    instance = seen.instance
     if instance is None:
-        return _vanished(signs) if signs.seen_before else None
+        return _vanished(seen) if seen.seen_before else None
     if instance.state is InstanceState.STOPPED:
-        return _taken(signs)
-    if signs.heartbeat_age_seconds is None:
-        return _starting(instance, signs, deadlines)
-    return _working(instance.state, signs, signs.heartbeat_age_seconds, deadlines)
+        return _taken(seen)
+    if seen.heartbeat_age_seconds is None:
+        return _starting(instance, seen, deadlines)
+    return _working(instance.state, seen, seen.heartbeat_age_seconds, deadlines)
 
 
-def _vanished(signs: Signs) -> Cause:
-    """A contract that is gone.
+def _vanished(seen: Observation) -> TerminationReason:
+    """Return the reason for an instance that is gone.
 
-    The market stops one, and leaves it there. If nothing was ever heard of it, its start failed,
-    and its dead-man destroyed it: the next one may meet the same.
+    A preempted instance is stopped, and stays in the list. One that is gone without any heartbeat
+    failed at its start and destroyed itself, and the next one may do the same.
     """
-    cause = _taken(signs)
-    silent = signs.heartbeat_age_seconds is None
-    return Cause.BAD_HOST if silent and cause is Cause.PREEMPTED else cause
+    cause = _taken(seen)
+    silent = seen.heartbeat_age_seconds is None
+    return TerminationReason.BAD_HOST if silent and cause is TerminationReason.PREEMPTED else cause
 
 
-def _taken(signs: Signs) -> Cause:
-    """A contract that was stopped or is gone."""
-    if signs.stop_asked:
-        return Cause.STOPPED
-    return Cause.FUNDS if signs.credit_used_up else Cause.PREEMPTED
+def _taken(seen: Observation) -> TerminationReason:
+    """Return the reason for an instance that was stopped or is gone."""
+    if seen.stop_asked:
+        return TerminationReason.STOPPED
+    return TerminationReason.FUNDS if seen.credit_used_up else TerminationReason.PREEMPTED
 
 
 def _working(
-    state: InstanceState, signs: Signs, silent_seconds: float, deadlines: Deadlines
-) -> Cause | None:
-    """A machine that was at work."""
+    state: InstanceState, seen: Observation, silent_seconds: float, deadlines: Deadlines
+) -> TerminationReason | None:
+    """Return the reason for a machine that has been at work."""
     if state is InstanceState.UNREACHABLE:
-        return Cause.HOST_LOST
+        return TerminationReason.HOST_LOST
     if state is InstanceState.EXITED:
-        return Cause.WORKER  # without a word on a machine that holds: out of memory, as a rule
+        return (
+            TerminationReason.WORKER
+        )  # no exit record although the machine is there: usually out of memory
     if silent_seconds > deadlines.heartbeat:
-        return Cause.WORKER if signs.doubted_before else Cause.HOST_LOST
-    return Cause.WORKER if signs.step_age_seconds > deadlines.step else None
+        return TerminationReason.WORKER if seen.doubted_before else TerminationReason.HOST_LOST
+    return TerminationReason.WORKER if seen.step_age_seconds > deadlines.step else None
 
 
-def _starting(instance: Instance, signs: Signs, deadlines: Deadlines) -> Cause | None:
-    """A machine of which no heartbeat was seen: its states say little, so time decides."""
+def _starting(
+    instance: Instance, seen: Observation, deadlines: Deadlines
+) -> TerminationReason | None:
+    """Return the reason for a machine without any heartbeat, whose state says little."""
     said = instance.message.lower()
-    if any(words in said for words in _OURS):
-        return Cause.CONFIG
+    if any(text in said for text in _CONFIG_MESSAGES):
+        return TerminationReason.CONFIG
     if "no space left" in said:
-        return Cause.DISK_FULL
-    failed = any(words in said for words in _HOSTS)
+        return TerminationReason.DISK_FULL
+    failed = any(text in said for text in _HOST_MESSAGES)
     failed = failed or instance.state in {InstanceState.EXITED, InstanceState.UNREACHABLE}
-    return Cause.BAD_HOST if failed or signs.age_seconds > deadlines.provision else None
+    return TerminationReason.BAD_HOST if failed or seen.age_seconds > deadlines.provision else None

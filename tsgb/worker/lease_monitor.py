@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.lease import NAME, Lease, Standing, Watch
+from tsgb.cloud.lease import NAME, Lease, LeaseState, LeaseTracker
 from tsgb.errors import StoreError, StoreUnreachable
 from tsgb.logging import get_logger
 
@@ -61,7 +61,7 @@ class LeaseMonitor:
         self._every_seconds = every_seconds
         self._clock = clock
         self._now = now
-        self._watch = Watch(attempt=attempt, since=clock())
+        self._watch = LeaseTracker(attempt=attempt, since=clock())
         self._lease: Lease | None = None
         self._newest: _Reading | None = None
         self._stopped = threading.Event()
@@ -79,12 +79,12 @@ class LeaseMonitor:
         """Whether a read has succeeded."""
         return self._newest is not None
 
-    def standing(self) -> Standing:
+    def standing(self) -> LeaseState:
         """Return the state of the lease now, without waiting."""
         newest = self._newest
         if newest is not None:
             if newest.lease is None:
-                return Standing.OVER
+                return LeaseState.OVER
             self._lease = newest.lease
             self._watch = self._watch.saw(newest.lease, newest.at)
         return self._watch.standing(self._lease, self._now(), self._clock())

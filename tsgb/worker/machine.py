@@ -24,7 +24,7 @@ from typing import Any
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import join_run
 from tsgb.cloud.connect import connect
-from tsgb.cloud.lease import Standing
+from tsgb.cloud.lease import LeaseState
 from tsgb.config import Arm, arm_run_id
 from tsgb.errors import (
     ExitCode,
@@ -34,7 +34,7 @@ from tsgb.errors import (
     UsageError,
 )
 from tsgb.logging import get_logger
-from tsgb.processes import Attempt, Job, JobState, LocalMachine, run_processes
+from tsgb.processes import Job, JobState, LocalProcess, StartedJob, run_processes
 from tsgb.worker.context import MachineContext, StopSignals
 from tsgb.worker.exit_record import EXIT_CODES, WorkerEnd, machine_exit_record
 from tsgb.worker.heartbeat import ArmMonitor, MachineHeartbeat
@@ -159,8 +159,8 @@ class WorkerMachine:
         )
 
     def _pids(self) -> list[int]:
-        machines = [state.attempt.machine for state in self._states if state.attempt is not None]
-        return [m.pid for m in machines if isinstance(m, LocalMachine) and m.pid is not None]
+        processes = [state.started.process for state in self._states if state.started is not None]
+        return [p.pid for p in processes if isinstance(p, LocalProcess) and p.pid is not None]
 
     # Before the workers start
 
@@ -234,15 +234,15 @@ class WorkerMachine:
             sleep=self._sleep,
         )
 
-    def _worker(self, arm: str) -> Attempt:
+    def _worker(self, arm: str) -> StartedJob:
         url = self._arms.runs[arm].run_url
         # The code here is the bundle that this run's user packed, and nothing else of theirs.
         arguments = ["run", "--resume-path", url, "--attempt", str(self._attempt), "--trust-config"]
         path = self._context.worker.log_dir / self._run.run_id / f"{arm}-{self._attempt:04d}.log"
         command = [*self._context.worker.worker_command, *arguments]
         # It reads no exit record here, so that no look waits for the store.
-        return Attempt(
-            machine=LocalMachine(command, path, self._context.environment), log=str(path)
+        return StartedJob(
+            process=LocalProcess(command, path, self._context.environment), log=str(path)
         )
 
     def _look(self, states: Sequence[JobState]) -> None:
@@ -250,7 +250,7 @@ class WorkerMachine:
         self._tick()
         self._check_signal()
         standing = self._lease.standing()
-        if standing is Standing.REVOKED:
+        if standing is LeaseState.REVOKED:
             raise MachineEnd("interrupted", self._lease.reason)
         if not standing.may_work:
             raise MachineEnd("lease_lost", self._lease.reason)
@@ -320,20 +320,20 @@ class WorkerMachine:
         for arm in self._arms.runs:
             known = self._arms.progress.get(arm)
             step, durable = (0, -1) if known is None else (known.step, known.durable_step)
-            attempt = states[arm].attempt if arm in states else None
-            if attempt is None:
+            started = states[arm].started if arm in states else None
+            if started is None:
                 ends.append(WorkerEnd(arm=arm, outcome=None, step=step, durable_step=durable))
                 continue
             ends.append(
                 WorkerEnd.of(
                     arm,
-                    exit_code=attempt.machine.status().exit_code,
+                    exit_code=started.process.status().exit_code,
                     record=records.get(arm, {}),
                     step=step,
                     durable_step=durable,
                     useful_seconds=0.0 if known is None else known.useful_seconds,
                     earlier_seconds=self._arms.earlier_seconds.get(arm, 0.0),
-                    log_tail=attempt.machine.logs(_TAIL_BYTES),
+                    log_tail=started.process.logs(_TAIL_BYTES),
                 )
             )
         return ends

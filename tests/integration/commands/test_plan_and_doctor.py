@@ -19,7 +19,7 @@ from tests.fakes.operator_scene import COMMANDS, HOUR, held, one_line
 from tests.fakes.vast.driver import Driver
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.inventory import DeploymentRuns
-from tsgb.cloud.termination import Cause
+from tsgb.cloud.termination import TerminationReason
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +45,7 @@ def test_a_plan_learns_from_the_machines_of_the_store(
 ) -> None:
     before = json.loads(run("plan --json").out)
     for attempt in range(1, 9):
-        held(runs.documents("r1"), attempt, Cause.PREEMPTED, 0.2)
+        held(runs.documents("r1"), attempt, TerminationReason.PREEMPTED, 0.2)
     after = json.loads(run("plan --json").out)
     assert after["hazard_per_hour"]["mean"] > 2 * before["hazard_per_hour"]["mean"]
     assert "8 in 1.6 h of all 8 machines of 1 run" in after["hazard_per_hour"]["source"]
@@ -57,13 +57,13 @@ def test_holds_are_told_as_what_they_were(
     run: Callable[[str], Ended], runs: DeploymentRuns
 ) -> None:
     documents = runs.documents("r1")
-    held(documents, 1, Cause.PREEMPTED, 0.0123)
+    held(documents, 1, TerminationReason.PREEMPTED, 0.0123)
     document = json.loads(run("plan --json").out)
     assert document["hazard_per_hour"]["source"] == (
         "1 preemption in 0.012 h of RTX 3090 x1 bid; 1 in 0.012 h of all 1 machine of 1 run"
     )
     assert document["boot_source"] == "of 1 start"
-    held(documents, 2, Cause.DONE, 123.4)
+    held(documents, 2, TerminationReason.DONE, 123.4)
     source = json.loads(run("plan --json").out)["hazard_per_hour"]["source"]
     assert source.endswith("1 in 120 h of all 2 machines of 1 run")
 
@@ -115,7 +115,7 @@ def test_a_plan_of_a_run_goes_by_its_own_updates(
     out = run("plan --run-id r1").out
     assert "every 116 s (7 updates, fixed by the run's configuration)" in out
 
-    held(documents, 1, Cause.PREEMPTED, 1.0)
+    held(documents, 1, TerminationReason.PREEMPTED, 1.0)
     spent = Ledger.open(documents.run, 0).held
     document = json.loads(run("plan --run-id r1 --json").out)
     assert document["budget_left"] == pytest.approx(5 - spent / 1e6)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.filesystems import MemoryFiles
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.bill import MachineSummary, Summary, summarise
+from tsgb.cloud.bill import MachineBill, RentalBill, make_bill
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import Intent, RunDocuments
 from tsgb.cloud.pricing import Rates, microdollars
@@ -53,8 +53,8 @@ class Run:
         word = {"arms": {arm: dict(zip(names, said, strict=True)) for arm, said in arms.items()}}
         self.documents.run.write_json(f"machines/{attempt:04d}/{name}.json", word)
 
-    def summary(self, updates: int) -> Summary:
-        return summarise(self.documents, self.ledger, updates)
+    def summary(self, updates: int) -> RentalBill:
+        return make_bill(self.documents, self.ledger, updates)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def run() -> Run:
     return Run()
 
 
-def useful(machine: MachineSummary) -> tuple[int, int | None, float]:
+def useful(machine: MachineBill) -> tuple[int, int | None, float]:
     return machine.updates, machine.lost_updates, machine.useful_seconds
 
 

@@ -14,9 +14,8 @@ from pydantic import SecretStr
 
 from tests.fakes.filesystems import MemoryFiles
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud import boot as module
-from tsgb.cloud.boot import Boot, boot
-from tsgb.cloud.bundle import CodeArchive
+from tsgb.cloud import bundle as module
+from tsgb.cloud.bundle import BootSpec, CodeArchive, boot
 from tsgb.cloud.vast.records import Rental
 from tsgb.errors import ConfigError, UsageError
 
@@ -35,7 +34,7 @@ def run(files: MemoryFiles) -> RunStore:
     return RunStore(files, files.url)
 
 
-def make(**changes: Any) -> Boot:
+def make(**changes: Any) -> BootSpec:
     given: dict[str, Any] = {
         "run_url": "https://dav.example.org/tsgb/r1",
         "attempt": 3,
@@ -49,7 +48,7 @@ def make(**changes: Any) -> Boot:
     return boot(**given | changes)
 
 
-def plain(made: Boot) -> dict[str, str]:
+def plain(made: BootSpec) -> dict[str, str]:
     return {name: value.get_secret_value() for name, value in made.env.items()}
 
 
@@ -111,7 +110,7 @@ def test_a_wheel_carries_the_scripts_where_they_are_looked_for(
     assert included == {
         f"infra/{name}": f"tsgb/cloud/{name}" for name in ("onstart.sh", "bootstrap.sh")
     }
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "tsgb" / "cloud" / "boot.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "tsgb" / "cloud" / "bundle.py"))
     with pytest.raises(ConfigError, match=r"bootstrap\.sh is not installed"):
         make()
     for source, target in included.items():

@@ -11,10 +11,10 @@ import pytest
 from flows.renting import ArmsWork
 from flows.workers import Workers
 from tsgb.checkpoint.store import CheckpointStore
-from tsgb.cloud.history import Left, measure, state_gb
+from tsgb.cloud.forecast import workload
+from tsgb.cloud.history import RemainingWork, measure, state_gb
 from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.policy import LaunchPolicy
-from tsgb.cloud.work import workload
 from tsgb.config import Arm, arm_overrides, arm_run_id, make_config
 from tsgb.settings import Settings
 
@@ -80,7 +80,7 @@ def save(runs: DeploymentRuns, arm: Arm, step: int, num_bytes: int) -> None:
     store.publish(step, step, files, "0" * 64)
 
 
-def traffic(left: Left) -> tuple[float, float, str]:
+def traffic(left: RemainingWork) -> tuple[float, float, str]:
     return left.save_gb, left.restore_gb, left.traffic_source
 
 

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsgb.cloud.lease import SKEW, TTL, Lease, Standing, Watch, assign, end, grant, renew, revoke
+from tsgb.cloud.lease import (
+    SKEW,
+    TTL,
+    Lease,
+    LeaseState,
+    LeaseTracker,
+    assign,
+    end,
+    grant,
+    renew,
+    revoke,
+)
 from tsgb.errors import LeaseLost, StoreError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -44,21 +55,21 @@ def test_what_is_no_lease_is_not_an_absent_one(document: dict[str, object]) -> N
 @pytest.mark.parametrize(
     ("held", "attempt", "after", "standing"),
     [
-        pytest.param(lease(), 3, TTL, Standing.HOLDS, id="until-its-end"),
-        pytest.param(lease(), 3, TTL + SKEW, Standing.HOLDS, id="a-clock-10-minutes-ahead"),
-        pytest.param(lease(), 3, TTL + SKEW + MINUTE, Standing.OVER, id="run-out"),
-        pytest.param(lease(), 4, MINUTE, Standing.OTHERS, id="an-earlier-attempt's"),
-        pytest.param(lease(), 2, MINUTE, Standing.OTHERS, id="a-later-attempt's"),
-        pytest.param(revoke(lease(), "budget"), 3, MINUTE, Standing.REVOKED, id="revoked"),
-        pytest.param(end(lease(), "done"), 3, MINUTE, Standing.OVER, id="ended"),
+        pytest.param(lease(), 3, TTL, LeaseState.HOLDS, id="until-its-end"),
+        pytest.param(lease(), 3, TTL + SKEW, LeaseState.HOLDS, id="a-clock-10-minutes-ahead"),
+        pytest.param(lease(), 3, TTL + SKEW + MINUTE, LeaseState.OVER, id="run-out"),
+        pytest.param(lease(), 4, MINUTE, LeaseState.OTHERS, id="an-earlier-attempt's"),
+        pytest.param(lease(), 2, MINUTE, LeaseState.OTHERS, id="a-later-attempt's"),
+        pytest.param(revoke(lease(), "budget"), 3, MINUTE, LeaseState.REVOKED, id="revoked"),
+        pytest.param(end(lease(), "done"), 3, MINUTE, LeaseState.OVER, id="ended"),
         pytest.param(
-            lease(deadline_at=NOW + MINUTE), 3, MINUTE * 2 + SKEW, Standing.OVER, id="deadline"
+            lease(deadline_at=NOW + MINUTE), 3, MINUTE * 2 + SKEW, LeaseState.OVER, id="deadline"
         ),
     ],
 )
-def test_standing(held: Lease, attempt: int, after: timedelta, standing: Standing) -> None:
+def test_standing(held: Lease, attempt: int, after: timedelta, standing: LeaseState) -> None:
     assert held.standing(attempt, NOW + after) is standing
-    assert standing.may_work == (standing is Standing.HOLDS)
+    assert standing.may_work == (standing is LeaseState.HOLDS)
 
 
 def test_a_renewal_prolongs_and_brings_nothing_back() -> None:
@@ -83,9 +94,9 @@ def test_no_renewal_reaches_beyond_the_deadline() -> None:
 def test_no_renewal_reaches_beyond_the_money() -> None:
     held = renew(lease(), NOW + 10 * MINUTE, until=NOW + 25 * MINUTE)
     assert (held.expires_at, held.ttl_seconds) == (NOW + 25 * MINUTE, 900.0)
-    watch = Watch(attempt=3, since=0.0).saw(held, 0.0)
+    watch = LeaseTracker(attempt=3, since=0.0).saw(held, 0.0)
     assert watch.standing(held, NOW, 900.0).may_work
-    assert watch.standing(held, NOW, 901.0) is Standing.OVER
+    assert watch.standing(held, NOW, 901.0) is LeaseState.OVER
     assert Lease.from_json(renew(held, NOW + TTL * 2, until=NOW).to_json()).ttl_seconds == 1.0
     assert renew(held, NOW + 10 * MINUTE).ttl_seconds == TTL.total_seconds(), "more money came"
 
@@ -109,7 +120,7 @@ def test_attempts_only_rise() -> None:
 @given(off=st.timedeltas(min_value=timedelta(days=-9), max_value=timedelta(days=9)))
 def test_a_renewed_lease_holds_on_any_clock(off: timedelta) -> None:
     """The wall clock of the machine is `off`; the flow renews each minute for three hours."""
-    held, watch = lease(), Watch(attempt=3, since=0.0).saw(lease(), 0.0)
+    held, watch = lease(), LeaseTracker(attempt=3, since=0.0).saw(lease(), 0.0)
     for minute in range(1, 180):
         held = renew(held, NOW + minute * MINUTE)
         watch = watch.saw(held, minute * 60.0)
@@ -119,11 +130,11 @@ def test_a_renewed_lease_holds_on_any_clock(off: timedelta) -> None:
 @given(off=st.timedeltas(min_value=timedelta(days=-9), max_value=timedelta(days=9)))
 def test_a_lease_that_is_not_renewed_ends_within_its_ttl_on_any_clock(off: timedelta) -> None:
     held = lease()
-    watch = Watch(attempt=3, since=0.0).saw(held, 0.0)
+    watch = LeaseTracker(attempt=3, since=0.0).saw(held, 0.0)
     for second in range(0, 2400, 30):
         watch = watch.saw(held, second)
         standing = watch.standing(held, NOW + timedelta(seconds=second) + off, second)
-        assert standing is Standing.OVER or second <= TTL.total_seconds()
+        assert standing is LeaseState.OVER or second <= TTL.total_seconds()
 
 
 @given(off=offsets, minutes=st.integers(0, 20))
@@ -132,27 +143,27 @@ def test_a_skew_of_ten_minutes_ends_no_lease_before_its_time(off: timedelta, min
 
 
 def test_a_machine_that_starts_again_after_hours_stops_at_once() -> None:
-    watch = Watch(attempt=3, since=0.0).saw(lease(), 0.0)
-    assert watch.standing(lease(), NOW + timedelta(hours=3), 0.0) is Standing.OVER
+    watch = LeaseTracker(attempt=3, since=0.0).saw(lease(), 0.0)
+    assert watch.standing(lease(), NOW + timedelta(hours=3), 0.0) is LeaseState.OVER
 
 
 def test_a_store_that_is_away_is_waited_for_until_the_ttl() -> None:
-    watch = Watch(attempt=3, since=100.0)
+    watch = LeaseTracker(attempt=3, since=100.0)
     assert watch.standing(None, NOW, 100.0 + TTL.total_seconds()).may_work
-    assert watch.standing(None, NOW, 101.0 + TTL.total_seconds()) is Standing.OVER
+    assert watch.standing(None, NOW, 101.0 + TTL.total_seconds()) is LeaseState.OVER
 
 
 def test_what_another_attempt_renews_keeps_nobody_else_alive() -> None:
-    watch = Watch(attempt=3, since=0.0).saw(lease(attempt=4, renewals=9), 50.0)
+    watch = LeaseTracker(attempt=3, since=0.0).saw(lease(attempt=4, renewals=9), 50.0)
     assert watch.since == 0.0
-    assert watch.standing(lease(attempt=4, renewals=9), NOW, 50.0) is Standing.OTHERS
+    assert watch.standing(lease(attempt=4, renewals=9), NOW, 50.0) is LeaseState.OTHERS
 
 
 def test_the_deadline_is_judged_by_the_wall_clock() -> None:
     deadline = NOW + timedelta(minutes=5)
     held = grant(None, run="r1", attempt=3, owner="f", now=NOW, deadline_at=deadline)
-    watch = Watch(attempt=3, since=0.0).saw(held, 0.0)
+    watch = LeaseTracker(attempt=3, since=0.0).saw(held, 0.0)
     held = renew(held, NOW + MINUTE)
     watch = watch.saw(held, 60.0)
     assert watch.standing(held, deadline + SKEW, 120.0).may_work
-    assert watch.standing(held, deadline + SKEW + MINUTE, 120.0) is Standing.OVER
+    assert watch.standing(held, deadline + SKEW + MINUTE, 120.0) is LeaseState.OVER

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsgb.cloud.offers import Needs, Rule, break_even, choose, choose_bid
+from tsgb.cloud.offers import Needs, OfferRule, break_even, choose, choose_bid
 from tsgb.cloud.preemption import Workload, stretch
 from tsgb.cloud.provider import Offer
 
@@ -142,28 +142,28 @@ def test_a_faster_gpu_may_cost_more() -> None:
     choice = choose([GOOD, fast, replace(GOOD, id=3, gpu_name="K80")], needs, WORK, hazard_of)
     assert choice.best is not None
     assert choice.best.offer is fast
-    assert [failure.rule for failure in choice.rejected[0][1]] == [Rule.GPU]
+    assert [failure.rule for failure in choice.rejected[0][1]] == [OfferRule.GPU]
 
 
 @pytest.mark.parametrize(
     ("offer", "rule"),
     [
-        pytest.param(replace(GOOD, rentable=False), Rule.RENTABLE, id="taken"),
-        pytest.param(replace(GOOD, verified=False), Rule.VERIFIED, id="unverified"),
-        pytest.param(replace(GOOD, num_gpus=2), Rule.NUM_GPUS, id="two-gpus"),
-        pytest.param(replace(GOOD, gpu_ram=12_000), Rule.GPU_RAM, id="gpu-memory"),
-        pytest.param(replace(GOOD, disk_space=math.nan), Rule.DISK, id="missing-number"),
-        pytest.param(replace(GOOD, reliability=0.5), Rule.RELIABILITY, id="reliability"),
-        pytest.param(replace(GOOD, duration=3600.0), Rule.DURATION, id="ends-soon"),
-        pytest.param(replace(GOOD, min_bid=0.6), Rule.CAP, id="over-the-cap"),
-        pytest.param(replace(GOOD, min_bid=0.0), Rule.PRICE, id="no-price"),
-        pytest.param(replace(GOOD, min_bid=0.39), Rule.PRICE, id="hardly-below-on-demand"),
-        pytest.param(replace(GOOD, machine_id=13), Rule.EXCLUDED, id="machine-out"),
-        pytest.param(replace(GOOD, host_id=13), Rule.EXCLUDED, id="host-out"),
-        pytest.param(replace(GOOD, id=13), Rule.EXCLUDED, id="ask-out"),
+        pytest.param(replace(GOOD, rentable=False), OfferRule.RENTABLE, id="taken"),
+        pytest.param(replace(GOOD, verified=False), OfferRule.VERIFIED, id="unverified"),
+        pytest.param(replace(GOOD, num_gpus=2), OfferRule.NUM_GPUS, id="two-gpus"),
+        pytest.param(replace(GOOD, gpu_ram=12_000), OfferRule.GPU_RAM, id="gpu-memory"),
+        pytest.param(replace(GOOD, disk_space=math.nan), OfferRule.DISK, id="missing-number"),
+        pytest.param(replace(GOOD, reliability=0.5), OfferRule.RELIABILITY, id="reliability"),
+        pytest.param(replace(GOOD, duration=3600.0), OfferRule.DURATION, id="ends-soon"),
+        pytest.param(replace(GOOD, min_bid=0.6), OfferRule.CAP, id="over-the-cap"),
+        pytest.param(replace(GOOD, min_bid=0.0), OfferRule.PRICE, id="no-price"),
+        pytest.param(replace(GOOD, min_bid=0.39), OfferRule.PRICE, id="hardly-below-on-demand"),
+        pytest.param(replace(GOOD, machine_id=13), OfferRule.EXCLUDED, id="machine-out"),
+        pytest.param(replace(GOOD, host_id=13), OfferRule.EXCLUDED, id="host-out"),
+        pytest.param(replace(GOOD, id=13), OfferRule.EXCLUDED, id="ask-out"),
     ],
 )
-def test_each_rule_rejects(offer: Offer, rule: Rule) -> None:
+def test_each_rule_rejects(offer: Offer, rule: OfferRule) -> None:
     needs = replace(NEEDS, machines_out={13}, hosts_out={13}, asks_out={13})
     [(_, failures)] = choose([offer], needs, WORK, hazard_of).rejected
     assert [failure.rule for failure in failures] == [rule]
@@ -234,4 +234,4 @@ def test_a_hazard_too_small_to_matter() -> None:
 def test_what_would_never_save_takes_for_ever() -> None:
     assert stretch(5.0, 1000.0, WORK) == math.inf
     [(_, failures)] = choose([GOOD], NEEDS, WORK, lambda _: 1e5).rejected
-    assert [failure.rule for failure in failures] == [Rule.HAZARD]
+    assert [failure.rule for failure in failures] == [OfferRule.HAZARD]

@@ -9,6 +9,7 @@ import pytest
 
 from tests.fakes.second_provider import MeadowCloud, Server
 from tsgb.cloud.documents import Intent, RunDocuments
+from tsgb.cloud.forecast import workload
 from tsgb.cloud.inventory import Coverage, DeploymentRuns, take_inventory
 from tsgb.cloud.lease import SKEW
 from tsgb.cloud.lifecycle import Lifecycle
@@ -21,7 +22,6 @@ from tsgb.cloud.reaper import reap
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.terminate_by_hand import pick, terminate_by_hand
-from tsgb.cloud.work import workload
 from tsgb.errors import Preempted
 
 STEPS = 300

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from flows.progress import Bar, Bars, Lines, bar_of, listener, listening, watching
-from tsgb.cloud.termination import Outcome
-from tsgb.processes import Attempt, JobState
+from tsgb.cloud.termination import JobEnd
+from tsgb.processes import JobState, StartedJob
 
 
 @pytest.mark.parametrize(
-    ("heartbeat", "outcome", "bar"),
+    ("heartbeat", "end", "bar"),
     [
         pytest.param({}, None, Bar("sft", 0, 0, "runs"), id="no-heartbeat-yet"),
         pytest.param(
@@ -48,15 +48,13 @@ from tsgb.processes import Attempt, JobState
             {"done": 1, "total": 4, "label": "B0"}, None, Bar("sft", 1, 4, "B0"), id="evaluating"
         ),
         pytest.param(
-            {"step": 9, "total_steps": 9}, Outcome.DONE, Bar("sft", 9, 9, "done"), id="done"
+            {"step": 9, "total_steps": 9}, JobEnd.DONE, Bar("sft", 9, 9, "done"), id="done"
         ),
     ],
 )
-def test_heartbeats_become_bars(
-    heartbeat: dict[str, object], outcome: Outcome | None, bar: Bar
-) -> None:
-    attempt = Attempt(machine=None)  # type: ignore[arg-type]
-    state = JobState("sft", attempt=attempt, progress=heartbeat, outcome=outcome)
+def test_heartbeats_become_bars(heartbeat: dict[str, object], end: JobEnd | None, bar: Bar) -> None:
+    started = StartedJob(process=None)  # type: ignore[arg-type]
+    state = JobState("sft", started=started, progress=heartbeat, end=end)
     assert bar_of(state) == bar
 
 

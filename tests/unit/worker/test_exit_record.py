@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tsgb.cloud.termination import Cause, Signs, judge
+from tsgb.cloud.termination import Observation, TerminationReason, termination_reason
 from tsgb.worker.exit_record import (
     EXIT_CODES,
     WORST_FIRST,
@@ -53,8 +53,8 @@ def test_the_worst_decides() -> None:
 
 @pytest.mark.parametrize("outcome", WORST_FIRST)
 def test_the_flow_knows_every_outcome(outcome: str) -> None:
-    cause = judge(Signs(instance=None, exit_record={"outcome": outcome}))
-    assert (cause is Cause.WORKER) == (outcome == "crash")
+    cause = termination_reason(Observation(instance=None, exit_record={"outcome": outcome}))
+    assert (cause is TerminationReason.WORKER) == (outcome == "crash")
 
 
 def ended(arm: str, outcome: str | None, step: int = 1) -> WorkerEnd:

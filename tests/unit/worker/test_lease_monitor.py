@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.lease import Lease, Standing, grant, renew
+from tsgb.cloud.lease import Lease, LeaseState, grant, renew
 from tsgb.errors import StoreError, StoreUnreachable
 from tsgb.worker.lease_monitor import LeaseMonitor, run_within
 
@@ -40,7 +40,7 @@ class Scene:
         self.run.write_json("lease.json", lease.to_json())
         return lease
 
-    def look(self) -> Standing:
+    def look(self) -> LeaseState:
         self.monitor.read()
         return self.monitor.standing()
 
@@ -54,21 +54,21 @@ def scene() -> Scene:
 
 def test_an_unknown_lease_holds_until_its_time_is_over(scene: Scene) -> None:
     scene.down = True
-    assert scene.look() is Standing.HOLDS
+    assert scene.look() is LeaseState.HOLDS
     assert not scene.monitor.known
     assert isinstance(scene.monitor.error, StoreUnreachable)
     scene.monotonic = 1201.0
-    assert scene.look() is Standing.OVER
+    assert scene.look() is LeaseState.OVER
     assert scene.monitor.reason == "the lease could not be read for too long"
 
 
 def test_what_was_known_holds_for_its_own_time_while_the_store_is_away(scene: Scene) -> None:
-    assert scene.look() is Standing.HOLDS
+    assert scene.look() is LeaseState.HOLDS
     scene.down = True
     scene.monotonic = 599.0
-    assert scene.look() is Standing.HOLDS
+    assert scene.look() is LeaseState.HOLDS
     scene.monotonic = 601.0
-    assert scene.look() is Standing.OVER
+    assert scene.look() is LeaseState.OVER
 
 
 def test_a_renewal_prolongs_it(scene: Scene) -> None:
@@ -76,11 +76,11 @@ def test_a_renewal_prolongs_it(scene: Scene) -> None:
     lease = Lease.from_json(scene.run.read_json("lease.json"))
     scene.monotonic = 500.0
     scene.put(renew(lease, NOW, ttl=TTL))
-    assert scene.look() is Standing.HOLDS
+    assert scene.look() is LeaseState.HOLDS
     scene.monotonic = 1000.0
-    assert scene.monitor.standing() is Standing.HOLDS
+    assert scene.monitor.standing() is LeaseState.HOLDS
     scene.monotonic = 1101.0
-    assert scene.monitor.standing() is Standing.OVER
+    assert scene.monitor.standing() is LeaseState.OVER
 
 
 def test_a_read_that_hung_is_as_old_as_its_beginning(scene: Scene) -> None:
@@ -90,15 +90,15 @@ def test_a_read_that_hung_is_as_old_as_its_beginning(scene: Scene) -> None:
     scene.run = RunStore(FaultyFiles(scene.files, hang), scene.files.url)
     monitor = LeaseMonitor(scene.run, 1, every_seconds=1.0, clock=lambda: scene.monotonic)
     monitor.read()
-    assert monitor.standing() is not Standing.REVOKED
+    assert monitor.standing() is not LeaseState.REVOKED
     scene.monotonic = 601.0
-    assert monitor.standing() is Standing.OVER
+    assert monitor.standing() is LeaseState.OVER
 
 
 def test_a_lease_that_is_surely_absent_is_over(scene: Scene) -> None:
-    assert scene.look() is Standing.HOLDS
+    assert scene.look() is LeaseState.HOLDS
     scene.run.delete("lease.json")
-    assert scene.look() is Standing.OVER
+    assert scene.look() is LeaseState.OVER
     assert scene.monitor.reason == "there is no lease"
 
 
@@ -116,12 +116,12 @@ def test_one_that_is_away_for_a_moment_is_not_absent(scene: Scene) -> None:
     run = RunStore(FaultyFiles(scene.files, replace), scene.files.url)
     monitor = LeaseMonitor(run, 1, every_seconds=0.01, now=lambda: NOW)
     monitor.read()
-    assert monitor.standing() is Standing.HOLDS
+    assert monitor.standing() is LeaseState.HOLDS
 
 
 def test_what_is_no_lease_is_unknown(scene: Scene) -> None:
     scene.run.write_json("lease.json", {"attempt": 1})
-    assert scene.look() is Standing.HOLDS
+    assert scene.look() is LeaseState.HOLDS
     assert not scene.monitor.known
     assert isinstance(scene.monitor.error, StoreError)
 

@@ -38,7 +38,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 def test_it_is_torch_free() -> None:
     code = (
-        "import sys, tsgb.worker.machine, tsgb.cloud.boot\n"
+        "import sys, tsgb.worker.machine, tsgb.cloud.bundle\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'prefect', 'safetensors')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
