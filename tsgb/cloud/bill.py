@@ -1,6 +1,6 @@
-"""What a run's machines did for their money: useful time, lost work, boots, dollars a machine.
+"""The bill of a run on rented machines: useful time, lost work, boots and dollars of each machine.
 
-It reads what attempts and machines left in the store; it decides nothing.
+It reads the documents of attempts and machines in the store, and decides nothing.
 """
 
 from __future__ import annotations
@@ -16,66 +16,76 @@ from tsgb.cloud.pricing import MICRO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineBill:
-    """One attempt on one machine.
+    """Cost and use of one attempt's machine.
 
     Example: `MachineBill(attempt=3, gpu_name="RTX 4090", cause="preempted", dollars=0.04, ...)`
     """
 
     attempt: int
+    """Number of the attempt."""
     gpu_name: str
+    """Name of its GPUs."""
     machine_id: int
+    """The machine, over all its offers; -1 if unknown."""
     instance_id: int | None
+    """The instance; None if unknown."""
     price: float
-    """$/h of the bid."""
+    """Bid, $/h."""
     cause: str
+    """Termination reason; `open` while it has none."""
     boot_seconds: float | None
-    """From the rental to its first sign of life."""
+    """Seconds from the rental to the first heartbeat; None without one."""
     hold_seconds: float
-    """From that to its end."""
+    """Seconds from the first heartbeat to the end."""
     useful_seconds: float
-    """Of training steps that are in a checkpoint, all arms together, which train at the same time;
-    an estimate where the machine died first."""
+    """Seconds of updates that are in a checkpoint, over all arms, which train at the same time; an
+    estimate if the machine died first."""
     lost_updates: int | None
-    """Made, and not in any checkpoint when it died; None if its last word was older than the last
-    checkpoint, so that nobody knows."""
+    """Updates made that were in no checkpoint at its end; None if its last heartbeat is older than
+    the last checkpoint, so that this is unknown."""
     updates: int
-    """That it brought into checkpoints."""
+    """Updates that it brought into checkpoints."""
     dollars: float
+    """Dollars that it cost."""
 
     @property
     def dollars_per_1000_updates(self) -> float | None:
-        """None where it brought none."""
+        """Dollars for 1000 updates; None if it brought none."""
         return 1000 * self.dollars / self.updates if self.updates else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RentalBill:
-    """A run on rented machines.
+    """Cost and use of all machines of a run.
 
     Example: `str(summary)` is "6 machine(s), $0.214 for 1200 updates ($0.178 per 1,000), ..."
     """
 
     run: str
+    """Id of the run."""
     budget_dollars: float
+    """Dollars that it may cost."""
     dollars: float
+    """Dollars that it has cost."""
     open_dollars: float
-    """Of accounts whose machine is not known to be gone."""
+    """Dollars spent or set aside for machines that are not known to be gone."""
     updates: int
-    """In the newest checkpoints of all arms."""
+    """Updates in the newest checkpoints of all arms."""
     machines: tuple[MachineBill, ...]
+    """Bills of the machines, by attempt."""
 
     @property
     def dollars_per_1000_updates(self) -> float | None:
-        """None before the first one."""
+        """Dollars for 1000 updates; None before the first one."""
         return 1000 * self.dollars / self.updates if self.updates else None
 
     @property
     def lost_updates(self) -> int:
-        """As far as is known."""
+        """Updates known to be lost."""
         return sum(m.lost_updates or 0 for m in self.machines)
 
     def as_json(self) -> dict[str, Any]:
-        """As in `summary.json`."""
+        """Return the document of the bill, with totals."""
         totals = {
             "boot_seconds": sum(m.boot_seconds or 0.0 for m in self.machines),
             "useful_seconds": sum(m.useful_seconds for m in self.machines),
@@ -85,7 +95,7 @@ class RentalBill:
         return {**asdict(self), **totals, "machines": self.rows()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a machine."""
+        """Return a table's rows, one a machine."""
         return [
             {**asdict(m), "dollars_per_1000_updates": m.dollars_per_1000_updates}
             for m in self.machines
@@ -104,12 +114,12 @@ class RentalBill:
 
 
 def make_bill(documents: RunDocuments, ledger: Ledger, updates: int) -> RentalBill:
-    """Add up all rented attempts.
+    """Return the bill of all rented attempts.
 
     Args:
         documents: Of the run.
-        ledger: Its accounts.
-        updates: In the newest checkpoints of all arms.
+        ledger: Accounts of the run.
+        updates: Updates in the newest checkpoints of all arms.
     """
     pages = [page for page in documents.attempts() if page.attempt in ledger.accounts]
     rented = [

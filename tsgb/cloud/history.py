@@ -1,10 +1,10 @@
-"""What the store tells for a plan: how much of a run is left, and what machines were like.
+"""Remaining work of a run, and the history of a deployment's machines, read from the store.
 
-It decides nothing. A kind of update that was not measured counts as the mean of the others.
+A kind of update that was not measured counts as the mean of the others.
 
 The arms of a run train at the same time (`tsgb/worker/machine.py`, as long as the host has as many
-cores as there are arms), so what is left of the longest is what is left. Their updates were
-measured side by side already, so those times hold as they are.
+cores as there are arms), so the longest arm decides. Their updates were measured side by
+side already, so those times are used as they are.
 """
 
 from __future__ import annotations
@@ -30,44 +30,48 @@ from tsgb.errors import CheckpointError, StoreError, UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemainingWork:
-    """What is left to do.
+    """Work that a run has left.
 
     Example: `RemainingWork(hours=8.0, source="as given")`
     """
 
     hours: float
-    """Useful ones, on a machine as fast as the one that was measured: those of the longest arm."""
+    """Useful hours of the longest arm, on a machine as fast as the measured one."""
     source: str
+    """Origin of these hours, for people."""
     step_seconds: float = 1.0
-    """Of a mean update that is left to the longest arm."""
+    """Mean seconds of the updates that the longest arm has left."""
     save_updates: int | None = None
-    """Between two saves, where the run's configuration says so; None: by Young's rule."""
+    """Updates between two saves if the configuration fixes them; None for Young's rule."""
     restore_gb: float = 0.0
-    """Of the checkpoints that a machine loads when it starts: those of all arms."""
+    """Size of all arms' checkpoints, which a machine loads at its start, GB."""
     save_gb: float = 0.0
-    """What a save of all arms sends, on average: an arm that is done early saves no more."""
+    """Mean size of what a save of all arms sends, GB; an arm that is done saves no more."""
     traffic_source: str = ""
-    """Empty where nothing is known of checkpoints, so that no traffic is planned."""
+    """Origin of these sizes, for people; empty if they are unknown."""
     spent: int = 0
     """Micro-dollars that the run has cost or set aside already."""
     endings: tuple[Ending, ...] = ()
-    """Of its attempts."""
+    """Endings of its attempts, oldest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineHistory:
-    """What machines of this store were like.
+    """Machines that this deployment has rented.
 
     Example: `MachineHistory(holds=(Hold("RTX 4090 x1 bid", 1.6),), runs=1)`
     """
 
     holds: tuple[Hold, ...] = ()
+    """Rentals, and whether they were preempted."""
     boot_seconds: tuple[float, ...] = ()
+    """Seconds from each rental to the first heartbeat."""
     runs: int = 0
+    """Number of runs that rented machines."""
 
 
 def read_history(runs: DeploymentRuns) -> MachineHistory:
-    """What all runs of the store have written down about their machines."""
+    """Return the machines of all runs of the deployment."""
     holds: list[Hold] = []
     boots: list[float] = []
     num_runs = 0
@@ -82,7 +86,7 @@ def read_history(runs: DeploymentRuns) -> MachineHistory:
 
 
 def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
-    """What is left of a run, from its configuration and the time that its updates took.
+    """Return the work that a run has left, by its configuration and the time of its updates.
 
     Raises:
         UsageError: There is no such run, nothing was measured yet, or nothing is left.
@@ -118,10 +122,10 @@ def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
 
 
 def state_gb(runs: Iterable[RunStore]) -> float:
-    """What the newest checkpoints of these arms hold together, by their manifests.
+    """Return the size of the newest checkpoints of these arms in GB, by their manifests.
 
-    0 where there is none yet, or where one could not be read: it is for a guess, and what is wrong
-    with a store is better said by who needs it.
+    It is 0 without a checkpoint, and if one cannot be read: the size is for an estimate, and other
+    steps report a faulty store.
     """
     try:
         newest = [CheckpointReader(run).newest_manifest() for run in runs]
@@ -131,7 +135,7 @@ def state_gb(runs: Iterable[RunStore]) -> float:
 
 
 def _filled(sizes: Sequence[float | None]) -> list[float]:
-    """An arm of no checkpoint counts as the mean of the others."""
+    """Return the sizes, with the mean of the known ones instead of None."""
     known = [size for size in sizes if size is not None]
     usual = mean(known) if known else 0.0
     return [usual if size is None else size for size in sizes]
@@ -143,17 +147,20 @@ def _gigabytes(manifest: Manifest) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _ArmLeft:
-    """One arm: updates that are saved, how many of each kind are left, how long some took.
-
-    And the size of its newest checkpoint, if it has one; updates between two saves, if it is fixed.
-    """
+    """Work that one arm has left."""
 
     arm: Arm
+    """The arm."""
     step: int
+    """Updates in its newest checkpoint."""
     left: dict[str, int]
+    """Updates left of each kind."""
     timed: list[tuple[str, float]]
+    """Kind and seconds of updates that were measured."""
     state_gb: float | None
+    """Size of its newest checkpoint, GB; None without one."""
     save_updates: int | None
+    """Updates between two saves if they are fixed."""
 
     @property
     def todo(self) -> int:
@@ -181,7 +188,7 @@ def _arm(runs: DeploymentRuns, run_id: str, arm: Arm) -> _ArmLeft | None:
 
 
 def _timed(run: RunStore) -> list[tuple[str, float]]:
-    """Kind and seconds of the updates whose line tells them."""
+    """Return kind and seconds of the updates whose line in the metrics has them."""
     try:
         lines = run.read_text("metrics.jsonl").splitlines()
     except FileNotFoundError:
@@ -197,7 +204,7 @@ def _timed(run: RunStore) -> list[tuple[str, float]]:
 
 
 def _seconds(line: Mapping[str, Any]) -> float:
-    """What an update took; earlier versions wrote it as a speed only."""
+    """Return the seconds of an update; earlier versions wrote only its speed."""
     if "seconds" in line:
         return float(line["seconds"])
     return float(line["tokens"]) / float(line["tokens_per_second"])

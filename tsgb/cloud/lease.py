@@ -19,21 +19,22 @@ from tsgb.errors import LeaseLost, StoreError
 
 NAME = "lease.json"
 SKEW = timedelta(minutes=10)
-"""By how much the clocks of a flow, a worker and a reaper may differ."""
+"""Time by which the clocks of a flow, a worker and a reaper may differ."""
 TTL = timedelta(minutes=20)
-"""How long a machine works on when its flow is dead: the bound on what a lost flow costs."""
+"""Time that a machine works on after its flow died; it limits the cost of a lost flow."""
 
 
 class LeaseState(StrEnum):
-    """What a lease says to one attempt."""
+    """State of a lease for one attempt."""
 
     HOLDS = "holds"
+    """The attempt may work."""
     REVOKED = "revoked"
-    """The flow asks to stop: save and go."""
+    """The flow asks the attempt to save and end."""
     OVER = "over"
-    """Run out, past its deadline, or the run has ended: nobody counts on this machine any more."""
+    """It has expired, is past its deadline, or the run has ended."""
     OTHERS = "others"
-    """Another attempt's: a save would be refused anyway."""
+    """It belongs to another attempt, and saves of this one are refused."""
 
     @property
     def may_work(self) -> bool:
@@ -42,7 +43,7 @@ class LeaseState(StrEnum):
 
 
 class Lease(BaseModel):
-    """One run's permission to work.
+    """Permission for one attempt to work on a run.
 
     Example: `Lease(run="r1", attempt=3, owner="5f0c", renewed_at=now, expires_at=now + TTL)`
     """
@@ -50,28 +51,34 @@ class Lease(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     run: str
+    """Id of the run."""
     attempt: int = Field(ge=1)
-    """The fencing token: only this attempt works."""
+    """Fencing token: only this attempt may work."""
     owner: str
-    """Drawn by each start of the flow; a second flow sees that it is not its own."""
+    """Random name of the flow's start, by which a second flow sees another's lease."""
     renewed_at: AwareDatetime
+    """Time of the last renewal."""
     expires_at: AwareDatetime
+    """Time at which it ends unless it is renewed."""
     renewals: int = Field(default=0, ge=0)
-    """Rises with each renewal, so that a watcher sees one without a clock in common."""
+    """Number of renewals, by which a machine sees one without a common clock."""
     ttl_seconds: float = Field(default=TTL.total_seconds(), gt=0)
+    """Seconds for which a renewal is good."""
     deadline_at: AwareDatetime | None = None
-    """No renewal reaches beyond it."""
+    """Time beyond which no renewal reaches; None without a limit."""
     instance_id: int | None = None
-    """None until the rental is acknowledged, and for a local process."""
+    """The instance; None until the rental is acknowledged, and for a local process."""
     budget_microdollars: int | None = None
+    """Micro-dollars that the run may cost; None without a budget."""
     spent_microdollars: int = 0
+    """Micro-dollars spent at the last renewal."""
     stop: str | None = None
-    """Why the attempt shall save and go."""
+    """Reason for which the attempt must save and end; None while it may work."""
     ended: bool = False
-    """The run is over: nothing of it may live."""
+    """Whether the run is over, so that no instance of it may exist."""
 
     def to_json(self) -> dict[str, Any]:
-        """As the document in the store."""
+        """Return the document in the store."""
         return self.model_dump(mode="json")
 
     @classmethod
@@ -98,11 +105,11 @@ class Lease(BaseModel):
         return self.expires_at if deadline is None else min(self.expires_at, deadline)
 
     def has_run_out(self, now: datetime, skew: timedelta = SKEW) -> bool:
-        """Past its end or its deadline, on any clock within `skew` of ours."""
+        """Return whether it is past its end or deadline on any clock within `skew` of this one."""
         return now > self.ends_at + skew
 
     def standing(self, attempt: int, now: datetime, skew: timedelta = SKEW) -> LeaseState:
-        """What it says to an attempt that reads it now."""
+        """Return its state for an attempt that reads it now."""
         if self.attempt != attempt:
             return LeaseState.OTHERS
         if self.ended or self.has_run_out(now, skew):
@@ -216,16 +223,18 @@ class LeaseTracker:
     """
 
     attempt: int
+    """Number of this machine's attempt."""
     since: float
-    """Monotonic seconds: the watcher's start, then the last renewal that was seen."""
+    """Monotonic seconds of the tracker's start, then of the last renewal that was seen."""
     renewals: int | None = None
-    """As last read; None before."""
+    """Renewals as last read; None before."""
     risen: bool = False
-    """A renewal was seen while watching, so the flow lives."""
+    """Whether a renewal was seen, so that the flow is alive."""
     ttl_seconds: float = TTL.total_seconds()
+    """Seconds for which a renewal is good."""
 
     def saw(self, lease: Lease, monotonic: float) -> LeaseTracker:
-        """After a successful read; a failed one changes nothing."""
+        """Return the tracker after a successful read; a failed one changes nothing."""
         if lease.attempt != self.attempt:
             return self
         if self.renewals is not None and lease.renewals <= self.renewals:
@@ -239,7 +248,7 @@ class LeaseTracker:
         )
 
     def standing(self, lease: Lease | None, now: datetime, monotonic: float) -> LeaseState:
-        """What holds now.
+        """Return the state of the lease now.
 
         Args:
             lease: As it was last read; None if it could not be read yet.

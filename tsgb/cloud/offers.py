@@ -1,4 +1,4 @@
-"""Which offer to rent: what fits, by expected dollars per useful hour, and why the rest does not.
+"""Choice of an offer and its bid: offers that fit, ranked by expected dollars per useful hour.
 
 Every filter is checked here, because a search does not always apply them. The module knows no
 service and no history: hazards come in as a function.
@@ -18,7 +18,7 @@ from tsgb.cloud.provider import Offer
 
 
 class OfferRule(StrEnum):
-    """What an offer may fail."""
+    """Rule that an offer may fail."""
 
     RENTABLE = "not rentable"
     EXCLUDED = "excluded for now"
@@ -41,33 +41,46 @@ class OfferRule(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a machine must have; 0 asks for nothing.
+    """Requirements on a machine; 0 asks for nothing.
 
     Example: `Needs(cap=0.25, gpu_ram=16_000, disk_space=40.0)`
     """
 
     cap: float
-    """$/h, storage included."""
+    """Highest price with storage, $/h."""
     num_gpus: int = 1
+    """Exact number of GPUs."""
     gpu_ram: float = 0.0
+    """Memory of one GPU, MB."""
     cpu_ram: float = 0.0
+    """Main memory, MB."""
     disk_space: float = 0.0
+    """Storage, GB."""
     cuda_max_good: float = 0.0
+    """CUDA version that the driver must carry."""
     compute_cap: int = 0
+    """CUDA compute capability times 100."""
     inet_up: float = 0.0
+    """Upload bandwidth, Mb/s."""
     inet_down: float = 0.0
+    """Download bandwidth, Mb/s."""
     reliability: float = 0.9
+    """The service's own measure of a host, from 0 to 1."""
     duration: float = 4 * 3600.0
+    """Seconds until the contract's limit."""
     verified: bool = True
+    """Whether only verified machines fit."""
     speeds: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Useful work per hour by GPU name, relative to the workload's; empty: all are alike."""
+    """Useful work per hour by GPU name, relative to the workload's; all GPUs are alike if empty."""
     machines_out: Collection[int] = frozenset()
-    """Machine ids that are excluded for now; see reputation.py."""
+    """Machines that are excluded for now."""
     hosts_out: Collection[int] = frozenset()
+    """Owners whose machines are excluded for now."""
     asks_out: Collection[int] = frozenset()
+    """Offers that are excluded for now."""
 
     def speed(self, gpu_name: str) -> float:
-        """0 if it is not known."""
+        """Return the relative speed of a GPU; 0 if it is not known."""
         return self.speeds.get(gpu_name, 0.0) if self.speeds else 1.0
 
 
@@ -76,7 +89,9 @@ class Failure:
     """A rule that an offer fails, with numbers for a person."""
 
     rule: OfferRule
+    """The rule."""
     detail: str = ""
+    """Numbers, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,28 +102,31 @@ class Appraisal:
     """
 
     offer: Offer
+    """The offer."""
     price: float
-    """$/h to bid, or on demand."""
+    """Bid, or price on demand, $/h."""
     hourly: float
-    """$/h with storage."""
+    """Price with storage, $/h."""
     hazard: float
     """Preemptions per hour."""
     dollars_per_useful_hour: float
+    """Expected dollars for an hour of useful work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """All offers, judged."""
+    """The offers that fit, ranked, and why the rest does not."""
 
     ranked: tuple[Appraisal, ...]
-    """Those that fit, best first."""
+    """Offers that fit, best first."""
     rejected: tuple[tuple[Offer, tuple[Failure, ...]], ...]
-    """The rest, nearest first: fewest failures, then the cheapest."""
+    """Other offers with the rules that they fail: fewest failures first, then the cheapest."""
     cap: float
+    """Highest price with storage, $/h."""
 
     @property
     def best(self) -> Appraisal | None:
-        """None if none fits."""
+        """The best offer; None if none fits."""
         return self.ranked[0] if self.ranked else None
 
     def __str__(self) -> str:
@@ -135,13 +153,13 @@ def choose(
     work: Workload,
     hazard_of: Callable[[Offer], float],
 ) -> Choice:
-    """Judge all offers; their order does not matter.
+    """Compare all offers; their order does not matter.
 
     Args:
-        offers: Of both kinds: an interruptible one is weighed against one on demand.
-        needs: What a machine must have.
-        work: What the run asks of it.
-        hazard_of: Preemptions per hour of an offer's class; on demand it is near 0.
+        offers: Interruptible offers and offers on demand.
+        needs: Requirements on a machine.
+        work: The workload.
+        hazard_of: Returns preemptions per hour of an offer's class; near 0 on demand.
     """
     ranked: list[Appraisal] = []
     rejected: list[tuple[Offer, tuple[Failure, ...]]] = []
@@ -163,7 +181,7 @@ def choose(
 
 
 def appraise(offer: Offer, price: float, needs: Needs, work: Workload, hazard: float) -> Appraisal:
-    """What an offer is expected to cost for each useful hour of the workload.
+    """Return what an offer is expected to cost for each useful hour of the workload.
 
     The first start is spread over the work that is left; reliability is the share of attempts that
     come to anything.
@@ -215,7 +233,7 @@ def _short(rule: OfferRule, has: float, needs: float) -> Failure:
 
 
 def _price(offer: Offer, needs: Needs, work: Workload) -> tuple[float, Failure | None]:
-    """What to pay without storage; if nothing, why."""
+    """Return the price without storage, or the rule that forbids one."""
     storage = _storage(offer, work)
     floor = offer.min_bid if offer.is_bid else offer.dph_base
     if not (floor > 0 and math.isfinite(floor + storage)):
@@ -229,7 +247,7 @@ def _price(offer: Offer, needs: Needs, work: Workload) -> tuple[float, Failure |
 
 
 def _storage(offer: Offer, work: Workload) -> float:
-    """$/h."""
+    """Return the price of storage, $/h."""
     return work.disk_gb * offer.storage_cost / HOURS_PER_MONTH
 
 
@@ -264,25 +282,26 @@ def rates_of(offer: Offer, price: float, disk_gb: float) -> Rates:
 
 
 MARGIN = 0.07
-"""Above the floor, because it moves between the search and the rental."""
+"""Share of the floor that is bid above it, because it moves between search and rental."""
 LEAST_STEP = 0.005
-"""$/h above the floor where the margin is less."""
+"""Least $/h that is bid above the floor."""
 ON_DEMAND_SHARE = 0.9
-"""A bid at more of the on-demand price than this is a worse deal than on demand."""
+"""Share of the on-demand price above which a bid is a worse deal than on demand."""
 _TICK = 1000
-"""Bids are whole thousandths of a dollar."""
+"""Steps of a bid in one dollar."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bid:
-    """A price, or why there is none.
+    """A bid, or the reason why there is none.
 
     Example: `Bid(0.215)` or `Bid(None, "the floor of $0.300/h is over the cap of $0.250/h")`
     """
 
     price: float | None
-    """$/h for the whole machine, without storage."""
+    """Price of the whole machine without storage, $/h; None if there is no bid."""
     reason: str = ""
+    """Reason why there is none, for people."""
 
 
 def choose_bid(
@@ -292,13 +311,13 @@ def choose_bid(
     *,
     margin: float = MARGIN,
 ) -> Bid:
-    """The bid for one machine: within the cap, below on demand, at or above the floor.
+    """Return the bid for one machine: within the cap, below on demand, at or above the floor.
 
     Args:
-        min_bid: The floor now, $/h.
-        on_demand: What the same machine costs on demand, $/h; None if unknown.
-        cap: The most that may be paid, $/h.
-        margin: Above the floor, as a share of it.
+        min_bid: Lowest bid that is taken now, $/h.
+        on_demand: Price of the same machine on demand, $/h; None if unknown.
+        cap: Highest price, $/h.
+        margin: Share of the floor that is bid above it.
     """
     if not min_bid > 0:
         return Bid(None, f"a floor of ${min_bid:.3f}/h is no price")
@@ -315,12 +334,12 @@ def choose_bid(
 
 
 def break_even(bid_hourly: float, on_demand_hourly: float, boot_hours: float) -> float:
-    """The hazard per hour above which a machine on demand is the cheaper one.
+    """Return the hazard per hour above which a machine on demand is cheaper.
 
     Args:
-        bid_hourly: $/h of the interruptible machine.
-        on_demand_hourly: $/h of the other one.
-        boot_hours: Lost with each preemption: the start, and the work that was not saved.
+        bid_hourly: Price of the interruptible machine, $/h.
+        on_demand_hourly: Price of the machine on demand, $/h.
+        boot_hours: Hours lost with each preemption: the start, and work that was not saved.
     """
     if bid_hourly <= 0 or boot_hours <= 0:
         return math.inf
@@ -328,5 +347,5 @@ def break_even(bid_hourly: float, on_demand_hourly: float, boot_hours: float) ->
 
 
 def _ticks(price: float) -> float:
-    """In thousandths; floats such as 0.9 * 0.3 lie a hair off a whole one."""
+    """Return a price in thousandths, rounded, since 0.9 * 0.3 is not a whole number of them."""
     return round(price * _TICK, 6)

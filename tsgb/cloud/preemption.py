@@ -1,4 +1,4 @@
-"""How often machines of a class are taken away: a posterior from the history of rentals.
+"""Preemption: how often machines of a class meet it, and what it costs in time.
 
 A hold ends by preemption after an exponential time. With a gamma prior over its rate, the posterior
 is gamma again: one number of events and one of hours. Knows no store; history is an argument.
@@ -23,9 +23,9 @@ class Hazard:
     """
 
     events: float
-    """The shape: preemptions, those that the prior stands for included."""
+    """Shape: number of preemptions, including those that the prior stands for."""
     hours: float
-    """The rate: hours of holding, likewise."""
+    """Rate: hours of rental, including those that the prior stands for."""
 
     @property
     def mean(self) -> float:
@@ -33,15 +33,15 @@ class Hazard:
         return self.events / self.hours
 
     def after(self, events: float, hours: float) -> Hazard:
-        """The posterior, once so many preemptions in so many hours were seen."""
+        """Return the posterior after `events` preemptions in `hours` hours."""
         return Hazard(self.events + events, self.hours + hours)
 
     def quantile(self, share: float) -> float:
-        """The rate that with probability `share` is not exceeded."""
+        """Return the rate that with probability `share` is not exceeded."""
         return float(special.gammaincinv(self.events, share)) / self.hours
 
     def draw(self, rng: np.random.Generator, num: int) -> NDArray[np.float64]:
-        """[num] rates, for what shall carry their uncertainty along."""
+        """Return [num] rates drawn from the distribution."""
         return rng.gamma(self.events, 1.0 / self.hours, num)
 
 
@@ -50,7 +50,7 @@ PRIOR = Hazard(events=1.0, hours=3.0)
 machines have a median of 1.5 h; an hour more is for those that end by themselves. A worker's own
 prior (`tsgb/checkpoint/interval.py`) is two hours: it counts every failure, and not these alone."""
 ON_DEMAND = Hazard(events=1.0, hours=500.0)
-"""Nobody outbids it; hosts still fail."""
+"""Prior of machines on demand, which are never outbid but may fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,15 @@ class Hold:
     """
 
     machine_class: str
+    """Class of the machine, see `machine_class`."""
     hours: float
+    """Hours of the rental."""
     preempted: bool = False
-    """False also if we gave it back, or still hold it: its hours count all the same."""
+    """Whether a preemption ended it; False if it was given back or still runs."""
 
 
 def machine_class(gpu_name: str, num_gpus: int, *, is_bid: bool) -> str:
-    """What is expected to be taken away equally often."""
+    """Return the class of machines that are expected to be preempted equally often."""
     return f"{gpu_name} x{num_gpus} {'bid' if is_bid else 'on-demand'}"
 
 
@@ -83,12 +85,13 @@ class History:
     """
 
     pooled: Hazard = PRIOR
+    """Posterior of all interruptible machines."""
     seen: Mapping[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
-    """Per class: preemptions, hours."""
+    """Preemptions and hours of each class."""
 
     @classmethod
     def of(cls, holds: Iterable[Hold], prior: Hazard = PRIOR) -> History:
-        """Count them; their order does not matter."""
+        """Return the posteriors after these rentals; their order does not matter."""
         seen: dict[str, tuple[int, float]] = {}
         for hold in sorted(holds, key=lambda hold: (hold.machine_class, hold.hours)):
             events, hours = seen.get(hold.machine_class, (0, 0.0))
@@ -98,7 +101,7 @@ class History:
         return cls(pooled, seen)
 
     def hazard(self, name: str) -> Hazard:
-        """The posterior of a class."""
+        """Return the posterior of a class."""
         events, hours = self.seen.get(name, (0, 0.0))
         if name.endswith(" on-demand"):
             return ON_DEMAND.after(events, hours)
@@ -117,7 +120,7 @@ Interval = Callable[[float], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What a run asks of a machine, in its own time and bytes.
+    """Time and bytes that a run needs of a machine.
 
     Example: `Workload(work_hours=8.0, interval=lambda mtbf: 600.0, boot_seconds=400.0)`
     """
@@ -127,25 +130,26 @@ class Workload:
     interval: Interval
     """The rule by which the worker saves."""
     boot_seconds: float = 300.0
-    """From the rental until training goes on: image, models, restore. Billed as training is."""
+    """Seconds from the rental until training goes on, billed as training is."""
     stall_seconds: float = 0.0
-    """How long training stands still for a save."""
+    """Seconds that training stands still for a save."""
     upload_seconds: float = 0.0
-    """From a save until it is durable, while training goes on."""
+    """Seconds from a save until it is durable, while training goes on."""
     disk_gb: float = 20.0
+    """Storage, GB."""
     restore_gb: float = 0.0
-    """Loaded at each start."""
+    """Size of what each start loads, GB."""
     save_gb: float = 0.0
-    """Sent by each save."""
+    """Size of what each save sends, GB."""
 
     def interval_hours(self, hazard: float, work_hours: float) -> float:
-        """Between two saves at so many preemptions an hour; never longer than the work itself."""
+        """Return the hours between two saves at a hazard per hour, at most `work_hours`."""
         seconds = self.interval(_SECONDS / hazard) if hazard >= _LEAST else math.inf
         return min(max(seconds, 1.0) / _SECONDS, max(work_hours, 1.0 / _SECONDS))
 
 
 def stretch(hazard: float, interval_hours: float, work: Workload) -> float:
-    """Hours held for each useful one, lost work and later starts included; at least 1.
+    """Return hours of rental for each useful one, with lost work and later starts; at least 1.
 
     The first start is not in it. Rises with the hazard; infinite where nothing would ever be saved.
     """

@@ -28,7 +28,7 @@ DRIFT_FLOOR = MICRO // 20
 
 
 def microdollars(dollars: float | str | Decimal) -> int:
-    """As a service or a person writes it, rounded up.
+    """Return an amount in micro-dollars, rounded up.
 
     Raises:
         UsageError: No finite amount of at least 0.
@@ -43,7 +43,7 @@ def microdollars(dollars: float | str | Decimal) -> int:
 
 
 def in_dollars(amount: int) -> str:
-    """For a person.
+    """Return an amount of micro-dollars as people read it.
 
     Example: `in_dollars(1_234_567) == "$1.2346"`
     """
@@ -59,9 +59,13 @@ class Rates(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     gpu_per_hour: int = Field(default=0, ge=0)
+    """Micro-dollars an hour for the machine without storage."""
     storage_per_hour: int = Field(default=0, ge=0)
+    """Micro-dollars an hour for its storage."""
     up_per_gb: int = Field(default=0, ge=0)
+    """Micro-dollars for a GB sent."""
     down_per_gb: int = Field(default=0, ge=0)
+    """Micro-dollars for a GB received."""
 
     @classmethod
     def of(
@@ -73,7 +77,7 @@ class Rates(BaseModel):
         up: float = 0.0,
         down: float = 0.0,
     ) -> Rates:
-        """From dollars as an offer quotes them: by the hour, by GB and month, by GB."""
+        """Convert an offer's prices in dollars: an hour, a GB and month, a GB."""
         storage = Decimal(str(disk_gb)) * Decimal(str(storage_cost)) / HOURS_PER_MONTH
         return cls(
             gpu_per_hour=microdollars(price),
@@ -84,7 +88,7 @@ class Rates(BaseModel):
 
 
 class Usage(BaseModel):
-    """What of a machine was used. Sums of usages are exact.
+    """Use of a machine. Sums of usages are exact.
 
     Example: `Usage.of(timedelta(hours=1), bytes_up=7 * 10**8)`
     """
@@ -96,7 +100,9 @@ class Usage(BaseModel):
     storage_us: int = Field(default=0, ge=0)
     """Microseconds since it was created."""
     bytes_up: int = Field(default=0, ge=0)
+    """Bytes sent."""
     bytes_down: int = Field(default=0, ge=0)
+    """Bytes received."""
 
     @classmethod
     def of(
@@ -107,7 +113,7 @@ class Usage(BaseModel):
         bytes_up: int = 0,
         bytes_down: int = 0,
     ) -> Usage:
-        """So long held; `gpu_billed` unless its state is known to be one that is not."""
+        """Return the use over a time; `gpu_billed` unless the GPU is known not to be billed."""
         us = max(0, held // _US)
         return cls(
             gpu_us=us if gpu_billed else 0, storage_us=us, bytes_up=bytes_up, bytes_down=bytes_down
@@ -122,7 +128,7 @@ class Usage(BaseModel):
         )
 
     def cost(self, rates: Rates) -> int:
-        """Micro-dollars, rounded up once: more use never costs less."""
+        """Return the micro-dollars, rounded up once, so that more use never costs less."""
         by_time = rates.gpu_per_hour * self.gpu_us + rates.storage_per_hour * self.storage_us
         by_byte = rates.up_per_gb * self.bytes_up + rates.down_per_gb * self.bytes_down
         whole = by_time * _BYTES_PER_GB + by_byte * _US_PER_HOUR
@@ -131,7 +137,7 @@ class Usage(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """The account's own word against the ledger's, over the same time.
+    """Charges of the account and of the ledger over the same time.
 
     Example: `Drift(charged=900_000, recorded=500_000)` is an alarm: look for a leaked machine.
     """
@@ -143,7 +149,7 @@ class Drift:
 
     @property
     def alarming(self) -> bool:
-        """Further apart than late and rounded charges explain."""
+        """Whether they differ by more than late and rounded charges explain."""
         apart = abs(self.charged - self.recorded)
         return apart > max(DRIFT_FLOOR, DRIFT_SHARE * max(self.charged, self.recorded))
 
@@ -161,7 +167,7 @@ class Drift:
 
 
 class Account(BaseModel):
-    """What one attempt costs.
+    """Cost of one attempt.
 
     Example: `Account(attempt=3, rates=Rates(gpu_per_hour=200_000), opened_at=now, seen_at=now)`
     """
@@ -169,11 +175,15 @@ class Account(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     attempt: int = Field(ge=1)
+    """Number of the attempt."""
     rates: Rates
+    """Prices of its machine."""
     opened_at: AwareDatetime
+    """Time at which the account was opened."""
     seen_at: AwareDatetime
-    """Up to here `usage` is counted."""
+    """Time up to which `usage` is counted."""
     usage: Usage = Usage()
+    """Use of its machine."""
     reserved: int = Field(default=0, ge=0)
     """Micro-dollars set aside; never less than `spent` once it was written."""
     charged: int | None = None
@@ -181,7 +191,7 @@ class Account(BaseModel):
 
     @property
     def is_open(self) -> bool:
-        """Not committed: its machine may still cost money."""
+        """Whether it is not committed, so that its machine may still cost money."""
         return self.charged is None
 
     @property
@@ -196,7 +206,7 @@ class Account(BaseModel):
 
     @property
     def covers_until(self) -> datetime:
-        """Until when `reserved` lasts at the full rate, traffic apart."""
+        """Time until which `reserved` lasts at the full rate, without traffic."""
         hourly = self.rates.gpu_per_hour + self.rates.storage_per_hour
         left = max(0, self.reserved - self.spent)
         if hourly == 0:
@@ -204,13 +214,13 @@ class Account(BaseModel):
         return self.seen_at + timedelta(microseconds=left * 3_600_000_000 // hourly)
 
     def used(self, now: datetime, more: Usage | None = None, *, gpu_billed: bool = True) -> Self:
-        """Count on to `now`; a clock that was set back counts nothing."""
+        """Return the account counted up to `now`; a clock that was set back counts nothing."""
         passed = Usage.of(max(timedelta(0), now - self.seen_at), gpu_billed=gpu_billed)
         usage = self.usage + passed + (more or Usage())
         return self.model_copy(update={"usage": usage, "seen_at": max(now, self.seen_at)})
 
     def cost_after(self, later: timedelta, traffic: Usage) -> int:
-        """Micro-dollars if it goes on so long at its full rate."""
+        """Return the micro-dollars after a further time at its full rate."""
         return (self.usage + Usage.of(later) + traffic).cost(self.rates)
 
 
@@ -220,8 +230,10 @@ class CreditMark(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     at: AwareDatetime
+    """Time of the last look."""
     credit: int
-    """Micro-dollars."""
+    """Micro-dollars of credit then."""
     first_credit: int
-    """Where the comparison begins; a payment begins a new one."""
+    """Micro-dollars of credit at the first look; a payment begins anew."""
     first_spent: int
+    """Micro-dollars in the ledger at the first look."""
