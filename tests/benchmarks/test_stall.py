@@ -37,7 +37,7 @@ from tsgb.trainer.loop import Trainer
 from tsgb.trainer.saving import Stage
 from tsgb.types import Buffer
 from tsgb.worker.build import setup_torch
-from tsgb.worker.checkpointing import KEEP_CHECKPOINTS, Saves
+from tsgb.worker.checkpointing import KEEP_CHECKPOINTS, Checkpointer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -132,7 +132,7 @@ class Measured:
         return statistics.stdev(self.steps) / math.sqrt(len(self.steps))
 
 
-def run(training: Training, seconds: float, saves: Saves | None = None) -> Measured:
+def run(training: Training, seconds: float, saves: Checkpointer | None = None) -> Measured:
     found = Measured()
     durable = None if saves is None else saves.saved
     end = time.monotonic() + seconds
@@ -149,12 +149,14 @@ def run(training: Training, seconds: float, saves: Saves | None = None) -> Measu
     return found
 
 
-def saves_to(url: str, training: Training, directory: Path) -> Saves:
+def saves_to(url: str, training: Training, directory: Path) -> Checkpointer:
     """A worker's, after checkpoint 0."""
     run = open_run(f"{url}/r{training.megabytes}", USER, SecretStr(PASSWORD))
     store = CheckpointStore(run)
     config = miniature_config({"checkpoint_interval": None})
-    saves = Saves(store, config, attempt=store.claim(), spool_root=directory, keep=KEEP_CHECKPOINTS)
+    saves = Checkpointer(
+        store, config, attempt=store.claim(), spool_root=directory, keep=KEEP_CHECKPOINTS
+    )
     assert saves.resume(pytest.fail) is None
     saves.save_now(cast("Trainer", training), lambda: "")
     return saves
