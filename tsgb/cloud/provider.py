@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a service that rents machines, whichever service it is.
+"""The seam between renting and the services that rent machines out.
 
 A provider is a class with the methods of `Provider`; its package alone knows the service's own
 names, states and errors, and gives the neutral records below. Its errors are `ProviderError` and

@@ -1,4 +1,4 @@
-"""What is known of the machine that works for a run, from look to look."""
+"""The machine that works for a run, as it is known, from look to look."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every step of a rental needs: the run's documents and ledger, the provider, the clocks.
+"""The needs of every step of a rental: the run's documents and ledger, the provider, the clocks.
 
 The lease has one writer, the flow whose nonce it carries; every change reads it first, so that a
 flow which lost it stops before it does harm.
