@@ -184,7 +184,7 @@ def renting(
         UsageError: Another process rents for this run, or machines could not reach the store.
     """
     settings = settings_at(workers.settings, vast_url)
-    workers = Workers(settings, workers.store, workers.run)
+    workers = Workers(settings, workers.store, workers.run, workers.env)
     provider, run = provider_of(settings), workers.open(deadline_seconds=_STORE_SECONDS)
     _check_reach(run.run_url, settings)
     with _only_flow(settings, run), provider:
