@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from tsgb.config import AttackerConfig, GuardConfig
+from tsgb.models.engine import full_kl
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.trainer.losses import (
     binary_entropy,
     clipped_policy_gradient,
     exact_policy_gradient,
-    full_kl,
+    masked_mean,
 )
 from tsgb.types import GuardTemplate, Messages
 
@@ -125,5 +126,5 @@ class GeneralAttacker(GeneralPlayer):
         scale = float(len(prompts) * config.max_new_tokens)
         policy = clipped_policy_gradient(taken, old_logp, advantages, mask, config.clip, scale)
         entropy = -((logp.exp() * logp).sum(-1) * mask).sum() / mask.sum()
-        kl = full_kl(logp, reference, mask)
+        kl = masked_mean(full_kl(logp, reference), mask)
         self.update(policy + config.kl * kl - config.entropy * entropy)

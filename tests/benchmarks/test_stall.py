@@ -34,7 +34,7 @@ from tests.fakes.miniature import miniature_config
 from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.trainer.loop import Trainer
-from tsgb.trainer.saving import Stage
+from tsgb.trainer.state import CheckpointBuffers
 from tsgb.types import Buffer
 from tsgb.worker.build import setup_torch
 from tsgb.worker.checkpointing import KEEP_CHECKPOINTS, Checkpointer
@@ -110,8 +110,8 @@ class Training:
         self._tensors[f"t{self.state.step % NUM_TENSORS:04d}"].add_(1.0)
         self.state.step += 1
 
-    def files(self, *, stage: Stage) -> dict[str, Buffer]:
-        return {"state.safetensors": stage.fill("state.safetensors", self._tensors, {})}
+    def files(self, *, buffers: CheckpointBuffers) -> dict[str, Buffer]:
+        return {"state.safetensors": buffers.fill("state.safetensors", self._tensors, {})}
 
 
 @dataclass

@@ -18,9 +18,9 @@ import torch
 
 from tests.fakes.miniature import untrained_model, world
 from tsgb.config import AttackerConfig, GuardConfig, ModelConfig
-from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.trainer.advantages import leave_one_out
-from tsgb.trainer.players import AttackerPlayer, GuardPlayer, Writing, make_adapter
+from tsgb.trainer.players import AttackBatch, AttackerPlayer, GuardPlayer
 from tsgb.types import ModelRecipe, Split, StreamKind
 
 # The sizes of the glyph world when these benchmarks were written; fixed, so that figures compare.
@@ -43,25 +43,25 @@ def traffic() -> tuple[list[str], list[float]]:
     return [p.text for p in drawn], [3.0 if p.harmful else -2.0 for p in drawn]
 
 
-def make_guard(model: LanguageModel, adapter: str) -> GuardPlayer:
-    made = make_adapter(model, ModelConfig(adapter=adapter), torch.Generator())
+def make_guard(model: FastEngine, adapter: str) -> GuardPlayer:
+    made = model.add_role(ModelConfig(adapter=adapter), torch.Generator())
     return GuardPlayer(model, world(), GUARD, made)
 
 
-def make_attacker(model: LanguageModel, adapter: str) -> AttackerPlayer:
-    made = make_adapter(model, ModelConfig(adapter=adapter), torch.Generator())
+def make_attacker(model: FastEngine, adapter: str) -> AttackerPlayer:
+    made = model.add_role(ModelConfig(adapter=adapter), torch.Generator())
     return AttackerPlayer(model, world(), ATTACKER, made)
 
 
-def write(attacker: AttackerPlayer) -> Writing:
+def write(attacker: AttackerPlayer) -> AttackBatch:
     scenarios = world().scenarios(Split.TRAIN)[: ATTACKER.scenarios_per_step]
     generator = torch.Generator().manual_seed(0)
     return attacker.write(scenarios, ATTACKER.group_size, generator)
 
 
-def rewards(writing: Writing) -> list[float]:
+def rewards(batch: AttackBatch) -> list[float]:
     """Some spread in every group."""
-    return [float(index % ATTACKER.group_size) for index in range(len(writing.texts))]
+    return [float(index % ATTACKER.group_size) for index in range(len(batch.scenarios))]
 
 
 def guard_update(adapter: str) -> Callable[[], Any]:
@@ -122,9 +122,9 @@ def test_attacker_writing_through_transformers(benchmark: Any, adapter: str) -> 
 @adapters
 def test_attacker_update(benchmark: Any, adapter: str) -> None:
     attacker = make_attacker(untrained_model(RECIPE), adapter)
-    writing = write(attacker)
+    batch = write(attacker)
     benchmark.group = f"attacker update, {adapter}, 160 prompts"
-    benchmark(attacker.learn, writing, rewards(writing), LR)
+    benchmark(attacker.learn, batch, rewards(batch), LR)
 
 
 @general
@@ -133,14 +133,14 @@ def test_attacker_update_through_transformers(benchmark: Any, adapter: str) -> N
     from tests.benchmarks.general_path import GeneralAttacker
 
     model = untrained_model(RECIPE)
-    writing = write(make_attacker(model, "full"))
+    batch = write(make_attacker(model, "full"))
     attacker = GeneralAttacker(model.module, model.tokenizer, adapter=adapter, lr=LR)
-    advantages = leave_one_out(torch.tensor(rewards(writing)).view(-1, ATTACKER.group_size))
-    done = writing.completions
+    advantages = leave_one_out(torch.tensor(rewards(batch)).view(-1, ATTACKER.group_size))
+    done = batch.writing
     benchmark.group = f"attacker update, {adapter}, 160 prompts"
     benchmark(
         attacker.learn,
-        writing.prompts,
+        done.prompts,
         done.ids_NL,
         done.lengths_N,
         done.logp_NL,

@@ -20,7 +20,7 @@ from tsgb.envs.glyph import GlyphEnvironment
 from tsgb.envs.glyph.grammar import Grammar, fill
 from tsgb.envs.glyph.policy import Policy
 from tsgb.envs.glyph.techniques import family, mixes, reserved_family
-from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.recipes import make_module
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.plugins import Trust
@@ -156,12 +156,12 @@ def world(world_seed: int = 0) -> MiniatureEnvironment:
     return MiniatureEnvironment(world_seed)
 
 
-def untrained_model(recipe: ModelRecipe = RECIPE, seed: int = 0) -> LanguageModel:
+def untrained_model(recipe: ModelRecipe = RECIPE, seed: int = 0) -> FastEngine:
     """A language model as it leaves the factory; equal seeds give equal weights."""
     setup_torch()
     tokenizer = Tokenizer.from_words(world().tokenizer())
     module = make_module(recipe, tokenizer, seed)
-    return LanguageModel(module, tokenizer, name="untrained", sha256=f"{seed:064x}")
+    return FastEngine(module, tokenizer, name="untrained", sha256=f"{seed:064x}")
 
 
 def miniature_config(*layers: Mapping[str, Any]) -> RunConfig:

@@ -22,7 +22,7 @@ from tsgb.cli import app
 from tsgb.config import RunConfig, make_config
 from tsgb.envs import make_environment
 from tsgb.eval.calibrated import trained
-from tsgb.models.fast import adapters
+from tsgb.export import directory as directories
 from tsgb.types import Split, StreamKind
 from tsgb.worker.build import make_registry
 from tsgb.worker.context import WorkerContext, read_config
@@ -153,7 +153,7 @@ def test_a_chat_model_whose_base_lies_elsewhere(
 ) -> None:
     """Tied weights, shared key heads, byte pairs, a base that counts as large."""
     base = save_chat_model(tmp_path / "model")
-    monkeypatch.setattr(adapters, "SMALL_PARAMETERS", 0)
+    monkeypatch.setattr(directories, "SMALL_BASE", 0)
     config = smoke("canary", TINY_CHAT, {"model": {"pretrained": str(base)}})
     context = worker_context(tmp_path / "cache")
     save_run(tmp_path / "r1", config, context.worker.cache_dir)

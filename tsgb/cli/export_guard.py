@@ -109,7 +109,7 @@ def _source(checkpoint: str, name: str, trust: Trust) -> Source:
             main_run=context.open(main),
             config=config,
             env=registry.env,
-            model=registry.base(),
+            engine=registry.base(),
         )
 
 

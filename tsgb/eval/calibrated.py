@@ -21,13 +21,12 @@ from tsgb.envs.base import Environment
 from tsgb.guards.baselines import AllowAll, Oracle
 from tsgb.guards.classifier import TfidfClassifier
 from tsgb.guards.model import ModelGuard
-from tsgb.models.fast.adapters import load_parameters
-from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.engine import Engine
+from tsgb.models.weights import load_parameters
 from tsgb.protocols import Guard, Scores
 from tsgb.trainer.batches import clean_prompts
 from tsgb.trainer.calibration import calibration_prompts
-from tsgb.trainer.players import make_adapter
-from tsgb.trainer.saving import read_role
+from tsgb.trainer.state import read_role
 from tsgb.trainer.threshold import Threshold, fit_temperature, np_threshold
 
 
@@ -99,9 +98,9 @@ def tfidf(env: Environment, config: RunConfig) -> CalibratedGuard:
     return calibrate("tfidf", TfidfClassifier(data), env, config)
 
 
-def untrained(env: Environment, model: LanguageModel, config: RunConfig) -> CalibratedGuard:
+def untrained(env: Environment, engine: Engine, config: RunConfig) -> CalibratedGuard:
     """Calibrate the base with its adapter off."""
-    guard = ModelGuard(model, model.base, env.guard_template())
+    guard = ModelGuard(engine, engine.base, env.guard_template())
     return calibrate("untrained", guard, env, config)
 
 
@@ -109,7 +108,7 @@ def trained(
     name: str,
     files: Mapping[str, bytes],
     env: Environment,
-    model: LanguageModel,
+    engine: Engine,
     config: RunConfig,
     checkpoint_sha256: str,
 ) -> CalibratedGuard:
@@ -119,10 +118,9 @@ def trained(
         CheckpointError: It holds no guard yet, or belongs to another base.
     """
     columns, selected = read_role(
-        files["guard.safetensors"], model, config.model, f"guard {name!r}"
+        files["guard.safetensors"], engine, config.model, f"guard {name!r}"
     )
-    generator = torch.Generator().manual_seed(0)
-    adapter = make_adapter(model, config.model, generator)
-    load_parameters(adapter, columns[selected])
-    guard = ModelGuard(model, adapter, env.guard_template())
+    role = engine.add_role(config.model, torch.Generator().manual_seed(0))
+    load_parameters(engine.parameters(role), columns[selected])
+    guard = ModelGuard(engine, role, env.guard_template())
     return calibrate(name, guard, env, config, checkpoint_sha256)

@@ -17,7 +17,7 @@ from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.records import Item, ItemSource
 from tsgb.eval.transcripts import Transcript, choose, transcribe
 from tsgb.protocols import Judge, JudgeItem, Target
-from tsgb.trainer.best_response import Attempt, FreshAttacker
+from tsgb.trainer.best_response import BestResponseAttack, FreshAttacker
 from tsgb.types import Label, LabelledPrompt, Split, StreamKind
 
 SATURATED = 0.9
@@ -103,7 +103,7 @@ def adaptive_items(
     Ablations are attacked on the surrogate only.
     """
     warm = attacker.warm_up(target)
-    bare = attacker.attempts(warm, target, "none")
+    bare = attacker.sample_attacks(warm, target, "none")
     violated = np.array([a.judgement.label is Label.HARMFUL for a in bare])
     items: list[Item] = []
     ablations = {arm.value for arm in (*ABLATIONS, *LOSSES)}
@@ -125,7 +125,7 @@ def adaptive_items(
                     guard.threshold,
                     guard.name,
                 )
-                attempts = attacker.attempts(parameters, target, guard.name)
+                attempts = attacker.sample_attacks(parameters, target, guard.name)
         items += _attempt_items(config, attacker.br_seed, target.name, guard, attempts)
     return items
 
@@ -135,7 +135,7 @@ def _attempt_items(
     br_seed: int,
     target: str,
     guard: CalibratedGuard,
-    attempts: Sequence[Attempt],
+    attempts: Sequence[BestResponseAttack],
 ) -> list[Item]:
     z = guard.score([a.attack.text for a in attempts])
     items: list[Item] = []

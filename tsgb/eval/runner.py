@@ -27,13 +27,13 @@ from tsgb.eval.records import Curve, GuardThreshold, Payoff
 from tsgb.eval.request import EvaluationCell, plan, read_request, share
 from tsgb.eval.transcripts import TRANSCRIPTS
 from tsgb.judges.exact import ExactJudge
-from tsgb.models.fast.adapters import load_parameters
 from tsgb.models.registry import ModelRegistry
+from tsgb.models.weights import load_parameters
 from tsgb.protocols import Target
 from tsgb.targets.build import build_target
 from tsgb.trainer.best_response import FreshAttacker
-from tsgb.trainer.players import GuardPlayer, make_adapter
-from tsgb.trainer.state import split
+from tsgb.trainer.players import GuardPlayer
+from tsgb.trainer.state import split_groups
 from tsgb.trainer.variance import gradient_batches, variance_ratio
 from tsgb.types import CheckpointRef, TargetSpec
 
@@ -258,12 +258,12 @@ class Evaluation:
         ref = refs.get("selfplay") or next(iter(refs.values()))
         files = self._files(ref, ["guard.safetensors", "trainer_state.json"])
         tensors, _ = decode_tensors(files["guard.safetensors"])
-        columns = split(tensors)
+        columns = split_groups(tensors)
         generator = torch.Generator().manual_seed(self.config.seed + 1)
-        model = self.registry.base()
-        adapter = make_adapter(model, self.config.model, generator)
-        load_parameters(adapter, columns.get("round-1", columns["current"]))
-        player = GuardPlayer(model, self.env, self.config.guard, adapter)
+        engine = self.registry.base()
+        role = engine.add_role(self.config.model, generator)
+        player = GuardPlayer(engine, self.env, self.config.guard, role)
+        load_parameters(player.parameters, columns.get("round-1", columns["current"]))
         members = json.loads(files["trainer_state.json"])["state"]["pool"]
         attacks = [PoolAttack(**a) for m in members for a in m["attacks"]]
         rng = Random(f"variance-{self.config.seed}")

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from tsgb.config import ModelConfig
 from tsgb.errors import StoreFull, UsageError
 from tsgb.models import smollm2
-from tsgb.models.cache import WEIGHTS
-from tsgb.models.fast.engine import LanguageModel
-from tsgb.models.fast.network import HEAD
+from tsgb.models.engine import Engine
+from tsgb.models.weights import save_weights
 
 BASE = "base"
 """Subfolder of an adapter in which its base lies."""
 ADAPTER = "adapter_model.safetensors"
+"""Name of the file with an adapter's weights, as peft has it."""
+SMALL_BASE = 20_000_000
+"""Parameters up to which a base lies beside its adapter without being asked for."""
 _PEFT_PREFIX = "base_model.model."
 
 
@@ -70,7 +71,7 @@ def published(directory: Path) -> Generator[Path]:
 
 def write_role(
     directory: Path,
-    model: LanguageModel,
+    engine: Engine,
     weights: Mapping[str, Tensor],
     config: ModelConfig,
     *,
@@ -82,15 +83,15 @@ def write_role(
         Whether the base was written.
     """
     if config.adapter == "full":
-        _write_llama(directory, model, weights)
+        engine.save_pretrained(directory, weights)
         return False
-    with_base = with_base or model.base.small
-    write_json(directory / "adapter_config.json", _peft_config(model, weights, config, with_base))
-    _save(weights, directory / ADAPTER)
-    model.tokenizer.transformers().save_pretrained(directory)
+    with_base = with_base or engine.num_parameters <= SMALL_BASE
+    write_json(directory / "adapter_config.json", _peft_config(engine, weights, config, with_base))
+    save_weights(weights, directory / ADAPTER)
+    engine.tokenizer.transformers().save_pretrained(directory)
     if with_base:
         (directory / BASE).mkdir()
-        _write_llama(directory / BASE, model, model.base.tensors)
+        engine.save_pretrained(directory / BASE)
     return with_base
 
 
@@ -99,34 +100,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def is_smollm2(model: LanguageModel) -> bool:
+def is_smollm2(engine: Engine) -> bool:
     """Whether it is the one pretrained model that TSGB brings."""
-    return model.name.startswith(f"{smollm2.NAME}-")
-
-
-def _write_llama(directory: Path, model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
-    from transformers import LlamaConfig  # takes seconds; nobody else here needs it
-
-    settings: dict[str, Any] = {
-        **vars(model.module.config),
-        "architectures": ["LlamaForCausalLM"],
-        "dtype": "float32",
-    }
-    settings.pop("transformers_version", None)
-    settings.pop("model_type", None)
-    config: Any = LlamaConfig(**settings)  # transformers types its methods in part only
-    config.save_pretrained(directory)
-    tied = settings.get("tie_word_embeddings")
-    _save({k: t for k, t in weights.items() if not (tied and k == HEAD)}, directory / WEIGHTS)
-    model.tokenizer.transformers().save_pretrained(directory)
+    return engine.name.startswith(f"{smollm2.NAME}-")
 
 
 def _peft_config(
-    model: LanguageModel, weights: Mapping[str, Tensor], config: ModelConfig, with_base: bool
+    engine: Engine, weights: Mapping[str, Tensor], config: ModelConfig, with_base: bool
 ) -> dict[str, Any]:
     """`adapter_config.json` with what every version of peft knows, and vLLM serves."""
     # Else a path, which resolves in the directory alone; a name could be a stranger's on the hub.
-    on_hub = is_smollm2(model) and not with_base
+    on_hub = is_smollm2(engine) and not with_base
     layers = {name.removeprefix(_PEFT_PREFIX).rpartition(".lora_")[0] for name in weights}
     return {
         "peft_type": "LORA",
@@ -141,11 +125,3 @@ def _peft_config(
         "modules_to_save": None,
         "inference_mode": True,
     }
-
-
-def _save(weights: Mapping[str, Tensor], path: Path) -> None:
-    tensors = {name: tensor.detach().contiguous() for name, tensor in sorted(weights.items())}
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(mode)  # safetensors lets the owner alone read it, whatever the umask

@@ -35,10 +35,10 @@ from tsgb.export.record import (
 )
 from tsgb.export.reports import figures_of
 from tsgb.models import smollm2
-from tsgb.models.cache import WEIGHTS
-from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.engine import Engine
+from tsgb.models.weights import WEIGHTS
 from tsgb.trainer.calibration import calibration_prompts
-from tsgb.trainer.saving import read_role
+from tsgb.trainer.state import read_role
 from tsgb.trainer.threshold import PRESETS, Threshold, min_calibration_size, preset_thresholds
 from tsgb.types import CheckpointRef, GuardTemplate
 
@@ -61,7 +61,7 @@ class Source:
     """The self-play run, in which the reports of all arms lie; often the same."""
     config: RunConfig
     env: Environment
-    model: LanguageModel
+    engine: Engine
     """The base that the environment and the profile name."""
 
     @property
@@ -82,10 +82,10 @@ def export_guard(source: Source, directory: Path, *, with_base: bool = False) ->
         CheckpointError: there is no guard in it, or it belongs to another base.
         UsageError: the directory cannot be made, or the calibration is too small for its budget.
     """
-    config, model = source.config, source.model
+    config, engine = source.config, source.engine
     data = source.files[GUARD_WEIGHTS]
-    columns, column = read_role(data, model, config.model, f"checkpoint {source.ref.name}")
-    guard = trained(config.arm.value, source.files, source.env, model, config, source.ref.sha256)
+    columns, column = read_role(data, engine, config.model, f"checkpoint {source.ref.name}")
+    guard = trained(config.arm.value, source.files, source.env, engine, config, source.ref.sha256)
     with published(directory) as scratch:
         base = _write(source, columns[column], scratch, with_base=with_base)
         record = _record(source, guard, column, base)
@@ -104,11 +104,11 @@ def export_attacker(source: Source, directory: Path, *, with_base: bool = False)
         CheckpointError: the run trains none, or it belongs to another base.
         UsageError: the directory cannot be made.
     """
-    config, model = source.config, source.model
+    config, engine = source.config, source.engine
     if config.arm is Arm.SFT:
         raise CheckpointError(f"{source.ref.name} is of the arm 'sft', which trains no attacker")
     data = source.files[ATTACKER_WEIGHTS]
-    columns, _ = read_role(data, model, config.model, f"checkpoint {source.ref.name}")
+    columns, _ = read_role(data, engine, config.model, f"checkpoint {source.ref.name}")
     with published(directory) as scratch:
         base = _write(source, columns["current"], scratch, with_base=with_base)
         about = _checkpoint(source, "current")
@@ -118,7 +118,7 @@ def export_attacker(source: Source, directory: Path, *, with_base: bool = False)
 
 def license_of(source: Source) -> str | None:
     """What the weights may be used under; None where the user's own base decides."""
-    if is_smollm2(source.model):
+    if is_smollm2(source.engine):
         return smollm2.LICENSE
     return "mit" if source.built_in else None
 
@@ -128,10 +128,10 @@ def _record(source: Source, guard: CalibratedGuard, column: str, base: Base) -> 
     if rule is None or guard.benign is None:
         raise UsageError(f"guard {guard.name!r} was never calibrated")
     template = source.env.guard_template()
-    tokenizer = source.model.tokenizer
+    tokenizer = source.engine.tokenizer
     return GuardFile(
         adapter=config.model.adapter,
-        template=_template(source.model, template),
+        template=_template(source.engine, template),
         unsafe=Verdict(token=template.unsafe, id=tokenizer.single(template.unsafe)),
         safe=Verdict(token=template.safe, id=tokenizer.single(template.safe)),
         thresholds={
@@ -167,8 +167,8 @@ def _point(threshold: Threshold) -> OperatingPoint:
     return OperatingPoint(**{name: fields[name] for name in OperatingPoint.model_fields})
 
 
-def _template(model: LanguageModel, template: GuardTemplate) -> Template:
-    tokenizer = model.tokenizer
+def _template(engine: Engine, template: GuardTemplate) -> Template:
+    tokenizer = engine.tokenizer
     before, after = tokenizer.guard_parts(template)
     reserved = tokenizer.reserved_ids()
     real = tokenizer.transformers()
@@ -212,11 +212,11 @@ def _write(
     source: Source, weights: Mapping[str, Tensor], scratch: Path, *, with_base: bool
 ) -> Base:
     """Write the weights; returns what the record says of their base."""
-    model, config = source.model, source.config
+    engine, config = source.engine, source.config
     with_base = with_base or source.built_in
-    written = write_role(scratch, model, weights, config.model, with_base=with_base)
-    where = model.name
-    if is_smollm2(model):
+    written = write_role(scratch, engine, weights, config.model, with_base=with_base)
+    where = engine.name
+    if is_smollm2(engine):
         where = smollm2.HUB_ID
     elif source.built_in:
         where = (
@@ -225,10 +225,10 @@ def _write(
         )
     file_sha256 = None
     if config.model.adapter == "lora":
-        file_sha256 = smollm2.sha256(scratch / BASE / WEIGHTS) if written else model.sha256
+        file_sha256 = smollm2.sha256(scratch / BASE / WEIGHTS) if written else engine.sha256
     return Base(
-        name=model.name,
-        sha256=model.sha256,
+        name=engine.name,
+        sha256=engine.sha256,
         source=where,
         directory=BASE if written else None,
         file_sha256=file_sha256,

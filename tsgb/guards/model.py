@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tsgb.models.fast.engine import LanguageModel
-from tsgb.models.fast.network import Weights
+from tsgb.models.engine import Engine, Role
 from tsgb.protocols import Scores
 from tsgb.types import GuardTemplate
 
@@ -13,12 +12,12 @@ from tsgb.types import GuardTemplate
 class ModelGuard:
     """Scores a prompt by the verdict's logit difference, unsafe minus safe."""
 
-    def __init__(self, model: LanguageModel, weights: Weights, template: GuardTemplate) -> None:
-        """Ask `model` under `weights`, which are its base or an adapter on it."""
-        self._model = model
-        self._weights = weights
+    def __init__(self, engine: Engine, role: Role, template: GuardTemplate) -> None:
+        """Ask `role`, which is the base of `engine` or an adapter on it."""
+        self._engine = engine
+        self._role = role
         self._template = template
 
     def score(self, prompts: Sequence[str]) -> Scores:
         """See `tsgb.protocols.Guard`."""
-        return self._model.score_all(self._weights, self._template, prompts).double().numpy()
+        return self._engine.score_all(self._role, self._template, prompts).double().numpy()

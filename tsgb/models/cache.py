@@ -1,6 +1,6 @@
-"""Models that are trained once and kept: by hash of what made them, verified whenever read.
+"""A cache of trained models, keyed by a hash of what made them and verified at every read.
 
-Two processes that want the same model at once: one builds, the other waits for its lock and reads.
+If two processes want the same model at once, one builds it, and the other waits and reads it.
 A damaged entry is rebuilt. The lock is the kernel's, so it dies with its holder.
 """
 
@@ -18,14 +18,14 @@ from pathlib import Path
 from safetensors.torch import load, save
 from torch import Tensor
 
-WEIGHTS = "model.safetensors"
-"""Name of the file that holds a model's weights, as `save_pretrained` of transformers names it."""
+from tsgb.models.weights import WEIGHTS
+
 FORMAT = 1
-"""Raised when training code changes what equal recipes produce."""
+"""Version of the training code; it rises when equal recipes produce other weights."""
 
 
 def cache_key(parts: Mapping[str, object]) -> str:
-    """sha256 (hex, 24 digits) of what determines a model's weights."""
+    """Return the first 24 hex digits of the sha256 of what determines a model's weights."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -33,12 +33,12 @@ def cache_key(parts: Mapping[str, object]) -> str:
 def cached_tensors(
     directory: Path, key: str, build: Callable[[], Mapping[str, Tensor]]
 ) -> tuple[dict[str, Tensor], str]:
-    """Read the tensors of `key`, building them first if they are not there.
+    """Read the tensors of `key`; build them first if the cache lacks them.
 
     Args:
-        directory: the cache.
+        directory: directory of the cache.
         key: see `cache_key`.
-        build: makes the tensors; called with the key's lock held.
+        build: makes the tensors; called under the lock of the key.
 
     Returns:
         The tensors and the sha256 (hex) of their file.
@@ -60,7 +60,7 @@ def cached_tensors(
 
 
 def is_cached(directory: Path, key: str) -> bool:
-    """Whether `key` is there and whole."""
+    """Tell whether `key` is in the cache and undamaged."""
     return _read(directory / key) is not None
 
 

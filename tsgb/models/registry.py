@@ -1,4 +1,7 @@
-"""Where models come from: an environment's recipes, trained at first use and cached."""
+"""The models of a run: recipes that are trained at first use and cached, and pretrained ones.
+
+This is the only module that chooses an engine.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
 from tsgb.models import smollm2
-from tsgb.models.cache import WEIGHTS, cache_key, cached_tensors, is_cached
-from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.cache import cache_key, cached_tensors, is_cached
+from tsgb.models.engine import Engine, Readout
+from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.pretrained import load_pretrained
-from tsgb.models.fast.recipes import make_module, train
+from tsgb.models.fast.recipes import make_module, readout, train
 from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.weights import WEIGHTS
 from tsgb.types import ModelRecipe
 
 Progress = Callable[[str, int, int], None]
@@ -30,11 +35,11 @@ class ModelRegistry:
     def __init__(
         self, env: Environment, config: RunConfig, cache: Path, progress: Progress
     ) -> None:
-        """Nothing is built yet.
+        """List the models; none is built yet.
 
         Args:
             env: gives recipes, corpora and target specs.
-            config: profile and world seed.
+            config: gives profile, world seed and pretrained base.
             cache: directory for trained models.
             progress: told about training.
         """
@@ -46,16 +51,16 @@ class ModelRegistry:
         spec = env.tokenizer()
         self._pretrained = spec.pretrained
         self._tokenizer = None if spec.pretrained else Tokenizer.from_words(spec)
-        self._base: LanguageModel | None = None
+        self._base: Engine | None = None
 
     def names(self) -> list[str]:
-        """All recipes, in an order in which each one's start comes first."""
+        """Return the names of all recipes; a recipe follows the one that it starts from."""
         return sorted(self._recipes, key=lambda name: bool(self._recipes[name].init_from))
 
     def parts(self, num: int) -> list[list[str]]:
-        """Split the models over `num` processes; what starts from a model stays with it.
+        """Split the models over `num` processes; a model that starts from another stays with it.
 
-        Longest first onto the least loaded process; a model that exists costs nothing.
+        The longest chain goes first onto the least loaded process; a cached model costs nothing.
         """
         chains: dict[str, list[str]] = {}
         for name in self.names():
@@ -80,12 +85,16 @@ class ModelRegistry:
             self._weights(name)
 
     def is_built(self, name: str) -> bool:
-        """Whether `build` would have nothing to do."""
+        """Tell whether `build` would have nothing to do."""
         recipe = self._recipes[name]
         return not recipe.pretrained and is_cached(self._cache, self._key(name))
 
-    def base(self) -> LanguageModel:
-        """The frozen base of both players."""
+    def base(self) -> Engine:
+        """Return the engine on the frozen base of both players.
+
+        Raises:
+            ConfigError: The configuration names a base that does not exist or cannot be run.
+        """
         if self._base is None:
             recipe, own = self._recipes["base"], self._config.model.pretrained
             if recipe.pretrained:
@@ -96,20 +105,16 @@ class ModelRegistry:
                 )
             else:
                 module, sha256 = self._module("base")
-                self._base = LanguageModel(module, self.tokenizer(), name="base", sha256=sha256)
+                self._base = FastEngine(module, self.tokenizer(), name="base", sha256=sha256)
         return self._base
 
-    def module(self, name: str) -> nn.Module:
-        """Return a built model, trained now if it is not cached."""
-        return self._module(name)[0]
+    def readout(self, name: str) -> Readout:
+        """Return a read-out model, trained now if it is not cached."""
+        return readout(self._module(name)[0].eval(), self.tokenizer().pad_id)
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer that all models of the environment share."""
         return self.base().tokenizer if self._tokenizer is None else self._tokenizer
-
-    def architecture(self, name: str) -> str:
-        """Return the architecture of a model: its own, or that of the model it starts from."""
-        return self._root(name).arch
 
     # -- inside ----------------------------------------------------------------------------
 
@@ -158,7 +163,7 @@ class ModelRegistry:
         module.load_state_dict(tensors)
         return module, sha256
 
-    def _load_pretrained(self, name: str) -> LanguageModel:
+    def _load_pretrained(self, name: str) -> Engine:
         if name == smollm2.NAME:
             directory = smollm2.find_smollm2(self._cache)
         else:
@@ -171,4 +176,4 @@ class ModelRegistry:
         module = load_pretrained(directory)
         tokenizer = Tokenizer.from_directory(directory)
         sha256 = smollm2.sha256(directory / WEIGHTS)
-        return LanguageModel(module, tokenizer, name=directory.name, sha256=sha256)
+        return FastEngine(module, tokenizer, name=directory.name, sha256=sha256)

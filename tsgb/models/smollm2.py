@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsgb.errors import UsageError
-from tsgb.models.cache import WEIGHTS
+from tsgb.models.weights import WEIGHTS
 
 NAME = "smollm2-135m-instruct"
 """What `TokenizerSpec.pretrained` calls it."""

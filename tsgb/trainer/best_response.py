@@ -18,10 +18,10 @@ from torch import Tensor
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.rollout import judge_attacks, play
-from tsgb.models.fast.adapters import load_parameters, snapshot
-from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.engine import Engine
+from tsgb.models.weights import load_parameters, snapshot
 from tsgb.protocols import Target
-from tsgb.trainer.players import AttackerPlayer, draw_openings, make_adapter
+from tsgb.trainer.players import AttackerPlayer, draw_openings
 from tsgb.types import Attack, Judgement, Scenario, Split
 
 Score = Callable[[Sequence[str]], Sequence[float]]
@@ -30,7 +30,7 @@ Tick = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class BestResponseAttack:
     """One attack of a best response, with the target's un-guarded outcome."""
 
     scenario: Scenario
@@ -42,13 +42,13 @@ class FreshAttacker:
     """An attacker of the evaluation: one supervised start, many targets and guards."""
 
     def __init__(
-        self, env: Environment, model: LanguageModel, config: RunConfig, br_seed: int, tick: Tick
+        self, env: Environment, engine: Engine, config: RunConfig, br_seed: int, tick: Tick
     ) -> None:
         """Train the supervised start.
 
         Args:
             env: the world.
-            model: its base.
+            engine: the base that the attacker starts from.
             config: attacker settings and evaluation budget.
             br_seed: number of the best response; starts of different numbers are independent.
             tick: progress.
@@ -60,16 +60,13 @@ class FreshAttacker:
         self._rng = Random(f"best-response-{config.seed}-{br_seed}")
         self._generator = torch.Generator().manual_seed(self._rng.getrandbits(62))
         self.player = AttackerPlayer(
-            model,
-            env,
-            config.attacker,
-            make_adapter(model, config.model, self._generator),
+            engine, env, config.attacker, engine.add_role(config.model, self._generator)
         )
         for _ in range(config.attacker.sft_steps):
             demonstrations = env.demonstrations(self._rng, config.attacker.sft_batch)
             self.player.imitate(demonstrations, config.attacker.sft_lr)
             tick()
-        self._start = snapshot(self.player.adapter)
+        self._start = snapshot(self.player.parameters)
         self._scenarios = [s for s in env.scenarios(Split.TEST) if s.harmful]
         self._openings = env.openings(reserved=config.evaluation.reserved)
 
@@ -88,11 +85,13 @@ class FreshAttacker:
         steps = self.config.evaluation.attack_steps
         return self._train(warm, target, score, threshold, steps, rng, generator)
 
-    def attempts(self, parameters: dict[str, Tensor], target: Target, name: str) -> list[Attempt]:
+    def sample_attacks(
+        self, parameters: dict[str, Tensor], target: Target, name: str
+    ) -> list[BestResponseAttack]:
         """Sample attacks on test scenarios and ask the target about each."""
         rng, generator = self._generators(f"attempts-{target.name}-{name}")
-        load_parameters(self.player.adapter, parameters)
-        found: list[Attempt] = []
+        load_parameters(self.player.parameters, parameters)
+        found: list[BestResponseAttack] = []
         wanted = self.config.evaluation.prompts
         # Every scenario equally often: the cluster bootstrap resamples scenarios.
         order = list(self._scenarios)
@@ -100,7 +99,7 @@ class FreshAttacker:
         scenarios = [order[i % len(order)] for i in range(wanted)]
         for start in range(0, wanted, 256):
             part = scenarios[start : start + 256]
-            writing = self.player.write(part, 1, generator)
+            writing = self.player.write(part, 1, generator).writing
             attacks = [self.env.read(s, t) for s, t in zip(part, writing.texts, strict=True)]
             judgements = judge_attacks(
                 self.env,
@@ -111,7 +110,7 @@ class FreshAttacker:
                 reserved=self.config.evaluation.reserved,
             )
             found += [
-                Attempt(scenario=s, attack=a, judgement=j)
+                BestResponseAttack(scenario=s, attack=a, judgement=j)
                 for s, a, j in zip(part, attacks, judgements, strict=True)
             ]
         return found
@@ -127,7 +126,7 @@ class FreshAttacker:
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         config = self.config.attacker
-        load_parameters(self.player.adapter, start)
+        load_parameters(self.player.parameters, start)
         self.player.restart_optimizer()
         successes: Counter[str] = Counter()
         for step in range(steps):
@@ -139,12 +138,12 @@ class FreshAttacker:
                 group=config.group_size,
                 share=config.forced_share,
             )
-            writing = self.player.write(scenarios, config.group_size, generator, openings)
+            batch = self.player.write(scenarios, config.group_size, generator, openings)
             ramp = config.anneal * steps
             episodes = play(
                 self.env,
-                writing.scenarios,
-                writing.texts,
+                batch.scenarios,
+                batch.writing.texts,
                 target=target.name,
                 answer=target.answer,
                 score=score,
@@ -155,9 +154,9 @@ class FreshAttacker:
                 successes=successes,
                 reserved=self.config.evaluation.reserved,
             )
-            self.player.learn(writing, [e.attacker_reward for e in episodes], config.lr)
+            self.player.learn(batch, [e.attacker_reward for e in episodes], config.lr)
             self.tick()
-        return snapshot(self.player.adapter)
+        return snapshot(self.player.parameters)
 
     def _generators(self, purpose: str) -> tuple[Random, torch.Generator]:
         """Private generators a purpose, so that results do not depend on the order of work."""

@@ -1,8 +1,8 @@
 """The outer loop of self-play, one update at a time.
 
-It knows the environment, two players, a surrogate and a schedule. It knows neither stores nor
-signals: `step` does one update, `files` is the whole state between two updates, `load` is its
-inverse, and the result does not depend on how often it was saved and loaded.
+The trainer knows the environment, two players, a surrogate and a schedule, and neither stores nor
+signals: `step` does one update, `files` returns the whole state between two updates, and `load`
+restores it. The result does not depend on how often the state was saved and loaded.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ from tsgb.config import Arm, Phase, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.pool import PoolAttack, PoolMember, draw, replay_weights
 from tsgb.envs.rollout import play
-from tsgb.models.fast.adapters import load_parameters, snapshot
-from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.engine import Engine
 from tsgb.models.torch_typing import flags, floats
+from tsgb.models.weights import load_parameters, snapshot
 from tsgb.protocols import Target
 from tsgb.trainer.batches import GuardBatch, clean_batch, selfplay_batch
 from tsgb.trainer.calibration import calibrated_threshold
-from tsgb.trainer.players import AttackerPlayer, GuardPlayer, draw_openings, make_adapter
-from tsgb.trainer.saving import Stage, checkpoint_files, restore
-from tsgb.trainer.state import TrainerState
+from tsgb.trainer.players import AttackerPlayer, GuardPlayer, draw_openings
+from tsgb.trainer.state import (
+    CheckpointBuffers,
+    SavedRole,
+    TrainerState,
+    checkpoint_files,
+    restore,
+)
 from tsgb.types import Buffer, Episode, Label, Scenario, Split, TrainingText
 
 Metrics = dict[str, Any]
+"""Figures of one update, by name, as `metrics.jsonl` holds them."""
 RECALIBRATE = 50
 """Guard updates between two calibrations inside a phase (each phase also starts with one)."""
 
@@ -41,11 +47,11 @@ class Trainer:
     """Trains one arm of one run."""
 
     def __init__(
-        self, config: RunConfig, env: Environment, model: LanguageModel, surrogate: Target
+        self, config: RunConfig, env: Environment, engine: Engine, surrogate: Target
     ) -> None:
         self.config = config
         self.env = env
-        self.model = model
+        self.engine = engine
         self.surrogate = surrogate
         self.phases = config.phases()
         self.total_steps = config.total_steps
@@ -53,19 +59,16 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed * 1_000_003 + 17)
         self.state = TrainerState()
         self.attacker = AttackerPlayer(
-            model,
-            env,
-            config.attacker,
-            make_adapter(model, config.model, self.generator),
+            engine, env, config.attacker, engine.add_role(config.model, self.generator)
         )
         self.guard = GuardPlayer(
-            model, env, config.guard, make_adapter(model, config.model, self.generator)
+            engine, env, config.guard, engine.add_role(config.model, self.generator)
         )
-        fresh = snapshot(self.attacker.adapter)
+        fresh = snapshot(self.attacker.parameters)
         self.starts: dict[str, dict[str, Tensor]] = {"sft": fresh, "warm": fresh}
-        """Attackers to restart from; a phase of no updates leaves the start before it."""
+        """Weights of attackers to restart from, by name; an empty phase leaves them alone."""
         self.columns: dict[str, dict[str, Tensor]] = {}
-        """Guards of the payoff's columns, by name."""
+        """Weights of the guards of the payoff's columns, by name."""
         self._calibrated: dict[str, Tensor] | None = None
         self._threshold = 0.0
         scenarios = env.scenarios(Split.TRAIN)
@@ -76,15 +79,15 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether every update of the schedule is made."""
+        """True when every update of the schedule is made."""
         return self.state.step >= self.total_steps
 
     def phase(self) -> Phase:
-        """The phase that the next update belongs to."""
+        """Return the phase that the next update belongs to."""
         return next(p for p in self.phases if self.state.step < p.stop)
 
     def step(self) -> Metrics:
-        """Do one update and whatever starts or ends with it; returns its metrics."""
+        """Do one update, and what its phase does at its start and end; returns metrics."""
         phase = self.phase()
         if self.state.step == phase.start:
             self._enter(phase)
@@ -118,7 +121,7 @@ class Trainer:
             start = "warm"
             if self.config.selfplay.reinitialise and phase.round % 2 == 1:
                 start = "sft"
-            load_parameters(self.attacker.adapter, self.starts[start])
+            load_parameters(self.attacker.parameters, self.starts[start])
             self.attacker.restart_optimizer()
             self.state.buffer = []
         elif phase.kind == "warmup":
@@ -132,9 +135,9 @@ class Trainer:
 
     def _leave(self, phase: Phase) -> None:
         if phase.kind == "sft_attacker":
-            self.starts["sft"] = self.starts["warm"] = snapshot(self.attacker.adapter)
+            self.starts["sft"] = self.starts["warm"] = snapshot(self.attacker.parameters)
         elif phase.kind == "warmup":
-            self.starts["warm"] = snapshot(self.attacker.adapter)
+            self.starts["warm"] = snapshot(self.attacker.parameters)
             self._add_member("warm")
         elif phase.kind == "attacker":
             fresh = round(self.config.selfplay.buffer * self.config.selfplay.resample)
@@ -160,17 +163,17 @@ class Trainer:
         return self._guard_update(batch, "weighted_ce", lr)
 
     def _attack(self, phase: Phase, within: int) -> Metrics:
-        """One rollout and one policy-gradient update of the attacker."""
+        """Do one rollout and one policy-gradient update of the attacker."""
         config = self.config.attacker
         scenarios = self._draw_scenarios(config.scenarios_per_step, config.benign_share)
         openings = self._draw_openings(len(scenarios), config.group_size, config.forced_share)
-        writing = self.attacker.write(scenarios, config.group_size, self.generator, openings)
+        batch = self.attacker.write(scenarios, config.group_size, self.generator, openings)
         guarded = phase.kind == "attacker"
         ramp = config.anneal * (phase.stop - phase.start)
         weight = min(1.0, within / ramp) if guarded and ramp else float(guarded)
-        episodes = self._play(writing.scenarios, writing.texts, guarded, weight)
+        episodes = self._play(batch.scenarios, batch.writing.texts, guarded, weight)
         rewards = [e.attacker_reward for e in episodes]
-        metrics = self.attacker.learn(writing, rewards, config.lr)
+        metrics = self.attacker.learn(batch, rewards, config.lr)
         if guarded:
             kept = _usable(episodes)
             self.state.buffer = (self.state.buffer + kept)[-self.config.selfplay.buffer :]
@@ -178,7 +181,7 @@ class Trainer:
         violated = [e.judgement.label is Label.HARMFUL for e in harmful]
         return {
             **metrics,
-            "tokens": writing.num_tokens,
+            "tokens": batch.num_tokens,
             "reward": _mean([r for r in rewards if not math.isnan(r)]),
             "asr_no_guard": _mean(violated),
             "asr": _mean([v * (1 - e.p_block) for v, e in zip(violated, harmful, strict=True)]),
@@ -189,7 +192,7 @@ class Trainer:
         }
 
     def _defend(self, phase: Phase, within: int) -> Metrics:
-        """One update of the guard."""
+        """Do one update of the guard."""
         if within and within % RECALIBRATE == 0:
             self.calibrate()
         config = self.config.guard
@@ -253,34 +256,34 @@ class Trainer:
 
     def calibrate(self) -> float:
         """Set tau to the Neyman-Pearson threshold of the current guard; returns it."""
-        current = self.guard.adapter.parameters
+        current = self.guard.parameters
         if self._calibrated is None or not all(
             torch.equal(current[name], tensor) for name, tensor in self._calibrated.items()
         ):
             self._threshold = calibrated_threshold(self.env, self.guard, self.config)
-            self._calibrated = snapshot(self.guard.adapter)
+            self._calibrated = snapshot(self.guard.parameters)
         self.state.threshold = self._threshold
         return self.state.threshold
 
     def _add_member(self, name: str) -> None:
         attacks = self._sample_attacks(self.config.selfplay.payoff_attacks, forced=False)
         if not attacks:
-            return  # it wrote nothing readable: there is nobody to replay
+            return  # it wrote nothing readable, so there is nothing to replay
         member = PoolMember(name=name, attacks=tuple(attacks))
         self.state.pool.append(member)
         row: list[float] = []
-        kept = snapshot(self.guard.adapter)
+        kept = snapshot(self.guard.parameters)
         for column, threshold in zip(self.state.guards, self.state.thresholds, strict=True):
-            load_parameters(self.guard.adapter, self.columns[column])
+            load_parameters(self.guard.parameters, self.columns[column])
             row.append(self._success_rate(member, threshold))
-        load_parameters(self.guard.adapter, kept)
+        load_parameters(self.guard.parameters, kept)
         self.state.payoff.append(row)
 
     def _add_column(self, name: str) -> None:
         threshold = self.calibrate()
         self.state.guards.append(name)
         self.state.thresholds.append(threshold)
-        self.columns[name] = snapshot(self.guard.adapter)
+        self.columns[name] = snapshot(self.guard.parameters)
         for row, member in zip(self.state.payoff, self.state.pool, strict=True):
             row.append(self._success_rate(member, threshold))
         self.state.best_guard = self._select()
@@ -307,8 +310,8 @@ class Trainer:
             scenarios = [self.rng.choice(self._harmful) for _ in range(count)]
             share = self.config.attacker.forced_share if forced else 0.0
             openings = self._draw_openings(count, 1, share)
-            writing = self.attacker.write(scenarios, 1, self.generator, openings)
-            attacks += _usable(self._play(scenarios, writing.texts, guarded=False, weight=0.0))
+            written = self.attacker.write(scenarios, 1, self.generator, openings).writing
+            attacks += _usable(self._play(scenarios, written.texts, guarded=False, weight=0.0))
         return attacks
 
     def _play(
@@ -341,21 +344,40 @@ class Trainer:
 
     # -- state -----------------------------------------------------------------------------
 
-    def files(self, now: datetime | None = None, stage: Stage | None = None) -> dict[str, Buffer]:
-        """The five files of a checkpoint; `stage` holds them until it is filled again."""
-        return checkpoint_files(self, now or datetime.now(UTC), stage or Stage())
+    def files(
+        self, now: datetime | None = None, buffers: CheckpointBuffers | None = None
+    ) -> dict[str, Buffer]:
+        """Return the five files of a checkpoint; `buffers` hold them until the next call."""
+        return checkpoint_files(
+            self.engine,
+            self.config.model,
+            self.state,
+            self._roles(),
+            rng=self.rng,
+            generator=self.generator,
+            now=now or datetime.now(UTC),
+            buffers=buffers or CheckpointBuffers(),
+        )
 
     def load(self, files: Mapping[str, Buffer]) -> None:
         """Continue from the five files of a checkpoint.
 
         Raises:
-            CheckpointError: it belongs to another base model or another version.
+            CheckpointError: The files belong to another base model or another version.
         """
-        restore(self, files)
+        self.state = restore(
+            files, self.engine, self._roles(), rng=self.rng, generator=self.generator
+        )
+
+    def _roles(self) -> list[SavedRole]:
+        return [
+            SavedRole("attacker", self.attacker, self.starts),
+            SavedRole("guard", self.guard, self.columns),
+        ]
 
 
 def _usable(episodes: Sequence[Episode]) -> list[PoolAttack]:
-    """What the guard may train on: readable, undrifted, unreserved, judged."""
+    """Attacks that the guard may train on: readable, undrifted, unreserved and judged."""
     return [
         PoolAttack(
             text=e.attack.text,
@@ -371,10 +393,10 @@ def _usable(episodes: Sequence[Episode]) -> list[PoolAttack]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """0 of nothing: JSON has no NaN."""
+    """Return the mean, and 0 without values: JSON has no NaN."""
     return float(np.mean(values)) if values else 0.0
 
 
 def _decay(done: int, total: int, final: float) -> float:
-    """Linear from 1 to `final`."""
+    """Fall linearly from 1 to `final`."""
     return 1 - (1 - final) * min(1.0, done / max(1, total))

@@ -1,6 +1,6 @@
 """Losses of both players, each one a formula.
 
-Shape letters: B prompts; N completions, L tokens, V vocabulary.
+Shape letters: B prompts; N completions, L tokens.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def exact_policy_gradient(z_B: Tensor, gain_B: Tensor) -> Tensor:
-    """-J with J = mean of p_b r_b + (1 - p_b) r_a, up to a constant: -mean(p_b (r_b - r_a)).
+    """Return -J with J = mean of p_b r_b + (1 - p_b) r_a, up to a constant: -mean(p_b (r_b - r_a)).
 
-    The all-action policy gradient (Petit et al. 2019, arXiv 1910.09093): no sampling noise, since
-    the surrogate's answer tells both rewards.
+    This is the all-action policy gradient (Petit et al. 2019, arXiv 1910.09093). It has no sampling
+    noise, since the surrogate's answer tells both rewards.
 
     Args:
         z_B: verdict scores.
@@ -24,21 +24,21 @@ def exact_policy_gradient(z_B: Tensor, gain_B: Tensor) -> Tensor:
 
 
 def weighted_cross_entropy(z_B: Tensor, gain_B: Tensor) -> Tensor:
-    """Mean of |gain| log(1 + exp(-sign(gain) z)).
+    """Return the mean of |gain| log(1 + exp(-sign(gain) z)).
 
-    Bayes-consistent for the same decision; its gradient does not vanish where the guard is
-    confidently wrong.
+    It is Bayes-consistent for the same decision, and its gradient does not vanish where the guard
+    is confidently wrong.
     """
     return (gain_B.abs() * F.softplus(-gain_B.sign() * z_B)).mean()
 
 
 def sampled_policy_gradient(z_B: Tensor, gain_B: Tensor, uniform_B: Tensor) -> Tensor:
-    """REINFORCE with one sampled verdict a prompt and the batch-mean reward as baseline.
+    """Return the REINFORCE loss with one sampled verdict a prompt and the batch mean as baseline.
 
     Args:
         z_B: verdict scores.
         gain_B: r_b - r_a; rewards are taken as r_b = gain / 2, r_a = -gain / 2.
-        uniform_B: in [0, 1), draws the verdicts.
+        uniform_B: uniform numbers in [0, 1) that draw the verdicts.
     """
     block_B = uniform_B < torch.sigmoid(z_B.detach())
     reward_B = torch.where(block_B, gain_B, -gain_B) / 2
@@ -48,13 +48,13 @@ def sampled_policy_gradient(z_B: Tensor, gain_B: Tensor, uniform_B: Tensor) -> T
 
 
 def binary_entropy(z_B: Tensor) -> Tensor:
-    """Mean entropy of the verdict, in nats."""
+    """Return the mean entropy of the verdict, in nats."""
     p = torch.sigmoid(z_B)
     return (p * F.softplus(-z_B) + (1 - p) * F.softplus(z_B)).mean()
 
 
 def binary_kl(z_B: Tensor, reference_B: Tensor) -> Tensor:
-    """Mean KL(verdict || reference verdict), in nats, exact."""
+    """Return the mean KL(verdict || reference verdict), exact, in nats."""
     p = torch.sigmoid(z_B)
     block = F.logsigmoid(z_B) - F.logsigmoid(reference_B)
     allow = F.logsigmoid(-z_B) - F.logsigmoid(-reference_B)
@@ -64,15 +64,15 @@ def binary_kl(z_B: Tensor, reference_B: Tensor) -> Tensor:
 def clipped_policy_gradient(
     logp_NL: Tensor, old_NL: Tensor, advantage_N: Tensor, mask_NL: Tensor, clip: float, scale: float
 ) -> Tensor:
-    """-(1 / scale) sum of min(rho A, clip(rho, 1 - eps, 1 + eps) A) over sampled tokens.
+    """Return -(1 / scale) sum of min(rho A, clip(rho, 1 - eps, 1 + eps) A) over sampled tokens.
 
     Args:
         logp_NL: log-probabilities under the policy being trained.
-        old_NL: under the policy that sampled.
-        advantage_N: one a completion.
+        old_NL: log-probabilities under the policy that sampled.
+        advantage_N: advantage of each completion.
         mask_NL: 1 on sampled tokens.
-        clip: eps (Schulman et al. 2017).
-        scale: a constant, max tokens x batch, so that long completions are not favoured.
+        clip: eps (PPO, Schulman et al. 2017).
+        scale: constant (max tokens x batch), so that long completions are not favoured.
     """
     ratio_NL = (logp_NL - old_NL).exp()
     A_N1 = advantage_N[:, None]
@@ -80,13 +80,6 @@ def clipped_policy_gradient(
     return -(surrogate * mask_NL).sum() / scale
 
 
-def full_kl(logp_NLV: Tensor, reference_NLV: Tensor, mask_NL: Tensor) -> Tensor:
-    """Mean over sampled tokens of the exact KL(policy || reference), in nats."""
-    kl_NL = (logp_NLV.exp() * (logp_NLV - reference_NLV)).sum(-1)
-    return (kl_NL * mask_NL).sum() / mask_NL.sum().clamp(min=1)
-
-
-def k3_kl(logp_NL: Tensor, reference_NL: Tensor, mask_NL: Tensor) -> Tensor:
-    """Mean of exp(d) - d - 1, d = log ref - log pi, over sampled tokens (Schulman 2020)."""
-    d = reference_NL - logp_NL
-    return ((d.exp() - d - 1) * mask_NL).sum() / mask_NL.sum().clamp(min=1)
+def masked_mean(values_NL: Tensor, mask_NL: Tensor) -> Tensor:
+    """Return the mean of the values where the mask is 1; 0 if it is nowhere."""
+    return (values_NL * mask_NL).sum() / mask_NL.sum().clamp(min=1)

@@ -1,28 +1,42 @@
-"""What a trainer knows besides weights, and how it becomes bytes and back, bit for bit."""
+"""The state of a trainer as the five files of a checkpoint, and back, bit for bit."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tsgb.checkpoint.codec import generator_state, set_generator_state
+from tsgb.checkpoint.codec import (
+    TensorFile,
+    decode_optimizer,
+    decode_tensors,
+    generator_state,
+    optimizer_content,
+    set_generator_state,
+)
 from tsgb.checkpoint.documents import parse_json_object
+from tsgb.config import ModelConfig
 from tsgb.envs.pool import PoolAttack, PoolMember
 from tsgb.errors import CheckpointError
+from tsgb.models.engine import Engine
+from tsgb.models.weights import load_parameters
+from tsgb.trainer.players import Player
 from tsgb.types import Buffer
 
 STATE_VERSION = 1
+"""Version of the content of `trainer_state.json`."""
 
 
 @dataclass(slots=True)
 class TrainerState:
-    """Everything that the next update depends on, weights and optimizers apart."""
+    """All that the next update depends on, weights, optimizers and generators apart."""
 
     step: int = 0
     """Updates done."""
@@ -31,38 +45,190 @@ class TrainerState:
     threshold: float = 0.0
     """tau: the guard's operating point, in units of the score."""
     mu: float = 0.0
-    """Dual variable: extra price of a false positive."""
+    """Dual variable: extra price of a false positive, in units of the reward."""
     successes: Counter[str] = field(default_factory=Counter)
     """Violations by attack signature, for the novelty bonus."""
     buffer: list[PoolAttack] = field(default_factory=list)
     """Attacks of this round, newest last."""
     pool: list[PoolMember] = field(default_factory=list)
+    """Earlier attackers, oldest first: the rows of the payoff."""
     payoff: list[list[float]] = field(default_factory=list)
-    """[attackers][guards] ASR at each guard's own threshold."""
+    """[attackers][guards] ASR at each guard's own threshold, in [0, 1]."""
     guards: list[str] = field(default_factory=list)
     """Names of the payoff's columns."""
     thresholds: list[float] = field(default_factory=list)
-    """tau of each column."""
+    """tau of each column, in units of the score."""
     best_guard: int = -1
     """Column with the lowest worst case; -1 before the first one."""
 
 
-def encode_state(state: TrainerState, rng: Random, generator: torch.Generator) -> dict[str, Any]:
-    """JSON-ready content of `trainer_state.json`."""
-    return {
+@dataclass(frozen=True, slots=True)
+class SavedRole:
+    """A role of a run, as two files of a checkpoint hold it."""
+
+    name: str
+    """`attacker` or `guard`: part of the names of the files."""
+    player: Player
+    """The role's current weights and its optimizer."""
+    kept: dict[str, dict[str, Tensor]]
+    """Further weights of the role, by group: starts of the attacker, columns of the guard."""
+
+    @property
+    def weights_file(self) -> str:
+        """Name of the file with the weights."""
+        return f"{self.name}.safetensors"
+
+    @property
+    def optimizer_file(self) -> str:
+        """Name of the file with the optimizer's moments."""
+        return f"optim_{self.name}.safetensors"
+
+
+class CheckpointBuffers:
+    """Memory for the tensors of one checkpoint, reused by the next one."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, TensorFile] = {}
+
+    def fill(
+        self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, object]
+    ) -> memoryview:
+        """Copy the tensors of one file in; the view is valid until the next `fill` of it."""
+        return self._files.setdefault(name, TensorFile()).fill(tensors, about)
+
+
+def checkpoint_files(
+    engine: Engine,
+    config: ModelConfig,
+    state: TrainerState,
+    roles: Sequence[SavedRole],
+    *,
+    rng: Random,
+    generator: torch.Generator,
+    now: datetime,
+    buffers: CheckpointBuffers,
+) -> dict[str, Buffer]:
+    """Return the five files; equal states give equal bytes, the timestamp apart.
+
+    Args:
+        engine: names the base that the roles belong to.
+        config: kind and rank of the adapters.
+        state: all other state, between two updates.
+        roles: attacker and guard.
+        rng: generator of the game.
+        generator: generator of the models.
+        now: timestamp of `trainer_state.json`.
+        buffers: holds the files until it is filled again.
+    """
+    about = {
+        "base": engine.name,
+        "base_sha256": engine.sha256,
+        "adapter": config.adapter,
+        "rank": config.rank,
+        "selected": state.guards[state.best_guard] if state.guards else "",
+    }
+    files: dict[str, Buffer] = {}
+    for role in roles:
+        weights = role.player.parameters
+        groups = {"current": weights, **role.kept}
+        files[role.weights_file] = buffers.fill(role.weights_file, join_groups(groups), about)
+        moments, layout = optimizer_content(role.player.optimizer, weights)
+        files[role.optimizer_file] = buffers.fill(role.optimizer_file, moments, layout)
+    content = {
         "state_version": STATE_VERSION,
         "state": asdict(state) | {"successes": dict(sorted(state.successes.items()))},
         "python_rng": generator_state(rng),
         "torch_rng": generator_state(generator),
+        "timestamp": now.isoformat(),
     }
+    files["trainer_state.json"] = json.dumps(content, indent=1, sort_keys=True).encode()
+    return files
 
 
-def decode_state(data: Buffer, rng: Random, generator: torch.Generator) -> TrainerState:
-    """Read `trainer_state.json` and set both generators.
+def restore(
+    files: Mapping[str, Buffer],
+    engine: Engine,
+    roles: Sequence[SavedRole],
+    *,
+    rng: Random,
+    generator: torch.Generator,
+) -> TrainerState:
+    """Put what five files hold into fresh roles and generators, and return the other state.
 
     Raises:
-        CheckpointError: written by another version.
+        CheckpointError: The files belong to another base model or another version.
     """
+    for role in roles:
+        tensors, about = decode_tensors(files[role.weights_file])
+        check_base(about, engine, "the checkpoint")
+        groups = split_groups(tensors)
+        load_parameters(role.player.parameters, groups.pop("current"))
+        role.kept.clear()
+        role.kept.update(groups)
+        role.player.restart_optimizer()
+        decode_optimizer(files[role.optimizer_file], role.player.optimizer, role.player.parameters)
+    return _decode_state(files["trainer_state.json"], rng, generator)
+
+
+def read_role(
+    data: Buffer, engine: Engine, config: ModelConfig, what: str
+) -> tuple[dict[str, dict[str, Tensor]], str]:
+    """Read the weights in a role's file of a checkpoint.
+
+    Args:
+        data: content of the file.
+        engine: the base that the weights must belong to.
+        config: kind and rank that the adapters must have.
+        what: name of the file's owner, for messages.
+
+    Returns:
+        The tensors by group, `current` among them, and the name of the guard that was selected
+        (`current` as long as there is none).
+
+    Raises:
+        CheckpointError: They belong to another base, or to adapters of another kind.
+    """
+    tensors, about = decode_tensors(data)
+    check_base(about, engine, what)
+    kind = (about.get("adapter"), about.get("rank"))
+    if kind != (config.adapter, config.rank):
+        raise CheckpointError(
+            f"{what} has adapters of kind {kind[0]!r} and rank {kind[1]!r}, its config.json says "
+            f"{config.adapter!r} and {config.rank}: one of the two is of another run"
+        )
+    return split_groups(tensors), str(about.get("selected") or "current")
+
+
+def check_base(about: Mapping[str, Any], engine: Engine, what: str) -> None:
+    """Refuse adapters of another base model.
+
+    Raises:
+        CheckpointError: `about`, the metadata of `what`, names other base weights than `engine`'s.
+    """
+    if about.get("base_sha256") != engine.sha256:
+        raise CheckpointError(
+            f"{what} was trained on base {about.get('base')} "
+            f"{str(about.get('base_sha256'))[:12]}, this machine has {engine.sha256[:12]}: "
+            "use the same environment, profile, world seed and torch version"
+        )
+
+
+def join_groups(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Flatten named groups of tensors to `group/name`."""
+    return {f"{group}/{name}": t for group, ts in groups.items() for name, t in ts.items()}
+
+
+def split_groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Undo `join_groups`."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    return groups
+
+
+def _decode_state(data: Buffer, rng: Random, generator: torch.Generator) -> TrainerState:
+    """Read `trainer_state.json` and set both generators."""
     try:
         content = parse_json_object(bytes(data))
     except ValueError as error:
@@ -83,17 +249,3 @@ def decode_state(data: Buffer, rng: Random, generator: torch.Generator) -> Train
     successes: Counter[str] = Counter(raw.pop("successes"))
     buffer = [PoolAttack(**attack) for attack in raw.pop("buffer")]
     return TrainerState(**raw, successes=successes, buffer=buffer, pool=pool)
-
-
-def join(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Flatten named groups of tensors to `group/name`."""
-    return {f"{group}/{name}": t for group, ts in groups.items() for name, t in ts.items()}
-
-
-def split(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The inverse of `join`."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        group, _, name = key.partition("/")
-        groups.setdefault(group, {})[name] = tensor
-    return groups

@@ -62,9 +62,9 @@ def variance_ratio(
     """
     exact: list[Tensor] = []
     sampled: list[Tensor] = []
-    parameters = list(guard.adapter.parameters.values())
+    parameters = list(guard.parameters.values())
     for batch in batches:
-        z_B = guard.model.scores(guard.adapter, guard.template, batch.prompts)
+        z_B = guard.engine.scores(guard.role, guard.template, batch.prompts)
         gain_B = torch.tensor(batch.gains)
         uniform_B = torch.rand(len(z_B), generator=generator)
         losses = (

@@ -33,7 +33,7 @@ from tsgb.config import RunConfig
 from tsgb.errors import CheckpointError, ConfigError, StoreError, StoreFull
 from tsgb.logging import get_logger
 from tsgb.trainer.loop import Trainer
-from tsgb.trainer.saving import Stage
+from tsgb.trainer.state import CheckpointBuffers
 from tsgb.types import Buffer, CheckpointRef
 
 KEEP_CHECKPOINTS = 3
@@ -88,7 +88,7 @@ class Checkpointer:
         self._spool: CheckpointStore | None = None
         self._origin = self.run
         """Run or spool from which `resume` read the state."""
-        self._saver = Saver(self._commit, Stage, clock)
+        self._saver = Saver(self._commit, CheckpointBuffers, clock)
         self._saved: CheckpointRef | None = None
         self._snapshot_at = clock()
         self._stall_seconds = 0.0
@@ -281,8 +281,8 @@ class Checkpointer:
             return step % self.config.checkpoint_interval == 0
         return self._clock() - self._snapshot_at >= self.interval_seconds
 
-    def _take(self, trainer: Trainer, metrics: Metrics, stage: Stage) -> Snapshot:
-        files: dict[str, Buffer] = trainer.files(stage=stage)
+    def _take(self, trainer: Trainer, metrics: Metrics, buffers: CheckpointBuffers) -> Snapshot:
+        files: dict[str, Buffer] = trainer.files(buffers=buffers)
         return Snapshot(trainer.state.step, trainer.state.episode, files, metrics())
 
     def _commit(self, snapshot: Snapshot) -> CheckpointRef:

@@ -14,7 +14,7 @@ from tsgb.envs.canary import CanaryEnvironment
 from tsgb.envs.canary.world import CONSONANTS, SINGLE_TOKENS, VOWELS
 from tsgb.errors import UsageError
 from tsgb.models import smollm2
-from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.pretrained import load_pretrained
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.targets.local import ChatTarget
@@ -96,7 +96,7 @@ def test_real_weights_answer_and_a_damaged_file_is_rebuilt(cache: Path) -> None:
     directory = smollm2.find_smollm2(cache)
     digest = smollm2.sha256(directory / "model.safetensors")
     tokenizer = Tokenizer.from_directory(directory)
-    model = LanguageModel(load_pretrained(directory), tokenizer, name="smol", sha256=digest)
+    model = FastEngine(load_pretrained(directory), tokenizer, name="smol", sha256=digest)
     (response,) = ChatTarget("T", model, 12).answer(
         [[{"role": "user", "content": "What is the capital of France?"}]]
     )

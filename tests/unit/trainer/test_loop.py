@@ -20,7 +20,7 @@ from tests.fakes.miniature import (
 )
 from tsgb.config import Arm, arm_overrides
 from tsgb.envs.glyph import GlyphEnvironment
-from tsgb.models.fast.adapters import load_parameters, snapshot
+from tsgb.models.weights import load_parameters, snapshot
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.loop import Metrics, Trainer
 from tsgb.trainer.players import GuardPlayer
@@ -33,7 +33,7 @@ class ScriptedGuard(GuardPlayer):
     """Knows all labels; with its final norm at zero it blocks everything instead."""
 
     def score(self, prompts: Sequence[str]) -> Tensor:
-        if not self.adapter.parameters[NORM].any():
+        if not self.parameters[NORM].any():
             return torch.full((len(prompts),), 5.0)
         return torch.tensor([3.0 if world().label(prompt) else -3.0 for prompt in prompts])
 
@@ -47,7 +47,7 @@ def scripted(overrides: dict[str, Any]) -> Trainer:
     """A trainer whose guard never learns, but is perfect from the start."""
     trainer = make_trainer(miniature_config({"guard": {"lr": 0.0, "sft_lr": 0.0}}, overrides))
     guard = trainer.guard
-    trainer.guard = ScriptedGuard(guard.model, world(), guard.config, guard.adapter)
+    trainer.guard = ScriptedGuard(guard.engine, world(), guard.config, guard.role)
     return trainer
 
 
@@ -59,8 +59,8 @@ def run(trainer: Trainer) -> list[Metrics]:
 
 
 def block_everything(trainer: Trainer) -> None:
-    weights = snapshot(trainer.guard.adapter)
-    load_parameters(trainer.guard.adapter, {**weights, NORM: torch.zeros_like(weights[NORM])})
+    weights = snapshot(trainer.guard.parameters)
+    load_parameters(trainer.guard.parameters, {**weights, NORM: torch.zeros_like(weights[NORM])})
 
 
 def test_a_guard_that_blocks_everything_has_fpr_one_and_is_never_selected() -> None:
@@ -105,12 +105,12 @@ def test_the_price_of_false_positives_rises_and_falls_within_its_bounds() -> Non
     while trainer.phase().kind != "guard":
         trainer.step()
     trainer.step()
-    perfect = snapshot(trainer.guard.adapter)
+    perfect = snapshot(trainer.guard.parameters)
     trainer.state.mu = 0.0
     block_everything(trainer)
     rising = [trainer.step()["mu"] for _ in range(3)]
     assert rising == pytest.approx([0.75 * 0.9, 1.25, 1.25])
-    load_parameters(trainer.guard.adapter, perfect)
+    load_parameters(trainer.guard.parameters, perfect)
     trainer.state.mu = 0.1
     assert [trainer.step()["mu"] for _ in range(3)] == pytest.approx([0.025, 0.0, 0.0])
 
@@ -135,14 +135,14 @@ def test_calibration_prompts_are_benign_and_the_same_for_all_guards() -> None:
 
 def test_no_attacker_plays_in_the_supervised_baseline() -> None:
     trainer = make_trainer(miniature_config(arm_overrides(Arm.SFT)))
-    start = snapshot(trainer.attacker.adapter)
+    start = snapshot(trainer.attacker.parameters)
     metrics = run(trainer)
     assert {m["phase"] for m in metrics} == {"sft_guard", "guard"}
     assert trainer.state.episode == 0
     assert trainer.state.pool == []
     assert trainer.state.guards == ["sft", "round-1", "round-2"]
     assert trainer.state.best_guard == 2
-    assert all(torch.equal(t, trainer.attacker.adapter.parameters[n]) for n, t in start.items())
+    assert all(torch.equal(t, trainer.attacker.parameters[n]) for n, t in start.items())
 
 
 def test_the_frozen_attacker_does_not_learn_after_its_warm_up() -> None:
@@ -150,7 +150,7 @@ def test_the_frozen_attacker_does_not_learn_after_its_warm_up() -> None:
     metrics = run(trainer)
     assert {m["phase"] for m in metrics} == {"sft_attacker", "warmup", "sft_guard", "guard"}
     assert [member.name for member in trainer.state.pool] == ["warm"]
-    warm, now = trainer.starts["warm"], trainer.attacker.adapter.parameters
+    warm, now = trainer.starts["warm"], trainer.attacker.parameters
     assert all(torch.equal(t, now[n]) for n, t in warm.items())
     assert trainer.state.buffer, "its attacks are sampled anew before each guard phase"
 
@@ -174,7 +174,7 @@ def test_where_an_attacker_starts_each_round(reinitialise: bool, starts: list[st
         phase, begins = trainer.phase(), trainer.state.step == trainer.phase().start
         trainer.step()
         if phase.kind == "attacker" and begins:
-            here = trainer.attacker.adapter.parameters[NORM]
+            here = trainer.attacker.parameters[NORM]
             found += [name for name, t in trainer.starts.items() if torch.equal(t[NORM], here)]
     assert found == starts
 
@@ -200,7 +200,7 @@ def test_a_guard_that_has_not_changed_is_not_calibrated_again() -> None:
 
 def test_without_a_warm_up_attackers_start_from_their_supervised_start() -> None:
     trainer = make_trainer(miniature_config({"attacker": {"warmup_steps": 0}}))
-    untouched = snapshot(trainer.attacker.adapter)
+    untouched = snapshot(trainer.attacker.parameters)
     while trainer.phase().kind == "sft_attacker":
         trainer.step()
     assert torch.equal(trainer.starts["warm"][NORM], trainer.starts["sft"][NORM])

@@ -15,8 +15,8 @@ from tests.fakes.miniature import (
     untrained_model,
     world,
 )
-from tsgb.models.fast.adapters import snapshot
-from tsgb.trainer.players import AttackerPlayer, GuardPlayer, Writing, make_adapter
+from tsgb.models.weights import snapshot
+from tsgb.trainer.players import AttackBatch, AttackerPlayer, GuardPlayer
 from tsgb.types import Split, StreamKind
 
 CONFIG = miniature_config({"attacker": {"kl": 0.5, "entropy": 0.1}})
@@ -27,25 +27,23 @@ def make_attacker() -> AttackerPlayer:
     """Off its base, so that its divergence from it has a gradient."""
     model = untrained_model()
     generator = torch.Generator().manual_seed(5)
-    adapter = make_adapter(model, CONFIG.model, generator)
+    role = model.add_role(CONFIG.model, generator)
     with torch.no_grad():
-        for parameter in adapter.parameters.values():
+        for parameter in model.parameters(role).values():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
-    return AttackerPlayer(model, world(), CONFIG.attacker, adapter)
+    return AttackerPlayer(model, world(), CONFIG.attacker, role)
 
 
-def write(attacker: AttackerPlayer, seed: int = 1) -> Writing:
+def write(attacker: AttackerPlayer, seed: int = 1) -> AttackBatch:
     scenarios = [*harmful_scenarios(2), *benign_scenarios(1)]
     return attacker.write(scenarios, K, torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
-def logp(attacker: AttackerPlayer, writing: Writing) -> Tensor:
+def logp(attacker: AttackerPlayer, batch: AttackBatch) -> Tensor:
     """Log-probabilities [N, L] of what was written, now; 0 where nothing was sampled."""
-    done = writing.completions
-    logits = attacker.model.completion_logits(attacker.adapter, writing.prompts, done)
-    found = logits.log_softmax(-1).gather(-1, done.ids_NL[..., None]).squeeze(-1)
-    return found * done.sampled_NL
+    found = attacker.engine.logps(attacker.role, batch.writing, 1.0).logp_NL
+    return found * batch.writing.sampled_NL
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -54,10 +52,10 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_without_spread_in_any_group_nothing_changes() -> None:
     attacker = make_attacker()
-    before = snapshot(attacker.adapter)
+    before = snapshot(attacker.parameters)
     metrics = attacker.learn(write(attacker), [0.4] * K + [1.0] * K + [-0.3] * K, lr=0.1)
     assert metrics["live_groups"] == 0
-    assert equal(snapshot(attacker.adapter), before)
+    assert equal(snapshot(attacker.parameters), before)
     assert not attacker.optimizer.state, "not even a moment"
 
 
@@ -67,15 +65,15 @@ def test_a_group_without_spread_adds_nothing_not_even_its_divergence() -> None:
     results: list[dict[str, Tensor]] = []
     for word in (None, 7):
         attacker = make_attacker()
-        writing = write(attacker)
+        batch = write(attacker)
         if word is not None:
-            writing.completions.ids_NL[K : 2 * K] = word
-            writing.completions.logp_NL[K : 2 * K] = -1.0
-        metrics = attacker.learn(writing, rewards, lr=0.1)
+            batch.writing.ids_NL[K : 2 * K] = word
+            batch.writing.logp_NL[K : 2 * K] = -1.0
+        metrics = attacker.learn(batch, rewards, lr=0.1)
         assert metrics["live_groups"] == pytest.approx(2 / 3)
         assert metrics["kl"] > 0
-        results.append(snapshot(attacker.adapter))
-    assert not equal(results[0], snapshot(make_attacker().adapter)), "the others do learn"
+        results.append(snapshot(attacker.parameters))
+    assert not equal(results[0], snapshot(make_attacker().parameters)), "the others do learn"
     assert equal(*results)
 
 
@@ -85,26 +83,26 @@ def test_rewards_that_differ_by_a_constant_give_the_same_update() -> None:
         attacker = make_attacker()
         rewards = [shift + r for r in (1.0, 0.0, 0.5, 0.0, 0.0, 0.25, 0.0, 0.5, 0.5)]
         attacker.learn(write(attacker), rewards, lr=0.1)
-        results.append(snapshot(attacker.adapter))
+        results.append(snapshot(attacker.parameters))
     assert equal(*results)
 
 
 def test_what_is_learnt_from_is_what_was_sampled() -> None:
     """Sampling and learning agree on log-probabilities, or no ratio would be 1."""
     attacker = make_attacker()
-    writing = write(attacker)
-    mask = writing.completions.sampled_NL
+    batch = write(attacker)
+    mask = batch.writing.sampled_NL
     torch.testing.assert_close(
-        logp(attacker, writing)[mask], writing.completions.logp_NL[mask], rtol=1e-4, atol=1e-5
+        logp(attacker, batch)[mask], batch.writing.logp_NL[mask], rtol=1e-4, atol=1e-5
     )
 
 
 def test_an_update_makes_what_earned_more_more_likely() -> None:
     attacker = make_attacker()
-    writing = write(attacker)
-    before = logp(attacker, writing)[::K].sum()
-    attacker.learn(writing, [1.0, 0.0, 0.0] * 3, lr=1e-3)
-    assert logp(attacker, writing)[::K].sum() > before
+    batch = write(attacker)
+    before = logp(attacker, batch)[::K].sum()
+    attacker.learn(batch, [1.0, 0.0, 0.0] * 3, lr=1e-3)
+    assert logp(attacker, batch)[::K].sum() > before
 
 
 @pytest.mark.parametrize("loss", ["exact_pg", "weighted_ce", "sampled_pg"])
@@ -112,7 +110,7 @@ def test_a_guard_learns_from_gains_alone(loss: str) -> None:
     model = untrained_model()
     generator = torch.Generator().manual_seed(5)
     config = CONFIG.guard.model_copy(update={"lm_replay": 0.0, "entropy": 0.0})
-    guard = GuardPlayer(model, world(), config, make_adapter(model, CONFIG.model, generator))
+    guard = GuardPlayer(model, world(), config, model.add_role(CONFIG.model, generator))
     texts = [p.text for p in world().stream(StreamKind.WIDE, Split.TRAIN, Random(3), 32)]
     gains = [3.0 if i % 2 else -2.0 for i in range(32)]
     learn = {"loss_name": loss, "replay": [], "lr": 3e-3, "generator": generator}

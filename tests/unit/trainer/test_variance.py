@@ -43,13 +43,13 @@ def test_the_ratio_is_that_of_the_traces_of_both_covariances() -> None:
     draws = torch.Generator().manual_seed(3)
 
     def gradient(batch: GuardBatch, *, sampled: bool, uniform: torch.Tensor) -> torch.Tensor:
-        z = guard.model.scores(guard.adapter, guard.template, batch.prompts)
+        z = guard.engine.scores(guard.role, guard.template, batch.prompts)
         gain = torch.tensor(batch.gains)
         loss = (
             sampled_policy_gradient(z, gain, uniform) if sampled else exact_policy_gradient(z, gain)
         )
         parts = torch.autograd.grad(
-            loss, list(guard.adapter.parameters.values()), materialize_grads=True, allow_unused=True
+            loss, list(guard.parameters.values()), materialize_grads=True, allow_unused=True
         )
         return torch.cat([part.flatten() for part in parts]).double()
 

@@ -1,18 +1,17 @@
-"""The weights of a role on a frozen base: a peft LoRA adapter, or whole weights for tiny bases.
+"""Roles of the fast engine: the frozen base, a LoRA adapter on it, or whole weights beside it.
 
-Adapters off is the base itself, which is the reference policy of both players: there is never a
-second copy of it in memory.
+The base itself is the reference policy of both players: there is never a second copy of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from tsgb.models.engine import Role
 from tsgb.models.fast.network import EMBEDDING, HEAD, Weights
 
 SMALL_PARAMETERS = 20_000_000
@@ -20,8 +19,8 @@ SMALL_PARAMETERS = 20_000_000
 input, activations kept for the backward pass, large batches."""
 
 
-class BaseWeights:
-    """The frozen tensors of a transformers causal LM, by their own names."""
+class BaseWeights(Role, Weights):
+    """The frozen tensors of a causal LM, by the names that transformers gives them."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = dict(tensors)
@@ -31,7 +30,7 @@ class BaseWeights:
 
     @classmethod
     def of(cls, module: nn.Module) -> BaseWeights:
-        """Share (not copy) a module's tensors."""
+        """Share a module's tensors, without a copy."""
         return cls({name: t.detach() for name, t in module.state_dict().items()})
 
     def tensor(self, name: str) -> Tensor:
@@ -51,39 +50,23 @@ class BaseWeights:
         return F.linear(x, weight)
 
     def recomputed(self, layer: int) -> Sequence[Tensor] | None:  # noqa: ARG002
-        """See `network.Weights`; nothing here is trained."""
+        """See `network.Weights`; the base is never trained."""
         return None
 
     def frozen(self) -> BaseWeights:
-        """See `Adapter`."""
+        """See `network.Weights`."""
         return self
 
 
-class Adapter(Protocol):
-    """A role's trainable parameters, and the forward pass through them."""
+class Adapter(Role, Weights):
+    """A role that is trained: its parameters, and the forward pass through them."""
 
     parameters: dict[str, nn.Parameter]
-    """By the names under which they are saved."""
-
-    def tensor(self, name: str) -> Tensor:
-        """See `network.Weights`."""
-        ...
-
-    def linear(self, x: Tensor, *names: str) -> Tensor:
-        """See `network.Weights`."""
-        ...
-
-    def recomputed(self, layer: int) -> Sequence[Tensor] | None:
-        """See `network.Weights`."""
-        ...
-
-    def frozen(self) -> Weights:
-        """The same function without gradients, cheaper to call often; until the next update."""
-        ...
+    """Trainable parameters by the names under which they are saved."""
 
 
-class FullAdapter:
-    """Whole weights: starts as a copy of the base."""
+class FullAdapter(Adapter):
+    """Whole weights, which start as a copy of the base."""
 
     def __init__(self, base: BaseWeights) -> None:
         tied = base.tensors[HEAD].data_ptr() == base.tensors[EMBEDDING].data_ptr()
@@ -96,7 +79,7 @@ class FullAdapter:
 
     @classmethod
     def around(cls, parameters: dict[str, nn.Parameter]) -> FullAdapter:
-        """Forward through (and train) a module's own parameters, no copy."""
+        """Train a module's own parameters in place, without a copy."""
         adapter = cls.__new__(cls)
         adapter.parameters = parameters
         adapter._tied = HEAD not in parameters
@@ -117,12 +100,12 @@ class FullAdapter:
         return None
 
     def frozen(self) -> Weights:
-        """See `Adapter`."""
+        """See `network.Weights`."""
         return BaseWeights({name: p.detach() for name, p in self.parameters.items()})
 
 
-class LoraAdapter:
-    """A LoRA adapter on every linear layer; `W x + B A x`, never merged.
+class LoraAdapter(Adapter):
+    """A LoRA adapter on every linear layer: `W x + B A x`, never merged (Hu et al. 2021).
 
     Names and shapes are those of a peft adapter with `target_modules="all-linear"` (a test loads it
     into peft), but peft itself would import transformers: 7 CPU seconds and 200 MB a process.
@@ -134,7 +117,7 @@ class LoraAdapter:
 
         Args:
             base: shared frozen tensors.
-            rank: r; alpha = r, so the scale is 1.
+            rank: LoRA rank r; alpha = r, so the scale is 1.
         """
         self._base = base
         self.parameters: dict[str, nn.Parameter] = {}
@@ -174,7 +157,7 @@ class LoraAdapter:
         return None if self._base.small else self._layers.get(layer)
 
     def frozen(self) -> Weights:
-        """See `Adapter`."""
+        """See `network.Weights`."""
         return self
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
@@ -183,19 +166,3 @@ class LoraAdapter:
         if pair is None:
             return y
         return y + F.linear(F.linear(x, pair[0]), pair[1])
-
-
-def load_parameters(adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors into an adapter, bit for bit.
-
-    Raises:
-        KeyError: a parameter is missing in `tensors`.
-    """
-    with torch.no_grad():
-        for name, parameter in adapter.parameters.items():
-            parameter.copy_(tensors[name])
-
-
-def snapshot(adapter: Adapter) -> dict[str, Tensor]:
-    """A detached copy of an adapter's parameters."""
-    return {name: p.detach().clone() for name, p in adapter.parameters.items()}

@@ -17,8 +17,8 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from tsgb.errors import ConfigError
-from tsgb.models.cache import WEIGHTS
 from tsgb.models.fast.recipes import add_weight
+from tsgb.models.weights import WEIGHTS
 
 _SUFFIXES = (
     "embed_tokens.weight",

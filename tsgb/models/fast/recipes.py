@@ -1,11 +1,12 @@
-"""Training the built-in tiny models from an environment's corpora.
+"""The built-in tiny models: made from recipes, and trained on an environment's corpora.
 
-It knows recipes and corpora, not worlds: what a text means is the environment's business.
+This module knows recipes and corpora; the meaning of a text is the environment's business.
+Shape letters: B rows, T columns of a padded grid, M positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from tsgb.envs.base import Environment
-from tsgb.models.fast.adapters import FullAdapter
-from tsgb.models.fast.engine import LabelledRows, label_texts, labelled_loss
-from tsgb.models.fast.network import Shape
+from tsgb.models.engine import Readout
+from tsgb.models.fast.adapters import BaseWeights, FullAdapter
+from tsgb.models.fast.fast_engine import LabelledRows, label_texts, labelled_loss
+from tsgb.models.fast.network import Shape, hidden_states, logits
+from tsgb.models.fast.packing import Rows
 from tsgb.models.optimizer import AdamW, clip_norm, one_cycle
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import backward, from_numpy
@@ -36,7 +39,7 @@ class GruModel(nn.Module):
         self.head = nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, ids_BT: Tensor, at_M: Tensor | None = None) -> Tensor:
-        """Logits [B, T, V], or [M, V] at flat positions `at_M` of the grid."""
+        """Return logits [B, T, V], or [M, V] at flat positions `at_M` of the grid."""
         out, _ = self.rnn(self.embed(ids_BT))
         return self.head(out if at_M is None else out.flatten(0, 1).index_select(0, at_M))
 
@@ -54,7 +57,7 @@ class TinyLlama(nn.Module):
     """The weights of a small transformers `LlamaForCausalLM`, under its names, without its code.
 
     Importing that code costs every worker 3 CPU seconds; `network.py` runs the weights as they are,
-    and `transformers` makes the real module for whoever needs one.
+    and `transformers` makes the real module where one is needed.
     """
 
     def __init__(self, recipe: ModelRecipe, tokenizer: Tokenizer) -> None:
@@ -92,7 +95,7 @@ class TinyLlama(nn.Module):
         add_weight(self, path, torch.empty(*shape))
 
     def transformers(self) -> nn.Module:
-        """The same weights in a transformers module."""
+        """Return the same weights in a transformers module."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
         module = LlamaForCausalLM(LlamaConfig(**self.settings))
@@ -101,12 +104,12 @@ class TinyLlama(nn.Module):
 
 
 def make_module(recipe: ModelRecipe, tokenizer: Tokenizer, seed: int) -> nn.Module:
-    """A freshly initialised module of the recipe's architecture.
+    """Return a freshly initialised module of the recipe's architecture.
 
     Args:
-        recipe: sizes.
+        recipe: architecture and sizes.
         tokenizer: gives the vocabulary.
-        seed: of the initial weights.
+        seed: determines the initial weights.
     """
     generator = torch.Generator().manual_seed(seed)
     if recipe.arch == "gru":
@@ -134,15 +137,15 @@ def train(
     seed: int,
     report: Report,
 ) -> None:
-    """Train `module` in place by the recipe (AdamW, one-cycle).
+    """Train `module` in place by its recipe, with AdamW and a one-cycle learning rate.
 
     Args:
         module: a LlamaForCausalLM or a GruModel.
         recipe: corpus, steps, batch, learning rate.
         env: gives the corpus.
         tokenizer: its tokenizer.
-        seed: of the data order.
-        report: progress.
+        seed: determines the order of the data.
+        report: told about progress.
     """
     rng = Random(seed)
     forward, parameters = _forward(module, tokenizer.pad_id)
@@ -172,3 +175,23 @@ def _forward(
     shape = Shape.of(config)
     own = FullAdapter.around(dict(module.named_parameters()))
     return lambda texts: labelled_loss(own, shape, texts), list(own.parameters.values())
+
+
+def readout(module: nn.Module, pad: int) -> Readout:
+    """Return the function that reads a module's answer at the ends of token rows."""
+    if isinstance(module, GruModel):
+
+        def gru(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+            packed = Rows(rows)
+            at_M = from_numpy(packed.grid.owned_N[packed.last(width)])
+            return module(packed.padded(pad), at_M)
+
+        return gru
+    config: Any = module.config
+    shape, weights = Shape.of(config), BaseWeights.of(module)
+
+    def llama(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+        packed = Rows(rows)
+        return logits(weights, hidden_states(weights, shape, packed, packed.last(width)))
+
+    return llama

@@ -16,8 +16,6 @@ from tsgb.models.fast.adapters import (
     BaseWeights,
     FullAdapter,
     LoraAdapter,
-    load_parameters,
-    snapshot,
 )
 from tsgb.models.fast.network import Shape, Weights, hidden_states, logits
 from tsgb.models.fast.packing import Rows
@@ -115,15 +113,3 @@ def test_large_bases_keep_no_joined_copies(
     with torch.no_grad():
         a, b = (last_logits(weights, module, rows) for weights in (joined, apart))
     torch.testing.assert_close(a, b, rtol=0, atol=3e-5)
-
-
-def test_parameters_are_restored_bit_for_bit(make_llama: MakeLlama) -> None:
-    adapter = FullAdapter(BaseWeights.of(make_llama()))
-    kept = snapshot(adapter)
-    with torch.no_grad():
-        for parameter in adapter.parameters.values():
-            parameter.add_(1.0)
-    load_parameters(adapter, kept)
-    assert all(torch.equal(adapter.parameters[name], tensor) for name, tensor in kept.items())
-    with pytest.raises(KeyError):
-        load_parameters(adapter, {})

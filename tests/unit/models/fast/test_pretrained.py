@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tests.fakes.chat_model import save_chat_model
-from tsgb.config import make_config
+from tsgb.config import ModelConfig, make_config
 from tsgb.envs import make_environment
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError
 from tsgb.models.fast.adapters import LoraAdapter
-from tsgb.models.fast.engine import LanguageModel
+from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.network import LARGE_VOCABULARY, hidden_states, logits, token_logps
 from tsgb.models.fast.packing import Rows
 from tsgb.models.fast.pretrained import load_pretrained
@@ -41,15 +41,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(saved: Path) -> LanguageModel:
+def model(saved: Path) -> FastEngine:
     module, tokenizer = load_pretrained(saved), Tokenizer.from_directory(saved)
-    return LanguageModel(module, tokenizer, name="tiny", sha256="0" * 64)
+    return FastEngine(module, tokenizer, name="tiny", sha256="0" * 64)
 
 
-def lora(model: LanguageModel) -> LoraAdapter:
+def lora(model: FastEngine) -> LoraAdapter:
     """An adapter that changes something: B is not zero."""
     generator = torch.Generator().manual_seed(3)
-    adapter = model.add_role(kind="lora", rank=2, generator=generator)
+    adapter = model.add_role(ModelConfig(adapter="lora", rank=2), generator)
     assert isinstance(adapter, LoraAdapter)
     with torch.no_grad():
         for name, parameter in adapter.parameters.items():
@@ -86,7 +86,7 @@ def test_tokens_and_templates_are_those_of_transformers(saved: Path) -> None:
 
 
 def test_numbers_are_those_of_transformers_and_adapters_those_of_peft(
-    saved: Path, model: LanguageModel
+    saved: Path, model: FastEngine
 ) -> None:
     import peft
     from transformers import LlamaForCausalLM
@@ -107,7 +107,7 @@ def test_numbers_are_those_of_transformers_and_adapters_those_of_peft(
             torch.testing.assert_close(ours, adapted(torch.tensor([ids])).logits[0])
 
 
-def test_activations_that_are_computed_again_give_the_same_gradient(model: LanguageModel) -> None:
+def test_activations_that_are_computed_again_give_the_same_gradient(model: FastEngine) -> None:
     adapter, template = lora(model), ENVIRONMENT.guard_template()
     found: list[list[torch.Tensor]] = []
     for small in (True, False):
@@ -120,7 +120,7 @@ def test_activations_that_are_computed_again_give_the_same_gradient(model: Langu
         torch.testing.assert_close(again, kept)
 
 
-def test_log_probabilities_in_parts_are_those_of_the_whole(model: LanguageModel) -> None:
+def test_log_probabilities_in_parts_are_those_of_the_whole(model: FastEngine) -> None:
     assert model.vocabulary > LARGE_VOCABULARY
     generator = torch.Generator().manual_seed(5)
     hidden = torch.randn(50, 24, generator=generator).requires_grad_()
@@ -136,7 +136,7 @@ def test_log_probabilities_in_parts_are_those_of_the_whole(model: LanguageModel)
     torch.testing.assert_close(found, wanted)
 
 
-def test_batches_bound_memory_and_change_nothing(model: LanguageModel) -> None:
+def test_batches_bound_memory_and_change_nothing(model: FastEngine) -> None:
     scenarios = [s for s in ENVIRONMENT.scenarios(Split.TRAIN) if s.harmful][:6]
     chats = [ENVIRONMENT.attacker_messages(s) for s in scenarios]
     texts = prompts(40)
@@ -144,12 +144,10 @@ def test_batches_bound_memory_and_change_nothing(model: LanguageModel) -> None:
     for small in (True, False):
         model.base.small = small
         adapter = lora(model)
-        _, completions, words = model.write(
-            adapter, chats, group=3, max_new_tokens=5, generator=None
-        )
-        assert len(words) == 18
-        assert completions.ids_NL.shape == completions.logp_NL.shape
-        written.append(words)
+        done = model.write(adapter, chats, group=3, max_new_tokens=5, generator=None)
+        assert len(done.texts) == len(done.prompts) == 18
+        assert done.ids_NL.shape == done.logp_NL.shape
+        written.append(done.texts)
         scored.append(model.score_all(adapter, ENVIRONMENT.guard_template(), texts))
     assert written[0] == written[1]
     torch.testing.assert_close(scored[0], scored[1])

@@ -7,16 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from tests.unit.models.conftest import VOCABULARY, MakeLlama
+from tsgb.models.engine import Role, k3_kl
+from tsgb.models.fast import fast_engine
 from tsgb.models.fast.adapters import FullAdapter
-from tsgb.models.fast.engine import LanguageModel, label_texts
-from tsgb.models.fast.packing import Rows
-from tsgb.models.fast.recipes import GruModel
+from tsgb.models.fast.fast_engine import FastEngine, label_texts
+from tsgb.models.fast.recipes import GruModel, readout
 from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.torch_typing import ints
 from tsgb.targets.local import ReadoutTarget
-from tsgb.types import GuardTemplate, TokenizerSpec, TrainingText
+from tsgb.types import GuardTemplate, Message, TokenizerSpec, TrainingText
 
 WORDS = ("PAD", "BOS", "SEP", "EOS", *(f"w{i}" for i in range(VOCABULARY - 4)))
 TEMPLATE = GuardTemplate(system="", answer="w0 w1", unsafe="w2", safe="w3")
+PROBE = torch.tensor([[1.0], [0.3], [2.0]])
+"""Weights of the three statistics in a loss."""
 PROMPTS = ["w9 w8 w7", "w9 w8", "w20", "w9 w8 w7", "w5 w6 w7 w8 w9 w10 w11"]
 
 
@@ -27,22 +31,31 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def model(make_llama: MakeLlama, tokenizer: Tokenizer) -> LanguageModel:
-    return LanguageModel(make_llama(2, tied=True), tokenizer, name="base", sha256="0")
+def model(make_llama: MakeLlama, tokenizer: Tokenizer) -> FastEngine:
+    return FastEngine(make_llama(2, tied=True), tokenizer, name="base", sha256="0")
 
 
-def reference(model: LanguageModel, parameters: dict[str, nn.Parameter], ids: list[int]) -> Tensor:
+def reference(model: FastEngine, parameters: dict[str, nn.Parameter], ids: list[int]) -> Tensor:
     call = torch.func.functional_call
     return call(model.module, dict(parameters), (torch.tensor([ids]),)).logits[0]
 
 
-def scores_by_transformers(model: LanguageModel, parameters: dict[str, nn.Parameter]) -> Tensor:
+def scores_by_transformers(model: FastEngine, parameters: dict[str, nn.Parameter]) -> Tensor:
     encode = model.tokenizer.encode
     unsafe, safe = encode("w2 w3")
     last = [
         reference(model, parameters, encode(f"BOS {p} SEP {TEMPLATE.answer}"))[-1] for p in PROMPTS
     ]
     return torch.stack([z[unsafe] - z[safe] for z in last])
+
+
+def moved(adapter: FullAdapter) -> FullAdapter:
+    """An adapter that differs from its base."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in adapter.parameters.values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    return adapter
 
 
 def same_gradients(adapter: FullAdapter, ours: Tensor, theirs: Tensor) -> None:
@@ -57,7 +70,7 @@ def same_gradients(adapter: FullAdapter, ours: Tensor, theirs: Tensor) -> None:
         assert float((mine - other).norm() / other.norm()) < 4e-5, name
 
 
-def test_scores_and_their_gradient(model: LanguageModel) -> None:
+def test_scores_and_their_gradient(model: FastEngine) -> None:
     adapter = FullAdapter(model.base)
     probe = torch.tensor([1.0, -2.0, 0.5, 3.0, 1.0])
     ours = model.scores(adapter, TEMPLATE, PROMPTS)
@@ -70,36 +83,78 @@ def test_scores_and_their_gradient(model: LanguageModel) -> None:
     assert model.score_all(adapter, TEMPLATE, []).shape == (0,)
 
 
-def test_completion_logits_and_their_gradient(model: LanguageModel) -> None:
-    adapter = FullAdapter(model.base)
-    prompts, out, texts = model.write(
+def test_token_statistics_and_their_gradient(model: FastEngine) -> None:
+    adapter = moved(FullAdapter(model.base))
+    out = model.write(
         adapter,
         [[{"role": "user", "content": p}] for p in PROMPTS],
         group=2,
         max_new_tokens=6,
         generator=torch.Generator().manual_seed(0),
+        temperature=0.7,
         openings=["w4", ""] * len(PROMPTS),
     )
-    assert len(texts) == 2 * len(PROMPTS)
-    assert all(text.startswith("w4") for text in texts[::2])
-    rows = [prompt for prompt in prompts for _ in range(2)]
-    out_logits = model.completion_logits(adapter, rows, out)
-    assert out_logits.shape == (*out.ids_NL.shape, VOCABULARY)
-    losses: list[Tensor] = []
-    wanted: list[Tensor] = []
-    for number, (prompt, length) in enumerate(zip(rows, out.lengths_N.tolist(), strict=True)):
+    assert len(out.texts) == len(out.prompts) == 2 * len(PROMPTS)
+    assert all(text.startswith("w4") for text in out.texts[::2])
+    now = model.logps(adapter, out, 0.7)
+    base = dict(model.module.named_parameters())
+    ours: list[Tensor] = []
+    theirs: list[Tensor] = []
+    for number, (prompt, length) in enumerate(zip(out.prompts, ints(out.lengths_N), strict=True)):
         ids = out.ids_NL[number, :length]
-        whole = reference(model, adapter.parameters, [*prompt, *ids.tolist()])
-        theirs = whole[len(prompt) - 1 : -1].log_softmax(-1)
-        ours = out_logits[number, :length].log_softmax(-1)
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-5)
-        recorded = out.logp_NL[number, :length]
-        again = ours.gather(-1, ids[:, None]).squeeze(-1)
-        torch.testing.assert_close(again, recorded, rtol=0, atol=3e-5)
-        assert not out_logits[number, length:].any()
-        losses.append(again.sum())
-        wanted.append(theirs.gather(-1, ids[:, None]).sum())
-    same_gradients(adapter, torch.stack(losses).sum(), torch.stack(wanted).sum())
+        whole = [*prompt, *ids.tolist()]
+        logp, reference_logp = (
+            (reference(model, parameters, whole)[len(prompt) - 1 : -1] / 0.7).log_softmax(-1)
+            for parameters in (adapter.parameters, base)
+        )
+        wanted = torch.stack(
+            (
+                logp.gather(-1, ids[:, None]).squeeze(-1),
+                -(logp.exp() * logp).sum(-1),
+                (logp.exp() * (logp - reference_logp)).sum(-1),
+            )
+        )
+        found = torch.stack([values[number, :length] for values in now])
+        torch.testing.assert_close(found, wanted, rtol=0, atol=3e-5)
+        torch.testing.assert_close(found[0], out.logp_NL[number, :length], rtol=0, atol=3e-5)
+        assert bool(out.finished_N[number]) == (int(ids[-1]) == model.tokenizer.eos_id)
+        ours.append((found * PROBE).sum())
+        theirs.append((wanted * PROBE).sum())
+    same_gradients(adapter, torch.stack(ours).sum(), torch.stack(theirs).sum())
+
+
+def test_the_same_statistics_under_a_large_vocabulary(
+    model: FastEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The divergence is then estimated; the rest is the same, in parts."""
+    adapter = moved(FullAdapter(model.base))
+    chats: list[list[Message]] = [[{"role": "user", "content": p}] for p in PROMPTS]
+    out = model.write(adapter, chats, group=1, max_new_tokens=6, generator=None)
+    real = torch.arange(out.ids_NL.shape[1]) < out.lengths_N[:, None]
+    exact, base = (model.logps(role, out, 1.0) for role in (adapter, model.base))
+    monkeypatch.setattr(fast_engine, "LARGE_VOCABULARY", 1)
+    parts = model.logps(adapter, out, 1.0)
+    for whole, part in zip(exact[:2], parts[:2], strict=True):
+        torch.testing.assert_close(part[real], whole[real], rtol=0, atol=3e-5)
+    estimate = k3_kl(exact.logp_NL, base.logp_NL)
+    torch.testing.assert_close(parts.kl_NL[real], estimate[real], rtol=1e-3, atol=3e-5)
+    assert not parts.logp_NL[~real].any()
+
+
+def test_selected_completions_keep_all_that_is_theirs(model: FastEngine) -> None:
+    chats: list[list[Message]] = [[{"role": "user", "content": p}] for p in PROMPTS]
+    out = model.write(model.base, chats, group=1, max_new_tokens=4, generator=None)
+    part = out.select(torch.tensor([3, 1]))
+    assert part.texts == [out.texts[3], out.texts[1]]
+    assert part.prompts == [out.prompts[3], out.prompts[1]]
+    for name in ("ids_NL", "logp_NL", "sampled_NL", "lengths_N", "finished_N"):
+        assert torch.equal(getattr(part, name), getattr(out, name)[[3, 1]])
+
+
+def test_a_role_of_another_engine_is_refused(model: FastEngine) -> None:
+    with pytest.raises(TypeError, match="Role is not a role of the fast engine"):
+        model.scores(Role(), TEMPLATE, PROMPTS)
+    assert not model.parameters(model.base)
 
 
 TEXTS = [
@@ -110,7 +165,7 @@ TEXTS = [
 ]
 
 
-def test_text_loss_and_its_gradient(model: LanguageModel) -> None:
+def test_text_loss_and_its_gradient(model: FastEngine) -> None:
     adapter, encode = FullAdapter(model.base), model.tokenizer.encode
     parts: list[Tensor] = []
     for text in TEXTS:
@@ -142,12 +197,7 @@ def test_a_readout_target_answers_at_the_end_of_each_chat(tokenizer: Tokenizer) 
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(0.0, 1.0, generator=generator)
-
-    def forward(rows: Rows, width: int) -> Tensor:
-        slots = torch.from_numpy(rows.grid.owned_N[rows.last(width)])
-        return module(rows.padded(tokenizer.pad_id), slots)
-
-    target = ReadoutTarget("t", forward, tokenizer, "w0 w1")
+    target = ReadoutTarget("t", readout(module, tokenizer.pad_id), tokenizer, "w0 w1")
 
     def answer(prompts: list[str]) -> list[str]:
         responses = target.answer([[{"role": "user", "content": p}] for p in prompts])

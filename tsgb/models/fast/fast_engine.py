@@ -1,0 +1,338 @@
+"""The engine over packed kernels: Llama family, CPU, float32; tiny models and real ones alike.
+
+Shape letters: B prompts; N completions, L tokens of the longest one, V vocabulary; M positions
+that are looked at, E width of the model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tsgb.config import ModelConfig
+from tsgb.models.engine import Role, TokenStatistics, Writing, full_kl, k3_kl
+from tsgb.models.fast.adapters import Adapter, BaseWeights, FullAdapter, LoraAdapter
+from tsgb.models.fast.generation import Completions, generate
+from tsgb.models.fast.network import (
+    HEAD,
+    LARGE_VOCABULARY,
+    Shape,
+    Weights,
+    hidden_states,
+    logits,
+    token_logps,
+)
+from tsgb.models.fast.packing import Ints, Rows
+from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.torch_typing import flags, from_numpy, int_rows, ints
+from tsgb.models.weights import WEIGHTS, save_weights
+from tsgb.types import GuardTemplate, Messages, TrainingText
+
+SCORE_BATCH = 512
+"""Prompts that a small base scores at once without gradients; bounds memory, not results."""
+LARGE_SCORE_BATCH = 32
+"""Prompts that a large base scores at once; a token of context costs 46 kB at 135M parameters."""
+LARGE_WRITE_BATCH = 8
+"""Completions that a large base writes at once."""
+
+
+class FastEngine:
+    """Implements `Engine` for a causal LM of the Llama family on a CPU in float32."""
+
+    def __init__(self, module: nn.Module, tokenizer: Tokenizer, *, name: str, sha256: str) -> None:
+        """Wrap the weights of a causal LM.
+
+        Args:
+            module: its parameters under the names of transformers, and `config`; stays frozen.
+            tokenizer: its tokenizer.
+            name: name of the base in records.
+            sha256: hex digest of the weights.
+        """
+        self.module: Any = module.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.sha256 = sha256
+        self.num_parameters = sum(p.numel() for p in module.parameters())
+        self.shape = Shape.of(self.module.config)
+        self.base = BaseWeights.of(module)
+        self.vocabulary = self.base.tensor(HEAD).shape[0]
+
+    # -- roles -----------------------------------------------------------------------------
+
+    def add_role(self, config: ModelConfig, generator: torch.Generator) -> Adapter:
+        """See `Engine`."""
+        if config.adapter == "full":
+            return FullAdapter(self.base)
+        adapter = LoraAdapter(self.base, rank=config.rank)
+        adapter.reset(generator)
+        return adapter
+
+    def parameters(self, role: Role) -> Mapping[str, nn.Parameter]:
+        """See `Engine`."""
+        return role.parameters if isinstance(role, Adapter) else {}
+
+    def tidy(self) -> None:
+        """See `Engine`; a small base leaves too little to be worth it."""
+        if not self.base.small:
+            _trim()
+
+    def save_pretrained(self, directory: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """See `Engine`."""
+        from transformers import LlamaConfig  # takes seconds, and training does without it
+
+        settings: dict[str, Any] = {
+            **vars(self.module.config),
+            "architectures": ["LlamaForCausalLM"],
+            "dtype": "float32",
+        }
+        settings.pop("transformers_version", None)
+        settings.pop("model_type", None)
+        config: Any = LlamaConfig(**settings)  # transformers types its methods in part only
+        config.save_pretrained(directory)
+        tensors = self.base.tensors if weights is None else weights
+        tied = settings.get("tie_word_embeddings")
+        save_weights(
+            {k: t for k, t in tensors.items() if not (tied and k == HEAD)}, directory / WEIGHTS
+        )
+        self.tokenizer.transformers().save_pretrained(directory)
+
+    # -- guard -----------------------------------------------------------------------------
+
+    def scores(self, role: Role, template: GuardTemplate, prompts: Sequence[str]) -> Tensor:
+        """See `Engine`; a score is read at one position and from two rows of the head."""
+        return self._scores(_weights(role), template, prompts)
+
+    @torch.no_grad()
+    def score_all(
+        self,
+        role: Role,
+        template: GuardTemplate,
+        prompts: Sequence[str],
+        batch: int | None = None,
+    ) -> Tensor:
+        """See `Engine`; `batch` prompts are scored at once."""
+        if not prompts:
+            return torch.zeros(0)
+        frozen = _weights(role).frozen()
+        batch = batch or (SCORE_BATCH if self.base.small else LARGE_SCORE_BATCH)
+        parts = [
+            self._scores(frozen, template, prompts[i : i + batch])
+            for i in range(0, len(prompts), batch)
+        ]
+        self.tidy()
+        return torch.cat(parts)
+
+    def _scores(self, weights: Weights, template: GuardTemplate, prompts: Sequence[str]) -> Tensor:
+        before, after = self.tokenizer.guard_parts(template)
+        verdict = torch.tensor(
+            [self.tokenizer.single(template.unsafe), self.tokenizer.single(template.safe)]
+        )
+        rows = Rows([[*before, *ids, *after] for ids in self.tokenizer.encode_user(prompts)])
+        hidden = hidden_states(weights, self.shape, rows, rows.last())
+        unsafe, safe = logits(weights, hidden, verdict).float().unbind(-1)
+        return unsafe - safe
+
+    # -- attacker --------------------------------------------------------------------------
+
+    def write(
+        self,
+        role: Role,
+        chats: Sequence[Messages],
+        *,
+        group: int,
+        max_new_tokens: int,
+        generator: torch.Generator | None,
+        temperature: float = 1.0,
+        openings: Sequence[str] | None = None,
+    ) -> Writing:
+        """See `Engine`."""
+        prompts = [self.tokenizer.encode_chat(chat) for chat in chats]
+        forced = None if openings is None else [self.tokenizer.encode(text) for text in openings]
+        frozen, eos, pad = _weights(role).frozen(), self.tokenizer.eos_id, self.tokenizer.pad_id
+        num = len(chats) if self.base.small else max(1, LARGE_WRITE_BATCH // group)
+        done = _join(
+            [
+                generate(
+                    frozen,
+                    self.shape,
+                    prompts[start : start + num],
+                    group=group,
+                    max_new_tokens=max_new_tokens,
+                    eos=eos,
+                    pad=pad,
+                    generator=generator,
+                    temperature=temperature,
+                    openings=forced and forced[start * group : (start + num) * group],
+                )
+                for start in range(0, len(chats), num)
+            ],
+            pad,
+        )
+        finished_N = done.ids_NL.gather(1, done.lengths_N[:, None] - 1).squeeze(1) == eos
+        ends = zip(int_rows(done.ids_NL), ints(done.lengths_N), flags(finished_N), strict=True)
+        texts = [self.tokenizer.decode(row[: length - ended]) for row, length, ended in ends]
+        self.tidy()
+        return Writing(
+            prompts=[prompt for prompt in prompts for _ in range(group)],
+            texts=texts,
+            ids_NL=done.ids_NL,
+            logp_NL=done.logp_NL,
+            sampled_NL=done.sampled_NL,
+            lengths_N=done.lengths_N,
+            finished_N=finished_N,
+        )
+
+    def logps(self, role: Role, writing: Writing, temperature: float) -> TokenStatistics:
+        """See `Engine`; the divergence is exact up to `LARGE_VOCABULARY` words."""
+        weights = _weights(role)
+        if self.vocabulary > LARGE_VOCABULARY:
+            logp_NL, entropy_NL = self._token_logps(weights, writing, temperature)
+            with torch.no_grad():
+                reference_NL, _ = self._token_logps(self.base, writing, temperature)
+            return TokenStatistics(logp_NL, entropy_NL, k3_kl(logp_NL, reference_NL))
+        logp_NLV = self._distributions(weights, writing, temperature)
+        with torch.no_grad():
+            reference_NLV = self._distributions(self.base, writing, temperature)
+        return TokenStatistics(
+            logp_NLV.gather(-1, writing.ids_NL[..., None]).squeeze(-1),
+            -(logp_NLV.exp() * logp_NLV).sum(-1),
+            full_kl(logp_NLV, reference_NLV),
+        )
+
+    def _distributions(self, weights: Weights, writing: Writing, temperature: float) -> Tensor:
+        """Log-probabilities [N, L, V] of all words at each token; uniform on padding."""
+        N, L = writing.ids_NL.shape
+        hidden_ME, slots_M = self._predicting(weights, writing)
+        logits_MV = logits(weights, hidden_ME)
+        out = logits_MV.new_zeros(N * L, logits_MV.shape[1])
+        logits_NLV = out.index_copy(0, slots_M, logits_MV).view(N, L, -1)
+        return nn.functional.log_softmax(logits_NLV.float() / temperature, -1)
+
+    def _token_logps(
+        self, weights: Weights, writing: Writing, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each token and entropy there, [N, L]; 0 on padding."""
+        N, L = writing.ids_NL.shape
+        hidden_ME, slots_M = self._predicting(weights, writing)
+        ids_M = writing.ids_NL.reshape(-1).index_select(0, slots_M)
+        logp_M, entropy_M = token_logps(weights, hidden_ME, ids_M, temperature)
+        empty = logp_M.new_zeros(N * L)
+        return (
+            empty.index_copy(0, slots_M, logp_M).view(N, L),
+            empty.index_copy(0, slots_M, entropy_M).view(N, L),
+        )
+
+    def _predicting(self, weights: Weights, writing: Writing) -> tuple[Tensor, Tensor]:
+        """Hidden states [M, E] that predict completion tokens, and the flat slots of these."""
+        L = writing.ids_NL.shape[1]
+        lengths = ints(writing.lengths_N)
+        written = int_rows(writing.ids_NL)
+        rows = Rows(
+            [
+                [*prompt, *ids[: length - 1]]
+                for prompt, ids, length in zip(writing.prompts, written, lengths, strict=True)
+            ]
+        )
+        # The token before each completion token predicts it.
+        slots_M = np.flatnonzero(np.arange(L) < np.array(lengths)[:, None])
+        row_M, at_M = slots_M // L, slots_M % L
+        first_N = np.fromiter(map(len, writing.prompts), np.int64, len(lengths)) - 1
+        select_M = rows.tokens(row_M, first_N[row_M] + at_M)
+        hidden_ME = hidden_states(weights, self.shape, rows, select_M)
+        return hidden_ME, from_numpy(slots_M)
+
+    # -- texts -----------------------------------------------------------------------------
+
+    def text_loss(self, role: Role, texts: Sequence[TrainingText]) -> Tensor:
+        """See `Engine`."""
+        return labelled_loss(_weights(role), self.shape, label_texts(self.tokenizer, texts))
+
+
+def _weights(role: Role) -> BaseWeights | Adapter:
+    """A role as this engine made it.
+
+    Raises:
+        TypeError: Another engine made it.
+    """
+    if not isinstance(role, BaseWeights | Adapter):
+        raise TypeError(f"{type(role).__name__} is not a role of the fast engine")
+    return role
+
+
+def _join(parts: Sequence[Completions], pad: int) -> Completions:
+    """Completions of several batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    L = max(part.ids_NL.shape[1] for part in parts)
+
+    def wide(x_NL: Tensor, value: int = 0) -> Tensor:
+        return nn.functional.pad(x_NL, (0, L - x_NL.shape[1]), value=value)
+
+    return Completions(
+        ids_NL=torch.cat([wide(part.ids_NL, pad) for part in parts]),
+        logp_NL=torch.cat([wide(part.logp_NL) for part in parts]),
+        sampled_NL=torch.cat([wide(part.sampled_NL) for part in parts]),
+        lengths_N=torch.cat([part.lengths_N for part in parts]),
+    )
+
+
+def _trim() -> None:
+    """Hand freed memory back to the system, where the C library can.
+
+    glibc keeps freed pieces of up to 32 MB, scattered: 0.3 GB after one update of a 135M model.
+    """
+    release = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if release is not None:
+        release(0)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRows:
+    """Corpus texts as packed tokens, and the words that the model must predict at some of them."""
+
+    rows: Rows
+    """Tokens of all texts."""
+    select_M: Ints
+    """[M] numbers of the tokens that predict something."""
+    labels_M: Tensor
+    """[M] ids of the tokens that they predict."""
+
+
+def label_texts(tokenizer: Tokenizer, texts: Sequence[TrainingText]) -> LabelledRows:
+    """Turn corpus texts into ids and labels."""
+    rows: list[list[int]] = []
+    row_M: list[int] = []
+    column_M: list[int] = []
+    labels: list[int] = []
+    for number, text in enumerate(texts):
+        ids = tokenizer.encode(text.text)
+        first, before = len(ids) - len(text.readout), len(labels)
+        for offset, word in enumerate(text.readout):
+            if word and not (text.completion and offset == len(text.readout) - 1):
+                column_M.append(first + offset)
+                labels.append(tokenizer.single(word))
+        if text.completion:
+            completion = tokenizer.encode(text.completion)
+            column_M.extend(range(len(ids) - 1, len(ids) - 1 + len(completion)))
+            labels.extend(completion)
+            ids = ids + completion
+        row_M.extend([number] * (len(labels) - before))
+        rows.append(ids)
+    packed = Rows(rows)
+    select_M = packed.tokens(np.array(row_M, np.int64), np.array(column_M, np.int64))
+    return LabelledRows(packed, select_M, from_numpy(np.array(labels, np.int64)))
+
+
+def labelled_loss(weights: Weights, shape: Shape, texts: LabelledRows) -> Tensor:
+    """Return the mean cross-entropy of all labels, in nats."""
+    hidden = hidden_states(weights, shape, texts.rows, texts.select_M)
+    if weights.tensor(HEAD).shape[0] > LARGE_VOCABULARY:
+        return -token_logps(weights, hidden, texts.labels_M)[0].mean()
+    return nn.functional.cross_entropy(logits(weights, hidden).float(), texts.labels_M)

@@ -1,0 +1,38 @@
+"""Named tensors of a model: copied, restored bit for bit, and written to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor, nn
+
+WEIGHTS = "model.safetensors"
+"""Name of the file that holds a model's weights, as `save_pretrained` of transformers has it."""
+
+
+def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return a detached copy of parameters."""
+    return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+def load_parameters(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into parameters, bit for bit.
+
+    Raises:
+        KeyError: A parameter is missing in `tensors`.
+    """
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to a new file in the safetensors format."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in sorted(weights.items())}
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)  # safetensors lets the owner alone read it, whatever the umask
