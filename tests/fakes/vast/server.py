@@ -61,6 +61,7 @@ class VastSimulator:
         self._closing = threading.Event()
         self._server = wsgi.Server(("127.0.0.1", port), self._app, numthreads=NUM_THREADS)
         self._server.shutdown_timeout = 1
+        self._server.timeout = 600  # a busy machine may leave a connection idle for 10 s
         self._server.expiration_interval = LOOK_SECONDS  # how long it takes to notice its end
         self._threads = [
             threading.Thread(target=self._server.serve, daemon=True),
