@@ -149,7 +149,9 @@ def circles(modules: list[Module]) -> list[str]:
 
 
 CLOUD = "tsgb/cloud/vast/"
-SETTINGS = re.compile(r"\b(TSGB_VAST_URL|VAST_API_KEY)\b|--vast-url|\bvast_(api_key|url)\b")
+SETTINGS = re.compile(
+    r"\b(TSGB_VAST_URL|VAST_API_KEY)\b|--vast-url|\bvast_(api_key|url)\b|\bVastUrlOption\b"
+)
 """Names that a user types, with the fields that hold them."""
 
 
@@ -298,12 +300,16 @@ def fragments(modules: list[Module]) -> list[str]:
     ]
 
 
+PRAGMA = re.compile(r"  # (noqa|pyright: ignore).*$")
+"""What a checker reads, and what has to stand on the line that it is about."""
+
+
 def long_lines(modules: list[Module]) -> list[str]:
     return [
         f"{module.path}:{number}"
         for module in modules
         for number, line in enumerate(module.text.splitlines(), 1)
-        if len(line) > 100
+        if len(PRAGMA.sub("", line)) > 100
     ]
 
 
@@ -311,17 +317,17 @@ def long_lines(modules: list[Module]) -> list[str]:
 
 Rule = Callable[[list[Module]], list[str]]
 LIMITS: dict[Rule, int] = {
-    classes_named_twice: 20,
+    classes_named_twice: 1,
     modules_named_twice: 0,
-    metaphors: 16,
-    circles: 1,
-    mentions_of_vast: 30,
-    fields_without_text: 635,
-    long_lines: 13,
+    metaphors: 0,
+    circles: 0,
+    mentions_of_vast: 8,
+    fields_without_text: 63,
+    long_lines: 1,
 }
 """Findings of each rule that are left; the goal is 0 for all."""
-FRAGMENTS = 0.20
-"""Share of all texts that may be fragments; the goal is 0.03."""
+FRAGMENTS = 0.03
+"""Share of all texts that may be fragments."""
 
 
 @pytest.fixture(scope="module")
@@ -420,7 +426,10 @@ class {name}:
             id="fields_without_text",
         ),
         pytest.param(
-            long_lines, sample(tsgb__a="#" * 101), sample(tsgb__a="é" * 100), id="long_lines"
+            long_lines,
+            sample(tsgb__a="#" * 101),
+            sample(tsgb__a="é" * 100 + "  # noqa: S608"),
+            id="long_lines",
         ),
     ],
 )
