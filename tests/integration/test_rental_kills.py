@@ -120,7 +120,9 @@ def test_a_dead_flows_machine_costs_no_more_than_was_set_aside() -> None:
     budget = Decimal("0.04")
     with Fleet(steps=10**6) as fleet:
         assert Flow(fleet, budget=str(budget), kill_at="training").run() == "killed"
-        hourly = Decimal(str(next(iter(fleet.documents.pages())).intent.hourly))
+        document = next(iter(fleet.documents.attempts()))
+        assert document.intent is not None
+        hourly = Decimal(str(document.intent.hourly))
         fleet.advance(BOUND_SECONDS)
         assert fleet.live() == []
         assert Decimal(fleet.bill()["spent"]) <= budget + hourly * 10 / 60
