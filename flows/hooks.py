@@ -19,6 +19,7 @@ from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.cloud.recover import release_all
 from tsgb.config import Arm
+from tsgb.run_options import MachineKind
 from tsgb.settings import load_settings
 
 _WAYS = {
@@ -45,7 +46,7 @@ def release_machines(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
     A flow that holds the run's lock is alive and looks after its machine itself.
     """
     given = flow_run.parameters
-    if given.get("machine") != "vast":
+    if given.get("machine") != MachineKind.RENTED:
         return
     logger = flow_run_logger(flow_run, flow)
     try:
@@ -55,7 +56,7 @@ def release_machines(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
         with renting(
             Workers(settings, where, run),
             [Arm.SELFPLAY],
-            vast_url=given.get("vast_url"),
+            vast_url=given.get("service_url"),
             tell=logger.warning,
         ) as (rented, _):
             num = release_all(rented.session, f"its flow run ended as {state.name}")

@@ -17,17 +17,16 @@ from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.urls import check_run_id
 from tsgb.config import (
     Arm,
-    Profile,
     RunConfig,
     arm_overrides,
-    default_arms,
     make_config,
     parse_config,
 )
-from tsgb.envs import customise, make_environment
+from tsgb.envs import Environment, customise, make_environment
 from tsgb.errors import CheckpointError, ConfigError, UsageError
 from tsgb.eval import request as requests
 from tsgb.plugins import Trust
+from tsgb.run_options import RunOptions
 from tsgb.targets.plugins import target_specs
 from tsgb.types import CheckpointRef
 
@@ -44,51 +43,36 @@ def new_run_id(now: datetime) -> str:
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def parse_arms(names: Sequence[str] | None, profile: Profile) -> tuple[Arm, ...]:
-    """The arms by name, self-play first: the others are measured against it.
+def check_targets(options: RunOptions) -> None:
+    """Check that the world has the named targets, and that the user's classes can be loaded.
 
     Raises:
-        UsageError: A name is no arm's, or self-play is missing.
+        UsageError: The world lacks one or has one of a class's name, or a class cannot be loaded.
     """
-    if names is None:
-        return default_arms(profile)
-    known = [arm.value for arm in Arm]
-    unknown = [name for name in names if name not in known]
+    target_class = options.target_class or []
+    world = customise(_world(options), target_specs(target_class), None)
+    unknown = [name for name in options.targets or [] if name not in world.targets()]
     if unknown:
-        raise UsageError(f"arm {unknown[0]!r} is not known: choose from {', '.join(known)}")
-    if Arm.SELFPLAY.value not in names:
-        raise UsageError(f"arms {', '.join(names)} lack 'selfplay', which all are measured against")
-    return tuple(arm for arm in Arm if arm.value in names)
+        raise UsageError(
+            f"target {unknown[0]!r} is not in {options.env!r}: choose of "
+            f"{', '.join(world.targets())}"
+        )
+    requests.identities(target_class, options.judge_class, fresh=options.fresh)
 
 
-def check_targets(
-    names: Sequence[str] | None, env: str, world_seed: int, target_class: Sequence[str] = ()
-) -> None:
-    """Check that the world has these targets, and none with the name of a user's black box.
-
-    Raises:
-        UsageError: It lacks one, or has one of that name.
-    """
-    world = make_environment(env, world_seed=world_seed, trust=Trust.of(env))
-    known = customise(world, target_specs(target_class), None).targets()
-    unknown = [name for name in names or [] if name not in known]
-    if unknown:
-        raise UsageError(f"target {unknown[0]!r} is not in {env!r}: choose of {', '.join(known)}")
-
-
-def arm_configs(
-    arms: Sequence[Arm],
-    *,
-    profile: Profile,
-    env: str,
-    world_seed: int,
-    seed: int,
-    overrides: Mapping[str, Any] | None,
-) -> dict[Arm, RunConfig]:
+def arm_configs(options: RunOptions) -> dict[Arm, RunConfig]:
     """The configuration of each arm: the world's sizes, then the user's wishes, then the arm."""
-    sizes = make_environment(env, world_seed=world_seed, trust=Trust.of(env)).profile(profile.value)
-    named = {"profile": profile.value, "env": env, "world_seed": world_seed, "seed": seed}
-    return {arm: make_config(sizes, overrides or {}, named, arm_overrides(arm)) for arm in arms}
+    sizes = _world(options).profile(options.profile)
+    named = options.model_dump(mode="json", include={"profile", "env", "world_seed", "seed"})
+    overrides = options.overrides or {}
+    return {
+        arm: make_config(sizes, overrides, named, arm_overrides(arm))
+        for arm in options.trained_arms
+    }
+
+
+def _world(options: RunOptions) -> Environment:
+    return make_environment(options.env, world_seed=options.world_seed, trust=Trust.of(options.env))
 
 
 def write_configs(workers: Workers, configs: Mapping[Arm, RunConfig]) -> str:

@@ -4,7 +4,7 @@ Wiring only. The same guards, configuration and targets give the same evaluation
 that is there already is not made again.
 """
 
-from __future__ import annotations
+# No postponed annotations: see `flows.stage1`.
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -15,11 +15,13 @@ from prefect.runtime import flow_run
 
 from flows import tasks
 from flows.hooks import say_how_to_resume
+from flows.parameters import takes
 from flows.plan import evaluation_id, guards_of, write_request
 from flows.progress import listener
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.eval.request import identities
+from tsgb.run_options import RunId, read_options
 from tsgb.settings import load_settings
 
 RATES = (
@@ -44,44 +46,39 @@ def _flow_run_name() -> str:
     on_crashed=[say_how_to_resume],
     on_cancellation=[say_how_to_resume],
 )
+@takes(["targets", "target_class", "judge_class", "fresh", "store"])
 def stage2(
-    run: str,
+    run: RunId,
     checkpoint: str | None = None,
-    targets: list[str] | None = None,
-    store: str | None = None,
-    more_runs: list[str] | None = None,
+    more_runs: list[RunId] | None = None,
     *,
     env: str | None = None,
-    target_class: list[str] | None = None,
-    judge_class: str | None = None,
-    fresh: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Evaluate the guards of a run and report.
 
     Args:
-        run: Run id.
-        checkpoint: URL of the self-play guard's checkpoint; None for its newest.
-        targets: Names of the targets; None for all of the world's.
-        store: Where runs are kept, any fsspec URL; None for the default of the settings.
+        run: Name of the run whose guards are evaluated.
+        checkpoint: URL of the self-play guard's checkpoint; without it the newest one.
         more_runs: Further runs of the same configuration, one a seed, pooled into one report.
-        env: The runs' world, if it is code of yours: `module:attribute`. Its module is imported
+        env: World of the runs, if it is code of yours: `module:attribute`. Its module is imported
             only if it is named here, whatever the runs' configurations say.
-        target_class: Black boxes of yours, each `module:attribute`, on top of the targets.
-        judge_class: A judge of yours in place of the world's, `module:attribute`.
-        fresh: Evaluate again what was evaluated already.
+        **options: Options of a run, as below.
 
     Returns:
         `eval_id`, `report` and `summary_path` (paths, or URLs in a remote store), and `summary`.
     """
-    settings = load_settings()
-    where = canonical_url(store or settings.default_store)
+    settings, chosen = load_settings(), read_options(**options)
+    where = canonical_url(chosen.store or settings.default_store)
+    targets, judge_class = chosen.targets, chosen.judge_class
+    target_class = chosen.target_class or []
     runs = {name: Workers(settings, where, name, env) for name in [run, *(more_runs or [])]}
     guards = {
         name: guards_of(workers, checkpoint if name == run else None)
         for name, workers in runs.items()
     }
     configs = {name: workers.config() for name, workers in runs.items()}
-    own = identities(target_class or [], judge_class, fresh=fresh)
+    own = identities(target_class, judge_class, fresh=chosen.fresh)
     eval_id = evaluation_id(guards, configs, targets, own)
     directory = f"reports/{eval_id}"
     home = runs[run].open()
@@ -95,11 +92,11 @@ def stage2(
                 eval_id,
                 guards[name],
                 targets,
-                target_class=target_class or [],
+                target_class=target_class,
                 judge_class=judge_class,
             )
             tasks.resilient(tasks.evaluate, settings)(
-                name, where, eval_id, env, target_class or [], judge_class
+                name, where, eval_id, env, target_class, judge_class
             )
         summary = tasks.resilient(tasks.report, settings)(run, where, eval_id, more_runs or [], env)
     report = _place(f"{home.run_url}/{directory}/report.html")

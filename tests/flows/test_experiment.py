@@ -24,14 +24,13 @@ pytestmark = pytest.mark.flows
 COMMAND = """
 import json, sys
 from flows.experiment import run_experiment
-from tsgb.config import Profile
 from tsgb.errors import TSGBError
+from tsgb.run_options import RunOptions
 try:
     document = run_experiment(
-        run_id="ctrl-c",
-        profile=Profile.SMOKE,
-        arms=["selfplay"],
-        overrides=json.loads(sys.argv[1]),
+        RunOptions(
+            run="ctrl-c", profile="smoke", arms=["selfplay"], overrides=json.loads(sys.argv[1])
+        )
     )
 except TSGBError as error:
     print(error, file=sys.stderr)

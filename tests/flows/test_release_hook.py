@@ -50,7 +50,7 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleName
         documents.put_lease(grant(None, run="r1", attempt=2, owner=owner, now=now))
         ours = [vast.rent(label=f"tsgb/home/r1/{attempt}") for attempt in (1, 2)]
         other = vast.rent(label="tsgb/home/r2/1")
-        parameters = {"run": "r1", "machine": "vast", "vast_url": simulator.url}
+        parameters = {"run": "r1", "machine": "rented", "service_url": simulator.url}
         run = FlowRun(flow_id=uuid4(), name="stage1-r1", parameters=parameters)
         yield SimpleNamespace(vast=vast, run=run, ours=ours, other=other, documents=documents)
 

@@ -36,7 +36,7 @@ TWO_SEGMENTS = {**TINY, "segments": 2}
 
 def train(run: str, **parameters: Any) -> State[dict[str, Any]]:
     options: dict[str, Any] = {"profile": Profile.SMOKE, "arms": ["selfplay"], "overrides": TINY}
-    return stage1(run, return_state=True, **{**options, **parameters})
+    return stage1(run=run, return_state=True, **{**options, **parameters})
 
 
 def task_runs(state: State[Any]) -> dict[str, TaskRun]:

@@ -22,6 +22,7 @@ from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, Profile
 from tsgb.envs.canary import CanaryEnvironment
+from tsgb.run_options import RunOptions
 from tsgb.settings import Settings, load_settings
 from tsgb.worker.evaluate import evaluate
 from tsgb.worker.report import report
@@ -80,12 +81,12 @@ def test_a_tiny_chat_model_goes_the_whole_way(
     context = worker_context(tmp_path / "cache")
     workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")
     configs = arm_configs(
-        [Arm.SELFPLAY, Arm.SFT],
-        profile=Profile.SMOKE,
-        env="canary",
-        world_seed=0,
-        seed=0,
-        overrides={**SMALLEST, "model": {"pretrained": str(model)}},
+        RunOptions(
+            profile=Profile.SMOKE,
+            env="canary",
+            arms=[Arm.SELFPLAY, Arm.SFT],
+            overrides={**SMALLEST, "model": {"pretrained": str(model)}},
+        )
     )
     write_configs(workers, configs)
     for arm, config in configs.items():

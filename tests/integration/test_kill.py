@@ -153,7 +153,7 @@ def test_killed_workers_end_as_if_nobody_had_touched_them(
             (tickets / f"{number:02d}.json").write_text(json.dumps(ticket))
         run_id = f"killed-{index}"
         state = stage1(
-            run_id,
+            run=run_id,
             profile=Profile.SMOKE,
             env=plan.env,
             arms=["selfplay"],

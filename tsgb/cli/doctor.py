@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from tsgb.cli.manager import VastUrlOption
-from tsgb.cli.options import JsonOption, StoreOption
+from tsgb.cli.options import JsonOption, takes
+from tsgb.run_options import RunOptions
 
 
-def doctor(
-    store: StoreOption = None, vast_url: VastUrlOption = None, as_json: JsonOption = False
-) -> None:
+@takes("store", "service_url")
+def doctor(options: RunOptions, as_json: JsonOption = False) -> None:
     """Check key, credit, store, disk, clock, Prefect and image; exit code 1 if one is not well.
 
     It reads, and writes and deletes one small file in the store; it costs nothing.
@@ -20,7 +19,7 @@ def doctor(
     from tsgb.cli.output import console, print_json
     from tsgb.errors import ExitCode
 
-    checks = all_checks(AccountContext.read(vast_url, store))
+    checks = all_checks(AccountContext.read(options.service_url, options.store))
     if as_json:
         print_json(
             {

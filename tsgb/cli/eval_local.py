@@ -11,19 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsgb.cli.options import (
-    FreshOption,
     JsonOption,
-    JudgeClassOption,
     OwnEnvOption,
-    SetOption,
-    TargetClassOption,
-    TargetOption,
     TrustOption,
-    parse_overrides,
     read_context,
+    takes,
 )
 from tsgb.errors import InvalidResult, UsageError
 from tsgb.plugins import Trust
+from tsgb.run_options import RunOptions
 
 if TYPE_CHECKING:
     from tsgb.checkpoint.run import RunStore
@@ -43,7 +39,9 @@ CAPS = {
 """The most that this command spends; `tsgb experiment` spends what the configuration says."""
 
 
+@takes("targets", "target_class", "judge_class", "fresh", "overrides")
 def eval_local(
+    *,
     checkpoint_path: Annotated[
         str,
         typer.Option(
@@ -51,13 +49,9 @@ def eval_local(
             help="A checkpoint, a run or a store; /latest at the end is the newest one below.",
         ),
     ] = "./checkpoints/latest",
-    target: TargetOption = None,
-    target_class: TargetClassOption = None,
-    judge_class: JudgeClassOption = None,
     env: OwnEnvOption = None,
     trust_config: TrustOption = False,
-    fresh: FreshOption = False,
-    overrides: SetOption = None,
+    options: RunOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate the guard of a checkpoint in this process: a reduced stage 2.
@@ -67,15 +61,16 @@ def eval_local(
     from tsgb.cli import display, output
     from tsgb.eval.request import identities
 
+    target_class = options.target_class or []
     summary, directory = _answer(
         _Question(
             checkpoint_path=checkpoint_path,
-            targets=target or None,
-            target_class=target_class or [],
-            judge_class=judge_class,
-            identities=identities(target_class or [], judge_class, fresh=fresh),
+            targets=options.targets,
+            target_class=target_class,
+            judge_class=options.judge_class,
+            identities=identities(target_class, options.judge_class, fresh=options.fresh),
             trust=Trust.of(env, trust_config=trust_config),
-            overrides=parse_overrides(overrides),
+            overrides=options.overrides or {},
             command=shlex.join(["tsgb", *sys.argv[1:]]),
         )
     )

@@ -6,37 +6,36 @@ from typing import Annotated
 
 import typer
 
-from tsgb.cli.manager import VastUrlOption
-from tsgb.cli.options import JsonOption, StoreOption
+from tsgb.cli.options import JsonOption, takes
 from tsgb.errors import TSGBError
+from tsgb.run_options import RunOptions
 
 machines_app = typer.Typer(help="List and destroy rented machines.")
 
 
 @machines_app.command("ls")
-def machines_ls(
-    store: StoreOption = None, vast_url: VastUrlOption = None, as_json: JsonOption = False
-) -> None:
+@takes("store", "service_url")
+def machines_ls(options: RunOptions, as_json: JsonOption = False) -> None:
     """List all instances of the account: what each costs, and which lease covers it."""
     from tsgb.cli import machine_tables as tables
     from tsgb.cli.account import AccountContext
 
-    account = AccountContext.read(vast_url, store)
+    account = AccountContext.read(options.service_url, options.store)
     with account.provider() as provider:
         inventory = account.inventory(provider)
     tables.say_list(inventory, as_json=as_json)
 
 
 @machines_app.command("destroy")
+@takes("store", "service_url")
 def machines_destroy(
+    options: RunOptions,
     ids: Annotated[
         list[int], typer.Argument(metavar="ID...", help="Ids as `tsgb machines ls` shows them.")
     ],
     force: Annotated[
         bool, typer.Option("--force", help="Also destroy one that a lease covers: it saves first.")
     ] = False,
-    store: StoreOption = None,
-    vast_url: VastUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Destroy machines of this deployment, see that they are gone, and say what they cost."""
@@ -48,7 +47,7 @@ def machines_destroy(
     from tsgb.cli.account import AccountContext, utc
     from tsgb.cloud.terminate_by_hand import pick, terminate_by_hand
 
-    account = AccountContext.read(vast_url, store)
+    account = AccountContext.read(options.service_url, options.store)
     settings = account.settings
     grace = patience_of(settings).grace_seconds + settings.lease_poll_seconds
     with account.provider() as provider:
@@ -75,12 +74,12 @@ def machines_destroy(
         raise TSGBError("; ".join(str(item) for item in left))
 
 
+@takes("store", "service_url")
 def reap(
+    options: RunOptions,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be destroyed.")
     ] = False,
-    store: StoreOption = None,
-    vast_url: VastUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Destroy the machines of this deployment that no lease covers, as the reaper flow does.
@@ -93,7 +92,7 @@ def reap(
     from tsgb.cli.account import AccountContext, utc
     from tsgb.cloud import reaper
 
-    account = AccountContext.read(vast_url, store)
+    account = AccountContext.read(options.service_url, options.store)
     with account.provider() as provider:
         found = reaper.reap(
             provider,

@@ -2,146 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tsgb.cli.experiment import ArmsOption, show
-from tsgb.cli.options import (
-    EnvOption,
-    FreshOption,
-    JsonOption,
-    JudgeClassOption,
-    ProfileOption,
-    RunIdOption,
-    SeedOption,
-    SetOption,
-    StoreOption,
-    TargetClassOption,
-    TargetOption,
-    WorldSeedOption,
-    parse_names,
-    parse_overrides,
-    parse_profile,
-)
+from tsgb.cli.experiment import TRAINING, show
+from tsgb.cli.options import JsonOption, takes
 from tsgb.errors import UsageError
+from tsgb.run_options import MachineKind, RunOptions
 
 manager_app = typer.Typer(help="Train on rented machines, one at a time, within a budget.")
 
-BudgetOption = Annotated[
-    float | None,
-    typer.Option("--budget", min=0, help="Dollars for the whole run; else TSGB_BUDGET."),
-]
-MaxPriceOption = Annotated[
-    float | None,
-    typer.Option("--max-price", min=0.001, max=128, help="$/h for a machine; else TSGB_MAX_PRICE."),
-]
-VastUrlOption = Annotated[
-    str | None,
-    typer.Option("--vast-url", metavar="URL", help="A simulator of Vast.ai; else TSGB_VAST_URL."),
-]
+RENTED = (*TRAINING, "budget", "max_price", "service_url")
+"""Options of every command that trains on rented machines."""
 
 
 @manager_app.command("run")
-def manager_run(
-    profile: ProfileOption = "demo",
-    env: EnvOption = "glyph",
-    seed: SeedOption = 0,
-    world_seed: WorldSeedOption = 0,
-    store: StoreOption = None,
-    run_id: RunIdOption = None,
-    arms: ArmsOption = None,
-    target: TargetOption = None,
-    target_class: TargetClassOption = None,
-    judge_class: JudgeClassOption = None,
-    fresh: FreshOption = False,
-    overrides: SetOption = None,
-    budget: BudgetOption = None,
-    max_price: MaxPriceOption = None,
-    vast_url: VastUrlOption = None,
-    evaluate: Annotated[
-        bool, typer.Option("--evaluate/--no-evaluate", help="Stage 2 on this machine afterwards.")
-    ] = True,
-    as_json: JsonOption = False,
-) -> None:
+@takes(*RENTED, "evaluate", machine=MachineKind.RENTED)
+def manager_run(options: RunOptions, as_json: JsonOption = False) -> None:
     """Train on rented machines, then evaluate here; resumes with the same --run-id.
 
     Ctrl-C lets the machine save and ends it; what was trained is kept.
     """
-    arguments: dict[str, Any] = {
-        "run_id": run_id,
-        "profile": parse_profile(profile),
-        "env": env,
-        "seed": seed,
-        "world_seed": world_seed,
-        "store": store,
-        "arms": parse_names(arms, "--arms"),
-        "targets": target or None,
-        "target_class": target_class or [],
-        "judge_class": judge_class,
-        "fresh": fresh,
-        "overrides": parse_overrides(overrides) or None,
-        "rented": rented(budget, max_price, vast_url),
-        "evaluates": evaluate,
-    }
-    check(store, budget, vast_url)
+    check(options)
     from flows.experiment import run_experiment
 
-    show(run_experiment(**arguments), as_json=as_json or not evaluate)
+    show(run_experiment(options), as_json=as_json or not options.evaluate)
 
 
 @manager_app.command("loop")
+@takes(*RENTED, machine=MachineKind.RENTED)
 def manager_loop(
+    options: RunOptions,
     interval: Annotated[
         float, typer.Option("--interval", min=1, help="Seconds between two starts of the flow.")
     ] = 60.0,
-    profile: ProfileOption = "demo",
-    env: EnvOption = "glyph",
-    seed: SeedOption = 0,
-    world_seed: WorldSeedOption = 0,
-    store: StoreOption = None,
-    run_id: RunIdOption = None,
-    arms: ArmsOption = None,
-    target: TargetOption = None,
-    overrides: SetOption = None,
-    budget: BudgetOption = None,
-    max_price: MaxPriceOption = None,
-    vast_url: VastUrlOption = None,
 ) -> None:
     """Serve the deployment: start the run again until it is done, however its flow ended.
 
-    Each start goes on with --run-id; one that is done ends at once. Needs PREFECT_API_URL.
+    Each start resumes --run-id; a run that is done ends at once. Needs PREFECT_API_URL.
     """
-    if run_id is None:
-        raise UsageError("--run-id is missing: a loop goes on with one run, so name it")
-    parse_profile(profile)
-    check(store, budget, vast_url)
+    if options.run is None:
+        raise UsageError("--run-id is missing: a loop resumes one run, so name it")
+    check(options)
     from flows.serving import serve
 
-    serve(
-        interval,
-        {
-            "run": run_id,
-            "profile": profile,
-            "env": env,
-            "seed": seed,
-            "world_seed": world_seed,
-            "store": store,
-            "arms": parse_names(arms, "--arms"),
-            "targets": target or None,
-            "overrides": parse_overrides(overrides) or None,
-            **rented(budget, max_price, vast_url),
-        },
-    )
+    serve(interval, options.parameters())
 
 
-def rented(budget: float | None, max_price: float | None, vast_url: str | None) -> dict[str, Any]:
-    """The flow's parameters about machines."""
-    return {"machine": "vast", "budget": budget, "max_price": max_price, "vast_url": vast_url}
-
-
-def check(store: str | None, budget: float | None, vast_url: str | None) -> None:
-    """Say now what Prefect would have to be started for.
+def check(options: RunOptions) -> None:
+    """Refuse what cannot work before Prefect starts.
 
     Raises:
         TSGBError: See `flows.renting.preflight`.
@@ -151,5 +61,5 @@ def check(store: str | None, budget: float | None, vast_url: str | None) -> None
     from tsgb.settings import load_settings
 
     settings = load_settings()
-    where = canonical_url(store or settings.default_store)
-    preflight(settings, where, budget=budget, vast_url=vast_url)
+    where = canonical_url(options.store or settings.default_store)
+    preflight(settings, where, budget=options.budget, vast_url=options.service_url)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from tsgb.errors import UsageError
 from tsgb.plugins import NO_TRUST, Trust
+from tsgb.run_options import RunOptions, flag_of, read_options
 
 if TYPE_CHECKING:
-    from tsgb.config import Profile
     from tsgb.worker.context import WorkerContext
 
-ProfileOption = Annotated[
-    str, typer.Option("--profile", metavar="smoke|demo|paper", help="How much is spent.")
-]
-EnvOption = Annotated[
-    str, typer.Option("--env", metavar="NAME", help="World: glyph, canary, or module:attribute.")
-]
 OwnEnvOption = Annotated[
     str | None,
     typer.Option(
@@ -33,78 +29,80 @@ TrustOption = Annotated[
     bool,
     typer.Option("--trust-config", help="Import any module that the run's configuration names."),
 ]
-TargetClassOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--target-class",
-        metavar="MODULE:CLASS",
-        help="A black box of yours, with generate(prompt) -> str; may be repeated.",
-    ),
-]
-JudgeClassOption = Annotated[
-    str | None,
-    typer.Option(
-        "--judge-class",
-        metavar="MODULE:CLASS",
-        help="A judge of yours, with judge(response, is_benign) -> bool.",
-    ),
-]
-FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Evaluate again what was evaluated already.")
-]
-SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, help="Draws everything that happens in the world.")
-]
-WorldSeedOption = Annotated[
-    int, typer.Option("--world-seed", min=0, help="Draws the world: policy, weaknesses, models.")
-]
-StoreOption = Annotated[
-    str | None,
-    typer.Option("--store", metavar="URL", help="Where runs are kept: a path or any fsspec URL."),
-]
-RunIdOption = Annotated[
-    str | None, typer.Option("--run-id", metavar="ID", help="Names the run; the same one resumes.")
-]
-TargetOption = Annotated[
-    list[str] | None,
-    typer.Option("--target", metavar="NAME", help="Evaluate on this target only; may be repeated."),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="Override the run's configuration, as in selfplay.rounds=2; may be repeated.",
-    ),
-]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on stdout, all else on stderr."),
 ]
 
-OWN_OPTIONS = {
-    "profile": "--profile",
-    "env": "--env",
-    "seed": "--seed",
-    "world_seed": "--world-seed",
-    "arm": "--arms",
-}
-"""Fields of `RunConfig` that are options themselves."""
+R = TypeVar("R")
+_TYPES = {"integer": int, "number": float, "string": str, "boolean": bool}
 
 
-def parse_profile(text: str) -> Profile:
-    """A profile by name.
+def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Give a command the named options of a run, where its parameter `options` stands.
 
-    Raises:
-        UsageError: There is none of that name.
+    The command is called with one `RunOptions`; the rest of its parameters are its own.
+
+    Args:
+        names: Fields of `RunOptions`.
+        defaults: Other defaults than those of `RunOptions`, or values of fields without an option.
     """
-    from tsgb.config import Profile
 
-    try:
-        return Profile(text)
-    except ValueError:
-        known = ", ".join(profile.value for profile in Profile)
-        raise UsageError(f"--profile {text!r} is not known: choose one of {known}") from None
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        @wraps(function)
+        def command(**values: Any) -> R:
+            chosen = {name: parse_text(name, values.pop(name)) for name in names}
+            return function(options=read_options(**{**defaults, **chosen}), **values)
+
+        own = inspect.signature(function, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in own.parameters.values():
+            if parameter.name == "options":
+                parameters += [_parameter(name, defaults) for name in names]
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        attributes: dict[str, Any] = vars(command)
+        attributes["__signature__"] = own.replace(parameters=parameters)
+        return command
+
+    return decorate
+
+
+def _parameter(name: str, defaults: Mapping[str, Any]) -> inspect.Parameter:
+    """An option of the command line, from a field of `RunOptions`."""
+    field, flag = RunOptions.model_fields[name], flag_of(name)
+    schema = RunOptions.model_json_schema()["properties"][name]
+    [kind, *_] = schema.get("anyOf", [schema])
+    default = defaults.get(name, field.default)
+    text = (field.description or "").rstrip(".")
+    annotation: Any = _TYPES.get(kind.get("type", "string"), str)
+    if flag.form in {"repeated", "pairs"}:
+        annotation, text = list[str], f"{text}; may be repeated"
+    elif flag.form == "commas":
+        annotation = str
+    option = typer.Option(
+        flag.name,
+        metavar=flag.metavar,
+        min=kind.get("minimum"),
+        max=kind.get("maximum"),
+        help=f"{text}.",
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[annotation if default is not None else annotation | None, option],
+    )
+
+
+def parse_text(name: str, value: Any) -> Any:
+    """The value that a text on the command line stands for; `RunOptions` checks it."""
+    flag = flag_of(name)
+    if flag.form == "pairs":
+        return parse_overrides(value) or None
+    if flag.form == "commas":
+        return parse_names(value, flag.name)
+    return (value or None) if flag.form == "repeated" else value
 
 
 def parse_names(text: str | None, option: str) -> list[str] | None:
@@ -153,8 +151,10 @@ def _check_name(text: str, path: Sequence[str]) -> None:
 
     from tsgb.config import RunConfig
 
-    if path[0] in OWN_OPTIONS:
-        raise UsageError(f"--set {text!r}: use the option {OWN_OPTIONS[path[0]]} instead")
+    options = {"arm": "arms", **{name: name for name in ("profile", "env", "seed", "world_seed")}}
+    if path[0] in options:
+        option = flag_of(options[path[0]]).name
+        raise UsageError(f"--set {text!r}: use the option {option} instead")
     model: type[BaseModel] | None = RunConfig
     for depth, part in enumerate(path):
         where = ".".join(path[:depth])
@@ -162,7 +162,7 @@ def _check_name(text: str, path: Sequence[str]) -> None:
             raise UsageError(f"--set {text!r}: {where} has no parts, it is one value")
         field = model.model_fields.get(part)
         if field is None or part == "schema_version":
-            hidden = {"schema_version", *OWN_OPTIONS}
+            hidden = {"schema_version", *options}
             known = ", ".join(name for name in model.model_fields if name not in hidden)
             raise UsageError(
                 f"--set {text!r}: {where or 'the configuration'} has no {part!r}: choose of {known}"

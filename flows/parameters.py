@@ -1,0 +1,50 @@
+"""Parameters of a flow, taken from the options of a run.
+
+Prefect reads a flow's signature and docstring: its form and its checks follow from them.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from tsgb.run_options import RunOptions
+
+R = TypeVar("R")
+
+
+def takes(names: Iterable[str]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Give a function the named options of a run as keyword parameters.
+
+    The function declares them as one `**options`. Further parameters of its own come first.
+    """
+    fields = {name: RunOptions.model_fields[name] for name in names}
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        shared = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=field.rebuild_annotation(),
+            )
+            for name, field in fields.items()
+        ]
+        described = [f"    {name}: {field.description}" for name, field in fields.items()]
+        attributes: dict[str, Any] = vars(function)
+        attributes["__signature__"] = signature.replace(parameters=[*own, *shared])
+        function.__doc__ = _with_arguments(inspect.getdoc(function) or "", described)
+        return function
+
+    return decorate
+
+
+def _with_arguments(docstring: str, lines: Iterable[str]) -> str:
+    """The docstring, with these lines in its section `Args`."""
+    described = "\n".join(lines)
+    before, heading, after = docstring.partition("\nArgs:\n")
+    if heading:
+        own, _, rest = after.partition("\n\n")
+        return f"{before}{heading}{own}\n{described}\n\n{rest}"
+    return f"{docstring}\n\nArgs:\n{described}\n"

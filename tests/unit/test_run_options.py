@@ -1,0 +1,129 @@
+"""One declaration: the model, the command line and the flows agree about a run's options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from prefect.utilities.callables import parameter_schema
+
+from flows.stage1 import STAGE_2, stage1
+from flows.stage2 import stage2
+from tsgb.cli import app
+from tsgb.config import ABLATIONS, BASELINES, Arm, Profile
+from tsgb.errors import UsageError
+from tsgb.run_options import RunOptions, flag_of, read_options
+
+ROOT = Path(__file__).parents[2]
+FIELDS = RunOptions.model_fields
+SCHEMA = RunOptions.model_json_schema()["properties"]
+
+
+def command(words: str) -> dict[str, Any]:
+    """The options of a command by the name of its parameter."""
+    found: Any = typer.main.get_command(app)
+    for word in words.split():
+        found = found.commands[word]
+    return {parameter.name: parameter for parameter in found.params}
+
+
+def bounds(schema: dict[str, Any]) -> dict[str, Any]:
+    """Type and bounds, also of a value that may be absent."""
+    first = schema.get("anyOf", [schema])[0]
+    return {name: value for name, value in first.items() if name not in {"description", "default"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "lacking", "defaults"),
+    [
+        ("experiment", {"machine", "budget", "max_price", "service_url", "evaluate"}, {}),
+        ("manager run", {"machine"}, {}),
+        ("manager loop", {"machine", "evaluate"}, {}),
+        (
+            "train-local",
+            {
+                *("arms", "targets", "target_class", "judge_class", "fresh", "machine"),
+                *("budget", "max_price", "service_url", "evaluate"),
+            },
+            {"profile": "smoke", "store": "./checkpoints", "run": "local"},
+        ),
+    ],
+)
+def test_a_command_has_the_options_of_the_model(
+    words: str, lacking: set[str], defaults: dict[str, Any]
+) -> None:
+    options = command(words)
+    assert set(FIELDS) - set(options) == lacking
+    for name in set(FIELDS) - lacking:
+        option, field = options[name], FIELDS[name]
+        assert "/".join([*option.opts, *option.secondary_opts]) == flag_of(name).name
+        assert option.default == defaults.get(name, field.default)
+        assert option.help.startswith(str(field.description).rstrip("."))
+        [kind, *_] = SCHEMA[name].get("anyOf", [SCHEMA[name]])
+        for bound, known in (("min", "minimum"), ("max", "maximum")):
+            assert getattr(option, bound) == kind.get(known)
+
+
+def test_a_flow_has_the_parameters_of_the_model() -> None:
+    schema = parameter_schema(stage1).properties
+    assert list(schema) == [name for name in FIELDS if name != "evaluate"]
+    for position, (name, shown) in enumerate(schema.items()):
+        assert shown["position"] == position
+        assert shown["description"] == FIELDS[name].description
+        assert shown["default"] == FIELDS[name].default
+    assert bounds(schema["seed"])["minimum"] == 0
+    assert bounds(schema["run"])["pattern"] == bounds(SCHEMA["run"])["pattern"]
+    assert bounds(schema["max_price"])["maximum"] == 128
+
+
+def test_stage_2_describes_shared_options_as_stage_1_does() -> None:
+    second, first = (parameter_schema(flow) for flow in (stage2, stage1))
+    assert second.required == ["run"]
+    for name in set(first.properties) & set(second.properties) - {"run", "env"}:
+        assert second.properties[name]["description"] == first.properties[name]["description"]
+    assert all(shown["description"] for shown in second.properties.values())
+
+
+def test_the_event_of_a_checkpoint_carries_what_stage_2_takes() -> None:
+    deployments = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
+    [trigger] = next(item for item in deployments if item["name"] == "stage2")["triggers"]
+    assert set(trigger["parameters"]) == STAGE_2 | {"checkpoint"}
+    assert set(parameter_schema(stage2).properties) == STAGE_2 | {"checkpoint", "more_runs"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": -1}, "--seed -1: input should be greater than or equal to 0"),
+        ({"profile": "huge"}, "--profile 'huge' is not known: choose from smoke, demo, paper"),
+        ({"arms": ["selfplay", "stf"]}, "--arms 'stf' is not known: choose from selfplay, sft"),
+        ({"arms": ["sft"]}, "lack 'selfplay'"),
+        ({"run": "../x"}, r"run id '\.\./x' is not 1 to 128 of"),
+        ({"max_price": 200}, "--max-price 200: .* less than or equal to 128"),
+        ({"speed": 1}, "no option 'speed': choose of run, profile"),
+    ],
+)
+def test_a_value_that_breaks_its_rule_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_options(**wrong)
+
+
+def test_arms_begin_with_self_play() -> None:
+    assert RunOptions().trained_arms == (Arm.SELFPLAY, Arm.SFT, Arm.FROZEN)
+    assert RunOptions(profile=Profile.PAPER).trained_arms == (
+        Arm.SELFPLAY,
+        *BASELINES,
+        *ABLATIONS,
+    )
+    assert read_options(arms=["sft", "selfplay"]).trained_arms == (Arm.SELFPLAY, Arm.SFT)
+
+
+def test_the_parameters_of_a_flow_are_json_and_make_the_same_options() -> None:
+    options = RunOptions(run="r1", profile=Profile.SMOKE, arms=[Arm.SELFPLAY], budget=2)
+    parameters = options.parameters()
+    assert parameters["arms"] == ["selfplay"]
+    assert "store" not in parameters
+    assert read_options(**parameters) == options

@@ -1,0 +1,154 @@
+"""The options of a run, declared once: command line, flows and deployments take theirs from here.
+
+It knows names, bounds and help texts. It reads no environment and starts nothing.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
+
+from tsgb.checkpoint.urls import check_run_id
+from tsgb.config import Arm, Profile, default_arms
+from tsgb.errors import UsageError
+
+
+class MachineKind(StrEnum):
+    """The kind of machine that trains."""
+
+    LOCAL = "local"
+    RENTED = "rented"
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Spelling of an option on the command line.
+
+    Example: `Flag("--target", "NAME", form="repeated")`
+    """
+
+    name: str
+    """The option with its dashes; a switch names both of its states."""
+    metavar: str | None = None
+    """Stands for the value in the help."""
+    form: Literal["value", "commas", "repeated", "pairs"] = "value"
+    """Text of a value: itself, names between commas, one of several, or NAME=VALUE."""
+
+
+def _with_selfplay(arms: list[Arm]) -> list[Arm]:
+    if Arm.SELFPLAY not in arms:
+        raise UsageError(f"arms {', '.join(arms)} lack 'selfplay', which all are measured against")
+    return arms
+
+
+RunId = Annotated[
+    str,
+    AfterValidator(check_run_id),
+    WithJsonSchema({"type": "string", "pattern": r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"}),
+]
+"""Name of a run: a directory of the store."""
+
+
+class RunOptions(BaseModel):
+    """All that a user may choose about a run.
+
+    Example: `RunOptions(run="r1", profile=Profile.SMOKE)`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    run: Annotated[RunId | None, Flag("--run-id", "ID")] = None
+    """Name of the run; an existing one resumes. Without it a new name is made."""
+    profile: Annotated[Profile, Flag("--profile", "|".join(Profile))] = Profile.DEMO
+    """Size of the run: smoke takes a minute, demo minutes, paper hours for five seeds."""
+    env: Annotated[str, Field(min_length=1), Flag("--env", "NAME")] = "glyph"
+    """World: glyph, canary, or module:attribute."""
+    seed: Annotated[int, Field(ge=0), Flag("--seed")] = 0
+    """Seed of everything that happens in the world."""
+    world_seed: Annotated[int, Field(ge=0), Flag("--world-seed")] = 0
+    """Seed of the world itself: policy, weaknesses, models."""
+    arms: Annotated[
+        Annotated[list[Arm], AfterValidator(_with_selfplay)] | None,
+        Flag("--arms", "A,B,...", form="commas"),
+    ] = None
+    """Arms to train, selfplay among them; without it those of the profile."""
+    targets: Annotated[list[str] | None, Flag("--target", "NAME", form="repeated")] = None
+    """Targets to evaluate on; without it all of the world."""
+    target_class: Annotated[
+        list[str] | None, Flag("--target-class", "MODULE:CLASS", form="repeated")
+    ] = None
+    """Black boxes of yours, with generate(prompt) -> str, on top of the targets."""
+    judge_class: Annotated[str | None, Flag("--judge-class", "MODULE:CLASS")] = None
+    """Judge of yours, with judge(response, is_benign) -> bool, in place of the world's."""
+    fresh: Annotated[bool, Flag("--fresh")] = False
+    """Evaluate again what was evaluated already."""
+    overrides: Annotated[dict[str, Any] | None, Flag("--set", "NAME=VALUE", form="pairs")] = None
+    """Changes to the run's configuration, such as selfplay.rounds=2."""
+    store: Annotated[str | None, Flag("--store", "URL")] = None
+    """Path or fsspec URL of all runs; without it TSGB_STORE, RCLONE_WEBDAV_URL or ./runs."""
+    machine: Annotated[MachineKind, Flag("--machine")] = MachineKind.LOCAL
+    """Machine that trains: processes here, or one rented instance at a time."""
+    budget: Annotated[
+        Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, Flag("--budget")
+    ] = None
+    """Dollars that the whole run may cost on rented machines; without it TSGB_BUDGET."""
+    max_price: Annotated[Annotated[float, Field(ge=0.001, le=128)] | None, Flag("--max-price")] = (
+        None
+    )
+    """Dollars an hour that one machine may cost, storage included; without it TSGB_MAX_PRICE."""
+    service_url: Annotated[str | None, Flag("--vast-url", "URL")] = None
+    """Address of the service that rents machines, or of a simulator; without it TSGB_VAST_URL."""
+    evaluate: Annotated[bool, Flag("--evaluate/--no-evaluate")] = True
+    """Evaluate on this machine (stage 2) after the training."""
+
+    @property
+    def trained_arms(self) -> tuple[Arm, ...]:
+        """The arms to train, self-play first: the others are measured against it."""
+        if self.arms is None:
+            return default_arms(self.profile)
+        return tuple(arm for arm in Arm if arm in self.arms)
+
+    def parameters(self) -> dict[str, Any]:
+        """The options as parameters of the flow stage 1: JSON values, none of them null."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"evaluate"})
+
+
+def flag_of(name: str) -> Flag:
+    """The spelling of a field of `RunOptions` on the command line."""
+    metadata = RunOptions.model_fields[name].metadata
+    return next(item for item in metadata if isinstance(item, Flag))
+
+
+def read_options(**values: Any) -> RunOptions:
+    """Validate the options of a run.
+
+    Raises:
+        UsageError: A value breaks its rule; the message names the option.
+    """
+    try:
+        return RunOptions(**values)
+    except ValidationError as error:
+        raise UsageError(_complaint(error)) from None
+
+
+def _complaint(error: ValidationError) -> str:
+    first = error.errors()[0]
+    context = first.get("ctx", {})
+    if "error" in context:
+        return str(context["error"])
+    name = str(first["loc"][0])
+    if name not in RunOptions.model_fields:
+        return f"a run has no option {name!r}: choose of {', '.join(RunOptions.model_fields)}"
+    option = f"{flag_of(name).name} {first['input']!r}"
+    if first["type"] == "enum":
+        known = context["expected"].replace(" or ", ", ").replace("'", "")
+        return f"{option} is not known: choose from {known}"
+    return f"{option}: {first['msg'][0].lower()}{first['msg'][1:]}"
