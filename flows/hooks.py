@@ -1,4 +1,4 @@
-"""What happens when a flow run does not end well.
+"""Hooks of flow runs that do not end well.
 
 A hook may run in another process than the flow did, so it has the flow run's parameters and nothing
 else. Local workers need no clean-up here: they are ended in the segment's `finally`, and by the

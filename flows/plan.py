@@ -1,4 +1,4 @@
-"""What a run is, written down before anything starts: ids, configurations, evaluation requests.
+"""Documents of a run, written before anything starts: ids, configurations, evaluation requests.
 
 It knows the layout of a run in the store. It starts nothing and knows no Prefect.
 """

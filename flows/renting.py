@@ -46,7 +46,7 @@ class ArmsWork:
     """All arms of a run, trained by one machine at a time."""
 
     def __init__(self, workers: Workers, arms: Sequence[Arm], terms: LaunchPolicy) -> None:
-        """Nothing is read yet."""
+        """Describe the work; reads nothing yet."""
         self._workers = workers
         self._arms = tuple(arms)
         self._terms = terms
@@ -74,11 +74,11 @@ class ArmsWork:
         return max(self._workers.highest(arm) for arm in self._arms)
 
     def is_finished(self) -> bool:
-        """By the names of the newest checkpoints."""
+        """Tell from the names of the newest checkpoints."""
         return self._workers.are_finished(self._arms)
 
     def updates(self) -> int:
-        """Of all arms together, in their newest checkpoints."""
+        """Return the updates of all arms together, in their newest checkpoints."""
         return self._workers.total_updates(self._arms)
 
     def verify(self) -> dict[str, CheckpointRef]:
@@ -86,7 +86,7 @@ class ArmsWork:
         return self._workers.finished(self._arms)
 
     def load(self) -> Workload:
-        """With the traffic of its newest checkpoints; none before the first one."""
+        """Return the load, with the traffic of the newest checkpoints (0 before the first one)."""
         size = state_gb(self._workers.open(arm, _STORE_SECONDS) for arm in self._arms)
         return workload(_GUESSED_HOURS, disk_gb=self._terms.disk_gb, restore_gb=size, save_gb=size)
 
@@ -130,7 +130,7 @@ class ArmsWork:
 
 
 def terms_of(settings: Settings, budget: float | None, max_price: float | None) -> LaunchPolicy:
-    """On what is rented; the arguments win over the settings."""
+    """Return the terms of a rental; the arguments win over the settings."""
     return LaunchPolicy(
         budget=microdollars(settings.budget if budget is None else budget),
         cap=settings.max_price if max_price is None else max_price,

@@ -45,8 +45,11 @@ class Workers:
     """
 
     settings: Settings
+    """Settings of this process."""
     store: str
+    """URL of the store that holds the run."""
     run: str
+    """Id of the run."""
     env: str | None = None
     """The run's world as this flow's own user named it: workers may import its module."""
 
@@ -270,7 +273,7 @@ class Workers:
 
 
 def _raise_for(label: str, states: Sequence[JobState]) -> None:
-    """Nothing if all are done; a reason that a retry does not cure counts before a lost machine."""
+    """Raise unless all are done; a reason that no retry cures counts before a lost machine."""
     for state in states:
         if state.end is JobEnd.FAILED:
             raise _failure(state)(f"{label}: {state.key}: {state.message}")
@@ -313,7 +316,7 @@ def _read(run: RunStore, name: str) -> Mapping[str, Any] | None:
 
 
 def _glance(run: RunStore, name: str) -> Mapping[str, Any] | None:
-    """As `_read`; a heartbeat that cannot be read now is read at the next look."""
+    """Read like `_read`; a heartbeat that cannot be read now is read at the next look."""
     try:
         return _read(run, name)
     except StoreError:

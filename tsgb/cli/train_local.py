@@ -142,8 +142,11 @@ class _Screen:
     """Shows each update: phase, round, and the figures that were last seen."""
 
     listener: Listener
+    """Shows the bars."""
     total: int
+    """Number of updates of the whole run."""
     seen: dict[str, float] = field(default_factory=dict[str, float])
+    """Newest value of each figure, by name."""
 
     def built(self, model: str, done: int, total: int) -> None:
         self._bar("build", model, done, total, "once; kept in the cache")

@@ -33,7 +33,7 @@ class Ledger:
     """
 
     def __init__(self, run: RunStore, budget: int) -> None:
-        """No account yet; see `open`."""
+        """Begin without accounts; see `open`."""
         self._run = run
         self.budget = budget
         """Micro-dollars."""
@@ -77,7 +77,7 @@ class Ledger:
 
     @property
     def accounts(self) -> Mapping[int, Account]:
-        """By attempt."""
+        """Return the accounts by attempt."""
         return self._accounts
 
     @property
@@ -180,7 +180,7 @@ class Ledger:
         return account.cost_after(poll, traffic) <= reach
 
     def covers_until(self, attempt: int) -> datetime:
-        """Until when the money that is set aside keeps the machine, traffic apart."""
+        """Return the time until which the money set aside keeps the machine, traffic apart."""
         return self._of(attempt).covers_until
 
     def commit(
@@ -299,7 +299,9 @@ class _Mirror(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     accounts: dict[int, Account] = {}
+    """Accounts of all attempts, by number."""
     credit: CreditMark | None = None
+    """Credit of the account when it was last read, if it was."""
 
 
 def _read_mirror(run: RunStore) -> _Mirror | None:

@@ -1,4 +1,4 @@
-"""What a run will take on rented machines: quantiles of hours and dollars, before any is rented.
+"""Forecast of a run on rented machines: quantiles of hours and dollars, before any is rented.
 
 Each simulated run draws its own hazard from the posterior, so that what is not known about the
 market widens the answer. Offers, remaining work and history are arguments; no store is read.

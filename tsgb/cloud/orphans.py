@@ -78,7 +78,7 @@ class Orphan:
     instance: Instance
     """The instance."""
     reason: str
-    """Why no lease covers it, in one line."""
+    """Reason that no lease covers it, in one line."""
 
 
 @dataclass(frozen=True, slots=True)

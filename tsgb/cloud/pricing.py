@@ -1,4 +1,4 @@
-"""What a rented machine costs, in whole micro-dollars: exact sums, always rounded up.
+"""Cost of a rented machine, in whole micro-dollars: exact sums, always rounded up.
 
 A machine costs by the hour while its GPU is held, by the hour for its disk in every state until it
 is destroyed, and by the byte. Knows no store and no clock.

@@ -35,7 +35,7 @@ class ReapedInstance:
     charged: int | None = None
     """Cost of its attempt in micro-dollars; None if its account was not closed."""
     problem: str = ""
-    """Why it is there still, or its books could not be closed."""
+    """Reason that it is there still, or that its books could not be closed."""
 
     def __str__(self) -> str:
         item = self.item

@@ -56,11 +56,11 @@ class RunningInstance:
     listed_at: float = float("-inf")
     """Clock reading at the last list of all instances."""
     stop: str | None = None
-    """Why it was asked to stop; None if it was not."""
+    """Reason for which it was asked to stop; None if it was not."""
     stop_at: float = 0.0
     """Clock reading at which it was asked to stop."""
     cause: TerminationReason | None = None
-    """Why it is over; None while it is at work."""
+    """Termination reason; None while it is at work."""
     message: str = ""
     """The same in one line for people."""
     finished: bool = False

@@ -42,7 +42,7 @@ class Session:
     provider: Provider
     """Account that pays."""
     terms: LaunchPolicy
-    """What may be rented, for how much."""
+    """Machines that may be rented, and prices that may be paid."""
     owner: str
     """Nonce of the flow; a second flow sees in the lease that it is not its own."""
     patience: MonitorPolicy = field(default_factory=MonitorPolicy)

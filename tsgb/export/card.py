@@ -221,7 +221,7 @@ def _bullets(lines: Iterable[str]) -> str:
 
 
 def _code(text: str) -> str:
-    """In one line between backticks."""
+    """Return the text in one line between backticks."""
     return text.replace("`", "'").replace("\n", "\\n")
 
 

@@ -1,4 +1,4 @@
-"""What is exported: a checkpoint's guard with its operating points, or, on request, its attacker.
+"""Export of a role: a checkpoint's guard with its operating points, or, on request, its attacker.
 
 It knows checkpoints, calibration and formats; how weights lie on disk is `directory.py`'s business.
 """
@@ -54,13 +54,17 @@ class Source:
     """A checkpoint, and what is needed to understand it."""
 
     ref: CheckpointRef
+    """Reference of the checkpoint."""
     files: Mapping[str, bytes]
     """`guard.safetensors`, or `attacker.safetensors` to export that one."""
     run: RunStore
+    """The arm's run, which holds the checkpoint."""
     main_run: RunStore
     """The self-play run, in which the reports of all arms lie; often the same."""
     config: RunConfig
+    """Configuration of that run."""
     env: Environment
+    """The run's world."""
     engine: Engine
     """The base that the environment and the profile name."""
 
@@ -117,7 +121,7 @@ def export_attacker(source: Source, directory: Path, *, with_base: bool = False)
 
 
 def license_of(source: Source) -> str | None:
-    """What the weights may be used under; None where the user's own base decides."""
+    """Return the licence of the weights; None where the user's own base decides."""
     if is_smollm2(source.engine):
         return smollm2.LICENSE
     return "mit" if source.built_in else None

@@ -33,10 +33,11 @@ class Template(Record):
     """
 
     input: str
-    """For people. The ids count: the parts are encoded apart."""
+    """The input as text, for people; the ids count, since the parts are encoded apart."""
     before_ids: list[NonNegativeInt]
+    """Token ids in front of the prompt."""
     after_ids: list[NonNegativeInt]
-    """Between both stands the prompt, encoded with `split_special_tokens`, none added."""
+    """Token ids behind the prompt, which is encoded with `split_special_tokens`, none added."""
     words: WordList | None
     """None for a tokenizer of parts of words."""
 
@@ -45,13 +46,16 @@ class Verdict(Record):
     """A verdict token."""
 
     token: str
+    """The token as text."""
     id: NonNegativeInt
+    """Its id in the vocabulary."""
 
 
 class OperatingPoint(Record):
     """Unsafe iff `score > value`."""
 
     value: float
+    """Threshold, in units of the score."""
     alpha: float
     """False-positive budget."""
     order: NonNegativeInt
@@ -61,44 +65,52 @@ class OperatingPoint(Record):
 
 
 class Calibration(Record):
-    """What the thresholds were chosen on; alpha, order and bound are those of the run's own."""
+    """Sample of the thresholds; alpha, order and bound are those of the run's own threshold."""
 
     alpha: float
+    """False-positive budget of the run."""
     delta: float
     """P(false-positive rate > alpha) is at most this, over draws of the calibration prompts."""
     n: NonNegativeInt
     """Benign calibration scores."""
     order: NonNegativeInt
+    """Rank of the threshold among the calibration scores, counted from 1."""
     fpr_upper: float
+    """Upper 1 - delta bound of the false-positive rate."""
     stream: str
-    """What the prompts were, in words; the bound holds for benign traffic like it, only."""
+    """Description of the prompts; the bound holds for benign traffic like it, only."""
     prompts_sha256: Sha256
-    """Of the prompts as a JSON list."""
+    """sha256 of the prompts as a JSON list."""
 
 
 class Base(Record):
     """The base model that training started from."""
 
     name: str
+    """Name of the base model."""
     sha256: Sha256
-    """Of its weights, as the checkpoint names it."""
+    """sha256 of its weights, as the checkpoint names it."""
     source: str
-    """Where it comes from; a hub id where it has one."""
+    """Origin of the base; a hub id if it has one."""
     directory: str | None
-    """Where it lies in the export; None if an adapter needs it from elsewhere, or nothing does."""
+    """Its directory in the export; None if an adapter needs it from elsewhere, or nothing does."""
     file_sha256: Sha256 | None
-    """Of the `model.safetensors` that an adapter belongs on; None with whole weights."""
+    """sha256 of the `model.safetensors` below an adapter; None with whole weights."""
 
 
 class Checkpoint(Record):
-    """Which checkpoint was exported."""
+    """The checkpoint that was exported."""
 
     run_id: str
+    """Id of the run."""
     name: str
+    """Name of the checkpoint's directory."""
     step: NonNegativeInt
+    """Updates that were done."""
     total_steps: NonNegativeInt
+    """Updates of the whole run."""
     sha256: Sha256
-    """Of its manifest."""
+    """sha256 of its manifest."""
     column: str
     """The guard's name within: the state after that round, selected on the payoff matrix."""
 
@@ -107,24 +119,44 @@ class GuardFile(Record):
     """`guard.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
+    """Version of this format."""
     adapter: Literal["full", "lora"]
+    """Kind of the weights: whole ones, or LoRA on the base."""
     template: Template
+    """Input format."""
     unsafe: Verdict
+    """Verdict token of a harmful prompt."""
     safe: Verdict
+    """Verdict token of a benign prompt."""
     score: str = "logit(unsafe) - logit(safe), both read after the last token of the input"
+    """Definition of the score."""
     rule: str = "unsafe iff score > threshold; p_unsafe = sigmoid(score / temperature)"
+    """Definition of the decision and of the probability."""
     default: str = RUN_PRESET
+    """Name of the threshold to use unless another is wanted."""
     thresholds: dict[str, OperatingPoint] = Field(min_length=1)
+    """Operating points by name."""
     omitted: dict[str, str]
     """Presets that the calibration is too small for, and why."""
     temperature: float = Field(gt=0)
+    """Divides the score in the probability; fitted on held-out prompts."""
     calibration: Calibration
+    """Sample that the thresholds were chosen on."""
     base: Base
+    """Base model of the weights."""
     checkpoint: Checkpoint
+    """Checkpoint that the guard was read from."""
     env: str
+    """World of the run."""
     world_seed: NonNegativeInt
+    """Seed of the world."""
     seed: NonNegativeInt
+    """Seed of the run."""
     profile: str
+    """Profile of the run."""
     arm: Identifier
+    """Arm of the run."""
     config_sha256: Sha256
+    """sha256 of the run's configuration."""
     versions: dict[str, str]
+    """Versions of Python and of the libraries, by name."""

@@ -15,9 +15,10 @@ from tsgb.types import CheckpointRef
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What an evaluation measured for one guard."""
+    """Figures of one guard in one evaluation."""
 
     summary: Summary
+    """Summary of the evaluation."""
     results: list[Result]
     """One a target; of this very seed, where the evaluation has several."""
 

@@ -154,11 +154,13 @@ _BLOCK = re.compile(r"^blk\.(\d+)\.(\w+)\.weight$")
 
 class _Stored(NamedTuple):
     name: str
-    """As `LlamaForCausalLM` calls it."""
+    """Name of the tensor in `LlamaForCausalLM`."""
     shape: tuple[int, ...]
+    """Shape of the tensor."""
     heads: int
-    """Of query and key rows; 0 elsewhere."""
+    """Number of heads of query and key rows; 0 elsewhere."""
     tensor: Any
+    """The tensor as the file stores it."""
 
 
 def write_safetensors(gguf: Path, target: Path) -> None:
@@ -212,7 +214,7 @@ def _count(reader: Any, key: str) -> int:
 
 
 def _rotary_halves(weights: Array, heads: int) -> Array:
-    """From rotary pairs within each head to the two halves that transformers rotates."""
+    """Reorder rotary pairs within each head to the two halves that transformers rotates."""
     if not heads:
         return weights
     pairs = weights.reshape(heads, weights.shape[0] // heads // 2, 2, -1)

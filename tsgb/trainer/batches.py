@@ -1,4 +1,4 @@
-"""What the guard is shown in one update: attacks, their twins, and clean traffic."""
+"""Batches of the guard's updates: attacks, their twins, and clean traffic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ class GuardBatch:
     """B prompts with their gains."""
 
     prompts: list[str]
+    """[N] prompts."""
     harmful: list[bool]
+    """[N] labels, True for a harmful prompt."""
     gains: list[float]
     """Reward of blocking minus reward of allowing."""
 

@@ -34,8 +34,11 @@ class BestResponseAttack:
     """One attack of a best response, with the target's un-guarded outcome."""
 
     scenario: Scenario
+    """Scenario that the attack is for."""
     attack: Attack
+    """Prompt that the attacker wrote."""
     judgement: Judgement
+    """Judgement of the target's response."""
 
 
 class FreshAttacker:

@@ -35,7 +35,7 @@ class Threshold:
     """
 
     value: float
-    """In units of the score."""
+    """Threshold, in units of the score."""
     alpha: float
     """Budget: the largest false-positive rate that is acceptable."""
     delta: float

@@ -282,8 +282,11 @@ _CHANGED = "a list that changed while it was read"
 
 class _Page(BaseModel):
     success: Literal[True]
+    """Whether the service says that the page is good."""
     instances: list[Any]
+    """Rows of this page."""
     next_token: str | int | None
+    """Token of the next page; None on the last one."""
     instances_found: int | None = None
     """Rows on this page."""
     total_instances: int | None = None

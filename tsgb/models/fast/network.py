@@ -38,11 +38,17 @@ class Shape:
     """The numbers that the weights alone do not say."""
 
     layers: int
+    """Number of layers."""
     heads: int
+    """Number of query heads."""
     kv_heads: int
+    """Number of key and value heads."""
     head_dim: int
+    """Width of one head."""
     rms_eps: float
+    """Epsilon of the RMS norm."""
     rope_theta: float
+    """Base of the rotary frequencies."""
 
     @classmethod
     def of(cls, config: Any) -> Shape:
@@ -59,7 +65,7 @@ class Shape:
         )
 
     def lookup(self, rows: Rows, select_M: Ints | None, dtype: torch.dtype) -> Lookup:
-        """Who looks at what in a layer of this shape."""
+        """Return the attention pattern of a layer of this shape."""
         return Lookup(
             rows,
             select_M,
