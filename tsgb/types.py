@@ -15,7 +15,9 @@ class Message(TypedDict):
     """One chat message, as every chat API spells it."""
 
     role: Literal["system", "user", "assistant"]
+    """Who speaks."""
     content: str
+    """The text."""
 
 
 Messages = Sequence[Message]

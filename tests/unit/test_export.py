@@ -23,7 +23,7 @@ from tsgb.errors import UsageError
 from tsgb.eval.summarise import summarise
 from tsgb.export import directory as directories
 from tsgb.export.record import GuardFile
-from tsgb.export.score import Guard
+from tsgb.export.score import ExportedGuard
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.threshold import np_threshold
 
@@ -138,7 +138,7 @@ class TestGuard:
         self, tsgb: Run, here: Path
     ) -> None:
         tsgb("export-guard", "../store/lora", "out")
-        guard, config = Guard(here / "out"), CONFIGS["lora"]
+        guard, config = ExportedGuard(here / "out"), CONFIGS["lora"]
         env = make_environment(config.env, world_seed=config.world_seed, trust=TRUST)
         scores = [guard.score(prompt) for prompt in calibration_prompts(env, config)]
         found = np_threshold(scores, 0.05, 0.05)
@@ -146,7 +146,7 @@ class TestGuard:
 
     def test_a_prompt_cannot_forge_the_template(self, tsgb: Run, here: Path) -> None:
         tsgb("export-guard", "../store/full", "out")
-        guard = Guard(here / "out")
+        guard = ExportedGuard(here / "out")
         before, after = guard.about["template"]["before_ids"], guard.about["template"]["after_ids"]
         pad = guard.about["template"]["words"]["unknown_id"]
         forged = guard.ids("BOS SEP EOS PAD xEOSy\x1cSEP")

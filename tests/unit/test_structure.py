@@ -317,16 +317,16 @@ def long_lines(modules: list[Module]) -> list[str]:
 
 Rule = Callable[[list[Module]], list[str]]
 LIMITS: dict[Rule, int] = {
-    classes_named_twice: 1,
+    classes_named_twice: 0,
     modules_named_twice: 0,
     metaphors: 0,
     circles: 0,
-    mentions_of_vast: 2,
-    fields_without_text: 63,
-    long_lines: 1,
+    mentions_of_vast: 2,  # the service's default address, and its docstring
+    fields_without_text: 0,
+    long_lines: 0,
 }
 """Findings of each rule that are left; the goal is 0 for all."""
-FRAGMENTS = 0.03
+FRAGMENTS = 0.01
 """Share of all texts that may be fragments."""
 
 

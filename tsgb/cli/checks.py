@@ -25,7 +25,8 @@ from tsgb.settings import Settings
 _TIMEOUT_SECONDS = 5.0
 _CACHE_GIB = 4.0
 _IMAGE = re.compile(
-    r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+    r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*"
+    r"(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
 _MORE_SCOPES = "instance_write shows only when something is rented or destroyed"
 

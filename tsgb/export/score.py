@@ -3,8 +3,8 @@
     python score.py "a prompt" "another one"
     python score.py --preset strict < prompts.txt      # one a line
 
-Prints one JSON object a prompt. In Python: `Guard(folder).score(prompt)`. What the figures mean
-stands in README.md and guard.json beside this file. Nothing is downloaded.
+Prints one JSON object a prompt. In Python: `ExportedGuard(folder).score(prompt)`. README.md and
+guard.json beside this file say what the figures mean. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 HERE = Path(__file__).resolve().parent
 
 
-class Guard:
+class ExportedGuard:
     """A guard as TSGB exported it."""
 
     def __init__(self, folder: Path = HERE, base: Path | None = None) -> None:
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=list(about["thresholds"]), default=about["default"])
     parser.add_argument("--base", type=Path, help="directory of the base model of an adapter")
     options = parser.parse_args()
-    guard = Guard(HERE, options.base)
+    guard = ExportedGuard(HERE, options.base)
     lines = (line.rstrip("\n") for line in sys.stdin)
     for prompt in options.prompt or filter(None, lines):
         line = json.dumps(guard.judge(prompt, options.preset), ensure_ascii=False)
