@@ -31,13 +31,22 @@ def takes(names: Iterable[str]) -> Callable[[Callable[..., R]], Callable[..., R]
             )
             for name, field in fields.items()
         ]
-        described = [f"    {name}: {field.description}" for name, field in fields.items()]
+        described = [f"    {name}: {description_of(name)}" for name in fields]
         attributes: dict[str, Any] = vars(function)
         attributes["__signature__"] = signature.replace(parameters=[*own, *shared])
         function.__doc__ = _with_arguments(inspect.getdoc(function) or "", described)
         return function
 
     return decorate
+
+
+def description_of(name: str) -> str:
+    """Return the help of an option with its bounds, which Prefect's form does not show itself."""
+    schema = RunOptions.model_json_schema()["properties"][name]
+    [kind, *_] = schema.get("anyOf", [schema])
+    named = {"minimum": "At least", "maximum": "At most"}
+    bounds = [f"{text} {kind[bound]:g}." for bound, text in named.items() if bound in kind]
+    return " ".join([schema["description"], *bounds])
 
 
 def _with_arguments(docstring: str, lines: Iterable[str]) -> str:

@@ -72,8 +72,9 @@ def test_a_flow_has_the_parameters_of_the_model() -> None:
     assert list(schema) == [name for name in FIELDS if name != "evaluate"]
     for position, (name, shown) in enumerate(schema.items()):
         assert shown["position"] == position
-        assert shown["description"] == FIELDS[name].description
+        assert shown["description"].startswith(str(FIELDS[name].description))
         assert shown["default"] == FIELDS[name].default
+    assert schema["max_price"]["description"].endswith("At least 0.001. At most 128.")
     assert bounds(schema["seed"])["minimum"] == 0
     assert bounds(schema["run"])["pattern"] == bounds(SCHEMA["run"])["pattern"]
     assert bounds(schema["max_price"])["maximum"] == 128
