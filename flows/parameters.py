@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from tsgb.run_options import RunOptions
+from tsgb.run_options import RunOptions, value_schema
 
 R = TypeVar("R")
 
@@ -42,11 +42,10 @@ def takes(names: Iterable[str]) -> Callable[[Callable[..., R]], Callable[..., R]
 
 def description_of(name: str) -> str:
     """Return the help of an option with its bounds, which Prefect's form does not show itself."""
-    schema = RunOptions.model_json_schema()["properties"][name]
-    [kind, *_] = schema.get("anyOf", [schema])
+    schema = value_schema(name)
     named = {"minimum": "At least", "maximum": "At most"}
-    bounds = [f"{text} {kind[bound]:g}." for bound, text in named.items() if bound in kind]
-    return " ".join([schema["description"], *bounds])
+    bounds = [f"{text} {schema[bound]:g}." for bound, text in named.items() if bound in schema]
+    return " ".join([RunOptions.model_fields[name].description or "", *bounds])
 
 
 def _with_arguments(docstring: str, lines: Iterable[str]) -> str:

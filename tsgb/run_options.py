@@ -3,8 +3,10 @@
 It knows names, bounds and help texts. It reads no environment and starts nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -125,6 +127,22 @@ def flag_of(name: str) -> Flag:
     """The spelling of a field of `RunOptions` on the command line."""
     metadata = RunOptions.model_fields[name].metadata
     return next(item for item in metadata if isinstance(item, Flag))
+
+
+@cache
+def _schemas() -> Mapping[str, Mapping[str, Any]]:
+    """Make the JSON schemas of all fields once: a command line asks for each several times."""
+    return RunOptions.model_json_schema()["properties"]
+
+
+def value_schema(name: str) -> Mapping[str, Any]:
+    """Return the JSON schema of a field's value, with its type and bounds.
+
+    For a field that may be None, it is the schema of the value that it has otherwise.
+    """
+    schema = _schemas()[name]
+    [value, *_] = schema.get("anyOf", [schema])
+    return value
 
 
 def read_options(**values: Any) -> RunOptions:

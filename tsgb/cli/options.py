@@ -12,7 +12,7 @@ import typer
 
 from tsgb.errors import UsageError
 from tsgb.plugins import NO_TRUST, Trust
-from tsgb.run_options import RunOptions, flag_of, read_options
+from tsgb.run_options import RunOptions, flag_of, read_options, value_schema
 
 if TYPE_CHECKING:
     from tsgb.worker.context import WorkerContext
@@ -71,11 +71,10 @@ def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., R]], Callable
 def _parameter(name: str, defaults: Mapping[str, Any]) -> inspect.Parameter:
     """An option of the command line, from a field of `RunOptions`."""
     field, flag = RunOptions.model_fields[name], flag_of(name)
-    schema = RunOptions.model_json_schema()["properties"][name]
-    [kind, *_] = schema.get("anyOf", [schema])
+    schema = value_schema(name)
     default = defaults.get(name, field.default)
     text = (field.description or "").rstrip(".")
-    annotation: Any = _TYPES.get(kind.get("type", "string"), str)
+    annotation: Any = _TYPES.get(schema.get("type", "string"), str)
     if flag.form in {"repeated", "pairs"}:
         annotation, text = list[str], f"{text}; may be repeated"
     elif flag.form == "commas":
@@ -83,8 +82,8 @@ def _parameter(name: str, defaults: Mapping[str, Any]) -> inspect.Parameter:
     option = typer.Option(
         flag.name,
         metavar=flag.metavar,
-        min=kind.get("minimum"),
-        max=kind.get("maximum"),
+        min=schema.get("minimum"),
+        max=schema.get("maximum"),
         help=f"{text}.",
     )
     return inspect.Parameter(
