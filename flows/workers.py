@@ -15,7 +15,6 @@ from typing import Any
 from flows.interrupts import check_interrupt
 from flows.progress import bar_of, listener
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS
-from tsgb.checkpoint.layout import CLAIMS, FencingToken
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.urls import join_run
@@ -173,7 +172,7 @@ class Workers:
 
         A rented machine that never boots has a number too, but claims no arm.
         """
-        return len({claim.attempt for claim in _claims(self.open(arm))})
+        return len({claim.attempt for claim in self.open(arm).fencing_tokens()})
 
     def highest(self, arm: Arm) -> int:
         """The highest attempt that was begun on an arm; the next one has a higher number."""
@@ -294,18 +293,7 @@ def _failure(state: JobState) -> type[TSGBError]:
 def _highest(run: RunStore) -> int:
     """The highest attempt that was begun: by us, or by a worker that somebody started by hand."""
     begun = run.attempt_documents("attempts")
-    return max([*begun, *(claim.attempt for claim in _claims(run))], default=0)
-
-
-def _claims(run: RunStore) -> list[FencingToken]:
-    return [claim for name in _names(run, CLAIMS) if (claim := FencingToken.parse(name))]
-
-
-def _names(run: RunStore, directory: str) -> Sequence[str]:
-    try:
-        return run.list(directory)
-    except FileNotFoundError:
-        return []
+    return max([*begun, *(claim.attempt for claim in run.fencing_tokens())], default=0)
 
 
 def _read(run: RunStore, name: str) -> Mapping[str, Any] | None:

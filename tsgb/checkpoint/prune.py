@@ -96,7 +96,10 @@ class _Successor(CheckpointStore):
         self.claim(max((token.attempt for token in self._seen()), default=None))
 
     def _seen(self) -> Sequence[FencingToken]:
-        return [*self._tokens(), *(checkpoint.token for checkpoint in self._checkpoints())]
+        return [
+            *self.run.fencing_tokens(),
+            *(checkpoint.token for checkpoint in self._checkpoints()),
+        ]
 
 
 class _Rehearsal(_Successor):

@@ -222,10 +222,7 @@ class CheckpointReader:
 
     def _checkpoints(self) -> Sequence[CheckpointName]:
         """Return all checkpoint directories, newest first, whether they count or not."""
-        try:
-            names = self.run.list(CHECKPOINTS)
-        except FileNotFoundError:
-            return []
+        names = self.run.list_if_present(CHECKPOINTS)
         return sorted(
             (checkpoint for name in names if (checkpoint := CheckpointName.parse(name))),
             reverse=True,

@@ -23,7 +23,7 @@ from tsgb.checkpoint.documents import (
     parse_json_object,
 )
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, FileSystem, open_filesystem
-from tsgb.checkpoint.layout import parse_attempt_document
+from tsgb.checkpoint.layout import CLAIMS, FencingToken, parse_attempt_document
 from tsgb.checkpoint.urls import canonical_url, check_run_id, local_path
 from tsgb.errors import StoreError, UsageError
 from tsgb.types import Buffer
@@ -146,15 +146,24 @@ class RunStore:
         """Return the names in a directory of the run, sorted, without foreign files."""
         return [entry.name for entry in self.filesystem.entries(name)]
 
+    def list_if_present(self, name: str) -> Sequence[str]:
+        """Return the names in a directory, as `list` does; none if it is surely not there."""
+        try:
+            return self.list(name)
+        except FileNotFoundError:
+            return []
+
+    def fencing_tokens(self) -> Sequence[FencingToken]:
+        """Return the claims of all attempts on this run; other names among them are ignored."""
+        names = self.list_if_present(CLAIMS)
+        return [token for name in names if (token := FencingToken.parse(name))]
+
     def attempt_documents(self, name: str) -> Sequence[int]:
         """Return the attempts that a directory has a document `NNNN.json` about, in order.
 
         Other names in it are ignored; a directory that is not there has none.
         """
-        try:
-            found = map(parse_attempt_document, self.list(name))
-        except FileNotFoundError:
-            return []
+        found = map(parse_attempt_document, self.list_if_present(name))
         return sorted(number for number in found if number is not None)
 
     def delete(self, name: str) -> None:

@@ -72,7 +72,10 @@ class CheckpointStore(CheckpointReader):
         Raises:
             LeaseLost: A higher attempt has been here.
         """
-        seen = [*self._tokens(), *(checkpoint.token for checkpoint in self._checkpoints())]
+        seen = [
+            *self.run.fencing_tokens(),
+            *(checkpoint.token for checkpoint in self._checkpoints()),
+        ]
         highest = max((token.attempt for token in seen), default=0)
         if attempt is None:
             attempt = highest + 1
@@ -103,7 +106,7 @@ class CheckpointStore(CheckpointReader):
             StoreError: Our own token is not there, so the answer cannot be trusted.
         """
         own = self._own_token()
-        tokens = self._tokens()
+        tokens = self.run.fencing_tokens()
         if own not in tokens:
             raise StoreError(
                 f"claim {own.name} of run {self.run.run_url} has vanished: the run was deleted or "
@@ -121,17 +124,15 @@ class CheckpointStore(CheckpointReader):
             self.check_fence()  # a store that has our token is the right one, and it answers
         super()._check_that_nothing_was_saved()
 
+    def _seen(self) -> Sequence[FencingToken]:
+        """Return the tokens of all attempts that claimed the run or published to it."""
+        published = (checkpoint.token for checkpoint in self._checkpoints())
+        return [*self.run.fencing_tokens(), *published]
+
     def _own_token(self) -> FencingToken:
         if self._token is None:
             raise RuntimeError("claim() comes before anything that writes")
         return self._token
-
-    def _tokens(self) -> Sequence[FencingToken]:
-        try:
-            names = self.run.list(CLAIMS)
-        except FileNotFoundError:
-            return []
-        return [token for name in names if (token := FencingToken.parse(name))]
 
     def publish(
         self,
@@ -257,16 +258,10 @@ class CheckpointStore(CheckpointReader):
             self._delete(checkpoint)
         return [checkpoint.name for checkpoint in old]
 
-    def _names_in(self, checkpoint: CheckpointName) -> Sequence[str]:
-        try:
-            return self.run.list(f"{CHECKPOINTS}/{checkpoint.name}")
-        except FileNotFoundError:
-            return []
-
     def _delete(self, checkpoint: CheckpointName) -> None:
         # The manifest first: a half deleted checkpoint must not look like a damaged one.
         directory = f"{CHECKPOINTS}/{checkpoint.name}"
         self.run.delete(f"{directory}/{MANIFEST}")
-        for name in self._names_in(checkpoint):
+        for name in self.run.list_if_present(f"{CHECKPOINTS}/{checkpoint.name}"):
             self.run.delete(f"{directory}/{name}")
         self.run.filesystem.delete_dir(directory)

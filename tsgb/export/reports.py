@@ -28,17 +28,10 @@ def figures_of(runs: Sequence[RunStore], ref: CheckpointRef, seed: int) -> Figur
     found = [
         figures
         for run in runs
-        for eval_id in _names(run)
+        for eval_id in run.list_if_present("reports")
         if (figures := _read(run, f"reports/{eval_id}/summary.json", ref, seed))
     ]
     return max(found, key=lambda f: f.summary.provenance.created_at, default=None)
-
-
-def _names(run: RunStore) -> Sequence[str]:
-    try:
-        return run.list("reports")
-    except FileNotFoundError:
-        return []
 
 
 def _read(run: RunStore, path: str, ref: CheckpointRef, seed: int) -> Figures | None:

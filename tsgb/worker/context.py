@@ -86,11 +86,7 @@ def find_run(context: WorkerContext, url: str) -> RunStore:
     else:
         return run
     candidates: list[str] = []
-    try:
-        names = run.list("")
-    except FileNotFoundError:
-        names = list[str]()
-    for name in names:
+    for name in run.list_if_present(""):
         try:
             run.read_bytes(f"{name}/config.json")
         except StoreUnreachable:
