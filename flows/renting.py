@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from secrets import token_hex
 
@@ -184,7 +185,7 @@ def renting(
         UsageError: Another process rents for this run, or machines could not reach the store.
     """
     settings = settings_at(workers.settings, vast_url)
-    workers = Workers(settings, workers.store, workers.run, workers.env)
+    workers = replace(workers, settings=settings)  # keeps all else that it knows of the run
     provider, run = provider_of(settings), workers.open(deadline_seconds=_STORE_SECONDS)
     _check_reach(run.run_url, settings)
     with _only_flow(settings, run), provider:

@@ -95,12 +95,6 @@ class _Successor(CheckpointStore):
         """Claim the run, without using up an attempt's number: a coordinator counts those."""
         self.claim(max((token.attempt for token in self._seen()), default=None))
 
-    def _seen(self) -> Sequence[FencingToken]:
-        return [
-            *self.run.fencing_tokens(),
-            *(checkpoint.token for checkpoint in self._checkpoints()),
-        ]
-
 
 class _Rehearsal(_Successor):
     """Writer that follows the same rules, but claims nothing and deletes nothing."""

@@ -72,10 +72,7 @@ class CheckpointStore(CheckpointReader):
         Raises:
             LeaseLost: A higher attempt has been here.
         """
-        seen = [
-            *self.run.fencing_tokens(),
-            *(checkpoint.token for checkpoint in self._checkpoints()),
-        ]
+        seen = self._seen()
         highest = max((token.attempt for token in seen), default=0)
         if attempt is None:
             attempt = highest + 1
@@ -125,9 +122,11 @@ class CheckpointStore(CheckpointReader):
         super()._check_that_nothing_was_saved()
 
     def _seen(self) -> Sequence[FencingToken]:
-        """Return the tokens of all attempts that claimed the run or published to it."""
-        published = (checkpoint.token for checkpoint in self._checkpoints())
-        return [*self.run.fencing_tokens(), *published]
+        """Return the tokens of all attempts that claimed this run or published to it."""
+        return [
+            *self.run.fencing_tokens(),
+            *(checkpoint.token for checkpoint in self._checkpoints()),
+        ]
 
     def _own_token(self) -> FencingToken:
         if self._token is None:
