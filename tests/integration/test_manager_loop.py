@@ -16,7 +16,7 @@ from tests.fakes.miniature import MINIATURE
 from tests.integration.test_deployment import Api, free_port, running, wait_for
 from tests.integration.test_manager_ends import set_options
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_the_run_is_started_until_it_is_done(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_the_run_is_started_until_it_is_done(tmp_path: Path) -> None:
                 command, env=environment, cwd=tmp_path, stdout=log, stderr=log
             )
         try:
-            wait_for("three starts", lambda: _completed(api) >= 3, 240)
+            wait_for("three starts", lambda: _completed(api) >= 3, 480)
         finally:
             process.send_signal(signal.SIGINT)
             try:

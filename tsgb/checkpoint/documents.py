@@ -7,7 +7,7 @@ reads one goes through `parse_json`, and limits its size before it is downloaded
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 MAX_JSON_BYTES = 16 << 20
@@ -16,6 +16,10 @@ MAX_TEXT_BYTES = 256 << 20
 """Size of the largest text, such as `metrics.jsonl`, that is read, in bytes."""
 MAX_JSON_DEPTH = 64
 """Number of arrays and objects that may lie inside each other."""
+MAX_JSON_DIGITS = 20
+"""Characters of the longest integer that is read; no count of bytes, steps or money is longer."""
+MAX_SECONDS = 1e12
+"""Longest duration that is believed, in seconds."""
 
 
 def canonical_json(value: Mapping[str, Any]) -> bytes:
@@ -37,10 +41,11 @@ def parse_json(data: bytes | str) -> Any:
     """Return the value of a JSON text that another process wrote.
 
     Raises:
-        ValueError: It is not JSON, or is nested more than `MAX_JSON_DEPTH` deep.
+        ValueError: It is not JSON, is nested more than `MAX_JSON_DEPTH` deep, or has an integer of
+            more than `MAX_JSON_DIGITS` characters, which no float could hold.
     """
     try:
-        value: object = json.loads(data)
+        value: object = json.loads(data, parse_int=_parse_integer)
     except ValueError as error:
         raise ValueError("it is not JSON") from error
     except RecursionError as error:
@@ -60,6 +65,40 @@ def parse_json_object(data: bytes | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - a wrong file, not a bug
     return cast("dict[str, Any]", value)
+
+
+def parse_json_lines(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a text with one JSON object a line, such as `metrics.jsonl`.
+
+    A line that is torn or no object is skipped.
+    """
+    for line in text.splitlines():
+        try:
+            yield parse_json_object(line)
+        except ValueError:
+            continue
+
+
+def count_in(document: Mapping[str, Any], name: str) -> int:
+    """Return a count in a document that another process wrote; 0 if it has none of that name."""
+    found = document.get(name)
+    return found if isinstance(found, int) and found > 0 else 0
+
+
+def seconds_in(document: Mapping[str, Any], name: str) -> float:
+    """Return a duration in a document that another process wrote.
+
+    It is 0 if the document has none of that name, and for a negative or absurd number.
+    """
+    found = document.get(name)
+    is_duration = isinstance(found, int | float) and 0 < found < MAX_SECONDS
+    return float(found) if is_duration else 0.0
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > MAX_JSON_DIGITS:
+        raise ValueError(f"an integer has more than {MAX_JSON_DIGITS} characters")
+    return int(text)
 
 
 def _is_deeper(value: object, limit: int) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tsgb.checkpoint.documents import seconds_in
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import AttemptDocument, RunDocuments, arms, number
 from tsgb.cloud.pricing import MICRO
@@ -154,7 +155,7 @@ def _machine(
     """Of one that found `first` updates in the store, where `after` were when it had gone."""
     intent, outcome = page.intent, page.result
     said = arms(word).values()
-    seconds = sum(float(arm.get("useful_seconds") or 0.0) for arm in said)
+    seconds = sum(seconds_in(arm, "useful_seconds") for arm in said)
     made = max(0, sum(number(arm, "step") for arm in said) - first)
     updates = max(0, after - first)
     return MachineBill(

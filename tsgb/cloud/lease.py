@@ -106,7 +106,7 @@ class Lease(BaseModel):
 
     def has_run_out(self, now: datetime, skew: timedelta = SKEW) -> bool:
         """Return whether it is past its end or deadline on any clock within `skew` of this one."""
-        return now > self.ends_at + skew
+        return now - skew > self.ends_at  # the sum could lie beyond the last date
 
     def standing(self, attempt: int, now: datetime, skew: timedelta = SKEW) -> LeaseState:
         """Return its state for an attempt that reads it now."""
@@ -260,7 +260,7 @@ class LeaseTracker:
             return LeaseState.OVER
         if lease is None:
             return LeaseState.HOLDS
-        past_deadline = lease.deadline_at is not None and now > lease.deadline_at + SKEW
+        past_deadline = lease.deadline_at is not None and now - SKEW > lease.deadline_at
         if self.risen and not past_deadline:
             now = min(now, lease.expires_at)
         return lease.standing(self.attempt, now)

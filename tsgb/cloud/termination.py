@@ -46,7 +46,7 @@ def job_end(exit_code: int | None, exit_record: Mapping[str, Any] | None) -> Job
         said = exit_record.get("outcome")
         if said == "done":
             return JobEnd.DONE
-        return JobEnd.PREEMPTED if said in _HEALS else JobEnd.FAILED
+        return JobEnd.PREEMPTED if str(said) in _HEALS else JobEnd.FAILED
     if exit_code is None:
         return JobEnd.PREEMPTED
     # A shell and a container report signal n as 128 + n.

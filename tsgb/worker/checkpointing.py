@@ -8,7 +8,6 @@ this machine until the store takes them again, and the heartbeat carries an alar
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tsgb.checkpoint.documents import parse_json_object
 from tsgb.checkpoint.interval import (
     MAX_UNSAVED,
     EarlierAttempt,
@@ -29,6 +29,7 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.saver import Saver, Snapshot
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.checkpoint.urls import local_path
+from tsgb.cloud.documents import moment
 from tsgb.config import RunConfig
 from tsgb.errors import CheckpointError, ConfigError, StoreError, StoreFull
 from tsgb.logging import get_logger
@@ -135,9 +136,9 @@ class Checkpointer:
         kept: list[str] = []
         for line in lines:
             try:
-                if json.loads(line)["step"] <= step:
+                if parse_json_object(line)["step"] <= step:
                     kept.append(line)
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 break  # torn: everything after it was written by the same dying process
         return kept
 
@@ -360,9 +361,10 @@ def _history(run: RunStore) -> list[EarlierAttempt]:
     try:
         claims = sorted(claim for name in run.list(CLAIMS) if (claim := FencingToken.parse(name)))
         for claim in claims[-HISTORY - 1 : -1]:  # the last one is ours
-            at = datetime.fromisoformat(run.read_json(f"{CLAIMS}/{claim.name}")["created_at"])
-            starts.append(EarlierAttempt(at, _was_lost(run, claim.attempt)))
-    except (StoreError, FileNotFoundError, KeyError, ValueError):
+            at = moment(run.read_json(f"{CLAIMS}/{claim.name}"), "created_at")
+            if at is not None:
+                starts.append(EarlierAttempt(at, _was_lost(run, claim.attempt)))
+    except (StoreError, FileNotFoundError):
         return []
     return starts
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
+from tsgb.checkpoint.documents import count_in, seconds_in
 from tsgb.errors import (
     CheckpointError,
     ConfigError,
@@ -132,11 +133,11 @@ class WorkerEnd:
         return cls(
             arm=arm,
             outcome=outcome_of(exit_code, record),
-            step=max(step, int(record.get("step") or 0)),
+            step=max(step, count_in(record, "step")),
             durable_step=max(durable_step, _saved_step(record)),
             message=" ".join(message.split()),
             useful_seconds=max(
-                useful_seconds, earlier_seconds + float(record.get("useful_seconds") or 0.0)
+                useful_seconds, earlier_seconds + seconds_in(record, "useful_seconds")
             ),
             log_tail=log_tail,
         )

@@ -15,9 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tsgb.checkpoint.documents import count_in, seconds_in
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import local_path
+from tsgb.cloud.documents import arms
 from tsgb.errors import StoreError
 from tsgb.logging import get_logger
 from tsgb.worker.context import read_config
@@ -188,13 +190,14 @@ class ArmMonitor:
             total = read_config(run).total_steps
             newest = CheckpointReader(run).newest()
             step = -1 if newest is None else newest.step
-            earlier = before.get("arms", {}).get(arm, {})
-            self.earlier_seconds[arm] = float(earlier.get("useful_seconds", 0.0))
+            earlier = arms(before).get(arm, {})
+            self.earlier_seconds[arm] = seconds_in(earlier, "useful_seconds")
+            first_step = count_in(earlier, "first_step")
             progress = ArmProgress(
                 step=max(step, 0),
                 total_steps=total,
                 durable_step=step,
-                first_step=int(earlier.get("first_step", max(step, 0))),
+                first_step=first_step if "first_step" in earlier else max(step, 0),
                 useful_seconds=self.earlier_seconds[arm],
             )
             self._update(arm, progress)
@@ -204,9 +207,11 @@ class ArmMonitor:
     def read(self) -> None:
         """Read the workers' heartbeats; one that cannot be read changes nothing."""
         for arm, run in self.runs.items():
-            with suppress(FileNotFoundError, StoreError, KeyError, TypeError, ValueError):
+            with suppress(
+                FileNotFoundError, StoreError, KeyError, TypeError, ValueError, OverflowError
+            ):
                 heartbeat = run.read_json(f"heartbeats/{self._name}")
-                seconds = self.earlier_seconds[arm] + float(heartbeat.get("useful_seconds", 0.0))
+                seconds = self.earlier_seconds[arm] + seconds_in(heartbeat, "useful_seconds")
                 progress = replace(
                     self.progress[arm],
                     step=int(heartbeat["step"]),

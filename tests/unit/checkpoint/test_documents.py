@@ -10,8 +10,11 @@ import pytest
 from tsgb.checkpoint.documents import (
     MAX_JSON_DEPTH,
     canonical_json,
+    count_in,
     parse_json,
+    parse_json_lines,
     parse_json_object,
+    seconds_in,
 )
 
 
@@ -37,7 +40,9 @@ def test_depth() -> None:
         parse_json(json.dumps(value))
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"\xef\xbb"])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff", b"\xef\xbb", b'{"step": 1' + b"0" * 400 + b"}"]
+)
 def test_no_json(data: bytes) -> None:
     with pytest.raises(ValueError, match="it is not JSON"):
         parse_json(data)
@@ -47,3 +52,19 @@ def test_no_json(data: bytes) -> None:
 def test_no_object(data: bytes) -> None:
     with pytest.raises(ValueError, match="it is not a JSON object"):
         parse_json_object(data)
+
+
+def test_lines_that_are_torn_or_no_objects_are_skipped() -> None:
+    assert list(parse_json_lines(f'{{"a":1}}\n5\n{"[" * 5000}\n\n{{"a":2}}\n{{"a"')) == [
+        {"a": 1},
+        {"a": 2},
+    ]
+
+
+@pytest.mark.parametrize(
+    "stored", [None, "x", [1], {}, -1, float("nan"), float("inf"), 1e308, 10**400]
+)
+def test_what_is_no_number_counts_nothing(stored: object) -> None:
+    assert seconds_in({"s": stored}, "s") == seconds_in({}, "s") == count_in({}, "s") == 0
+    assert count_in({"s": stored}, "s") in (0, stored)
+    assert (count_in({"s": 3}, "s"), seconds_in({"s": 3}, "s")) == (3, 3.0)

@@ -115,3 +115,17 @@ def test_what_was_trained_elsewhere_before_is_no_machines_work(run: Run) -> None
     run.rent(1, "done")
     run.says(1, selfplay=(70, 100, 100, 300.0))
     assert [useful(machine) for machine in run.summary(100).machines] == [(30, 0, 300.0)]
+
+
+@pytest.mark.parametrize("stored", ['"soon"', "[1]", "1e308", "1e999", "NaN", "1" + "0" * 400])
+@pytest.mark.parametrize("field", ["useful_seconds", "step", "first_step", "bytes_up"])
+def test_numbers_that_no_machine_can_mean_keep_nobody_from_the_bill(
+    run: Run, field: str, stored: str
+) -> None:
+    run.rent(1, "done")
+    for name in ("beat", "exit"):
+        document = f'{{"arms": {{"a": {{"{field}": {stored}}}, "b": {{"{field}": {stored}}}}}}}'
+        run.documents.run.write_bytes(f"machines/0001/{name}.json", document.encode())
+    summary = run.summary(20)
+    assert summary.machines[0].useful_seconds == 0
+    run.documents.run.write_json("summary.json", summary.as_json())

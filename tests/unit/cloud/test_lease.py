@@ -167,3 +167,10 @@ def test_the_deadline_is_judged_by_the_wall_clock() -> None:
     watch = watch.saw(held, 60.0)
     assert watch.standing(held, deadline + SKEW, 120.0).may_work
     assert watch.standing(held, deadline + SKEW + MINUTE, 120.0) is LeaseState.OVER
+
+
+def test_the_last_moment_that_there_is_ends_nobody_elses_round() -> None:
+    last = datetime.max.replace(tzinfo=UTC)
+    assert not lease(expires_at=last).has_run_out(NOW)
+    watch = LeaseTracker(attempt=3, since=0.0)
+    assert watch.standing(lease(expires_at=last, deadline_at=last), NOW, 0.0).may_work

@@ -45,6 +45,11 @@ def test_job_end(exit_code: int | None, said: str | None, outcome: JobEnd) -> No
     assert job_end(exit_code, None if said is None else {"outcome": said}) is outcome
 
 
+@pytest.mark.parametrize("said", [["done"], {}, 5, None])
+def test_an_exit_record_with_a_strange_outcome_is_a_failure(said: object) -> None:
+    assert job_end(1, {"outcome": said}) is JobEnd.FAILED
+
+
 ALIVE = Instance(id=7)
 OUTBID = Instance(id=7, state=InstanceState.STOPPED)
 LOADING = Instance(id=7, state=InstanceState.PROVISIONING)

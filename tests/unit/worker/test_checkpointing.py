@@ -277,3 +277,18 @@ def test_without_an_interval_the_clock_decides(files: MemoryFiles, context: Work
     assert taken.train(None).step == LAST
     assert {place.step for place in committed(files)} >= {LAST}
     assert taken.checkpointer.facts()["save_interval_seconds"] >= 1
+
+
+def test_half_written_traces_of_earlier_attempts_do_not_stop_the_next_one(
+    files: MemoryFiles, context: WorkerContext
+) -> None:
+    config = miniature_config({"checkpoint_interval": None})
+    run = attempt(files, context, config=config).run
+    for attempt_number, stored in enumerate(['{"created_at": 5}', "{}", "5", "{"], 2):
+        claim = attempt(files, context, config=config).run.fencing_tokens()[-1]
+        run.write_text(f"claims/{claim.name}", stored)
+        run.write_text(f"exits/{attempt_number:04d}.json", stored)
+    worker = attempt(files, context, config=config).checkpointer
+    assert worker.resume(lambda _line: None) is None
+    run.write_text("metrics.jsonl", '{"step": 1}\n5\n{"step": 2}\n')
+    assert worker.earlier_metrics(9) == ['{"step": 1}']

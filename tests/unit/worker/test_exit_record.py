@@ -74,3 +74,19 @@ def test_a_machine_that_was_told_to_end_is_done_if_its_workers_are() -> None:
     )
     assert machine_exit_record([], outcome="config", message="a\nb")["message"] == "a b"
     assert len(record["log_tail"]) < 4200
+
+
+@pytest.mark.parametrize("stored", [["x"], "x", {}, float("inf"), -5])
+def test_an_exit_record_with_strange_fields_is_read_as_far_as_it_goes(stored: object) -> None:
+    record = {"outcome": "done", "step": stored, "useful_seconds": stored, "checkpoint": stored}
+    end = WorkerEnd.of(
+        "sft",
+        exit_code=0,
+        record=record,
+        step=4,
+        durable_step=3,
+        useful_seconds=2.0,
+        earlier_seconds=1.0,
+        log_tail="",
+    )
+    assert (end.outcome, end.step, end.durable_step, end.useful_seconds) == ("done", 4, 3, 2.0)
