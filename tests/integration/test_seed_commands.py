@@ -116,6 +116,18 @@ def test_both_again_say_that_all_is_done(start: Start, evaluated: tuple[str, str
     assert "evaluated already" in err
 
 
+def test_half_an_evaluation_is_made_whole(start: Start, evaluated: tuple[str, str, str]) -> None:
+    """A worker that is killed while it writes to a WebDAV store leaves half a document."""
+    out, _, directory = evaluated
+    cell = min(Path(directory, "cells").glob("*B_far*"))
+    before = cell.read_text()
+    for path in (Path(directory, "summary.json"), cell):
+        path.write_text("{")
+    code, again, err = finish(start(EVALUATE))
+    assert (code, again) == (0, out), err
+    assert cell.read_text() == before
+
+
 @pytest.mark.usefixtures("trained")  # for its models
 def test_interrupted_and_resumed(start: Start, folder: Path) -> None:
     """Ctrl-C saves; meanwhile nobody else may train this run; the same command goes on."""

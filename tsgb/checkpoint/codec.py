@@ -29,6 +29,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from tsgb.checkpoint.documents import parse_json_object
 from tsgb.errors import CheckpointError
 from tsgb.types import Buffer
 
@@ -160,7 +161,7 @@ def decode_tensors(data: Buffer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         length = int.from_bytes(data[:8], "little")
         header: dict[str, Any] = json.loads(data[8 : 8 + length])
         text: str = header.get("__metadata__", {}).get(METADATA_KEY, "{}")
-        metadata = cast("dict[str, Any]", json.loads(text))
+        metadata = parse_json_object(text)
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"not a safetensors file: {error}") from error
     return {name: tensors[name] for name in sorted(tensors)}, metadata

@@ -16,8 +16,8 @@ MAX_TEXT_BYTES = 256 << 20
 """Size of the largest text, such as `metrics.jsonl`, that is read, in bytes."""
 MAX_JSON_DEPTH = 64
 """Number of arrays and objects that may lie inside each other."""
-MAX_JSON_DIGITS = 20
-"""Characters of the longest integer that is read; no count of bytes, steps or money is longer."""
+MAX_JSON_DIGITS = 300
+"""Characters of the longest integer that is read; a float holds no longer one."""
 MAX_SECONDS = 1e12
 """Longest duration that is believed, in seconds."""
 
@@ -42,7 +42,7 @@ def parse_json(data: bytes | str) -> Any:
 
     Raises:
         ValueError: It is not JSON, is nested more than `MAX_JSON_DEPTH` deep, or has an integer of
-            more than `MAX_JSON_DIGITS` characters, which no float could hold.
+            more than `MAX_JSON_DIGITS` characters.
     """
     try:
         value: object = json.loads(data, parse_int=_parse_integer)
@@ -91,8 +91,9 @@ def seconds_in(document: Mapping[str, Any], name: str) -> float:
     It is 0 if the document has none of that name, and for a negative or absurd number.
     """
     found = document.get(name)
-    is_duration = isinstance(found, int | float) and 0 < found < MAX_SECONDS
-    return float(found) if is_duration else 0.0
+    if isinstance(found, int | float) and 0 < found < MAX_SECONDS:
+        return float(found)
+    return 0.0
 
 
 def _parse_integer(text: str) -> int:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tsgb.checkpoint.documents import MAX_JSON_BYTES
+from tsgb.checkpoint.filesystem import FileTooLargeError
 from tsgb.checkpoint.inspect import CheckpointInfo, Inspector
 from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, sha256_hex
@@ -111,7 +113,7 @@ def _copy(
             copied[name] = record.size
         on_file(listed, name, record.size)
     try:
-        manifest = source.run.read_bytes(f"{listed.directory}/{MANIFEST}")
+        manifest = source.run.read_bytes(f"{listed.directory}/{MANIFEST}", MAX_JSON_BYTES)
     except FileNotFoundError as error:
         raise InvalidCheckpoint("it was deleted meanwhile", committed=False) from error
     if sha256_hex(manifest) != listed.sha256:
@@ -128,7 +130,7 @@ def _copy(
 
 def _copy_config(source: RunStore, run: RunStore) -> bool:
     try:
-        run.write_bytes(_CONFIG, source.read_bytes(_CONFIG))
+        run.write_bytes(_CONFIG, source.read_bytes(_CONFIG, MAX_JSON_BYTES))
     except FileNotFoundError:
         return False
     return True
@@ -136,8 +138,8 @@ def _copy_config(source: RunStore, run: RunStore) -> bool:
 
 def _is_there(run: RunStore, path: str, record: FileRecord) -> bool:
     try:
-        return record.mismatch(run.read_bytes(path)) is None
-    except FileNotFoundError:
+        return record.mismatch(run.read_bytes(path, record.size)) is None
+    except (FileNotFoundError, FileTooLargeError):
         return False
 
 

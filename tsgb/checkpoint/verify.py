@@ -7,8 +7,11 @@ the bytes that differ are then known exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+from tsgb.checkpoint.documents import MAX_JSON_BYTES
+from tsgb.checkpoint.filesystem import FileTooLargeError
 from tsgb.checkpoint.inspect import CheckpointInfo, CheckpointState
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, sha256_hex
 from tsgb.checkpoint.reader import READS
@@ -96,7 +99,10 @@ def verify(
 
 
 def _manifest_problem(item: CheckpointInfo) -> FileProblem:
-    data = _read(item, MANIFEST)
+    try:
+        data = _read(item, MANIFEST)
+    except FileTooLargeError:
+        data = None
     return FileProblem(
         file=MANIFEST,
         reason=item.reason.removeprefix(f"{MANIFEST} is damaged: ").removeprefix(f"{MANIFEST}: "),
@@ -110,7 +116,15 @@ def _file_problem(
 ) -> FileProblem | None:
     data, reason = b"", ""
     for _ in range(READS):
-        read = _read(item, name)
+        try:
+            read = _read(item, name, 2 * record.size + MAX_JSON_BYTES)
+        except FileTooLargeError:
+            return FileProblem(
+                file=name,
+                reason=f"it is far larger than the {record.size} bytes that were written",
+                expected_size=record.size,
+                expected_sha256=record.sha256,
+            )
         if read is None:
             return FileProblem(
                 file=name,
@@ -135,10 +149,10 @@ def _file_problem(
     )
 
 
-def _read(item: CheckpointInfo, name: str) -> bytes | None:
+def _read(item: CheckpointInfo, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes | None:
     # From the store itself: a cache of verified files would answer for one that has rotted since.
     try:
-        return item.run.read_bytes(f"{item.directory}/{name}")
+        return item.run.read_bytes(f"{item.directory}/{name}", max_bytes)
     except FileNotFoundError:
         return None
 
@@ -153,9 +167,10 @@ def _copy(
         ).items():
             if other_record != record or (other is item and other_name == name):
                 continue
-            data = _read(other, other_name)
-            if data is not None and record.mismatch(data) is None:
-                return data
+            with suppress(FileTooLargeError):
+                data = _read(other, other_name, record.size)
+                if data is not None and record.mismatch(data) is None:
+                    return data
     return None
 
 

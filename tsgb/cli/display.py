@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from tsgb.checkpoint.documents import MAX_JSON_BYTES
+from tsgb.checkpoint.documents import MAX_JSON_BYTES, parse_json_lines
 from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
 from tsgb.checkpoint.reader import CheckpointReader
@@ -107,7 +106,8 @@ def training_document(run: RunStore, total_steps: int) -> dict[str, Any]:
     reader = CheckpointReader(run)
     places = sorted(p for name in run.list(CHECKPOINTS) if (p := CheckpointName.parse(name)))
     refs = [reader.ref(name) for name in {p.step: p.name for p in places}.values()]
-    metrics = [json.loads(line) for line in run.read_text("metrics.jsonl").splitlines() if line]
+    lines = parse_json_lines(run.read_text("metrics.jsonl"))
+    metrics = [line for line in lines if isinstance(line.get("step"), int) and "phase" in line]
     rows: list[dict[str, Any]] = []
     start = 0
     for ref in sorted(refs, key=lambda ref: ref.step):

@@ -221,12 +221,17 @@ def reduced(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
 
 
 def _earlier(run: RunStore, directory: str) -> Summary | None:
+    """Return the summary of an evaluation that was made before; None if it has no whole one."""
+    from pydantic import ValidationError
+
+    from tsgb.checkpoint.documents import MAX_JSON_BYTES
     from tsgb.eval.records import Summary
 
     try:
-        return Summary.model_validate_json(run.read_bytes(f"{directory}/summary.json"))
-    except FileNotFoundError:
-        return None
+        data = run.read_bytes(f"{directory}/summary.json", MAX_JSON_BYTES)
+        return Summary.model_validate_json(data)
+    except (FileNotFoundError, ValidationError):
+        return None  # half written, or of another version: its cells are merged again
 
 
 def _measure(

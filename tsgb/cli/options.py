@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from tsgb.checkpoint.documents import parse_json
 from tsgb.errors import UsageError
 from tsgb.plugins import NO_TRUST, Trust
 from tsgb.run_options import RunOptions, flag_of, read_options, value_schema
@@ -140,7 +140,7 @@ def parse_overrides(given: Sequence[str] | None) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 

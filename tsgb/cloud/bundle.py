@@ -24,6 +24,7 @@ from types import ModuleType
 
 from pydantic import SecretStr
 
+from tsgb.checkpoint.filesystem import FileTooLargeError
 from tsgb.checkpoint.run import RunStore
 from tsgb.envs import make_environment
 from tsgb.errors import ConfigError, UsageError
@@ -118,8 +119,9 @@ def publish_code(run: RunStore, code: Code) -> CodeArchive:
     """
     name = f"code/{code.sha256}.tar.gz"
     try:
-        there = hashlib.sha256(run.read_bytes(name)).hexdigest() == code.sha256
-    except FileNotFoundError:
+        stored = run.read_bytes(name, len(code.data))
+        there = hashlib.sha256(stored).hexdigest() == code.sha256
+    except (FileNotFoundError, FileTooLargeError):
         there = False
     if not there:
         run.write_bytes(name, code.data)

@@ -9,13 +9,13 @@ side already, so those times are used as they are.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from tsgb.checkpoint.documents import MAX_JSON_BYTES, count_in, parse_json_lines, seconds_in
 from tsgb.checkpoint.manifest import Manifest
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
@@ -175,9 +175,10 @@ class _ArmLeft:
 def _arm(runs: DeploymentRuns, run_id: str, arm: Arm) -> _ArmLeft | None:
     run = runs.documents(arm_run_id(run_id, arm)).run
     try:
-        config = parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
+        text = run.read_text("config.json", MAX_JSON_BYTES)
     except FileNotFoundError:
         return None
+    config = parse_config(text, f"{run.run_url}/config.json")
     newest = CheckpointReader(run).newest_manifest()
     step = 0 if newest is None else newest[0].step
     left: dict[str, int] = defaultdict(int)
@@ -190,24 +191,18 @@ def _arm(runs: DeploymentRuns, run_id: str, arm: Arm) -> _ArmLeft | None:
 def _timed(run: RunStore) -> list[tuple[str, float]]:
     """Return kind and seconds of the updates whose line in the metrics has them."""
     try:
-        lines = run.read_text("metrics.jsonl").splitlines()
+        text = run.read_text("metrics.jsonl")
     except FileNotFoundError:
         return []
-    timed: list[tuple[str, float]] = []
-    for line in lines:
-        try:
-            found: dict[str, Any] = json.loads(line)
-            timed.append((str(found["phase"]), _seconds(found)))
-        except (ValueError, KeyError, TypeError, ZeroDivisionError):
-            continue  # torn, or of a version that wrote no seconds, and of a kind without tokens
-    return timed
+    found = [(str(line.get("phase")), _seconds(line)) for line in parse_json_lines(text)]
+    return [(phase, seconds) for phase, seconds in found if seconds]
 
 
 def _seconds(line: Mapping[str, Any]) -> float:
-    """Return the seconds of an update; earlier versions wrote only its speed."""
-    if "seconds" in line:
-        return float(line["seconds"])
-    return float(line["tokens"]) / float(line["tokens_per_second"])
+    """Return the seconds of an update, 0 if unknown; earlier versions wrote only its speed."""
+    speed = seconds_in(line, "tokens_per_second")
+    by_speed = count_in(line, "tokens") / speed if speed else 0.0
+    return seconds_in(line, "seconds") or by_speed
 
 
 def _means(timed: Iterable[tuple[str, float]]) -> dict[str, float]:

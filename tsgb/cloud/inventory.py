@@ -88,11 +88,8 @@ class DeploymentRuns:
             return
         for run in runs:
             documents = self.documents(run)
-            try:
-                documents.run.read_bytes(LEDGER)
-            except FileNotFoundError:
-                continue
-            yield documents
+            if LEDGER in documents.run.list_if_present(""):
+                yield documents
 
     def leases(self, runs: Iterable[str]) -> Leases:
         """Read the leases of these runs.

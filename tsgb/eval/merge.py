@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from scipy.special import stdtrit
 
 from tsgb.checkpoint.documents import canonical_json
@@ -22,7 +23,7 @@ from tsgb.checkpoint.manifest import installed_versions, sha256_hex
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
-from tsgb.errors import InvalidResult, UsageError
+from tsgb.errors import InvalidResult, StoreError, UsageError
 from tsgb.eval.records import (
     Curve,
     Estimate,
@@ -134,7 +135,13 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
             raise UsageError(
                 f"evaluation {eval_id} of {part.run.run_url} lacks cell {cell.name}: evaluate first"
             ) from error
-        items += [Item.model_validate(item) for item in content["items"]]
+        try:
+            items += [Item.model_validate(item) for item in content["items"]]
+        except (KeyError, TypeError, ValidationError) as error:
+            raise StoreError(
+                f"{part.run.run_url}/{directory}/cells/{cell.name}.json is no cell of this version "
+                f"({type(error).__name__}): delete it, then evaluate again"
+            ) from error
         if cell.target is None:
             extras = content
     return _Cells(items, extras, request)

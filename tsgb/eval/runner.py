@@ -7,19 +7,21 @@ interrupted evaluation goes on where it stopped and nothing is asked twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
 import torch
 
 from tsgb.checkpoint.codec import decode_tensors
+from tsgb.checkpoint.documents import count_in, parse_json_lines
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.pool import PoolAttack
-from tsgb.errors import UsageError
+from tsgb.errors import CheckpointError, StoreError, StoreUnreachable, UsageError
 from tsgb.eval import calibrated
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.cells import adaptive_items, scripted_items
@@ -33,7 +35,7 @@ from tsgb.protocols import Target
 from tsgb.targets.build import build_target
 from tsgb.trainer.best_response import FreshAttacker
 from tsgb.trainer.players import GuardPlayer
-from tsgb.trainer.state import split_groups
+from tsgb.trainer.state import split_groups, stored_state
 from tsgb.trainer.variance import gradient_batches, variance_ratio
 from tsgb.types import CheckpointRef, TargetSpec
 
@@ -41,6 +43,8 @@ OpenRun = Callable[[str], RunStore]
 Report = Callable[[int, int, str], None]
 """Called with (cells done, cells in all, what is being done)."""
 CURVE_POINTS = 200
+_PHASES = frozenset({"attacker", "guard", "warmup"})
+_STATE = "trainer_state.json"
 CURVE_FIELDS = ("asr", "asr_no_guard", "fpr", "fnr", "kl", "entropy", "grad_norm", "loss", "tau")
 
 
@@ -148,9 +152,12 @@ class Evaluation:
         return {"items": [item.model_dump(mode="json", exclude_defaults=True) for item in items]}
 
     def _exists(self, name: str) -> bool:
+        """Return whether a cell is there and whole; half of one, of a killed worker, is not."""
         try:
             self.run.read_json(f"{self.directory}/{name}")
-        except FileNotFoundError:
+        except StoreUnreachable:
+            raise
+        except (FileNotFoundError, StoreError):
             return False
         return True
 
@@ -213,18 +220,18 @@ class Evaluation:
     def _payoffs(self) -> list[Payoff]:
         payoffs: list[Payoff] = []
         for arm, ref in self.refs().items():
-            state = json.loads(self._files(ref, ["trainer_state.json"])["trainer_state.json"])
-            inner = state["state"]
-            if inner["pool"] and inner["guards"]:
-                payoffs.append(
-                    Payoff(
-                        seed=self.config.seed,
-                        arm=arm,
-                        attackers=[member["name"] for member in inner["pool"]],
-                        guards=inner["guards"],
-                        matrix=inner["payoff"],
+            state = stored_state(self._files(ref, [_STATE])[_STATE])["state"]
+            with _well_formed(ref):
+                if state["pool"] and state["guards"]:
+                    payoffs.append(
+                        Payoff(
+                            seed=self.config.seed,
+                            arm=arm,
+                            attackers=[member["name"] for member in state["pool"]],
+                            guards=state["guards"],
+                            matrix=state["payoff"],
+                        )
                     )
-                )
         return payoffs
 
     def _curves(self) -> list[Curve]:
@@ -234,12 +241,11 @@ class Evaluation:
                 text = self._open_run(ref.run_url).read_text("metrics.jsonl")
             except FileNotFoundError:
                 continue
-            lines = [json.loads(line) for line in text.splitlines() if line]
-            lines = [line for line in lines if line["phase"] in {"attacker", "guard", "warmup"}]
+            lines = [line for line in parse_json_lines(text) if str(line.get("phase")) in _PHASES]
             stride = max(1, len(lines) // CURVE_POINTS)
             points = [
-                {"step": float(line["step"])}
-                | {k: float(line[k]) for k in CURVE_FIELDS if k in line}
+                {"step": float(count_in(line, "step"))}
+                | {k: float(line[k]) for k in CURVE_FIELDS if isinstance(line.get(k), int | float)}
                 for line in lines[::stride]
             ]
             curves.append(Curve(seed=self.config.seed, arm=arm, points=points))
@@ -256,7 +262,7 @@ class Evaluation:
             return None
         refs = self.refs()
         ref = refs.get("selfplay") or next(iter(refs.values()))
-        files = self._files(ref, ["guard.safetensors", "trainer_state.json"])
+        files = self._files(ref, ["guard.safetensors", _STATE])
         tensors, _ = decode_tensors(files["guard.safetensors"])
         columns = split_groups(tensors)
         generator = torch.Generator().manual_seed(self.config.seed + 1)
@@ -264,9 +270,22 @@ class Evaluation:
         role = engine.add_role(self.config.model, generator)
         player = GuardPlayer(engine, self.env, self.config.guard, role)
         load_parameters(player.parameters, columns.get("round-1", columns["current"]))
-        members = json.loads(files["trainer_state.json"])["state"]["pool"]
-        attacks = [PoolAttack(**a) for m in members for a in m["attacks"]]
+        state = stored_state(files[_STATE])["state"]
+        with _well_formed(ref):
+            attacks = [PoolAttack(**a) for m in state["pool"] for a in m["attacks"]]
         rng = Random(f"variance-{self.config.seed}")
         batches = gradient_batches(self.env, self.config, attacks, rng)
         value, low, high = variance_ratio(player, batches, generator)
         return {"value": value, "low": low, "high": high}
+
+
+@contextmanager
+def _well_formed(ref: CheckpointRef) -> Generator[None]:
+    """Turn the error of a field that is missing or of another type into a line for people."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{ref.url}/{_STATE} has no pool of this form ({type(error).__name__}: {error}): "
+            "evaluate it with the version that wrote it"
+        ) from error

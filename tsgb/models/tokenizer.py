@@ -6,7 +6,6 @@ a word list, for the words of the template), so a prompt cannot forge a turn.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -15,6 +14,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
+from tsgb.checkpoint.documents import parse_json_object
 from tsgb.errors import ConfigError
 from tsgb.types import GuardTemplate, Message, Messages, TokenizerSpec
 
@@ -86,7 +86,7 @@ class Tokenizer:
         try:
             text = (directory / "tokenizer_config.json").read_text("utf-8")
             fast = FastTokenizer.from_str((directory / "tokenizer.json").read_text("utf-8"))
-            settings: dict[str, Any] = json.loads(text)
+            settings = parse_json_object(text)
             template: str | None = settings.get("chat_template")
             if template is None:
                 template = (directory / "chat_template.jinja").read_text("utf-8")

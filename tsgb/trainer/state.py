@@ -227,12 +227,24 @@ def split_groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def _decode_state(data: Buffer, rng: Random, generator: torch.Generator) -> TrainerState:
-    """Read `trainer_state.json` and set both generators."""
+def stored_state(data: Buffer) -> dict[str, Any]:
+    """Return the content of `trainer_state.json`.
+
+    Raises:
+        CheckpointError: It is not a JSON object, is nested too deep, or holds no `state`.
+    """
     try:
         content = parse_json_object(bytes(data))
     except ValueError as error:
         raise CheckpointError(f"trainer_state.json cannot be read: {error}") from error
+    if not isinstance(content.get("state"), dict):
+        raise CheckpointError("trainer_state.json cannot be read: it holds no state")
+    return content
+
+
+def _decode_state(data: Buffer, rng: Random, generator: torch.Generator) -> TrainerState:
+    """Read `trainer_state.json` and set both generators."""
+    content = stored_state(data)
     version = content.get("state_version")
     if version != STATE_VERSION:
         raise CheckpointError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from tsgb.checkpoint.cache import FileCache
+from tsgb.checkpoint.documents import MAX_JSON_BYTES
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import canonical_url
@@ -80,7 +81,7 @@ def find_run(context: WorkerContext, url: str) -> RunStore:
     """
     run = context.open(canonical_url(url))
     try:
-        run.read_bytes("config.json")
+        run.read_bytes("config.json", MAX_JSON_BYTES)
     except FileNotFoundError:
         pass
     else:
@@ -88,7 +89,7 @@ def find_run(context: WorkerContext, url: str) -> RunStore:
     candidates: list[str] = []
     for name in run.list_if_present(""):
         try:
-            run.read_bytes(f"{name}/config.json")
+            run.read_bytes(f"{name}/config.json", MAX_JSON_BYTES)
         except StoreUnreachable:
             raise  # it may be a run
         except (FileNotFoundError, StoreError):
@@ -114,7 +115,7 @@ def read_config(run: RunStore) -> RunConfig:
         CheckpointError: There is none; checkpoints alone do not say what they belong to.
     """
     try:
-        text = run.read_text("config.json")
+        text = run.read_text("config.json", MAX_JSON_BYTES)
     except FileNotFoundError:
         raise CheckpointError(
             f"run {run.run_url} has no config.json, which says how its guard is used: copy the "

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from tsgb.checkpoint.documents import MAX_JSON_BYTES
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import join_run
 from tsgb.cloud.connect import connect
@@ -308,7 +309,7 @@ class WorkerMachine:
 
     def _exists(self, name: str) -> bool:
         try:
-            self._run.read_bytes(name)
+            self._run.read_bytes(name, MAX_JSON_BYTES)
         except FileNotFoundError:
             return False
         return True

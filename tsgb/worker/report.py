@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tsgb.checkpoint.documents import parse_json
 from tsgb.config import SEEDS, Arm, RunConfig, arm_overrides, default_arms, make_config
 from tsgb.envs import customise, make_environment
 from tsgb.envs.base import Environment
@@ -95,7 +96,7 @@ def _text(value: Any) -> str:
     """Return a value as `--set` takes it: JSON, or text that is no JSON as it is."""
     if isinstance(value, str):
         try:
-            json.loads(value)
+            parse_json(value)
         except ValueError:
             return value
     return json.dumps(value)

@@ -73,6 +73,14 @@ class TestVerify:
         [problem] = self.problems(files)
         assert (problem.begin, problem.end) == (7, 200_000)
 
+    def test_a_file_that_fills_the_memory_is_not_read(self, files: MemoryFiles) -> None:
+        self.damage(files, "/optim_guard", bytes(17 << 20))
+        [problem] = self.problems(files)
+        assert (problem.reason, problem.found_size) == (
+            "it is far larger than the 93 bytes that were written",
+            None,
+        )
+
     def test_a_missing_file(self, files: MemoryFiles) -> None:
         del files.files[next(path for path in files.files if path.endswith("/trainer_state.json"))]
         [problem] = self.problems(files)

@@ -120,3 +120,13 @@ def test_a_damaged_checkpoint_keeps_nobody_from_choosing(runs: DeploymentRuns) -
     [name] = run.list("checkpoints")
     run.write_text(f"checkpoints/{name}/manifest.json", "{")
     assert state_gb([run]) == 0.0
+
+
+def test_seconds_that_no_update_takes_are_not_counted(runs: DeploymentRuns) -> None:
+    begin(runs, Arm.SELFPLAY)
+    plain = measure(runs, "r1").hours
+    run = runs.documents("r1").run
+    strange = ["1e999", "-1", '"x"', "[]", "1" + "0" * 400]
+    lines = [f'{{"phase": "guard", "seconds": {value}}}' for value in strange]
+    run.write_text("metrics.jsonl", run.read_text("metrics.jsonl") + "\n".join([*lines, "5", "["]))
+    assert measure(runs, "r1").hours == plain

@@ -16,6 +16,7 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig, make_config
 from tsgb.envs import make_environment
+from tsgb.errors import StoreError
 from tsgb.eval.records import Provenance, Summary
 from tsgb.eval.request import plan, read_request, write_request
 from tsgb.types import CheckpointRef
@@ -101,6 +102,15 @@ def test_runs_of_several_seeds_count_from_the_first_request(evaluated: Evaluated
     provenance, _ = made(first, evaluated(1, asked=timedelta(seconds=200)))
     assert provenance.wall_seconds == pytest.approx(210, abs=10)
     assert provenance.command.endswith("  # reported here: seeds 0, 1")
+
+
+@pytest.mark.parametrize("stored", ["{}", '{"items": 5}', '{"items": [{}]}'])
+def test_a_cell_of_another_form_is_named(evaluated: Evaluated, stored: str) -> None:
+    run = evaluated(asked=None)
+    name = run.list("reports/e1/cells")[0]
+    run.write_text(f"reports/e1/cells/{name}", stored)
+    with pytest.raises(StoreError, match=f"cells/{name} is no cell of this version .* delete it"):
+        report(worker_context(Path("unused")), [run.run_url], "e1")
 
 
 def test_an_unknown_time_is_not_told(evaluated: Evaluated) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -124,3 +126,11 @@ def test_a_verdict_word_must_be_one_token(pairs: Tokenizer, words: Tokenizer) ->
         pairs.single("zzz")
     with pytest.raises(ConfigError, match=r"'NEVER' is no tokens"):
         words.single("NEVER")
+
+
+@pytest.mark.parametrize("settings", ["[" * 200_000, "[]", "{"])
+def test_a_directory_with_damaged_settings_is_one_line(tmp_path: Path, settings: str) -> None:
+    Backend(BPE()).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    with pytest.raises(ConfigError, match="holds no chat tokenizer"):
+        Tokenizer.from_directory(tmp_path)

@@ -127,3 +127,10 @@ def test_a_checkpoint_of_another_version_is_refused() -> None:
     files["trainer_state.json"] = json.dumps({**content, "state_version": 0}).encode()
     with pytest.raises(CheckpointError, match="state_version 0, this tsgb reads"):
         trainer.load(files)
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b"[" * 200_000, b"{}", b'{"state": 5}'])
+def test_a_state_that_another_host_damaged_is_one_line(data: bytes) -> None:
+    trainer = make_trainer(miniature_config())
+    with pytest.raises(CheckpointError, match=r"trainer_state.json cannot be read: it "):
+        trainer.load({**trainer.files(), "trainer_state.json": data})

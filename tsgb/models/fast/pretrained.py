@@ -6,7 +6,6 @@ The directory is what `save_pretrained` of transformers writes for a model and i
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
+from tsgb.checkpoint.documents import parse_json_object
 from tsgb.errors import ConfigError
 from tsgb.models.fast.recipes import add_weight
 from tsgb.models.weights import WEIGHTS
@@ -46,7 +46,7 @@ def load_pretrained(directory: Path) -> PretrainedLlama:
         ConfigError: no such model there, or one that `network.py` would compute wrongly.
     """
     try:
-        settings: dict[str, Any] = json.loads((directory / "config.json").read_text("utf-8"))
+        settings = parse_json_object((directory / "config.json").read_text("utf-8"))
         tensors = load_file(directory / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
