@@ -313,6 +313,32 @@ def long_lines(modules: list[Module]) -> list[str]:
     ]
 
 
+# --- the unit tests ----------------------------------------------------------------------------
+
+NO_MODULE = {"contracts", "readme", "sentinels", "structure"}
+"""Subjects in `tests/unit` itself that are the repository and its suite, and no module."""
+
+
+def without_a_module(tests: Iterable[str], sources: Iterable[str]) -> list[str]:
+    """Paths below `tests/unit` that are not `test_X.py` or `test_X_aspect.py` of a module X.
+
+    Args:
+        tests: paths of test files, relative to `tests/unit`.
+        sources: paths of modules, relative to `tsgb`; a package counts as a module.
+    """
+    modules = {Path(path).with_suffix("") for path in sources}
+    modules |= {path.parent for path in modules}
+    known = {*modules, *(Path(name) for name in NO_MODULE)}
+
+    def has_module(test: Path) -> bool:
+        words = test.stem.removeprefix("test_").split("_")
+        return any(
+            test.with_name("_".join(words[:end])) in known for end in range(1, len(words) + 1)
+        )
+
+    return sorted(test for test in tests if not has_module(Path(test)))
+
+
 # --- the rules, and the most that each may find ------------------------------------------------
 
 Rule = Callable[[list[Module]], list[str]]
@@ -348,6 +374,35 @@ def test_no_rule_is_broken_more_than_before(rule: Rule, modules: list[Module]) -
 def test_texts_are_sentences_or_noun_phrases(modules: list[Module]) -> None:
     found = fragments(modules)
     assert len(found) / len(texts(modules)) <= FRAGMENTS, "\n".join(found)
+
+
+def test_unit_tests_have_the_names_of_modules() -> None:
+    unit, package = ROOT / "tests" / "unit", ROOT / "tsgb"
+    tests = [path.relative_to(unit) for path in unit.rglob("test_*.py")]
+    found = without_a_module(
+        [path.as_posix() for path in tests if path.parts[0] != "flows"],
+        [path.relative_to(package).as_posix() for path in package.rglob("*.py")],
+    )
+    assert found == [], "name each test_X.py or test_X_aspect.py after a module X of its package"
+
+
+@pytest.mark.parametrize(
+    ("test", "is_found"),
+    [
+        ("eval/test_table.py", False),
+        ("eval/test_table_rows.py", False),
+        ("eval/test_two_words.py", False),
+        ("test_eval.py", False),
+        ("test_readme.py", False),
+        ("eval/test_tables.py", True),
+        ("eval/test_two.py", True),
+        ("eval/test_readme.py", True),
+        ("test_table.py", True),
+    ],
+)
+def test_a_unit_test_of_no_module(test: str, is_found: bool) -> None:
+    sources = ["eval/__init__.py", "eval/table.py", "eval/two_words.py"]
+    assert without_a_module([test], sources) == [test] * is_found
 
 
 def sample(**texts: str) -> list[Module]:
