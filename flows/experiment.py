@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flows import embedded
 from flows.interrupts import interruptible
-from flows.plan import arm_configs, check_targets, new_run_id, write_configs
+from flows.prepare import arm_configs, check_targets, new_run_id, write_configs
 from flows.progress import watching
 from flows.workers import Workers
 from tsgb.checkpoint.manifest import sha256_hex

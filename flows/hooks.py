@@ -14,12 +14,11 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
-from flows.renting import renting
+from flows.rented import rental_session
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.cloud.recover import release_all
-from tsgb.config import Arm
-from tsgb.run_options import MachineKind
+from tsgb.run_options import MachineKind, read_options
 from tsgb.settings import load_settings
 
 _WAYS = {
@@ -45,21 +44,16 @@ def release_machines(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
 
     A flow that holds the run's lock is alive and looks after its machine itself.
     """
-    given = flow_run.parameters
-    if given.get("machine") != MachineKind.RENTED:
+    if flow_run.parameters.get("machine") != MachineKind.RENTED:
         return
     logger = flow_run_logger(flow_run, flow)
     try:
-        settings = load_settings()
-        where = canonical_url(given.get("store") or settings.default_store)
-        run = given.get("run") or f"run-{str(flow_run.id)[:8]}"
-        with renting(
-            Workers(settings, where, run),
-            [Arm.SELFPLAY],
-            vast_url=given.get("service_url"),
-            tell=logger.warning,
-        ) as (rented, _):
-            num = release_all(rented.session, f"its flow run ended as {state.name}")
+        options = read_options(**flow_run.parameters)
+        settings = options.applied_to(load_settings())
+        where = canonical_url(options.store or settings.default_store)
+        run = options.run or f"run-{str(flow_run.id)[:8]}"
+        with rental_session(Workers(settings, where, run), logger.warning) as session:
+            num = release_all(session, f"its flow run ended as {state.name}")
         logger.warning("%d machines of run %s were still there, and are gone", num, run)
     except Exception:
         logger.exception("machines of the run may be left: `tsgb reap` or the reaper ends them")

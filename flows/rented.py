@@ -1,113 +1,300 @@
-"""A run on rented machines as Prefect tasks: an attempt, and within it a task a step.
+"""A run on rented machines: the work that they do, and all that renting for it needs.
 
-The attempt is the task that Prefect retries. What happens in it, and why a retry is always safe, is
-in `tsgb.cloud`.
+It joins the settings, the workers' traces in the store and the account. It decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import socket
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from secrets import token_hex
 
-from prefect import get_run_logger, task
-from prefect.artifacts import create_table_artifact
-
-from flows.progress import listener
-from flows.renting import ArmsWork, renting
-from flows.tasks import artifact_key, only_preemption, quietly
-from flows.workers import Workers, as_json
-from tsgb.checkpoint.run import RunStore
+from flows.interrupts import check_interrupt
+from flows.progress import Bar, listener
+from flows.workers import Checkpoints, Workers
+from tsgb.checkpoint.manifest import sha256_hex
+from tsgb.checkpoint.run import RunLock
+from tsgb.checkpoint.urls import local_path
 from tsgb.cloud.bill import RentalBill, make_bill
-from tsgb.cloud.lifecycle import Lifecycle
-from tsgb.config import Arm
+from tsgb.cloud.bundle import BootSpec, Code, boot, pack_code, publish_code
+from tsgb.cloud.connect import connect
+from tsgb.cloud.documents import Intent, RunDocuments, arms, durable_step, number
+from tsgb.cloud.forecast import workload
+from tsgb.cloud.history import state_gb
+from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
+from tsgb.cloud.preemption import Workload
+from tsgb.cloud.provider import LaunchSpec, Provider, is_loopback
+from tsgb.cloud.rented_machine import RentedMachine
+from tsgb.cloud.running import RunningInstance
+from tsgb.cloud.session import Session
+from tsgb.config import Arm, RunConfig
+from tsgb.errors import BudgetReached, Preempted, ProviderNoCredit, UsageError
+from tsgb.plugins import Trust
+from tsgb.setting_groups import CloudSettings
 from tsgb.settings import Settings
-from tsgb.types import CheckpointRef
 
-RETRIES = 10_000
-"""Bounds nothing: budget, refusals, lost hosts and failed workers have bounds of their own."""
-
-R = TypeVar("R")
-Rented = Lifecycle[dict[str, CheckpointRef]]
+_STORE_SECONDS = 30.0
+"""A store that does not answer must not keep the flow from looking at the machine."""
+_GUESSED_HOURS = 2.0
+"""Hours of work for the choice of an offer; they hardly matter beyond the time to start."""
 
 
-def as_task(name: str, what: Callable[[], R]) -> R:
-    """Run a step as a task; without retries of its own, since the attempt is retried as a whole."""
-    # With a key of its own, or it would take over that of the attempt, and be its result.
-    return task(name=name, persist_result=False, result_storage_key="step-{task_run.id}")(what)()
+class ArmsWork:
+    """All arms of a run, trained by one machine at a time."""
+
+    def __init__(self, workers: Workers, configs: Mapping[Arm, RunConfig]) -> None:
+        """Describe the work; reads nothing yet.
+
+        Args:
+            workers: Workers of the run.
+            configs: Configurations of the arms to train.
+        """
+        self._workers = workers
+        self._configs = configs
+        self._code: Code | None = None
+
+    def pack(self) -> Code:
+        """Return the code that machines run, packed once for all of them.
+
+        Raises:
+            UsageError: A rented machine could not have it.
+        """
+        if self._code is None:
+            config = next(iter(self._configs.values()))
+            pretrained, profile = config.model.pretrained, config.profile.value
+            self._code = pack_code(
+                config.env,
+                trust=Trust.of(self._workers.env),
+                pretrained=pretrained,
+                profile=profile,
+            )
+        return self._code
+
+    def begun(self) -> int:
+        """Return the highest attempt on any arm."""
+        return max(map(self._workers.highest, self._configs))
+
+    def is_reached(self, segment: int) -> bool:
+        """Tell from the names of the newest checkpoints."""
+        return self._newest(segment).keys() == self._configs.keys()
+
+    def has_saved(self, segment: int, running: RunningInstance) -> bool:
+        """Tell from the heartbeat; the last segment ends with the machine's own exit record."""
+        told = arms(running.heartbeat)
+        return not self._is_last(segment) and all(
+            durable_step(told.get(arm.value, {})) >= target
+            for arm, target in self._targets(segment).items()
+        )
+
+    def updates(self) -> int:
+        """Return the updates of all arms together, in their newest checkpoints."""
+        return self._workers.total_updates(self._configs)
+
+    def verify(self, segment: int) -> Checkpoints:
+        """Return the checkpoints at the end of a segment; the last ones are read in full.
+
+        Others are taken by name: while they were read, nobody would renew the machine's lease.
+
+        Raises:
+            Preempted: One of them is not there after all.
+        """
+        if self._is_last(segment):
+            return self._workers.verified(self._targets(segment))
+        found = self._newest(segment)
+        for arm, target in self._targets(segment).items():
+            if arm not in found:
+                raise Preempted(f"segment {segment}: no checkpoint of {arm} at step {target}")
+        return found
+
+    def load(self) -> Workload:
+        """Return the load, with the traffic of the newest checkpoints (0 before the first one)."""
+        size = state_gb(self._workers.open(arm, _STORE_SECONDS) for arm in self._configs)
+        disk_gb = self._workers.settings.disk_gb
+        return workload(_GUESSED_HOURS, disk_gb=disk_gb, restore_gb=size, save_gb=size)
+
+    def request(self, attempt: int, intent: Intent) -> LaunchSpec:
+        """Return a machine that trains the arms; the run's code comes to it through the store."""
+        settings, run = self._workers.settings, self._workers.open()
+        made: BootSpec = boot(
+            run_url=run.run_url,
+            attempt=attempt,
+            arms=[arm.value for arm in self._configs],
+            code=publish_code(run, self.pack()),
+            vast_url=settings.vast_url,
+            webdav_user=settings.webdav_user,
+            webdav_pass=settings.webdav_pass,
+            manifest_key=settings.manifest_key,
+            boot_seconds=settings.provision_seconds + settings.lease_seconds,
+            worker_env={
+                "TSGB_SKEW_SECONDS": f"{settings.skew_seconds:g}",
+                "TSGB_GRACE_SECONDS": f"{settings.grace_seconds:g}",
+            },
+        )
+        return LaunchSpec(
+            image=settings.image,
+            label=intent.label,
+            price=intent.price,
+            disk_gb=intent.disk_gb,
+            onstart=made.onstart,
+            env=made.env,
+        )
+
+    def show(self, running: RunningInstance) -> None:
+        """Show bars of the arms, or the state of the machine before it tells of them."""
+        check_interrupt()
+        state = "?" if running.instance is None else running.instance.status
+        text = f"instance {running.instance_id} {state}, ${running.intent.hourly:.3f}/h"
+        bars = [
+            Bar(name, number(arm, "step"), number(arm, "total_steps"), text)
+            for name, arm in arms(running.heartbeat).items()
+        ]
+        listener().bars(f"attempt {running.attempt}", bars or [Bar("machine", 0, 0, text)])
+
+    def _targets(self, segment: int) -> dict[Arm, int]:
+        return {arm: config.segment_target(segment) for arm, config in self._configs.items()}
+
+    def _is_last(self, segment: int) -> bool:
+        return all(segment + 1 >= config.segments for config in self._configs.values())
+
+    def _newest(self, segment: int) -> Checkpoints:
+        """Return the newest checkpoints of the arms that reached the end of a segment, by name."""
+        targets = self._targets(segment)
+        found = self._workers.newest(self._configs)
+        return {arm: ref for arm, ref in found.items() if ref.step >= targets[arm]}
 
 
-@task(
-    name="attempt",
-    task_run_name="attempts-{run}",
-    retry_condition_fn=only_preemption,
-    persist_result=True,
-    result_serializer="json",
-    result_storage_key="tsgb-{parameters[run]}-{parameters[key]}-rented.json",
-)
-def attempt(run: str, key: str, rented: Rented) -> dict[str, dict[str, Any]]:  # noqa: ARG001 - part of the result's name
-    """One machine from its offer to its end; gives the checkpoints, by arm, once all are done."""
-    return as_json(rented.attempt(as_task))
+@contextmanager
+def renting(
+    workers: Workers, configs: Mapping[Arm, RunConfig], on_bill: Callable[[RentalBill], None]
+) -> Generator[RentedMachine[Checkpoints]]:
+    """Yield the rented machine of a run; afterwards none is left, and the bill is in the store.
 
-
-def train_rented(
-    settings: Settings,
-    *,
-    run: str,
-    key: str,
-    store: str,
-    arms: Sequence[str],
-    env: str,
-    budget: float | None,
-    max_price: float | None,
-    vast_url: str | None,
-) -> dict[str, dict[str, Any]]:
-    """Train all arms of a run on rented machines, one at a time; gives their checkpoints.
+    Args:
+        workers: Workers of the run.
+        configs: Configurations of the arms to train.
+        on_bill: Called with the bill at the end.
 
     Raises:
-        TSGBError: It cannot go on; everything is kept, and nothing is left rented.
+        ProviderAuthError: There is no key.
+        UsageError: Another process rents for this run, or machines could not reach the store.
     """
-    logger = get_run_logger()
-
-    def tell(line: str) -> None:
-        logger.info(line)
-        listener().note(line)
-
-    workers = Workers(settings, store, run, env)
-    with renting(
-        workers,
-        [Arm(name) for name in arms],
-        budget=budget,
-        max_price=max_price,
-        vast_url=vast_url,
-        tell=tell,
-    ) as (rented, work):
-        work.pack()  # what it says is said before a machine costs anything
-        retried = attempt.with_options(
-            retries=RETRIES, retry_delay_seconds=settings.retry_delay_seconds
-        )
+    with rental_session(workers) as session:
+        work = ArmsWork(workers, configs)
+        work.pack()  # a refusal comes before a machine costs anything
+        machine = RentedMachine(session, work)
         try:
-            refs = retried(run, key, rented)
+            yield machine
         except BaseException as error:
-            _leave(rented, work, f"{type(error).__name__}: {error}")
+            _close(machine, work, f"{type(error).__name__}: {error}", on_bill)
             raise
-        _leave(rented, work, "done")
-        return refs
+        _close(machine, work, "done", on_bill)
 
 
-def _leave(rented: Rented, work: ArmsWork, reason: str) -> None:
-    """The lease ends, and what it all cost is written down; neither may hide how it ended."""
-    session = rented.session
+def _close(
+    machine: RentedMachine[Checkpoints],
+    work: ArmsWork,
+    reason: str,
+    on_bill: Callable[[RentalBill], None],
+) -> None:
+    """End the lease, and write down the cost of the run; neither may hide how it ended."""
+    session = machine.session
     try:
-        session.end(reason)
-        summary = make_bill(session.documents, session.ledger, work.updates())
-        if summary.machines:
-            _show(session.documents.run, summary)
+        machine.close(reason)
+        bill = make_bill(session.documents, session.ledger, work.updates())
+        if bill.machines:
+            run = session.documents.run
+            run.write_json("summary.json", bill.as_json())
+            session.note(f"{bill}; by machine in {run.run_url}/summary.json")
+            on_bill(bill)
     except Exception as error:  # noqa: BLE001 - the reason of the flow's end counts
         session.note(f"no summary: {type(error).__name__}: {error}")
 
 
-def _show(run: RunStore, summary: RentalBill) -> None:
-    run.write_json("summary.json", summary.as_json())
-    listener().note(f"{summary}; by machine in {run.run_url}/summary.json")
-    key = artifact_key(f"machines-{run.run_id}")
-    quietly(lambda: create_table_artifact(summary.rows(), key=key, description=str(summary)))
+@contextmanager
+def rental_session(
+    workers: Workers, note: Callable[[str], None] | None = None
+) -> Generator[Session]:
+    """Yield all that renting for a run needs; one flow of this computer at a time.
+
+    Args:
+        workers: Workers of the run; their settings name the account.
+        note: Tells a person one line; the listener's by default.
+
+    Raises:
+        ProviderAuthError: There is no key.
+        UsageError: Another process rents for this run, or machines could not reach the store.
+    """
+    settings = workers.settings
+    provider, run = provider_of(settings), workers.open(deadline_seconds=_STORE_SECONDS)
+    _check_reach(run.run_url, settings)
+    # The kernel frees the lock however the process dies, so the next start goes on at once.
+    with RunLock(lock_of(settings, run.run_url)), provider:
+        yield Session(
+            documents=RunDocuments(run),
+            provider=provider,
+            launch_policy=LaunchPolicy.of(settings),
+            monitor_policy=MonitorPolicy.of(settings, settings),
+            owner=owner_of(settings),
+            note=note or listener().note,
+        )
+
+
+def provider_of(settings: CloudSettings) -> Provider:
+    """Return the account that the settings name.
+
+    Raises:
+        ProviderAuthError: There is no key.
+    """
+    return connect(settings.vast_api_key, settings.vast_url)
+
+
+def preflight(settings: Settings, store: str) -> None:
+    """Say at once what would end a run before its first machine; one request.
+
+    Raises:
+        ProviderAuthError: There is no key, or it is refused.
+        ProviderNoCredit: The account has no credit.
+        BudgetReached: The budget is nothing.
+        UsageError: A rented machine could not reach the store.
+    """
+    if settings.budget <= 0:
+        raise BudgetReached("a budget of $0 rents nothing: give --budget or TSGB_BUDGET")
+    _check_reach(store, settings)
+    with provider_of(settings) as provider:
+        credit = provider.credit()
+    if credit <= 0:
+        raise ProviderNoCredit(
+            f"the account has ${credit:.2f} of credit: add some, then start again"
+        )
+
+
+def _check_reach(url: str, settings: Settings) -> None:
+    if local_path(url) is not None and not is_loopback(settings.vast_url):
+        raise UsageError(
+            f"store {url} is on this machine, where a rented one cannot reach it: give a "
+            "WebDAV directory or another remote store with --store or RCLONE_WEBDAV_URL"
+        )
+
+
+def lock_of(settings: Settings, run_url: str) -> str:
+    """Return the directory whose lock a flow holds that rents for this run."""
+    return str(settings.cache_dir / "flows" / sha256_hex(run_url.encode())[:16])
+
+
+def owner_of(settings: Settings) -> str:
+    """Return the nonce of this computer and user; the lock tells its flows apart."""
+    path = settings.cache_dir / "flows" / "owner"
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"owner-{token_hex(4)}")
+        fresh.write_text(f"{socket.gethostname()}-{token_hex(4)}")
+        try:
+            path.hardlink_to(fresh)  # of two that begin at once, one wins
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+        return path.read_text()

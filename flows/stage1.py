@@ -1,11 +1,12 @@
 """Stage 1: self-play training in segments, each of which survives the loss of its machines.
 
-Wiring only: what a segment does is in `flows.workers`, when it is retried in `flows.tasks`.
+Wiring only: how a segment is trained is in `flows.machines`, when it is retried in `flows.tasks`.
 """
 
 # No postponed annotations: `flow.serve` hands the flow to its processes by value, where names of
 # this module are not found again.
 
+from functools import partial
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -13,11 +14,12 @@ from prefect import flow
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from flows import rented, tasks
+from flows import tasks
 from flows.hooks import release_machines, say_how_to_resume
+from flows.machines import machine_of
 from flows.parameters import takes
-from flows.plan import arm_configs, check_targets, write_configs
-from flows.progress import listener
+from flows.prepare import arm_configs, check_targets, write_configs
+from flows.progress import listener, listening
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import Arm
@@ -26,6 +28,9 @@ from tsgb.settings import load_settings
 from tsgb.types import CheckpointRef
 
 CHECKPOINT_READY = "tsgb.checkpoint.ready"
+RETRIES = {MachineKind.LOCAL: None, MachineKind.RENTED: 10_000}
+"""Retries of a segment by kind of machine; None as the settings say. For rented ones the number
+bounds nothing: budget, refusals, lost hosts and failed workers have bounds of their own."""
 STAGE_2 = {"run", "store", "env", "targets", "target_class", "judge_class", "fresh"}
 """Options that stage 2 shares, and that the event of its start carries."""
 
@@ -57,34 +62,23 @@ def stage1(**options: Any) -> dict[str, Any]:
         A rented machine that never began to train is not counted.
     """
     chosen = read_options(**options)
-    settings = load_settings()
+    settings = chosen.applied_to(load_settings())
     run = chosen.run or _run_id()
     store = canonical_url(chosen.store or settings.default_store)
     workers = Workers(settings, store, run, chosen.env)
     check_targets(chosen)
     configs = arm_configs(chosen)
     key = write_configs(workers, configs)
-    names = [arm.value for arm in configs]
-    listener().note(f"stage 1: run {run}, {', '.join(names)}, in {store}")
     refs: dict[str, dict[str, Any]] = {}
-    if chosen.machine is MachineKind.RENTED:
-        refs = rented.train_rented(
-            settings,
-            run=run,
-            key=key,
-            store=store,
-            arms=names,
-            env=chosen.env,
-            budget=chosen.budget,
-            max_price=chosen.max_price,
-            vast_url=chosen.service_url,
-        )
-    else:
-        tasks.resilient(tasks.build_models, settings)(run, key, store, chosen.env)
+    with (
+        listening(tasks.PrefectListener(listener())),
+        machine_of(chosen.machine, workers, configs, partial(tasks.bill_table, run)) as machine,
+    ):
+        names = ", ".join(arm.value for arm in configs)
+        listener().note(f"stage 1: run {run}, {names}, in {store}")
+        segment = tasks.resilient(tasks.segment, settings, RETRIES[chosen.machine])
         for index in range(configs[Arm.SELFPLAY].segments):
-            refs = tasks.resilient(tasks.segment, settings)(
-                run, key, store, names, index, chosen.env
-            )
+            refs = segment(run, key, index, machine)
     main = CheckpointRef(**refs[Arm.SELFPLAY.value])
     _announce(main, chosen.model_copy(update={"run": run, "store": store}))
     return {

@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 from flows import tasks
 from flows.hooks import say_how_to_resume
 from flows.parameters import takes
-from flows.plan import evaluation_id, guards_of, write_request
+from flows.prepare import evaluation_id, guards_of, write_request
 from flows.progress import listener
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path

@@ -18,12 +18,14 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import task_run
 
-from flows.progress import bar_of
-from flows.workers import Workers, as_json
+from flows.progress import WAITS, Bar, Listener
+from flows.workers import Checkpoints, Workers, as_json
+from tsgb.cloud.bill import RentalBill
+from tsgb.cloud.lifecycle import Machine
 from tsgb.config import Arm
 from tsgb.errors import Preempted, StoreUnreachable
-from tsgb.processes import JobState
 from tsgb.settings import Settings, load_settings
 
 _ARTIFACT_SECONDS = 5.0
@@ -33,10 +35,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def resilient(given: Task[P, R], settings: Settings) -> Task[P, R]:
-    """The task with the retries that the settings grant to a lost machine."""
+def resilient(given: Task[P, R], settings: Settings, retries: int | None = None) -> Task[P, R]:
+    """Return the task with retries after a lost machine; without `retries` those of the settings.
+
+    Args:
+        given: The task.
+        settings: Retries, and the delay before each.
+        retries: Other number of retries.
+    """
     return given.with_options(
-        retries=settings.retries, retry_delay_seconds=settings.retry_delay_seconds
+        retries=settings.retries if retries is None else retries,
+        retry_delay_seconds=settings.retry_delay_seconds,
     )
 
 
@@ -45,22 +54,11 @@ def only_preemption(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> 
     return isinstance(state.result(raise_on_failure=False), (Preempted, StoreUnreachable))
 
 
-@task(
-    name="build-models",
-    retry_condition_fn=only_preemption,
-    persist_result=True,
-    result_serializer="json",
-    result_storage_key="tsgb-{parameters[run]}-{parameters[key]}-models.json",
-)
-def build_models(
-    run: str,
-    key: str,  # noqa: ARG001 - part of the result's name
-    store: str,
-    env: str,
-) -> bool:
-    """Build the models that a run needs."""
-    Workers(load_settings(), store, run, env).build(Arm.SELFPLAY, _Watch())
-    return True
+def as_task(name: str, function: Callable[[], R]) -> R:
+    """Run a step as a task; without retries of its own, since the segment is retried as a whole."""
+    # With a key of its own, or it would take over that of the segment, and be its result.
+    step = task(name=name, persist_result=False, result_storage_key="step-{task_run.id}")
+    return step(function)()
 
 
 @task(
@@ -74,16 +72,13 @@ def build_models(
 def segment(
     run: str,
     key: str,  # noqa: ARG001 - part of the result's name
-    store: str,
-    arms: Sequence[str],
     index: int,
-    env: str,
+    machine: Machine[Checkpoints],
 ) -> dict[str, dict[str, Any]]:
     """Train every arm to the end of one segment; gives the checkpoints, by arm."""
-    workers = Workers(load_settings(), store, run, env)
-    refs = workers.train([Arm(name) for name in arms], index, _Watch())
-    quietly(lambda: _checkpoint_table(run, index, as_json(refs)))
-    return as_json(refs)
+    refs = as_json(machine.attempt(index, as_task))
+    quietly(lambda: _checkpoint_table(run, index, refs))
+    return refs
 
 
 @task(name="evaluate", task_run_name="evaluate-{run}", retry_condition_fn=only_preemption)
@@ -97,7 +92,7 @@ def evaluate(
 ) -> None:
     """Fill the cells of an evaluation; those that are there already are not filled again."""
     Workers(load_settings(), store, run, env).evaluate(
-        Arm.SELFPLAY, eval_id, _Watch(), target_class=target_class, judge_class=judge_class
+        Arm.SELFPLAY, eval_id, target_class=target_class, judge_class=judge_class
     )
 
 
@@ -109,30 +104,47 @@ def report(
     settings = load_settings()
     workers = Workers(settings, store, run, env)
     urls = [Workers(settings, store, other).open().run_url for other in more_runs]
-    workers.report(Arm.SELFPLAY, eval_id, urls, _Watch())
+    workers.report(Arm.SELFPLAY, eval_id, urls)
     return workers.open().read_json(f"reports/{eval_id}/summary.json")
 
 
-class _Watch:
-    """Shows the workers' progress as an artifact of the task run, which nothing depends on."""
+class PrefectListener:
+    """Shows notes in the log of the run, and progress as an artifact of the task run."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, to: Listener, clock: Callable[[], float] = time.monotonic) -> None:
+        """Wrap another listener.
+
+        Args:
+            to: Is told the same.
+            clock: Monotonic seconds.
+        """
+        self._to = to
         self._clock = clock
-        self._next = clock()
+        self._task: object = None
+        self._next = 0.0
         self._artifact: Any = None
         self._started: set[str] = set()
 
-    def __call__(self, states: Sequence[JobState]) -> None:
-        for state in states:
-            if state.started is not None and state.key not in self._started:
-                self._started.add(state.key)
-                get_run_logger().info("Started the worker %s", state.key)
+    def note(self, text: str) -> None:
+        """Log a line."""
+        get_run_logger().info("%s", text)
+        self._to.note(text)
+
+    def bars(self, stage: str, bars: Sequence[Bar]) -> None:
+        """Update the artifact every few seconds; a task run has one of its own."""
+        self._to.bars(stage, bars)
+        if (stage, task_run.id) != self._task:
+            self._task, self._artifact = (stage, task_run.id), None
+            self._next, self._started = self._clock() + _ARTIFACT_SECONDS, set()
+        for bar in bars:
+            if bar.text != WAITS and bar.key not in self._started:
+                self._started.add(bar.key)
+                get_run_logger().info("%s: started %s", stage, bar.key)
         if self._clock() >= self._next:
             self._next = self._clock() + _ARTIFACT_SECONDS
-            quietly(lambda: self._show(states))
+            quietly(lambda: self._show(bars))
 
-    def _show(self, states: Sequence[JobState]) -> None:
-        bars = [bar_of(state) for state in states]
+    def _show(self, bars: Sequence[Bar]) -> None:
         total = sum(bar.total for bar in bars)
         percent = 100.0 * sum(bar.done for bar in bars) / total if total else 0.0
         text = "; ".join(f"{bar.key} {bar.done}/{bar.total} {bar.text}" for bar in bars)
@@ -159,6 +171,12 @@ def _checkpoint_table(run: str, index: int, refs: Mapping[str, Mapping[str, Any]
         key=artifact_key(f"checkpoints-{run}"),
         description=f"Checkpoints of run {run} after segment {index}",
     )
+
+
+def bill_table(run: str, bill: RentalBill) -> None:
+    """Show what each machine of a run cost and did."""
+    key = artifact_key(f"machines-{run}")
+    quietly(lambda: create_table_artifact(bill.rows(), key=key, description=str(bill)))
 
 
 def artifact_key(text: str) -> str:

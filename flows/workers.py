@@ -7,9 +7,8 @@ torch, and decides nothing that `tsgb.processes` can decide.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from flows.interrupts import check_interrupt
@@ -18,7 +17,7 @@ from tsgb.checkpoint.filesystem import DEADLINE_SECONDS
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.urls import join_run
-from tsgb.cloud.termination import JobEnd
+from tsgb.cloud.termination import JobEnd, TerminationReason
 from tsgb.config import Arm, RunConfig, arm_run_id, parse_config
 from tsgb.errors import (
     LeaseLost,
@@ -33,14 +32,22 @@ from tsgb.processes import Job, JobState, LocalProcess, StartedJob, run_processe
 from tsgb.settings import Settings, child_environment
 from tsgb.types import CheckpointRef
 
-Watch = Callable[[Sequence[JobState]], None]
+_FAILURES: Mapping[object, tuple[TerminationReason, type[TSGBError]]] = {
+    "lease_lost": (TerminationReason.LEASE_LOST, LeaseLost),
+    "disk_full": (TerminationReason.DISK_FULL, StoreFull),
+    "config": (TerminationReason.CONFIG, WorkerFailed),
+}
+"""Termination reasons and errors by the outcome in a worker's exit record."""
+
+Checkpoints = dict[Arm, CheckpointRef]
+"""The checkpoint of each arm at the end of a segment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
     """Starts the workers of one run and its arms.
 
-    Example: `Workers(load_settings(), "file:///tmp/runs", "r1").train([Arm.SELFPLAY], 0)`
+    Example: `Workers(load_settings(), "file:///tmp/runs", "r1").newest([Arm.SELFPLAY])`
     """
 
     settings: Settings
@@ -69,7 +76,7 @@ class Workers:
         run = self.open(arm)
         return parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
 
-    def build(self, arm: Arm, watch: Watch) -> None:
+    def build(self, arm: Arm) -> None:
         """Build the models that the run needs, in as many parts as there are workers at a time."""
         run, num = self.open(arm), self.settings.max_parallel
         run.check_writable()  # a run that is resumed has written nothing yet
@@ -83,61 +90,67 @@ class Workers:
             )
             for part in range(num)
         ]
-        self._drive("building models", jobs, watch, stall_seconds=None)
+        self._drive("building models", jobs, stall_seconds=None)
 
-    def train(self, arms: Sequence[Arm], index: int, watch: Watch) -> dict[str, CheckpointRef]:
-        """Bring every arm to the end of segment `index`; what is there already is not done again.
+    def train(self, targets: Mapping[Arm, int], attempt: int, label: str) -> list[JobState]:
+        """Bring every arm to its target; return how its worker ended, for each that had work left.
 
-        Raises:
-            Preempted: A worker vanished; the others have saved.
-            WorkerFailed: A worker said why it cannot go on.
+        Args:
+            targets: Update to reach, by arm.
+            attempt: Number of the attempt.
+            label: Name of the stage, for people.
         """
-        targets = {arm: self.config(arm).segment_target(index) for arm in arms}
+        reached = self.reached(targets)
         jobs = [
-            Job(arm.value, lambda arm=arm, target=target: self._attempt(self.open(arm), target))
-            for arm, target in targets.items()
-            if self._reached(arm, target) is None
+            Job(arm.value, lambda arm=arm: self._trainer(self.open(arm), attempt, targets[arm]))
+            for arm in targets
+            if arm not in reached
         ]
-        label = f"segment {index}"
-        self._drive(label, jobs, watch, stall_seconds=self.settings.stall_seconds)
-        return self._verified(label, targets)
+        return self._run(label, jobs, stall_seconds=self.settings.stall_seconds)
 
-    def finished(self, arms: Sequence[Arm]) -> dict[str, CheckpointRef]:
-        """The last checkpoint of every arm, read in full.
+    def reached(self, targets: Mapping[Arm, int]) -> Checkpoints:
+        """Return the newest checkpoint of each arm that is at its target or beyond, read in full.
+
+        Args:
+            targets: Update to reach, by arm.
+        """
+        found: Checkpoints = {}
+        for arm, ref in self.newest(targets).items():
+            if ref.step < targets[arm]:
+                continue
+            valid = CheckpointReader(self.open(arm)).newest_valid(listener().note)
+            if valid is not None and valid[0].step >= targets[arm]:
+                found[arm] = valid[0]
+        return found
+
+    def verified(self, targets: Mapping[Arm, int]) -> Checkpoints:
+        """Return the checkpoints of all arms at their targets, read in full.
 
         Raises:
-            Preempted: One is not there.
+            Preempted: One is not there: what was saved did not survive, and the next attempt starts
+                from an older one.
         """
-        return self._verified("training", {arm: self.config(arm).total_steps for arm in arms})
-
-    def are_finished(self, arms: Sequence[Arm]) -> bool:
-        """Whether nothing is left to train, by the names of the newest checkpoints."""
-        newest = {arm: CheckpointReader(self.open(arm)).newest() for arm in arms}
-        return all(
-            ref is not None and ref.step >= self.config(arm).total_steps
-            for arm, ref in newest.items()
-        )
-
-    def total_updates(self, arms: Sequence[Arm]) -> int:
-        """Updates that all arms together have in their newest checkpoints."""
-        newest = [CheckpointReader(self.open(arm)).newest() for arm in arms]
-        return sum(ref.step for ref in newest if ref is not None)
-
-    def _verified(self, label: str, targets: Mapping[Arm, int]) -> dict[str, CheckpointRef]:
-        refs: dict[str, CheckpointRef] = {}
+        found = self.reached(targets)
         for arm, target in targets.items():
-            ref = self._reached(arm, target)
-            if ref is None:
-                # What was saved did not survive: the next attempt starts from an older one.
-                raise Preempted(f"{label}: no checkpoint of {arm} at step {target} verifies")
-            refs[arm.value] = ref
-        return refs
+            if arm not in found:
+                raise Preempted(f"no checkpoint of {arm} at step {target} verifies")
+        return found
+
+    def newest(
+        self, arms: Iterable[Arm], deadline_seconds: float = DEADLINE_SECONDS
+    ) -> Checkpoints:
+        """Return the newest checkpoint of each arm that has one, by name."""
+        found = {arm: CheckpointReader(self.open(arm, deadline_seconds)).newest() for arm in arms}
+        return {arm: ref for arm, ref in found.items() if ref is not None}
+
+    def total_updates(self, arms: Iterable[Arm], deadline_seconds: float = DEADLINE_SECONDS) -> int:
+        """Return the updates that all arms together have in their newest checkpoints."""
+        return sum(ref.step for ref in self.newest(arms, deadline_seconds).values())
 
     def evaluate(
         self,
         arm: Arm,
         eval_id: str,
-        watch: Watch,
         *,
         target_class: Sequence[str] = (),
         judge_class: str | None = None,
@@ -157,15 +170,15 @@ class Workers:
             for part in range(num)
         ]
         stall_seconds = self.settings.stall_seconds
-        self._drive(f"evaluating {self.run}", jobs, watch, stall_seconds=stall_seconds)
+        self._drive(f"evaluating {self.run}", jobs, stall_seconds=stall_seconds)
 
-    def report(self, arm: Arm, eval_id: str, more_urls: Sequence[str], watch: Watch) -> None:
+    def report(self, arm: Arm, eval_id: str, more_urls: Sequence[str]) -> None:
         """Merge the cells of this run and of further seeds into one report, kept in this run."""
         arguments = ["report", "--eval-id", eval_id]
         for url in more_urls:
             arguments += ["--resume-path", url]
         job = self._job("report", self.open(arm), f"report-{eval_id}", arguments)
-        self._drive("writing the report", [job], watch, stall_seconds=None)
+        self._drive("writing the report", [job], stall_seconds=None)
 
     def attempts(self, arm: Arm) -> int:
         """How many workers an arm took: attempts that came to train it.
@@ -178,46 +191,31 @@ class Workers:
         """The highest attempt that was begun on an arm; the next one has a higher number."""
         return _highest(self.open(arm))
 
-    def _reached(self, arm: Arm, target: int) -> CheckpointRef | None:
-        """The newest checkpoint, read in full, if it is at `target` or beyond."""
-        checkpoints = CheckpointReader(self.open(arm))
-        newest = checkpoints.newest()
-        if newest is None or newest.step < target:
-            return None
-        found = checkpoints.newest_valid(listener().note)
-        return found[0] if found is not None and found[0].step >= target else None
+    def wait_for_saver(self, arm: Arm) -> None:
+        """Let a worker end that still saves, because the flow that started it was killed.
 
-    def _attempt(self, run: RunStore, target: int) -> StartedJob:
-        self._wait_for(run)
-        number = _highest(run) + 1
-        run.write_json(
-            f"attempts/{number:04d}.json",
-            {
-                "attempt": number,
-                "machine": "local",
-                "until_step": target,
-                "started_at": datetime.now(UTC).isoformat(),
-            },
-        )
-        return self._begin(
-            run,
-            f"train-{number:04d}",
-            ["run", "--attempt", str(number), "--until-step", str(target)],
-            heartbeat=f"heartbeats/{number:04d}.json",
-            exit_record=f"exits/{number:04d}.json",
-        )
-
-    def _wait_for(self, run: RunStore) -> None:
-        """Let a worker end that still saves, because the flow that started it was killed."""
+        Raises:
+            UsageError: One works on after the grace for saving: somebody else's.
+        """
+        url = self.open(arm).run_url
         deadline = time.monotonic() + self.settings.grace_seconds
         while True:
             try:
-                with RunLock(run.run_url):
+                with RunLock(url):
                     return
             except UsageError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(self.settings.poll_seconds)
+
+    def _trainer(self, run: RunStore, attempt: int, target: int) -> StartedJob:
+        return self._begin(
+            run,
+            f"train-{attempt:04d}",
+            ["run", "--attempt", str(attempt), "--until-step", str(target)],
+            heartbeat=f"heartbeats/{attempt:04d}.json",
+            exit_record=f"exits/{attempt:04d}.json",
+        )
 
     def _job(
         self,
@@ -250,15 +248,19 @@ class Workers:
             log=str(log_path),
         )
 
-    def _drive(
-        self, label: str, jobs: Sequence[Job], watch: Watch, *, stall_seconds: float | None
-    ) -> None:
+    def _drive(self, label: str, jobs: Sequence[Job], *, stall_seconds: float | None) -> None:
+        """Run all jobs to their end; raise unless all end well."""
+        states = self._run(label, jobs, stall_seconds=stall_seconds)
+        check_ends(label, states)
+
+    def _run(
+        self, label: str, jobs: Sequence[Job], *, stall_seconds: float | None
+    ) -> list[JobState]:
         def look(states: Sequence[JobState]) -> None:
             check_interrupt()
             listener().bars(label, [bar_of(state) for state in states])
-            watch(states)
 
-        states = run_processes(
+        return run_processes(
             jobs,
             max_parallel=self.settings.max_parallel,
             on_poll=look,
@@ -268,14 +270,19 @@ class Workers:
             clock=time.monotonic,
             sleep=time.sleep,
         )
-        _raise_for(label, states)
 
 
-def _raise_for(label: str, states: Sequence[JobState]) -> None:
-    """Raise unless all are done; a reason that no retry cures counts before a lost machine."""
+def check_ends(label: str, states: Sequence[JobState]) -> None:
+    """Raise unless all ended well; a reason that no retry cures counts before a lost machine.
+
+    Raises:
+        Preempted: A worker vanished; the others have saved.
+        TSGBError: A worker said why it cannot go on.
+    """
     for state in states:
         if state.end is JobEnd.FAILED:
-            raise _failure(state)(f"{label}: {state.key}: {state.message}")
+            _, error = failure_of(state)
+            raise error(f"{label}: {state.key}: {state.message}")
     lost = [f"{s.key} ({s.message})" for s in states if s.end is JobEnd.PREEMPTED]
     if lost:
         error = Preempted(f"{label}: lost {', '.join(lost)}")
@@ -283,11 +290,10 @@ def _raise_for(label: str, states: Sequence[JobState]) -> None:
         raise error
 
 
-def _failure(state: JobState) -> type[TSGBError]:
+def failure_of(state: JobState) -> tuple[TerminationReason, type[TSGBError]]:
+    """Return the termination reason and the error of a worker that failed."""
     said = None if state.exit_record is None else state.exit_record.get("outcome")
-    if said == "lease_lost":
-        return LeaseLost
-    return StoreFull if said == "disk_full" else WorkerFailed
+    return _FAILURES.get(said, (TerminationReason.WORKER, WorkerFailed))
 
 
 def _highest(run: RunStore) -> int:
@@ -311,6 +317,6 @@ def _glance(run: RunStore, name: str) -> Mapping[str, Any] | None:
         return None
 
 
-def as_json(refs: Mapping[str, CheckpointRef]) -> dict[str, dict[str, Any]]:
+def as_json(refs: Checkpoints) -> dict[str, dict[str, Any]]:
     """References as a flow returns them."""
-    return {arm: asdict(ref) for arm, ref in refs.items()}
+    return {arm.value: asdict(ref) for arm, ref in refs.items()}

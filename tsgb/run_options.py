@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,9 @@ from pydantic import (
 from tsgb.checkpoint.urls import check_run_id
 from tsgb.config import Arm, Profile, default_arms
 from tsgb.errors import UsageError
+from tsgb.setting_groups import CloudSettings
+
+S = TypeVar("S", bound=CloudSettings)
 
 
 class MachineKind(StrEnum):
@@ -121,6 +124,16 @@ class RunOptions(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """The options as parameters of the flow stage 1: JSON values, none of them null."""
         return self.model_dump(mode="json", exclude_none=True, exclude={"evaluate"})
+
+    def applied_to(self, settings: S) -> S:
+        """Return the settings, with the rental's options in place of theirs where one is given."""
+        given = {
+            "budget": self.budget,
+            "max_price": self.max_price,
+            "vast_url": self.service_url,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        return settings.model_copy(update=changes)
 
 
 def flag_of(name: str) -> Flag:

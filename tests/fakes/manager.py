@@ -90,9 +90,9 @@ class Manager:
     def first_choice(self) -> int:
         """The machine that a flow will rent first."""
         with connect(SecretStr(self.simulator.key), self.simulator.url) as provider:
-            terms = LaunchPolicy(budget=microdollars(BUDGET), cap=0.3)
+            policy = LaunchPolicy(budget=microdollars(BUDGET), cap=0.3)
             session = Session(
-                documents=self.documents, provider=provider, terms=terms, owner="nobody"
+                documents=self.documents, provider=provider, launch_policy=policy, owner="nobody"
             )
             return find_offer(session, workload(2.0, disk_gb=20)).offer.machine_id
 

@@ -1,7 +1,7 @@
 """A flow on a simulated fleet that can be killed at any call, or told lies.
 
-It does what flows/rented.py does, without Prefect. Once it is killed it has no effect on anything,
-whatever its `finally` tries.
+It does what flows/ do with a rented machine, without Prefect. Once it is killed it has no effect on
+anything, whatever its `finally` tries.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tsgb.checkpoint.filesystem import DirectoryEntry, FileSystem
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.documents import Intent, RunDocuments
 from tsgb.cloud.forecast import workload
-from tsgb.cloud.lifecycle import Lifecycle
 from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
 from tsgb.cloud.preemption import Workload
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import InstanceState, LaunchSpec
+from tsgb.cloud.rented_machine import RentedMachine
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.vast.client import VastClient
@@ -75,7 +75,7 @@ class Mortal:
 
 
 class Flow:
-    """What flows/rented.py does, without Prefect: retries attempts until they are over."""
+    """What flows/ do with a rented machine, without Prefect: attempts until the work is done."""
 
     def __init__(
         self,
@@ -106,15 +106,15 @@ class Flow:
         self.session = session_type(
             documents=RunDocuments(RunStore(files, files.url, sleep=lambda _: None)),
             provider=VastProvider(self.vast),
-            terms=LaunchPolicy(budget=microdollars(budget), cap=cap, gpu_ram_gb=0, **terms),
+            launch_policy=LaunchPolicy(budget=microdollars(budget), cap=cap, gpu_ram_gb=0, **terms),
             owner=owner,
-            patience=patience or MonitorPolicy(),
+            monitor_policy=patience or MonitorPolicy(),
             now=fleet.now,
             clock=fleet.seconds,
             sleep=self._sleep,
             note=self.told.append,
         )
-        self.renting = Lifecycle(self.session, _Steps(fleet))
+        self.machine = RentedMachine(self.session, _Steps(fleet))
         self.attempts = 0
 
     def run(self, most: int = 60) -> str:
@@ -123,19 +123,19 @@ class Flow:
             while True:
                 self.attempts += 1
                 try:
-                    done = self.renting.attempt()
+                    done = self.machine.attempt(0)
                 except (Preempted, StoreUnreachable):
                     if self.attempts >= most:
                         raise
                     self._sleep(1)
                 else:
-                    self.session.end("done")
+                    self.machine.close("done")
                     return done
         except Killed:
             return "killed"
         except Exception as error:
             self.mortal.alive()
-            self.session.end(f"{type(error).__name__}: {error}")
+            self.machine.close(f"{type(error).__name__}: {error}")
             raise
         finally:
             self.mortal.dead = True
@@ -150,7 +150,7 @@ class Flow:
         self.mortal.alive()
 
     def phase(self) -> str | None:
-        running = self.renting.running if hasattr(self, "renting") else None
+        running = self.machine.running if hasattr(self, "machine") else None
         if running is None or running.finished:
             return None
         if running.instance is None or running.instance.state is not InstanceState.RUNNING:
@@ -169,7 +169,8 @@ class _Steps:
     def begun(self) -> int:
         return self._fleet.claimed
 
-    def is_finished(self) -> bool:
+    def is_reached(self, segment: int) -> bool:
+        del segment
         return self._fleet.progress() >= self._fleet.steps
 
     def load(self) -> Workload:
@@ -180,8 +181,11 @@ class _Steps:
             image="img", label=intent.label, price=intent.price, disk_gb=intent.disk_gb
         )
 
-    def verify(self) -> str:
-        if not self.is_finished():
+    def has_saved(self, segment: int, running: RunningInstance) -> bool:
+        return False
+
+    def verify(self, segment: int) -> str:
+        if not self.is_reached(segment):
             raise Preempted("not there")
         return "done"
 

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled
 
 from flows.hooks import release_machines
-from flows.renting import lock_of, owner_of
+from flows.rented import lock_of, owner_of
 from flows.stage1 import stage1
 from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options

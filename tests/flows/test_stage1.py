@@ -17,6 +17,7 @@ from flows.stage1 import stage1
 from tests.flows.conftest import Behave
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import open_run
+from tsgb.cloud.documents import RunDocuments
 from tsgb.config import Profile
 from tsgb.errors import WorkerFailed
 from tsgb.types import CheckpointRef
@@ -110,3 +111,32 @@ def test_what_is_finished_is_cached(store: Path) -> None:
     assert {run.state_name for run in task_runs(third).values()} == {"Completed"}, (
         "a deleted run is not finished, whatever Prefect remembers"
     )
+
+
+STEPS = {"recover", "launch", "monitor", "terminate", "verify"}
+
+
+def test_a_segment_is_five_steps_and_its_attempt_is_written_down(
+    store: Path, behave: Behave
+) -> None:
+    behave({"steps": {"vanish": [1]}})
+    state = train("steps")
+    assert state.is_completed()
+    assert {name.partition("-")[0] for name in task_runs(state)} == {"segment", *STEPS}
+    assert task_runs(state)["segment-000"].state_name == "Completed"
+    lost, done = RunDocuments(open_run(str(store / "steps"))).attempts()
+    assert lost.result is not None
+    assert done.result is not None
+    assert (lost.result.cause, done.result.cause) == ("preempted", "done")
+    assert done.result.step == 8
+
+
+def test_an_attempt_whose_flow_was_killed_is_closed_by_the_next(store: Path) -> None:
+    documents = RunDocuments(open_run(str(store / "closed")))
+    documents.note(1, machine="local")
+    assert train("closed").is_completed()
+    died, done = documents.attempts()
+    assert died.result is not None
+    assert done.result is not None
+    assert (died.result.cause, died.result.message) == ("stopped", "its flow had died")
+    assert done.result.cause == "done"

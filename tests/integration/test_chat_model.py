@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flows.plan import arm_configs, evaluation_id, guards_of, write_configs, write_request
+from flows.prepare import arm_configs, evaluation_id, guards_of, write_configs, write_request
 from flows.workers import Workers
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.contexts import worker_context

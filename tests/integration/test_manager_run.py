@@ -7,9 +7,11 @@ by itself. The end is that of a run which nobody disturbed, bit for bit, and the
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.manager import Manager
+from tests.fakes.manager import RUN, Manager
 from tests.fakes.miniature import MINIATURE, TRUST
 from tests.fakes.vast.driver import until
 from tests.integration.test_kill import STATE, TENSORS, undisturbed, without_time
@@ -155,6 +157,10 @@ def test_everything_goes_wrong_once(
         spent = Decimal(manager.ledger().spent) / 10**6
         summary = manager.open().read_json("summary.json")
         zombie = manager.vast.truth(trouble.zombie or 0)
+        tasks = task_names(manager.directory / "home" / "prefect")
+    assert tasks == {"segment", "recover", "launch", "monitor", "terminate", "verify"}, (
+        "the same as of a run on this computer"
+    )
     assert not any(one["live"] for one in bill["instances"].values())
     assert bill["max_live"] == 1
     assert [fault["taken"] for fault in planned] == [1], "the answer to a rental was lost"
@@ -172,6 +178,15 @@ def test_everything_goes_wrong_once(
     assert summary["machines"][-1]["useful_seconds"] > 0
     assert json.loads(out)["stage1"]["state"] == "COMPLETED"
     report(f"{len(ends)} attempts {ends}, ${spent} in the books, ${bill['spent']} billed")
+
+
+def task_names(home: Path) -> set[str]:
+    """The names of all task runs, without their numbers."""
+    (database,) = home.glob(f"{RUN}-*/prefect.db")
+    with closing(sqlite3.connect(database)) as connection:
+        return {
+            name.partition("-")[0] for (name,) in connection.execute("select name from task_run")
+        }
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_the_next_flow_finds_its_books_closed(here: Scene) -> None:
     session = Session(
         documents=here.documents("r1"),
         provider=here.vast,
-        terms=LaunchPolicy(budget=microdollars(5), cap=0.3),
+        launch_policy=LaunchPolicy(budget=microdollars(5), cap=0.3),
         owner="the next flow",
         now=here.now,
         clock=lambda: here.now().timestamp(),

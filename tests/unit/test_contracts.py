@@ -20,7 +20,7 @@ VIOLATIONS = {
     "tsgb is layered, and every module has a layer": "tsgb.types -> tsgb.trainer",
     "the library imports neither flows nor Prefect": "tsgb.eval.request -> prefect",
     "flows do not import the command line": "flows.hooks -> tsgb.cli",
-    "the control plane runs without torch": "flows.plan -> tsgb.models.fast.network",
+    "the control plane runs without torch": "flows.prepare -> tsgb.models.fast.network",
     "only the edges read the environment": "tsgb.trainer.losses -> tsgb.settings",
     "nothing outside envs/glyph knows glyphs": "tsgb.worker.train -> tsgb.envs.glyph",
     "one module picks the provider, and nothing else knows Vast.ai": (

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
-from flows.renting import provider_of, settings_at
+from flows.rented import provider_of
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.cloud.inventory import DeploymentRuns, Inventory, take_inventory
 from tsgb.cloud.provider import Provider
+from tsgb.run_options import RunOptions
 from tsgb.settings import Settings, load_settings
 
 
@@ -17,7 +18,7 @@ from tsgb.settings import Settings, load_settings
 class AccountContext:
     """Settings of the account, and the runs that it rents for.
 
-    Example: `AccountContext.read(vast_url=None, store=None).provider()`
+    Example: `AccountContext.read(RunOptions()).provider()`
     """
 
     settings: Settings
@@ -26,11 +27,11 @@ class AccountContext:
     """Runs of this deployment in the store."""
 
     @classmethod
-    def read(cls, vast_url: str | None, store: str | None) -> Self:
+    def read(cls, options: RunOptions) -> Self:
         """Read the environment; the options of a command win over it."""
-        settings = settings_at(load_settings(), vast_url)
+        settings = options.applied_to(load_settings())
         runs = DeploymentRuns(
-            url=canonical_url(settings.default_store if store is None else store),
+            url=canonical_url(options.store or settings.default_store),
             user=settings.webdav_user,
             password=settings.webdav_pass,
         )

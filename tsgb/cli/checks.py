@@ -12,12 +12,12 @@ from secrets import token_hex
 
 import httpx
 
-from flows.renting import terms_of
 from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.urls import local_path
 from tsgb.cli.account import AccountContext, utc
 from tsgb.cli.output import place
 from tsgb.cloud.connect import check_url, connect
+from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.provider import Provider, is_loopback
 from tsgb.errors import ConfigError, ProviderAuthError, ProviderError, StoreError
 from tsgb.settings import Settings
@@ -94,7 +94,7 @@ def _account(settings: Settings, provider: Provider) -> Iterator[Check]:
         yield Check("key", True, f"accepted by {settings.vast_url}, may read the account")
         yield _credit(credit, settings.budget)
     try:
-        num = len(provider.search(terms_of(settings, None, None).search()))
+        num = len(provider.search(LaunchPolicy.of(settings).search()))
         yield Check("search", True, f"{num} offers")
     except ProviderError as error:
         yield Check("search", False, str(error))

@@ -19,7 +19,7 @@ def doctor(options: RunOptions, as_json: JsonOption = False) -> None:
     from tsgb.cli.output import console, print_json
     from tsgb.errors import ExitCode
 
-    checks = all_checks(AccountContext.read(options.service_url, options.store))
+    checks = all_checks(AccountContext.read(options))
     if as_json:
         print_json(
             {

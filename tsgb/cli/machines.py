@@ -20,7 +20,7 @@ def machines_ls(options: RunOptions, as_json: JsonOption = False) -> None:
     from tsgb.cli import machine_tables as tables
     from tsgb.cli.account import AccountContext
 
-    account = AccountContext.read(options.service_url, options.store)
+    account = AccountContext.read(options)
     with account.provider() as provider:
         inventory = account.inventory(provider)
     tables.say_list(inventory, as_json=as_json)
@@ -42,14 +42,15 @@ def machines_destroy(
     import time
     from datetime import timedelta
 
-    from flows.renting import patience_of
     from tsgb.cli import machine_tables as tables
     from tsgb.cli.account import AccountContext, utc
+    from tsgb.cloud.policy import MonitorPolicy
     from tsgb.cloud.terminate_by_hand import pick, terminate_by_hand
 
-    account = AccountContext.read(options.service_url, options.store)
+    account = AccountContext.read(options)
     settings = account.settings
-    grace = patience_of(settings).grace_seconds + settings.lease_poll_seconds
+    policy = MonitorPolicy.of(settings, settings)
+    grace = policy.grace_seconds + settings.lease_poll_seconds
     with account.provider() as provider:
         picked = pick(
             account.inventory(provider),
@@ -92,7 +93,7 @@ def reap(
     from tsgb.cli.account import AccountContext, utc
     from tsgb.cloud import reaper
 
-    account = AccountContext.read(options.service_url, options.store)
+    account = AccountContext.read(options)
     with account.provider() as provider:
         found = reaper.reap(
             provider,

@@ -54,12 +54,12 @@ def check(options: RunOptions) -> None:
     """Refuse what cannot work before Prefect starts.
 
     Raises:
-        TSGBError: See `flows.renting.preflight`.
+        TSGBError: See `flows.rented.preflight`.
     """
-    from flows.renting import preflight
+    from flows.rented import preflight
     from tsgb.checkpoint.urls import canonical_url
     from tsgb.settings import load_settings
 
-    settings = load_settings()
+    settings = options.applied_to(load_settings())
     where = canonical_url(options.store or settings.default_store)
-    preflight(settings, where, budget=options.budget, vast_url=options.service_url)
+    preflight(settings, where)

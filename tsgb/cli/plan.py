@@ -42,17 +42,17 @@ def plan(
     """
     from dataclasses import replace
 
-    from flows.renting import terms_of
     from tsgb.cli.account import AccountContext, utc
     from tsgb.cloud.forecast import make_plan
     from tsgb.cloud.history import RemainingWork, measure, read_history
+    from tsgb.cloud.policy import LaunchPolicy
     from tsgb.cloud.pricing import in_dollars
 
     run_id = options.run
     if hours is not None and run_id is not None:
         raise UsageError("--hours and --run-id both say how much is left: give one of them")
-    account = AccountContext.read(options.service_url, options.store)
-    terms = terms_of(account.settings, options.budget, options.max_price)
+    account = AccountContext.read(options)
+    policy = LaunchPolicy.of(account.settings)
     with account.provider() as provider:
         if run_id is not None:
             left = measure(account.runs, run_id)
@@ -64,15 +64,15 @@ def plan(
             )
         if state_gb is not None:
             left = replace(left, restore_gb=state_gb, save_gb=state_gb, traffic_source="as given")
-        if terms.budget <= left.spent:
+        if policy.budget <= left.spent:
             spent = f"; run {run_id} has cost {in_dollars(left.spent)}" if left.spent else ""
             raise BudgetReached(
-                f"a budget of {in_dollars(terms.budget)} rents nothing{spent}: raise --budget or "
+                f"a budget of {in_dollars(policy.budget)} rents nothing{spent}: raise --budget or "
                 "TSGB_BUDGET"
             )
         track = read_history(account.runs)
-        offers = provider.search(terms.search())
-    found = make_plan(offers, terms, left, track, utc())
+        offers = provider.search(policy.search())
+    found = make_plan(offers, policy, left, track, utc())
     _say(found, as_json=as_json)
     if found.forecast is None:
         raise NoOffer(f"{found.choice}: raise --max-price, or ask for less")

@@ -52,7 +52,7 @@ def train_local(
     The supervised starts of both players, the attacker's warm-up and one to five rounds of
     self-play share the updates.
     """
-    from flows.plan import arm_configs, write_configs
+    from flows.prepare import arm_configs, write_configs
     from flows.workers import Workers
     from tsgb.cli import display, output
     from tsgb.config import Arm, merge

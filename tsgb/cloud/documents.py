@@ -159,7 +159,7 @@ class RunDocuments:
         """Add fields to an attempt's document."""
         name = f"attempts/{attempt:04d}.json"
         try:
-            before = self._read(name) or {}
+            before = self._read(name) or {"attempt": attempt}
         except StoreUnreachable:
             raise
         except StoreError:
@@ -193,7 +193,8 @@ class RunDocuments:
 
     def endings(self) -> list[Ending]:
         """Return how the rented attempts ended, oldest first."""
-        return [ending_of(found) for found in self.attempts() if found.result is not None]
+        rented = (found for found in self.attempts() if found.intent is not None)
+        return [ending_of(found) for found in rented if found.result is not None]
 
     def holds(self) -> list[Hold]:
         """Return how long machines were held, for the preemption rate of their class."""

@@ -44,12 +44,12 @@ def find_offer(session: Session, work: Workload) -> Appraisal:
         ProviderNoCredit: The account has none.
     """
     check_money(session)
-    ends, told = session.clock() + session.patience.offer_seconds, ""
+    ends, told = session.clock() + session.monitor_policy.offer_seconds, ""
     while True:
         why = "the service could not be asked"
-        pause = session.patience.search_seconds
+        pause = session.monitor_policy.search_seconds
         try:
-            offers = session.provider.search(session.terms.search())
+            offers = session.provider.search(session.launch_policy.search())
         except ProviderSearchQuota as error:
             why, pause = str(error), error.wait_seconds
         except ProviderUnreachable as error:
@@ -58,7 +58,7 @@ def find_offer(session: Session, work: Workload) -> Appraisal:
             endings = session.documents.endings()
             choice = choose(
                 offers,
-                session.terms.needs(avoid(endings, session.now()), _disk_gb(session)),
+                session.launch_policy.needs(avoid(endings, session.now()), _disk_gb(session)),
                 work,
                 hazard_of(History.of(session.documents.holds())),
             )
@@ -79,7 +79,10 @@ def find_offer(session: Session, work: Workload) -> Appraisal:
 
 def _disk_gb(session: Session) -> float:
     """Return the storage to rent, larger after a full disk, since a disk cannot grow."""
-    return session.terms.disk_gb * may_go_on(session.endings, session.terms.limits).disk_factor
+    return (
+        session.launch_policy.disk_gb
+        * may_go_on(session.endings, session.launch_policy.limits).disk_factor
+    )
 
 
 def hazard_of(history: History) -> Callable[[Offer], float]:
@@ -134,15 +137,15 @@ def intend(session: Session, chosen: Appraisal, attempt: int) -> Intent:
         price=chosen.price,
         hourly=chosen.hourly,
         disk_gb=_disk_gb(session),
-        image_bytes=round(session.terms.image_gb * 1e9),
+        image_bytes=round(session.launch_policy.image_gb * 1e9),
         intended_at=now,
     )
     session.ledger.reserve(
         attempt,
         rates_of(offer, chosen.price, intent.disk_gb),
         now,
-        window=session.patience.window,
-        least=timedelta(minutes=session.terms.least_minutes),
+        window=session.monitor_policy.window,
+        least=timedelta(minutes=session.launch_policy.least_minutes),
         traffic=Usage(bytes_down=intent.image_bytes),
         credit=check_money(session),
         intent={
@@ -196,7 +199,7 @@ def _find(session: Session, label: str) -> int | None:
     started, lists = session.clock(), 0
     pauses = iter(_LOOKS)
     while True:
-        session.sleep(min(next(pauses, 60.0), max(1.0, session.patience.lag_seconds)))
+        session.sleep(min(next(pauses, 60.0), max(1.0, session.monitor_policy.lag_seconds)))
         try:
             found = sorted(number for number, row in session.own().items() if row.label == label)
         except ProviderAuthError:
@@ -210,9 +213,9 @@ def _find(session: Session, label: str) -> int | None:
                     destroy(session, twin)
                 return found[0]
         waited = session.clock() - started
-        if lists >= _LEAST_LISTS and waited >= session.patience.lag_seconds:
+        if lists >= _LEAST_LISTS and waited >= session.monitor_policy.lag_seconds:
             return None
-        if waited > 20 * session.patience.lag_seconds:
+        if waited > 20 * session.monitor_policy.lag_seconds:
             raise ProviderUnreachable(
                 f"whether {label} was rented cannot be known: no whole list in {waited:.0f} s; "
                 "start the run again later, it looks for it first"

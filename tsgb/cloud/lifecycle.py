@@ -1,161 +1,119 @@
-"""One attempt on one rented machine, step by step, from what is there to what is left.
+"""The life of a segment on a machine, the same for processes of this computer and for instances.
 
-    reconcile -> search -> intend -> create -> provision -> boot -> train -> destroy -> verify
+    recover -> launch -> monitor -> terminate -> verify
 
-Its caller says how a step is run: flows/ makes each a Prefect task. Its errors say whether to run
-it again: only `Preempted` means yes. Running it again is always safe.
+Its caller says how a step is run: flows/ makes each a Prefect task.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
-from tsgb.cloud import launch, monitor, terminate
-from tsgb.cloud.documents import Intent
-from tsgb.cloud.offers import Appraisal
-from tsgb.cloud.preemption import Workload
-from tsgb.cloud.provider import LaunchSpec
-from tsgb.cloud.recover import reconcile
-from tsgb.cloud.running import RunningInstance
-from tsgb.cloud.session import Session
-from tsgb.cloud.termination import TerminationReason
-from tsgb.errors import Preempted, ProviderUnreachable
-
-MAX_OUTAGES = 10
-"""Attempts in a row that may end because the service does not answer, each after minutes; then a
-person has to look."""
-
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R")
 
 
 class Step(Protocol):
     """Runs a step under its name."""
 
-    def __call__(self, name: str, what: Callable[[], R], /) -> R:
+    def __call__(self, name: str, function: Callable[[], R], /) -> R:
         """Run the step now, once; its errors pass through."""
         ...
 
 
-def plainly(_name: str, what: Callable[[], R]) -> R:
+def plainly(_name: str, function: Callable[[], R]) -> R:
     """Call a step and do nothing else."""
-    return what()
+    return function()
 
 
-class Work(Protocol[T_co]):
-    """The work for machines, as far as renting has to know it."""
+class Recovery(StrEnum):
+    """What `Machine.recover` found."""
 
-    def begun(self) -> int:
-        """Return the highest attempt that was ever begun on it."""
-        ...
-
-    def is_finished(self) -> bool:
-        """Return whether nothing is left to do."""
-        ...
-
-    def load(self) -> Workload:
-        """Return the demands on a machine now, for the choice among offers."""
-        ...
-
-    def request(self, attempt: int, intent: Intent) -> LaunchSpec:
-        """Return the rental to ask for, so that the machine does the work."""
-        ...
-
-    def verify(self) -> T_co:
-        """Read the result in full.
-
-        Raises:
-            Preempted: It is not there after all.
-        """
-        ...
-
-    def show(self, running: RunningInstance) -> None:
-        """Tell a person how far it is."""
-        ...
+    REACHED = "reached"
+    """The end of the segment is reached: its checkpoints are in the store."""
+    WORKING = "working"
+    """A machine is at work on it."""
+    IDLE = "idle"
+    """No machine is left, and there is work for one."""
 
 
-class Lifecycle(Generic[T]):
-    """One run on rented machines, over all attempts of one flow.
+class Machine(ABC, Generic[T]):
+    """The machine of a run, over all attempts of one flow.
 
-    Example: `Lifecycle(session, work).attempt()`
+    `attempt` may be called again after any error, and always goes on from what is in the store; it
+    helps after `Preempted` and `StoreUnreachable`, and after no other error.
     """
 
-    def __init__(self, session: Session, work: Work[T]) -> None:
-        """Prepare; nothing is asked yet.
+    def attempt(self, segment: int, step: Step = plainly) -> T:
+        """Bring all arms to the end of a segment on one machine; return their checkpoints.
 
         Args:
-            session: The documents, the provider, the clocks.
-            work: What is to be done.
-        """
-        self.session = session
-        self.running: RunningInstance | None = None
-        self._work = work
-        self._outages = 0
-
-    def attempt(self, step: Step = plainly) -> T:
-        """Take a machine from an offer to its end; return the result once all work is done.
+            segment: Number of the segment, from 0.
+            step: Runs each step.
 
         Raises:
-            Preempted: The machine is gone, or none came of it: run it again.
-            TSGBError: Running it again would not help.
+            Preempted: The machine is gone, or none came of it.
+            TSGBError: Another attempt would fail alike.
         """
+        found = step("recover", lambda: self.recover(segment))
+        if found is Recovery.REACHED:
+            return step("verify", lambda: self.verify(segment))
+        if found is Recovery.IDLE:
+            step("launch", lambda: self.launch(segment))
         try:
-            result = self._attempt(step)
-        except ProviderUnreachable as error:
-            self._outages += 1
-            if self._outages > MAX_OUTAGES:
-                raise
-            raise Preempted(str(error)) from error
-        return result
-
-    def _attempt(self, step: Step) -> T:
-        session = self.session
-        self.running = step("reconcile", lambda: reconcile(session))
-        if self.running is None:
-            if self._work.is_finished():
-                return step("verify", self._work.verify)
-            self.running = self._rent(step)
-        running = self.running
-        try:
-            for name, enough in (
-                ("provision", monitor.is_there),
-                ("boot", monitor.has_said_something),
-                ("train", monitor.never),
-            ):
-                step(name, lambda enough=enough: self._watch(running, enough))
-                if running.cause is not None:
-                    break
+            step("monitor", lambda: self.monitor(segment))
         except BaseException as error:
             # Not as a step: nothing that a step needs may keep a machine alive.
-            terminate.release(
-                session, running, f"its flow was stopped by {type(error).__name__}: {error}"
-            )
+            self.release(f"its flow was stopped by {type(error).__name__}: {error}")
             raise
-        self._outages = 0
-        try:
-            step("destroy", lambda: terminate.release(session, running, ""))
-        finally:
-            terminate.release(session, running, "its flow was stopped")
-        assert running.cause is not None
-        if running.cause is not TerminationReason.DONE:
-            raise terminate.error_of(session, running.cause, running.message, running.stop)
-        return step("verify", self._work.verify)
+        if self.is_over:
+            try:
+                step("terminate", lambda: self.release(""))
+            finally:
+                self.release("its flow was stopped")
+            self.check()
+        return step("verify", lambda: self.verify(segment))
 
-    def _rent(self, step: Step) -> RunningInstance:
-        session = self.session
-        chosen: Appraisal = step("search", lambda: launch.find_offer(session, self._work.load()))
-        attempt = self._next()
-        intent = step("intend", lambda: launch.intend(session, chosen, attempt))
-        request = self._work.request(attempt, intent)
-        return step("create", lambda: launch.rent(session, attempt, intent, request))
+    @abstractmethod
+    def recover(self, segment: int) -> Recovery:
+        """Find what an earlier attempt left: adopt what still works, end and write down the rest.
 
-    def _next(self) -> int:
-        """Return a number that no attempt has had: the fencing token of all that it writes."""
-        lease = self.session.documents.lease()
-        leased = 0 if lease is None else lease.attempt
-        return max(self._work.begun(), leased, self.session.ledger.highest) + 1
+        Raises:
+            LeaseLost: Another flow works on this run.
+        """
 
-    def _watch(self, running: RunningInstance, enough: Callable[[RunningInstance], bool]) -> None:
-        monitor.watch(self.session, running, enough, self._work.show)
+    @abstractmethod
+    def launch(self, segment: int) -> None:
+        """Start a machine on the segment, under a number that no attempt has had."""
+
+    @abstractmethod
+    def monitor(self, segment: int) -> None:
+        """Watch the machine until the segment's end is reached, or the machine is over."""
+
+    @property
+    @abstractmethod
+    def is_over(self) -> bool:
+        """Whether the machine has ended, so that it is to be terminated."""
+
+    @abstractmethod
+    def release(self, reason: str) -> None:
+        """Let the machine save, end it, and write down how it ended; a further call does nothing.
+
+        Args:
+            reason: Reason to stop a machine that is still at work.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise the error for a machine that ended before its work was done."""
+
+    @abstractmethod
+    def verify(self, segment: int) -> T:
+        """Return the checkpoints at the end of the segment.
+
+        Raises:
+            Preempted: One of them is not there after all.
+        """

@@ -41,7 +41,7 @@ def watch(
         on_look(running)
         if running.cause is not None or enough(running):
             return
-        session.sleep(session.patience.look_seconds)
+        session.sleep(session.monitor_policy.look_seconds)
 
 
 def is_there(running: RunningInstance) -> bool:
@@ -72,7 +72,7 @@ def look(session: Session, running: RunningInstance) -> None:
     _read_reports(session, running)
     _count(session, running)
     _renew(session, running)
-    if session.clock() - running.listed_at >= session.patience.list_seconds:
+    if session.clock() - running.listed_at >= session.monitor_policy.list_seconds:
         running.listed_at = session.clock()
         _list(session, running)
     if running.instance is not None and moves_soon(running.instance.ends_at, session.now()):
@@ -138,7 +138,7 @@ def _read_reports(session: Session, running: RunningInstance) -> None:
 def _count(session: Session, running: RunningInstance) -> None:
     """Count on in the ledger; out of money, the machine is asked to stop while there is some."""
     billed = running.instance is None or running.instance.gpu_billed
-    ahead = session.patience.look_seconds + session.patience.grace_seconds
+    ahead = session.monitor_policy.look_seconds + session.monitor_policy.grace_seconds
     try:
         enough = session.ledger.keep(
             running.attempt,
@@ -146,7 +146,7 @@ def _count(session: Session, running: RunningInstance) -> None:
             timedelta(seconds=ahead),
             more=running.new_traffic(),
             gpu_billed=billed or running.billed,
-            window=session.patience.window,
+            window=session.monitor_policy.window,
         )
     except StoreUnreachable as error:
         # It has counted all the same, and writes it with the next change.
@@ -160,7 +160,7 @@ def _count(session: Session, running: RunningInstance) -> None:
 
 def _renew(session: Session, running: RunningInstance) -> None:
     """Renew the lease a few times in its life, not at each look: each is a request to the store."""
-    every = min(60.0, session.patience.ttl.total_seconds() / 10)
+    every = min(60.0, session.monitor_policy.ttl.total_seconds() / 10)
     if running.stop is None and session.clock() - running.renewed_at >= every:
         try:
             lease = session.renew(running.attempt)
@@ -195,6 +195,7 @@ def _judge(session: Session, running: RunningInstance) -> None:
     if running.cause is not None:
         return
     clock = session.clock()
+    policy = session.monitor_policy
     signs = Observation(
         instance=running.instance,
         verified=running.verified,
@@ -206,17 +207,17 @@ def _judge(session: Session, running: RunningInstance) -> None:
         stop_asked=running.stop is not None,
         doubted_before=_doubted(session, running),
     )
-    cause = termination_reason(signs, session.patience.deadlines)
+    cause = termination_reason(signs, policy.deadlines)
     if (
         cause is TerminationReason.PREEMPTED
         and running.exit_record is None
         and _credit(session, default=1.0) <= 0
     ):
-        cause = termination_reason(replace(signs, credit_used_up=True), session.patience.deadlines)
-    overdue = running.stop is not None and clock - running.stop_at > session.patience.grace_seconds
+        cause = termination_reason(replace(signs, credit_used_up=True), policy.deadlines)
+    overdue = running.stop is not None and clock - running.stop_at > policy.grace_seconds
     if cause is None and overdue:
         cause = TerminationReason.STOPPED
-    late = max(session.patience.lag_seconds, 2 * session.patience.look_seconds)
+    late = max(policy.lag_seconds, 2 * policy.look_seconds)
     if cause is None and running.verified and not running.seen and clock - running.since > late:
         cause, running.message = TerminationReason.BAD_HOST, "it never appeared"
     if cause is not None:

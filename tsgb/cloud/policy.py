@@ -1,16 +1,19 @@
-"""The terms on which machines are rented for a run, and the times for which they are waited for."""
+"""Policies of a run on rented machines: what may be launched, and how it is monitored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Self
 
 from tsgb.cloud.budget import WINDOW
 from tsgb.cloud.lease import SKEW, TTL
 from tsgb.cloud.offers import Needs
+from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import SearchSpec
 from tsgb.cloud.retry_policy import Avoided, Limits
 from tsgb.cloud.termination import Deadlines
+from tsgb.setting_groups import CloudSettings, WorkerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,21 @@ class LaunchPolicy:
     """Least minutes that the money must pay for: in fewer no first checkpoint would be saved."""
     limits: Limits = field(default_factory=Limits)
     """Failures after which the run ends."""
+
+    @classmethod
+    def of(cls, settings: CloudSettings) -> Self:
+        """Return the policy that the settings describe."""
+        return cls(
+            budget=microdollars(settings.budget),
+            cap=settings.max_price,
+            deployment=settings.deployment,
+            image=settings.image,
+            image_gb=settings.image_gb,
+            disk_gb=settings.disk_gb,
+            gpus=settings.gpus,
+            gpu_ram_gb=settings.gpu_ram_gb,
+            reliability=settings.reliability,
+        )
 
     def search(self) -> SearchSpec:
         """Return the search to ask the service for."""
@@ -88,7 +106,7 @@ class MonitorPolicy:
     destroy_seconds: float = 600.0
     """Seconds for which a flow insists on a machine's end; after them the reaper does."""
     offer_seconds: float = 1800.0
-    """Seconds for which an offer within the terms is waited for."""
+    """Seconds to wait for an offer that fits."""
     search_seconds: float = 20.0
     """Seconds between two searches."""
     ttl: timedelta = TTL
@@ -99,3 +117,31 @@ class MonitorPolicy:
     """Time ahead for which money is set aside."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     """Silences after which a machine is given up."""
+
+    @classmethod
+    def of(cls, settings: CloudSettings, workers: WorkerSettings) -> Self:
+        """Return the intervals that follow from the settings: short leases need frequent looks.
+
+        Args:
+            settings: Intervals and deadlines of rented machines.
+            workers: Grace of the workers on them.
+        """
+        lease, look = settings.lease_seconds, settings.look_seconds
+        return cls(
+            look_seconds=look,
+            search_seconds=look,
+            list_seconds=min(300.0, lease / 4),
+            lag_seconds=min(180.0, 9 * look),
+            grace_seconds=workers.grace_seconds + look,
+            release_seconds=min(15.0, workers.grace_seconds),
+            destroy_seconds=min(600.0, lease / 2),
+            offer_seconds=settings.offer_seconds,
+            ttl=timedelta(seconds=lease),
+            skew=timedelta(seconds=settings.skew_seconds),
+            window=timedelta(seconds=lease),
+            deadlines=Deadlines(
+                provision=settings.provision_seconds,
+                heartbeat=settings.silence_seconds,
+                step=6 * settings.silence_seconds,
+            ),
+        )

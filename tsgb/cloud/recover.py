@@ -70,9 +70,9 @@ def release_all(session: Session, reason: str) -> int:
     if instances and lease is not None and lease.owner == session.owner:
         if not lease.ended:  # else the flow has ended it, which asks for the same
             session.revoke(lease.attempt, reason)
-        ends = session.clock() + session.patience.release_seconds
+        ends = session.clock() + session.monitor_policy.release_seconds
         while not _has_exited(session, lease.attempt) and session.clock() < ends:
-            session.sleep(min(1.0, session.patience.look_seconds))
+            session.sleep(min(1.0, session.monitor_policy.look_seconds))
     session.end(reason)
     reconcile(session)  # the lease has ended, so it adopts nothing
     return len(instances)
@@ -92,7 +92,7 @@ def _let_it_appear(session: Session, attempts: Attempts) -> None:
         for found in attempts.values()
         if found.intent is not None and found.result is None
     }
-    lag = timedelta(seconds=session.patience.lag_seconds)
+    lag = timedelta(seconds=session.monitor_policy.lag_seconds)
     waits = max((lag - (session.now() - at) for at in young.values()), default=timedelta(0))
     ends = session.clock() + min(waits, lag).total_seconds()
     told = False
@@ -102,7 +102,7 @@ def _let_it_appear(session: Session, attempts: Attempts) -> None:
         if not told:
             told = True
             session.note(f"a rental may be on its way: looking for it for {waits.seconds} s")
-        session.sleep(min(session.patience.look_seconds, max(0.1, ends - session.clock())))
+        session.sleep(min(session.monitor_policy.look_seconds, max(0.1, ends - session.clock())))
 
 
 def _adoptable(
@@ -167,7 +167,7 @@ def _gone_at(
     bounds = [session.now(), account.covers_until]
     if lease is not None:
         # Then it ended itself; its own clock may be behind the one that wrote the lease.
-        bounds.append(lease.expires_at + session.patience.skew)
+        bounds.append(lease.expires_at + session.monitor_policy.skew)
     if said is not None and said > account.seen_at:
         bounds.append(said + _TO_GO)
     return max(min(bounds), account.seen_at)

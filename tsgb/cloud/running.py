@@ -67,6 +67,11 @@ class RunningInstance:
     """Whether it is gone, paid for and written down."""
 
     @property
+    def at_work(self) -> bool:
+        """Return whether it works as far as is known, and was not asked to stop."""
+        return self.cause is None and self.stop is None and not self.finished
+
+    @property
     def step(self) -> int:
         """Return the updates of all arms together that are safe in the store."""
         return durable_steps(self.heartbeat)

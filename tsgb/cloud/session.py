@@ -34,18 +34,18 @@ def _quiet(_line: str) -> None:
 class Session:
     """One run's rentals by one flow.
 
-    Example: `Session(documents=RunDocuments(run), provider=provider, terms=terms, owner="5f0c")`
+    Example: `Session(documents=documents, provider=provider, launch_policy=policy, owner="5f0c")`
     """
 
     documents: RunDocuments
     """Documents of the run."""
     provider: Provider
     """Account that pays."""
-    terms: LaunchPolicy
+    launch_policy: LaunchPolicy
     """Machines that may be rented, and prices that may be paid."""
     owner: str
     """Nonce of the flow; a second flow sees in the lease that it is not its own."""
-    patience: MonitorPolicy = field(default_factory=MonitorPolicy)
+    monitor_policy: MonitorPolicy = field(default_factory=MonitorPolicy)
     """How often is looked, and when waiting ends."""
     now: Callable[[], datetime] = _utc
     """Time of day."""
@@ -63,7 +63,7 @@ class Session:
     def ledger(self) -> Ledger:
         """Return the run's accounts, read once: only this flow writes while it holds the lease."""
         if self._ledger is None:
-            self._ledger = Ledger.open(self.documents.run, self.terms.budget)
+            self._ledger = Ledger.open(self.documents.run, self.launch_policy.budget)
         return self._ledger
 
     @property
@@ -73,7 +73,7 @@ class Session:
 
     def label(self, attempt: int) -> str:
         """Return the label by which an attempt's instance is found."""
-        return InstanceLabel(self.terms.deployment, self.run_id, attempt).check()
+        return InstanceLabel(self.launch_policy.deployment, self.run_id, attempt).check()
 
     def own(self) -> dict[int, Instance]:
         """Return all instances of this run, by id, from a whole list.
@@ -83,7 +83,7 @@ class Session:
         """
         found: dict[int, Instance] = {}
         for instance in self.provider.list():
-            label = InstanceLabel.ours(instance.label, self.terms.deployment)
+            label = InstanceLabel.ours(instance.label, self.launch_policy.deployment)
             if label is not None and label.run == self.run_id:
                 found[instance.id] = instance
         return found
@@ -97,7 +97,7 @@ class Session:
         lease = self.documents.lease()
         if lease is None or lease.owner == self.owner or lease.ended:
             return lease
-        if lease.has_run_out(self.now(), self.patience.skew):
+        if lease.has_run_out(self.now(), self.monitor_policy.skew):
             return lease
         raise LeaseLost(
             f"run {self.run_id!r}: another flow renewed its lease at {lease.renewed_at:%H:%M:%S} "
@@ -120,8 +120,8 @@ class Session:
             attempt=attempt,
             owner=self.owner,
             now=self.now(),
-            ttl=self.patience.ttl if paid is None else min(self.patience.ttl, paid),
-            budget_microdollars=self.terms.budget,
+            ttl=self.monitor_policy.ttl if paid is None else min(self.monitor_policy.ttl, paid),
+            budget_microdollars=self.launch_policy.budget,
             spent_microdollars=self.ledger.spent,
         )
         self.documents.put_lease(lease)
@@ -136,7 +136,7 @@ class Session:
         lease = leases.renew(
             self._own_lease(attempt),
             self.now(),
-            ttl=self.patience.ttl,
+            ttl=self.monitor_policy.ttl,
             until=self.ledger.covers_until(attempt),
             spent_microdollars=self.ledger.spent,
         )

@@ -140,7 +140,7 @@ def destroy(session: Session, instance_id: int) -> datetime:
         ProviderUnreachable: It may still be there after all the time that a flow insists.
         ProviderAuthError: The key is refused, so nothing can be known of it.
     """
-    ends = session.clock() + session.patience.destroy_seconds
+    ends = session.clock() + session.monitor_policy.destroy_seconds
     pause, gone_at = _SHORTEST_PAUSE, None
     while True:
         left = destroy_once(session.provider, [instance_id]).get(instance_id)
@@ -168,9 +168,9 @@ def release(session: Session, running: RunningInstance, reason: str) -> None:
     if running.cause is None:
         stop(session, running, reason)
         session.quietly(lambda: _read_heartbeat(session, running), "no news of the machine")
-        ends = running.stop_at + session.patience.release_seconds
+        ends = running.stop_at + session.monitor_policy.release_seconds
         while running.exit_record is None and running.heartbeat and session.clock() < ends:
-            session.sleep(min(1.0, session.patience.look_seconds))
+            session.sleep(min(1.0, session.monitor_policy.look_seconds))
             session.quietly(lambda: _read_exit_record(session, running), "no news of the machine")
         running.cause, running.message = TerminationReason.STOPPED, reason
     finish(session, running)
@@ -257,7 +257,7 @@ def error_of(
             f"run {session.run_id!r}: the budget is used up; what was trained is kept: raise the "
             "budget, then start it again with the same run id"
         )
-    decision = may_go_on(session.endings, session.terms.limits)
+    decision = may_go_on(session.endings, session.launch_policy.limits)
     said = f"{message}; " if message else ""
     if decision.go_on:
         return Preempted(f"{cause}: {said}going on from the last checkpoint on another machine")

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from flows.renting import ArmsWork
+from flows.rented import ArmsWork
 from flows.workers import Workers
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.cloud.forecast import workload
 from tsgb.cloud.history import RemainingWork, measure, state_gb
 from tsgb.cloud.inventory import DeploymentRuns
-from tsgb.cloud.policy import LaunchPolicy
 from tsgb.config import Arm, arm_overrides, arm_run_id, make_config
 from tsgb.settings import Settings
 
@@ -106,7 +105,7 @@ def test_checkpoints_are_traffic(runs: DeploymentRuns) -> None:
 def test_an_offer_is_chosen_with_the_traffic_of_the_run_by_then(runs: DeploymentRuns) -> None:
     begin(runs, Arm.SELFPLAY)
     workers = Workers(Settings(), runs.url, "r1")
-    work = ArmsWork(workers, [Arm.SELFPLAY], LaunchPolicy(budget=0, cap=1.0))
+    work = ArmsWork(workers, {Arm.SELFPLAY: workers.config()})
     assert work.load().save_gb == 0.0
     save(runs, Arm.SELFPLAY, 10, 3_000_000)
     assert work.load().save_gb == pytest.approx(0.003)

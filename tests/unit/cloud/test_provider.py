@@ -12,13 +12,13 @@ from tsgb.cloud.documents import Intent, RunDocuments
 from tsgb.cloud.forecast import workload
 from tsgb.cloud.inventory import Coverage, DeploymentRuns, take_inventory
 from tsgb.cloud.lease import SKEW
-from tsgb.cloud.lifecycle import Lifecycle
 from tsgb.cloud.orphans import InstanceLabel
 from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.preemption import Workload
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import LaunchSpec, Provider, is_loopback
 from tsgb.cloud.reaper import reap
+from tsgb.cloud.rented_machine import RentedMachine
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.terminate_by_hand import pick, terminate_by_hand
@@ -47,7 +47,8 @@ class Work:
     def begun(self) -> int:
         return 0
 
-    def is_finished(self) -> bool:
+    def is_reached(self, segment: int) -> bool:
+        del segment
         return self.done == STEPS
 
     def load(self) -> Workload:
@@ -59,7 +60,12 @@ class Work:
             image="img", label=intent.label, price=intent.price, disk_gb=intent.disk_gb
         )
 
-    def verify(self) -> int:
+    def has_saved(self, segment: int, running: RunningInstance) -> bool:
+        del segment, running
+        return False
+
+    def verify(self, segment: int) -> int:
+        del segment
         return self.done
 
     def show(self, running: RunningInstance) -> None:
@@ -76,7 +82,7 @@ def session(provider: MeadowCloud, documents: RunDocuments) -> Session:
     return Session(
         documents=documents,
         provider=provider,
-        terms=LaunchPolicy(budget=microdollars(5), cap=0.3),
+        launch_policy=LaunchPolicy(budget=microdollars(5), cap=0.3),
         owner="flow",
         now=provider.now,
         clock=provider.clock,
@@ -88,7 +94,7 @@ def test_a_preempted_run_ends_on_a_second_machine(runs: DeploymentRuns) -> None:
     cloud = MeadowCloud()
     documents = runs.documents("r1")
     work = Work(cloud, documents)
-    lifecycle = Lifecycle(session(cloud, documents), work)
+    machine = RentedMachine(session(cloud, documents), work)
     beat = cloud.work
 
     def evict(server: Server) -> None:
@@ -98,13 +104,13 @@ def test_a_preempted_run_ends_on_a_second_machine(runs: DeploymentRuns) -> None:
 
     cloud.work = evict
     with pytest.raises(Preempted, match="preempted"):
-        lifecycle.attempt()
-    assert lifecycle.attempt() == STEPS
+        machine.attempt(0)
+    assert machine.attempt(0) == STEPS
     assert (cloud.ended, cloud.servers) == ([1, 2], {})
     ends = [found.result.cause.value for found in documents.attempts() if found.result]
     assert ends == ["preempted", "done"]
     assert documents.run.read_json("attempts/0001.json")["machine"] == "meadow"
-    assert not any(account.is_open for account in lifecycle.session.ledger.accounts.values())
+    assert not any(account.is_open for account in machine.session.ledger.accounts.values())
 
 
 def rented(cloud: Provider, label: str, offer: int) -> int:

@@ -12,7 +12,7 @@ import typer.main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.plan import arm_configs
+from flows.prepare import arm_configs
 from tsgb.cli import app
 from tsgb.cli.options import parse_text
 from tsgb.config import Arm, Profile, RunConfig, default_arms

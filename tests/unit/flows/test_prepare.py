@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.plan import (
+from flows.prepare import (
     arm_configs,
     check_targets,
     evaluation_id,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.renting import ArmsWork, terms_of
+from flows.rented import ArmsWork
 from flows.workers import Workers
 from tsgb.checkpoint.store import CheckpointStore
-from tsgb.config import Arm
+from tsgb.config import Arm, make_config
 from tsgb.settings import Settings
 
 
@@ -20,8 +20,7 @@ def workers(tmp_path: Path) -> Workers:
 
 def begun(workers: Workers) -> int:
     """As the next rented machine is numbered."""
-    terms = terms_of(workers.settings, budget=1.0, max_price=1.0)
-    return ArmsWork(workers, [Arm.SELFPLAY, Arm.SFT], terms).begun()
+    return ArmsWork(workers, dict.fromkeys([Arm.SELFPLAY, Arm.SFT], make_config({}))).begun()
 
 
 def test_nothing_was_begun(workers: Workers) -> None:

@@ -1,0 +1,182 @@
+"""A rented machine that trains a run: the steps of its life, on an account that rents instances.
+
+One instance serves as many segments as it survives. Why a step may die at any point and be done
+again is told in each step's own module.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from tsgb.cloud import launch, monitor, terminate
+from tsgb.cloud.documents import Intent
+from tsgb.cloud.lifecycle import Machine, Recovery, Step, plainly
+from tsgb.cloud.preemption import Workload
+from tsgb.cloud.provider import LaunchSpec
+from tsgb.cloud.recover import reconcile
+from tsgb.cloud.running import RunningInstance
+from tsgb.cloud.session import Session
+from tsgb.cloud.termination import TerminationReason
+from tsgb.errors import Preempted, ProviderUnreachable
+
+MAX_OUTAGES = 10
+"""Attempts in a row that may end because the service does not answer, each after minutes; then a
+person has to look."""
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Work(Protocol[T_co]):
+    """The work for machines, as far as renting has to know it."""
+
+    def begun(self) -> int:
+        """Return the highest attempt that was ever begun on it."""
+        ...
+
+    def is_reached(self, segment: int) -> bool:
+        """Return whether the store has the end of a segment."""
+        ...
+
+    def has_saved(self, segment: int, running: RunningInstance) -> bool:
+        """Return whether a machine says that it saved the end of a segment and goes on."""
+        ...
+
+    def load(self) -> Workload:
+        """Return the demands on a machine now, for the choice among offers."""
+        ...
+
+    def request(self, attempt: int, intent: Intent) -> LaunchSpec:
+        """Return the rental to ask for, so that the machine does the work."""
+        ...
+
+    def verify(self, segment: int) -> T_co:
+        """Return the result of a segment.
+
+        Raises:
+            Preempted: It is not there after all.
+        """
+        ...
+
+    def show(self, running: RunningInstance) -> None:
+        """Tell a person how far it is."""
+        ...
+
+
+class RentedMachine(Machine[T]):
+    """The instances of one run, one at a time.
+
+    Example: `RentedMachine(session, work).attempt(segment=0)`
+    """
+
+    def __init__(self, session: Session, work: Work[T]) -> None:
+        """Prepare; nothing is asked yet.
+
+        Args:
+            session: The documents, the provider, the clocks.
+            work: What is to be done.
+        """
+        self.session = session
+        self.running: RunningInstance | None = None
+        self._work = work
+        self._outages = 0
+
+    def attempt(self, segment: int, step: Step = plainly) -> T:
+        """See `Machine.attempt`; a service that does not answer for minutes costs the attempt."""
+        try:
+            return super().attempt(segment, step)
+        except ProviderUnreachable as error:
+            self._outages += 1
+            if self._outages > MAX_OUTAGES:
+                raise
+            raise Preempted(str(error)) from error
+
+    def recover(self, segment: int) -> Recovery:
+        """Go on with the instance at work, or with one that an earlier flow left; end all others.
+
+        Raises:
+            LeaseLost: Another flow works on this run.
+            ProviderUnreachable: What is there could not be read, or something would not go.
+        """
+        if self.running is None or not self.running.at_work:
+            self.running = reconcile(self.session)
+        if self.running is not None:
+            return Recovery.WORKING
+        return Recovery.REACHED if self._work.is_reached(segment) else Recovery.IDLE
+
+    def launch(self, segment: int) -> None:  # noqa: ARG002 - an instance works to the run's end
+        """Find an offer and rent it."""
+        session = self.session
+        chosen = launch.find_offer(session, self._work.load())
+        attempt = self._next()
+        intent = launch.intend(session, chosen, attempt)
+        request = self._work.request(attempt, intent)
+        self.running = launch.rent(session, attempt, intent, request)
+
+    def monitor(self, segment: int) -> None:
+        """Watch until the instance has saved the segment's end, or is over."""
+        session, running = self.session, self._running()
+        for enough, news in (
+            (monitor.is_there, "is up"),
+            (monitor.has_said_something, "is at work"),
+        ):
+            if running.cause is None and not enough(running):
+                monitor.watch(session, running, enough, self._work.show)
+                if running.cause is None:
+                    session.note(f"instance {running.instance_id} {news}")
+
+        def has_saved(found: RunningInstance) -> bool:
+            # One that was asked to stop saves once more before it goes.
+            return found.at_work and self._work.has_saved(segment, found)
+
+        if running.cause is None:
+            monitor.watch(session, running, has_saved, self._work.show)
+        self._outages = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is a termination reason."""
+        return self._running().cause is not None
+
+    def release(self, reason: str) -> None:
+        """Let the instance save, destroy it, and write down its end and its cost."""
+        if self.running is not None:
+            terminate.release(self.session, self.running, reason)
+
+    def check(self) -> None:
+        """Raise the error for an instance that ended before its work was done.
+
+        Raises:
+            Preempted: Another instance may do.
+            TSGBError: Another one would fail alike.
+        """
+        running = self._running()
+        assert running.cause is not None
+        if running.cause is not TerminationReason.DONE:
+            raise terminate.error_of(self.session, running.cause, running.message, running.stop)
+
+    def verify(self, segment: int) -> T:
+        """Return the result of a segment, as `Work.verify` does."""
+        return self._work.verify(segment)
+
+    def close(self, reason: str) -> None:
+        """End the lease, and the instance if it is still at work; for the end of the flow.
+
+        Raises:
+            ProviderError: The instance may be there; the reaper ends it.
+        """
+        try:
+            if self.running is not None and self.running.at_work:
+                self.release(f"its flow ended: {reason}")
+        finally:
+            self.session.end(reason)
+
+    def _running(self) -> RunningInstance:
+        assert self.running is not None, "recover or launch comes first"
+        return self.running
+
+    def _next(self) -> int:
+        """Return a number that no attempt has had: the fencing token of all that it writes."""
+        lease = self.session.documents.lease()
+        leased = 0 if lease is None else lease.attempt
+        return max(self._work.begun(), leased, self.session.ledger.highest) + 1
