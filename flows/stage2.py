@@ -17,7 +17,7 @@ from flows import tasks
 from flows.hooks import say_how_to_resume
 from flows.parameters import takes
 from flows.prepare import evaluation_id, guards_of, write_request
-from flows.progress import listener
+from flows.progress import listener, listening
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.eval.request import identities
@@ -85,20 +85,24 @@ def stage2(
     try:
         summary = home.read_json(f"{directory}/summary.json")
     except FileNotFoundError:
-        for name, workers in runs.items():
-            listener().note(f"stage 2: run {name}, {', '.join(guards[name])}, evaluation {eval_id}")
-            write_request(
-                workers,
-                eval_id,
-                guards[name],
-                targets,
-                target_class=target_class,
-                judge_class=judge_class,
+        with listening(tasks.PrefectListener(listener())):
+            for name, workers in runs.items():
+                arms = ", ".join(guards[name])
+                listener().note(f"stage 2: run {name}, {arms}, evaluation {eval_id}")
+                write_request(
+                    workers,
+                    eval_id,
+                    guards[name],
+                    targets,
+                    target_class=target_class,
+                    judge_class=judge_class,
+                )
+                tasks.resilient(tasks.evaluate, settings)(
+                    name, where, eval_id, env, target_class, judge_class
+                )
+            summary = tasks.resilient(tasks.report, settings)(
+                run, where, eval_id, more_runs or [], env
             )
-            tasks.resilient(tasks.evaluate, settings)(
-                name, where, eval_id, env, target_class, judge_class
-            )
-        summary = tasks.resilient(tasks.report, settings)(run, where, eval_id, more_runs or [], env)
     report = _place(f"{home.run_url}/{directory}/report.html")
     _publish(run, report, summary)
     return {

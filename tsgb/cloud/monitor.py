@@ -56,11 +56,6 @@ def has_said_something(running: RunningInstance) -> bool:
     return running.beat_at is not None or running.exit_record is not None
 
 
-def never(_running: RunningInstance) -> bool:
-    """Go on to its end."""
-    return False
-
-
 def look(session: Session, running: RunningInstance) -> None:
     """Look once at everything.
 

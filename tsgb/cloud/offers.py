@@ -333,19 +333,6 @@ def choose_bid(
     return Bid(price)
 
 
-def break_even(bid_hourly: float, on_demand_hourly: float, boot_hours: float) -> float:
-    """Return the hazard per hour above which a machine on demand is cheaper.
-
-    Args:
-        bid_hourly: Price of the interruptible machine, $/h.
-        on_demand_hourly: Price of the machine on demand, $/h.
-        boot_hours: Hours lost with each preemption: the start, and work that was not saved.
-    """
-    if bid_hourly <= 0 or boot_hours <= 0:
-        return math.inf
-    return max(0.0, on_demand_hourly / bid_hourly - 1) / boot_hours
-
-
 def _ticks(price: float) -> float:
     """Return a price in thousandths, rounded, since 0.9 * 0.3 is not a whole number of them."""
     return round(price * _TICK, 6)

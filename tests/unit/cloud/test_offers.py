@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsgb.cloud.offers import Needs, OfferRule, break_even, choose, choose_bid
+from tsgb.cloud.offers import Needs, OfferRule, choose, choose_bid
 from tsgb.cloud.preemption import Workload, stretch
 from tsgb.cloud.provider import Offer
 
@@ -211,13 +211,6 @@ def test_bids(bounds: tuple[float, float | None, float], price: float | None, re
     bid = choose_bid(*bounds)
     assert bid.price == price
     assert reason in bid.reason
-
-
-def test_break_even_is_where_both_cost_the_same() -> None:
-    hazard = break_even(0.2, 0.4, 0.5)
-    assert hazard == pytest.approx(2.0)
-    assert 0.2 * (1 + hazard * 0.5) == pytest.approx(0.4)
-    assert break_even(0.4, 0.2, 0.5) == 0.0
 
 
 @given(low=st.floats(0, 5), high=st.floats(0, 5), interval=st.floats(0.01, 2))
