@@ -1,6 +1,6 @@
 """Both stages in one process on an embedded Prefect API: what `tsgb experiment` runs.
 
-Prefect is imported only while its server starts, so that a wrong option is said at once.
+Prefect is imported only while its server starts, so that a wrong option is refused at once.
 """
 
 from __future__ import annotations

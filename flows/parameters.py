@@ -49,7 +49,7 @@ def description_of(name: str) -> str:
 
 
 def _with_arguments(docstring: str, lines: Iterable[str]) -> str:
-    """The docstring, with these lines in its section `Args`."""
+    """Return the docstring, with these lines in its section `Args`."""
     described = "\n".join(lines)
     before, heading, after = docstring.partition("\nArgs:\n")
     if heading:

@@ -61,7 +61,7 @@ def check_targets(options: RunOptions) -> None:
 
 
 def arm_configs(options: RunOptions) -> dict[Arm, RunConfig]:
-    """The configuration of each arm: the world's sizes, then the user's wishes, then the arm."""
+    """Return the configuration of each arm: world, user, then arm."""
     sizes = _world(options).profile(options.profile)
     named = options.model_dump(mode="json", include={"profile", "env", "world_seed", "seed"})
     overrides = options.overrides or {}
@@ -126,7 +126,7 @@ def _difference(kept: Mapping[str, Any], asked: Mapping[str, Any], prefix: str =
 
 
 def trained_arms(workers: Workers) -> dict[Arm, CheckpointRef]:
-    """The arms of a run whose training is complete, with their newest checkpoints."""
+    """Return the arms of a run whose training is complete, with their newest checkpoints."""
     found: dict[Arm, CheckpointRef] = {}
     for arm in Arm:
         try:
@@ -140,7 +140,7 @@ def trained_arms(workers: Workers) -> dict[Arm, CheckpointRef]:
 
 
 def guards_of(workers: Workers, checkpoint: str | None) -> dict[Arm, CheckpointRef]:
-    """The guards of an evaluation: self-play's at `checkpoint`, and every other finished arm's.
+    """Return the guards of an evaluation: self-play's and every other finished arm's.
 
     Raises:
         CheckpointError: There is no such checkpoint, or none that is finished.

@@ -55,7 +55,7 @@ class Bar:
 
 
 class Listener(Protocol):
-    """Is told what happens."""
+    """Shows a person what happens."""
 
     def note(self, text: str) -> None:
         """Show something worth a line: a stage begins, a machine was lost."""
@@ -175,7 +175,7 @@ class Lines:
         if now >= self._due or (now >= self._earliest and tenths != self._tenths):
             self._tenths = tenths
             self._due, self._earliest = now + self._every_seconds, now + self._every_seconds / 3
-            parts = [self._paces[bar.key].told(bar, now) for bar in bars]
+            parts = [self._paces[bar.key].describe(bar, now) for bar in bars]
             self.note(f"{stage}: {'; '.join(parts)}")
 
 
@@ -190,17 +190,17 @@ class _Pace:
     total: int
     """Steps of the piece; a worker that builds models has one piece for each."""
 
-    def told(self, bar: Bar, now: float) -> str:
+    def describe(self, bar: Bar, now: float) -> str:
         """Return the worker's part of a line."""
         seconds = now - self.start
         if not bar.total:
             plain = bar.text in {WAITS, DONE} or seconds < ESTIMATE_SECONDS
             return f"{bar.key} {bar.text}" + ("" if plain else f" for {duration(seconds)}")
-        told = f"{bar.key} {bar.done}/{bar.total} {bar.text}"
+        text = f"{bar.key} {bar.done}/{bar.total} {bar.text}"
         fresh = bar.done - self.first_done
         if fresh <= 0 or seconds < ESTIMATE_SECONDS or bar.done >= bar.total:
-            return told
-        return f"{told} (about {duration(seconds * (bar.total - bar.done) / fresh)} left)"
+            return text
+        return f"{text} (about {duration(seconds * (bar.total - bar.done) / fresh)} left)"
 
 
 def duration(seconds: float) -> str:

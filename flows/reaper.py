@@ -38,22 +38,22 @@ from tsgb.settings import load_settings
 RESUMED = ("stage1",)
 """Deployments whose crashed flow runs are started again."""
 MAX_RUNS = 20
-"""A flow run that was started so often does not get better by another start."""
+"""Starts of one flow run, after which it stays crashed."""
 LEAST_AGE = timedelta(seconds=30)
-"""A worker reports a crash twice, the second time some seconds later."""
+"""Least age of a crash: a Prefect worker reports it twice, the second time some seconds later."""
 MAX_AGE = timedelta(hours=24)
-"""Nobody waits any more for a run that crashed before."""
+"""Greatest age of a crash whose run is started again."""
 
 
 @flow(name="tsgb-reaper", flow_run_name="reaper")
 def reaper(store: str | None = None, deployments: list[str] | None = None) -> dict[str, Any]:
-    """Look once.
+    """Destroy the machines that no lease covers, and start crashed flow runs again.
 
     Args:
-        store: Where the runs of this deployment are; None for the default of the settings. All
+        store: URL of the runs of this deployment; None for the default of the settings. All
             flows of a deployment (`TSGB_DEPLOYMENT`) have one store, since a machine whose run is
             not in it counts as an orphan.
-        deployments: Whose crashed flow runs are started again; None for `RESUMED`.
+        deployments: Deployments whose crashed flow runs are started again; None for `RESUMED`.
 
     Returns:
         `machines`, as `tsgb reap --json` tells it, or None without a key; `resumed`, flow run ids.
@@ -65,15 +65,15 @@ def reaper(store: str | None = None, deployments: list[str] | None = None) -> di
 
 @task(name="sweep-machines")
 def sweep_machines(store: str | None) -> dict[str, Any] | None:
-    """Destroy what no lease covers; gives what became of every instance.
+    """Destroy instances that no lease covers; return what became of every instance.
 
     Raises:
         ProviderError: The list could not be read, or something is left to look after.
     """
     settings = load_settings()
     if settings.vast_api_key is None:
-        get_run_logger().warning("No VAST_API_KEY here: nobody looked after rented machines")
-        _tell("No `VAST_API_KEY` here: nobody looked after rented machines.")
+        get_run_logger().warning("No VAST_API_KEY here, so rented machines were not checked")
+        _publish("No `VAST_API_KEY` here, so rented machines were not checked.")
         return None
     runs = DeploymentRuns(
         url=canonical_url(store or settings.default_store),
@@ -97,7 +97,7 @@ def sweep_machines(store: str | None) -> dict[str, Any] | None:
 
 @task(name="resume-crashed")
 def resume_crashed(deployments: Sequence[str]) -> list[str]:
-    """Start crashed flow runs again; gives their ids."""
+    """Start crashed flow runs again; return their ids."""
     with get_client(sync_client=True) as client:
         resumed = resume(client, deployments, datetime.now(UTC))
     for flow_run_id in resumed:
@@ -140,12 +140,12 @@ def _show(found: ReapReport) -> None:
                 rows, key="reaper-machines", description=found.lines()[-1]
             )
         )
-    _tell("\n".join(f"- {line}" for line in found.lines()))
+    _publish("\n".join(f"- {line}" for line in found.lines()))
 
 
 _COLUMNS = ("id", "label", "standing", "why", "gone", "problem")
 
 
-def _tell(text: str) -> None:
-    about = "The last look of the reaper"
+def _publish(text: str) -> None:
+    about = "What the reaper found and did"
     quietly(lambda: create_markdown_artifact(text, key="reaper", description=about))

@@ -36,7 +36,7 @@ STAGE_2 = {"run", "store", "env", "targets", "target_class", "judge_class", "fre
 
 
 def _run_id() -> str:
-    """The run's id; a flow run without one names it after itself, so that its retry finds it."""
+    """Return the run's id; without one it follows from the flow run, so that a retry finds it."""
     given: str | None = flow_run.parameters.get("run")
     return given or f"run-{str(flow_run.id)[:8]}"
 

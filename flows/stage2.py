@@ -120,7 +120,7 @@ def _place(url: str) -> str:
 
 
 def key_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The results over all seeds, one row a guard and target."""
+    """Return the results over all seeds, one row a guard and target."""
     return [
         {
             **{name: row.get(name) for name in ("guard", "target", "threshold_rule")},

@@ -60,7 +60,7 @@ class Workers:
     """The run's world as this flow's own user named it: workers may import its module."""
 
     def open(self, arm: Arm = Arm.SELFPLAY, deadline_seconds: float = DEADLINE_SECONDS) -> RunStore:
-        """The store of an arm's run; no cache, so that what is verified lies in the store."""
+        """Return the store of an arm's run, uncached: what is verified lies in the store."""
         url = join_run(self.store, arm_run_id(self.run, arm))
         settings = self.settings
         return open_run(
@@ -72,7 +72,7 @@ class Workers:
         )
 
     def config(self, arm: Arm = Arm.SELFPLAY) -> RunConfig:
-        """The stored configuration of an arm."""
+        """Return the stored configuration of an arm."""
         run = self.open(arm)
         return parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
 
@@ -188,7 +188,7 @@ class Workers:
         return len({claim.attempt for claim in self.open(arm).fencing_tokens()})
 
     def highest(self, arm: Arm) -> int:
-        """The highest attempt that was begun on an arm; the next one has a higher number."""
+        """Return the highest attempt begun on an arm; the next one has a higher number."""
         return _highest(self.open(arm))
 
     def wait_for_saver(self, arm: Arm) -> None:
@@ -297,7 +297,7 @@ def failure_of(state: JobState) -> tuple[TerminationReason, type[TSGBError]]:
 
 
 def _highest(run: RunStore) -> int:
-    """The highest attempt that was begun: by us, or by a worker that somebody started by hand."""
+    """Return the highest attempt begun: by this flow, or by a worker started by hand."""
     begun = run.attempt_documents("attempts")
     return max([*begun, *(claim.attempt for claim in run.fencing_tokens())], default=0)
 
