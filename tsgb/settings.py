@@ -62,13 +62,21 @@ def _user_cache() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if base.is_absolute():  # the specification has a relative path ignored
         return base / "tsgb"
-    try:
-        return Path.home() / ".cache" / "tsgb"
-    except RuntimeError:
+    if not is_home_known():
         raise ConfigError(
             "no home directory for the cache: HOME is not set and this user has no passwd entry; "
             "set TSGB_CACHE_DIR to a directory that you can write"
-        ) from None
+        )
+    return Path.home() / ".cache" / "tsgb"
+
+
+def is_home_known() -> bool:
+    """Return whether this user has a home directory, by `HOME` or by a passwd entry."""
+    try:
+        Path.home()
+    except RuntimeError:
+        return False
+    return True
 
 
 def load_settings() -> Settings:
@@ -147,11 +155,15 @@ def without_prefect_settings(directory: Path) -> Generator[None]:
     before = {name: value for name, value in os.environ.items() if name.startswith("PREFECT_")}
     for name in before:
         del os.environ[name]
-    os.environ["PREFECT_HOME"] = str(directory)
+    inside = {"PREFECT_HOME": str(directory)}
+    if not is_home_known():  # Prefect asks for one when it is imported
+        inside["HOME"] = str(directory)
+    os.environ.update(inside)
     try:
         yield
     finally:
-        del os.environ["PREFECT_HOME"]
+        for name in inside:
+            del os.environ[name]
         os.environ.update(before)
 
 

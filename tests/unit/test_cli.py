@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from tests.fakes.command_line import Run
 from tests.fakes.sentinels import sentinel
+from tests.fakes.users import other_user
 from tsgb import errors
 from tsgb.errors import TSGBError
 from tsgb.run_options import RunOptions
@@ -162,3 +164,40 @@ def test_a_working_directory_that_was_deleted(tsgb: Run) -> None:
     ended = tsgb("checkpoint", "ls")
     assert ended.code == 2
     assert ended.err == "tsgb: the working directory was deleted: change to another one\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "worker machine --resume-path ~/r1 --attempt 1 --arms sft",
+        "plan --hours 1 --store ~/runs",
+        "reap --store ~/runs",
+        "checkpoint ls ~/runs",
+        "train-local --store ~/runs",
+    ],
+)
+def test_a_home_that_nobody_knows(
+    tsgb: Run, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("VAST_API_KEY", "key")
+    monkeypatch.setenv("TSGB_CACHE_DIR", str(tmp_path / "cache"))
+    with other_user():
+        ended = tsgb(*words.split())
+    assert ended.code == 2
+    assert ended.err.endswith("write the whole path instead of ~\n")
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """As in `tsgb plan --help | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "tsgb.cli", "plan", "--help"]
+    try:
+        ended = subprocess.run(
+            command, check=False, stdout=write, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        os.close(write)
+    assert (ended.returncode, ended.stderr) == (1, "")

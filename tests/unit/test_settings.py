@@ -7,8 +7,6 @@ import re
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from socketserver import StreamRequestHandler, TCPServer
 
@@ -16,10 +14,16 @@ import httpx
 import pytest
 
 from tests.fakes.sentinels import sentinel
+from tests.fakes.users import other_user
 from tsgb.cloud.vast.client import VAST_URL
 from tsgb.errors import ConfigError
 from tsgb.setting_groups import CloudSettings, InstanceSettings, StoreSettings, WorkerSettings
-from tsgb.settings import child_environment, load_settings
+from tsgb.settings import (
+    child_environment,
+    is_home_known,
+    load_settings,
+    without_prefect_settings,
+)
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 PASSWORD, KEY = sentinel("webdav"), sentinel("key")
@@ -172,6 +176,18 @@ def test_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         assert load_settings().cache_dir == Path("/elsewhere")
 
 
+def test_prefect_gets_a_home_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("HOME")
+    with other_user():
+        with without_prefect_settings(tmp_path):
+            assert Path.home() == tmp_path
+        assert not is_home_known()
+    with without_prefect_settings(tmp_path):
+        assert Path.home() != tmp_path
+
+
 def test_a_cache_directory_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TSGB_CACHE_DIR", "~/cache")  # from an `.env`, which no shell expands
@@ -236,16 +252,3 @@ class _Answer(StreamRequestHandler):
     def handle(self) -> None:
         self.rfile.readline()
         self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nhere")
-
-
-@contextmanager
-def other_user() -> Iterator[None]:
-    """Be a user without a passwd entry, who is not root."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become somebody else")
-    before = os.getresuid()
-    os.setresuid(54321, 54321, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(*before)

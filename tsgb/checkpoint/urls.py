@@ -19,6 +19,21 @@ _FOREIGN = re.compile(r"thumbs\.db|desktop\.ini|.*\.sync-conflict-.*", re.IGNORE
 _RESERVED = frozenset({"latest", "checkpoints"})
 
 
+def absolute_path(path: Path) -> Path:
+    """Return a path from the root, with the user's home directory in place of `~`.
+
+    Raises:
+        StoreError: No home directory is known.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise StoreError(
+            f"{path}: no home directory is known, since HOME is not set and this user has no "
+            "passwd entry: write the whole path instead of ~"
+        ) from None
+
+
 def canonical_url(url: str) -> str:
     """Return the form of a store URL that is kept in records: no slash at the end, paths absolute.
 
@@ -37,7 +52,7 @@ def canonical_url(url: str) -> str:
         raise StoreError(f"store URL {url!r} holds a control character: take it out")
     if not _has_scheme(url):
         _check_plain_path(url)
-        return str(Path(url).expanduser().absolute())
+        return str(absolute_path(Path(url)))
     try:
         parts = urlsplit(url)
     except ValueError as error:

@@ -201,6 +201,8 @@ def _prefect() -> Check:
         url = get_current_settings().api.url
     except ImportError as error:
         return Check("prefect", False, f"{error}", "install tsgb anew")
+    except RuntimeError as error:  # without HOME and passwd entry, on import
+        return Check("prefect", False, f"{error}", "set HOME to a directory that you can write")
     except ValueError as error:
         return Check(
             "prefect",

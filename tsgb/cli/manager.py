@@ -45,6 +45,10 @@ def manager_loop(
     if options.run is None:
         raise UsageError("--run-id is missing: a loop resumes one run, so name it")
     check(options)
+    from tsgb.settings import is_home_known
+
+    if not is_home_known():
+        raise UsageError("Prefect needs a home directory: set HOME to one that you can write")
     from flows.serving import serve
 
     serve(interval, options.parameters())

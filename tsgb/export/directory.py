@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from tsgb.checkpoint.urls import absolute_path
 from tsgb.config import ModelConfig
 from tsgb.errors import StoreFull, UsageError
 from tsgb.models import smollm2
@@ -51,7 +52,7 @@ def published(directory: Path) -> Generator[Path]:
         UsageError: it cannot be written there, or something has appeared there meanwhile.
         StoreFull: no space.
     """
-    directory = directory.expanduser().resolve()
+    directory = absolute_path(directory).resolve()
     check_free(directory)
     scratch = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
     try:
