@@ -1,7 +1,7 @@
 """A second service that rents machines, in memory, with words of its own for everything.
 
 It exists to show that renting knows no service but through `tsgb.cloud.provider`. Time is virtual:
-whoever sleeps moves it, and its servers work meanwhile.
+whoever sleeps moves it, and its servers work meanwhile. It fails in the ways that it is told to.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from tsgb.cloud.provider import Instance, InstanceState, LaunchSpec, Offer, SearchSpec
-from tsgb.errors import ProviderGone
+from tsgb.errors import ProviderError, ProviderGone
 
 _STATES = {
     "BOOTING": InstanceState.PROVISIONING,
@@ -46,6 +46,15 @@ class MeadowCloud:
     """What a live server does in every second."""
     racks: int = 3
     name: str = "meadow"
+    dollars: float = 20.0
+    errors: dict[str, ProviderError] = field(default_factory=dict[str, ProviderError])
+    """What a method raises, by its name."""
+    stubborn: set[int] = field(default_factory=set[int])
+    """Servers whose end is accepted, and never comes."""
+    unlisted: set[int] = field(default_factory=set[int])
+    """Servers that the list does not show yet."""
+    ghosts: dict[int, Server] = field(default_factory=dict[int, Server])
+    """Servers that only the list still shows."""
 
     def now(self) -> datetime:
         return self.at
@@ -62,6 +71,10 @@ class MeadowCloud:
                 if server.phase == "LIVE":
                     self.work(server)
 
+    def _answer(self, method: str) -> None:
+        if method in self.errors:
+            raise self.errors[method]
+
     def age(self, server: Server) -> float:
         return (self.at - server.made_at).total_seconds()
 
@@ -72,7 +85,8 @@ class MeadowCloud:
         """Nothing is open."""
 
     def credit(self) -> float:
-        return 20.0
+        self._answer("credit")
+        return self.dollars
 
     def search(self, spec: SearchSpec, /) -> list[Offer]:
         taken = {server.rack for server in self.servers.values()}
@@ -92,6 +106,7 @@ class MeadowCloud:
         ]
 
     def create(self, offer_id: int, spec: LaunchSpec, /) -> int:
+        self._answer("create")
         rack = offer_id - 1000
         if rack in {server.rack for server in self.servers.values()}:
             raise ProviderGone(f"meadow: rack {rack} is taken")
@@ -100,9 +115,12 @@ class MeadowCloud:
         return number
 
     def list(self) -> list[Instance]:
-        return [self._instance(server) for server in self.servers.values()]
+        self._answer("list")
+        shown = {**self.ghosts, **self.servers}
+        return [self._instance(shown[number]) for number in shown.keys() - self.unlisted]
 
     def show(self, instance_id: int, /) -> Instance | None:
+        self._answer("show")
         server = self.servers.get(instance_id)
         return None if server is None else self._instance(server)
 
@@ -110,7 +128,8 @@ class MeadowCloud:
         self.servers[instance_id].phase = "EVICTED"
 
     def destroy(self, instance_id: int, /) -> None:
-        if self.servers.pop(instance_id, None) is not None:
+        self._answer("destroy")
+        if instance_id not in self.stubborn and self.servers.pop(instance_id, None) is not None:
             self.ended.append(instance_id)
 
     def _instance(self, server: Server) -> Instance:
