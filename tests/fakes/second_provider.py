@@ -53,6 +53,8 @@ class MeadowCloud:
     """Servers whose end is accepted, and never comes."""
     unlisted: set[int] = field(default_factory=set[int])
     """Servers that the list does not show yet."""
+    contract_ends: datetime | None = None
+    """When all contracts end; None without a limit."""
     ghosts: dict[int, Server] = field(default_factory=dict[int, Server])
     """Servers that only the list still shows."""
 
@@ -143,4 +145,5 @@ class MeadowCloud:
             is_bid=True,
             hourly=server.cents_an_hour / 100,
             created_at=server.made_at,
+            ends_at=self.contract_ends,
         )
