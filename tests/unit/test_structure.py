@@ -324,7 +324,7 @@ def without_a_module(tests: Iterable[str], sources: Iterable[str]) -> list[str]:
 
     Args:
         tests: paths of test files, relative to `tests/unit`.
-        sources: paths of modules, relative to `tsgb`; a package counts as a module.
+        sources: paths of modules, relative to `tsgb`, or `flows/...`; a package counts as one.
     """
     modules = {Path(path).with_suffix("") for path in sources}
     modules |= {path.parent for path in modules}
@@ -377,12 +377,14 @@ def test_texts_are_sentences_or_noun_phrases(modules: list[Module]) -> None:
 
 
 def test_unit_tests_have_the_names_of_modules() -> None:
-    unit, package = ROOT / "tests" / "unit", ROOT / "tsgb"
-    tests = [path.relative_to(unit) for path in unit.rglob("test_*.py")]
-    found = without_a_module(
-        [path.as_posix() for path in tests if path.parts[0] != "flows"],
-        [path.relative_to(package).as_posix() for path in package.rglob("*.py")],
-    )
+    unit = ROOT / "tests" / "unit"
+    tests = [path.relative_to(unit).as_posix() for path in unit.rglob("test_*.py")]
+    sources = [
+        path.relative_to(root).as_posix()
+        for root, folder in ((ROOT / "tsgb", "."), (ROOT, "flows"))
+        for path in (root / folder).rglob("*.py")
+    ]
+    found = without_a_module(tests, sources)
     assert found == [], "name each test_X.py or test_X_aspect.py after a module X of its package"
 
 

@@ -40,7 +40,7 @@ class Renting:
         return Session(
             documents=self.documents,
             provider=self.cloud,
-            terms=LaunchPolicy(budget=microdollars(budget), cap=0.3),
+            launch_policy=LaunchPolicy(budget=microdollars(budget), cap=0.3),
             owner=owner,
             now=self.cloud.now,
             clock=self.cloud.clock,

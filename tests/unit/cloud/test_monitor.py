@@ -10,12 +10,18 @@ import pytest
 
 from tests.fakes.second_provider import Server
 from tests.unit.cloud.conftest import Renting
-from tsgb.cloud.monitor import has_said_something, is_there, look, mismatch, never, watch
+from tsgb.cloud.monitor import has_said_something, is_there, look, mismatch, watch
 from tsgb.cloud.provider import Instance
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import LeaseLost, ProviderAuthError, ProviderUnreachable
+
+
+def never(_running: RunningInstance) -> bool:
+    """Look until the machine is over."""
+    return False
+
 
 AWAY = ProviderUnreachable("meadow: no answer")
 
@@ -48,7 +54,7 @@ def test_a_watch_follows_a_machine_from_its_start_to_its_end(
     watch(session, running, is_there)
     assert running.seen
     watch(session, running, has_said_something)
-    assert running.boot_seconds == pytest.approx(60, abs=session.patience.look_seconds)
+    assert running.boot_seconds == pytest.approx(60, abs=session.monitor_policy.look_seconds)
     watch(
         session,
         running,
@@ -133,7 +139,7 @@ def test_one_that_never_appears_is_given_up(
     began = renting.cloud.clock()
     watch(session, running, never)
     assert (running.cause, running.message) == (TerminationReason.BAD_HOST, "it never appeared")
-    assert renting.cloud.clock() - began > session.patience.lag_seconds
+    assert renting.cloud.clock() - began > session.monitor_policy.lag_seconds
 
 
 def test_silence_is_a_lost_host(
@@ -146,7 +152,7 @@ def test_silence_is_a_lost_host(
     assert running.cause is TerminationReason.HOST_LOST
     heard = running.beat_at or 0.0
     assert renting.cloud.clock() - heard == pytest.approx(
-        session.patience.deadlines.heartbeat, abs=21
+        session.monitor_policy.deadlines.heartbeat, abs=21
     )
 
 
@@ -173,7 +179,7 @@ def test_out_of_money_a_machine_may_save_and_no_longer(renting: Renting) -> None
     assert lease.stop == "the budget is used up"
     watch(session, running, never)
     assert running.cause is TerminationReason.STOPPED
-    grace = session.patience.grace_seconds
+    grace = session.monitor_policy.grace_seconds
     assert renting.cloud.clock() - asked_at == pytest.approx(grace, abs=21)
     assert session.ledger.spent <= session.ledger.budget
 
@@ -207,7 +213,9 @@ def test_with_a_refused_key_the_machine_is_asked_to_end_itself(
 def test_a_flow_that_lost_its_run_does_not_go_on(
     renting: Renting, session: Session, running: RunningInstance
 ) -> None:
-    renting.cloud.at += session.patience.ttl + session.patience.skew + timedelta(seconds=1)
+    renting.cloud.at += (
+        session.monitor_policy.ttl + session.monitor_policy.skew + timedelta(seconds=1)
+    )
     renting.flow("another").grant(2)
     with pytest.raises(LeaseLost):
         look(session, running)

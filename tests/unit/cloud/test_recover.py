@@ -53,7 +53,7 @@ def test_one_that_may_not_work_any_more_is_ended_and_paid(renting: Renting, why:
     if why == "asked to stop":
         session.revoke(1, "enough")
     elif why == "run out":
-        renting.cloud.sleep(session.patience.ttl.total_seconds())
+        renting.cloud.sleep(session.monitor_policy.ttl.total_seconds())
     else:
         session.assign(1, 99)
     again = renting.flow()
@@ -122,7 +122,7 @@ def test_a_rental_that_never_came_costs_nothing(renting: Renting) -> None:
     began = renting.cloud.clock()
     again = renting.flow()
     assert reconcile(again) is None
-    assert renting.cloud.clock() - began >= session.patience.lag_seconds
+    assert renting.cloud.clock() - began >= session.monitor_policy.lag_seconds
     assert again.ledger.spent == 0
     assert renting.end_of(1) == "refused"
 
@@ -173,7 +173,7 @@ class TestReleaseAll:
         session, cloud = begin(renting), renting.cloud
         began = cloud.clock()
         assert release_all(renting.flow(), "crashed") == 1
-        assert cloud.clock() - began == session.patience.release_seconds
+        assert cloud.clock() - began == session.monitor_policy.release_seconds
         assert cloud.servers == {}
 
     def test_a_run_without_machines_only_ends(self, renting: Renting) -> None:

@@ -18,7 +18,7 @@ def test_a_second_flow_waits_until_the_first_one_has_run_out(renting: Renting) -
             refused()
     assert renting.documents.lease() == lease
 
-    renting.cloud.at = lease.expires_at + second.patience.skew
+    renting.cloud.at = lease.expires_at + second.monitor_policy.skew
     with pytest.raises(LeaseLost):
         second.grant(2)
     renting.cloud.at += timedelta(seconds=1)
@@ -38,7 +38,7 @@ def test_a_lease_is_no_longer_than_the_money_that_is_set_aside(renting: Renting)
     session = renting.flow(budget="0.03")
     renting.rent(session)
     covered = session.ledger.covers_until(1)
-    assert covered - renting.cloud.at < session.patience.ttl
+    assert covered - renting.cloud.at < session.monitor_policy.ttl
     assert session.grant(1).expires_at == covered
     assert session.renew(1).expires_at == covered
 

@@ -105,8 +105,8 @@ def test_who_ends_it_later_is_said_when_a_flow_gives_up(renting: Renting) -> Non
     began = cloud.clock()
     with pytest.raises(ProviderUnreachable, match=r"cost money: .*still; the reaper or `tsgb mach"):
         destroy(session, number)
-    assert session.patience.destroy_seconds - 60 <= cloud.clock() - began
-    assert cloud.clock() - began <= session.patience.destroy_seconds
+    assert session.monitor_policy.destroy_seconds - 60 <= cloud.clock() - began
+    assert cloud.clock() - began <= session.monitor_policy.destroy_seconds
 
 
 class TestRelease:
@@ -131,7 +131,7 @@ class TestRelease:
         lease = renting.documents.lease()
         assert lease is not None
         assert lease.stop == "enough for today"
-        assert 5 <= cloud.clock() - asked_at < self.session.patience.release_seconds
+        assert 5 <= cloud.clock() - asked_at < self.session.monitor_policy.release_seconds
         assert cloud.servers == {}
         account = self.session.ledger.accounts[1]
         assert not account.is_open
@@ -149,7 +149,7 @@ class TestRelease:
         began = renting.cloud.clock()
         release(self.session, running, "enough")
         waited = renting.cloud.clock() - began
-        assert waited == pytest.approx(self.session.patience.release_seconds, abs=1)
+        assert waited == pytest.approx(self.session.monitor_policy.release_seconds, abs=1)
         assert renting.cloud.servers == {}
 
     def test_one_that_never_said_anything_has_nothing_to_save(self, renting: Renting) -> None:
