@@ -23,6 +23,9 @@ from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import ints
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
+LARGE_VOCABULARY = 1024
+"""Words up to which an engine computes the KL divergence exactly; beyond, it is estimated."""
+
 Readout = Callable[[Sequence[Sequence[int]], int], Tensor]
 """Maps B token rows and a width W to the logits [B * W, V] at the last W tokens of each row."""
 

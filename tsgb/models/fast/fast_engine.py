@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from tsgb.config import ModelConfig
-from tsgb.models.engine import Role, TokenStatistics, Writing, full_kl, k3_kl
+from tsgb.models.engine import (
+    LARGE_VOCABULARY,
+    Role,
+    TokenStatistics,
+    Writing,
+    full_kl,
+    k3_kl,
+)
 from tsgb.models.fast.adapters import Adapter, BaseWeights, FullAdapter, LoraAdapter
-from tsgb.models.fast.generation import Completions, generate
+from tsgb.models.fast.generation import generate
 from tsgb.models.fast.network import (
     HEAD,
-    LARGE_VOCABULARY,
     Shape,
     Weights,
     hidden_states,
@@ -30,6 +37,8 @@ from tsgb.models.fast.network import (
     token_logps,
 )
 from tsgb.models.fast.packing import Ints, Rows
+from tsgb.models.labels import label_texts
+from tsgb.models.sampling import join
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import flags, from_numpy, int_rows, ints
 from tsgb.models.weights import WEIGHTS, save_weights
@@ -157,7 +166,7 @@ class FastEngine:
         forced = None if openings is None else [self.tokenizer.encode(text) for text in openings]
         frozen, eos, pad = _weights(role).frozen(), self.tokenizer.eos_id, self.tokenizer.pad_id
         num = len(chats) if self.base.small else max(1, LARGE_WRITE_BATCH // group)
-        done = _join(
+        done = join(
             [
                 generate(
                     frozen,
@@ -252,7 +261,7 @@ class FastEngine:
 
     def text_loss(self, role: Role, texts: Sequence[TrainingText]) -> Tensor:
         """See `Engine`."""
-        return labelled_loss(_weights(role), self.shape, label_texts(self.tokenizer, texts))
+        return labelled_loss(_weights(role), self.shape, pack_texts(self.tokenizer, texts))
 
 
 def _weights(role: Role) -> BaseWeights | Adapter:
@@ -264,23 +273,6 @@ def _weights(role: Role) -> BaseWeights | Adapter:
     if not isinstance(role, BaseWeights | Adapter):
         raise TypeError(f"{type(role).__name__} is not a role of the fast engine")
     return role
-
-
-def _join(parts: Sequence[Completions], pad: int) -> Completions:
-    """Completions of several batches as one."""
-    if len(parts) == 1:
-        return parts[0]
-    L = max(part.ids_NL.shape[1] for part in parts)
-
-    def wide(x_NL: Tensor, value: int = 0) -> Tensor:
-        return nn.functional.pad(x_NL, (0, L - x_NL.shape[1]), value=value)
-
-    return Completions(
-        ids_NL=torch.cat([wide(part.ids_NL, pad) for part in parts]),
-        logp_NL=torch.cat([wide(part.logp_NL) for part in parts]),
-        sampled_NL=torch.cat([wide(part.sampled_NL) for part in parts]),
-        lengths_N=torch.cat([part.lengths_N for part in parts]),
-    )
 
 
 def _trim() -> None:
@@ -305,29 +297,15 @@ class LabelledRows:
     """[M] ids of the tokens that they predict."""
 
 
-def label_texts(tokenizer: Tokenizer, texts: Sequence[TrainingText]) -> LabelledRows:
-    """Turn corpus texts into ids and labels."""
-    rows: list[list[int]] = []
-    row_M: list[int] = []
-    column_M: list[int] = []
-    labels: list[int] = []
-    for number, text in enumerate(texts):
-        ids = tokenizer.encode(text.text)
-        first, before = len(ids) - len(text.readout), len(labels)
-        for offset, word in enumerate(text.readout):
-            if word and not (text.completion and offset == len(text.readout) - 1):
-                column_M.append(first + offset)
-                labels.append(tokenizer.single(word))
-        if text.completion:
-            completion = tokenizer.encode(text.completion)
-            column_M.extend(range(len(ids) - 1, len(ids) - 1 + len(completion)))
-            labels.extend(completion)
-            ids = ids + completion
-        row_M.extend([number] * (len(labels) - before))
-        rows.append(ids)
-    packed = Rows(rows)
-    select_M = packed.tokens(np.array(row_M, np.int64), np.array(column_M, np.int64))
-    return LabelledRows(packed, select_M, from_numpy(np.array(labels, np.int64)))
+def pack_texts(tokenizer: Tokenizer, texts: Sequence[TrainingText]) -> LabelledRows:
+    """Turn corpus texts into packed ids and labels."""
+    labelled = label_texts(tokenizer, texts)
+    rows = Rows([text.ids for text in labelled])
+    counts = [len(text.positions) for text in labelled]
+    row_M = np.arange(len(labelled)).repeat(counts)
+    column_M = np.fromiter(chain.from_iterable(text.positions for text in labelled), np.int64)
+    labels_M = np.fromiter(chain.from_iterable(text.labels for text in labelled), np.int64)
+    return LabelledRows(rows, rows.tokens(row_M, column_M), from_numpy(labels_M))
 
 
 def labelled_loss(weights: Weights, shape: Shape, texts: LabelledRows) -> Tensor:

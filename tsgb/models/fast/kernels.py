@@ -1,16 +1,12 @@
-"""Operations that autograd records as one: the root-mean-square norm, and recomputation.
+"""The root-mean-square norm as one operation of autograd: a CPU's stock norm is a chain of ten.
 
-A CPU's stock norm is a chain of ten operations. Recomputation throws activations away and computes
-them again when the backward pass needs them: a large frozen base makes a megabyte of them a token,
-and what goes in is a thousandth of that. `torch.utils.checkpoint` does the same, but its first use
-imports the compiler. The tests check both gradients against autograd through plain PyTorch.
+The tests check its gradient against autograd through plain PyTorch.
 
 Shape letters: N tokens, E width of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -56,36 +52,3 @@ def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     if not torch.is_grad_enabled():
         return (x_NE * _inverse_rms(x_NE, eps)).mul_(weight_E)
     return cast("Tensor", cast("Any", _RmsNorm).apply(x_NE, weight_E, eps))
-
-
-class _Recomputed(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, run: Callable[[Tensor], Tensor], x: Tensor, *parameters: Tensor
-    ) -> Tensor:
-        ctx.run = run
-        ctx.save_for_backward(x, *parameters)
-        return run(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = ctx.saved_tensors
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(ctx.needs_input_grad[1])
-            out = ctx.run(x)
-        wanted = [x, *parameters] if x.requires_grad else parameters
-        found = torch.autograd.grad(out, wanted, grads[0])
-        return (None, *found) if x.requires_grad else (None, None, *found)
-
-
-def recomputed(run: Callable[[Tensor], Tensor], x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """`run(x)`, keeping nothing but `x` for the backward pass.
-
-    Args:
-        run: a deterministic function.
-        x: its input.
-        parameters: every tensor inside `run` that a gradient is wanted for.
-    """
-    if not torch.is_grad_enabled():
-        return run(x)
-    return _Recomputed.apply(run, x, *parameters)  # pyright: ignore[reportReturnType, reportUnknownVariableType, reportUnknownMemberType]

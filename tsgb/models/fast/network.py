@@ -21,14 +21,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tsgb.models.fast.attention import Lookup, attend, keys_and_values
-from tsgb.models.fast.kernels import recomputed, rms_norm
+from tsgb.models.fast.kernels import rms_norm
 from tsgb.models.fast.packing import Ints, Rows
+from tsgb.models.recomputation import recomputed
 from tsgb.models.torch_typing import from_numpy
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
-LARGE_VOCABULARY = 1024
-"""Beyond this many words, distributions over all of them are not kept."""
 POSITIONS = 16
 """At once: 3 MB of logits for 49 thousand words."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tsgb.envs.base import Environment
 from tsgb.models.engine import Readout
 from tsgb.models.fast.adapters import BaseWeights, FullAdapter
-from tsgb.models.fast.fast_engine import LabelledRows, label_texts, labelled_loss
+from tsgb.models.fast.fast_engine import LabelledRows, labelled_loss, pack_texts
 from tsgb.models.fast.network import Shape, hidden_states, logits
 from tsgb.models.fast.packing import Rows
 from tsgb.models.optimizer import AdamW, clip_norm, one_cycle
@@ -152,7 +152,7 @@ def train(
     optimizer = AdamW(parameters, lr=recipe.lr, weight_decay=0.01)
     for step in range(recipe.steps):
         texts = env.corpus(recipe.corpus, rng, recipe.batch)
-        loss = forward(label_texts(tokenizer, texts))
+        loss = forward(pack_texts(tokenizer, texts))
         optimizer.zero_grad()
         backward(loss)
         clip_norm(parameters, 1.0)

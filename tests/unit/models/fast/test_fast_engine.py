@@ -10,7 +10,7 @@ from tests.unit.models.conftest import VOCABULARY, MakeLlama
 from tsgb.models.engine import Role, k3_kl
 from tsgb.models.fast import fast_engine
 from tsgb.models.fast.adapters import FullAdapter
-from tsgb.models.fast.fast_engine import FastEngine, label_texts
+from tsgb.models.fast.fast_engine import FastEngine, pack_texts
 from tsgb.models.fast.recipes import GruModel, readout
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import ints
@@ -184,7 +184,7 @@ def test_text_loss_and_its_gradient(model: FastEngine) -> None:
 
 
 def test_labels_stand_where_the_readout_says(tokenizer: Tokenizer) -> None:
-    texts = label_texts(tokenizer, TEXTS)
+    texts = pack_texts(tokenizer, TEXTS)
     names = [WORDS[i] for i in texts.labels_M.tolist()]
     assert names == ["w7", "w9", "w6", "w7", "EOS", "w8", "EOS", "w8", "w7"]
     asked = texts.rows.ids_N[torch.from_numpy(texts.select_M)].tolist()

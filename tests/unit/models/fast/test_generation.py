@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from tests.unit.models.conftest import EOS, PAD, MakeLlama, Row
-from tsgb.models.fast import generation
+from tsgb.models import sampling
 from tsgb.models.fast.adapters import BaseWeights
-from tsgb.models.fast.generation import Completions, generate
+from tsgb.models.fast.generation import generate
 from tsgb.models.fast.network import Shape, hidden_states, logits
 from tsgb.models.fast.packing import Rows
+from tsgb.models.sampling import Completions
 
 variants = pytest.mark.parametrize(("kv_heads", "tied"), [(4, False), (2, True), (1, False)])
 LIMIT = 12
@@ -89,11 +90,11 @@ def test_a_completion_does_not_depend_on_when_others_end(
     module = make_llama()
     with torch.no_grad():
         module.lm_head.weight[EOS] *= 3  # rows end early, at different times
-    monkeypatch.setattr(generation, "DROP_BELOW", drop_below)
+    monkeypatch.setattr(sampling, "DROP_BELOW", drop_below)
     out = run(module, rows, group=4, seed=7)
     assert len(set(out.lengths_N.tolist())) > 3
     assert written(out)[:4] == written(run(module, rows[:1], group=4, seed=7))
-    monkeypatch.setattr(generation, "DROP_BELOW", 0.6)
+    monkeypatch.setattr(sampling, "DROP_BELOW", 0.6)
     again = run(module, rows, group=4, seed=7)
     assert written(again) == written(out)
     torch.testing.assert_close(again.logp_NL, out.logp_NL, rtol=0, atol=3e-5)

@@ -15,9 +15,10 @@ from tsgb.config import ModelConfig, make_config
 from tsgb.envs import make_environment
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError
+from tsgb.models.engine import LARGE_VOCABULARY
 from tsgb.models.fast.adapters import LoraAdapter
 from tsgb.models.fast.fast_engine import FastEngine
-from tsgb.models.fast.network import LARGE_VOCABULARY, hidden_states, logits, token_logps
+from tsgb.models.fast.network import hidden_states, logits, token_logps
 from tsgb.models.fast.packing import Rows
 from tsgb.models.fast.pretrained import load_pretrained
 from tsgb.models.registry import ModelRegistry
