@@ -75,6 +75,10 @@ def default_arms(profile: Profile) -> tuple[Arm, ...]:
     return (*arms, *ABLATIONS) if profile is Profile.PAPER else arms
 
 
+def _is_auto(value: str) -> bool:
+    return value == "auto"
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -88,6 +92,14 @@ class ModelConfig(_Frozen):
     """LoRA rank r; alpha = r."""
     pretrained: str = ""
     """Another pretrained base than the world's: a directory that `save_pretrained` wrote."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", exclude_if=_is_auto)] = (
+        "auto"
+    )
+    """Device of pretrained models: `cpu`, `cuda`, `cuda:1`, `mps`; `auto`: CUDA where torch finds a
+    card, else the CPU. `auto` is not stored: configurations of earlier versions keep their hash."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Field(exclude_if=_is_auto)] = "auto"
+    """Type of a pretrained model's frozen weights; `auto`: bfloat16 on a card that computes in it,
+    else float32. Adapters are float32 always."""
 
 
 class AttackerConfig(_Frozen):

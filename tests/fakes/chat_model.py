@@ -29,20 +29,7 @@ WIDTH, INNER, LAYERS, HEADS, KEY_HEADS, HEAD = 24, 40, 2, 3, 1, 8
 def save_chat_model(directory: Path, *, words: int = 1200) -> Path:
     """Write config, weights and tokenizer; equal arguments give equal files."""
     directory.mkdir(parents=True)
-    tokenizer = _tokenizer(words)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    size = tokenizer.get_vocab_size()
-    _write(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": "<|im_start|>",
-            "eos_token": {"content": "<|im_end|>", "special": True, "__type": "AddedToken"},
-            "pad_token": "<|im_end|>",
-            "unk_token": "<|endoftext|>",
-            "chat_template": TEMPLATE,
-        },
-    )
+    size = save_tokenizer(directory, words)
     _write(
         directory / "config.json",
         {
@@ -87,6 +74,24 @@ def save_chat_model(directory: Path, *, words: int = 1200) -> Path:
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
+
+
+def save_tokenizer(directory: Path, words: int) -> int:
+    """Write a chat tokenizer and return the size of its vocabulary."""
+    tokenizer = _tokenizer(words)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    _write(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<|im_start|>",
+            "eos_token": {"content": "<|im_end|>", "special": True, "__type": "AddedToken"},
+            "pad_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+            "chat_template": TEMPLATE,
+        },
+    )
+    return tokenizer.get_vocab_size()
 
 
 def _tokenizer(words: int) -> Tokenizer:

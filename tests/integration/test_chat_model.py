@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flows.prepare import arm_configs, evaluation_id, guards_of, write_configs, 
 from flows.workers import Workers
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.contexts import worker_context
+from tests.fakes.families import save_family
 from tsgb.checkpoint.codec import decode_tensors
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
@@ -70,14 +72,17 @@ def check(run: RunStore, eval_id: str) -> None:
         assert {"selfplay", "tfidf"} <= {word["guard"] for word in game["verdicts"]}
 
 
+@pytest.mark.parametrize(
+    "save", [save_chat_model, partial(save_family, name="qwen2")], ids=["fast", "general"]
+)
 def test_a_tiny_chat_model_goes_the_whole_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None, save: Callable[[Path], Path]
 ) -> None:
     for name in list(os.environ):
         if name.startswith(("TSGB_", "RCLONE_WEBDAV_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    model = save_chat_model(tmp_path / "model")
+    model = save(tmp_path / "model")
     context = worker_context(tmp_path / "cache")
     workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")
     configs = arm_configs(

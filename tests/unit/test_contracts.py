@@ -26,7 +26,7 @@ VIOLATIONS = {
     "one module picks the provider, and nothing else knows Vast.ai": (
         "tsgb.cloud.launch -> tsgb.cloud.vast.client"
     ),
-    "only the registry imports a kernel": "tsgb.trainer.players -> tsgb.models.fast.network",
+    "only the registry imports an engine": "tsgb.trainer.players -> tsgb.models.fast.network",
     "no cycles between siblings": "tsgb.checkpoint.manifest -> tsgb.checkpoint.store",
 }
 """Contract, and an import that breaks it."""

@@ -30,7 +30,7 @@ class _Recomputed(Function):
             x = x.detach().requires_grad_(ctx.needs_input_grad[1])
             out = ctx.run(x)
         wanted = [x, *parameters] if x.requires_grad else parameters
-        found = torch.autograd.grad(out, wanted, grads[0])
+        found = torch.autograd.grad(out, wanted, grads[0], allow_unused=True)
         return (None, *found) if x.requires_grad else (None, None, *found)
 
 

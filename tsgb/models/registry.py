@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tsgb.config import RunConfig
+from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
 from tsgb.models import smollm2
 from tsgb.models.cache import cache_key, cached_tensors, is_cached
+from tsgb.models.device import pick_device, pick_dtype
 from tsgb.models.engine import Engine, Readout
 from tsgb.models.fast.fast_engine import FastEngine
-from tsgb.models.fast.pretrained import load_pretrained
+from tsgb.models.fast.pretrained import can_load, load_pretrained
 from tsgb.models.fast.recipes import make_module, readout, train
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.weights import WEIGHTS
@@ -173,7 +174,30 @@ class ModelRegistry:
                     f"unknown pretrained model {name!r}: name {smollm2.NAME}, or a directory that "
                     "`save_pretrained` wrote"
                 )
-        module = load_pretrained(directory)
-        tokenizer = Tokenizer.from_directory(directory)
         sha256 = smollm2.sha256(directory / WEIGHTS)
-        return FastEngine(module, tokenizer, name=directory.name, sha256=sha256)
+        return make_engine(directory, self._config.model, name=directory.name, sha256=sha256)
+
+
+def make_engine(directory: Path, config: ModelConfig, *, name: str, sha256: str) -> Engine:
+    """Return the engine for a pretrained model: the fast one where it computes just this model.
+
+    Args:
+        directory: the model and its tokenizer, as `save_pretrained` writes them.
+        config: gives device and dtype.
+        name: name of the base in records.
+        sha256: hex digest of the weights.
+
+    Raises:
+        ConfigError: The directory holds no such model, or the device is not there.
+    """
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    tokenizer = Tokenizer.from_directory(directory)
+    if device.type == "cpu" and dtype is torch.float32 and can_load(directory):
+        return FastEngine(load_pretrained(directory), tokenizer, name=name, sha256=sha256)
+    # Importing transformers takes seconds and 200 MB.
+    from tsgb.models.general.general_engine import GeneralEngine
+    from tsgb.models.general.loading import load_module
+
+    module = load_module(directory, device, dtype)
+    return GeneralEngine(module, tokenizer, name=name, sha256=sha256, directory=directory)

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsgb.models.torch_typing import from_numpy
+from tsgb.models.engine import Writing
+from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.torch_typing import flags, from_numpy, int_rows, ints
 
 DROP_BELOW = 0.8
 """Finished rows are dropped when at most this share is running: dropping copies the others."""
@@ -153,6 +155,24 @@ def join(parts: Sequence[Completions], pad: int) -> Completions:
         logp_NL=torch.cat([wide(part.logp_NL) for part in parts]),
         sampled_NL=torch.cat([wide(part.sampled_NL) for part in parts]),
         lengths_N=torch.cat([part.lengths_N for part in parts]),
+    )
+
+
+def writing_of(
+    done: Completions, prompts: Sequence[list[int]], group: int, tokenizer: Tokenizer
+) -> Writing:
+    """Return completions of chats, `group` of each, with their texts."""
+    eos = tokenizer.eos_id
+    finished_N = done.ids_NL.gather(1, done.lengths_N[:, None] - 1).squeeze(1) == eos
+    ends = zip(int_rows(done.ids_NL), ints(done.lengths_N), flags(finished_N), strict=True)
+    return Writing(
+        prompts=[prompt for prompt in prompts for _ in range(group)],
+        texts=[tokenizer.decode(row[: length - ended]) for row, length, ended in ends],
+        ids_NL=done.ids_NL,
+        logp_NL=done.logp_NL,
+        sampled_NL=done.sampled_NL,
+        lengths_N=done.lengths_N,
+        finished_N=finished_N,
     )
 
 

@@ -38,9 +38,9 @@ from tsgb.models.fast.network import (
 )
 from tsgb.models.fast.packing import Ints, Rows
 from tsgb.models.labels import label_texts
-from tsgb.models.sampling import join
+from tsgb.models.sampling import join, writing_of
 from tsgb.models.tokenizer import Tokenizer
-from tsgb.models.torch_typing import flags, from_numpy, int_rows, ints
+from tsgb.models.torch_typing import from_numpy, int_rows, ints
 from tsgb.models.weights import WEIGHTS, save_weights
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
@@ -184,19 +184,8 @@ class FastEngine:
             ],
             pad,
         )
-        finished_N = done.ids_NL.gather(1, done.lengths_N[:, None] - 1).squeeze(1) == eos
-        ends = zip(int_rows(done.ids_NL), ints(done.lengths_N), flags(finished_N), strict=True)
-        texts = [self.tokenizer.decode(row[: length - ended]) for row, length, ended in ends]
         self.tidy()
-        return Writing(
-            prompts=[prompt for prompt in prompts for _ in range(group)],
-            texts=texts,
-            ids_NL=done.ids_NL,
-            logp_NL=done.logp_NL,
-            sampled_NL=done.sampled_NL,
-            lengths_N=done.lengths_N,
-            finished_N=finished_N,
-        )
+        return writing_of(done, prompts, group, self.tokenizer)
 
     def logps(self, role: Role, writing: Writing, temperature: float) -> TokenStatistics:
         """See `Engine`; the divergence is exact up to `LARGE_VOCABULARY` words."""

@@ -6,12 +6,13 @@ The directory is what `save_pretrained` of transformers writes for a model and i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
@@ -27,6 +28,105 @@ _SUFFIXES = (
     "model.norm.weight",
     "lm_head.weight",
 )
+_COMPUTED: Mapping[str, frozenset[Any]] = {
+    "model_type": frozenset({"llama"}),
+    "hidden_act": frozenset({"silu"}),
+    "attention_bias": frozenset({False, None}),
+    "mlp_bias": frozenset({False, None}),
+    "pretraining_tp": frozenset({1, None}),
+}
+"""Keys that change the arithmetic, with the values that `network.py` computes."""
+_READ = frozenset(
+    {
+        "head_dim",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "rope_theta",
+        "tie_word_embeddings",
+        "vocab_size",
+    }
+)
+"""Keys that `network.Shape` or the weights themselves speak for."""
+_NEEDED = frozenset(
+    {
+        "hidden_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "rms_norm_eps",
+    }
+)
+"""Keys without which `network.Shape` does not know the model."""
+_WITHOUT_EFFECT = frozenset(
+    {
+        "_model_name_or_path",
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "initializer_range",
+        "is_llama_config",
+        "max_position_embeddings",
+        "pad_token_id",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unk_token_id",
+        "use_cache",
+    }
+)
+"""Keys that no forward pass in evaluation mode depends on."""
+
+
+def supports(settings: Mapping[str, Any]) -> bool:
+    """Tell whether the fast engine computes what a `config.json` says.
+
+    A key that is not listed above may change the arithmetic, so it must say nothing.
+    """
+    if settings.get("model_type") != "llama":
+        return False
+    for key, value in settings.items():
+        if key in _READ or key in _WITHOUT_EFFECT:
+            continue
+        if key in {"rope_parameters", "rope_scaling"}:
+            supported = _is_plain_rope(value, with_theta=key == "rope_parameters")
+        elif key in _COMPUTED:
+            supported = isinstance(value, str | bool | int | None) and value in _COMPUTED[key]
+        else:
+            supported = value is None or value is False
+        if not supported:
+            return False
+    return all(settings.get(key) is not None for key in _NEEDED)
+
+
+def can_load(directory: Path) -> bool:
+    """Tell whether `load_pretrained` takes a directory, from its configuration and header alone."""
+    try:
+        settings = parse_json_object((directory / "config.json").read_text("utf-8"))
+        opened: Any = safe_open(directory / WEIGHTS, framework="pt")
+        with opened as file:
+            names: list[str] = list(file.keys())
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return supports(settings) and all(name.endswith(_SUFFIXES) for name in names)
+
+
+def _is_plain_rope(rope: Any, *, with_theta: bool) -> bool:
+    """Tell whether rotary positions are neither scaled nor partial."""
+    if not isinstance(rope, Mapping):
+        return rope is None
+    fields: dict[str, Any] = dict(rope)  # pyright: ignore[reportUnknownArgumentType]
+    kind = fields.pop("rope_type", fields.pop("type", "default"))
+    fields.pop("type", None)
+    if with_theta:
+        fields.pop("rope_theta", None)
+    return kind == "default" and not fields
 
 
 class PretrainedLlama(nn.Module):
@@ -53,14 +153,11 @@ def load_pretrained(directory: Path) -> PretrainedLlama:
             f"{directory} holds no model ({error}): it needs config.json, {WEIGHTS} and "
             "tokenizer.json, as `save_pretrained` writes them"
         ) from error
-    rope: dict[str, Any] = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
     strange = [name for name in tensors if not name.endswith(_SUFFIXES)]
-    if settings.get("model_type") != "llama" or kind != "default" or strange:
+    if strange or not supports(settings):
         raise ConfigError(
-            f"{directory} is a {settings.get('model_type')!r} with rope {kind!r}"
-            f"{f' and {strange[0]!r}' if strange else ''}: only Llama models without biases and "
-            "with plain rotary positions are supported"
+            f"{directory} is a {settings.get('model_type')!r} that the fast engine does not compute"
+            f"{f': it has {strange[0]!r}' if strange else ''}"
         )
     with torch.no_grad():
         return PretrainedLlama(settings, tensors)

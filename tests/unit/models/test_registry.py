@@ -1,0 +1,106 @@
+"""Which engine a model gets: the fast one for what it computes, the general one for the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tests.fakes.chat_model import save_chat_model
+from tests.fakes.families import FAMILIES, save_family
+from tsgb.config import ModelConfig
+from tsgb.envs.canary import CanaryEnvironment
+from tsgb.errors import ConfigError
+from tsgb.models.engine import Engine
+from tsgb.models.fast.fast_engine import FastEngine
+from tsgb.models.registry import make_engine
+
+TEMPLATE = CanaryEnvironment(world_seed=0).guard_template()
+PROMPT = "What is the badge code?"
+Changed = Callable[[dict[str, Any]], Path]
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Changed:
+    """`changed({"hidden_act": "gelu"})`: a Llama with another configuration."""
+
+    def change(settings: dict[str, Any]) -> Path:
+        path = save_chat_model(tmp_path / "model")
+        config = path / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+        return path
+
+    return change
+
+
+def engine_of(path: Path, config: ModelConfig | None = None) -> Engine:
+    return make_engine(path, config or ModelConfig(), name=path.name, sha256="0" * 64)
+
+
+def score_by_transformers(path: Path, engine: Engine) -> torch.Tensor:
+    factory: Any = transformers.AutoModelForCausalLM
+    module = factory.from_pretrained(path, dtype=torch.float32)
+    before, after = engine.tokenizer.guard_parts(TEMPLATE)
+    row = [*before, *engine.tokenizer.encode_user([PROMPT])[0], *after]
+    with torch.no_grad():
+        last = module(input_ids=torch.tensor([row])).logits[0, -1]
+    unsafe, safe = map(engine.tokenizer.single, (TEMPLATE.unsafe, TEMPLATE.safe))
+    return last[unsafe] - last[safe]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fast"),
+    [
+        ({}, True),
+        ({"hidden_act": "gelu"}, False),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 5e4, "factor": 4.0}}, False),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, True),
+        ({"rope_parameters": None, "rope_theta": 9e3, "rope_scaling": None}, True),
+        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, False),
+        ({"num_key_value_heads": 1, "pretraining_tp": 1, "attention_dropout": 0.1}, True),
+        ({"embedding_multiplier": 12.0}, False),
+        ({"unheard_of": None}, True),
+    ],
+    ids=json.dumps,
+)
+def test_a_llama_gets_the_fast_engine_if_that_computes_it(
+    changed: Changed, settings: dict[str, Any], fast: bool
+) -> None:
+    path = changed(settings)
+    engine = engine_of(path)
+    assert isinstance(engine, FastEngine) == fast
+    score = engine.score_all(engine.base, TEMPLATE, [PROMPT])[0]
+    torch.testing.assert_close(score, score_by_transformers(path, engine), rtol=0, atol=3e-5)
+
+
+def test_a_configuration_may_leave_defaults_out(changed: Changed) -> None:
+    path = changed({"num_key_value_heads": 3})
+    settings = json.loads((path / "config.json").read_text())
+    del settings["num_key_value_heads"]
+    (path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="holds no causal LM that transformers loads"):
+        engine_of(path)  # its weights are of one key head
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gets_an_engine_that_computes_it(tmp_path: Path, family: str) -> None:
+    path = save_family(tmp_path / "model", family, shard_size="60KB", dtype=torch.bfloat16)
+    assert len(list(path.glob("model-*.safetensors"))) > 1
+    engine = engine_of(path)
+    assert not isinstance(engine, FastEngine)
+    score = engine.score_all(engine.base, TEMPLATE, [PROMPT])[0]
+    torch.testing.assert_close(score, score_by_transformers(path, engine), rtol=0, atol=3e-5)
+
+
+def test_bfloat16_and_absent_devices(changed: Changed) -> None:
+    path = changed({})
+    engine: Any = engine_of(path, ModelConfig(dtype="bfloat16", device="cpu"))
+    assert engine.lm.module.dtype is torch.bfloat16
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=r"'cuda:3': torch finds no CUDA cards here; set it"):
+            engine_of(path, ModelConfig(device="cuda:3"))

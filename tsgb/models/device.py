@@ -1,0 +1,39 @@
+"""The device and the dtype that pretrained models are computed on."""
+
+from __future__ import annotations
+
+import torch
+
+from tsgb.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that `ModelConfig.device` names; `auto` is CUDA where torch finds a card.
+
+    Raises:
+        ConfigError: This machine has no such device.
+    """
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if cards else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        raise ConfigError(
+            f"model.device = {name!r}: torch finds {cards or 'no'} CUDA cards here; set it to "
+            "'cpu' or 'auto'"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            f"model.device = {name!r}: torch finds no Metal device here; set it to 'cpu' or 'auto'"
+        )
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of frozen weights; `auto` is bfloat16 on cards that compute in it."""
+    if name == "float32":
+        return torch.float32
+    if name == "bfloat16":
+        return torch.bfloat16
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32

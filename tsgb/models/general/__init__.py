@@ -1,0 +1,1 @@
+"""An engine over transformers and peft: any causal LM, any device, float32 or bfloat16."""
