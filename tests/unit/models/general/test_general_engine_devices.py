@@ -1,11 +1,13 @@
 """Every forward path on tensors of a card that is not there: nothing is left on the CPU.
 
+A tensor that is made without saying where would work on a CPU and fail on a card.
 Fake tensors have shapes, types and devices but no content; an operation on two devices raises as
 it does on a card. Backward passes do not run this way; the other tests run them on the CPU.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,3 +86,53 @@ def test_a_tensor_on_the_cpu_would_be_found() -> None:
         states = engine.lm.read(engine.base, [[1, 2]]).states_BE
         with pytest.raises(RuntimeError, match="same device"):
             states.index_select(0, torch.zeros(1, dtype=torch.long))
+
+
+MODELS = Path(__file__).parents[4] / "tsgb" / "models"
+SOURCES = [*(MODELS / "general").glob("*.py"), MODELS / "sampling.py", MODELS / "recomputation.py"]
+FACTORIES = frozenset(
+    [
+        "arange",
+        "as_tensor",
+        "empty",
+        "empty_strided",
+        "eye",
+        "full",
+        "linspace",
+        "logspace",
+        "normal",
+        "ones",
+        "rand",
+        "randint",
+        "randn",
+        "randperm",
+        "scalar_tensor",
+        "tensor",
+        "tril_indices",
+        "triu_indices",
+        "zeros",
+    ]
+)
+
+
+def homeless(source: str) -> list[str]:
+    """Calls of torch's factories without `device`, as source text."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func) in {f"torch.{name}" for name in FACTORIES}
+        and "device" not in {keyword.arg for keyword in node.keywords}
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_every_factory_says_its_device(path: Path) -> None:
+    assert homeless(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_factory_without_a_device_is_found() -> None:
+    assert homeless("torch.zeros(3) + torch.ones(3, device=d) + x.new_zeros(3)") == [
+        "torch.zeros(3)"
+    ]
