@@ -85,24 +85,28 @@ _WITHOUT_EFFECT = frozenset(
 
 
 def supports(settings: Mapping[str, Any]) -> bool:
-    """Tell whether the fast engine computes what a `config.json` says.
+    """Tell whether the fast engine computes what a `config.json` says."""
+    return _obstacle(settings) is None
+
+
+def _obstacle(settings: Mapping[str, Any]) -> str | None:
+    """Return the first key that the fast engine does not compute.
 
     A key that is not listed above may change the arithmetic, so it must say nothing.
     """
-    if settings.get("model_type") != "llama":
-        return False
-    for key, value in settings.items():
-        if key in _READ or key in _WITHOUT_EFFECT:
-            continue
+    for key in sorted({"model_type", *_NEEDED, *settings}, key=lambda key: key != "model_type"):
+        value = settings.get(key)
         if key in {"rope_parameters", "rope_scaling"}:
             supported = _is_plain_rope(value, with_theta=key == "rope_parameters")
         elif key in _COMPUTED:
             supported = isinstance(value, str | bool | int | None) and value in _COMPUTED[key]
+        elif key in _NEEDED:
+            supported = value is not None
         else:
-            supported = value is None or value is False
+            supported = key in _READ or key in _WITHOUT_EFFECT or value is None or value is False
         if not supported:
-            return False
-    return all(settings.get(key) is not None for key in _NEEDED)
+            return f"{key} = {value!r}"
+    return None
 
 
 def can_load(directory: Path) -> bool:
@@ -154,10 +158,8 @@ def load_pretrained(directory: Path) -> PretrainedLlama:
             "tokenizer.json, as `save_pretrained` writes them"
         ) from error
     strange = [name for name in tensors if not name.endswith(_SUFFIXES)]
-    if strange or not supports(settings):
-        raise ConfigError(
-            f"{directory} is a {settings.get('model_type')!r} that the fast engine does not compute"
-            f"{f': it has {strange[0]!r}' if strange else ''}"
-        )
+    obstacle = _obstacle(settings) or (f"the tensor {strange[0]}" if strange else None)
+    if obstacle:
+        raise ConfigError(f"{directory} has {obstacle}, which the fast engine does not compute")
     with torch.no_grad():
         return PretrainedLlama(settings, tensors)
