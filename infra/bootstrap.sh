@@ -1,32 +1,32 @@
-# From a bare container to the watcher. onstart.sh runs this; it comes packed in TSGB_BOOT_B64.
+# Turns a bare container into a worker. onstart.sh unpacks this script from TSGB_BOOT_B64 and runs it.
 #
-# Every start of the container passes here, also an unasked one after a preemption. The code is in
-# the store, under its sha256, and stays on the disk. What fails is told to the flow in the machine's
-# exit record, because the container and its log are gone a moment later. Passwords are read from the
-# environment by Python, so they are in no argument that `ps` shows, and nothing here prints them.
+# It runs at every start of the container, also when the service starts it again after a preemption.
+# The code is in the store, under its sha256, and stays on the disk. A failure is reported to the flow
+# in the machine's exit record, because the container and its log are gone a moment later. Python
+# reads passwords from the environment, so `ps` does not show them, and nothing here prints them.
 set -eu
 python=${TSGB_PYTHON:-python3}
 code=${TSGB_CODE_DIR:-$HOME/tsgb-code}/$TSGB_CODE_SHA256
 export TSGB_INSTALL_TO="$code"
 
-# What is loaded from here on is billed too, and the watcher begins to count only after it.
+# What is downloaded from here on is billed too, but the watcher starts to count only later.
 export TSGB_NET_BEFORE="$HOME/.tsgb-net-before"
 cp "${TSGB_NET_DEV:-/proc/net/dev}" "$TSGB_NET_BEFORE" || rm -f "$TSGB_NET_BEFORE"
 
-# What both Python parts need; with nothing of ours installed yet.
+# Code that the Python parts below share; nothing of tsgb is installed yet.
 shared='
 import base64, datetime, json, os, sys, urllib.error, urllib.request
 from urllib.parse import unquote, urlsplit
 
 
-def place(url):
-    """Without our prefix; and the path, if it is on this disk."""
+def split_url(url):
+    """Return the URL without our prefix, and its path if it is on this disk."""
     url = url.removeprefix("webdav+")
     parts = urlsplit(url)
     return url, unquote(parts.path) if parts.scheme in {"", "file"} else None
 
 
-def ask(url, method="GET", data=None):
+def send(url, method="GET", data=None):
     request = urllib.request.Request(url, data, method=method)
     user = os.environ.get("RCLONE_WEBDAV_USER")
     if user:
@@ -37,13 +37,13 @@ def ask(url, method="GET", data=None):
         return answer.read()
 
 
-def leave(outcome, message):
-    """End, and say why where the flow looks."""
+def fail(outcome, message):
+    """Write an exit record, which the flow reads, and exit."""
     attempt = int(os.environ["TSGB_ATTEMPT"])
     now = datetime.datetime.now(datetime.timezone.utc).isoformat()
-    word = {"attempt": attempt, "outcome": outcome, "message": message, "ended_at": now}
-    data = json.dumps(word).encode()
-    url, path = place(os.environ["TSGB_RUN_URL"])
+    record = {"attempt": attempt, "outcome": outcome, "message": message, "ended_at": now}
+    data = json.dumps(record).encode()
+    url, path = split_url(os.environ["TSGB_RUN_URL"])
     folder = f"machines/{attempt:04d}"
     try:
         if path is not None:
@@ -53,19 +53,19 @@ def leave(outcome, message):
         else:
             for name in ("machines", folder):
                 try:
-                    ask(f"{url}/{name}/", "MKCOL")
+                    send(f"{url}/{name}/", "MKCOL")
                 except urllib.error.HTTPError:
-                    pass  # it is there, as a rule
-            ask(f"{url}/{folder}/exit.json", "PUT", data)
+                    pass  # usually it exists already
+            send(f"{url}/{folder}/exit.json", "PUT", data)
     except (OSError, ValueError) as error:
         print(f"tsgb: no exit record: {type(error).__name__}: {error}", flush=True)
     sys.exit(f"tsgb: {message}")
 '
-fail() { # what failed; the last line of its output is the reason
+fail() { # what failed, and its output, whose last line is the reason
   printf '%s\n' "$2"
   printf '%s' "$2" | "$python" -I -c "$shared"'
 last = [line.strip() for line in sys.stdin if line.strip()][-1:]
-leave("bad_host", ": ".join([sys.argv[1], *last])[:500])
+fail("bad_host", ": ".join([sys.argv[1], *last])[:500])
 ' "$1"
   exit 1
 }
@@ -74,14 +74,14 @@ if [ ! -d "$code" ]; then
   "$python" -I -c "$shared"'
 import hashlib, io, shutil, tarfile, time
 
-url, path = place(os.environ["TSGB_CODE_URL"])
+url, path = split_url(os.environ["TSGB_CODE_URL"])
 wanted, target = os.environ["TSGB_CODE_SHA256"], os.environ["TSGB_INSTALL_TO"]
 ends_at = time.monotonic() + float(os.environ["TSGB_BOOT_SECONDS"]) / 2
 
 
 def fetch():
     if path is None:
-        return ask(url)
+        return send(url)
     with open(path, "rb") as file:
         return file.read()
 
@@ -92,16 +92,17 @@ while True:
         data = fetch()
         if hashlib.sha256(data).hexdigest() == wanted:
             break
-        problem, heals = "is not what was published", True  # cut off, or half uploaded
+        problem, is_transient = "is not what was published", True  # cut off, or half uploaded
     except urllib.error.HTTPError as error:
-        problem, heals = f"HTTP {error.code}", error.code >= 500 or error.code in {408, 423, 425, 429}
+        problem = f"HTTP {error.code}"
+        is_transient = error.code >= 500 or error.code in {408, 423, 425, 429}
     except FileNotFoundError:
-        problem, heals = "there is no such file", False
+        problem, is_transient = "there is no such file", False
     except (OSError, ValueError) as error:
-        problem, heals = f"{type(error).__name__}: {error}", True
+        problem, is_transient = f"{type(error).__name__}: {error}", True
     print(f"tsgb: {url}: {problem}", flush=True)
-    if not heals or time.monotonic() + pause > ends_at:
-        leave("bad_host" if heals else "config", f"the code cannot be fetched: {url}: {problem}")
+    if not is_transient or time.monotonic() + pause > ends_at:
+        fail("bad_host" if is_transient else "config", f"the code cannot be fetched: {url}: {problem}")
     time.sleep(pause)
     pause = min(2 * pause, 30.0)
 
@@ -109,7 +110,7 @@ fresh = f"{target}.{os.getpid()}"
 shutil.rmtree(fresh, ignore_errors=True)
 with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
     archive.extractall(fresh, filter="data")
-os.rename(fresh, target)  # whole, or not there
+os.rename(fresh, target)  # complete, or not there
 '
 fi
 
@@ -138,15 +139,15 @@ if missing:
 PYTHON
 then
   for alone in "" --no-deps; do
-    # $alone is no word at all, or one.
-    said=$("$python" -m pip install --no-input --disable-pip-version-check --quiet $alone \
+    # $alone is not quoted, because it is no argument at all, or one.
+    output=$("$python" -m pip install --no-input --disable-pip-version-check --quiet $alone \
       --root-user-action ignore -r "$code/requirements${alone:+-alone}.txt" 2>&1) ||
-      fail "its requirements cannot be installed" "$said"
+      fail "its requirements cannot be installed" "$output"
   done
 fi
 
 export PYTHONPATH="$code${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-said=$("$python" -c "import tsgb.worker.machine" 2>&1) || fail "its code cannot be started" "$said"
+output=$("$python" -c "import tsgb.worker.machine" 2>&1) || fail "its code cannot be started" "$output"
 unset TSGB_BOOT_B64 TSGB_INSTALL_TO
 exec "$python" -m tsgb.cli worker machine \
   --resume-path "$TSGB_RUN_URL" --attempt "$TSGB_ATTEMPT" --arms "$TSGB_ARMS"

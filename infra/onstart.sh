@@ -1,6 +1,7 @@
-# Runs at every start of a rented container (POSIX sh). The machine costs money until it is gone, so
-# this is the dead-man: it looks each second whether the watcher has touched $TSGB_ALIVE_FILE. Looks
-# are counted and no clock is read, because a host may freeze us for hours. Keys go by stdin: `ps`.
+# Runs at every start of a rented container (POSIX sh). The machine costs money until it is destroyed,
+# so this script is a dead man's switch: each second it checks whether the watcher has touched
+# $TSGB_ALIVE_FILE. It counts its checks and reads no clock, because a host may freeze the container
+# for hours. Keys are passed by stdin, where `ps` does not show them.
 export HOME="${HOME:-/root}" TSGB_ALIVE_FILE="${TSGB_ALIVE_FILE:-${HOME:-/root}/.tsgb-alive}"
 rm -f "$TSGB_ALIVE_FILE"
 call() { # method, body
@@ -16,8 +17,8 @@ u.urlopen(u.Request(a,sys.argv[2].encode(),h,method=sys.argv[1]),timeout=30)' "$
   fi
 }
 (eval "$(printf %s "$TSGB_BOOT_B64" | base64 -d | gunzip)") &
-child=$! told='' n=0 limit=$TSGB_BOOT_SECONDS
-trap 'told=1; kill "$child"' TERM
+child=$! stopping='' n=0 limit=$TSGB_BOOT_SECONDS
+trap 'stopping=1; kill "$child"' TERM
 while kill -0 "$child" 2>/dev/null && [ "$n" -lt "$limit" ]; do
   sleep 1
   if [ -e "$TSGB_ALIVE_FILE" ]; then
@@ -28,13 +29,13 @@ done
 code=silent
 kill -0 "$child" 2>/dev/null || { wait "$child"; code=$?; }
 echo "tsgb: the watcher has ended ($code)"
-[ -z "$told" ] || exit "$code" # the container is being stopped
+[ -z "$stopping" ] || exit "$code" # the container is being stopped
 case $code in
-130 | 143) sleep "${TSGB_SILENT_SECONDS:-300}" ;; # stopped by a person or the flow, who decide
-137) sleep "${TSGB_GRACE_SECONDS:-60}" ;;         # the workers save: they follow their parent
+130 | 143) sleep "${TSGB_SILENT_SECONDS:-300}" ;; # a person or the flow stopped it, and decides
+137) sleep "${TSGB_GRACE_SECONDS:-60}" ;;         # the workers notice that it is gone, and save
 esac
 n=0
-while :; do # whatever the answer is: what counts is that this ends
+while :; do # whatever the answer is, until the container is gone
   call DELETE '{}'
   n=$((n + 1))
   [ "$n" -lt 60 ] || call PUT '{"state":"stopped"}'
