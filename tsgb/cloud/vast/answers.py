@@ -1,8 +1,8 @@
-"""The meaning of an answer of Vast.ai: classified once, by its code before its status.
+"""Classifies an answer of Vast.ai as an error of ours, by its code first and then by its status.
 
-The order matters: a key that is not valid (any more) is answered with 404 and `auth_error`, and a
-status of 200 may carry `success: false`. A reader that goes by status takes a revoked key for proof
-that every instance is gone.
+The order matters: the service answers an invalid key with 404 and `auth_error`, and a status of 200
+may carry `success: false`. By the status alone, a revoked key would look as if every instance were
+gone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PERMANENT_SERVER_STATUS = frozenset({501, 505})
 
 
 class Subject(StrEnum):
-    """The thing that a call is about, and so the thing that can be gone."""
+    """Kind of thing that a call is about, which may be gone."""
 
     ACCOUNT = "account"
     INSTANCE = "instance"
@@ -74,7 +74,7 @@ class Answer(NamedTuple):
     """Body."""
 
     def payload(self) -> dict[str, Any]:
-        """Return the JSON object in it, empty if there is none."""
+        """Return the JSON object in the body; empty if there is none."""
         try:
             value = json.loads(self.text)
         except (ValueError, RecursionError):
@@ -83,7 +83,7 @@ class Answer(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call, for the judgement on its answer and for messages."""
+    """A call, for classifying its answer and for messages."""
 
     endpoint: Endpoint
     """Kind of call."""
@@ -92,11 +92,11 @@ class Call(NamedTuple):
     where: str
     """Name of that thing, such as `instance 7835610`."""
     clean: Callable[[str], str]
-    """Makes text of the service fit for our messages: one line, without secrets."""
+    """Returns text of the service as one line without secrets, for our messages."""
 
 
-def judge(answer: Answer, call: Call, now: datetime) -> ProviderError | None:
-    """Return the error that an answer is; None if it claims to be what was asked for.
+def classify(answer: Answer, call: Call, now: datetime) -> ProviderError | None:
+    """Return the error that an answer stands for; None if it reports success.
 
     Args:
         answer: The answer as it came.
@@ -108,11 +108,11 @@ def judge(answer: Answer, call: Call, now: datetime) -> ProviderError | None:
     kind = _kind(answer, payload, code, call.subject)
     if kind is None:
         return None
-    said = code or f"HTTP {answer.status}"
+    status = code or f"HTTP {answer.status}"
     detail = _text(payload.get("msg")) or _text(payload.get("message"))
     if not payload and "<" not in answer.text:
         detail = answer.text
-    message = f"Vast.ai, {call.where}: {call.clean(f'{said} {detail}'.strip())}"
+    message = f"Vast.ai, {call.where}: {call.clean(f'{status} {detail}'.strip())}"
     contract_id = contract(payload)
     if contract_id is not None:
         message += f"; it left instance {contract_id}, which costs money until it is destroyed"
@@ -126,7 +126,7 @@ def judge(answer: Answer, call: Call, now: datetime) -> ProviderError | None:
 
 
 def contract(payload: Mapping[str, Any]) -> int | None:
-    """Return the instance that an answer speaks of, which even an error may have left behind."""
+    """Return the instance that an answer names; an error may name one that was left behind."""
     found = payload.get("new_contract")
     if isinstance(found, str) and found.isascii() and found.isdigit():
         found = int(found)
@@ -144,9 +144,9 @@ def _kind(
         if payload.get("success") is False or code:
             return ProviderRefused
         return None if payload else ProviderUnreachable
-    # A page of some other server says 404 too, but not in the words of this service.
-    spoken = payload.get("success") is False or "msg" in payload or "message" in payload
-    if answer.status in {404, 410} and subject != Subject.ACCOUNT and spoken and not code:
+    # Another server in between may answer 404 too, but not in the form of this API.
+    is_from_api = payload.get("success") is False or "msg" in payload or "message" in payload
+    if answer.status in {404, 410} and subject != Subject.ACCOUNT and is_from_api and not code:
         return ProviderGone
     return _kind_by_status(answer.status)
 
@@ -164,21 +164,21 @@ def _kind_by_status(status: int) -> type[ProviderError]:
 
 
 def _wait(answer: Answer, payload: Mapping[str, Any], call: Call) -> float:
-    """Return the seconds that the service asks to wait, wherever it says so."""
+    """Return the seconds to wait, from any of the places where the service names them."""
     usual = INTERVAL_SECONDS[call.endpoint]
     if call.endpoint is Endpoint.CREATE:
         usual = _CREATE_PENALTY_SECONDS
     threshold = re.search(r"threshold=(\d+(?:\.\d+)?)", answer.text)
-    said = (
+    requested = (
         _seconds(answer.headers.get("retry-after")),
         _seconds(payload.get("retry_after")),
         _seconds(threshold[1] if threshold else None),
     )
-    return max(usual, *(seconds or 0.0 for seconds in said))
+    return max(usual, *(seconds or 0.0 for seconds in requested))
 
 
 def _quota_seconds(answer: Answer, now: datetime) -> float:
-    """Return the seconds until the quota begins anew: as the service says, or at midnight UTC."""
+    """Return the seconds until the quota is reset: as the service says, else at midnight UTC."""
     reset = _seconds(answer.headers.get("x-ratelimit-reset"), most=math.inf)
     if reset is not None:
         return min(max(reset - now.timestamp(), 0.0), _DAY_SECONDS)

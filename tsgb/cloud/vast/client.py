@@ -1,16 +1,16 @@
-"""Vast.ai: find offers, rent one, watch it, end it.
+"""Client of the Vast.ai API: find offers, rent one, watch it, destroy it.
 
     with VastClient(settings.vast_api_key, url=settings.vast_url) as vast:
         [offer, *_] = vast.search(Search(disk_gb=60, gpu_names=("RTX 4090",)))
         instance_id = vast.create(offer.ask_id, Rental(price=offer.min_bid * 1.1, ...))
         vast.destroy(instance_id)
 
-Two rules stand behind every line. Renting is the one call that is no good twice: it is sent once,
-and a lost answer is an error of its own. And what is not known is never taken for nothing there: a
-list is whole or an error, an instance is gone only if the service says so in its own words. All
-other calls can be repeated, and are.
+The client follows two rules. Renting is the only call that must not be repeated: it is sent once,
+and a lost answer is an error of its own (`ProviderAmbiguous`). And unknown never counts as absent:
+a list is complete or an error, and an instance is gone only if the service says so. All other calls
+are repeated when they fail.
 
-It knows neither runs nor stores, and decides nothing. Threads may share a client.
+The module knows neither runs nor stores, and decides nothing. Threads may share a client.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import httpx
 from pydantic import BaseModel, SecretStr
 
 from tsgb.cloud.vast.answers import Answer, Call, Subject, contract
-from tsgb.cloud.vast.http import REQUEST_SECONDS, Caller, Wire, odd, parsed, reason
+from tsgb.cloud.vast.http import REQUEST_SECONDS, Caller, Wire, malformed, parsed, reason
 from tsgb.cloud.vast.records import AccountRow, InstanceRow, OfferRow, Rental
 from tsgb.cloud.vast.search import Search, readable
-from tsgb.cloud.vast.throttle import OF_THE_SYSTEM, Endpoint, RateLimiter, Retries
+from tsgb.cloud.vast.throttle import SYSTEM_JITTER, Endpoint, RateLimiter, Retries
 from tsgb.errors import (
     ProviderAmbiguous,
     ProviderError,
@@ -59,9 +59,9 @@ class VastClient:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        jitter: Callable[[float, float], float] = OF_THE_SYSTEM,
+        jitter: Callable[[float, float], float] = SYSTEM_JITTER,
     ) -> None:
-        """Prepare; nothing is sent.
+        """Send nothing yet.
 
         Args:
             key: The key of the account.
@@ -72,7 +72,7 @@ class VastClient:
             clock: Seconds that never go back.
             sleep: Waits for so many seconds.
             now: Time of day.
-            jitter: Draws a number between two, by which pauses differ.
+            jitter: Draws a number between two bounds; it varies the pauses.
 
         Raises:
             ProviderAuthError: This cannot be a key.
@@ -103,7 +103,7 @@ class VastClient:
         return self._retries(lambda: parsed(AccountRow, self._caller.ask(call, "GET", path), call))
 
     def search(self, search: Search) -> tuple[OfferRow, ...]:
-        """Return at most 64 offers that meet every condition; a row that cannot be read is none.
+        """Return at most 64 offers that meet every condition; unreadable rows are left out.
 
         Raises:
             ProviderSearchQuota: No more searches today.
@@ -113,32 +113,33 @@ class VastClient:
         def once() -> tuple[OfferRow, ...]:
             payload = self._caller.ask(call, "POST", "/api/v0/bundles/", body=search.body())
             if not isinstance(payload.get("offers"), list):
-                raise odd(call, "no list of offers")
+                raise malformed(call, "no list of offers")
             return tuple(offer for offer in readable(payload["offers"]) if search.accepts(offer))
 
         return self._retries(once)
 
     def create(self, ask_id: int, rental: Rental) -> int:
-        """Rent an offer and return the id of the new instance. One request, whatever happens.
+        """Rent an offer and return the id of the new instance; send one request, whatever happens.
 
         Raises:
-            ProviderAmbiguous: It may exist: look for its label before you try again.
+            ProviderAmbiguous: The instance may exist: look for its label before you try again.
             ProviderUnreachable: The service could not be reached; nothing was sent.
-            ProviderError: It was refused. `instance_id` is what it left behind, which costs money.
+            ProviderError: The rental was refused. `instance_id` names an instance that it left
+                behind, if any, which costs money.
         """
         return rent(self._caller, ask_id, rental)
 
     def instances(self) -> tuple[InstanceRow, ...]:
-        """Return every instance of the account, in every state: all of them, or raise.
+        """Return every instance of the account, in every state.
 
         Raises:
-            ProviderUnreachable: Not all could be read. What is there is unknown.
+            ProviderUnreachable: Not all could be read, so it is unknown which exist.
         """
         call = self._caller.call(Endpoint.LIST, "the list of instances", Subject.ACCOUNT)
         return self._retries(lambda: all_instances(self._caller, call))
 
     def show(self, instance_id: int) -> InstanceRow | None:
-        """Return one instance; None if the service says that there is none (any more)."""
+        """Return one instance; None if the service says that it does not exist."""
         call = self._about(Endpoint.SHOW, instance_id)
         path = f"/api/v0/instances/{instance_id}/"
 
@@ -148,7 +149,7 @@ class VastClient:
                 return None
             instance = parsed(InstanceRow, payload.get("instances"), call)
             if instance.id != instance_id:
-                raise odd(call, f"instance {instance.id} instead")
+                raise malformed(call, f"instance {instance.id} instead")
             return instance
 
         try:
@@ -157,7 +158,7 @@ class VastClient:
             return None
 
     def label(self, instance_id: int, label: str) -> None:
-        """Name an instance anew.
+        """Change the label of an instance.
 
         Raises:
             ProviderGone: There is no such instance.
@@ -165,7 +166,7 @@ class VastClient:
         self._change(Endpoint.CHANGE, "PUT", f"{instance_id}/", instance_id, {"label": label})
 
     def stop(self, instance_id: int) -> None:
-        """End its container, or what waits to start; storage still costs, and it may start again.
+        """Stop the container, or cancel its start; storage still costs, and it may start again.
 
         Raises:
             ProviderGone: There is no such instance.
@@ -173,7 +174,7 @@ class VastClient:
         self._change(Endpoint.CHANGE, "PUT", f"{instance_id}/", instance_id, {"state": "stopped"})
 
     def change_bid(self, instance_id: int, price: float) -> None:
-        """Bid another price, $/h; it is what is paid.
+        """Change the bid, $/h; the bid is what is paid.
 
         Raises:
             ProviderGone: There is no such instance.
@@ -184,19 +185,19 @@ class VastClient:
         self._change(Endpoint.BID, "PUT", f"bid_price/{instance_id}/", instance_id, body)
 
     def destroy(self, instance_id: int) -> None:
-        """End an instance for good; one that is gone already is no error.
+        """Destroy an instance; one that is gone already is no error.
 
-        Before you count on it, see that it is gone from `show` and from `instances` too.
+        It is gone only when `show` and `instances` lack it too.
         """
         with suppress(ProviderGone):
             self._change(Endpoint.DESTROY, "DELETE", f"{instance_id}/", instance_id, {})
 
     def logs(self, instance_id: int, *, tail_lines: int = 100) -> str:
-        """Return the end of the container's log. The service uploads it first, which takes seconds.
+        """Return the end of the container's log, which the service uploads first, in some seconds.
 
         Raises:
             ProviderGone: There is no such instance.
-            ProviderUnreachable: It was not there in time.
+            ProviderUnreachable: The log was not uploaded in time.
         """
         body = {"tail": str(tail_lines)}
         path = f"request_logs/{instance_id}/"
@@ -222,18 +223,18 @@ class VastClient:
 
 _CREATE_SECONDS = 60.0
 _SECRET_CHARACTERS = 6
-"""Characters from which a value of the environment counts as a secret in messages."""
+"""Length from which a value of the environment is hidden in messages."""
 
 
 def rent(caller: Caller, ask_id: int, rental: Rental) -> int:
     """Send the request once; return the id of the new instance.
 
-    There is no key by which the service would know a second request for the first. So every outcome
-    but a clear yes or a clear no is `ProviderAmbiguous`.
+    The API has no idempotency key, so every result that is neither a clear success nor a clear
+    refusal raises `ProviderAmbiguous`.
 
     Raises:
-        ProviderAmbiguous: It may exist.
-        ProviderError: It was not sent, or refused.
+        ProviderAmbiguous: The instance may exist.
+        ProviderError: The request was not sent, or refused.
     """
     hidden = [v for v in rental.env.values() if len(v.get_secret_value()) >= _SECRET_CHARACTERS]
     where = f"renting offer {ask_id} as {rental.label}"
@@ -249,7 +250,7 @@ def rent(caller: Caller, ask_id: int, rental: Rental) -> int:
             ) from error
         except Exception as error:
             raise _ambiguous(call, reason(error, call)) from error
-    return _created(answer, call, caller.judge(answer, call))
+    return _created(answer, call, caller.error_in(answer, call))
 
 
 def _created(answer: Answer, call: Call, error: ProviderError | None) -> int:
@@ -282,7 +283,7 @@ _CHANGED = "a list that changed while it was read"
 
 class _Page(BaseModel):
     success: Literal[True]
-    """Whether the service says that the page is good."""
+    """Whether the service reports success."""
     instances: list[Any]
     """Rows of this page."""
     next_token: str | int | None
@@ -294,22 +295,22 @@ class _Page(BaseModel):
 
 
 def all_instances(caller: Caller, call: Call) -> tuple[InstanceRow, ...]:
-    """Read page after page, once each; twice if there are several.
+    """Read all pages, and if there are several, read them a second time.
 
-    The service filters nothing, so that its own count can prove that the list is whole. Where
-    pages are counted off, what ends between two of them moves another row out of sight, and if one
-    more begins meanwhile the count is right again. So a list of several pages counts if a second
-    look still finds all of it: what ended would be missing there.
+    The request filters nothing, so the service's own count shows whether the list is complete. The
+    pages are offsets into a list: when an instance ends between two reads, another row moves to a
+    page that was read already, and the count is right again if one more instance begins meanwhile.
+    So a list of several pages counts only if a second read finds all of its rows again.
 
     Raises:
-        ProviderError: A page is missing, cut or odd: nothing is known about the rest either.
+        ProviderError: A page is missing, cut or malformed, so the rest is unknown too.
     """
     found, num_pages = _pages(caller, call)
     if num_pages > 1:
         before = found.keys()
         found, _ = _pages(caller, call)
         if not before <= found.keys():
-            raise odd(call, _CHANGED)
+            raise malformed(call, _CHANGED)
     return tuple(found.values())
 
 
@@ -327,7 +328,9 @@ def _pages(caller: Caller, call: Call) -> tuple[dict[int, InstanceRow], int]:
         payload = caller.ask(call, "GET", "/api/v1/instances/", params=params)
         page = parsed(_Page, payload, call)
         if page.instances_found not in {None, len(page.instances)}:
-            raise odd(call, f"a page with {len(page.instances)} of {page.instances_found} rows")
+            raise malformed(
+                call, f"a page with {len(page.instances)} of {page.instances_found} rows"
+            )
         totals.add(page.total_instances)
         for row in page.instances:
             instance = parsed(InstanceRow, row, call)
@@ -336,31 +339,32 @@ def _pages(caller: Caller, call: Call) -> tuple[dict[int, InstanceRow], int]:
             break
         token = str(page.next_token)
         if token in tokens or len(tokens) == _MOST_PAGES:
-            raise odd(call, "pages without an end")
+            raise malformed(call, "pages without an end")
         tokens.add(token)
         params = {**params, "after_token": token}
     if len(totals) > 1:
-        raise odd(call, _CHANGED)
+        raise malformed(call, _CHANGED)
     total = totals.pop()
     if total is not None and total > len(found):
-        raise odd(call, f"{len(found)} of {total} instances")
+        raise malformed(call, f"{len(found)} of {total} instances")
     return found, len(tokens) + 1
 
 
 _LOG_SECONDS = 30.0
-"""Least seconds to wait for a log: an upload takes some, so one try is none."""
+"""Least seconds to wait for a log, because its upload takes some."""
 
 
 def fetch_log(wire: Wire, call: Call, url: object, retries: Retries) -> str:
-    """Read the log as soon as it is there; until then its server says 403 or 404.
+    """Read the log as soon as it is uploaded; until then its server answers 403 or 404.
 
-    That server must not see the key, and the address is a secret of its own: it opens the log.
+    That server must not see the key. The address is a secret too, because it gives access to the
+    log.
 
     Raises:
-        ProviderUnreachable: There is no address, or no log in time.
+        ProviderUnreachable: There is no address, or the log was not uploaded in time.
     """
     if not isinstance(url, str) or not url.startswith(("https://", "http://")):
-        raise odd(call, "no address of the log")
+        raise malformed(call, "no address of the log")
 
     def once() -> str:
         try:

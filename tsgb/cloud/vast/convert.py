@@ -1,7 +1,7 @@
-"""Vast.ai as a `Provider`: its records and states in neutral words.
+"""Implementation of `Provider` for Vast.ai: converts its records and states to neutral ones.
 
-What a record does not say never speaks for a machine: a missing measure is NaN, which fails its
-rule, and a missing price is taken dear.
+A missing value never favours a machine: a missing measure is NaN, which fails its rule, and a
+missing price is assumed to be high.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tsgb.cloud.vast.records import InstanceRow, OfferRow, Rental
 from tsgb.cloud.vast.search import Search
 from tsgb.errors import ConfigError
 
-_DEAR_TRAFFIC = 0.05
-"""$/GB where an offer does not say; about twice what is usual."""
-_DEAR_STORAGE = 0.5
-"""$/GB a month, likewise."""
+_HIGH_TRAFFIC = 0.05
+"""Price assumed for traffic if an offer has none, $/GB; about twice the usual one."""
+_HIGH_STORAGE = 0.5
+"""Price assumed for storage if an offer has none, $/GB a month."""
 
 
 class VastProvider:
-    """One account of Vast.ai, behind the seam that other services share.
+    """One account of Vast.ai as a `Provider`.
 
     Example: `VastProvider(VastClient(key)).search(SearchSpec(disk_gb=20.0))`
     """
@@ -61,7 +61,7 @@ class VastProvider:
         return tuple(offer_of(row) for row in found)
 
     def create(self, offer_id: int, spec: LaunchSpec, /) -> int:
-        """Rent an offer and return the new instance's id. One request, whatever happens."""
+        """Rent an offer and return the new instance's id; send one request, whatever happens."""
         try:
             rental = Rental(
                 image=spec.image,
@@ -80,25 +80,25 @@ class VastProvider:
         return self._client.create(offer_id, rental)
 
     def list(self) -> tuple[Instance, ...]:
-        """Return every instance of the account: all of them, or raise."""
+        """Return every instance of the account, or raise an error."""
         return tuple(instance_of(row) for row in self._client.instances())
 
     def show(self, instance_id: int, /) -> Instance | None:
-        """Return one instance; None if the service says that there is none (any more)."""
+        """Return one instance; None if the service says that it does not exist."""
         row = self._client.show(instance_id)
         return None if row is None else instance_of(row)
 
     def stop(self, instance_id: int, /) -> None:
-        """End the container of an instance; its storage still costs money."""
+        """Stop the container of an instance; its storage still costs money."""
         self._client.stop(instance_id)
 
     def destroy(self, instance_id: int, /) -> None:
-        """End an instance for good; one that is gone already is no error."""
+        """Destroy an instance; one that is gone already is no error."""
         self._client.destroy(instance_id)
 
 
 def offer_of(row: OfferRow) -> Offer:
-    """Return an offer of a search for interruptible machines."""
+    """Return the neutral form of an offer."""
     return Offer(
         id=row.ask_id,
         machine_id=row.machine_id,
@@ -111,12 +111,12 @@ def offer_of(row: OfferRow) -> Offer:
         compute_cap=row.compute_cap or 0,
         inet_up=_measure(row.inet_up),
         inet_down=_measure(row.inet_down),
-        inet_up_cost=_price(row.inet_up_cost, _DEAR_TRAFFIC),
-        inet_down_cost=_price(row.inet_down_cost, _DEAR_TRAFFIC),
-        # A row that is priced as a bid does not say what the machine costs on demand.
+        inet_up_cost=_price(row.inet_up_cost, _HIGH_TRAFFIC),
+        inet_down_cost=_price(row.inet_down_cost, _HIGH_TRAFFIC),
+        # A row with the price of a bid has no price on demand.
         dph_base=0.0 if row.is_bid is not False else row.dph_base or 0.0,
         min_bid=row.min_bid or 0.0,
-        storage_cost=_price(row.storage_cost, _DEAR_STORAGE),
+        storage_cost=_price(row.storage_cost, _HIGH_STORAGE),
         reliability=_measure(row.reliability),
         duration=_measure(row.duration),
         rentable=bool(row.rentable),
@@ -125,7 +125,7 @@ def offer_of(row: OfferRow) -> Offer:
 
 
 def instance_of(row: InstanceRow) -> Instance:
-    """Return an instance; a state that the service leaves out is no sign of anything."""
+    """Return the neutral form of an instance; a missing state means that it is unknown."""
     return Instance(
         id=row.id,
         label=row.label,
@@ -161,7 +161,7 @@ def _state(row: InstanceRow) -> InstanceState:
 
 
 def _status(row: InstanceRow) -> str:
-    """Return the container's state, and its contract's where that is another."""
+    """Return the state of the container, and that of its contract if they differ."""
     actual = row.actual_status or "provisioning"
     return actual if row.cur_state in {None, "running", actual} else f"{actual}/{row.cur_state}"
 
@@ -183,5 +183,5 @@ def _measure(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _price(value: float | None, dear: float) -> float:
-    return dear if value is None or value < 0 else value
+def _price(value: float | None, default: float) -> float:
+    return default if value is None or value < 0 else value

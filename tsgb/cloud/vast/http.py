@@ -1,7 +1,7 @@
-"""One call to Vast.ai: wait for its turn, send it once, judge the answer.
+"""One call to Vast.ai: wait for its turn, send one request, classify the answer.
 
-It decides where the key may go, for how long and how much is read. It knows no call of the service
-in particular, and repeats nothing.
+The module decides to which address the key may be sent, how long a request may take and how much of
+the answer is read. It knows no particular call of the service, and repeats nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from tsgb.cloud.provider import is_loopback
-from tsgb.cloud.vast.answers import Answer, Call, Subject, judge
+from tsgb.cloud.vast.answers import Answer, Call, Subject, classify
 from tsgb.cloud.vast.throttle import Endpoint, RateLimiter
 from tsgb.errors import (
     ProviderAuthError,
@@ -34,7 +34,7 @@ _MESSAGE_CHARACTERS = 200
 
 
 class _Bearer(httpx.Auth):
-    """Sets the header as a request leaves, so that the key stands in no variable of ours."""
+    """Sets the header when a request is sent, so that no other variable holds the key."""
 
     def __init__(self, key: SecretStr) -> None:
         self._key = key
@@ -45,7 +45,7 @@ class _Bearer(httpx.Auth):
 
 
 class Wire:
-    """Sends requests with the key to one address, and requests without it to any."""
+    """Sends requests with the key to one address, and requests without it to any other."""
 
     def __init__(
         self,
@@ -68,11 +68,11 @@ class Wire:
             base_url=self.url,
             transport=transport,
             auth=_Bearer(self._key),
-            # A connection kept open may be closed as a request enters it: then nobody knows whether
-            # it was read. Requests are seconds apart, a new connection each costs little.
+            # The server may close an idle connection just as a request is sent on it, which leaves
+            # open whether it was read. Requests are seconds apart, so a new one costs little.
             limits=httpx.Limits(max_keepalive_connections=0),
             follow_redirects=False,
-            # A proxy would see what goes to a simulator on this machine, the key among it.
+            # A proxy would see requests to a simulator on this machine, with the key in them.
             trust_env=self.url.startswith("https:"),
         )
 
@@ -85,7 +85,7 @@ class Wire:
         params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> Answer:
-        """Send one request, once.
+        """Send one request, without retries.
 
         Args:
             method: HTTP method.
@@ -103,7 +103,7 @@ class Wire:
         return self._read(request, httpx.USE_CLIENT_DEFAULT, seconds)
 
     def fetch(self, url: str, *, seconds: float) -> Answer:
-        """Read a page of another server, which must not see the key.
+        """Read a URL of another server, which must not see the key.
 
         Raises:
             httpx.RequestError: No answer, or not all of it.
@@ -116,7 +116,7 @@ class Wire:
         self._http.close()
 
     def clean(self, text: str, secrets: Iterable[SecretStr] = ()) -> str:
-        """Return text of others as one short line without secrets, fit for a message."""
+        """Return foreign text as one short line without secrets, for a message."""
         for secret in (self._key, *secrets):
             if value := secret.get_secret_value():
                 text = text.replace(value, "***")
@@ -139,7 +139,7 @@ class Wire:
 
 
 def _timeout(seconds: float) -> httpx.Timeout:
-    """Return the limits on connecting, writing and waiting for more; `Wire` bounds their sum."""
+    """Return limits on connecting, writing and each read; `Wire` limits their sum."""
     return httpx.Timeout(seconds, connect=min(_CONNECT_SECONDS, seconds))
 
 
@@ -156,7 +156,7 @@ def checked_url(url: str) -> str:
     """Return the address without a slash at its end.
 
     Raises:
-        UsageError: The key would be readable on the way, or is in the address.
+        UsageError: The key would be sent in plain text, or is part of the address.
     """
     try:
         parts = urlsplit(url)
@@ -180,7 +180,7 @@ _Record = TypeVar("_Record", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The way of every call: its turn, its one request, the judgement on the answer.
+    """Makes calls: each waits for its turn, sends one request and classifies the answer.
 
     Example: `Caller(wire, limiter, now).ask(call, "GET", "/api/v0/users/current")`
     """
@@ -195,7 +195,7 @@ class Caller:
     def call(
         self, endpoint: Endpoint, where: str, subject: Subject, secrets: Sequence[SecretStr] = ()
     ) -> Call:
-        """Name what is going to be asked; `secrets` beside the key stay out of messages."""
+        """Describe a call; `secrets` are hidden in its messages, as the key is."""
 
         def clean(text: str) -> str:
             return self.wire.clean(text, secrets)
@@ -211,10 +211,10 @@ class Caller:
         params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Send it and return the JSON object that answers it.
+        """Send a request and return the JSON object in the answer.
 
         Raises:
-            ProviderError: The error that the answer is; `ProviderUnreachable` without one.
+            ProviderError: The error in the answer; `ProviderUnreachable` if there is no answer.
         """
         with self.limiter.turn(call.endpoint):
             try:
@@ -225,21 +225,21 @@ class Caller:
                 raise ProviderUnreachable(
                     f"Vast.ai, {call.where}: no answer, {reason(error, call)}"
                 ) from error
-        error = self.judge(answer, call)
+        error = self.error_in(answer, call)
         if error is not None:
             raise error
         return answer.payload()
 
     def change(self, call: Call, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a change, which is made only if the answer says so."""
+        """Send a change and return the answer, which must confirm it."""
         payload = self.ask(call, method, path, body=body)
         if payload.get("success") is not True:
-            raise odd(call, "no word that it was done")
+            raise malformed(call, "no confirmation")
         return payload
 
-    def judge(self, answer: Answer, call: Call) -> ProviderError | None:
-        """Return the error that an answer is, if any; after one that was too early, calls wait."""
-        error = judge(answer, call, self.now())
+    def error_in(self, answer: Answer, call: Call) -> ProviderError | None:
+        """Return the error in an answer, if any; after a rate limit, the next calls wait."""
+        error = classify(answer, call, self.now())
         if isinstance(error, ProviderRateLimited) and not isinstance(error, ProviderSearchQuota):
             self.limiter.close(call.endpoint, min(error.wait_seconds, _CLOSED_SECONDS))
         return error
@@ -249,19 +249,19 @@ def parsed(record: type[_Record], value: object, call: Call) -> _Record:
     """Return the record of a row.
 
     Raises:
-        ProviderUnreachable: It is no such record.
+        ProviderUnreachable: The row does not have the form of the record.
     """
     try:
         return record.model_validate(value)
     except ValidationError:
-        raise odd(call, "a row without what must be in it") from None
+        raise malformed(call, "a row without a required field") from None
 
 
-def odd(call: Call, what: str) -> ProviderUnreachable:
-    """Return the error for an answer that leaves open what was asked."""
-    return ProviderUnreachable(f"Vast.ai, {call.where}: an answer that makes no sense ({what})")
+def malformed(call: Call, what: str) -> ProviderUnreachable:
+    """Return the error for an answer that does not have the expected form."""
+    return ProviderUnreachable(f"Vast.ai, {call.where}: a malformed answer ({what})")
 
 
 def reason(error: Exception, call: Call) -> str:
-    """Return the error of a transport as text that is fit for a message."""
+    """Return an error of the transport as one line without secrets."""
     return call.clean(f"{type(error).__name__}: {error}")

@@ -1,7 +1,7 @@
-"""The records of Vast.ai on the wire: the fields that we use, with their units.
+"""Records of the Vast.ai API: the fields that we use, with their units.
 
-Rows of the service have many more fields, and some of those here are sometimes absent or of
-another kind: then they are None, which means unknown. A row is refused only where its id is.
+Rows of the service have many more fields. A field that is absent or of another type is None, which
+means unknown. A row is refused only if its id is missing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class OfferRow(_Row):
     """
 
     ask_id: int = Field(validation_alias=AliasChoices("ask_contract_id", "id", "ask_id"))
-    """Identifier that `create` takes; good for one rental."""
+    """Identifier for `create`; valid for one rental."""
     machine_id: int
     """The machine, over all its offers."""
     host_id: _Whole = None
@@ -81,7 +81,7 @@ class OfferRow(_Row):
     dph_total: _Number = None
     """Price with the storage that was asked for, without traffic, $/h."""
     min_bid: _Number = None
-    """Lowest bid that starts anything, $/h."""
+    """Lowest bid that starts an instance, $/h."""
     is_bid: _Flag = None
     """Whether the prices are those of an interruptible rental."""
     storage_cost: _Number = None
@@ -95,7 +95,7 @@ class OfferRow(_Row):
     verification: _Text = None
     """State of the machine's verification, such as `verified`."""
     external: _Flag = None
-    """Whether it is of another market; None as well as False means the service's own."""
+    """Whether it belongs to another market; None and False mean the service's own."""
     duration: _Number = None
     """Seconds until the contract's limit."""
     geolocation: _Text = None
@@ -113,7 +113,7 @@ class InstanceRow(_Row):
     id: int
     """Number of the instance."""
     label: _Text = None
-    """Text that its renter gave it."""
+    """Label that its renter chose."""
     actual_status: _Text = None
     """State of the container: None (not there yet), created, loading, running, stopped, frozen,
     exited, rebooting, unknown, offline."""
@@ -164,7 +164,7 @@ class AccountRow(_Row):
 
 
 class Rental(BaseModel):
-    """The rental that `create` asks for: always an interruptible one, at a bid.
+    """Request for `create`, always for an interruptible rental at a bid.
 
     Example: `Rental(image="tsgb/worker:1", label="tsgb/home/run-abc/1", price=0.15, disk_gb=60)`
     """
@@ -182,7 +182,7 @@ class Rental(BaseModel):
     disk_gb: Annotated[float, Field(ge=8, allow_inf_nan=False)]
     """Storage, GB; it cannot grow."""
     onstart: str = ""
-    """Shell script, run at every start of the container; with `args` the entry point instead."""
+    """Shell script that runs at every start of the container; not used with `args`."""
     args: tuple[str, ...] = ()
     """Arguments of the entry point."""
     env: dict[Annotated[str, Field(min_length=1, max_length=256)], SecretStr] = {}

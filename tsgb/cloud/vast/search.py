@@ -1,7 +1,7 @@
-"""The search for offers: one list of conditions, sent to the service and checked again here.
+"""Search for offers: one list of conditions, sent to the service and checked again here.
 
 The service answers with at most 64 offers and does not always apply a condition on a number. A
-condition on a value that it does not tell counts as not met.
+condition on a value that is missing in the answer counts as not met.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 class Condition(NamedTuple):
-    """One condition, in the service's words.
+    """One condition, in the terms of the service's API.
 
     Example: `Condition("num_gpus", "eq", 1)`
     """
@@ -43,7 +43,7 @@ class Condition(NamedTuple):
     """Value to compare with."""
 
     def holds(self, offer: OfferRow) -> bool:
-        """Return whether the offer meets it; an unknown value does not."""
+        """Return whether the offer meets it; an unknown value never does."""
         if self.field == "verified":
             return (offer.verification == "verified") is self.value
         if self.field == "external":
@@ -72,7 +72,7 @@ _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Search(BaseModel):
-    """The offers to look for, cheapest first; None and empty mean that it does not matter.
+    """Request for offers, cheapest first; None and empty mean any value.
 
     Example: `Search(gpu_names=("RTX 4090",), disk_gb=60, max_usd_per_hour=0.4)`
     """
@@ -115,7 +115,7 @@ class Search(BaseModel):
     @field_validator("gpu_names")
     @classmethod
     def _as_on_the_wire(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The service's command line writes `RTX_4090`."""
+        """Accept the form of the service's command line, `RTX_4090`."""
         return tuple(name.replace("_", " ") for name in names)
 
     def conditions(self) -> tuple[Condition, ...]:
@@ -142,14 +142,14 @@ class Search(BaseModel):
         }
 
     def accepts(self, offer: OfferRow) -> bool:
-        """Return whether the offer is what was asked for, whatever the service took it for."""
+        """Return whether the offer meets the request, which the service does not always check."""
         if offer.is_bid is not None and offer.is_bid is not self.interruptible:
             return False
         return all(condition.holds(offer) for condition in self.conditions())
 
 
 def readable(rows: Iterable[Any]) -> Iterator[OfferRow]:
-    """Yield the rows that name what can be rented; the others only leave less to choose."""
+    """Yield the offers among the rows; a malformed row is skipped."""
     for row in rows:
         try:
             yield OfferRow.model_validate(row)

@@ -1,9 +1,10 @@
-"""When Vast.ai may be asked: its table of intervals kept on our side, and what is asked again.
+"""Rate limiter and retries for Vast.ai: intervals between requests, and which calls are repeated.
 
-It knows endpoints and clocks, and no HTTP. The service counts for each endpoint over all that share
-key and address, so one process has one limiter; HTTP 429 tells of other processes. The jitter
-of pauses comes from the operating system unless the caller has one of its own: tenacity's draws
-from the global `random`, and so would change what a run samples after an outage.
+The module knows endpoints and clocks, and no HTTP. The service counts the requests to each endpoint
+over all processes with the same key and address, so a process has one limiter, and HTTP 429 shows
+that other processes send requests too. The jitter comes from the operating system by default,
+because tenacity's draws from the global `random` and would change what a run samples after an
+outage.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tsgb.errors import ProviderRateLimited, ProviderSearchQuota, ProviderUnreac
 
 
 class Endpoint(StrEnum):
-    """A kind of call that the service counts on its own."""
+    """Kind of call that the service counts separately."""
 
     SEARCH = "search"
     CREATE = "create"
@@ -52,7 +53,7 @@ INTERVAL_SECONDS = {
 
 
 class _Turns:
-    """The turns of one endpoint: its lock, and when the next request may be sent."""
+    """Lock of one endpoint, and the times from which its next request may be sent."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -63,8 +64,8 @@ class _Turns:
 class RateLimiter:
     """Makes each request wait for its turn; threads may share it.
 
-    An interval runs from the *end* of a request. When it arrived is known no better, and intervals
-    from its start would shrink on the way whenever it was slower than the one behind it.
+    An interval runs from the *end* of a request, which is the best known bound on its arrival.
+    Measured from its start, two requests could arrive closer together than they were sent.
 
     Example: `with limiter.turn(Endpoint.LIST): send()`
     """
@@ -75,7 +76,7 @@ class RateLimiter:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Make one for a process.
+        """Create the limiter of a process.
 
         Args:
             clock: Seconds that never go back.
@@ -87,7 +88,7 @@ class RateLimiter:
 
     @contextmanager
     def turn(self, endpoint: Endpoint) -> Generator[None]:
-        """Wait until a request may be sent; it is sent inside."""
+        """Wait until a request may be sent; the body of the `with` block sends it."""
         turns = self._turns[endpoint]
         with turns.lock:
             while (seconds := max(turns.free_at, turns.closed_until) - self._clock()) > 0:
@@ -98,38 +99,38 @@ class RateLimiter:
                 turns.free_at = self._clock() + INTERVAL_SECONDS[endpoint]
 
     def close(self, endpoint: Endpoint, seconds: float) -> None:
-        """The service said to wait, after others with our key asked: nobody here asks before."""
+        """Send no request for some seconds, because the service asked to wait."""
         turns = self._turns[endpoint]
         turns.closed_until = max(turns.closed_until, self._clock() + seconds)
 
 
 _LONGEST_SECONDS = 60.0
 _T = TypeVar("_T")
-OF_THE_SYSTEM: Callable[[float, float], float] = SystemRandom().uniform
-"""Draws a number between two from a source that nothing else draws from."""
+SYSTEM_JITTER: Callable[[float, float], float] = SystemRandom().uniform
+"""Draws a number between two bounds from the operating system's generator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """Runs what can be run twice until it succeeds, fails for good, or its time is over.
+    """Repeats a call until it succeeds, fails permanently, or its time is over.
 
     Example: `Retries(60.0, time.monotonic, time.sleep)(lambda: read_page(1))`
     """
 
     deadline_seconds: float
-    """Seconds for one call; 0 is one try."""
+    """Seconds for one call; with 0 it is tried once."""
     clock: Callable[[], float]
     """Seconds that never go back."""
     sleep: Callable[[float], None]
     """Waits for so many seconds."""
-    jitter: Callable[[float, float], float] = OF_THE_SYSTEM
-    """Draws a number between two, by which pauses differ."""
+    jitter: Callable[[float, float], float] = SYSTEM_JITTER
+    """Draws a number between two bounds; it varies the pauses."""
 
     def __call__(self, operation: Callable[[], _T]) -> _T:
         """Return what the operation returns.
 
         Raises:
-            ProviderError: It failed for good, or what may heal did not in time.
+            ProviderError: It failed permanently, or a transient error lasted too long.
         """
         started = self.clock()
 
@@ -140,7 +141,7 @@ class Retries:
             sleep=self.sleep,
             stop=is_over,
             wait=self._wait_seconds,
-            retry=retry_if_exception(_may_heal),
+            retry=retry_if_exception(_is_transient),
             reraise=True,
         )
         try:
@@ -154,14 +155,14 @@ class Retries:
             ) from error
 
     def _wait_seconds(self, state: RetryCallState) -> float:
-        """Return full jitter, 0.5 s doubling up to 60 s, beside what the service asks to wait."""
+        """Return the seconds that the service asks to wait, plus full jitter of 0.5 to 60 s."""
         error = state.outcome.exception() if state.outcome is not None else None
         least = error.wait_seconds if isinstance(error, ProviderRateLimited) else 0.0
         most = min(_LONGEST_SECONDS, max(0.5, least) * 2 ** min(state.attempt_number - 1, 10))
         return least + self.jitter(0, most)
 
 
-def _may_heal(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     return isinstance(error, (ProviderUnreachable, ProviderRateLimited)) and not isinstance(
         error, ProviderSearchQuota
     )
