@@ -122,6 +122,6 @@ def test_a_store_that_is_away_does_not_keep_it_alive(here: Scene, number: int) -
     [item], said, took = end(here, number, Away(url=here.runs.url))
     assert item.gone
     assert said == [f"instance {number} could not be asked to save: r1: no answer"]
-    assert "its books are open" in str(item)
+    assert "its account is open" in str(item)
     assert took < GRACE
     assert here.live() == set()

@@ -383,7 +383,7 @@ def test_books_that_cannot_be_closed_do_not_bring_the_machine_back(here: Scene) 
     found = round_of(here)
     assert here.live() == set()
     assert found.left == []
-    assert "its books are open" in found.lines()[0]
+    assert "its account is open" in found.lines()[0]
 
 
 def test_limits_of_the_service_are_kept(here: Scene) -> None:

@@ -1,6 +1,6 @@
-"""The bill of a run on rented machines: useful time, lost work, boots and dollars of each machine.
+"""Bill of a run on rented machines: useful time, lost work, boots and dollars of each machine.
 
-It reads the documents of attempts and machines in the store, and decides nothing.
+The module reads the documents of attempts and machines in the store, and decides nothing.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ class MachineBill:
     hold_seconds: float
     """Seconds from the first heartbeat to the end."""
     useful_seconds: float
-    """Seconds of updates that are in a checkpoint, over all arms, which train at the same time; an
-    estimate if the machine died first."""
+    """Seconds of updates that are in a checkpoint, summed over all arms, which train at the same
+    time; an estimate if the machine was lost."""
     lost_updates: int | None
-    """Updates made that were in no checkpoint at its end; None if its last heartbeat is older than
-    the last checkpoint, so that this is unknown."""
+    """Updates made that were in no checkpoint at its end; None if that is unknown, because its last
+    heartbeat is older than the last checkpoint."""
     updates: int
-    """Updates that it brought into checkpoints."""
+    """Updates that it saved in checkpoints."""
     dollars: float
     """Dollars that it cost."""
 
     @property
     def dollars_per_1000_updates(self) -> float | None:
-        """Dollars for 1000 updates; None if it brought none."""
+        """Dollars for 1000 updates; None if it saved none."""
         return 1000 * self.dollars / self.updates if self.updates else None
 
 
@@ -86,7 +86,7 @@ class RentalBill:
         return sum(m.lost_updates or 0 for m in self.machines)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the document of the bill, with totals."""
+        """Return the bill as a JSON document, with totals."""
         totals = {
             "boot_seconds": sum(m.boot_seconds or 0.0 for m in self.machines),
             "useful_seconds": sum(m.useful_seconds for m in self.machines),
@@ -96,7 +96,7 @@ class RentalBill:
         return {**asdict(self), **totals, "machines": self.rows()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a table's rows, one a machine."""
+        """Return one table row for each machine."""
         return [
             {**asdict(m), "dollars_per_1000_updates": m.dollars_per_1000_updates}
             for m in self.machines
@@ -106,11 +106,11 @@ class RentalBill:
         rate = self.dollars_per_1000_updates
         each = "" if rate is None else f" (${rate:.3f} per 1,000)"
         boots = sum(m.boot_seconds or 0.0 for m in self.machines)
-        surely = "" if all(m.lost_updates is not None for m in self.machines) else "at least "
+        at_least = "" if all(m.lost_updates is not None for m in self.machines) else "at least "
         return (
             f"{len(self.machines)} machine(s), ${self.dollars:.4f} of ${self.budget_dollars:.2f} "
             f"for {self.updates} updates{each}, {boots:.0f} s of boots, "
-            f"{surely}{self.lost_updates} updates lost"
+            f"{at_least}{self.lost_updates} updates lost"
         )
 
 
@@ -118,26 +118,26 @@ def make_bill(documents: RunDocuments, ledger: Ledger, updates: int) -> RentalBi
     """Return the bill of all rented attempts.
 
     Args:
-        documents: Of the run.
+        documents: Documents of the run.
         ledger: Accounts of the run.
         updates: Updates in the newest checkpoints of all arms.
     """
-    pages = [page for page in documents.attempts() if page.attempt in ledger.accounts]
     rented = [
-        page
-        for page in pages
-        if page.instance_id is not None or ledger.accounts[page.attempt].spent > 0
+        found
+        for found in documents.attempts()
+        if found.attempt in ledger.accounts
+        and (found.instance_id is not None or ledger.accounts[found.attempt].spent > 0)
     ]
-    beats = [documents.heartbeat(page.attempt) or {} for page in rented]
+    heartbeats = [documents.heartbeat(found.attempt) or {} for found in rented]
     machines: list[MachineBill] = []
-    # The next machine knows best what the one before it, that vanished, had brought home.
+    # Backwards: a machine that was lost does not know what it saved last, but the next one does.
     after = updates
-    for page, beat in zip(reversed(rented), reversed(beats), strict=True):
-        word = documents.exit_record(page.attempt) or beat
-        found = arms(beat).values()
-        first = sum(number(arm, "first_step") for arm in found) if found else after
-        spent = ledger.accounts[page.attempt].spent
-        machines.insert(0, _machine(page, word, first, after, spent))
+    for document, heartbeat in zip(reversed(rented), reversed(heartbeats), strict=True):
+        report = documents.exit_record(document.attempt) or heartbeat
+        resumed = arms(heartbeat).values()
+        first = sum(number(arm, "first_step") for arm in resumed) if resumed else after
+        spent = ledger.accounts[document.attempt].spent
+        machines.insert(0, _bill_machine(document, report, first, after, spent))
         after = first
     return RentalBill(
         run=documents.run.run_id,
@@ -149,24 +149,32 @@ def make_bill(documents: RunDocuments, ledger: Ledger, updates: int) -> RentalBi
     )
 
 
-def _machine(
-    page: AttemptDocument, word: Mapping[str, Any], first: int, after: int, spent: int
+def _bill_machine(
+    document: AttemptDocument, report: Mapping[str, Any], first: int, after: int, spent: int
 ) -> MachineBill:
-    """Of one that found `first` updates in the store, where `after` were when it had gone."""
-    intent, outcome = page.intent, page.result
-    said = arms(word).values()
-    seconds = sum(seconds_in(arm, "useful_seconds") for arm in said)
-    made = max(0, sum(number(arm, "step") for arm in said) - first)
+    """Return the bill of one machine.
+
+    Args:
+        document: Document of its attempt.
+        report: Its exit record, or else its last heartbeat.
+        first: Updates that were in the store when it began.
+        after: Updates that were in the store when it had ended.
+        spent: Micro-dollars that it cost.
+    """
+    intent, result = document.intent, document.result
+    progress = arms(report).values()
+    seconds = sum(seconds_in(arm, "useful_seconds") for arm in progress)
+    made = max(0, sum(number(arm, "step") for arm in progress) - first)
     updates = max(0, after - first)
     return MachineBill(
-        attempt=page.attempt,
+        attempt=document.attempt,
         gpu_name="?" if intent is None else intent.gpu_name,
         machine_id=-1 if intent is None else intent.machine_id,
-        instance_id=page.instance_id,
+        instance_id=document.instance_id,
         price=0.0 if intent is None else intent.price,
-        cause="open" if outcome is None else outcome.cause.value,
-        boot_seconds=None if outcome is None else outcome.boot_seconds,
-        hold_seconds=0.0 if outcome is None else outcome.hold_seconds,
+        cause="open" if result is None else result.cause.value,
+        boot_seconds=None if result is None else result.boot_seconds,
+        hold_seconds=0.0 if result is None else result.hold_seconds,
         useful_seconds=seconds * updates / made if made else 0.0,
         lost_updates=made - updates if made >= updates else None,
         updates=updates,

@@ -1,6 +1,6 @@
-"""Closing the books on a machine whose flow is dead: its account, and how its attempt ended.
+"""Closes the account of a machine whose flow is dead, and records how its attempt ended.
 
-A live flow is the one writer of its run, so nothing is written unless its lease has run out or the
+A live flow is the only writer of its run, so nothing is written unless its lease has run out or the
 run has ended. The machine is known to be gone.
 """
 
@@ -27,25 +27,25 @@ from tsgb.errors import StoreError, StoreUnreachable
 
 
 def may_write(lease: Lease | None, now: datetime, skew: timedelta) -> bool:
-    """Whether no flow counts on being the only writer of the run."""
+    """Return whether no live flow relies on being the only writer of the run."""
     return lease is not None and (lease.ended or lease.has_run_out(now, skew))
 
 
 def settle(
     documents: RunDocuments, attempt: int, row: Instance, now: datetime, *, skew: timedelta, by: str
 ) -> int | None:
-    """Close the account of an attempt, and note how it ended if nothing is noted yet.
+    """Close the account of an attempt, and record how it ended unless that is recorded already.
 
     Args:
-        documents: Of its run.
-        attempt: Whose machine it was.
-        row: As the service showed it last.
-        now: When it was gone at the latest.
-        skew: By how much clocks may differ.
-        by: Who destroyed it.
+        documents: Documents of its run.
+        attempt: Number of the attempt.
+        row: The instance as the service showed it last.
+        now: Latest time at which it can have ended.
+        skew: Difference between two clocks that is tolerated.
+        by: Name of what destroyed it, for people.
 
     Returns:
-        Micro-dollars that it cost; None if that is not known, or a live flow's to write.
+        Micro-dollars that it cost; None if that is unknown, or if a live flow will write it.
     """
     lease = documents.lease()
     if lease is None or not may_write(lease, now, skew):
@@ -53,16 +53,16 @@ def settle(
     document = documents.attempt(attempt) or AttemptDocument(attempt)
     ledger = Ledger.open(documents.run, _budget(documents, lease))
     account = ledger.accounts.get(attempt)
-    left = machine_record(documents, document, account)
+    record = machine_record(documents, document, account)
     fields: dict[str, Any] = {}
     if document.result is None:
-        outcome = _outcome(lease, row, left, now, by)
-        fields = {"outcome": outcome.model_dump(mode="json")}
+        result = _result(lease, row, record, now, by)
+        fields = {"outcome": result.model_dump(mode="json")}
     if account is None or not account.is_open:
         if fields:
             documents.note(attempt, **fields)
         return None if account is None else account.charged
-    return _commit(ledger, account, lease, row, left.more, now, fields)
+    return _commit(ledger, account, lease, row, record.more, now, fields)
 
 
 def _commit(
@@ -74,10 +74,11 @@ def _commit(
     now: datetime,
     fields: Mapping[str, Any],
 ) -> int:
-    """Its GPU until it could have been billed last, its disk until now, its traffic as it said.
+    """Commit the account and return its cost in micro-dollars.
 
-    When a GPU was given up that is held no more, nobody saw; a machine does not work beyond its
-    lease.
+    The GPU counts until it can have been billed last, the disk until now, the traffic as the
+    machine reported it. No flow saw when a GPU was given up that is not billed now, but a machine
+    does not work beyond its lease.
     """
     billed = row.gpu_billed
     if not billed:
@@ -86,42 +87,37 @@ def _commit(
     return closed.spent
 
 
-def _outcome(
-    lease: Lease,
-    row: Instance,
-    left: MachineRecord,
-    now: datetime,
-    by: str,
+def _result(
+    lease: Lease, row: Instance, record: MachineRecord, now: datetime, by: str
 ) -> AttemptResult:
-    silent = None if left.said_at is None else (now - left.said_at).total_seconds()
+    silent = None if record.said_at is None else (now - record.said_at).total_seconds()
     cause = termination_reason(
         Observation(
             instance=row,
-            exit_record=left.exit_record,
+            exit_record=record.exit_record,
             heartbeat_age_seconds=silent,
             stop_asked=lease.stop is not None,
         )
     )
     if cause is None or cause is TerminationReason.LEASE_LOST:
-        cause = (
-            TerminationReason.STOPPED
-        )  # by its lease's end or by us, which the next attempt will not meet
+        # Its lease's end or we stopped it, and neither happens to the next attempt.
+        cause = TerminationReason.STOPPED
     return AttemptResult(
         cause=cause,
         message=f"its flow was dead: destroyed by {by}",
         at=now,
-        step=left.step,
-        boot_seconds=left.boot_seconds,
-        hold_seconds=left.hold_seconds,
+        step=record.step,
+        boot_seconds=record.boot_seconds,
+        hold_seconds=record.hold_seconds,
     )
 
 
 def _budget(documents: RunDocuments, lease: Lease) -> int:
-    """As the flow wrote it, since the ledger writes it again."""
+    """Return the run's budget as its flow wrote it, because the ledger writes it again."""
     try:
         kept = documents.run.read_json(budget.NAME).get("budget_microdollars")
     except StoreUnreachable:
         raise
     except (FileNotFoundError, StoreError):
-        kept = None  # half written by a process that died, or never
+        kept = None  # half written by a process that died, or never written
     return kept if isinstance(kept, int) else lease.budget_microdollars or 0

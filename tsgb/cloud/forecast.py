@@ -1,7 +1,7 @@
 """Forecast of a run on rented machines: quantiles of hours and dollars, before any is rented.
 
-Each simulated run draws its own hazard from the posterior, so that what is not known about the
-market widens the answer. Offers, remaining work and history are arguments; no store is read.
+Each simulated run draws its own hazard from the posterior, so that uncertainty about the market
+widens the quantiles. Offers, remaining work and history are arguments; no store is read.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ _Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MachineTerms:
+class ForecastTerms:
     """Price and hazard of the machines that a simulated run rents.
 
-    Example: `MachineTerms(hourly=0.22, hazard=history.hazard("RTX 4090 x1 bid"))`
+    Example: `ForecastTerms(hourly=0.22, hazard=history.hazard("RTX 4090 x1 bid"))`
     """
 
     hourly: float
@@ -119,7 +119,7 @@ class Quantiles:
 
     @classmethod
     def of(cls, values: _Array) -> Quantiles:
-        """Return quantiles that are values of the sample; infinite ones cannot be averaged."""
+        """Return quantiles that are sample values, because infinite ones cannot be averaged."""
         p10, p50, p90 = np.quantile(values, [0.1, 0.5, 0.9], method="higher")
         return cls(float(p10), float(p50), float(p90))
 
@@ -154,15 +154,15 @@ class Forecast:
 
 
 def forecast(
-    work: Workload, terms: MachineTerms, rng: np.random.Generator, num: int = 2_000
+    work: Workload, terms: ForecastTerms, rng: np.random.Generator, num: int = 2_000
 ) -> Forecast:
     """Simulate `num` runs from now to their end.
 
     Args:
-        work: The remaining work. The worker is taken to know the hazard and to save by its rule.
+        work: The remaining work. The worker is assumed to know the hazard and to save accordingly.
         terms: Price and hazard of every machine.
-        rng: Generator of these runs alone.
-        num: Number of runs; quantiles are good to a few percent at 2000.
+        rng: Generator that nothing else draws from.
+        num: Number of runs; with 2000 the quantiles are accurate to a few percent.
     """
     hazards = terms.hazard.draw(rng, num)
     left = np.full(num, work.work_hours / terms.speed)
@@ -170,7 +170,7 @@ def forecast(
     intervals = np.array([work.interval_hours(float(hazard), whole) for hazard in hazards])
     cycles = intervals + work.stall_seconds / 3600
     boot, upload = work.boot_seconds / 3600, work.upload_seconds / 3600
-    hours, held, saves, machines = np.zeros(num), np.zeros(num), np.zeros(num), np.zeros(num)
+    hours, billed, saves, machines = np.zeros(num), np.zeros(num), np.zeros(num), np.zeros(num)
     for _ in range(_MOST_HOLDS):
         at = np.flatnonzero(left > 0)
         if not at.size:
@@ -184,11 +184,11 @@ def forecast(
         time = np.where(done, needs, life)
         saved = np.where(done, np.ceil(left[at] / intervals[at]), kept)
         hours[at] += time + wait
-        held[at] += time
+        billed[at] += time
         saves[at] += saved
         machines[at] += 1
         left[at] = np.where(done, 0.0, np.maximum(left[at] - kept * intervals[at], 1e-9))
-    dollars = held * terms.hourly + saves * work.save_gb * terms.up_cost
+    dollars = billed * terms.hourly + saves * work.save_gb * terms.up_cost
     dollars += machines * work.restore_gb * terms.down_cost
     endless = left > 0
     hours[endless] = dollars[endless] = machines[endless] = math.inf
@@ -196,14 +196,14 @@ def forecast(
 
 
 SEED = 0
-"""Seed of the simulation, so that the same question has the same answer."""
+"""Seed of the simulation, so that equal arguments give equal forecasts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The machine that a run would rent now, and what the run is expected to take.
 
-    Example: `make_plan(offers, terms, left, track, now).forecast`
+    Example: `make_plan(offers, terms, left, machines, now).forecast`
     """
 
     left: RemainingWork
@@ -239,24 +239,24 @@ def make_plan(
     offers: Iterable[Offer],
     terms: LaunchPolicy,
     left: RemainingWork,
-    track: MachineHistory,
+    machines: MachineHistory,
     now: datetime,
 ) -> Plan:
-    """Choose as a flow would choose now, and simulate the run on that kind of machine.
+    """Choose an offer as a flow would now, and simulate the run on machines of its class.
 
     Args:
         offers: Offers of one search.
-        terms: What may be rented.
+        terms: Machines that may be rented, and the budget.
         left: The remaining work.
-        track: History of this deployment's machines.
+        machines: History of this deployment's machines.
         now: Time of day.
     """
     seen = list(offers)
     boot, boot_source = BOOT_SECONDS, "assumed"
-    if track.boot_seconds:
+    if machines.boot_seconds:
         boot, boot_source = (
-            median(track.boot_seconds),
-            f"of {_count(len(track.boot_seconds), 'start')}",
+            median(machines.boot_seconds),
+            f"of {_count(len(machines.boot_seconds), 'start')}",
         )
     work = workload(
         left.hours,
@@ -267,17 +267,17 @@ def make_plan(
         restore_gb=left.restore_gb,
         save_gb=left.save_gb,
     )
-    history = History.of(track.holds)
+    history = History.of(machines.holds)
     choice = choose(
         seen, terms.needs(avoid(left.endings, now), terms.disk_gb), work, hazard_of(history)
     )
-    best, hazard, source, told = choice.best, PRIOR, _PRIOR_SOURCE, None
+    best, hazard, source, expected = choice.best, PRIOR, _PRIOR_SOURCE, None
     if best is not None:
         name = machine_class(best.offer.gpu_name, best.offer.num_gpus, is_bid=best.offer.is_bid)
-        hazard, source = history.hazard(name), _source(history, name, track)
-        told = forecast(
+        hazard, source = history.hazard(name), _source(history, name, machines)
+        expected = forecast(
             work,
-            MachineTerms(
+            ForecastTerms(
                 hourly=best.hourly,
                 hazard=hazard,
                 up_cost=best.offer.inet_up_cost,
@@ -295,7 +295,7 @@ def make_plan(
         boot_source=boot_source,
         interval_seconds=3600 * work.interval_hours(hazard.mean, left.hours),
         interval_source=_interval_source(left),
-        forecast=told,
+        forecast=expected,
         budget=max(0, terms.budget - left.spent) / MICRO,
     )
 
@@ -309,16 +309,16 @@ def _interval_source(left: RemainingWork) -> str:
     return f"{_count(left.save_updates, 'update')}, fixed by the run's configuration"
 
 
-def _source(history: History, name: str, track: MachineHistory) -> str:
-    if not track.holds:
+def _source(history: History, name: str, machines: MachineHistory) -> str:
+    if not machines.holds:
         return f"{_PRIOR_SOURCE}; no run of this store has rented a machine"
     events, hours = history.seen.get(name, (0, 0.0))
-    every = sum(hold.preempted for hold in track.holds)
-    total = sum(hold.hours for hold in track.holds)
+    every = sum(hold.preempted for hold in machines.holds)
+    total = sum(hold.hours for hold in machines.holds)
     return (
         f"{_count(events, 'preemption')} in {_two_digits(hours)} h of {name}; {every} in "
-        f"{_two_digits(total)} h of all {_count(len(track.holds), 'machine')} of "
-        f"{_count(track.runs, 'run')}"
+        f"{_two_digits(total)} h of all {_count(len(machines.holds), 'machine')} of "
+        f"{_count(machines.runs, 'run')}"
     )
 
 

@@ -1,10 +1,10 @@
 """Remaining work of a run, and the history of a deployment's machines, read from the store.
 
-A kind of update that was not measured counts as the mean of the others.
+An update of a kind that was not measured is assumed to take the mean of the other kinds.
 
 The arms of a run train at the same time (`tsgb/worker/machine.py`, as long as the host has as many
-cores as there are arms), so the longest arm decides. Their updates were measured side by
-side already, so those times are used as they are.
+cores as there are arms), so the longest arm decides. Their updates were measured while they trained
+at the same time, so the measured times are used unchanged.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RemainingWork:
     restore_gb: float = 0.0
     """Size of all arms' checkpoints, which a machine loads at its start, GB."""
     save_gb: float = 0.0
-    """Mean size of what a save of all arms sends, GB; an arm that is done saves no more."""
+    """Mean size of what a save of all arms sends, GB; an arm that is done saves nothing."""
     traffic_source: str = ""
     """Origin of these sizes, for people; empty if they are unknown."""
     spent: int = 0
@@ -77,16 +77,16 @@ def read_history(runs: DeploymentRuns) -> MachineHistory:
     num_runs = 0
     for documents in runs.rented():
         num_runs += 1
-        for page in documents.attempts():
-            hold = hold_of(page)
+        for document in documents.attempts():
+            hold = hold_of(document)
             holds += [] if hold is None else [hold]
-            boot = None if page.result is None else page.result.boot_seconds
+            boot = None if document.result is None else document.result.boot_seconds
             boots += [] if boot is None else [boot]
     return MachineHistory(holds=tuple(holds), boot_seconds=tuple(boots), runs=num_runs)
 
 
 def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
-    """Return the work that a run has left, by its configuration and the time of its updates.
+    """Return the work that a run has left, from its configuration and the time of its updates.
 
     Raises:
         UsageError: There is no such run, nothing was measured yet, or nothing is left.
@@ -94,24 +94,25 @@ def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
     arms = [found for arm in Arm if (found := _arm(runs, run, arm)) is not None]
     if not arms:
         raise UsageError(f"run {run!r} is not in {runs.url}: give --hours for a run to come")
-    todo, done = sum(arm.todo for arm in arms), sum(arm.step for arm in arms)
-    if not todo:
+    num_left, done = sum(arm.num_left for arm in arms), sum(arm.step for arm in arms)
+    if not num_left:
         raise UsageError(f"run {run!r} is trained: all of its {done} updates are saved")
     pooled = _means(pair for arm in arms for pair in arm.timed)
     if not pooled:
         raise UsageError(f"run {run!r} has no update that was measured yet: give --hours instead")
     longest = max(arms, key=lambda arm: arm.seconds_left(pooled))
     seconds = longest.seconds_left(pooled)
-    at_once = ""
+    together = ""
     if len(arms) > 1:
-        at_once = f"; its {len(arms)} arms train at once, and {longest.arm} has the most left"
+        together = f"; its {len(arms)} arms train at once, and {longest.arm} has the most left"
     documents = runs.documents(run)
     sizes = _filled([arm.state_gb for arm in arms])
     shares = [arm.seconds_left(pooled) / seconds for arm in arms]
     return RemainingWork(
         hours=seconds / 3600,
-        source=f"{todo} of {todo + done} updates of run {run}, as fast as those before{at_once}",
-        step_seconds=seconds / longest.todo,
+        source=f"{num_left} of {num_left + done} updates of run {run}, as fast as those before"
+        f"{together}",
+        step_seconds=seconds / longest.num_left,
         save_updates=longest.save_updates,
         restore_gb=sum(sizes),
         save_gb=sum(size * share for size, share in zip(sizes, shares, strict=True)),
@@ -122,10 +123,10 @@ def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
 
 
 def state_gb(runs: Iterable[RunStore]) -> float:
-    """Return the size of the newest checkpoints of these arms in GB, by their manifests.
+    """Return the size of the newest checkpoints of these arms in GB, from their manifests.
 
-    It is 0 without a checkpoint, and if one cannot be read: the size is for an estimate, and other
-    steps report a faulty store.
+    It is 0 if there is no checkpoint, or if one cannot be read: the size is for an estimate only,
+    and other steps report a faulty store.
     """
     try:
         newest = [CheckpointReader(run).newest_manifest() for run in runs]
@@ -147,7 +148,7 @@ def _gigabytes(manifest: Manifest) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _ArmLeft:
-    """Work that one arm has left."""
+    """Work that one arm has left to do."""
 
     arm: Arm
     """The arm."""
@@ -163,7 +164,7 @@ class _ArmLeft:
     """Updates between two saves if they are fixed."""
 
     @property
-    def todo(self) -> int:
+    def num_left(self) -> int:
         return sum(self.left.values())
 
     def seconds_left(self, pooled: dict[str, float]) -> float:

@@ -1,6 +1,7 @@
-"""Every instance of the account, whose it is, and which lease covers it.
+"""Inventory of the account: every instance, its owner, and the lease that covers it.
 
-It reads and decides; it changes nothing. What could not be read is told apart from what is absent.
+The module reads and decides, and changes nothing. It distinguishes a lease that could not be read
+from one that does not exist.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tsgb.cloud.provider import Instance, Provider
 from tsgb.errors import StoreError, StoreUnreachable, UsageError
 
 DEADLINE_SECONDS = 60.0
-"""Seconds for one read; the next look comes soon, and a machine without a lease ends itself."""
+"""Seconds for one read; the reaper runs again soon, and a machine without a lease ends itself."""
 
 
 # -- the runs of a deployment -----------------------------------------------------------------
@@ -37,9 +38,9 @@ class Leases:
     """
 
     known: Mapping[str, Lease | None]
-    """Lease by run; None where there is surely none."""
+    """Lease by run; None where there is certainly none."""
     unreadable: Mapping[str, str]
-    """Reason by run for which its lease could not be read."""
+    """Reason, by run, why its lease could not be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class DeploymentRuns:
     """Seconds for one read."""
 
     def documents(self, run: str) -> RunDocuments:
-        """Return the documents of one run, which need not be there.
+        """Return the documents of one run, which need not exist.
 
         Raises:
             UsageError: No run can have this name.
@@ -94,23 +95,23 @@ class DeploymentRuns:
     def leases(self, runs: Iterable[str]) -> Leases:
         """Read the leases of these runs.
 
-        Whatever is wrong with one run's lease, the others are read. A store that does not answer is
-        not asked again for the next one. And a store that is not there at all says nothing about
-        leases: as a rule it is not the one that flows write to.
+        A lease that cannot be read does not stop the others from being read. A store that does not
+        answer is not asked again for the next run. If there is no store at all, the leases count as
+        unreadable: usually the address is not that of the store that flows write to.
         """
         known: dict[str, Lease | None] = {}
         unreadable: dict[str, str] = {}
-        away = ""
+        outage = ""
         for run in sorted(set(runs)):
-            if away:
-                unreadable[run] = away
+            if outage:
+                unreadable[run] = outage
                 continue
             try:
                 lease = self.documents(run).lease()
                 if lease is None:
                     self.ids()
             except StoreUnreachable as error:
-                away = unreadable[run] = str(error)
+                outage = unreadable[run] = str(error)
             except FileNotFoundError:
                 unreadable[run] = f"there is no store at {self.url}: is it the one that flows use?"
             except (StoreError, UsageError) as error:
@@ -133,16 +134,16 @@ class Coverage(StrEnum):
     DOOMED = "doomed"
     """No lease covers it: it is to be destroyed."""
     POSTPONED = "postponed"
-    """No lease covers it, but it is beyond the most that may go at once."""
+    """No lease covers it, but as many as may go at once are doomed already."""
     UNKNOWN = "unknown"
     """The lease of its run could not be read."""
     FOREIGN = "foreign"
-    """It belongs to another tool or deployment, or has no label."""
+    """It belongs to another tool or deployment, or it has no label."""
 
 
 @dataclass(frozen=True, slots=True)
 class InventoryItem:
-    """One instance, for a person.
+    """One instance with its label and coverage.
 
     Example: `InventoryItem(instance, label, Coverage.COVERED, "leased until 12:00:00 UTC")`
     """
@@ -154,7 +155,7 @@ class InventoryItem:
     coverage: Coverage
     """Class of the instance for the reaper."""
     why: str
-    """The reason in one line."""
+    """Reason for the coverage, in one line."""
 
     def age(self, now: datetime) -> timedelta | None:
         """Return the time since its rental; None if the service does not say."""
@@ -164,13 +165,13 @@ class InventoryItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """One look at all instances and their leases.
+    """All instances and their leases at one time.
 
     Example: `take_inventory(provider, runs, "home", now=clock).items`
     """
 
     at: datetime
-    """Time of the look."""
+    """Time at which the leases were read."""
     leases: Leases
     """Leases of the runs that have instances."""
     sweep: Sweep
@@ -187,7 +188,9 @@ def take_inventory(
     now: Callable[[], datetime],
     skew: timedelta = SKEW,
 ) -> Inventory:
-    """Read the list, then the leases: the lease of what is listed was written before it was rented.
+    """List the instances, then read their leases.
+
+    In this order every listed instance has its lease, which is written before the rental.
 
     Args:
         provider: The account.
@@ -197,7 +200,7 @@ def take_inventory(
         skew: Difference between two clocks that is tolerated.
 
     Raises:
-        ProviderError: The list could not be read in full: nothing is known.
+        ProviderError: The list could not be read in full, so nothing is known.
     """
     instances = {one.id: one for one in provider.list()}
     labels = {
@@ -208,28 +211,31 @@ def take_inventory(
     found = sweep(instances.values(), leases.known, deployment, at, skew=skew)
     items = [
         InventoryItem(instances[number], labels[number], coverage, why)
-        for number, coverage, why in _sorted_out(found, leases, at, skew)
+        for number, coverage, why in _classify(found, leases, at, skew)
     ]
     return Inventory(at=at, leases=leases, sweep=found, items=tuple(items))
 
 
-def _sorted_out(
+def _classify(
     found: Sweep, leases: Leases, now: datetime, skew: timedelta
 ) -> list[tuple[int, Coverage, str]]:
-    told = [
+    classified = [
         *((o.instance.id, Coverage.DOOMED, o.reason) for o in found.doomed),
         *((o.instance.id, Coverage.POSTPONED, o.reason) for o in found.postponed),
-        *((i.id, Coverage.COVERED, _cover(i, leases.known, now, skew)) for i in found.covered),
-        *((i.id, Coverage.UNKNOWN, _doubt(i, leases.unreadable)) for i in found.unknown),
-        *((i.id, Coverage.FOREIGN, _owner(i)) for i in found.foreign),
+        *(
+            (i.id, Coverage.COVERED, _why_covered(i, leases.known, now, skew))
+            for i in found.covered
+        ),
+        *((i.id, Coverage.UNKNOWN, _why_unknown(i, leases.unreadable)) for i in found.unknown),
+        *((i.id, Coverage.FOREIGN, _why_foreign(i)) for i in found.foreign),
     ]
-    return sorted(told)
+    return sorted(classified)
 
 
-def _cover(
+def _why_covered(
     instance: Instance, leases: Mapping[str, Lease | None], now: datetime, skew: timedelta
 ) -> str:
-    """Return what keeps it: a lease, or what is tolerated without one."""
+    """Return why it is covered: by a lease, or by a tolerance."""
     label = InstanceLabel.parse(instance.label)
     assert label is not None, "only what is ours is covered"
     lease = leases[label.run]
@@ -245,13 +251,13 @@ def _cover(
     return until if lease.stop is None else f"asked to stop: {lease.stop}"
 
 
-def _doubt(instance: Instance, unreadable: Mapping[str, str]) -> str:
+def _why_unknown(instance: Instance, unreadable: Mapping[str, str]) -> str:
     label = InstanceLabel.parse(instance.label)
     why = "" if label is None else unreadable.get(label.run, "")
     return f"its lease could not be read: {why}"
 
 
-def _owner(instance: Instance) -> str:
+def _why_foreign(instance: Instance) -> str:
     label = InstanceLabel.parse(instance.label)
     if label is not None:
         return f"of deployment {label.deployment}"

@@ -1,6 +1,6 @@
-"""The reaper: destroys the instances of a deployment that no lease covers, and no others.
+"""Reaper: destroys the instances of a deployment that no lease covers, and no others.
 
-What it could not find out it says, and leaves alone. Clocks are arguments.
+It reports the instances whose lease it could not read, and leaves them alone. Clocks are arguments.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tsgb.errors import TSGBError
 
 @dataclass(frozen=True, slots=True)
 class ReapedInstance:
-    """One instance after a round of the reaper, or after its end by hand.
+    """One instance after a round of the reaper, or after `tsgb machines destroy`.
 
     Example: `ReapedInstance(item, gone=True, charged=120_000)`
     """
@@ -35,7 +35,7 @@ class ReapedInstance:
     charged: int | None = None
     """Cost of its attempt in micro-dollars; None if its account was not closed."""
     problem: str = ""
-    """Reason that it is there still, or that its books could not be closed."""
+    """Reason why it still exists, or why its account could not be closed."""
 
     def __str__(self) -> str:
         item = self.item
@@ -48,8 +48,8 @@ class ReapedInstance:
             return f"NOT destroyed: {name}: {item.why}; {self.problem}"
         verbs = {
             Coverage.DOOMED: "would destroy",
-            Coverage.POSTPONED: "too many at once, left for the next look:",
-            Coverage.UNKNOWN: "left alone, because nobody knows:",
+            Coverage.POSTPONED: "too many at once, left for the next round:",
+            Coverage.UNKNOWN: "left alone, because its lease is unknown:",
         }
         return f"{verbs.get(item.coverage, item.coverage.value)} {name}: {item.why}"
 
@@ -74,21 +74,21 @@ class ReapReport:
 
     @property
     def left(self) -> list[ReapedInstance]:
-        """Return what a person has to look after: doomed and there still, postponed, unknown."""
-        loud = {Coverage.DOOMED, Coverage.POSTPONED, Coverage.UNKNOWN}
-        return [one for one in self.items if one.item.coverage in loud and not one.gone]
+        """Return the instances that need a person: still there, postponed or unknown."""
+        unresolved = {Coverage.DOOMED, Coverage.POSTPONED, Coverage.UNKNOWN}
+        return [one for one in self.items if one.item.coverage in unresolved and not one.gone]
 
     def counts(self) -> dict[str, int]:
-        """Return how many there are of each."""
+        """Return the number of instances that were destroyed, and of each coverage."""
         return {
             "destroyed": sum(one.gone for one in self.items),
             **{coverage.value: len(self.of(coverage)) for coverage in Coverage},
         }
 
     def lines(self) -> list[str]:
-        """Return a line for each instance that is not as it should be, then the sum."""
-        quiet = {Coverage.COVERED, Coverage.FOREIGN}
-        told = [str(one) for one in self.items if one.item.coverage not in quiet]
+        """Return a line for each instance that is not as it should be, then the totals."""
+        expected = {Coverage.COVERED, Coverage.FOREIGN}
+        lines = [str(one) for one in self.items if one.item.coverage not in expected]
         counts = self.counts()
         gone = (
             f"{counts['doomed']} to destroy" if self.dry_run else f"{counts['destroyed']} destroyed"
@@ -96,10 +96,10 @@ class ReapReport:
         left = len(self.left) - (counts["doomed"] if self.dry_run else 0)
         parts = [gone, f"{counts['covered']} leased", f"{left} left to look after"]
         parts.append(f"{counts['foreign']} of others")
-        return [*told, f"{len(self.items)} instances: {', '.join(parts)}"]
+        return [*lines, f"{len(self.items)} instances: {', '.join(parts)}"]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same for programs."""
+        """Return the report as a JSON document."""
         return {
             "at": self.at.isoformat(),
             "dry_run": self.dry_run,
@@ -129,7 +129,7 @@ def reap(
     skew: timedelta = SKEW,
     dry_run: bool = False,
 ) -> ReapReport:
-    """Make one round: list, read the leases, destroy what none covers, see it gone, close books.
+    """Make one round: destroy what no lease covers, verify that it is gone, close its accounts.
 
     Args:
         provider: The account.
@@ -142,7 +142,7 @@ def reap(
         dry_run: Destroy and write nothing.
 
     Raises:
-        ProviderError: The list could not be read in full: nothing was done.
+        ProviderError: The list could not be read in full, so nothing was done.
     """
     inventory = take_inventory(provider, runs, deployment, now=now, skew=skew)
     doomed = [orphan.instance.id for orphan in inventory.sweep.doomed]
@@ -162,7 +162,7 @@ def reap(
 def closed(
     runs: DeploymentRuns, item: InventoryItem, now: datetime, *, skew: timedelta, by: str
 ) -> ReapedInstance:
-    """Close the books on an instance that is gone; it stays gone whatever is wrong with them."""
+    """Close the account of an instance that is gone; an error is reported, and changes nothing."""
     label = item.label
     if label is None:
         return ReapedInstance(item, gone=True)
@@ -171,15 +171,15 @@ def closed(
         charged = settle(documents, label.attempt, item.instance, now, skew=skew, by=by)
         problem = _left_open(documents, label.attempt) if charged is None else ""
     except TSGBError as error:
-        return ReapedInstance(item, gone=True, problem=f"its books are open: {error}")
+        return ReapedInstance(item, gone=True, problem=f"its account is open: {error}")
     except Exception as error:  # noqa: BLE001 - one run's document must not end the round
-        problem = f"its books are open: {type(error).__name__}: {error}"
+        problem = f"its account is open: {type(error).__name__}: {error}"
         return ReapedInstance(item, gone=True, problem=problem)
     return ReapedInstance(item, gone=True, charged=charged, problem=problem)
 
 
 def _left_open(documents: RunDocuments, attempt: int) -> str:
-    """Return what is to be said of an account that was not closed; nothing if there is none."""
+    """Return why an account stays open; empty if there is none, or if it is closed."""
     account = Ledger.open(documents.run, 0).accounts.get(attempt)
     if account is None or not account.is_open:
         return ""

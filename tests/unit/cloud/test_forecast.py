@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tsgb.cloud.forecast import Forecast, MachineTerms, Quantiles, forecast
+from tsgb.cloud.forecast import Forecast, ForecastTerms, Quantiles, forecast
 from tsgb.cloud.preemption import PRIOR, Hazard, Workload, stretch
 
 WORK = Workload(
@@ -18,7 +18,7 @@ WORK = Workload(
     stall_seconds=20.0,
     upload_seconds=60.0,
 )
-TERMS = MachineTerms(hourly=0.25, hazard=PRIOR)
+TERMS = ForecastTerms(hourly=0.25, hazard=PRIOR)
 
 
 def known(rate: float) -> Hazard:
@@ -26,7 +26,7 @@ def known(rate: float) -> Hazard:
     return Hazard(1e9 * rate, 1e9)
 
 
-def run(work: Workload = WORK, terms: MachineTerms = TERMS, num: int = 2_000) -> Forecast:
+def run(work: Workload = WORK, terms: ForecastTerms = TERMS, num: int = 2_000) -> Forecast:
     return forecast(work, terms, np.random.default_rng(1), num)
 
 
@@ -65,7 +65,7 @@ def test_the_mean_is_that_of_the_model_by_which_offers_are_chosen(
         pytest.param(replace(WORK, save_gb=0.7), replace(TERMS, up_cost=0.01), id="traffic"),
     ],
 )
-def test_what_costs_more(work: Workload, terms: MachineTerms) -> None:
+def test_what_costs_more(work: Workload, terms: ForecastTerms) -> None:
     assert run(work, terms).dollars.p50 > run().dollars.p50
 
 
