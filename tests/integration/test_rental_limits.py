@@ -154,7 +154,7 @@ def test_a_worker_that_hangs_twice_at_one_step_ends_the_run() -> None:
 def test_machines_that_never_start_end_the_run() -> None:
     """Each destroys itself without a word, which looks like a preemption and is none."""
     with Fleet(starts=False, num_machines=200) as fleet:
-        with pytest.raises(WorkerFailed, match="nothing was heard of it; 10 lost or bad hosts"):
+        with pytest.raises(WorkerFailed, match="it never reported; 10 lost or bad hosts"):
             Flow(fleet).run()
         assert causes(fleet) == ["bad_host"] * 10
         assert fleet.live() == []

@@ -1,7 +1,8 @@
-"""The command line: arguments in, one document or a few lines out, errors as one line.
+"""Command line: each command prints one document or a few lines, and an error in one line.
 
-The only part of `tsgb` that reads settings or starts flows. What a command needs is imported when
-it runs, so that `--help` answers at once: at import there are typer, the errors and the options.
+This is the only part of `tsgb` that reads settings or starts flows. A command imports what it needs
+when it runs, so that `--help` answers at once: only typer, the errors and the options are imported
+here.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _run() -> int:
 
 
 def _usage(error: typer.TyperException) -> int:
-    """Print the parser's complaint, with the value that it is about and the way out."""
+    """Print an error of the parser, with the value and the way out."""
     context = getattr(error, "ctx", None)
     command = "tsgb" if context is None else context.command_path
     given = _given(getattr(getattr(error, "param", None), "opts", ()))
@@ -93,7 +94,7 @@ def _usage(error: typer.TyperException) -> int:
 
 
 def _given(names: Sequence[str]) -> str | None:
-    """Return the value on the command line for an option; the parser's messages leave it out."""
+    """Return the value of an option on the command line, which the parser's messages lack."""
     for index, word in enumerate(sys.argv):
         name, equals, value = word.partition("=")
         if name in names and name.startswith("-"):  # an argument may be called as its command is

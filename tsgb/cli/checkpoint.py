@@ -30,7 +30,7 @@ StoreArgument = Annotated[
 
 @checkpoint_app.command("ls")
 def checkpoint_ls(store: StoreArgument = None, as_json: JsonOption = False) -> None:
-    """List all checkpoints below, from their manifests: no other file is read."""
+    """List all checkpoints below a path or URL, from their manifests alone."""
     from tsgb.cli import checkpoint_tables as tables
 
     opened = _open(store)
@@ -144,7 +144,7 @@ def _note(line: str) -> None:
 def _progress(
     stage: str, listed: Sequence[CheckpointInfo]
 ) -> Generator[Callable[[CheckpointInfo, str, int], None]]:
-    """Bars on a terminal, a line every few seconds elsewhere, both on stderr."""
+    """Show bars on a terminal, and a line every few seconds elsewhere, on stderr."""
     from rich.filesize import decimal
 
     from flows.progress import Bar, watching

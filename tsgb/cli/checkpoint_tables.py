@@ -19,7 +19,7 @@ from tsgb.cli.output import console, place, print_json
 
 
 def _row(listed: CheckpointInfo) -> dict[str, Any]:
-    """Return the facts of a listing."""
+    """Return the row of one checkpoint."""
     manifest = listed.manifest
     return {
         "run_id": listed.run.run_id,
@@ -90,7 +90,7 @@ def _list_table(title: str, items: Sequence[CheckpointInfo]) -> Table:
 
 
 def say_one(listed: CheckpointInfo, *, as_json: bool) -> None:
-    """Print all that a manifest says."""
+    """Print the content of a manifest."""
     manifest = listed.manifest
     if manifest is None:
         raise RuntimeError("only a committed checkpoint is shown")
@@ -130,7 +130,7 @@ def say_one(listed: CheckpointInfo, *, as_json: bool) -> None:
 
 
 def say_verified(store: str, found: Sequence[VerifyResult], *, as_json: bool) -> None:
-    """Print a line for each checkpoint and each problem, then the sum."""
+    """Print a line for each checkpoint and each problem, then the totals."""
     counts = {state.value: sum(item.state is state for item in found) for state in CheckpointState}
     if as_json:
         rows = [
@@ -189,7 +189,7 @@ def say_pulled(pulled: PullResult, *, as_json: bool) -> None:
 
 
 def say_pruned(pruned: PruneResult, *, dry_run: bool, as_json: bool) -> None:
-    """Print which checkpoints were deleted or are kept, and the space that it freed."""
+    """Print which checkpoints were deleted, and the space that this freed."""
     if as_json:
         print_json(
             {

@@ -1,4 +1,4 @@
-"""Checks of `tsgb doctor`: each says what it found and the way out."""
+"""Checks of `tsgb doctor`: each reports what it found, and what to do about it."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class Check:
     """
 
     name: str
-    """The thing that was looked at."""
+    """Name of the thing that was checked."""
     ok: bool | None
-    """Whether it is well; None if it could not be looked at, or need not."""
+    """Whether the check passed; None if it could not be made, or was not necessary."""
     found: str
-    """Finding, for people."""
+    """What was found, for people."""
     way_out: str = ""
-    """Advice for a check that is not well; empty otherwise."""
+    """What to do about a check that failed; empty otherwise."""
 
 
 def all_checks(account: AccountContext) -> list[Check]:
-    """Look at everything; no check depends on one before it but those that ask with the key."""
+    """Make all checks; only those that need the key depend on an earlier one."""
     settings = account.settings
     return [
         *_service(settings),
@@ -124,8 +124,8 @@ def clock_check(url: str, now: Callable[[], datetime], skew: timedelta) -> Check
 
     Args:
         url: URL of the service, or of any server.
-        now: This machine's clock.
-        skew: Span by which clocks may differ.
+        now: Returns the time of day on this machine.
+        skew: Difference between two clocks that is tolerated.
     """
     asked = now()
     try:
@@ -135,7 +135,7 @@ def clock_check(url: str, now: Callable[[], datetime], skew: timedelta) -> Check
         reason = "sends no date" if isinstance(error, KeyError) else f"{error}"
         return Check("clock", None, f"not compared: {url}: {reason}")
     theirs = theirs.replace(tzinfo=theirs.tzinfo or UTC)
-    nearest = min(max(theirs, asked), now())  # the answer was written at some time in between
+    nearest = min(max(theirs, asked), now())  # the answer was written between the two readings
     off = (nearest - theirs).total_seconds()
     offset = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} {url}"
     if abs(off) <= 2:

@@ -40,7 +40,7 @@ def read_summary(where: str) -> Summary:
 
 
 def print_evaluation(summary: Summary, report: str) -> None:
-    """Print key figures, guards by targets, with intervals; the verdict; where the report is."""
+    """Print the key figures with intervals, the verdict, and the place of the report."""
     out = console()
     trained = {arm.value for arm in Arm}
     for table in evaluation_tables(summary):
@@ -102,7 +102,7 @@ def newest_step(run: RunStore) -> int:
 
 
 def training_document(run: RunStore, total_steps: int) -> dict[str, Any]:
-    """Return what a training left in its run: every checkpoint, with the mean figures up to it."""
+    """Return the checkpoints of a training, each with the mean figures of its updates."""
     reader = CheckpointReader(run)
     places = sorted(p for name in run.list(CHECKPOINTS) if (p := CheckpointName.parse(name)))
     refs = [reader.ref(name) for name in {p.step: p.name for p in places}.values()]

@@ -1,4 +1,4 @@
-"""`tsgb eval-local`: what a checkpoint's guard is worth, measured in this very process."""
+"""`tsgb eval-local`: evaluates the guard of a checkpoint in this process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CAPS = {
     "scripted": 200,
     "bootstrap": 1000,
 }
-"""The most that this command spends; `tsgb experiment` spends what the configuration says."""
+"""Upper bounds of this command; `tsgb experiment` uses the values of the configuration."""
 
 
 @takes("targets", "target_class", "judge_class", "fresh", "overrides")
@@ -62,8 +62,8 @@ def eval_local(
     from tsgb.eval.request import identities
 
     target_class = options.target_class or []
-    summary, directory = _answer(
-        _Question(
+    summary, directory = _evaluate(
+        _Arguments(
             checkpoint_path=checkpoint_path,
             targets=options.targets,
             target_class=target_class,
@@ -96,7 +96,7 @@ def eval_local(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Question:
+class _Arguments:
     """Arguments of the command."""
 
     checkpoint_path: str
@@ -129,7 +129,7 @@ class _Question:
         )
 
     def wanted(self, env: Environment) -> list[str]:
-        """Names of the targets, in table order; the user's own are always among them."""
+        """Return the names of the targets in table order, with all of the user's own."""
         from tsgb.targets.plugins import target_specs
 
         known = env.targets()
@@ -143,7 +143,7 @@ class _Question:
         return [name for name in known if name in chosen]
 
     def identity(self, ref: CheckpointRef, config: RunConfig, wanted: Sequence[str]) -> str:
-        """The evaluation's id: an equal question is answered once."""
+        """Return the id of the evaluation, by which an equal one is found again."""
         from tsgb.checkpoint.documents import canonical_json
         from tsgb.checkpoint.manifest import sha256_hex
 
@@ -157,17 +157,17 @@ class _Question:
         return sha256_hex(canonical_json(content))[:12]
 
 
-def _answer(question: _Question) -> tuple[Summary, str]:
-    """The summary, and the URL of the directory in which it lies."""
+def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
+    """Return the summary and the URL of its directory."""
     from flows.progress import Bar, watching
     from tsgb.checkpoint.resolve import load
     from tsgb.eval.request import write_request
     from tsgb.worker.context import read_config
 
-    context = read_context(question.trust)
+    context = read_context(arguments.trust)
     with watching() as listener:
         ref, _ = load(
-            question.checkpoint_path,
+            arguments.checkpoint_path,
             context.store.webdav_user,
             context.store.webdav_pass,
             manifest_key=context.store.manifest_key,
@@ -175,10 +175,10 @@ def _answer(question: _Question) -> tuple[Summary, str]:
             on_skip=listener.note,
         )
         run = context.open(ref.run_url)
-        config = reduced(read_config(run), question.overrides)
-        env = question.environment(config)
-        wanted = question.wanted(env)
-        eval_id = question.identity(ref, config, wanted)
+        config = reduced(read_config(run), arguments.overrides)
+        env = arguments.environment(config)
+        wanted = arguments.wanted(env)
+        eval_id = arguments.identity(ref, config, wanted)
         directory = f"reports/{eval_id}"
         summary = _earlier(run, directory)
         if summary is not None:
@@ -190,22 +190,22 @@ def _answer(question: _Question) -> tuple[Summary, str]:
             eval_id,
             {config.arm.value: ref},
             wanted,
-            target_class=question.target_class,
-            judge_class=question.judge_class,
+            target_class=arguments.target_class,
+            judge_class=arguments.judge_class,
         )
 
         def show(stage: str, key: str, done: int, total: int, text: str) -> None:
             listener.bars(stage, [Bar(key=key, done=done, total=total, text=text)])
 
-        summary = _measure(run, config, env, eval_id, question, show)
+        summary = _measure(run, config, env, eval_id, arguments, show)
     return summary, f"{run.run_url}/{directory}"
 
 
 def reduced(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
-    """The run's configuration with at most `CAPS` to spend, unless the user says more.
+    """Return the run's configuration, bounded by `CAPS` unless the user overrides them.
 
     Raises:
-        UsageError: The user would change what the guard was trained with.
+        UsageError: An override would change what the guard was trained with.
     """
     from tsgb.config import make_config
 
@@ -239,7 +239,7 @@ def _measure(
     config: RunConfig,
     env: Environment,
     eval_id: str,
-    question: _Question,
+    arguments: _Arguments,
     show: Callable[[str, str, int, int, str], None],
 ) -> Summary:
     from tsgb.eval.merge import Part, merge
@@ -250,7 +250,7 @@ def _measure(
 
     setup_torch()
     signals = StopSignals.installed()
-    context = read_context(question.trust)
+    context = read_context(arguments.trust)
 
     def built(model: str, done: int, total: int) -> None:
         signals.check()
@@ -258,7 +258,7 @@ def _measure(
 
     own = {
         name: BlackBoxTarget(name, plugin.made, signals.check)
-        for name, plugin in load_black_boxes(question.target_class).items()
+        for name, plugin in load_black_boxes(arguments.target_class).items()
     }
     registry = make_registry(config, context, built)
     evaluation = Evaluation(run, config, env, registry, eval_id, context.open, own)
@@ -266,7 +266,7 @@ def _measure(
         0, 1, lambda done, total, text: show("evaluate", "cells", done, total, text), signals.check
     )
     try:
-        return merge([Part(run, config)], env, eval_id, question.command)
+        return merge([Part(run, config)], env, eval_id, arguments.command)
     except InvalidResult:
         # A cell keeps its errors; the same command shall ask again.
         run.filesystem.delete_dir(f"reports/{eval_id}/cells")

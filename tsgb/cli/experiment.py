@@ -37,7 +37,7 @@ def experiment(options: RunOptions, as_json: JsonOption = False) -> None:
 
 
 def show(document: Mapping[str, Any], *, as_json: bool) -> None:
-    """The result: as JSON, or the tables of the evaluation."""
+    """Print the result as JSON, or as the tables of the evaluation."""
     from tsgb.cli import display, output
 
     if as_json:

@@ -68,7 +68,7 @@ def export_guard(
     else:
         record = exports.export_guard(source, directory, with_base=with_base)
         document |= record.model_dump(mode="json")
-        lines = _told(record, directory)
+        lines = _summary_lines(record, directory)
     if as_json:
         output.print_json(document)
         return
@@ -113,8 +113,8 @@ def _source(checkpoint: str, name: str, trust: Trust) -> Source:
         )
 
 
-def _told(record: GuardFile, directory: Path) -> list[str]:
-    """Return the lines that a person reads."""
+def _summary_lines(record: GuardFile, directory: Path) -> list[str]:
+    """Return the summary of an export, as lines for people."""
     about = record.checkpoint
     progress = f"update {about.step} of {about.total_steps}"
     lines = [f"guard of {about.name} ({record.arm}, {about.column}, {progress}) in {directory}"]

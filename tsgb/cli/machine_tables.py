@@ -34,7 +34,7 @@ def _facts(item: InventoryItem, now: datetime) -> dict[str, Any]:
 
 
 def say_list(inventory: Inventory, *, as_json: bool) -> None:
-    """Print all instances by id, those of others dim; a label holds deployment, run and attempt."""
+    """Print all instances by id, with those of others dimmed."""
     rows = [_facts(item, inventory.at) for item in inventory.items]
     if as_json:
         print_json({"at": inventory.at.isoformat(), "instances": rows})
@@ -42,20 +42,20 @@ def say_list(inventory: Inventory, *, as_json: bool) -> None:
     out = console()
     table = Table()
     table.add_column("Id", no_wrap=True)
-    table.add_column("InstanceLabel", overflow="fold")
+    table.add_column("Label", overflow="fold")
     table.add_column("State", no_wrap=True)
     for head in ("$/h", "Age"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("Lease", overflow="fold")
     for item in inventory.items:
-        price, age, told = item.instance.hourly, item.age(inventory.at), item.why
+        price, age, why = item.instance.hourly, item.age(inventory.at), item.why
         table.add_row(
             f"{item.instance.id}",
             _plain(item.instance.label or ""),
             _plain(item.instance.status),
             "?" if price is None else f"{price:.3f}",
             "?" if age is None else _span(age),
-            _plain(told if item.coverage in _QUIET else f"{item.coverage.value}: {told}"),
+            _plain(why if item.coverage in _QUIET else f"{item.coverage.value}: {why}"),
             style="dim" if item.coverage is Coverage.FOREIGN else None,
         )
     if rows:
@@ -71,7 +71,7 @@ _QUIET = frozenset({Coverage.COVERED, Coverage.FOREIGN})
 
 
 def _plain(text: str) -> Text:
-    """Return text of others without markup, and without anything that a terminal obeys."""
+    """Return foreign text without markup and without control characters."""
     return Text("".join(c if c.isprintable() else "?" for c in text))
 
 
@@ -85,7 +85,7 @@ def _span(age: timedelta) -> str:
 
 
 def say_dismissed(items: Sequence[ReapedInstance], now: datetime, *, as_json: bool) -> None:
-    """A line each, with what it cost: by its run's ledger, else by price and age."""
+    """Print a line for each instance with its cost, from its run's ledger or from price and age."""
     if as_json:
         rows = [
             {
@@ -118,7 +118,7 @@ def _cost(item: ReapedInstance, now: datetime) -> tuple[float | None, str]:
         return item.charged / MICRO, "its run's ledger"
     price, age = item.item.instance.hourly, item.item.age(now)
     if price is None or age is None:
-        return None, "nothing that the service says"
+        return None, "no figure of the service"
     return round(price * age.total_seconds() / 3600, 6), "its price and age, without traffic"
 
 
@@ -126,7 +126,7 @@ def _cost(item: ReapedInstance, now: datetime) -> tuple[float | None, str]:
 
 
 def say_reaped(found: ReapReport, *, as_json: bool) -> None:
-    """Print a line for each machine that is not as it should be, and the sum."""
+    """Print a line for each machine that is not as it should be, and the totals."""
     if as_json:
         print_json(found.to_json())
         return

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts become values."""
+"""Options that several commands share, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _TYPES = {"integer": int, "number": float, "string": str, "boolean": bool}
 
 
 def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Give a command the named options of a run, where its parameter `options` stands.
+    """Add the named options of a run to a command, in place of its parameter `options`.
 
-    The command is called with one `RunOptions`; the rest of its parameters are its own.
+    The command is called with one `RunOptions`, and with the rest of its own parameters.
 
     Args:
         names: Fields of `RunOptions`.
@@ -69,7 +69,7 @@ def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., R]], Callable
 
 
 def _parameter(name: str, defaults: Mapping[str, Any]) -> inspect.Parameter:
-    """An option of the command line, from a field of `RunOptions`."""
+    """Return the option of the command line for a field of `RunOptions`."""
     field, flag = RunOptions.model_fields[name], flag_of(name)
     schema = value_schema(name)
     default = defaults.get(name, field.default)
@@ -95,7 +95,7 @@ def _parameter(name: str, defaults: Mapping[str, Any]) -> inspect.Parameter:
 
 
 def parse_text(name: str, value: Any) -> Any:
-    """The value that a text on the command line stands for; `RunOptions` checks it."""
+    """Return the value of a text on the command line, which `RunOptions` checks afterwards."""
     flag = flag_of(name)
     if flag.form == "pairs":
         return parse_overrides(value) or None
@@ -105,7 +105,7 @@ def parse_text(name: str, value: Any) -> Any:
 
 
 def parse_names(text: str | None, option: str) -> list[str] | None:
-    """Names between commas; None without the option.
+    """Return the names between commas; None without the option.
 
     Raises:
         UsageError: A name is empty.
@@ -119,7 +119,9 @@ def parse_names(text: str | None, option: str) -> list[str] | None:
 
 
 def parse_overrides(given: Sequence[str] | None) -> dict[str, Any]:
-    """`["selfplay.rounds=2"]` to `{"selfplay": {"rounds": 2}}`; values are JSON, else text.
+    """Return nested overrides, such as `{"selfplay": {"rounds": 2}}` for `selfplay.rounds=2`.
+
+    A value is JSON, or else text.
 
     Raises:
         UsageError: One is not NAME=VALUE, or the configuration has no such name.
@@ -174,7 +176,7 @@ def _check_name(text: str, path: Sequence[str]) -> None:
 
 
 def read_context(trust: Trust = NO_TRUST) -> WorkerContext:
-    """Return the context of a worker, from the environment; `trust` is from the command line."""
+    """Return the context of a worker from the environment, with `trust` from the command line."""
     from tsgb.settings import load_settings
     from tsgb.worker.context import WorkerContext
 

@@ -35,9 +35,9 @@ def plan(
     options: RunOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Expect hours and dollars of a run on rented machines: one search, nothing is rented.
+    """Forecast hours and dollars of a run on rented machines: one search, nothing is rented.
 
-    With --run-id for what is left of that run, by the time that its updates took and the size of
+    With --run-id, forecast the rest of that run from the time that its updates took and the size of
     its newest checkpoints.
     """
     from dataclasses import replace
@@ -73,12 +73,12 @@ def plan(
         track = read_history(account.runs)
         offers = provider.search(policy.search())
     found = make_plan(offers, policy, left, track, utc())
-    _say(found, as_json=as_json)
+    _print_plan(found, as_json=as_json)
     if found.forecast is None:
         raise NoOffer(f"{found.choice}: raise --max-price, or ask for less")
 
 
-def _say(found: Plan, *, as_json: bool) -> None:
+def _print_plan(found: Plan, *, as_json: bool) -> None:
     from tsgb.cli.output import console, print_json
 
     if as_json:
@@ -112,10 +112,10 @@ def _say(found: Plan, *, as_json: bool) -> None:
     if found.forecast is None:
         return
     table = Table("", "p10", "p50", "p90")
-    told = found.forecast
-    table.add_row("hours", *(f"{value:.2f}" for value in _three(told.hours)))
-    table.add_row("dollars", *(f"{value:.3f}" for value in _three(told.dollars)))
-    table.add_row("machines", *(f"{value:.0f}" for value in _three(told.machines)))
+    expected = found.forecast
+    table.add_row("hours", *(f"{value:.2f}" for value in _three(expected.hours)))
+    table.add_row("dollars", *(f"{value:.3f}" for value in _three(expected.dollars)))
+    table.add_row("machines", *(f"{value:.0f}" for value in _three(expected.machines)))
     out.print(table)
     out.print(
         f"{found.within:.0%} of simulated runs stay within the ${found.budget:.2f} that are left "
@@ -143,7 +143,7 @@ def _three(of: Quantiles) -> tuple[float, float, float]:
 
 
 def _document(found: Plan) -> dict[str, Any]:
-    told, hazard = found.forecast, found.hazard
+    expected, hazard = found.forecast, found.hazard
     return {
         "useful_hours": found.left.hours,
         "useful_hours_source": found.left.source,
@@ -164,9 +164,9 @@ def _document(found: Plan) -> dict[str, Any]:
         "save_gb": found.left.save_gb,
         "restore_gb": found.left.restore_gb,
         "traffic_source": found.left.traffic_source or None,
-        "hours": None if told is None else _quantiles(told.hours),
-        "dollars": None if told is None else _quantiles(told.dollars),
-        "machines": None if told is None else _quantiles(told.machines),
+        "hours": None if expected is None else _quantiles(expected.hours),
+        "dollars": None if expected is None else _quantiles(expected.dollars),
+        "machines": None if expected is None else _quantiles(expected.machines),
         "budget_left": found.budget,
         "within_budget": found.within,
     }
@@ -188,7 +188,7 @@ def _best(best: Appraisal | None) -> dict[str, Any] | None:
 
 
 def _quantiles(of: Quantiles) -> dict[str, float | None]:
-    """Return quantiles for JSON, which knows no infinity: a run that never ends has null."""
+    """Return quantiles for JSON, which has no infinity: null stands for a run that never ends."""
     from math import isfinite
 
     named = zip(("p10", "p50", "p90"), _three(of), strict=True)

@@ -1,4 +1,4 @@
-"""`tsgb train-local`: self-play in this very process, into a folder."""
+"""`tsgb train-local`: self-play in this process, into a folder."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def schedule(episodes: int) -> dict[str, Any]:
 
 
 def larger(usual: RunConfig) -> dict[str, Any]:
-    """Three times the batches, since one arm is trained instead of three; longer best responses."""
+    """Return overrides with larger batches, since only one arm is trained, and longer attacks."""
     return {
         "attacker": {"scenarios_per_step": 3 * usual.attacker.scenarios_per_step},
         "guard": {"batch": 3 * usual.guard.batch, "replay_batch": 3 * usual.guard.replay_batch},
@@ -139,7 +139,7 @@ def _check_same_length(workers: Workers, episodes: int) -> None:
 
 @dataclass(slots=True)
 class _Screen:
-    """Shows each update: phase, round, and the figures that were last seen."""
+    """Shows each update: its phase, its round and the latest figures."""
 
     listener: Listener
     """Shows the bars."""

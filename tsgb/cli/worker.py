@@ -1,4 +1,4 @@
-"""`tsgb worker ...`: one attempt. A flow starts these; a person may too, to see one at work."""
+"""`tsgb worker ...`: the commands of one attempt, which a flow starts, or a person by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ResumePath = Annotated[
 ]
 EvalId = Annotated[str, typer.Option("--eval-id", metavar="ID", help="Names the evaluation.")]
 PartOption = Annotated[
-    str, typer.Option("--part", metavar="K/N", help="Which share of the work, from 0.")
+    str, typer.Option("--part", metavar="K/N", help="Part K of N of the work, K from 0.")
 ]
 
 
@@ -70,12 +70,13 @@ def worker_run(
 def worker_machine(
     resume_path: ResumePath,
     attempt: Annotated[int, typer.Option(min=1, help="Fencing token; the lease names it.")],
-    arms: Annotated[str, typer.Option(metavar="A,B", help="What is trained; commas between.")],
+    arms: Annotated[str, typer.Option(metavar="A,B", help="Arms to train, between commas.")],
     lease_poll_seconds: Annotated[
-        float | None, typer.Option(min=0.01, help="Between two looks at the lease; 30 as a rule.")
+        float | None,
+        typer.Option(min=0.01, help="Seconds between two reads of the lease; 30 by default."),
     ] = None,
 ) -> None:
-    """Be a rented machine: train arms of a run under its lease, then destroy this machine."""
+    """Run as a rented machine: train arms of a run under its lease, then destroy the machine."""
     path, names = _one(resume_path), parse_names(arms, "--arms") or []
     from tsgb.config import Arm
     from tsgb.settings import child_environment, load_settings

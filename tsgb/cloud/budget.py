@@ -1,10 +1,10 @@
-"""The budget ledger of a run: no machine is rented, and none kept, without money set aside for it.
+"""Budget ledger of a run: a machine is rented and kept only while money is set aside for it.
 
-Money is reserved before a rental, prolonged as it goes on, and committed at its end. Every account
-lies twice in the store, in `budget.json` and then in `attempts/0003.json` beside the intent. So
-whichever of the two a dying process left half written, the other still bounds what was spent; it is
-mended before the next change. An account that was never committed counts in full until it is
-reconciled. It knows no rental service; clocks are arguments.
+Money is reserved before a rental, prolonged while the machine works, and committed at its end. Each
+account is in the store twice, in `budget.json` and then in `attempts/0003.json` beside the intent.
+If a dying process left one of the two half written, the other still limits what was spent, and the
+damaged one is repaired before the next change. An account that was never committed counts in full
+until it is reconciled. The module knows no rental service; clocks are arguments.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tsgb.errors import BudgetReached, StoreError, StoreUnreachable, UsageError
 
 NAME = "budget.json"
 WINDOW = timedelta(minutes=20)
-"""Money is set aside for at least so long, as far as it reaches: the ttl of a lease, because a
-machine whose flow has died goes on until then. Twice as much is taken at a time, so that only one
-poll in forty has to write."""
+"""Shortest time for which money is set aside, if there is enough: the ttl of a lease, because a
+machine whose flow has died works on until then. Twice as much is reserved at a time, so that only
+one poll in forty has to write."""
 
 
 class Ledger:
@@ -33,21 +33,21 @@ class Ledger:
     """
 
     def __init__(self, run: RunStore, budget: int) -> None:
-        """Begin without accounts; see `open`."""
+        """Create a ledger without accounts; see `open`."""
         self._run = run
         self.budget = budget
-        """Micro-dollars."""
+        """Micro-dollars that the run may cost."""
         self._accounts: dict[int, Account] = {}
         self._mark: CreditMark | None = None
         self._stale: set[int] = set()
-        """Attempts whose own document does not say what is known of their account."""
+        """Attempts whose own document differs from their account."""
 
     @classmethod
     def open(cls, run: RunStore, budget: int) -> Ledger:
-        """Read what is in the store; a run without any account has spent nothing.
+        """Read the accounts in the store; a run without any account has spent nothing.
 
         Raises:
-            StoreError: Neither document of an account can be read: what was spent is unknown.
+            StoreError: Neither document of an account can be read, so its cost is unknown.
         """
         ledger = cls(run, budget)
         mirror = _read_mirror(run)
@@ -67,8 +67,8 @@ class Ledger:
                 own[attempt] = account
         for attempt in {*own, *mirrored}:
             known = [found for found in (own.get(attempt), mirrored.get(attempt)) if found]
-            # A closed account is the later one; of two alike the larger sum is the safe one, and of
-            # two equal sums the one that has counted further.
+            # A closed account is newer than an open one. Of two open ones the larger sum is safe to
+            # assume, and of two equal sums the one that has counted further.
             ledger._accounts[attempt] = max(
                 known, key=lambda found: (not found.is_open, found.held, found.seen_at)
             )
@@ -82,7 +82,7 @@ class Ledger:
 
     @property
     def spent(self) -> int:
-        """Micro-dollars accrued as far as was seen."""
+        """Micro-dollars accrued so far."""
         return sum(account.spent for account in self._accounts.values())
 
     @property
@@ -92,12 +92,12 @@ class Ledger:
 
     @property
     def highest(self) -> int:
-        """The highest attempt with an account, also if its own document was never written."""
+        """Highest attempt with an account, even if its own document was never written."""
         return max(self._accounts, default=0)
 
     @property
     def left(self) -> int:
-        """Micro-dollars that nothing is set aside for; never below 0."""
+        """Micro-dollars that are neither spent nor set aside; never below 0."""
         return max(0, self.budget - self.held)
 
     def reserve(
@@ -112,20 +112,20 @@ class Ledger:
         credit: int | None = None,
         intent: Mapping[str, Any] | None = None,
     ) -> Account:
-        """Set money aside before a machine is rented; written when this returns.
+        """Set money aside before a machine is rented; the account is written when this returns.
 
         Args:
-            attempt: A number that has no account yet.
-            rates: Of the machine.
+            attempt: Number of an attempt without an account.
+            rates: Prices of the machine.
             now: Time of day.
             window: See `WINDOW`.
-            least: Not worth a start with money for less, say until a first checkpoint is saved.
-            traffic: What the start loads, for sure: it is counted at once.
-            credit: Micro-dollars on the account, which bounds as the budget does.
+            least: Shortest time that is worth a start, such as that to the first checkpoint.
+            traffic: Traffic that the start causes in any case; counted at once.
+            credit: Micro-dollars on the account, which limit the reservation as the budget does.
             intent: Further fields of `attempts/NNNN.json`.
 
         Raises:
-            BudgetReached: It does not reach for `least`.
+            BudgetReached: The money does not last for `least`.
         """
         if attempt in self._accounts:
             raise UsageError(f"attempt {attempt} has an account already: number a new one")
@@ -158,15 +158,15 @@ class Ledger:
         ahead: Usage | None = None,
         window: timedelta = WINDOW,
     ) -> bool:
-        """Count on, and say whether the machine may go on for another poll within the budget.
+        """Count the use up to now; return whether the budget covers the time until the next poll.
 
         Args:
-            attempt: Whose account is open.
+            attempt: Attempt with an open account.
             now: Time of day.
-            poll: Until the next look.
-            more: Traffic since the last look.
-            gpu_billed: False only if the machine was seen not to be billed for its GPU.
-            ahead: Traffic that is expected until the next look.
+            poll: Time until the next poll.
+            more: Traffic since the last poll.
+            gpu_billed: False only if the service showed that the GPU is not billed.
+            ahead: Traffic that is expected until the next poll.
             window: See `WINDOW`.
         """
         account = self._of(attempt).used(now, more, gpu_billed=gpu_billed)
@@ -180,7 +180,7 @@ class Ledger:
         return account.cost_after(poll, traffic) <= reach
 
     def covers_until(self, attempt: int) -> datetime:
-        """Return the time until which the money set aside keeps the machine, traffic apart."""
+        """Return the time until which the reserved money pays for the machine, without traffic."""
         return self._of(attempt).covers_until
 
     def commit(
@@ -192,13 +192,13 @@ class Ledger:
         gpu_billed: bool = True,
         outcome: Mapping[str, Any] | None = None,
     ) -> Account:
-        """Close the account of a machine that is known to be gone; again is fine.
+        """Close the account of a machine that is known to be gone; a further call does nothing.
 
         Args:
-            attempt: Whose account it is.
-            now: When it was gone at the latest.
-            more: Traffic since the last look.
-            gpu_billed: As in `keep`.
+            attempt: Attempt with the account.
+            now: Latest time at which the machine can have ended.
+            more: Traffic since the last poll.
+            gpu_billed: See `keep`.
             outcome: Further fields of `attempts/NNNN.json`.
         """
         account = self._accounts.get(attempt)
@@ -208,11 +208,11 @@ class Ledger:
         return self._close(account, account.spent, outcome)
 
     def reconcile(self, attempt: int, charged: int) -> Account:
-        """Correct an account by what the service charged, once its machine is gone.
+        """Set the cost of an account to what the service charged, once its machine is gone.
 
         Args:
-            attempt: Open since its flow died, or committed with another sum.
-            charged: Micro-dollars.
+            attempt: Attempt whose account is open since its flow died, or has another cost.
+            charged: Micro-dollars that the service charged.
         """
         account = self._accounts.get(attempt)
         if account is None:
@@ -220,10 +220,10 @@ class Ledger:
         return self._close(account, charged, None)
 
     def check_credit(self, now: datetime, credit: int) -> Drift:
-        """Compare the fall of the account's credit with this ledger, and remember where it stood.
+        """Compare the decrease of the account's credit with this ledger, and store the mark.
 
-        The first look, and one after a payment, begins a new comparison. Where several runs share
-        an account, add up their drifts before judging.
+        The first call, and the first one after a payment, begins a new comparison. If several runs
+        share an account, compare the sums of their drifts.
         """
         mark = self._mark
         if mark is None or credit > mark.credit:
@@ -231,7 +231,7 @@ class Ledger:
         else:
             mark = mark.model_copy(update={"at": now, "credit": credit})
         if mark != self._mark:
-            self._mend()
+            self._repair()
             self._mark = mark
             self._write_mirror()
         recorded = max(0, self.spent - mark.first_spent)
@@ -244,7 +244,7 @@ class Ledger:
         return account
 
     def _write(self, account: Account, fields: Mapping[str, Any] | None = None) -> None:
-        self._mend()
+        self._repair()
         self._accounts[account.attempt] = account
         self._write_mirror()
         self._write_document(account, fields)
@@ -254,8 +254,8 @@ class Ledger:
         self._write(closed, fields)
         return closed
 
-    def _mend(self) -> None:
-        """Have every account's own document whole before the mirror is written."""
+    def _repair(self) -> None:
+        """Write the own document of every account that differs, before the mirror is written."""
         for attempt in sorted(self._stale):
             self._write_document(self._accounts[attempt], None)
 
@@ -278,7 +278,7 @@ class Ledger:
         except StoreUnreachable:
             raise
         except StoreError:
-            before = {}  # half written by a process that died; the mirror bounds the money
+            before = {}  # half written by a process that died; the mirror has the account
         self._run.write_json(
             name,
             {
@@ -305,7 +305,7 @@ class _Mirror(BaseModel):
 
 
 def _read_mirror(run: RunStore) -> _Mirror | None:
-    """An empty one where there is none yet; None if it is damaged."""
+    """Return the accounts in `budget.json`: none if it does not exist, None if it is damaged."""
     try:
         return _Mirror.model_validate(run.read_json(NAME))
     except FileNotFoundError:
@@ -317,11 +317,11 @@ def _read_mirror(run: RunStore) -> _Mirror | None:
 
 
 def _read_account(run: RunStore, attempt: int) -> Account | None:
-    """None for an attempt that costs nothing, as a local one."""
+    """Return an attempt's account; None for one that costs nothing, such as a local one."""
     name = _document(attempt)
     stored = run.read_json(name).get("account")
     try:
         return None if stored is None else Account.model_validate(stored)
     except ValidationError as error:
         what = error.errors()[0]["msg"]
-        raise StoreError(f"{run.run_url}/{name}: {what}: not an account; mend it") from error
+        raise StoreError(f"{run.run_url}/{name}: {what}: not an account; correct it") from error

@@ -1,7 +1,7 @@
-"""The launch of a machine: look for an offer, set money aside, write the intent, ask once.
+"""Launches a machine: finds an offer, reserves money, records the intent, sends one request.
 
-The order is what makes every death of the flow harmless: money and intent are in the store before
-the one request that can cost something, and under a label by which its outcome is found.
+The order makes the death of a flow harmless at any point: the money and the intent are in the store
+before the only request that can cost something, and its label finds the instance afterwards.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from tsgb.errors import (
 )
 
 _LOOKS = (5.0, 5.0, 10.0, 20.0, 20.0)
-"""Seconds before the first lists after a lost answer; a minute from then on."""
+"""Seconds before each of the first lists after a lost answer; then a minute before each."""
 _LEAST_LISTS = 3
 
 
 def find_offer(session: Session, work: Workload) -> Appraisal:
-    """Return the offer to rent now; wait for one for as long as the policy allows.
+    """Return the offer to rent now; wait for one as long as the policy allows.
 
     Raises:
-        NoOffer: There was none in all that time; its message says how near the nearest is.
-        BudgetReached: No money is left.
-        ProviderNoCredit: The account has none.
+        NoOffer: No offer fitted in that time; the message says how the nearest one failed.
+        BudgetReached: No budget is left.
+        ProviderNoCredit: The account has no credit.
     """
     check_money(session)
-    ends, told = session.clock() + session.monitor_policy.offer_seconds, ""
+    ends, reported = session.clock() + session.monitor_policy.offer_seconds, ""
     while True:
         why = "the service could not be asked"
         pause = session.monitor_policy.search_seconds
@@ -71,14 +71,14 @@ def find_offer(session: Session, work: Workload) -> Appraisal:
                 f"run {session.run_id!r}: {why}; what was trained is kept: change the terms, or "
                 "start it again later"
             )
-        if why != told:
+        if why != reported:
             session.note(f"{why}; looking again until there is one, every {pause:.0f} s")
-            told = why
+            reported = why
         session.sleep(pause)
 
 
 def _disk_gb(session: Session) -> float:
-    """Return the storage to rent, larger after a full disk, since a disk cannot grow."""
+    """Return the storage to rent, GB; larger after a full disk, because a disk cannot grow."""
     return (
         session.launch_policy.disk_gb
         * may_go_on(session.endings, session.launch_policy.limits).disk_factor
@@ -86,7 +86,7 @@ def _disk_gb(session: Session) -> float:
 
 
 def hazard_of(history: History) -> Callable[[Offer], float]:
-    """Return a function that gives the preemptions per hour of an offer's class."""
+    """Return a function that returns the preemptions per hour of an offer's class."""
 
     def mean(offer: Offer) -> float:
         if not offer.is_bid:
@@ -98,11 +98,11 @@ def hazard_of(history: History) -> Callable[[Offer], float]:
 
 
 def check_money(session: Session) -> int:
-    """Return the account's credit in micro-dollars, if there is any, and budget too.
+    """Return the account's credit in micro-dollars, once budget and credit are known to be left.
 
     Raises:
-        BudgetReached: The run has none left.
-        ProviderNoCredit: The account has none.
+        BudgetReached: No budget is left.
+        ProviderNoCredit: The account has no credit.
     """
     if session.ledger.left == 0:
         raise error_of(session, TerminationReason.STOPPED, "", BUDGET)
@@ -119,10 +119,10 @@ def check_money(session: Session) -> int:
 
 
 def intend(session: Session, chosen: Appraisal, attempt: int) -> Intent:
-    """Set money aside, write down what is going to be rented, and take the lease.
+    """Reserve money, record the intended rental and take the lease.
 
     Raises:
-        BudgetReached: The money does not reach for a start.
+        BudgetReached: The money does not last for a start.
         LeaseLost: Another flow works on this run.
     """
     session.check_lease()
@@ -159,11 +159,11 @@ def intend(session: Session, chosen: Appraisal, attempt: int) -> Intent:
 
 
 def rent(session: Session, attempt: int, intent: Intent, spec: LaunchSpec) -> RunningInstance:
-    """Ask for the machine, once; find it by its label if the answer is lost.
+    """Send the request once; find the instance by its label if the answer is lost.
 
     Raises:
-        Preempted: Nothing came of it; another offer may do.
-        TSGBError: Nothing came of it, and nothing will.
+        Preempted: Nothing was rented; another offer may succeed.
+        TSGBError: Nothing was rented, and another offer would fail alike.
     """
     try:
         instance_id = session.provider.create(intent.ask_id, spec)
@@ -171,12 +171,14 @@ def rent(session: Session, attempt: int, intent: Intent, spec: LaunchSpec) -> Ru
         session.note(str(error))
         found = _find(session, intent.label)
         if found is None:
-            raise _nothing(session, attempt, intent, TerminationReason.REFUSED, error) from error
+            raise _nothing_rented(
+                session, attempt, intent, TerminationReason.REFUSED, error
+            ) from error
         instance_id = found
     except ProviderError as error:
         if error.instance_id is not None:
             destroy(session, error.instance_id)
-        raise _nothing(session, attempt, intent, _cause(error), error) from error
+        raise _nothing_rented(session, attempt, intent, _reason_of(error), error) from error
     running = RunningInstance(
         attempt=attempt, instance_id=instance_id, intent=intent, since=session.clock()
     )
@@ -185,17 +187,17 @@ def rent(session: Session, attempt: int, intent: Intent, spec: LaunchSpec) -> Ru
 
 
 def write_down(session: Session, running: RunningInstance) -> None:
-    """Write down which instance the attempt has; if that fails, its label tells it."""
+    """Record the instance of an attempt; if that fails, its label still identifies it."""
 
     def write() -> None:
         session.documents.note(running.attempt, instance_id=running.instance_id)
         session.assign(running.attempt, running.instance_id)
 
-    session.quietly(write, "its id is not written down, its label tells it")
+    session.quietly(write, "the id of the instance was not recorded, its label identifies it")
 
 
 def _find(session: Session, label: str) -> int | None:
-    """Return the instance of that label; None once several whole lists over the lag lack it."""
+    """Return the instance with that label; None once several complete lists lack it."""
     started, lists = session.clock(), 0
     pauses = iter(_LOOKS)
     while True:
@@ -217,24 +219,24 @@ def _find(session: Session, label: str) -> int | None:
             return None
         if waited > 20 * session.monitor_policy.lag_seconds:
             raise ProviderUnreachable(
-                f"whether {label} was rented cannot be known: no whole list in {waited:.0f} s; "
+                f"whether {label} was rented cannot be known: no complete list in {waited:.0f} s; "
                 "start the run again later, it looks for it first"
             )
 
 
-def _nothing(
+def _nothing_rented(
     session: Session, attempt: int, intent: Intent, cause: TerminationReason, error: ProviderError
 ) -> TSGBError:
-    """Close the account of what never was a machine; return the error that the flow raises."""
+    """Close the account of a rental that failed; return the error that the flow raises."""
     session.ledger.reconcile(attempt, 0)
-    outcome = AttemptResult(cause=cause, message=str(error), at=session.now())
-    conclude(session, attempt, outcome, machine_id=intent.machine_id, host_id=intent.host_id)
+    result = AttemptResult(cause=cause, message=str(error), at=session.now())
+    conclude(session, attempt, result, machine_id=intent.machine_id, host_id=intent.host_id)
     if cause is TerminationReason.CONFIG:
         return error
     return error_of(session, cause, str(error))
 
 
-def _cause(error: ProviderError) -> TerminationReason:
+def _reason_of(error: ProviderError) -> TerminationReason:
     if isinstance(error, ProviderAuthError):
         return TerminationReason.CONFIG
     return (

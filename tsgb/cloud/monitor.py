@@ -1,7 +1,8 @@
-"""The watch over a machine: one look after another, until something is to be done about it.
+"""Monitors a machine: looks at it again and again until it ends or has to be ended.
 
-Each look reads the machine's state, its reports in the store and the ledger, renews its lease as
-far as money is set aside, and judges. A store or a service that does not answer ends nothing.
+A look reads the state of the instance and its reports in the store, counts its cost in the ledger,
+renews its lease as far as money is set aside, and decides whether the attempt is over. A store or a
+service that does not answer ends nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from tsgb.cloud.termination import Observation, TerminationReason, termination_r
 from tsgb.errors import ProviderAuthError, ProviderError, StoreUnreachable
 
 _SLACK = 0.02
-"""Share by which the service's own sum of the price may be above the one that was set aside."""
+"""Share by which the price that the service shows may exceed the one that was reserved."""
 
 OnLook = Callable[[RunningInstance], None]
 
 
 def no_look(_running: RunningInstance) -> None:
-    """Show nothing."""
+    """Do nothing after a look."""
 
 
 def watch(
@@ -35,7 +36,7 @@ def watch(
     enough: Callable[[RunningInstance], bool],
     on_look: OnLook = no_look,
 ) -> None:
-    """Look until `enough` says so or the machine is over (`running.cause`)."""
+    """Look until `enough` returns True, or the attempt is over (`running.cause` is set)."""
     while True:
         look(session, running)
         on_look(running)
@@ -45,22 +46,22 @@ def watch(
 
 
 def is_there(running: RunningInstance) -> bool:
-    """Return whether the service shows its container at work, or it says so itself."""
+    """Return whether the service shows a running container, or the machine has reported."""
     instance = running.instance
     is_up = instance is not None and instance.state is InstanceState.RUNNING
     return is_up or has_said_something(running)
 
 
 def has_said_something(running: RunningInstance) -> bool:
-    """Return whether it has reported anything."""
+    """Return whether the machine has written a heartbeat or an exit record."""
     return running.beat_at is not None or running.exit_record is not None
 
 
 def look(session: Session, running: RunningInstance) -> None:
-    """Look once at everything.
+    """Look once at the instance, its reports, its cost and its lease.
 
     Raises:
-        ProviderAuthError: The key is refused: nothing is known, the machine is asked to end itself.
+        ProviderAuthError: The key is refused, so the machine is asked to end itself.
         LeaseLost: Another flow has taken the run over.
     """
     _read_row(session, running)
@@ -72,7 +73,7 @@ def look(session: Session, running: RunningInstance) -> None:
         _list(session, running)
     if running.instance is not None and moves_soon(running.instance.ends_at, session.now()):
         stop(session, running, MOVE)
-    _judge(session, running)
+    _decide(session, running)
 
 
 def _read_row(session: Session, running: RunningInstance) -> None:
@@ -98,7 +99,7 @@ def _read_row(session: Session, running: RunningInstance) -> None:
 
 
 def mismatch(found: Instance, intent: Intent) -> str | None:
-    """Return why a new instance is not what was asked for; None if it is, as far as is known."""
+    """Return how a new instance differs from the intended rental; None if it does not."""
     if found.label is not None and found.label != intent.label:
         return f"its label is {found.label!r}, not {intent.label!r}"
     if found.is_bid is False:
@@ -131,7 +132,7 @@ def _read_reports(session: Session, running: RunningInstance) -> None:
 
 
 def _count(session: Session, running: RunningInstance) -> None:
-    """Count on in the ledger; out of money, the machine is asked to stop while there is some."""
+    """Count the cost so far; ask the machine to stop while there is money for its end."""
     billed = running.instance is None or running.instance.gpu_billed
     ahead = session.monitor_policy.look_seconds + session.monitor_policy.grace_seconds
     try:
@@ -144,7 +145,7 @@ def _count(session: Session, running: RunningInstance) -> None:
             window=session.monitor_policy.window,
         )
     except StoreUnreachable as error:
-        # It has counted all the same, and writes it with the next change.
+        # The ledger has counted nevertheless, and writes it with the next change.
         session.note(f"the ledger could not be written: {error}")
         enough = True
     running.billed = billed
@@ -154,7 +155,7 @@ def _count(session: Session, running: RunningInstance) -> None:
 
 
 def _renew(session: Session, running: RunningInstance) -> None:
-    """Renew the lease a few times in its life, not at each look: each is a request to the store."""
+    """Renew the lease a few times within its ttl; each renewal is a request to the store."""
     every = min(60.0, session.monitor_policy.ttl.total_seconds() / 10)
     if running.stop is None and session.clock() - running.renewed_at >= every:
         try:
@@ -169,7 +170,7 @@ def _renew(session: Session, running: RunningInstance) -> None:
 
 
 def _list(session: Session, running: RunningInstance) -> None:
-    """Look for what a look by id cannot show: a second machine, and the account's own sums."""
+    """List all instances and read the credit, which show a second machine and a drift."""
     try:
         for number, row in session.own().items():
             if number != running.instance_id:
@@ -186,12 +187,12 @@ def _list(session: Session, running: RunningInstance) -> None:
         session.note(f"alarm: {drift}")
 
 
-def _judge(session: Session, running: RunningInstance) -> None:
+def _decide(session: Session, running: RunningInstance) -> None:
     if running.cause is not None:
         return
     clock = session.clock()
     policy = session.monitor_policy
-    signs = Observation(
+    observation = Observation(
         instance=running.instance,
         verified=running.verified,
         seen_before=running.seen,
@@ -202,13 +203,13 @@ def _judge(session: Session, running: RunningInstance) -> None:
         stop_asked=running.stop is not None,
         doubted_before=_doubted(session, running),
     )
-    cause = termination_reason(signs, policy.deadlines)
+    cause = termination_reason(observation, policy.deadlines)
     if (
         cause is TerminationReason.PREEMPTED
         and running.exit_record is None
         and _credit(session, default=1.0) <= 0
     ):
-        cause = termination_reason(replace(signs, credit_used_up=True), policy.deadlines)
+        cause = termination_reason(replace(observation, credit_used_up=True), policy.deadlines)
     overdue = running.stop is not None and clock - running.stop_at > policy.grace_seconds
     if cause is None and overdue:
         cause = TerminationReason.STOPPED
@@ -230,7 +231,7 @@ def _credit(session: Session, default: float | None = None) -> float:
 
 
 def _doubted(session: Session, running: RunningInstance) -> bool:
-    """Return whether the attempt before was lost at this very step, perhaps by its host."""
+    """Return whether the attempt before was lost with its host at the same step."""
     before = session.endings[-1] if session.endings else None
     return (
         before is not None
@@ -245,7 +246,7 @@ def _message(running: RunningInstance) -> str:
     if running.stop is not None:
         return running.stop
     if running.instance is None:
-        silent = ", and nothing was heard of it" * (running.beat_at is None)
+        silent = ", and it never reported" * (running.beat_at is None)
         return f"instance {running.instance_id} is gone{silent}"
-    said = f", {running.instance.message!r}" if running.instance.message else ""
-    return f"instance {running.instance_id}: {running.instance.status}{said}"
+    message = f", {running.instance.message!r}" if running.instance.message else ""
+    return f"instance {running.instance_id}: {running.instance.status}{message}"

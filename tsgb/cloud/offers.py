@@ -1,7 +1,7 @@
-"""Choice of an offer and its bid: offers that fit, ranked by expected dollars per useful hour.
+"""Chooses an offer and its bid: ranks the offers that fit by expected dollars per useful hour.
 
 Every filter is checked here, because a search does not always apply them. The module knows no
-service and no history: hazards come in as a function.
+service and no history: a function that returns the hazard is an argument.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A rule that an offer fails, with numbers for a person."""
+    """A rule that an offer fails, and by how much."""
 
     rule: OfferRule
     """The rule."""
@@ -141,10 +141,10 @@ class Choice:
         nearest, failures = self.rejected[0]
         only_cap = {failure.rule for failure in failures} == {OfferRule.CAP}
         counts = Counter(failure.rule for _, found in self.rejected for failure in found)
-        told = ", ".join(f"{num} {rule}" for rule, num in sorted(counts.items(), key=_by_count))
+        reasons = ", ".join(f"{num} {rule}" for rule, num in sorted(counts.items(), key=_by_count))
         why = "; ".join(failure.detail or failure.rule for failure in failures)
         head = f"no offer under the cap of ${self.cap:.3f}/h" if only_cap else "no offer fits"
-        return f"{head}: nearest is {_name(nearest)}: {why} ({len(self.rejected)} seen: {told})"
+        return f"{head}: nearest is {_name(nearest)}: {why} ({len(self.rejected)} seen: {reasons})"
 
 
 def choose(
@@ -153,7 +153,7 @@ def choose(
     work: Workload,
     hazard_of: Callable[[Offer], float],
 ) -> Choice:
-    """Compare all offers; their order does not matter.
+    """Rank all offers; their order does not matter.
 
     Args:
         offers: Interruptible offers and offers on demand.
@@ -282,7 +282,7 @@ def rates_of(offer: Offer, price: float, disk_gb: float) -> Rates:
 
 
 MARGIN = 0.07
-"""Share of the floor that is bid above it, because it moves between search and rental."""
+"""Share of the floor that is bid above it, because it may rise between search and rental."""
 LEAST_STEP = 0.005
 """Least $/h that is bid above the floor."""
 ON_DEMAND_SHARE = 0.9

@@ -1,7 +1,7 @@
-"""The choice of instances to destroy, which no lease covers; those of others are never touched.
+"""Chooses the instances to destroy: those of this deployment that no lease covers.
 
-The instances come from a list that was read in full, the leases from the store.
-Unknown is not absent: a run whose lease could not be read keeps its machines until the next look.
+The instances come from a complete list, the leases from the store. Unknown is not absent: a run
+whose lease could not be read keeps its machines until the next round.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from tsgb.errors import UsageError
 
 MAX_LABEL = 60
 MIN_AGE = timedelta(minutes=2)
-"""A younger instance may have been created after its lease was read."""
+"""Age below which an instance is kept, because its lease may have been read before its rental."""
 MAX_DOOMED = 10
-"""Most instances to destroy at once; more look like a mistake and wait for the next look."""
+"""Most instances to destroy in one round; a larger number may be a mistake, and the rest waits."""
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _LABEL = re.compile(rf"tsgb/({_PART})/({_PART})/([1-9]\d{{0,8}})")
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceLabel:
-    """The purpose of an instance, and the only handle on it when the answer to `create` was lost.
+    """Label of an instance, by which it is found when the answer to `create` was lost.
 
     Example: `str(InstanceLabel("home", "r1", 3)) == "tsgb/home/r1/3"`
     """
@@ -43,21 +43,21 @@ class InstanceLabel:
 
     @classmethod
     def parse(cls, text: str | None) -> InstanceLabel | None:
-        """Return the label in a text; None if the text is not one to the letter."""
+        """Return the label that a text spells exactly; None if it spells none."""
         match = None if text is None else _LABEL.fullmatch(text)
         return match and cls(match[1], match[2], int(match[3]))
 
     @classmethod
     def ours(cls, text: str | None, deployment: str) -> InstanceLabel | None:
-        """Return the label in a text, if it is one of this deployment's."""
+        """Return the label in a text; None if it is not one of this deployment."""
         parsed = cls.parse(text)
         return parsed if parsed is not None and parsed.deployment == deployment else None
 
     def check(self) -> str:
-        """Return the text, before an instance gets it.
+        """Return the text of the label, after checking that it can be parsed.
 
         Raises:
-            UsageError: It could not be read back.
+            UsageError: The text is too long, or could not be parsed.
         """
         text = str(self)
         if len(text) > MAX_LABEL or InstanceLabel.parse(text) != self:
@@ -83,12 +83,12 @@ class Orphan:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Every instance, in one of five lists; each ordered by id."""
+    """All instances, each in one of five lists, which are ordered by id."""
 
     doomed: tuple[Orphan, ...] = ()
     """Instances to destroy now."""
     postponed: tuple[Orphan, ...] = ()
-    """Orphans beyond the most that may go at once."""
+    """Orphans beyond the number that may be destroyed in one round."""
     covered: tuple[Instance, ...] = ()
     """Instances that are leased, or too young to tell."""
     unknown: tuple[Instance, ...] = ()
@@ -106,15 +106,15 @@ def sweep(
     skew: timedelta = SKEW,
     max_doomed: int = MAX_DOOMED,
 ) -> Sweep:
-    """Sort all instances.
+    """Classify all instances.
 
     Args:
-        instances: A list that was read in full.
-        leases: By run; None where there is surely none, no key where it could not be read.
+        instances: A complete list.
+        leases: Lease by run; None where there is certainly none, no key where it is unknown.
         deployment: Name of this deployment.
         now: Time of day.
         skew: Difference between two clocks that is tolerated.
-        max_doomed: Destroy at most so many.
+        max_doomed: Most instances to destroy.
     """
     orphans: list[Orphan] = []
     covered: list[Instance] = []
@@ -142,7 +142,7 @@ def sweep(
 def _uncovered(
     instance: Instance, label: InstanceLabel, lease: Lease | None, now: datetime, skew: timedelta
 ) -> str | None:
-    """Return why no lease covers it; None if one does, or it is too young."""
+    """Return why no lease covers the instance; None if one does, or if it is too young."""
     reason = objection(instance, label, lease, now, skew)
     if reason is None or instance.created_at is None:
         return reason
@@ -152,7 +152,7 @@ def _uncovered(
 def objection(
     instance: Instance, label: InstanceLabel, lease: Lease | None, now: datetime, skew: timedelta
 ) -> str | None:
-    """Return why no lease covers it, whatever its age; None if one does within `skew`."""
+    """Return why no lease covers the instance, at any age; None if one does within `skew`."""
     if lease is None:
         return f"run {label.run} has no lease"
     if lease.ended:

@@ -1,4 +1,4 @@
-"""The machine that works for a run, as it is known, from look to look."""
+"""State of the machine that works for a run, as of the last look at it."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ class RunningInstance:
     instance: Instance | None = None
     """The instance as last read; None if it was never read or is gone."""
     verified: bool = False
-    """Whether the last read said something."""
+    """Whether the service answered at the last look."""
     seen: bool = False
-    """Whether the service showed it once."""
+    """Whether the service has shown it at least once."""
     checked: bool = False
-    """Whether it was compared with what was asked for."""
+    """Whether it was compared with the intended rental."""
     billed: bool = True
-    """Whether its GPU was billed at the last look, as far as is known."""
+    """Whether its GPU was billed at the last look; assumed if unknown."""
     heartbeat: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Its last heartbeat; empty before the first one."""
     bytes_up: int = 0
-    """Sent bytes as far as the ledger counts them; a container that starts again begins at 0."""
+    """Sent bytes that the ledger has counted; a container that starts again counts from 0."""
     bytes_down: int = 0
-    """Received bytes, likewise."""
+    """Received bytes that the ledger has counted."""
     beat_at: float | None = None
     """Clock reading at which the heartbeat last changed; None before the first one."""
     first_beat_at: float | None = None
     """Clock reading at the first heartbeat; None before it."""
     step_at: float = 0.0
-    """Clock reading at which its step last moved."""
+    """Clock reading at which its step last changed."""
     exit_record: Mapping[str, Any] | None = None
     """Its exit record; None if it has not written one."""
     renewed_at: float = float("-inf")
@@ -62,13 +62,13 @@ class RunningInstance:
     cause: TerminationReason | None = None
     """Termination reason; None while it is at work."""
     message: str = ""
-    """The same in one line for people."""
+    """Termination reason in one line for people."""
     finished: bool = False
-    """Whether it is gone, paid for and written down."""
+    """Whether it is gone, and its account and its end are recorded."""
 
     @property
     def at_work(self) -> bool:
-        """Return whether it works as far as is known, and was not asked to stop."""
+        """Return whether it is at work and was not asked to stop."""
         return self.cause is None and self.stop is None and not self.finished
 
     @property
@@ -77,7 +77,7 @@ class RunningInstance:
         return durable_steps(self.heartbeat)
 
     def new_traffic(self) -> Usage:
-        """Return the bytes that its heartbeat tells of and the ledger has not counted yet."""
+        """Return the bytes in its heartbeat that the ledger has not counted yet."""
         up, down = number(self.heartbeat, "bytes_up"), number(self.heartbeat, "bytes_down")
         return Usage(
             bytes_up=up - self.bytes_up if up >= self.bytes_up else up,
@@ -85,7 +85,7 @@ class RunningInstance:
         )
 
     def traffic_is_counted(self) -> None:
-        """Remember that the ledger has taken in what `new_traffic` gave."""
+        """Note that the ledger has counted what `new_traffic` returned."""
         self.bytes_up = number(self.heartbeat, "bytes_up") or self.bytes_up
         self.bytes_down = number(self.heartbeat, "bytes_down") or self.bytes_down
 

@@ -1,7 +1,7 @@
-"""The end of a machine: destroyed, seen to be gone, paid for, written down.
+"""Terminates machines: destroys them, verifies that they are gone, and closes their accounts.
 
-An accepted request to destroy proves nothing. An instance is gone only if the service does not know
-it by its id, and a list that was read afterwards, in full, lacks it. Until then its account stays
+An accepted request to destroy proves nothing. An instance is gone only if the service does not find
+it by its id, and if a complete list that was read afterwards lacks it. Until then its account stays
 open, and nothing new is rented for the run.
 """
 
@@ -30,7 +30,7 @@ from tsgb.errors import (
 )
 
 PAUSES_SECONDS = (5.0, 15.0, 45.0)
-"""Seconds between two rounds of `destroy_all`; a destroyed instance may be listed for a while."""
+"""Seconds between rounds of `destroy_all`, because a list may show a destroyed instance longer."""
 BUDGET = "the budget is used up"
 _SOON = timedelta(minutes=30)
 MOVE = f"its contract ends within {_SOON.seconds // 60} minutes"
@@ -43,7 +43,7 @@ _LONGEST_PAUSE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """The reason for which an instance is not known to be gone.
+    """Reason why an instance is not known to be gone.
 
     Example: `Remaining("instance 7 is there still", is_gone_by_id=True)`
     """
@@ -51,8 +51,8 @@ class Remaining:
     why: str
     """One line for people."""
     is_gone_by_id: bool = False
-    """Whether the service does not know its id any more, so that it costs nothing now, although a
-    list shows it still or none could be read."""
+    """Whether the service no longer finds it by its id, so that it costs nothing now, although a
+    list still shows it or could not be read."""
 
 
 def destroy_all(
@@ -61,10 +61,10 @@ def destroy_all(
     sleep: Callable[[float], None],
     pauses_seconds: Sequence[float] = PAUSES_SECONDS,
 ) -> dict[int, str]:
-    """Destroy instances; return why those that are left are there still, by id.
+    """Destroy instances; return the reasons, by id, why some are not known to be gone.
 
     Args:
-        provider: The account; it repeats by itself what may heal within a minute.
+        provider: The account; it repeats transient errors by itself, for a minute.
         ids: Instances of this deployment.
         sleep: Waits for so many seconds.
         pauses_seconds: Seconds before each further round.
@@ -74,7 +74,7 @@ def destroy_all(
         try:
             left = {number: one.why for number, one in destroy_once(provider, left).items()}
         except ProviderAuthError as error:
-            return dict.fromkeys(left, str(error))  # no other round would be answered otherwise
+            return dict.fromkeys(left, str(error))  # a further round would have the same answer
         if not left or pause is None:
             break
         sleep(pause)
@@ -82,16 +82,16 @@ def destroy_all(
 
 
 def destroy_once(provider: Provider, ids: Iterable[int]) -> dict[int, Remaining]:
-    """Ask once for the end of each, then look; return those that are not known to be gone.
+    """Send one request to destroy each, then verify; return those that are not known to be gone.
 
     Raises:
-        ProviderAuthError: The key is refused, so nothing can be known of any.
+        ProviderAuthError: The key is refused, so the state of all is unknown.
     """
-    return _remaining(provider, {number: _asked(provider, number) for number in ids})
+    return _remaining(provider, {number: _request(provider, number) for number in ids})
 
 
-def _asked(provider: Provider, number: int) -> str:
-    """Return the error of the request; one error does not keep the others from their end."""
+def _request(provider: Provider, number: int) -> str:
+    """Request the end of one instance; return its error, because the others are destroyed too."""
     try:
         provider.destroy(number)
     except ProviderAuthError:
@@ -101,12 +101,12 @@ def _asked(provider: Provider, number: int) -> str:
     return ""
 
 
-def _remaining(provider: Provider, asked: Mapping[int, str]) -> dict[int, Remaining]:
-    if not asked:
+def _remaining(provider: Provider, errors: Mapping[int, str]) -> dict[int, Remaining]:
+    if not errors:
         return {}
     listed, unread = _listed(provider)
     left: dict[int, Remaining] = {}
-    for number, reason in asked.items():
+    for number, reason in errors.items():
         try:
             is_known = provider.show(number) is not None
         except ProviderAuthError:
@@ -121,7 +121,7 @@ def _remaining(provider: Provider, asked: Mapping[int, str]) -> dict[int, Remain
 
 
 def _listed(provider: Provider) -> tuple[set[int], str]:
-    """Return the ids of a whole list, and why it could not be read."""
+    """Return the ids of a complete list, and the reason if it could not be read."""
     try:
         return {instance.id for instance in provider.list()}, ""
     except ProviderAuthError:
@@ -134,11 +134,11 @@ def _listed(provider: Provider) -> tuple[set[int], str]:
 
 
 def destroy(session: Session, instance_id: int) -> datetime:
-    """Destroy an instance and see that it is gone; return the time at which it was at the latest.
+    """Destroy an instance and verify that it is gone; return the latest time of its end.
 
     Raises:
-        ProviderUnreachable: It may still be there after all the time that a flow insists.
-        ProviderAuthError: The key is refused, so nothing can be known of it.
+        ProviderUnreachable: It may still exist after the time for which a flow tries.
+        ProviderAuthError: The key is refused, so its state is unknown.
     """
     ends = session.clock() + session.monitor_policy.destroy_seconds
     pause, gone_at = _SHORTEST_PAUSE, None
@@ -159,9 +159,9 @@ def destroy(session: Session, instance_id: int) -> datetime:
 
 
 def release(session: Session, running: RunningInstance, reason: str) -> None:
-    """Let the machine save, if it is at work, and destroy it, however the flow left it.
+    """Let the machine save, if it is at work, and destroy it, however its flow ended.
 
-    A further call does nothing once it is gone.
+    A further call does nothing once the machine is gone.
     """
     if running.finished:
         return
@@ -177,7 +177,7 @@ def release(session: Session, running: RunningInstance, reason: str) -> None:
 
 
 def stop(session: Session, running: RunningInstance, reason: str) -> None:
-    """Ask the machine to save and go, through its lease; a further call does nothing."""
+    """Ask the machine to save and end, through its lease; a further call does nothing."""
     if running.stop is None:
         running.stop, running.stop_at = reason, session.clock()
         session.note(f"asking instance {running.instance_id} to save and stop: {reason}")
@@ -185,16 +185,16 @@ def stop(session: Session, running: RunningInstance, reason: str) -> None:
 
 
 def finish(session: Session, running: RunningInstance) -> Ending:
-    """Destroy the machine, close its account, write its end down."""
+    """Destroy the machine, close its account and record its end."""
     assert running.cause is not None
     assert not running.finished
     if running.cause is not TerminationReason.DONE and running.stop is None:
-        # Should it start again by itself while it is being destroyed, it finds that it may not.
+        # If it starts again by itself while it is being destroyed, it finds its lease revoked.
         session.revoke(running.attempt, f"attempt {running.attempt} is over: {running.cause}")
     try:
         gone_at = destroy(session, running.instance_id)
     except ProviderAuthError:
-        # Its own key still works on the machine itself.
+        # The machine can still destroy itself with its own key.
         stop(session, running, "the account's key is refused")
         raise
     instance = running.instance
@@ -226,7 +226,7 @@ def finish(session: Session, running: RunningInstance) -> Ending:
 def conclude(
     session: Session, attempt: int, result: AttemptResult, *, machine_id: int, host_id: int
 ) -> Ending:
-    """Write an attempt's end down."""
+    """Record the end of an attempt."""
     session.documents.note(attempt, outcome=result.model_dump(mode="json"))
     ending = Ending(
         cause=result.cause,
@@ -236,8 +236,8 @@ def conclude(
         host_id=host_id,
     )
     session.endings.append(ending)
-    said = f": {result.message}" if result.message else ""
-    session.note(f"attempt {attempt} ended as {result.cause}{said}")
+    message = f": {result.message}" if result.message else ""
+    session.note(f"attempt {attempt} ended as {result.cause}{message}")
     return ending
 
 
@@ -247,10 +247,10 @@ def error_of(
     """Return the error that the flow raises after an attempt that did not end the run.
 
     Args:
-        session: Its endings decide whether the run goes on.
-        cause: Reason for which the last attempt ended.
-        message: One line for people, in the machine's own words.
-        stop_reason: Why the machine was asked to stop, if it was.
+        session: Session of the run; its endings decide whether the run goes on.
+        cause: Termination reason of the last attempt.
+        message: Reason that the machine gave, one line.
+        stop_reason: Reason for which the machine was asked to stop; None if it was not.
     """
     if cause is TerminationReason.STOPPED and stop_reason == BUDGET:
         return BudgetReached(
@@ -258,24 +258,24 @@ def error_of(
             "budget, then start it again with the same run id"
         )
     decision = may_go_on(session.endings, session.launch_policy.limits)
-    said = f"{message}; " if message else ""
+    detail = f"{message}; " if message else ""
     if decision.go_on:
-        return Preempted(f"{cause}: {said}going on from the last checkpoint on another machine")
+        return Preempted(f"{cause}: {detail}going on from the last checkpoint on another machine")
     kinds: dict[TerminationReason, type[TSGBError]] = {
         TerminationReason.CONFIG: ConfigError,
         TerminationReason.FUNDS: BudgetReached,
         TerminationReason.LEASE_LOST: LeaseLost,
     }
-    return kinds.get(cause, WorkerFailed)(f"{cause}: {said}{decision.reason}")
+    return kinds.get(cause, WorkerFailed)(f"{cause}: {detail}{decision.reason}")
 
 
 def moves_soon(ends_at: datetime | None, now: datetime) -> bool:
-    """Return whether a contract's limit is so near that the run moves before it."""
+    """Return whether a contract ends so soon that the run moves to another machine before."""
     return ends_at is not None and ends_at - now < _SOON
 
 
 def _read_heartbeat(session: Session, running: RunningInstance) -> None:
-    """Read the last heartbeat, which tells what the machine has sent."""
+    """Read the last heartbeat, which has the traffic of the machine."""
     running.heartbeat = session.documents.heartbeat(running.attempt) or running.heartbeat
 
 

@@ -1,4 +1,4 @@
-"""The end of machines that a person names, after they had a chance to save."""
+"""Terminates machines that a person names, after they had time to save."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _AT_WORK = frozenset({LeaseState.HOLDS, LeaseState.REVOKED})
 def pick(
     inventory: Inventory, ids: Iterable[int], *, force: bool, deployment: str, skew: timedelta
 ) -> list[InventoryItem]:
-    """Return the instances that are meant, if all of them may be destroyed.
+    """Return the instances with these ids, if all of them may be destroyed.
 
     Args:
         inventory: The account's instances.
-        ids: Ids as a person gave them.
-        force: Take also those that a lease covers, or of which that is not known.
+        ids: Ids that a person gave.
+        force: Whether instances that a lease covers, or may cover, are taken too.
         deployment: Name of this deployment.
         skew: Difference between two clocks that is tolerated.
 
     Raises:
-        UsageError: One is not there, not of this deployment, or in use.
+        UsageError: One does not exist, is not of this deployment, or is in use.
     """
     known = {item.instance.id: item for item in inventory.items}
     picked: list[InventoryItem] = []
@@ -59,7 +59,7 @@ def pick(
 def _in_use(
     item: InventoryItem, inventory: Inventory, deployment: str, skew: timedelta
 ) -> str | None:
-    """Return why a lease covers it or may do so; its age is no excuse, since a person asks."""
+    """Return why a lease covers it, or may cover it, at any age; None if none does."""
     old = replace(item.instance, created_at=None)
     found = sweep([old], inventory.leases.known, deployment, inventory.at, skew=skew)
     return item.why if found.covered or found.unknown else None
@@ -76,17 +76,17 @@ def terminate_by_hand(
     skew: timedelta,
     note: Callable[[str], None],
 ) -> list[ReapedInstance]:
-    """Ask those at work to save, give them time, destroy all, see them gone, close their books.
+    """Ask machines at work to save, wait, destroy all, verify their end and close accounts.
 
     Args:
         provider: The account.
         runs: The runs of the deployment.
-        items: The instances as `pick` gave them.
+        items: The instances that `pick` returned.
         now: Time of day.
         sleep: Waits for so many seconds.
-        grace: Time for a machine to save and say so.
+        grace: Time for a machine to save and to write its exit record.
         skew: Difference between two clocks that is tolerated.
-        note: Tells a person one line.
+        note: Shows one line to a person.
     """
     asked = [item for item in items if _ask(runs, item, now(), skew, note)]
     ends = now() + grace
@@ -109,7 +109,7 @@ def _ask(
     skew: timedelta,
     note: Callable[[str], None],
 ) -> bool:
-    """Revoke its lease; return whether a worker is there that can save."""
+    """Revoke its lease; return whether a worker is at work that can save."""
     label = item.label
     assert label is not None
     try:
@@ -121,7 +121,7 @@ def _ask(
             documents.put_lease(revoke(lease, REASON))
         if documents.heartbeat(label.attempt) is None:
             return False
-    except Exception as error:  # noqa: BLE001 - its documents must not keep a machine alive
+    except Exception as error:  # noqa: BLE001 - damaged documents must not keep a machine alive
         note(f"instance {item.instance.id} could not be asked to save: {error}")
         return False
     note(f"asking instance {item.instance.id} to save first")
@@ -136,5 +136,5 @@ def _has_ended(provider: Provider, runs: DeploymentRuns, item: InventoryItem) ->
             runs.documents(label.run).exit_record(label.attempt) is not None
             or provider.show(item.instance.id) is None
         )
-    except Exception:  # noqa: BLE001 - its documents must not keep a machine alive
+    except Exception:  # noqa: BLE001 - damaged documents must not keep a machine alive
         return False

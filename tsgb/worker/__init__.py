@@ -1,6 +1,7 @@
-"""Processes that train and evaluate: what `tsgb worker` runs.
+"""Processes that train and evaluate, which `tsgb worker` runs.
 
-A worker is told its run by URL and meets its flow only in the store: configuration in; heartbeats,
-checkpoints, metrics, cells and exit records out. Every command may be killed at any moment and
-given again. No module here reads the environment: settings and secrets are arguments.
+A worker gets the URL of its run, and communicates with its flow only through the store: it reads
+the configuration, and writes heartbeats, checkpoints, metrics, cells and exit records. Every
+command may be killed at any moment and run again. No module here reads the environment: settings
+and secrets are arguments.
 """

@@ -1,4 +1,4 @@
-"""Models of a run: the registry that a worker takes them from, and `tsgb worker build`."""
+"""`tsgb worker build`, and the registry from which a worker takes the models of its run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_registry(config: RunConfig, context: WorkerContext, on_build: OnBuild) 
 def build(context: WorkerContext, resume_path: str, part: int, parts: int) -> None:
     """Build one part of the models that a run needs and that are not cached.
 
-    Its heartbeat, `builds/progress-PART.json`, names the model, its updates and how many it takes.
+    Its heartbeat, `builds/progress-PART.json`, names the model, the updates made and the total.
 
     Args:
         context: Settings of this process.

@@ -1,8 +1,8 @@
-"""Saving of a worker's state: when, to which store, and what happens if that is slow, away or full.
+"""Saves the state of a worker: decides when, and handles a store that is slow, away or full.
 
-It knows the store and the policy, not the training loop: `train.py` calls it after each update.
-A full store is cleared of old checkpoints first; if that is not enough, states go to a spool on
-this machine until the store takes them again, and the heartbeat carries an alarm.
+The module knows the store and the policy, and not the training loop: `train.py` calls it after each
+update. If the store is full, old checkpoints are deleted first. If that is not enough, states are
+kept in a spool on this machine until the store takes them again, and the heartbeat has an alarm.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Metrics = Callable[[], str]
 
 
 class Checkpointer:
-    """Saves the state of one attempt, and finds the state from which it goes on."""
+    """Saves the state of one attempt, and finds the state from which it resumes."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Checkpointer:
             store: The run's checkpoints, claimed by this attempt.
             config: The run's configuration.
             attempt: Fencing token of this process.
-            spool_root: Directory of this machine for states that the store does not take.
+            spool_root: Directory on this machine for states that the store does not take.
             keep: Number of newest checkpoints that stay; None keeps all but that of step 0 and
                 makes every save a blocking one, so that none is skipped.
             clock: Monotonic seconds.
@@ -81,7 +81,7 @@ class Checkpointer:
         self.config = config
         self.keep = keep
         self.alarm = ""
-        """Trouble with the store, for people; part of the heartbeat. Empty without any."""
+        """Problem with the store, for people, in the heartbeat; empty if there is none."""
         self._attempt = attempt
         self._clock = clock
         name = f"{self.run.run_id}-{hashlib.sha256(self.run.run_url.encode()).hexdigest()[:8]}"
@@ -128,7 +128,7 @@ class Checkpointer:
         return spooled[1]
 
     def earlier_metrics(self, step: int) -> list[str]:
-        """Return the lines of `metrics.jsonl` up to a step; later ones tell of lost work."""
+        """Return the lines of `metrics.jsonl` up to a step; later ones are of lost updates."""
         try:
             lines = self._origin.read_text(METRICS).splitlines()
         except FileNotFoundError:
@@ -139,14 +139,14 @@ class Checkpointer:
                 if parse_json_object(line)["step"] <= step:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
-                break  # torn: everything after it was written by the same dying process
+                break  # torn; the same dying process wrote everything after it
         return kept
 
     def after_update(self, trainer: Trainer, metrics: Metrics, step_seconds: float) -> None:
         """Save in the background if a save is due.
 
         Raises:
-            StoreError: An earlier save failed for good, or nothing was durable for too long.
+            StoreError: An earlier save failed permanently, or none was durable for too long.
             LeaseLost: A newer process works on the run.
         """
         self._saver.check()
@@ -167,10 +167,10 @@ class Checkpointer:
         self._snapshot_at = begin
 
     def save_now(self, trainer: Trainer, metrics: Metrics) -> CheckpointRef:
-        """Save and return once the checkpoint is durable.
+        """Save, and return when the checkpoint is durable.
 
         Raises:
-            StoreFull: The state is on this machine only.
+            StoreFull: The state is only on this machine.
         """
         self._saver.save_now(lambda stage: self._take(trainer, metrics, stage))
         self._snapshot_at = self._clock()
@@ -179,7 +179,7 @@ class Checkpointer:
         return self._saved
 
     def settle(self, trainer: Trainer, metrics: Metrics) -> CheckpointRef:
-        """Save the present state unless the store has it, and return its checkpoint."""
+        """Save the current state unless the store has it, and return its checkpoint."""
         self._saver.drop_waiting()
         self._saver.flush()
         self._saver.check()
@@ -192,7 +192,7 @@ class Checkpointer:
         return self.save_now(trainer, metrics)
 
     def _is_in_store(self, ref: CheckpointRef) -> bool:
-        """Return whether a checkpoint that may be from this machine's cache is in the store too."""
+        """Return whether a checkpoint, which may come from the local cache, is in the store."""
         if ref.writer == self.store.writer or self.run.cache is None:
             return True
         try:
@@ -205,8 +205,8 @@ class Checkpointer:
     def save_before_exit(self, trainer: Trainer, metrics: Metrics, grace_seconds: float) -> None:
         """Save a last time within the seconds that are left.
 
-        If the commit under way and another one do not both fit, the first is finished: a whole
-        older checkpoint is worth more than half a newer one.
+        If there is no time for both the commit under way and another one, the first is finished: a
+        complete older checkpoint is worth more than half of a newer one.
 
         Args:
             trainer: The state to save.
@@ -234,7 +234,7 @@ class Checkpointer:
 
     @property
     def interval_seconds(self) -> float:
-        """Seconds between two saves, by the configuration or by what was measured so far."""
+        """Seconds between two saves, from the configuration or from measurements so far."""
         if self.config.checkpoint_interval is not None:
             return self.config.checkpoint_interval * self._step_seconds
         return save_interval(

@@ -1,6 +1,6 @@
-"""The context of a worker process: its settings, the runs that it opens and signals to stop it.
+"""Context of a worker process: its settings, the runs that it opens, the signals that stop it.
 
-Everything comes in through arguments, so nothing here reads the environment. Torch-free.
+Everything is an argument: nothing here reads the environment. Torch-free.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def read_config(run: RunStore) -> RunConfig:
     """Return the run's configuration.
 
     Raises:
-        CheckpointError: There is none; checkpoints alone do not say what they belong to.
+        CheckpointError: There is none; checkpoints alone do not name their configuration.
     """
     try:
         text = run.read_text("config.json", MAX_JSON_BYTES)
@@ -125,7 +125,7 @@ def read_config(run: RunStore) -> RunConfig:
 
 
 class StopSignals:
-    """SIGTERM and SIGINT: the first one sets a flag, the second one ends the process at once."""
+    """Handler of SIGTERM and SIGINT: the first sets a flag, the second ends the process."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -133,7 +133,7 @@ class StopSignals:
 
     @classmethod
     def installed(cls) -> StopSignals:
-        """Handle both signals from now on; only the main thread may do so."""
+        """Install the handler of both signals; only the main thread may do so."""
         signals = cls()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signals._handle)

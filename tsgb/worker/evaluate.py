@@ -1,4 +1,4 @@
-"""`tsgb worker evaluate`: one part of an evaluation, with a heartbeat that says how far it is."""
+"""`tsgb worker evaluate`: one part of an evaluation, with a heartbeat of its progress."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class EvaluationProgress:
         self._cells = (0, 0)
 
     def filled(self, done: int, total: int, label: str) -> None:
-        """Note that `done` of `total` cells are filled, and the name of the next one."""
+        """Report that `done` of `total` cells are filled, and the name of the next one."""
         self._cells = (done, total)
         self._write({"label": label}, force=done == total)
 
     def building(self, model: str, done: int, total: int) -> None:
-        """Note updates of a model that is being built before the next cell.
+        """Report the updates of a model that is being built before the next cell.
 
         Raises:
             Interrupted: A signal came.
@@ -61,7 +61,7 @@ class EvaluationProgress:
         self._write({**facts, "built": done, "build_total": total}, force=False)
 
     def flush(self) -> None:
-        """Wait for the newest heartbeat to be written, for a few seconds at most."""
+        """Wait a few seconds at most until the newest heartbeat is written."""
         self._writer.flush(FLUSH_SECONDS)
 
     def _write(self, facts: dict[str, Any], *, force: bool) -> None:
@@ -99,11 +99,11 @@ def evaluate(
         eval_id: Name of the evaluation.
         part: Number of the part, from 0.
         parts: Number of parts.
-        target_class: The user's black boxes, as `module:attribute`; imported.
-        judge_class: The user's judge; imported.
+        target_class: The user's black boxes as `module:attribute`, which are imported.
+        judge_class: The user's judge as `module:attribute`, which is imported.
 
     Raises:
-        Interrupted: A signal came; filled cells stay.
+        Interrupted: A signal came; the filled cells stay in the store.
     """
     setup_torch()
     signals = StopSignals.installed()

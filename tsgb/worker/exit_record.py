@@ -1,4 +1,4 @@
-"""How a worker ended, and how the ends of several make the end of a machine.
+"""Exit records: how a worker ended, and how a machine ended, from the ends of its workers.
 
 A worker writes `exits/0003.json`, a rented machine `machines/0003/exit.json`. The module reads no
 store: exit codes and records are arguments.
@@ -34,7 +34,7 @@ WORST_FIRST = (
     "interrupted",
     "done",
 )
-"""Outcomes of workers: first those that another attempt would meet again, then those that say the
+"""Outcomes of workers: first those that another attempt would have too, then those that say the
 most about the machine."""
 EXIT_CODES: Mapping[str, ExitCode] = {
     "done": ExitCode.OK,
@@ -65,9 +65,9 @@ def outcome_of_error(error: BaseException) -> str:
 
 def outcome_of(exit_code: int | None, record: Mapping[str, Any] | None) -> str:
     """Return the outcome of a worker: the one in its exit record, else that of its exit code."""
-    said = None if record is None else record.get("outcome")
-    if said in WORST_FIRST:
-        return str(said)
+    recorded = None if record is None else record.get("outcome")
+    if recorded in WORST_FIRST:
+        return str(recorded)
     if exit_code in _TERMINATED:
         return "interrupted"
     return "crash" if exit_code is None else _BY_EXIT_CODE.get(exit_code, "crash")
@@ -94,7 +94,7 @@ class WorkerEnd:
     durable_step: int = -1
     """Step of the newest checkpoint in the store; -1 if there is none."""
     message: str = ""
-    """The worker's own message, or the last line of its log."""
+    """Message of the worker, or the last line of its log."""
     useful_seconds: float = 0.0
     """Seconds spent on updates in this attempt."""
     log_tail: str = ""

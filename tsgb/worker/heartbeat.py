@@ -1,6 +1,6 @@
 """Heartbeats of a worker (`heartbeats/0003.json`) and of a rented machine (`.../beat.json`).
 
-A store that hangs silences a heartbeat and delays nothing: it is written on a thread of its own.
+A heartbeat is written on a thread of its own, so that a store that hangs delays nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FLUSH_SECONDS = 5.0
 
 
 class HeartbeatWriter:
-    """Writes the newest heartbeat: at once to a disk, on a thread to any other store."""
+    """Writes the newest heartbeat, at once to a local disk and on a thread to any other store."""
 
     def __init__(self, run: RunStore, name: str) -> None:
         """Write nothing yet.
@@ -56,7 +56,7 @@ class HeartbeatWriter:
         return REMOTE_SECONDS if self._remote else LOCAL_SECONDS
 
     def put(self, content: Mapping[str, Any]) -> None:
-        """Write this heartbeat next; it replaces one that still waits."""
+        """Write this heartbeat next, instead of one that still waits."""
         if not self._remote:
             self._write(content)
             return
@@ -68,7 +68,7 @@ class HeartbeatWriter:
             self._wake.notify_all()
 
     def flush(self, timeout_seconds: float) -> None:
-        """Wait until the newest heartbeat is written, or the time is over."""
+        """Wait until the newest heartbeat is written, or until the timeout."""
         with self._wake:
             self._wake.wait_for(lambda: self._next is None and not self._writing, timeout_seconds)
 
@@ -90,7 +90,7 @@ class HeartbeatWriter:
 
 
 class Traffic(NamedTuple):
-    """Bytes over all network interfaces but the loopback.
+    """Bytes over all network interfaces except the loopback.
 
     Example: `Traffic(up=1_048_576, down=52_428_800)`
     """
@@ -101,7 +101,7 @@ class Traffic(NamedTuple):
     """Bytes received."""
 
     def since(self, before: Traffic) -> Traffic:
-        """Return the bytes since `before`; a counter that fell has begun anew at zero."""
+        """Return the bytes since `before`; a counter that fell was reset to zero."""
         return Traffic(*(b - a if b >= a else b for a, b in zip(before, self, strict=True)))
 
 
@@ -119,7 +119,7 @@ def read_traffic(path: Path) -> Traffic:
 
 
 def peak_memory_of(pids: Iterable[int]) -> int:
-    """Return the peak resident bytes of these processes together, without those that are gone."""
+    """Return the sum of the peak resident bytes of these processes; ended ones count nothing."""
     total = 0
     for pid in pids:
         with suppress(OSError):
@@ -132,7 +132,7 @@ def peak_memory_of(pids: Iterable[int]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmProgress:
-    """How far an arm is, as `machines/0003/beat.json` says it.
+    """Progress of an arm, as in `machines/0003/beat.json`.
 
     Example: `ArmProgress(step=120, total_steps=500, durable_step=100)`
     """
@@ -144,13 +144,13 @@ class ArmProgress:
     durable_step: int
     """Step of the newest checkpoint in the store; -1 if there is none."""
     first_step: int = 0
-    """Step from which this attempt went on."""
+    """Step from which this attempt resumed."""
     useful_seconds: float = 0.0
-    """Seconds that this attempt spent on updates, before its container restarted included."""
+    """Seconds that this attempt spent on updates, also before a restart of its container."""
 
 
 class ArmMonitor:
-    """The runs of a machine's arms, and how far their workers are."""
+    """Reads the progress of the arms of a machine from their runs."""
 
     def __init__(self, runs: Mapping[str, RunStore], attempt: int) -> None:
         """Read nothing yet.
@@ -177,7 +177,7 @@ class ArmMonitor:
         return sum(arm.total_steps for arm in self.progress.values())
 
     def begin(self, before: Mapping[str, Any]) -> None:
-        """Read how far each arm is, and delete what an earlier start in this attempt left.
+        """Read the progress of each arm, and delete records of an earlier start in this attempt.
 
         Args:
             before: The machine's last heartbeat in this attempt; empty at its first start.
@@ -260,9 +260,9 @@ class MachineHeartbeat:
             attempt: Number of the attempt.
             instance_id: The provider's number of this instance.
             every_seconds: Seconds between two heartbeats.
-            disk: Directory on the disk whose free space is told.
+            disk: Directory on the disk whose free space is reported.
             net_dev: File with the counters of the network.
-            net_before: Copy of that file from the container's start; None counts from now on.
+            net_before: Copy of that file from the start of the container; None counts from now.
             pids: Returns the process ids of the workers that run now.
         """
         self._run = run
@@ -280,7 +280,7 @@ class MachineHeartbeat:
         self._stopped = False
 
     def enter(self, phase: str) -> None:
-        """Write at once that a phase begins: `probe`, `train` or `ending`."""
+        """Report at once that a phase begins: `probe`, `train` or `ending`."""
         self._phase = phase
         self._changed.set()
 

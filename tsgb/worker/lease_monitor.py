@@ -1,6 +1,6 @@
-"""The lease as a rented machine sees it, read on a thread, so that a silent store delays nothing.
+"""Reads the lease of a rented machine on a thread, so that a silent store delays nothing.
 
-It knows the lease and a store; what follows from them is decided in `machine.py`.
+The module knows the lease and a store; `machine.py` decides what follows from them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _T = TypeVar("_T")
 @dataclass(frozen=True, slots=True)
 class _Reading:
     lease: Lease | None
-    """The lease; None if the store says that there is none."""
+    """The lease; None if there is none in the store."""
     at: float
-    """Monotonic seconds at which the read began: the lease is not older."""
+    """Monotonic seconds at the begin of the read; the lease is not older."""
 
 
 class LeaseMonitor:
-    """State of the lease for one attempt, whether or not the store answers.
+    """Knows the state of the lease for one attempt, even while the store does not answer.
 
     Example: `monitor = LeaseMonitor(run, 3, every_seconds=30.0); monitor.start()`
     """
@@ -91,7 +91,7 @@ class LeaseMonitor:
 
     @property
     def reason(self) -> str:
-        """Reason for which the lease is not valid, for people."""
+        """Reason why the lease is not valid, for people."""
         newest = self._newest
         if newest is None:
             return "the lease could not be read for too long"
@@ -116,7 +116,7 @@ class LeaseMonitor:
             self.error, self.failures = None, 0
 
     def _fetch(self) -> Lease | None:
-        # A file that is being replaced may be away for a moment on some servers.
+        # On some servers a file that is being replaced is missing for a moment.
         for again in (True, False):
             try:
                 return Lease.from_json(self._run.read_json(NAME), f"{self._run.run_url}/{NAME}")
@@ -140,7 +140,7 @@ def run_within(
 ) -> _T:
     """Run an operation on the store on a thread of its own, and return its result.
 
-    The thread is left behind if the operation hangs.
+    If the operation hangs, its thread keeps running.
 
     Args:
         seconds: Seconds that it may take.

@@ -1,11 +1,13 @@
 """`tsgb worker machine`: the watcher of a rented machine, which starts the workers of all arms.
 
-The watcher always destroys its instance at the end, with the instance's own key: when the work is
-done or has failed, when the lease has ended or belongs to another attempt, and when the store was
-unreachable for longer than the lease lasts. After a signal its sender decides instead. No decision
-waits for the network, and if the watcher itself dies, `infra/onstart.sh` destroys the instance.
+At its end the watcher destroys its instance with the instance's own key: when the work is done or
+has failed, when the lease has ended or belongs to another attempt, and when the store was
+unreachable for longer than the lease lasts. After a signal, the sender of the signal decides. No
+decision waits for the network, and if the watcher itself dies, `infra/onstart.sh` destroys the
+instance.
 
-It trains nothing and is torch-free. The workers' exit records count first, then their exit codes.
+The watcher trains nothing and is torch-free. The exit record of a worker counts before its exit
+code.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ _HEARTBEAT_SECONDS = 10.0
 """Seconds between two heartbeats, unless the lease is read more often."""
 
 
-class MachineEnd(Exception):  # noqa: N818 - an end, and no error of ours
+class MachineEnd(Exception):  # noqa: N818 - an end, not an error
     """The work on this machine ends before its workers do."""
 
     def __init__(self, outcome: str, message: str, *, signalled: bool = False) -> None:
@@ -57,7 +59,7 @@ class MachineEnd(Exception):  # noqa: N818 - an end, and no error of ours
         Args:
             outcome: Outcome for the exit record.
             message: Reason, for people.
-            signalled: Whether a signal ended it, so that its sender decides about the instance.
+            signalled: Whether a signal ended it, whose sender decides about the instance.
         """
         super().__init__(message)
         self.outcome = outcome
@@ -94,9 +96,9 @@ class WorkerMachine:
         self._signals = StopSignals()
         self._states: Sequence[JobState] = []
         self._has_lease = False
-        """Whether the lease was valid at this start, so that the attempt's records are its own."""
+        """Whether the lease was valid at this start, so that this process may replace records."""
         self._store_seconds = 4 * self._lease_poll_seconds
-        """Seconds that an end waits for the store, since the machine costs money meanwhile."""
+        """Seconds that an end waits for the store, because the machine costs money meanwhile."""
 
     def run(self) -> ExitCode:
         """Train, write an exit record and destroy this instance; return the exit code."""
@@ -166,7 +168,7 @@ class WorkerMachine:
     # Before the workers start
 
     def _wait_for_lease(self) -> None:
-        """Wait until the lease is read; a machine whose lease is over ends here."""
+        """Wait until the lease is read, and end the machine if the lease is over."""
         self._lease.start()
         ends_at = time.monotonic() + 10 * self._lease_poll_seconds
         while not self._lease.known:
@@ -237,11 +239,11 @@ class WorkerMachine:
 
     def _worker(self, arm: str) -> StartedJob:
         url = self._arms.runs[arm].run_url
-        # The code here is the bundle that this run's user packed, and nothing else of theirs.
+        # The only code here is the archive that the user of this run packed.
         arguments = ["run", "--resume-path", url, "--attempt", str(self._attempt), "--trust-config"]
         path = self._context.worker.log_dir / self._run.run_id / f"{arm}-{self._attempt:04d}.log"
         command = [*self._context.worker.worker_command, *arguments]
-        # It reads no exit record here, so that no look waits for the store.
+        # No exit record is read while workers run, so that the loop never waits for the store.
         return StartedJob(
             process=LocalProcess(command, path, self._context.environment), log=str(path)
         )
@@ -298,7 +300,7 @@ class WorkerMachine:
 
         def write() -> None:
             if not self._has_lease and self._exists(name):
-                return  # the record that this attempt wrote when it had the lease counts
+                return  # keep the record that this attempt wrote while it had the lease
             self._run.write_json(name, {"attempt": self._attempt, **record})
 
         try:

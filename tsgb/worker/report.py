@@ -1,4 +1,4 @@
-"""`tsgb worker report`: the cells of an evaluation become a report. Torch-free."""
+"""`tsgb worker report`: merges the cells of an evaluation into a report. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tsgb.worker.context import WorkerContext, find_run, read_config
 
 
 def report(context: WorkerContext, resume_paths: Sequence[str], eval_id: str) -> str:
-    """Merge the cells of one or several runs into a report, and return the sentence of its result.
+    """Merge the cells of one or several runs into a report; return its result in one sentence.
 
     Args:
         context: Settings of this process.
-        resume_paths: URLs of the runs, one a seed; the report is written into the first one.
+        resume_paths: URLs of the runs, one for each seed; the report is written into the first.
         eval_id: Name of the evaluation.
     """
     runs = [find_run(context, path) for path in resume_paths]
@@ -43,36 +43,36 @@ def command(
 ) -> str:
     """Return the command that repeats the runs and their evaluation, for a POSIX shell.
 
-    It has no store and no run id: with them it would resume these runs. A comment follows if the
-    report is of other seeds, or of an older guard, than an experiment's would be.
+    It names no store and no run id, because with them it would resume these runs. A comment follows
+    if the seeds or the guard of the report are not those that such an experiment would have.
 
     Args:
-        configs: Configuration of self-play's run of each seed; equal otherwise.
+        configs: Configuration of the self-play run of each seed; equal apart from the seed.
         env: The world of the runs.
-        requests: Request of the evaluation, of each run.
+        requests: Request of the evaluation in each run.
     """
     config, seeds = configs[0], sorted(one.seed for one in configs)
-    words = ["tsgb", "experiment", "--profile", config.profile.value, "--env", config.env]
-    words += ["--seed", str(seeds[0])]
+    arguments = ["tsgb", "experiment", "--profile", config.profile.value, "--env", config.env]
+    arguments += ["--seed", str(seeds[0])]
     if config.world_seed:
-        words += ["--world-seed", str(config.world_seed)]
+        arguments += ["--world-seed", str(config.world_seed)]
     guards = {name for request in requests for name in request["guards"]}
     arms = [arm for arm in Arm if arm is Arm.SELFPLAY or arm.value in guards]
     if set(arms) != set(default_arms(config.profile)):
-        words += ["--arms", ",".join(arms)]
+        arguments += ["--arms", ",".join(arms)]
     targets: Sequence[str] = requests[0].get("targets") or []
     own: Sequence[str] = requests[0].get("target_class") or []
     for target in targets:
         if target not in target_specs(own):
-            words += ["--target", target]
+            arguments += ["--target", target]
     for path in own:
-        words += ["--target-class", path]
+        arguments += ["--target-class", path]
     if requests[0].get("judge_class"):
-        words += ["--judge-class", requests[0]["judge_class"]]
+        arguments += ["--judge-class", requests[0]["judge_class"]]
     for name, value in _changed(config, env):
-        words += ["--set", f"{name}={_text(value)}"]
+        arguments += ["--set", f"{name}={_text(value)}"]
     notes = [*_other_seeds(config, seeds), *_other_steps(config, requests)]
-    return shlex.join(words) + (f"  # reported here: {'; '.join(notes)}" if notes else "")
+    return shlex.join(arguments) + (f"  # reported here: {'; '.join(notes)}" if notes else "")
 
 
 def _changed(config: RunConfig, env: Environment) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
-"""How a rented machine destroys itself.
+"""Destroys the rented machine on which it runs.
 
-It knows the provider and processes. It knows no store and no run.
+The module knows the provider and processes, and neither a store nor a run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tsgb.logging import get_logger
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestroySchedule:
-    """Pauses between requests to destroy this machine, and the time of the fallback.
+    """Pauses between requests to destroy this machine, and the time until the fallback.
 
     Example: `DestroySchedule.of(30.0)` pauses 3 to 60 s, and stops the machine after 10 minutes.
     """
@@ -32,11 +32,11 @@ class DestroySchedule:
     max_pause_seconds: float
     """Seconds up to which the pause is doubled."""
     fallback_seconds: float
-    """Seconds after which the machine stops itself too, and ends its first process."""
+    """Seconds after which the machine also stops itself and ends its first process."""
 
     @classmethod
     def of(cls, lease_poll_seconds: float) -> DestroySchedule:
-        """Return the schedule that goes with the interval at which the lease is read."""
+        """Return the schedule that fits the interval at which the lease is read."""
         return cls(
             min_pause_seconds=lease_poll_seconds / 10,
             max_pause_seconds=2 * lease_poll_seconds,
@@ -52,8 +52,8 @@ class SelfDestruct:
 
         Args:
             instance_id: The provider's number of the instance.
-            key: Key of this instance alone, not the account's.
-            provider: The provider with this key; it makes each request once.
+            key: Key of this instance, which is not the account's.
+            provider: The provider, with this key and without retries.
         """
         self.instance_id = instance_id
         self._key = key
@@ -66,7 +66,7 @@ class SelfDestruct:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Ask the provider until it accepts; usually the last thing that this process does."""
+        """Send requests until the provider accepts one; usually the last act of this process."""
         fallback_at = clock() + schedule.fallback_seconds
         pause = schedule.min_pause_seconds
         container_ended = False
@@ -98,8 +98,7 @@ def end_container(
 ) -> None:
     """End the first process if it belongs to the rented container.
 
-    It does if the provider gave it this instance's key. Any other first process is that of a
-    machine that was not rented.
+    It does if its environment has this instance's key. Otherwise this machine was not rented.
 
     Args:
         key: Key of this instance.

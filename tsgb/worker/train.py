@@ -114,7 +114,7 @@ class TrainingAttempt:
         total = trainer.total_steps
         target = total if until_step is None else min(until_step, total)
         if self.checkpointer.saved is None:
-            # A checkpoint of step 0 shows that the store takes them before time is spent.
+            # A checkpoint of step 0 shows that the store takes them, before any time is spent.
             self.checkpointer.save_now(trainer, self._metrics_text)
         self._loop(trainer, target)
         ref = self.checkpointer.settle(trainer, self._metrics_text)
@@ -188,7 +188,7 @@ class TrainingAttempt:
         self._heartbeat.put(content)
 
     def write_exit_record(self, outcome: str, message: str) -> None:
-        """Write the exit record if the store takes it: the store may be what failed."""
+        """Write the exit record; an error is only logged, because the store may be what failed."""
         step = 0 if self.trainer is None else self.trainer.state.step
         saved = self.checkpointer.saved
         record = {
