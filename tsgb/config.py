@@ -79,6 +79,10 @@ def _is_auto(value: str) -> bool:
     return value == "auto"
 
 
+def _is_empty(value: str) -> bool:
+    return not value
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -91,7 +95,11 @@ class ModelConfig(_Frozen):
     rank: Positive = 16
     """LoRA rank r; alpha = r."""
     pretrained: str = ""
-    """Another pretrained base than the world's: a directory that `save_pretrained` wrote."""
+    """Another pretrained base than the world's: `org/name@commit` of the Hugging Face Hub, a
+    directory that `save_pretrained` wrote, `gguf:FILE`, or the name of a packaged model."""
+    target: Annotated[str, Field(exclude_if=_is_empty)] = ""
+    """Pretrained model of the targets, named in the same way; empty for the base itself. Where it
+    is empty it is not stored, so that configurations of earlier versions keep their hash."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", exclude_if=_is_auto)] = (
         "auto"
     )

@@ -6,6 +6,7 @@ classified where they enter (store, black box, worker, provider), in one place e
     TSGBError                      exit 1
     +-- UsageError (ValueError)    exit 2   the user's input: value, rule, way out
     |   +-- ConfigError            exit 2   a config that cannot be run, or of another version
+    |   +-- HubUnreachable         exit 7   the hub of models did not answer; may heal
     |   +-- CheckpointError        exit 2   nothing there to load, or nothing valid
     |   +-- StoreError             exit 2   the store cannot be read or written
     |       +-- StoreFull          exit 6   no space (ENOSPC, HTTP 507); saved work is safe
@@ -62,6 +63,12 @@ class UsageError(TSGBError, ValueError):
 
 class ConfigError(UsageError):
     """A configuration that cannot be run here."""
+
+
+class HubUnreachable(UsageError):
+    """The hub of pretrained models gave no usable answer; a later try may work."""
+
+    exit_code = ExitCode.STORE_UNREACHABLE
 
 
 class CheckpointError(UsageError):

@@ -66,6 +66,23 @@ class StoreSettings(SettingsGroup):
         return self.store or self.webdav_url or str(Path("runs").absolute())
 
 
+class HubSettings(SettingsGroup):
+    """The Hugging Face Hub, or a server like it, that pretrained models come from.
+
+    Example: `HubSettings(hf_offline=True, hf_cache=Path("hub"))`
+    """
+
+    hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
+    """Token for models that are gated or private; a rented machine never gets it. Without it the
+    one that `hf auth login` stored."""
+    hf_endpoint: str | None = Field(default=None, validation_alias="HF_ENDPOINT")
+    """URL of the hub; without it https://huggingface.co."""
+    hf_offline: bool = Field(default=False, validation_alias="HF_HUB_OFFLINE")
+    """Whether only models in the local cache are used (0 or 1)."""
+    hf_cache: Path | None = Field(default=None, validation_alias="HF_HUB_CACHE")
+    """Directory of downloaded models; without it hub below HF_HOME, or ~/.cache/huggingface/hub."""
+
+
 class WorkerSettings(SettingsGroup):
     """How worker processes are started and watched on the machine that drives a run.
 

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tsgb.errors import ConfigError
 from tsgb.setting_groups import (
     CloudSettings,
+    HubSettings,
     InstanceSettings,
     SettingsGroup,
     StoreSettings,
@@ -32,7 +33,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Settings(  # pyright: ignore[reportIncompatibleVariableOverride] - pydantic merges the configs
-    StoreSettings, CloudSettings, InstanceSettings, WorkerSettings, BaseSettings
+    StoreSettings, CloudSettings, HubSettings, InstanceSettings, WorkerSettings, BaseSettings
 ):
     """All settings, from environment variables and an `.env` file in the working directory.
 
@@ -170,8 +171,8 @@ def without_prefect_settings(directory: Path) -> Generator[None]:
 def child_environment(settings: Settings | None = None) -> Mapping[str, str]:
     """Return the environment for a process of ours, without Prefect's variables.
 
-    It lacks the keys that rent and destroy machines, too. With `settings`, it has the store's
-    secrets even if they came from an `.env` file.
+    It lacks the keys that rent and destroy machines, too. With `settings`, it has the secrets of
+    the store and of the hub even if they came from an `.env` file.
     """
     environment = {
         k: v
@@ -185,4 +186,6 @@ def child_environment(settings: Settings | None = None) -> Mapping[str, str]:
             environment["RCLONE_WEBDAV_PASS"] = settings.webdav_pass.get_secret_value()
         if settings.manifest_key is not None:
             environment["TSGB_MANIFEST_KEY"] = settings.manifest_key.get_secret_value()
+        if settings.hf_token is not None:
+            environment["HF_TOKEN"] = settings.hf_token.get_secret_value()
     return environment

@@ -26,7 +26,13 @@ TEMPLATE = (
 WIDTH, INNER, LAYERS, HEADS, KEY_HEADS, HEAD = 24, 40, 2, 3, 1, 8
 
 
-def save_chat_model(directory: Path, *, words: int = 1200) -> Path:
+def save_chat_model(
+    directory: Path,
+    *,
+    words: int = 1200,
+    shards: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """Write config, weights and tokenizer; equal arguments give equal files."""
     directory.mkdir(parents=True)
     size = save_tokenizer(directory, words)
@@ -67,12 +73,25 @@ def save_chat_model(directory: Path, *, words: int = 1200) -> Path:
             f"{at}.post_attention_layernorm": (WIDTH,),
         }
     tensors = {
-        f"{name}.weight": torch.ones(shape)
-        if len(shape) == 1
-        else torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+        f"{name}.weight": (
+            torch.ones(shape)
+            if len(shape) == 1
+            else torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+        ).to(dtype)
         for name, shape in shapes.items()
     }
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    if shards == 1:
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        return directory
+    files = {
+        n: f"model-{i % shards + 1:05d}-of-{shards:05d}.safetensors" for i, n in enumerate(tensors)
+    }
+    for file in sorted(set(files.values())):
+        part = {name: tensors[name] for name in tensors if files[name] == file}
+        save_file(part, directory / file, metadata={"format": "pt"})
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    index: dict[str, object] = {"metadata": {"total_size": size}, "weight_map": files}
+    _write(directory / "model.safetensors.index.json", index)
     return directory
 
 

@@ -25,7 +25,7 @@ import pytest
 
 _SEED = os.environ.setdefault("PYTEST_SENTINEL_SEED", secrets.token_hex(16))
 CORE = hashlib.sha256(_SEED.encode()).hexdigest()[:24]
-MAY_HOLD = ("test_an_env_file*/.env", "test_the_manifest_key*/.env")
+MAY_HOLD = ("test_an_env_file*/.env", "test_the_manifest_key*/.env", "test_the_token*/.env")
 """Files from which a test has its settings read; below the base temporary directory."""
 PLUGIN = "secrets-search"
 SHOWN = 8

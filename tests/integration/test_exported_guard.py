@@ -200,7 +200,7 @@ def test_lines_of_stdin_and_presets(tmp_path: Path, glyph: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_smollm2(tmp_path: Path) -> None:
     """Needs the extra, or TSGB_CACHE_DIR of an earlier run."""
-    from tsgb.models.smollm2 import find_smollm2
+    from tsgb.models.conversion import find_smollm2
     from tsgb.settings import load_settings
 
     context = worker_context(load_settings().cache_dir)

@@ -18,7 +18,7 @@ def tsgb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureF
     from tsgb.cli import main
 
     for name in list(os.environ):
-        if name.startswith(("TSGB_", "RCLONE_WEBDAV_", "VAST_")):
+        if name.startswith(("TSGB_", "RCLONE_WEBDAV_", "VAST_", "HF_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("TSGB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -17,7 +17,13 @@ from tests.fakes.sentinels import sentinel
 from tests.fakes.users import other_user
 from tsgb.cloud.vast.client import VAST_URL
 from tsgb.errors import ConfigError
-from tsgb.setting_groups import CloudSettings, InstanceSettings, StoreSettings, WorkerSettings
+from tsgb.setting_groups import (
+    CloudSettings,
+    HubSettings,
+    InstanceSettings,
+    StoreSettings,
+    WorkerSettings,
+)
 from tsgb.settings import (
     child_environment,
     is_home_known,
@@ -32,7 +38,7 @@ PASSWORD, KEY = sentinel("webdav"), sentinel("key")
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith(("TSGB_", "RCLONE_WEBDAV_", "VAST_", "XDG_CACHE")):
+        if name.startswith(("TSGB_", "RCLONE_WEBDAV_", "VAST_", "XDG_CACHE", "HF_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
@@ -111,6 +117,15 @@ def test_the_key_that_rents_machines_stays_here(monkeypatch: pytest.MonkeyPatch)
     assert KEY not in repr(settings)
     assert "VAST_API_KEY" not in child_environment(settings)
     assert settings.vast_url == VAST_URL
+
+
+def test_the_token_of_the_hub_reaches_workers_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"HF_TOKEN={KEY}\nHF_HUB_OFFLINE=1\n")
+    settings = load_settings()
+    assert settings.hf_offline
+    assert child_environment(settings)["HF_TOKEN"] == KEY
+    assert KEY not in f"{settings!r}{settings.model_dump()}{settings}"
+    assert "HF_TOKEN" not in child_environment()
 
 
 def test_a_wrong_value_in_an_env_file(tmp_path: Path) -> None:
@@ -234,7 +249,7 @@ def test_the_example_says_what_each_setting_is() -> None:
         comment = [*comment, line.removeprefix("# ")] if line.startswith("# ") else []
     assert list(said.values()) == [
         " ".join(str(field.description).split())
-        for group in (StoreSettings, CloudSettings, WorkerSettings, InstanceSettings)
+        for group in (StoreSettings, CloudSettings, HubSettings, WorkerSettings, InstanceSettings)
         for field in group.model_fields.values()
     ]
 

@@ -182,4 +182,4 @@ def read_context(trust: Trust = NO_TRUST) -> WorkerContext:
 
     settings = load_settings()
     settings.make_cache_dir()
-    return WorkerContext(store=settings, worker=settings, trust=trust)
+    return WorkerContext(store=settings, worker=settings, hub=settings, trust=trust)

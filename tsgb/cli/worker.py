@@ -90,6 +90,7 @@ def worker_machine(
     settings = load_settings()
     changed = {} if lease_poll_seconds is None else {"lease_poll_seconds": lease_poll_seconds}
     context = MachineContext(
+        hub=settings,
         store=settings,
         worker=settings,
         instance=settings.model_copy(update=changed),

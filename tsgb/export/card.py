@@ -126,10 +126,11 @@ def _front_matter(adapter: str, base: Base, terms: str | None, tag: str, pipelin
 
 
 def _base_needed(base: Base) -> str:
-    return (
-        f"The base is not in this folder: `{base.source}`. Give its directory as `--base DIR`; "
-        f"its `model.safetensors` has sha256 `{base.file_sha256}`."
-    )
+    has = f"its `model.safetensors` has sha256 `{base.file_sha256}`"
+    if base.file_sha256 is None:
+        has = "its weights are several files"
+    where = f"The base is not in this folder: `{base.source}`"
+    return f"{where}. Give its directory as `--base DIR`; {has}."
 
 
 def _operating_points(guard: GuardFile) -> str:

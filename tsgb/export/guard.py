@@ -36,7 +36,7 @@ from tsgb.export.record import (
 from tsgb.export.reports import figures_of
 from tsgb.models import smollm2
 from tsgb.models.engine import Engine
-from tsgb.models.weights import WEIGHTS
+from tsgb.models.files import WEIGHTS, sha256_of
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.state import read_role
 from tsgb.trainer.threshold import PRESETS, Threshold, min_calibration_size, preset_thresholds
@@ -229,7 +229,9 @@ def _write(
         )
     file_sha256 = None
     if config.model.adapter == "lora":
-        file_sha256 = smollm2.sha256(scratch / BASE / WEIGHTS) if written else engine.sha256
+        file_sha256 = (
+            sha256_of(scratch / BASE / WEIGHTS) if written else engine.weights_sha256 or None
+        )
     return Base(
         name=engine.name,
         sha256=engine.sha256,

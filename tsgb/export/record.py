@@ -95,7 +95,8 @@ class Base(Record):
     directory: str | None
     """Its directory in the export; None if an adapter needs it from elsewhere, or nothing does."""
     file_sha256: Sha256 | None
-    """sha256 of the `model.safetensors` below an adapter; None with whole weights."""
+    """sha256 of the `model.safetensors` below an adapter; None with whole weights, and where the
+    base has several files of weights."""
 
 
 class Checkpoint(Record):

@@ -49,6 +49,8 @@ class ExportedGuard:
     def _base(self, folder: Path, given: Path | None) -> Path:
         about = self.about["base"]
         base = given or folder / (about["directory"] or "base")
+        if about["file_sha256"] is None and given is not None:
+            return base  # in several files, which have no hash as one
         weights = base / "model.safetensors"
         if not weights.is_file():
             raise SystemExit(

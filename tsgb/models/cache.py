@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tsgb.models.weights import WEIGHTS
+from tsgb.models.files import WEIGHTS
 
 FORMAT = 1
 """Version of the training code; it rises when equal recipes produce other weights."""

@@ -87,7 +87,10 @@ class Engine(Protocol):
     name: str
     """Name of the base in records."""
     sha256: str
-    """Hex digest of the base's weights; a checkpoint of adapters names the base it belongs to."""
+    """Hex digest of the base's files; a checkpoint of adapters names the base it belongs to."""
+    weights_sha256: str
+    """Hex digest of the one file with the base's weights, by which checkpoints of earlier versions
+    name the base; empty where the weights are several files."""
     num_parameters: int
     """Parameters of the base."""
     tokenizer: Tokenizer

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
-from tsgb.models import smollm2
 from tsgb.models.cache import cache_key, cached_tensors, is_cached
 from tsgb.models.device import pick_device, pick_dtype
 from tsgb.models.engine import Engine, Readout
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.pretrained import can_load, load_pretrained
 from tsgb.models.fast.recipes import make_module, readout, train
+from tsgb.models.fetch import fetch
 from tsgb.models.tokenizer import Tokenizer
-from tsgb.models.weights import WEIGHTS
+from tsgb.setting_groups import HubSettings
 from tsgb.types import ModelRecipe
 
 Progress = Callable[[str, int, int], None]
@@ -34,7 +34,12 @@ class ModelRegistry:
     """The models of one environment under one profile."""
 
     def __init__(
-        self, env: Environment, config: RunConfig, cache: Path, progress: Progress
+        self,
+        env: Environment,
+        config: RunConfig,
+        cache: Path,
+        progress: Progress,
+        hub: HubSettings | None = None,
     ) -> None:
         """List the models; none is built yet.
 
@@ -43,16 +48,19 @@ class ModelRegistry:
             config: gives profile, world seed and pretrained base.
             cache: directory for trained models.
             progress: told about training.
+            hub: settings of the hub that pretrained models come from.
         """
         self.env = env
         self._config = config
         self._cache = cache
         self._progress = progress
+        self._hub = HubSettings() if hub is None else hub
         self._recipes: Mapping[str, ModelRecipe] = env.recipes(config.profile.value)
         spec = env.tokenizer()
         self._pretrained = spec.pretrained
         self._tokenizer = None if spec.pretrained else Tokenizer.from_words(spec)
         self._base: Engine | None = None
+        self._target: Engine | None = None
 
     def names(self) -> list[str]:
         """Return the names of all recipes; a recipe follows the one that it starts from."""
@@ -81,7 +89,7 @@ class ModelRegistry:
     def build(self, name: str) -> None:
         """Make sure that a model is in the cache."""
         if self._recipes[name].pretrained:
-            self.base()
+            self.target()
         else:
             self._weights(name)
 
@@ -108,6 +116,19 @@ class ModelRegistry:
                 module, sha256 = self._module("base")
                 self._base = FastEngine(module, self.tokenizer(), name="base", sha256=sha256)
         return self._base
+
+    def target(self) -> Engine:
+        """Return the engine of targets that generate: the base, or a model of their own.
+
+        Raises:
+            ConfigError: See `base`.
+        """
+        name, base = self._config.model.target, self.base()
+        if not name:
+            return base
+        if self._target is None:
+            self._target = self._load_pretrained(name)
+        return self._target
 
     def readout(self, name: str) -> Readout:
         """Return a read-out model, trained now if it is not cached."""
@@ -165,27 +186,32 @@ class ModelRegistry:
         return module, sha256
 
     def _load_pretrained(self, name: str) -> Engine:
-        if name == smollm2.NAME:
-            directory = smollm2.find_smollm2(self._cache)
-        else:
-            directory = Path(name)
-            if not directory.is_dir():
-                raise ConfigError(
-                    f"unknown pretrained model {name!r}: name {smollm2.NAME}, or a directory that "
-                    "`save_pretrained` wrote"
-                )
-        sha256 = smollm2.sha256(directory / WEIGHTS)
-        return make_engine(directory, self._config.model, name=directory.name, sha256=sha256)
+        directory, label, identity = fetch(name, self._hub, self._cache)
+        return make_engine(
+            directory,
+            self._config.model,
+            name=label,
+            sha256=identity.sha256,
+            weights_sha256=identity.weights_sha256,
+        )
 
 
-def make_engine(directory: Path, config: ModelConfig, *, name: str, sha256: str) -> Engine:
+def make_engine(
+    directory: Path,
+    config: ModelConfig,
+    *,
+    name: str,
+    sha256: str,
+    weights_sha256: str | None = None,
+) -> Engine:
     """Return the engine for a pretrained model: the fast one where it computes just this model.
 
     Args:
         directory: the model and its tokenizer, as `save_pretrained` writes them.
         config: gives device and dtype.
         name: name of the base in records.
-        sha256: hex digest of the weights.
+        sha256: hex digest of its files.
+        weights_sha256: hex digest of the file with the weights, where it differs.
 
     Raises:
         ConfigError: The directory holds no such model, or the device is not there.
@@ -194,10 +220,23 @@ def make_engine(directory: Path, config: ModelConfig, *, name: str, sha256: str)
     dtype = pick_dtype(config.dtype, device)
     tokenizer = Tokenizer.from_directory(directory)
     if device.type == "cpu" and dtype is torch.float32 and can_load(directory):
-        return FastEngine(load_pretrained(directory), tokenizer, name=name, sha256=sha256)
+        return FastEngine(
+            load_pretrained(directory),
+            tokenizer,
+            name=name,
+            sha256=sha256,
+            weights_sha256=weights_sha256,
+        )
     # Importing transformers takes seconds and 200 MB.
     from tsgb.models.general.general_engine import GeneralEngine
     from tsgb.models.general.loading import load_module
 
     module = load_module(directory, device, dtype)
-    return GeneralEngine(module, tokenizer, name=name, sha256=sha256, directory=directory)
+    return GeneralEngine(
+        module,
+        tokenizer,
+        name=name,
+        sha256=sha256,
+        weights_sha256=weights_sha256,
+        directory=directory,
+    )

@@ -8,32 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
-from tsgb.checkpoint.documents import parse_json_object
 from tsgb.errors import ConfigError
+from tsgb.models.chat_template import ChatTemplate
 from tsgb.types import GuardTemplate, Message, Messages, TokenizerSpec
 
 _SLOT = "\u241e"  # stands for the user's text while a template is rendered
-
-
-_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
-
-
-def _content(token: Any) -> str:
-    """A special token's text: written as such, or as an object."""
-    if isinstance(token, dict):
-        return str(cast("dict[str, Any]", token)["content"])
-    return str(token or "")
-
-
-def _raise_exception(message: str) -> NoReturn:
-    """What chat templates call on messages that they refuse."""
-    raise TemplateError(message)
 
 
 class _Words(dict[str, int]):
@@ -46,13 +29,12 @@ class _Words(dict[str, int]):
 class Tokenizer:
     """Text to ids and back, and chat messages to text."""
 
-    def __init__(self, *, size: int, pad_id: int, eos_id: int, template: str) -> None:
+    def __init__(self, *, size: int, pad_id: int, eos_id: int, template: ChatTemplate) -> None:
         """Use `from_words` or `from_directory`; importing transformers would cost seconds."""
         self.size = size
         self.pad_id = pad_id
         self.eos_id = eos_id
         self._template = template
-        self._special: dict[str, str] = {}
         self._rendered: dict[Any, tuple[list[int], list[int], str, str]] = {}
         self._fast: Any = None
         self._directory = Path()
@@ -65,11 +47,14 @@ class Tokenizer:
         """A word-level tokenizer; the first word pads, `EOS` ends."""
         words = _Words({word: index for index, word in enumerate(spec.words)})
         tokenizer = cls(
-            size=len(spec.words), pad_id=0, eos_id=words["EOS"], template=spec.chat_template
+            size=len(spec.words),
+            pad_id=0,
+            eos_id=words["EOS"],
+            template=ChatTemplate(spec.chat_template),
         )
         tokenizer._words = words
         tokenizer._names = list(spec.words)
-        chat = tokenizer._apply([{"role": "user", "content": _SLOT}])
+        chat = tokenizer._template.render([{"role": "user", "content": _SLOT}])
         reserved = {"EOS", *chat.split()}
         tokenizer._user_words = _Words(
             {word: index for word, index in words.items() if word not in reserved}
@@ -84,22 +69,17 @@ class Tokenizer:
             ConfigError: a file is missing, or there is no chat template or end token.
         """
         try:
-            text = (directory / "tokenizer_config.json").read_text("utf-8")
             fast = FastTokenizer.from_str((directory / "tokenizer.json").read_text("utf-8"))
-            settings = parse_json_object(text)
-            template: str | None = settings.get("chat_template")
-            if template is None:
-                template = (directory / "chat_template.jinja").read_text("utf-8")
+            template = ChatTemplate.from_directory(directory)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{directory} holds no chat tokenizer ({error}): it needs tokenizer.json, "
                 "tokenizer_config.json and a chat template, as `save_pretrained` writes them"
             ) from error
-        special = {name: _content(settings.get(name)) for name in _SPECIAL}
-        eos_id = fast.token_to_id(special["eos_token"])
+        eos_id = fast.token_to_id(template.special["eos_token"])
         if eos_id is None:
             raise ConfigError(f"{directory}/tokenizer_config.json names no eos_token")
-        pad_id = fast.token_to_id(special["pad_token"])
+        pad_id = fast.token_to_id(template.special["pad_token"])
         tokenizer = cls(
             size=fast.get_vocab_size(),
             pad_id=0 if pad_id is None else pad_id,
@@ -108,7 +88,6 @@ class Tokenizer:
         )
         tokenizer._fast = fast
         tokenizer._directory = directory
-        tokenizer._special = special
         return tokenizer
 
     def transformers(self) -> Any:
@@ -131,7 +110,7 @@ class Tokenizer:
             eos_token=self._names[self.eos_id],
             unk_token=pad,
         )
-        fast.chat_template = self._template
+        fast.chat_template = self._template.text
         return fast
 
     def encode(self, text: str) -> list[int]:
@@ -192,30 +171,17 @@ class Tokenizer:
         last = len(messages) - 1
         while messages[last]["role"] != "user":
             last -= 1
-        key = tuple(
-            [(m["role"], _SLOT if i == last else m["content"]) for i, m in enumerate(messages)]
-        )
+        chat = list(messages)
+        chat[last] = Message(role="user", content=_SLOT)
+        key = tuple([(message["role"], message["content"]) for message in chat])
         parts = self._rendered.get(key)
         if parts is None:
             # Rendering costs a hundred times the rest; what surrounds the slot rarely changes.
-            text = self._apply([{"role": role, "content": content} for role, content in key])
+            text = self._template.render(chat)
             before, _, after = text.partition(_SLOT)
             parts = (self.encode(before), self.encode(after), before, after)
             self._rendered[key] = parts
         return (*parts, messages[last]["content"])
-
-    def _apply(self, messages: list[dict[str, str]]) -> str:
-        # The environment that transformers renders in.
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        template = environment.from_string(self._template)
-        return template.render(
-            messages=messages,
-            add_generation_prompt=True,
-            raise_exception=_raise_exception,
-            **self._special,
-        )
 
     def chat_text(self, messages: Messages) -> str:
         """Text of a whole chat, ready for the answer (for training texts that we wrote)."""

@@ -9,9 +9,6 @@ import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
-WEIGHTS = "model.safetensors"
-"""Name of the file that holds a model's weights, as `save_pretrained` of transformers has it."""
-
 
 def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Return a detached copy of parameters."""

@@ -12,7 +12,7 @@ from tsgb.types import TargetSpec
 def build_target(registry: ModelRegistry, spec: TargetSpec) -> Target:
     """Build the model behind a target spec of the environment's own."""
     if spec.max_new_tokens:
-        return ChatTarget(spec.name, registry.base(), spec.max_new_tokens)
+        return ChatTarget(spec.name, registry.target(), spec.max_new_tokens)
     readout = registry.readout(spec.name)
     return ReadoutTarget(spec.name, readout, registry.tokenizer(), spec.answer)
 

@@ -205,7 +205,7 @@ def check_base(about: Mapping[str, Any], engine: Engine, what: str) -> None:
     Raises:
         CheckpointError: `about`, the metadata of `what`, names other base weights than `engine`'s.
     """
-    if about.get("base_sha256") != engine.sha256:
+    if about.get("base_sha256") not in {engine.sha256, engine.weights_sha256 or engine.sha256}:
         raise CheckpointError(
             f"{what} was trained on base {about.get('base')} "
             f"{str(about.get('base_sha256'))[:12]}, this machine has {engine.sha256[:12]}: "

@@ -27,7 +27,8 @@ def setup_torch() -> None:
 def make_registry(config: RunConfig, context: WorkerContext, on_build: OnBuild) -> ModelRegistry:
     """Return the models of a run, in the world of its configuration."""
     env = make_environment(config.env, world_seed=config.world_seed, trust=context.trust)
-    return ModelRegistry(env, config, context.worker.cache_dir / "models", on_build)
+    cache = context.worker.cache_dir / "models"
+    return ModelRegistry(env, config, cache, on_build, context.hub)
 
 
 def build(context: WorkerContext, resume_path: str, part: int, parts: int) -> None:

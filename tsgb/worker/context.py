@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from tsgb.checkpoint.cache import FileCache
@@ -19,7 +19,13 @@ from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import RunConfig, parse_config
 from tsgb.errors import CheckpointError, Interrupted, StoreError, StoreUnreachable, UsageError
 from tsgb.plugins import NO_TRUST, Trust
-from tsgb.setting_groups import CloudSettings, InstanceSettings, StoreSettings, WorkerSettings
+from tsgb.setting_groups import (
+    CloudSettings,
+    HubSettings,
+    InstanceSettings,
+    StoreSettings,
+    WorkerSettings,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +39,8 @@ class WorkerContext:
     """Credentials of the store."""
     worker: WorkerSettings
     """Directories of this machine, and how workers are run."""
+    hub: HubSettings = field(default_factory=HubSettings)
+    """The hub that pretrained models come from."""
     trust: Trust = NO_TRUST
     """Modules that may be imported although only a stored configuration names them."""
 

@@ -37,11 +37,12 @@ from tsgb.models.fast.network import (
     token_logps,
 )
 from tsgb.models.fast.packing import Ints, Rows
+from tsgb.models.files import WEIGHTS
 from tsgb.models.labels import label_texts
 from tsgb.models.sampling import join, writing_of
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import from_numpy, int_rows, ints
-from tsgb.models.weights import WEIGHTS, save_weights
+from tsgb.models.weights import save_weights
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
 SCORE_BATCH = 512
@@ -55,19 +56,29 @@ LARGE_WRITE_BATCH = 8
 class FastEngine:
     """Implements `Engine` for a causal LM of the Llama family on a CPU in float32."""
 
-    def __init__(self, module: nn.Module, tokenizer: Tokenizer, *, name: str, sha256: str) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        sha256: str,
+        weights_sha256: str | None = None,
+    ) -> None:
         """Wrap the weights of a causal LM.
 
         Args:
             module: its parameters under the names of transformers, and `config`; stays frozen.
             tokenizer: its tokenizer.
             name: name of the base in records.
-            sha256: hex digest of the weights.
+            sha256: hex digest of the base.
+            weights_sha256: hex digest of the file with the weights, where it differs.
         """
         self.module: Any = module.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.name = name
         self.sha256 = sha256
+        self.weights_sha256 = sha256 if weights_sha256 is None else weights_sha256
         self.num_parameters = sum(p.numel() for p in module.parameters())
         self.shape = Shape.of(self.module.config)
         self.base = BaseWeights.of(module)

