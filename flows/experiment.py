@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flows import embedded
 from flows.interrupts import interruptible
+from flows.model_choice import choose_models, stored_models
 from flows.prepare import arm_configs, check_targets, new_run_id, write_configs
 from flows.progress import watching
 from flows.workers import Workers
@@ -51,11 +52,12 @@ def run_experiment(
     run_id = options.run or new_run_id(datetime.now().astimezone())
     seeds = range(options.seed, options.seed + SEEDS[options.profile])
     names = [run_id if len(seeds) == 1 else f"{run_id}-s{seed}" for seed in seeds]
+    check_targets(options)
+    options = choose_models(options, settings, stored_models(Workers(settings, where, names[0])))
     runs = [
         options.model_copy(update={"run": name, "seed": seed, "store": where})
         for name, seed in zip(names, seeds, strict=True)
     ]
-    check_targets(options)
     for run, name in zip(runs, names, strict=True):  # stage 1 would refuse it once Prefect runs
         write_configs(Workers(settings, where, name, run.env), arm_configs(run))
     name = f"{run_id}-{sha256_hex(where.encode())[:8]}"

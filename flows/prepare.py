@@ -66,7 +66,7 @@ def arm_configs(options: RunOptions) -> dict[Arm, RunConfig]:
     named = options.model_dump(mode="json", include={"profile", "env", "world_seed", "seed"})
     overrides = options.overrides or {}
     return {
-        arm: make_config(sizes, overrides, named, arm_overrides(arm))
+        arm: make_config(sizes, overrides, options.model_overrides(), named, arm_overrides(arm))
         for arm in options.trained_arms
     }
 
@@ -116,8 +116,8 @@ def _write_config(workers: Workers, arm: Arm, config: RunConfig) -> None:
 
 
 def _difference(kept: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
-    for name, old in kept.items():
-        new = asked.get(name)
+    for name in {**kept, **asked}:  # a value that is not stored where it is the default
+        old, new = kept.get(name, ""), asked.get(name, "")
         if old != new:
             if isinstance(old, Mapping) and isinstance(new, Mapping):
                 return _difference(old, new, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]

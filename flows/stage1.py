@@ -17,6 +17,7 @@ from prefect.runtime import flow_run
 from flows import tasks
 from flows.hooks import release_machines, say_how_to_resume
 from flows.machines import machine_of
+from flows.model_choice import choose_models, stored_models
 from flows.parameters import takes
 from flows.prepare import arm_configs, check_targets, write_configs
 from flows.progress import listener, listening
@@ -67,6 +68,7 @@ def stage1(**options: Any) -> dict[str, Any]:
     store = canonical_url(chosen.store or settings.default_store)
     workers = Workers(settings, store, run, chosen.env)
     check_targets(chosen)
+    chosen = choose_models(chosen, settings, stored_models(workers))
     configs = arm_configs(chosen)
     key = write_configs(workers, configs)
     refs: dict[str, dict[str, Any]] = {}

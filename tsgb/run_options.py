@@ -76,6 +76,12 @@ class RunOptions(BaseModel):
     """Size of the run: smoke takes a minute, demo minutes, paper hours for five seeds."""
     env: Annotated[str, Field(min_length=1), Flag("--env", "NAME")] = "glyph"
     """World: glyph, canary, or module:attribute."""
+    model: Annotated[Annotated[str, Field(min_length=1)] | None, Flag("--model", "NAME")] = None
+    """Pretrained base in place of the world's: org/name@revision, directory, gguf:FILE, smollm2."""
+    target_model: Annotated[
+        Annotated[str, Field(min_length=1)] | None, Flag("--target-model", "NAME")
+    ] = None
+    """Pretrained model of the targets, named as for --model; without it the base."""
     seed: Annotated[int, Field(ge=0), Flag("--seed")] = 0
     """Seed of everything that happens in the world."""
     world_seed: Annotated[int, Field(ge=0), Flag("--world-seed")] = 0
@@ -120,6 +126,12 @@ class RunOptions(BaseModel):
         if self.arms is None:
             return default_arms(self.profile)
         return tuple(arm for arm in Arm if arm in self.arms)
+
+    def model_overrides(self) -> dict[str, Any]:
+        """Changes to the configuration by which the options name models."""
+        named = {"pretrained": self.model, "target": self.target_model}
+        chosen = {name: value for name, value in named.items() if value is not None}
+        return {"model": chosen} if chosen else {}
 
     def parameters(self) -> dict[str, Any]:
         """The options as parameters of the flow stage 1: JSON values, none of them null."""

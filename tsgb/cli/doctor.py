@@ -8,12 +8,16 @@ from tsgb.cli.options import JsonOption, takes
 from tsgb.run_options import RunOptions
 
 
-@takes("store", "service_url")
+@takes("store", "service_url", "model")
 def doctor(options: RunOptions, as_json: JsonOption = False) -> None:
     """Check key, credit, store, disk, clock, Prefect and image; exit code 1 if one is not well.
 
-    It reads, and writes and deletes one small file in the store; it costs nothing.
+    It reads, and writes and deletes one small file in the store; it costs nothing. With --model it
+    looks at that model instead: a few MB of it, never its weights.
     """
+    if options.model is not None:
+        _show_model(options.model, as_json=as_json)
+        return
     from tsgb.cli.account import AccountContext
     from tsgb.cli.checks import all_checks
     from tsgb.cli.output import console, print_json
@@ -45,3 +49,34 @@ def doctor(options: RunOptions, as_json: JsonOption = False) -> None:
             )
     if any(check.ok is False for check in checks):
         raise typer.Exit(ExitCode.FAILURE)
+
+
+def _show_model(name: str, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from tsgb.cli.output import console, print_json
+    from tsgb.models.source import inspect
+    from tsgb.settings import load_settings
+
+    settings = load_settings()
+    facts = inspect(name, settings, settings.cache_dir / "models")
+    if as_json:
+        print_json(asdict(facts))
+        return
+    lines = {
+        "model": facts.name,
+        "family": f"{facts.family} ({facts.architecture})",
+        "size": f"{_millions(facts.parameters)} parameters, {facts.layers} layers, {facts.dtype}, "
+        f"{facts.weight_bytes / 1e9:.3g} GB",
+        "tokenizer": facts.tokenizer,
+        "template": "chat template "
+        + ("with" if facts.system_role else "without")
+        + " a system role",
+    }
+    out = console()
+    for label, text in lines.items():
+        out.print(f"{label:>10}  {text}", markup=False, soft_wrap=True)
+
+
+def _millions(num: int) -> str:
+    return f"{num / 1e9:.3g}B" if num >= 1e9 else f"{num / 1e6:.3g}M"

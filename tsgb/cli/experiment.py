@@ -11,6 +11,8 @@ from tsgb.run_options import RunOptions
 TRAINING = (
     "profile",
     "env",
+    "model",
+    "target_model",
     "seed",
     "world_seed",
     "store",

@@ -58,12 +58,14 @@ def check(options: RunOptions) -> None:
     """Refuse what cannot work before Prefect starts.
 
     Raises:
-        TSGBError: See `flows.rented.preflight`.
+        TSGBError: See `flows.model_choice.choose_models` and `flows.rented.preflight`.
     """
+    from flows.model_choice import choose_models
     from flows.rented import preflight
     from tsgb.checkpoint.urls import canonical_url
     from tsgb.settings import load_settings
 
     settings = options.applied_to(load_settings())
     where = canonical_url(options.store or settings.default_store)
+    choose_models(options, settings)
     preflight(settings, where)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _USUAL_HOURS = 2.0
 
 
-@takes("run", "budget", "max_price", "store", "service_url")
+@takes("run", "model", "budget", "max_price", "store", "service_url")
 def plan(
     *,
     hours: Annotated[
@@ -38,7 +38,8 @@ def plan(
     """Forecast hours and dollars of a run on rented machines: one search, nothing is rented.
 
     With --run-id, forecast the rest of that run from the time that its updates took and the size of
-    its newest checkpoints.
+    its newest checkpoints. With --model, first check that rented machines can get and use that
+    model.
     """
     from dataclasses import replace
 
@@ -47,11 +48,15 @@ def plan(
     from tsgb.cloud.history import RemainingWork, measure, read_history
     from tsgb.cloud.policy import LaunchPolicy
     from tsgb.cloud.pricing import in_dollars
+    from tsgb.models.source import inspect
 
     run_id = options.run
     if hours is not None and run_id is not None:
         raise UsageError("--hours and --run-id both say how much is left: give one of them")
     account = AccountContext.read(options)
+    if options.model is not None:
+        cache_dir = account.settings.cache_dir / "models"
+        inspect(options.model, account.settings, cache_dir, for_rented=True)
     policy = LaunchPolicy.of(account.settings)
     with account.provider() as provider:
         if run_id is not None:

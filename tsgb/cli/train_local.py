@@ -27,7 +27,7 @@ RUN_ID = "local"
 
 
 @takes(
-    *("profile", "env", "seed", "world_seed", "store", "run", "overrides"),
+    *("profile", "env", "model", "target_model", "seed", "world_seed", "store", "run", "overrides"),
     profile="smoke",
     store=STORE,
     run=RUN_ID,
@@ -52,6 +52,7 @@ def train_local(
     The supervised starts of both players, the attacker's warm-up and one to five rounds of
     self-play share the updates.
     """
+    from flows.model_choice import choose_models, stored_models
     from flows.prepare import arm_configs, write_configs
     from flows.workers import Workers
     from tsgb.cli import display, output
@@ -59,12 +60,14 @@ def train_local(
     from tsgb.settings import load_settings
 
     store, run_id = options.store or STORE, options.run or RUN_ID
+    settings = load_settings()
+    workers = Workers(settings, display.store_url(store), run_id)
+    options = choose_models(options, settings, stored_models(workers))
     usual = arm_configs(options.model_copy(update={"overrides": None}))[Arm.SELFPLAY]
     mine = {"checkpoint_interval": checkpoint_interval, "segments": 1}
     layers = (mine, schedule(episodes), larger(usual), options.overrides or {})
     configs = arm_configs(options.model_copy(update={"overrides": merge(*layers)}))
     _check_length(configs[Arm.SELFPLAY], episodes)
-    workers = Workers(load_settings(), display.store_url(store), run_id)
     _check_same_length(workers, episodes)
     write_configs(workers, configs)
     run = workers.open()

@@ -1,0 +1,112 @@
+"""Models of a run: named once by what does not change, and refused before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.model_choice import choose_models, stored_models
+from flows.prepare import arm_configs, write_configs
+from flows.workers import Workers
+from tests.fakes.chat_model import save_chat_model
+from tests.fakes.hub_cache import cache_repository
+from tsgb.config import Arm, ModelConfig, Profile
+from tsgb.errors import ConfigError, UsageError
+from tsgb.run_options import MachineKind, RunOptions
+from tsgb.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_chat_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        cache_dir=tmp_path / "cache",
+        HF_HUB_CACHE=tmp_path / "hub",  # pyright: ignore[reportCallIssue] - its alias
+        HF_HUB_OFFLINE=True,  # pyright: ignore[reportCallIssue]
+    )
+
+
+def options(**more: Any) -> RunOptions:
+    return RunOptions(**{"profile": Profile.SMOKE, "env": "canary", "run": "r1", **more})
+
+
+def stored(chosen: RunOptions) -> ModelConfig:
+    return arm_configs(chosen)[Arm.SELFPLAY].model
+
+
+def test_a_branch_is_stored_as_a_commit_and_stays_it(
+    model: Path, tmp_path: Path, settings: Settings
+) -> None:
+    hub = tmp_path / "hub"
+    first = cache_repository(hub, "acme/tiny", model)
+    workers = Workers(settings, (tmp_path / "runs").as_uri(), "r1")
+    assert stored_models(workers) is None
+    chosen = choose_models(options(model="acme/tiny"), settings)
+    assert stored(chosen).pretrained == f"acme/tiny@{first}"
+    write_configs(workers, arm_configs(chosen))
+
+    newer = save_chat_model(tmp_path / "newer", words=1100)
+    second = cache_repository(hub, "acme/tiny", newer)
+    assert second != first
+    again = choose_models(options(model="acme/tiny"), settings, stored_models(workers))
+    write_configs(workers, arm_configs(again))
+    other = choose_models(options(model="acme/tiny@main"), settings, stored_models(workers))
+    with pytest.raises(
+        ConfigError, match=rf"model.pretrained is 'acme/tiny@{first}' there, 'acme/tiny@{second}'"
+    ):
+        write_configs(workers, arm_configs(other))
+
+
+def test_a_directory_is_stored_with_its_path_whichever_option_named_it(
+    model: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    by_option = choose_models(options(model="tiny", target_model=str(model)), settings)
+    by_set = choose_models(
+        options(overrides={"model": {"pretrained": "./tiny", "target": "tiny", "rank": 2}}),
+        settings,
+    )
+    for chosen in (by_option, by_set):
+        assert (stored(chosen).pretrained, stored(chosen).target) == (str(model), str(model))
+    assert stored(by_set).rank == 2
+    before = ModelConfig(pretrained="tiny")  # as earlier versions stored it
+    assert stored(choose_models(options(model="tiny"), settings, before)).pretrained == "tiny"
+
+
+def test_a_run_without_a_model_of_its_own_is_as_before(settings: Settings) -> None:
+    pytest.importorskip("gguf", reason="the extra smollm2 is not installed")
+    chosen = choose_models(options(), settings)
+    assert chosen == options()
+    assert stored(chosen).model_dump() == {"adapter": "lora", "rank": 4, "pretrained": ""}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"env": "glyph", "model": "smollm2"}, "'smollm2': the world 'glyph' trains its own"),
+        ({"env": "glyph", "target_model": "smollm2"}, "the world 'glyph' trains its own models"),
+        ({"model": "a/b", "overrides": {"model": {"pretrained": "c/d"}}}, "c/d differ: give one"),
+        ({"model": "a/b"}, "a/b at main is not in the local cache"),
+        ({"target_model": "a/b"}, "a/b at main is not in the local cache"),
+        ({"overrides": {"model": {"pretrained": "a"}}}, "unknown pretrained model 'a'"),
+        ({"model": "/", "machine": MachineKind.RENTED}, "model / is on this machine, where a ren"),
+    ],
+)
+def test_a_choice_that_cannot_work_is_refused(
+    settings: Settings, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        choose_models(options(**more), settings)
+
+
+def test_a_value_that_is_no_name_is_left_to_the_configuration(settings: Settings) -> None:
+    pytest.importorskip("gguf", reason="the extra smollm2 is not installed")
+    for wrong in ({"model": 5}, {"model": {"pretrained": 5}}):
+        with pytest.raises(ConfigError, match="valid"):
+            arm_configs(choose_models(options(overrides=wrong), settings))
