@@ -62,12 +62,11 @@ class ArmsWork:
         """
         if self._code is None:
             config = next(iter(self._configs.values()))
-            pretrained, profile = config.model.pretrained, config.profile.value
             self._code = pack_code(
                 config.env,
                 trust=Trust.of(self._workers.env),
-                pretrained=pretrained,
-                profile=profile,
+                model=config.model,
+                profile=config.profile.value,
             )
         return self._code
 

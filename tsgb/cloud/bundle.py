@@ -26,6 +26,7 @@ from pydantic import SecretStr
 
 from tsgb.checkpoint.filesystem import FileTooLargeError
 from tsgb.checkpoint.run import RunStore
+from tsgb.config import ModelConfig
 from tsgb.envs import make_environment
 from tsgb.errors import ConfigError, UsageError
 from tsgb.plugins import NO_TRUST, Trust
@@ -73,7 +74,7 @@ def pack_code(
     world: str = "glyph",
     *,
     trust: Trust = NO_TRUST,
-    pretrained: str = "",
+    model: ModelConfig | None = None,
     profile: str = "demo",
 ) -> Code:
     """Pack the code that is running now, as far as training in a world needs it.
@@ -84,7 +85,7 @@ def pack_code(
     Args:
         world: What `--env` takes.
         trust: The modules that may be imported, since `world` is read from the store.
-        pretrained: `RunConfig.model.pretrained`: a base in place of the world's.
+        model: Models in place of the world's.
         profile: Whose models are trained.
 
     Raises:
@@ -92,14 +93,18 @@ def pack_code(
         UsageError: A rented machine could not have a part of it.
     """
     env = make_environment(world, world_seed=0, trust=trust)
-    base = pretrained or env.recipes(profile)["base"].pretrained
-    if base and Path(base).is_dir():
-        raise UsageError(
-            f"model.pretrained {base} is a directory of this machine, which a rented one cannot "
-            "read: train with it here (tsgb experiment), or name a model of the extra smollm2"
-        )
+    model = model or ModelConfig()
+    base = model.pretrained or env.recipes(profile)["base"].pretrained
+    models = [name for name in (base, model.target) if name]
+    for name in models:
+        if name.startswith("gguf:") or Path(name).is_dir():
+            raise UsageError(
+                f"model {name} is on this machine, where a rented one cannot read it: train with "
+                "it here (tsgb experiment), or name a repository of the Hugging Face Hub"
+            )
     files = {name: path.read_bytes() for name, path in _of_packages(_PACKAGES)}
-    required = _requirements(_EXTRA if base else "")
+    packaged = any("/" not in name for name in models)  # a repository has an owner
+    required = _requirements(_EXTRA if packaged else "")
     module, own, _ = world.partition(":")
     if own:
         theirs, more = _of_world(module.partition(".")[0])

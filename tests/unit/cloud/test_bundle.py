@@ -23,6 +23,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.cloud import bundle as module
 from tsgb.cloud.bundle import BootSpec, Code, CodeArchive, boot, pack_code, publish_code
 from tsgb.cloud.vast.records import Rental
+from tsgb.config import ModelConfig
 from tsgb.errors import ConfigError, UsageError
 from tsgb.plugins import Trust
 
@@ -74,6 +75,20 @@ def test_it_is_our_code_and_what_it_requires(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"tsgb", "flows", *LISTS}
     assert {"torch", "transformers", "httpx", "webdav4"} < required(tmp_path)
     assert not {"prefect", "fastapi", "sqlalchemy", "gguf"} & required(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "packaged"),
+    [
+        (ModelConfig(pretrained=f"a/b@{'0' * 40}"), False),
+        (ModelConfig(pretrained=f"a/b@{'0' * 40}", target="smollm2-135m-instruct"), True),
+    ],
+)
+def test_a_model_of_the_hub_needs_no_package(
+    tmp_path: Path, model: ModelConfig, packaged: bool
+) -> None:
+    unpacked(pack_code("canary", model=model), tmp_path)
+    assert ("gguf" in required(tmp_path)) is packaged
 
 
 def test_a_world_on_a_pretrained_model_brings_its_package(tmp_path: Path) -> None:
@@ -146,8 +161,10 @@ def test_an_installed_world_is_required_in_its_version(
 
 
 def test_what_a_machine_elsewhere_cannot_have_is_said(beside: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"model\.pretrained .* train with it here"):
-        pack_code(pretrained=str(tmp_path))
+    for name in (str(tmp_path), f"gguf:{tmp_path}/x.gguf"):
+        for model in (ModelConfig(pretrained=name), ModelConfig(target=name)):
+            with pytest.raises(UsageError, match=r"is on this machine, .* train with it here"):
+                pack_code("canary", model=model)
     with pytest.raises(ConfigError, match="cannot be loaded: ModuleNotFoundError"):
         pack_code("own_wrld:Own", trust=Trust.of("own_wrld:Own"))
     (beside / "own_world.py").write_text(WORLD)
