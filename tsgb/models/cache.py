@@ -59,11 +59,6 @@ def cached_tensors(
     return found
 
 
-def is_cached(directory: Path, key: str) -> bool:
-    """Tell whether `key` is in the cache and undamaged."""
-    return _read(directory / key) is not None
-
-
 def _read(entry: Path) -> tuple[dict[str, Tensor], str] | None:
     try:
         data = (entry / WEIGHTS).read_bytes()

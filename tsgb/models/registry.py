@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
-from tsgb.models.cache import cache_key, cached_tensors, is_cached
+from tsgb.models.cache import cache_key, cached_tensors
 from tsgb.models.device import pick_device, pick_dtype
 from tsgb.models.engine import Engine, Readout
 from tsgb.models.fast.fast_engine import FastEngine
@@ -69,14 +69,14 @@ class ModelRegistry:
     def parts(self, num: int) -> list[list[str]]:
         """Split the models over `num` processes; a model that starts from another stays with it.
 
-        The longest chain goes first onto the least loaded process; a cached model costs nothing.
+        The longest chain goes first onto the least loaded process. The cache has no say: processes
+        that start at different times would see different ones, and leave a model to nobody.
         """
         chains: dict[str, list[str]] = {}
         for name in self.names():
             chains.setdefault(self._recipes[name].init_from or name, []).append(name)
         costs = {
-            root: sum(0 if self.is_built(n) else self._recipes[n].steps for n in chain)
-            for root, chain in chains.items()
+            root: sum(self._recipes[name].steps for name in chain) for root, chain in chains.items()
         }
         loads = [0] * num
         parts: list[list[str]] = [[] for _ in range(num)]
@@ -92,11 +92,6 @@ class ModelRegistry:
             self.target()
         else:
             self._weights(name)
-
-    def is_built(self, name: str) -> bool:
-        """Tell whether `build` would have nothing to do."""
-        recipe = self._recipes[name]
-        return not recipe.pretrained and is_cached(self._cache, self._key(name))
 
     def base(self) -> Engine:
         """Return the engine on the frozen base of both players.
