@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
+from tsgb.checkpoint.run import RunStore
 from tsgb.plugins import NO_TRUST, Trust
 from tsgb.setting_groups import StoreSettings, WorkerSettings
 from tsgb.worker.context import WorkerContext
@@ -25,3 +29,15 @@ def worker_context(
         worker=WorkerSettings(cache_dir=cache_dir, grace_seconds=grace_seconds),
         trust=trust,
     )
+
+
+class _Signalled(WorkerContext):
+    def open(self, run_url: str, **options: Any) -> RunStore:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return WorkerContext.open(self, run_url, **options)
+
+
+def signalled(cache_dir: Path, trust: Trust = NO_TRUST) -> WorkerContext:
+    """A context whose process is told to stop as soon as a run is opened."""
+    made = worker_context(cache_dir, trust=trust)
+    return _Signalled(store=made.store, worker=made.worker, trust=made.trust)

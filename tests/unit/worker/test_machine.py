@@ -27,13 +27,10 @@ from tsgb.worker.machine import WorkerMachine
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+def scene(tmp_path: Path, handlers: None) -> Iterator[Scene]:
     script = Script([Reply(body={"success": True})])
     with serve(script) as url:
         yield Scene(tmp_path, url, script)
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def test_it_is_torch_free() -> None:
