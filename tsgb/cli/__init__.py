@@ -74,7 +74,7 @@ def _run() -> int:
         raise  # a bug shows its plain traceback
     except BaseException as error:  # noqa: BLE001 - SystemExit of a user's code is not ours
         if isinstance(error.__context__, BrokenPipeError):
-            return ExitCode.FAILURE  # `tsgb plan | head -1`: nobody reads the rest
+            return ExitCode.FAILURE  # as in `tsgb plan | head -1`
         return _fail(f"code that this command loaded ended it by {type(error).__name__}", 1)
     if code == ExitCode.INTERRUPTED:
         # Ctrl-C before a command took the signal over: nothing was under way.

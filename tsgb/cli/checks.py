@@ -1,4 +1,4 @@
-"""Checks of `tsgb doctor`: each reports what it found, and what to do about it."""
+"""Checks of `tsgb doctor`: each reports a result, and advice if it failed."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Check:
     ok: bool | None
     """Whether the check passed; None if it could not be made, or was not necessary."""
     found: str
-    """What was found, for people."""
+    """Result of the check, for people."""
     way_out: str = ""
-    """What to do about a check that failed; empty otherwise."""
+    """Advice for a check that failed; empty otherwise."""
 
 
 def all_checks(account: AccountContext) -> list[Check]:

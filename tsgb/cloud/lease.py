@@ -129,7 +129,7 @@ def grant(
     budget_microdollars: int | None = None,
     spent_microdollars: int = 0,
 ) -> Lease:
-    """The lease of a new attempt, after the one that is in the store.
+    """Return the lease of a new attempt, which follows the one in the store.
 
     Raises:
         LeaseLost: Another flow holds it, or it is that of a later attempt.
@@ -214,7 +214,7 @@ def _end(now: datetime, ttl: timedelta, deadline_at: datetime | None) -> datetim
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseTracker:
-    """What a watcher remembers from look to look: when it last saw the lease renewed.
+    """Record of a watcher, kept between reads: when it last saw the lease renewed.
 
     The time between renewals is measured on the watcher's own monotonic clock. So a lease that is
     renewed holds however far its wall clock is off, and one that is not, ends after its own ttl.
