@@ -31,13 +31,16 @@ def worker_context(
     )
 
 
-class _Signalled(WorkerContext):
-    def open(self, run_url: str, **options: Any) -> RunStore:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return WorkerContext.open(self, run_url, **options)
-
-
 def signalled(cache_dir: Path, trust: Trust = NO_TRUST) -> WorkerContext:
-    """A context whose process is told to stop as soon as a run is opened."""
+    """A context whose process is told to stop, once, as soon as a run is opened."""
+    opened: list[str] = []
+
+    class Signalled(WorkerContext):
+        def open(self, run_url: str, **options: Any) -> RunStore:
+            if not opened:
+                os.kill(os.getpid(), signal.SIGTERM)
+            opened.append(run_url)
+            return WorkerContext.open(self, run_url, **options)
+
     made = worker_context(cache_dir, trust=trust)
-    return _Signalled(store=made.store, worker=made.worker, trust=made.trust)
+    return Signalled(store=made.store, worker=made.worker, trust=made.trust)
