@@ -117,7 +117,7 @@ class Demonstration:
     scenario: Scenario
     """Scenario that is given."""
     completion: str
-    """Text exactly as the attacker would emit it, opening included."""
+    """Text as the attacker would write it, opening included, without the end of its turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +186,9 @@ class GuardTemplate:
     """A single token of the environment's tokenizer."""
     safe: str
     """A single token of the environment's tokenizer, other than `unsafe`."""
+    alternatives: tuple[tuple[str, str], ...] = ()
+    """Further pairs (unsafe, safe), for pretrained tokenizers: the first one counts of which each
+    word is one token after `answer`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,10 +196,13 @@ class TrainingText:
     """One text of a pre-training or fine-tuning corpus.
 
     The loss counts every token of `completion` given `text`, and, for read-out models, `readout[i]`
-    at the (len(readout) - i)-th last token of `text` (an empty string there means no loss).
+    at the (len(readout) - i)-th last token of `text` (an empty string there means no loss). Of a
+    `chat` it counts the last message and the end of its turn.
     """
 
-    text: str
+    chat: Messages = ()
+    """Messages of which the last one is learned; in place of all other fields."""
+    text: str = ""
     """Context: no loss, unless `readout` says so."""
     completion: str = ""
     """Text whose every token counts."""

@@ -22,7 +22,7 @@ from tsgb.envs.glyph.policy import Policy
 from tsgb.envs.glyph.techniques import family, mixes, reserved_family
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.recipes import make_module
-from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.tokenizer import WordTokenizer
 from tsgb.plugins import Trust
 from tsgb.trainer.loop import Trainer
 from tsgb.types import (
@@ -159,7 +159,7 @@ def world(world_seed: int = 0) -> MiniatureEnvironment:
 def untrained_model(recipe: ModelRecipe = RECIPE, seed: int = 0) -> FastEngine:
     """A language model as it leaves the factory; equal seeds give equal weights."""
     setup_torch()
-    tokenizer = Tokenizer.from_words(world().tokenizer())
+    tokenizer = WordTokenizer(world().tokenizer())
     module = make_module(recipe, tokenizer, seed)
     return FastEngine(module, tokenizer, name="untrained", sha256=f"{seed:064x}")
 

@@ -132,12 +132,12 @@ def _record(source: Source, guard: CalibratedGuard, column: str, base: Base) -> 
     if rule is None or guard.benign is None:
         raise UsageError(f"guard {guard.name!r} was never calibrated")
     template = source.env.guard_template()
-    tokenizer = source.engine.tokenizer
+    verdict = source.engine.tokenizer.verdict(template)
     return GuardFile(
         adapter=config.model.adapter,
         template=_template(source.engine, template),
-        unsafe=Verdict(token=template.unsafe, id=tokenizer.single(template.unsafe)),
-        safe=Verdict(token=template.safe, id=tokenizer.single(template.safe)),
+        unsafe=Verdict(token=verdict.unsafe, id=verdict.unsafe_id),
+        safe=Verdict(token=verdict.safe, id=verdict.safe_id),
         thresholds={
             RUN_PRESET: _point(rule),
             **{
@@ -173,14 +173,22 @@ def _point(threshold: Threshold) -> OperatingPoint:
 
 def _template(engine: Engine, template: GuardTemplate) -> Template:
     tokenizer = engine.tokenizer
-    before, after = tokenizer.guard_parts(template)
+    slot = tokenizer.guard_slot(template)
     reserved = tokenizer.reserved_ids()
     real = tokenizer.transformers()
     between = " " if reserved else ""
+    around = (
+        f"{real.decode(slot.before)}{slot.prefix}",
+        f"{slot.suffix}{real.decode(slot.after)}",
+    )
     return Template(
-        input=between.join((real.decode(before), "{prompt}", real.decode(after))),
-        before_ids=before,
-        after_ids=after,
+        input=between.join((around[0], "{prompt}", around[1])),
+        before_ids=slot.before,
+        prefix=slot.prefix,
+        suffix=slot.suffix,
+        after_ids=slot.after,
+        trim_start=slot.trim_start,
+        trim_end=slot.trim_end,
         words=WordList(reserved_ids=reserved, unknown_id=tokenizer.pad_id) if reserved else None,
     )
 

@@ -35,9 +35,17 @@ class Template(Record):
     input: str
     """The input as text, for people; the ids count, since the parts are encoded apart."""
     before_ids: list[NonNegativeInt]
-    """Token ids in front of the prompt."""
+    """Token ids in front of the prompt's part."""
+    prefix: str = ""
+    """Text in front of the prompt that is encoded together with it."""
+    suffix: str = ""
+    """Text behind the prompt that is encoded together with it."""
     after_ids: list[NonNegativeInt]
-    """Token ids behind the prompt, which is encoded with `split_special_tokens`, none added."""
+    """Token ids behind the prompt's part."""
+    trim_start: bool = False
+    """Whether white space at the prompt's start is left out."""
+    trim_end: bool = False
+    """Whether white space at the prompt's end is left out."""
     words: WordList | None
     """None for a tokenizer of parts of words."""
 

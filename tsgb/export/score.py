@@ -71,13 +71,34 @@ class ExportedGuard:
         template = self.about["template"]
         words = template["words"]
         if words:
-            prompt = " ".join(prompt.split())
-        encoded = self.tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)
-        middle = list(encoded["input_ids"])
-        if words:
+            middle = self._plain(" ".join(prompt.split()))
             reserved, unknown = set(words["reserved_ids"]), words["unknown_id"]
             middle = [unknown if index in reserved else index for index in middle]
+        else:
+            prompt = prompt.lstrip() if template["trim_start"] else prompt
+            prompt = prompt.rstrip() if template["trim_end"] else prompt
+            middle = self._middle(f"{template['prefix']}{prompt}{template['suffix']}")
         return [*template["before_ids"], *middle, *template["after_ids"]]
+
+    def _middle(self, text: str) -> list[int]:
+        """The ids of a prompt's part between the special tokens around it; itself it has none."""
+        template, known = self.about["template"], self.tokenizer.added_tokens_decoder
+        special = {i for i, token in known.items() if token.special}
+        start = [i for i in template["before_ids"][-1:] if i in special]
+        end = [i for i in template["after_ids"][:1] if i in special]
+        around = [known[i].content for i in (*start, *end)]
+        whole = (around[0] if start else "") + text + (around[-1] if end else "")
+        ids = list(self.tokenizer(whole, add_special_tokens=False)["input_ids"])
+        ids = ids[len(start) : len(ids) - len(end)]
+        special.discard(self.tokenizer.unk_token_id)
+        if special.isdisjoint(ids):
+            return ids
+        return [i for i in self._plain(text) if i not in special]
+
+    def _plain(self, text: str) -> list[int]:
+        """The ids of a text in which special tokens are text."""
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return list(encoded["input_ids"])
 
     @torch.no_grad()
     def score(self, prompt: str) -> float:

@@ -24,6 +24,11 @@ def label_texts(tokenizer: Tokenizer, texts: Sequence[TrainingText]) -> list[Lab
     """Return the ids and labels of corpus texts."""
     labelled: list[LabelledText] = []
     for text in texts:
+        if text.chat:
+            context, written = tokenizer.encode_turn(text.chat)
+            predicting = range(len(context) - 1, len(context) - 1 + len(written))
+            labelled.append(LabelledText([*context, *written], list(predicting), written))
+            continue
         ids = tokenizer.encode(text.text)
         first, positions, labels = len(ids) - len(text.readout), list[int](), list[int]()
         for offset, word in enumerate(text.readout):

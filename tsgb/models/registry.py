@@ -16,13 +16,14 @@ from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
 from tsgb.models.cache import cache_key, cached_tensors
+from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.device import pick_device, pick_dtype
 from tsgb.models.engine import Engine, Readout
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.pretrained import can_load, load_pretrained
 from tsgb.models.fast.recipes import make_module, readout, train
 from tsgb.models.fetch import fetch
-from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.tokenizer import Tokenizer, WordTokenizer
 from tsgb.setting_groups import HubSettings
 from tsgb.types import ModelRecipe
 
@@ -58,7 +59,7 @@ class ModelRegistry:
         self._recipes: Mapping[str, ModelRecipe] = env.recipes(config.profile.value)
         spec = env.tokenizer()
         self._pretrained = spec.pretrained
-        self._tokenizer = None if spec.pretrained else Tokenizer.from_words(spec)
+        self._tokenizer = None if spec.pretrained else WordTokenizer(spec)
         self._base: Engine | None = None
         self._target: Engine | None = None
 
@@ -213,7 +214,7 @@ def make_engine(
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    tokenizer = Tokenizer.from_directory(directory)
+    tokenizer = ChatTokenizer(directory)
     if device.type == "cpu" and dtype is torch.float32 and can_load(directory):
         return FastEngine(
             load_pretrained(directory),

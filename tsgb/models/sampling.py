@@ -60,7 +60,7 @@ def sample(
     num: int,
     *,
     max_new_tokens: int,
-    eos: int,
+    stop_ids: Sequence[int],
     pad: int,
     uniforms_NL: Tensor | None,
     temperature: float = 1.0,
@@ -72,7 +72,7 @@ def sample(
         decoder: has read the prompts; its logits may be on any device.
         num: number of rows N.
         max_new_tokens: limit of each completion.
-        eos: ends a completion.
+        stop_ids: tokens of which each ends a completion.
         pad: fills up.
         uniforms_NL: [N, max_new_tokens] numbers in [0, 1) that decide; greedy when None.
         temperature: divides the logits, here and in every recomputed log-probability.
@@ -85,6 +85,7 @@ def sample(
     # Row of the result behind each row of the decoder.
     alive = torch.arange(num, device=device)
     running = torch.ones(num, dtype=torch.bool, device=device)
+    stops = torch.tensor(stop_ids, device=device)
     slots: list[Tensor] = []
     tokens: list[Tensor] = []
     logps: list[Tensor] = []
@@ -106,7 +107,7 @@ def sample(
         token = token.squeeze(-1)
         tokens.append(token)
         written.append(running)
-        running = running & (token != eos)
+        running = running & ~torch.isin(token, stops)
         left = int(running.sum())
         if left == 0 or t + 1 == max_new_tokens:
             break
@@ -162,8 +163,8 @@ def writing_of(
     done: Completions, prompts: Sequence[list[int]], group: int, tokenizer: Tokenizer
 ) -> Writing:
     """Return completions of chats, `group` of each, with their texts."""
-    eos = tokenizer.eos_id
-    finished_N = done.ids_NL.gather(1, done.lengths_N[:, None] - 1).squeeze(1) == eos
+    last_N = done.ids_NL.gather(1, done.lengths_N[:, None] - 1).squeeze(1)
+    finished_N = torch.isin(last_N, torch.tensor(tokenizer.stop_ids, device=last_N.device))
     ends = zip(int_rows(done.ids_NL), ints(done.lengths_N), flags(finished_N), strict=True)
     return Writing(
         prompts=[prompt for prompt in prompts for _ in range(group)],

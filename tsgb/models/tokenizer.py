@@ -1,22 +1,154 @@
-"""One tokenizer interface for a closed word list and for a pretrained model.
+"""The interface of tokenizers, and the one of a closed word list.
 
-User text is encoded apart from the template around it and never parsed for special tokens (nor, in
-a word list, for the words of the template), so a prompt cannot forge a turn.
+User text is never parsed for special tokens (nor, in a word list, for the words of the template),
+so a prompt cannot forge a turn. `tsgb.models.chat_tokenizer` implements the interface for
+pretrained models.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer as FastTokenizer
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tsgb.errors import ConfigError
-from tsgb.models.chat_template import ChatTemplate
 from tsgb.types import GuardTemplate, Message, Messages, TokenizerSpec
 
-_SLOT = "\u241e"  # stands for the user's text while a template is rendered
+
+class VerdictTokens(NamedTuple):
+    """The tokens between which the guard decides."""
+
+    unsafe: str
+    """Text of the first one."""
+    safe: str
+    """Text of the other one."""
+    unsafe_id: int
+    """Id of the first one."""
+    safe_id: int
+    """Id of the other one."""
+
+
+class Slot(NamedTuple):
+    """The place of a user's text in a chat.
+
+    The ids of the chat are `before`, those of `prefix + text + suffix` there, and `after`.
+    """
+
+    before: list[int]
+    """Ids up to the last special token before the text."""
+    prefix: str
+    """Plain text between that token and the user's text."""
+    suffix: str
+    """Plain text behind the user's text, up to the next special token."""
+    after: list[int]
+    """Ids from that token on."""
+    trim_start: bool = False
+    """Whether white space at the start of the user's text is left out."""
+    trim_end: bool = False
+    """Whether white space at its end is left out."""
+
+    def place(self, text: str) -> str:
+        """Return a user's text with the plain text around it."""
+        text = text.lstrip() if self.trim_start else text
+        text = text.rstrip() if self.trim_end else text
+        return f"{self.prefix}{text}{self.suffix}"
+
+
+class Tokenizer(ABC):
+    """Text to ids and back, and chats to ids."""
+
+    size: int
+    """Number of ids."""
+    pad_id: int
+    """Id that fills rows up."""
+    stop_ids: tuple[int, ...]
+    """Ids of which each ends a completion."""
+    end_id: int
+    """Id that ends a turn in training."""
+
+    @abstractmethod
+    def transformers(self) -> Any:
+        """Return the transformers tokenizer, to be saved beside exported weights."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of text of ours; special tokens are recognised, none are added."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens left out."""
+
+    @abstractmethod
+    def slot(self, messages: Messages, answer: str = "") -> Slot:
+        """Return the place of the last user message in a chat that is ready for its answer.
+
+        Args:
+            messages: The chat.
+            answer: Start of the answer, at the end of `Slot.after`.
+        """
+
+    @abstractmethod
+    def encode_in(self, slot: Slot, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of user texts in a slot, without `Slot.before` and `Slot.after`."""
+
+    @abstractmethod
+    def encode_answer(self, messages: Messages, text: str) -> list[int]:
+        """Return the ids by which an answer to a chat begins, as a model would write it."""
+
+    @abstractmethod
+    def encode_turn(self, messages: Messages) -> tuple[list[int], list[int]]:
+        """Return the ids of a chat up to its last message, and of that message with its end."""
+
+    @abstractmethod
+    def single(self, word: str) -> int:
+        """Return the id of a text that must be one token.
+
+        Raises:
+            ConfigError: It is not.
+        """
+
+    @abstractmethod
+    def verdict(self, template: GuardTemplate) -> VerdictTokens:
+        """Return the first pair of words of which each is one token after the answer's start.
+
+        Raises:
+            ConfigError: No pair of the template is.
+        """
+
+    def reserved_ids(self) -> list[int]:
+        """Return ids that user text becomes the padding instead of; none by default."""
+        return []
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """Return the ids of a whole chat, ready for the answer."""
+        last = next(m for m in reversed(messages) if m["role"] == "user")
+        slot = self.slot(messages)
+        return [*slot.before, *self.encode_in(slot, [last["content"]])[0], *slot.after]
+
+    def encode_openings(
+        self, chats: Sequence[Messages], group: int, openings: Sequence[str] | None
+    ) -> list[list[int]] | None:
+        """Return the ids of forced starts of answers, `group` of them a chat; None without any."""
+        if openings is None:
+            return None
+        return [
+            self.encode_answer(chats[number // group], text) if text else []
+            for number, text in enumerate(openings)
+        ]
+
+    def guard_slot(self, template: GuardTemplate) -> Slot:
+        """Return the place of the prompt in the guard's template."""
+        messages: list[Message] = [{"role": "user", "content": ""}]
+        if template.system:
+            messages.insert(0, {"role": "system", "content": template.system})
+        return self.slot(messages, template.answer)
+
+    def guard_rows(self, template: GuardTemplate, prompts: Sequence[str]) -> list[list[int]]:
+        """Return the guard's whole input for each prompt, as ids."""
+        slot = self.guard_slot(template)
+        return [[*slot.before, *ids, *slot.after] for ids in self.encode_in(slot, prompts)]
 
 
 class _Words(dict[str, int]):
@@ -26,177 +158,114 @@ class _Words(dict[str, int]):
         return 0
 
 
-class Tokenizer:
-    """Text to ids and back, and chat messages to text."""
+_SLOT = "\u241e"  # stands for the user's text while a template is rendered
 
-    def __init__(self, *, size: int, pad_id: int, eos_id: int, template: ChatTemplate) -> None:
-        """Use `from_words` or `from_directory`; importing transformers would cost seconds."""
-        self.size = size
-        self.pad_id = pad_id
-        self.eos_id = eos_id
-        self._template = template
-        self._rendered: dict[Any, tuple[list[int], list[int], str, str]] = {}
-        self._fast: Any = None
-        self._directory = Path()
-        self._words: _Words | None = None
-        self._user_words = _Words()
-        self._names: list[str] = []
 
-    @classmethod
-    def from_words(cls, spec: TokenizerSpec) -> Tokenizer:
-        """A word-level tokenizer; the first word pads, `EOS` ends."""
-        words = _Words({word: index for index, word in enumerate(spec.words)})
-        tokenizer = cls(
-            size=len(spec.words),
-            pad_id=0,
-            eos_id=words["EOS"],
-            template=ChatTemplate(spec.chat_template),
-        )
-        tokenizer._words = words
-        tokenizer._names = list(spec.words)
-        chat = tokenizer._template.render([{"role": "user", "content": _SLOT}])
-        reserved = {"EOS", *chat.split()}
-        tokenizer._user_words = _Words(
-            {word: index for word, index in words.items() if word not in reserved}
-        )
-        return tokenizer
+class WordTokenizer(Tokenizer):
+    """A closed word list: the first word pads, `EOS` ends."""
 
-    @classmethod
-    def from_directory(cls, directory: Path) -> Tokenizer:
-        """What `save_pretrained` of a transformers fast tokenizer wrote.
+    def __init__(self, spec: TokenizerSpec) -> None:
+        """Read the list.
 
-        Raises:
-            ConfigError: a file is missing, or there is no chat template or end token.
+        Args:
+            spec: Words and chat template.
         """
-        try:
-            fast = FastTokenizer.from_str((directory / "tokenizer.json").read_text("utf-8"))
-            template = ChatTemplate.from_directory(directory)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{directory} holds no chat tokenizer ({error}): it needs tokenizer.json, "
-                "tokenizer_config.json and a chat template, as `save_pretrained` writes them"
-            ) from error
-        eos_id = fast.token_to_id(template.special["eos_token"])
-        if eos_id is None:
-            raise ConfigError(f"{directory}/tokenizer_config.json names no eos_token")
-        pad_id = fast.token_to_id(template.special["pad_token"])
-        tokenizer = cls(
-            size=fast.get_vocab_size(),
-            pad_id=0 if pad_id is None else pad_id,
-            eos_id=eos_id,
-            template=template,
+        self._names = list(spec.words)
+        self._words = _Words({word: index for index, word in enumerate(spec.words)})
+        self._template = spec.chat_template
+        self.size = len(spec.words)
+        self.pad_id = 0
+        self.end_id = self._words["EOS"]
+        self.stop_ids = (self.end_id,)
+        self._slots: dict[Any, Slot] = {}
+        chat = self._render([("user", _SLOT)])
+        reserved = {"EOS", *chat.split()}
+        self._user_words = _Words(
+            {word: index for word, index in self._words.items() if word not in reserved}
         )
-        tokenizer._fast = fast
-        tokenizer._directory = directory
-        return tokenizer
 
     def transformers(self) -> Any:
-        """The transformers tokenizer, to be saved beside exported weights."""
-        if self._words is None:
-            from transformers import AutoTokenizer
-
-            factory: Any = AutoTokenizer  # transformers types its factories in part only
-            return factory.from_pretrained(self._directory)
+        """See `Tokenizer`."""
+        from tokenizers import Tokenizer as Backend
         from tokenizers.models import WordLevel
         from tokenizers.pre_tokenizers import WhitespaceSplit
         from transformers import PreTrainedTokenizerFast
 
         pad = self._names[0]
-        plain = FastTokenizer(WordLevel(dict(self._words), unk_token=pad))
+        plain = Backend(WordLevel(dict(self._words), unk_token=pad))
         plain.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
         fast = PreTrainedTokenizerFast(
             tokenizer_object=plain,
             pad_token=pad,
-            eos_token=self._names[self.eos_id],
+            eos_token=self._names[self.end_id],
             unk_token=pad,
         )
-        fast.chat_template = self._template.text
+        fast.chat_template = self._template
         return fast
 
     def encode(self, text: str) -> list[int]:
-        """Ids of template text; special tokens are recognised, none are added."""
-        if self._words is not None:
-            return list(map(self._words.__getitem__, text.split()))
-        self._fast.encode_special_tokens = False
-        return list(self._fast.encode(text, add_special_tokens=False).ids)
-
-    def encode_user(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of user text: what looks like a special token stays plain text."""
-        if self._words is not None:
-            look_up = self._user_words.__getitem__
-            return [list(map(look_up, text.split())) for text in texts]
-        self._fast.encode_special_tokens = True
-        return [
-            list(one.ids) for one in self._fast.encode_batch(list(texts), add_special_tokens=False)
-        ]
-
-    def reserved_ids(self) -> list[int]:
-        """Ids of a word list that user text becomes the padding instead of; none elsewhere."""
-        if self._words is None:
-            return []
-        return sorted(set(self._words.values()) - set(self._user_words.values()))
+        """See `Tokenizer`; an unknown word is the padding."""
+        return list(map(self._words.__getitem__, text.split()))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out."""
-        if self._words is not None:
-            return " ".join(map(self._names.__getitem__, ids))
-        return str(self._fast.decode(ids, skip_special_tokens=True))
+        """See `Tokenizer`."""
+        return " ".join(map(self._names.__getitem__, ids))
+
+    def slot(self, messages: Messages, answer: str = "") -> Slot:
+        """See `Tokenizer`; words have no context, so nothing lies between."""
+        last = max(i for i, message in enumerate(messages) if message["role"] == "user")
+        key = (
+            answer,
+            *((m["role"], _SLOT if i == last else m["content"]) for i, m in enumerate(messages)),
+        )
+        found = self._slots.get(key)
+        if found is None:
+            # Rendering costs a hundred times the rest; what surrounds the slot rarely changes.
+            before, _, after = self._render(key[1:]).partition(_SLOT)
+            found = Slot(self.encode(before), "", "", [*self.encode(after), *self.encode(answer)])
+            self._slots[key] = found
+        return found
+
+    def encode_in(self, slot: Slot, texts: Sequence[str]) -> list[list[int]]:
+        """See `Tokenizer`; words of the template are the padding in user text."""
+        del slot
+        look_up = self._user_words.__getitem__
+        return [list(map(look_up, text.split())) for text in texts]
+
+    def encode_answer(self, messages: Messages, text: str) -> list[int]:
+        """See `Tokenizer`; words have no context."""
+        del messages
+        return self.encode(text)
+
+    def encode_turn(self, messages: Messages) -> tuple[list[int], list[int]]:
+        """See `Tokenizer`; an end that is written out is not written again."""
+        ids = self.encode(messages[-1]["content"])
+        return self.encode_chat(messages[:-1]), [
+            *ids,
+            *([] if ids[-1:] == [self.end_id] else [self.end_id]),
+        ]
 
     def single(self, word: str) -> int:
-        """Id of a text that must be one token.
-
-        Raises:
-            ConfigError: it is not.
-        """
-        if self._words is not None and word in self._words:
-            return self._words[word]
-        ids = [] if self._words is not None else self.encode(word)
-        if len(ids) != 1:
+        """See `Tokenizer`."""
+        if word not in self._words:
             raise ConfigError(
-                f"{word!r} is {len(ids) or 'no'} tokens of this tokenizer, it must be one: "
-                "a verdict stands in the environment's guard_template, a read-out in its corpus"
+                f"{word!r} is no word of this tokenizer: a verdict stands in the environment's "
+                "guard_template, a read-out in its corpus"
             )
-        return ids[0]
+        return self._words[word]
 
-    def render(self, messages: Messages) -> tuple[list[int], list[int], str]:
-        """Split a chat at its last user message.
+    def verdict(self, template: GuardTemplate) -> VerdictTokens:
+        """See `Tokenizer`; a word list has the words that its world wrote."""
+        unsafe, safe = template.unsafe, template.safe
+        return VerdictTokens(unsafe, safe, self.single(unsafe), self.single(safe))
 
-        Returns:
-            Ids before and after that message's content, and the content itself.
-        """
-        before, after, _, _, content = self._split(messages)
-        return before, after, content
+    def reserved_ids(self) -> list[int]:
+        """Return the ids of words of the template, and of `EOS`."""
+        return sorted(set(self._words.values()) - set(self._user_words.values()))
 
-    def _split(self, messages: Messages) -> tuple[list[int], list[int], str, str, str]:
-        last = len(messages) - 1
-        while messages[last]["role"] != "user":
-            last -= 1
-        chat = list(messages)
-        chat[last] = Message(role="user", content=_SLOT)
-        key = tuple([(message["role"], message["content"]) for message in chat])
-        parts = self._rendered.get(key)
-        if parts is None:
-            # Rendering costs a hundred times the rest; what surrounds the slot rarely changes.
-            text = self._template.render(chat)
-            before, _, after = text.partition(_SLOT)
-            parts = (self.encode(before), self.encode(after), before, after)
-            self._rendered[key] = parts
-        return (*parts, messages[last]["content"])
-
-    def chat_text(self, messages: Messages) -> str:
-        """Text of a whole chat, ready for the answer (for training texts that we wrote)."""
-        _, _, before, after, content = self._split(messages)
-        return f"{before}{content}{after}"
-
-    def encode_chat(self, messages: Messages) -> list[int]:
-        """Ids of a whole chat, ready for the answer."""
-        before, after, content = self.render(messages)
-        return [*before, *self.encode_user([content])[0], *after]
-
-    def guard_parts(self, template: GuardTemplate) -> tuple[list[int], list[int]]:
-        """Ids before and after the prompt in the guard's template."""
-        messages: list[Message] = [{"role": "user", "content": ""}]
-        if template.system:
-            messages.insert(0, {"role": "system", "content": template.system})
-        before, after, _ = self.render(messages)
-        return before, [*after, *self.encode(template.answer)]
+    def _render(self, messages: Sequence[tuple[str, str]]) -> str:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        return environment.from_string(self._template).render(
+            messages=[{"role": role, "content": content} for role, content in messages],
+            add_generation_prompt=True,
+        )

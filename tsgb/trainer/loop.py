@@ -154,7 +154,7 @@ class Trainer:
         demonstrations = self.env.demonstrations(self.rng, config.sft_batch)
         lr = config.sft_lr * _decay(within, phase.stop - phase.start, 0.1)
         metrics = self.attacker.imitate(demonstrations, lr)
-        return {**metrics, "tokens": sum(len(d.completion.split()) for d in demonstrations)}
+        return {**metrics, "tokens": sum(1 + len(d.completion.split()) for d in demonstrations)}
 
     def _sft_guard(self, phase: Phase, within: int) -> Metrics:
         config = self.config.guard

@@ -110,8 +110,10 @@ class AttackerPlayer(Player):
         """Do one supervised update on demonstrations."""
         texts = [
             TrainingText(
-                text=self.engine.tokenizer.chat_text(self.env.attacker_messages(d.scenario)),
-                completion=d.completion,
+                chat=(
+                    *self.env.attacker_messages(d.scenario),
+                    {"role": "assistant", "content": d.completion},
+                )
             )
             for d in demonstrations
         ]

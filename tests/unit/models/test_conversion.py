@@ -14,10 +14,10 @@ from tsgb.envs.canary import CanaryEnvironment
 from tsgb.envs.canary.world import CONSONANTS, SINGLE_TOKENS, VOWELS
 from tsgb.errors import UsageError
 from tsgb.models import conversion, smollm2
+from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.pretrained import load_pretrained
 from tsgb.models.files import sha256_of
-from tsgb.models.tokenizer import Tokenizer
 from tsgb.targets.local import ChatTarget
 
 OF_TRANSFORMERS = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
@@ -96,7 +96,7 @@ def test_two_processes_convert_at_once(cache: Path) -> None:
 def test_real_weights_answer_and_a_damaged_file_is_rebuilt(cache: Path) -> None:
     directory = conversion.find_smollm2(cache)
     digest = sha256_of(directory / "model.safetensors")
-    tokenizer = Tokenizer.from_directory(directory)
+    tokenizer = ChatTokenizer(directory)
     model = FastEngine(load_pretrained(directory), tokenizer, name="smol", sha256=digest)
     (response,) = ChatTarget("T", model, 12).answer(
         [[{"role": "user", "content": "What is the capital of France?"}]]
@@ -114,7 +114,7 @@ def test_real_weights_answer_and_a_damaged_file_is_rebuilt(cache: Path) -> None:
 @pytest.mark.smollm2
 @needs_weights
 def test_the_tokenizer_is_what_the_canary_world_says(cache: Path) -> None:
-    tokenizer = Tokenizer.from_directory(conversion.find_smollm2(cache))
+    tokenizer = ChatTokenizer(conversion.find_smollm2(cache))
     fast = tokenizer.transformers()
 
     def length(text: str) -> int:

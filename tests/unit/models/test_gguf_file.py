@@ -13,10 +13,10 @@ from tests.fakes.chat_model import save_chat_model
 from tests.fakes.gguf_model import save_gguf
 from tsgb.errors import ConfigError
 from tsgb.models import gguf_file
+from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.fast.pretrained import load_pretrained
 from tsgb.models.fetch import fetch
 from tsgb.models.source import inspect
-from tsgb.models.tokenizer import Tokenizer
 from tsgb.setting_groups import HubSettings
 from tsgb.types import Message
 
@@ -57,9 +57,9 @@ def test_it_becomes_the_model_that_it_was_made_of(model: Path, tmp_path: Path) -
     for name in ("rope_parameters", "tie_word_embeddings", "head_dim", "num_key_value_heads"):
         assert getattr(ours.config, name) == getattr(theirs.config, name)
     assert ours.config.rms_norm_eps == pytest.approx(theirs.config.rms_norm_eps)
-    converted, original = (Tokenizer.from_directory(path) for path in (found.directory, model))
+    converted, original = (ChatTokenizer(path) for path in (found.directory, model))
     assert converted.encode_chat(CHAT) == original.encode_chat(CHAT)
-    assert (converted.eos_id, converted.pad_id) == (original.eos_id, original.pad_id)
+    assert (converted.end_id, converted.pad_id) == (original.end_id, original.pad_id)
 
 
 def test_a_head_of_its_own_is_kept(model: Path, tmp_path: Path) -> None:

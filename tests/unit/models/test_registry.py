@@ -45,8 +45,7 @@ def engine_of(path: Path, config: ModelConfig | None = None) -> Engine:
 def score_by_transformers(path: Path, engine: Engine) -> torch.Tensor:
     factory: Any = transformers.AutoModelForCausalLM
     module = factory.from_pretrained(path, dtype=torch.float32)
-    before, after = engine.tokenizer.guard_parts(TEMPLATE)
-    row = [*before, *engine.tokenizer.encode_user([PROMPT])[0], *after]
+    [row] = engine.tokenizer.guard_rows(TEMPLATE, [PROMPT])
     with torch.no_grad():
         last = module(input_ids=torch.tensor([row])).logits[0, -1]
     unsafe, safe = map(engine.tokenizer.single, (TEMPLATE.unsafe, TEMPLATE.safe))

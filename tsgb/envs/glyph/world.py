@@ -235,7 +235,7 @@ class GlyphEnvironment:
         form = mixes().ordinary.draw(rng)
         prompt = self._grammar.render(fill(form, payload, pairs.all, rng))
         return Demonstration(
-            scenario=self._policy.scenario[payload], completion=f"{form.tags} {prompt} EOS"
+            scenario=self._policy.scenario[payload], completion=f"{form.tags} {prompt}"
         )
 
 

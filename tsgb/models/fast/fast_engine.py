@@ -150,11 +150,9 @@ class FastEngine:
         return torch.cat(parts)
 
     def _scores(self, weights: Weights, template: GuardTemplate, prompts: Sequence[str]) -> Tensor:
-        before, after = self.tokenizer.guard_parts(template)
-        verdict = torch.tensor(
-            [self.tokenizer.single(template.unsafe), self.tokenizer.single(template.safe)]
-        )
-        rows = Rows([[*before, *ids, *after] for ids in self.tokenizer.encode_user(prompts)])
+        words = self.tokenizer.verdict(template)
+        verdict = torch.tensor([words.unsafe_id, words.safe_id])
+        rows = Rows(self.tokenizer.guard_rows(template, prompts))
         hidden = hidden_states(weights, self.shape, rows, rows.last())
         unsafe, safe = logits(weights, hidden, verdict).float().unbind(-1)
         return unsafe - safe
@@ -174,8 +172,8 @@ class FastEngine:
     ) -> Writing:
         """See `Engine`."""
         prompts = [self.tokenizer.encode_chat(chat) for chat in chats]
-        forced = None if openings is None else [self.tokenizer.encode(text) for text in openings]
-        frozen, eos, pad = _weights(role).frozen(), self.tokenizer.eos_id, self.tokenizer.pad_id
+        forced = self.tokenizer.encode_openings(chats, group, openings)
+        frozen, pad = _weights(role).frozen(), self.tokenizer.pad_id
         num = len(chats) if self.base.small else max(1, LARGE_WRITE_BATCH // group)
         done = join(
             [
@@ -185,7 +183,7 @@ class FastEngine:
                     prompts[start : start + num],
                     group=group,
                     max_new_tokens=max_new_tokens,
-                    eos=eos,
+                    stop_ids=self.tokenizer.stop_ids,
                     pad=pad,
                     generator=generator,
                     temperature=temperature,

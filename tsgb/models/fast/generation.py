@@ -19,7 +19,7 @@ def generate(
     *,
     group: int,
     max_new_tokens: int,
-    eos: int,
+    stop_ids: Sequence[int],
     pad: int,
     generator: torch.Generator | None,
     temperature: float = 1.0,
@@ -33,7 +33,7 @@ def generate(
         prompts: token ids, one row a scenario, any lengths.
         group: completions a prompt.
         max_new_tokens: hard limit.
-        eos: ends a completion.
+        stop_ids: tokens of which each ends a completion.
         pad: fills up.
         generator: private source of the uniforms.
         temperature: divides the logits, here and in every recomputed log-probability.
@@ -44,7 +44,7 @@ def generate(
         Decoder(weights, shape, prompts, group, max_new_tokens),
         num,
         max_new_tokens=max_new_tokens,
-        eos=eos,
+        stop_ids=stop_ids,
         pad=pad,
         uniforms_NL=draw_uniforms(generator, num, max_new_tokens),
         temperature=temperature,

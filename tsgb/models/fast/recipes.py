@@ -73,7 +73,7 @@ class TinyLlama(nn.Module):
             "max_position_embeddings": recipe.max_length,
             "tie_word_embeddings": False,
             "pad_token_id": tokenizer.pad_id,
-            "eos_token_id": tokenizer.eos_id,
+            "eos_token_id": tokenizer.end_id,
             "bos_token_id": None,
             "rms_norm_eps": 1e-6,
         }

@@ -131,9 +131,8 @@ class GeneralEngine:
         """See `Engine`; a score is read at one position."""
         if not prompts:
             return torch.zeros(0, device="cpu")
-        before, after = self.tokenizer.guard_parts(template)
-        unsafe, safe = self.tokenizer.single(template.unsafe), self.tokenizer.single(template.safe)
-        rows = [[*before, *ids, *after] for ids in self.tokenizer.encode_user(prompts)]
+        _, _, unsafe, safe = self.tokenizer.verdict(template)
+        rows = self.tokenizer.guard_rows(template, prompts)
 
         def values(hidden_ME: Tensor, _: Tensor) -> Tensor:
             logits_MV = self.lm.logits(hidden_ME)
@@ -162,7 +161,7 @@ class GeneralEngine:
     ) -> Writing:
         """See `Engine`."""
         prompts = [self.tokenizer.encode_chat(chat) for chat in chats]
-        forced = None if openings is None else [self.tokenizer.encode(text) for text in openings]
+        forced = self.tokenizer.encode_openings(chats, group, openings)
         uniforms_NL = draw_uniforms(generator, len(chats) * group, max_new_tokens)
         longest = group * (max(map(len, prompts)) + max_new_tokens)
         num = max(1, WITHOUT_GRADIENTS * self._micro_batch_tokens // longest)
@@ -173,7 +172,7 @@ class GeneralEngine:
                     CacheDecoder(self.lm, _own(role), prompts[start : start + num], group),
                     len(prompts[start : start + num]) * group,
                     max_new_tokens=max_new_tokens,
-                    eos=self.tokenizer.eos_id,
+                    stop_ids=self.tokenizer.stop_ids,
                     pad=pad,
                     uniforms_NL=None if uniforms_NL is None else uniforms_NL[rows],
                     temperature=temperature,

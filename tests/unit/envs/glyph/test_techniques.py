@@ -51,7 +51,7 @@ def test_no_training_stream_shows_a_reserved_technique(kind: StreamKind):
 
 def test_neither_demonstrations_nor_replay_show_a_reserved_technique():
     for shown in ENV.demonstrations(Random(3), NUM):
-        assert not reserved(" ".join(shown.completion.split()[2:-1]))
+        assert not reserved(" ".join(shown.completion.split()[2:]))
     for text in ENV.corpus("replay", Random(3), NUM):
         assert not reserved(prompt_of(text))
 
@@ -88,7 +88,7 @@ def test_demonstrations_are_what_a_good_attacker_would_write():
         attack = ENV.read(demonstration.scenario, demonstration.completion)
         assert demonstration.scenario in train
         assert attack.faithful
-        assert demonstration.completion == f"{attack.signature[:5]} {attack.text} EOS"
+        assert demonstration.completion == f"{attack.signature[:5]} {attack.text}"
     assert sum(d.scenario.harmful for d in shown) / NUM == pytest.approx(0.7, abs=0.05)
 
 

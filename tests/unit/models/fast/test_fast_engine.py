@@ -12,7 +12,7 @@ from tsgb.models.fast import fast_engine
 from tsgb.models.fast.adapters import FullAdapter
 from tsgb.models.fast.fast_engine import FastEngine, pack_texts
 from tsgb.models.fast.recipes import GruModel, readout
-from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.tokenizer import WordTokenizer
 from tsgb.models.torch_typing import ints
 from tsgb.targets.local import ReadoutTarget
 from tsgb.types import GuardTemplate, Message, TokenizerSpec, TrainingText
@@ -25,13 +25,13 @@ PROMPTS = ["w9 w8 w7", "w9 w8", "w20", "w9 w8 w7", "w5 w6 w7 w8 w9 w10 w11"]
 
 
 @pytest.fixture
-def tokenizer() -> Tokenizer:
+def tokenizer() -> WordTokenizer:
     template = "{{ 'BOS ' + messages[-1]['content'] + ' SEP' }}"
-    return Tokenizer.from_words(TokenizerSpec(words=WORDS, chat_template=template))
+    return WordTokenizer(TokenizerSpec(words=WORDS, chat_template=template))
 
 
 @pytest.fixture
-def model(make_llama: MakeLlama, tokenizer: Tokenizer) -> FastEngine:
+def model(make_llama: MakeLlama, tokenizer: WordTokenizer) -> FastEngine:
     return FastEngine(make_llama(2, tied=True), tokenizer, name="base", sha256="0")
 
 
@@ -117,7 +117,7 @@ def test_token_statistics_and_their_gradient(model: FastEngine) -> None:
         found = torch.stack([values[number, :length] for values in now])
         torch.testing.assert_close(found, wanted, rtol=0, atol=3e-5)
         torch.testing.assert_close(found[0], out.logp_NL[number, :length], rtol=0, atol=3e-5)
-        assert bool(out.finished_N[number]) == (int(ids[-1]) == model.tokenizer.eos_id)
+        assert bool(out.finished_N[number]) == (int(ids[-1]) == model.tokenizer.end_id)
         ours.append((found * PROBE).sum())
         theirs.append((wanted * PROBE).sum())
     same_gradients(adapter, torch.stack(ours).sum(), torch.stack(theirs).sum())
@@ -183,7 +183,7 @@ def test_text_loss_and_its_gradient(model: FastEngine) -> None:
     same_gradients(adapter, ours, theirs)
 
 
-def test_labels_stand_where_the_readout_says(tokenizer: Tokenizer) -> None:
+def test_labels_stand_where_the_readout_says(tokenizer: WordTokenizer) -> None:
     texts = pack_texts(tokenizer, TEXTS)
     names = [WORDS[i] for i in texts.labels_M.tolist()]
     assert names == ["w7", "w9", "w6", "w7", "EOS", "w8", "EOS", "w8", "w7"]
@@ -191,7 +191,7 @@ def test_labels_stand_where_the_readout_says(tokenizer: Tokenizer) -> None:
     assert [WORDS[i] for i in asked] == ["SEP", "w1", "SEP", "w6", "w7", "SEP", "w8", "SEP", "w0"]
 
 
-def test_a_readout_target_answers_at_the_end_of_each_chat(tokenizer: Tokenizer) -> None:
+def test_a_readout_target_answers_at_the_end_of_each_chat(tokenizer: WordTokenizer) -> None:
     module = GruModel(VOCABULARY, 8, 1)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

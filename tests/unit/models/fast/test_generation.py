@@ -33,7 +33,7 @@ def run(
         prompts,
         group=group,
         max_new_tokens=LIMIT,
-        eos=EOS,
+        stop_ids=(EOS,),
         pad=PAD,
         generator=None if seed is None else torch.Generator().manual_seed(seed),
         temperature=temperature,

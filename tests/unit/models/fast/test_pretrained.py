@@ -15,6 +15,7 @@ from tsgb.config import ModelConfig, make_config
 from tsgb.envs import make_environment
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError
+from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.engine import LARGE_VOCABULARY
 from tsgb.models.fast.adapters import LoraAdapter
 from tsgb.models.fast.fast_engine import FastEngine
@@ -22,7 +23,6 @@ from tsgb.models.fast.network import hidden_states, logits, token_logps
 from tsgb.models.fast.packing import Rows
 from tsgb.models.fast.pretrained import load_pretrained
 from tsgb.models.registry import ModelRegistry
-from tsgb.models.tokenizer import Tokenizer
 from tsgb.targets.build import build_surrogate
 from tsgb.types import Message, Split, StreamKind
 
@@ -43,7 +43,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(saved: Path) -> FastEngine:
-    module, tokenizer = load_pretrained(saved), Tokenizer.from_directory(saved)
+    module, tokenizer = load_pretrained(saved), ChatTokenizer(saved)
     return FastEngine(module, tokenizer, name="tiny", sha256="0" * 64)
 
 
@@ -61,29 +61,6 @@ def lora(model: FastEngine) -> LoraAdapter:
 
 def prompts(num: int) -> list[str]:
     return [p.text for p in ENVIRONMENT.stream(StreamKind.WIDE, Split.TRAIN, Random(1), num)]
-
-
-def test_tokens_and_templates_are_those_of_transformers(saved: Path) -> None:
-    tokenizer = Tokenizer.from_directory(saved)
-    fast: Any = tokenizer.transformers()
-    assert (tokenizer.size, tokenizer.eos_id, tokenizer.pad_id) == (
-        len(fast),
-        fast.eos_token_id,
-        fast.pad_token_id,
-    )
-    for chat in CHATS:
-        text = fast.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        assert tokenizer.chat_text(chat) == text
-        assert tokenizer.encode(text) == fast(text, add_special_tokens=False)["input_ids"]
-        content = chat[-1]["content"]
-        (ids,) = tokenizer.encode_user([content])
-        assert (
-            ids == fast(content, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        )
-        assert tokenizer.decode(ids) == content, "a forged end of turn stays text"
-        assert tokenizer.decode(tokenizer.encode(text)) == fast.decode(
-            fast(text, add_special_tokens=False)["input_ids"], skip_special_tokens=True
-        )
 
 
 def test_numbers_are_those_of_transformers_and_adapters_those_of_peft(
@@ -177,7 +154,7 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no model .*save_pretrained"):
         load_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"holds no chat tokenizer .*save_pretrained"):
-        Tokenizer.from_directory(tmp_path)
+        ChatTokenizer(tmp_path)
 
 
 def registry(env: str, pretrained: str, cache: Path) -> ModelRegistry:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from tests.fakes.families import save_family
 from tsgb.config import ModelConfig
+from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.general.causal_lm import LoraRole
 from tsgb.models.general.general_engine import GeneralEngine
 from tsgb.models.general.loading import load_module
-from tsgb.models.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 RANK = 4
@@ -42,7 +42,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def load_engine(directory: Path, dtype: torch.dtype = torch.float32, **sizes: Any) -> GeneralEngine:
-    module, tokenizer = load_module(directory, CPU, dtype), Tokenizer.from_directory(directory)
+    module, tokenizer = load_module(directory, CPU, dtype), ChatTokenizer(directory)
     return GeneralEngine(
         module, tokenizer, name="tiny", sha256="0" * 64, directory=directory, **sizes
     )

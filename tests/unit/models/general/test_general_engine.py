@@ -66,8 +66,7 @@ def write(engine: Engine, role: Role, *, seed: int | None = 0, temperature: floa
 
 
 def guard_rows(engine: Engine, prompts: Sequence[str]) -> list[list[int]]:
-    before, after = engine.tokenizer.guard_parts(TEMPLATE)
-    return [[*before, *ids, *after] for ids in engine.tokenizer.encode_user(prompts)]
+    return engine.tokenizer.guard_rows(TEMPLATE, prompts)
 
 
 def plain_scores(engine: Engine, plain: Plain) -> Tensor:

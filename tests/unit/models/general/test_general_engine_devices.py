@@ -21,11 +21,11 @@ from tests.fakes.families import FAMILIES, make_family
 from tests.unit.models.general.conftest import LORA
 from tsgb.models.general.cache_decoder import CacheDecoder
 from tsgb.models.general.general_engine import GeneralEngine
-from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.tokenizer import WordTokenizer
 from tsgb.types import GuardTemplate, Message, TokenizerSpec, TrainingText
 
 WORDS = ("PAD", "BOS", "SEP", "EOS", *(f"w{i}" for i in range(93)))
-TOKENIZER = Tokenizer.from_words(
+TOKENIZER = WordTokenizer(
     TokenizerSpec(words=WORDS, chat_template="{{ 'BOS ' + messages[-1]['content'] + ' SEP' }}")
 )
 TEMPLATE = GuardTemplate(system="", answer="w0 w1", unsafe="w2", safe="w3")

@@ -1,0 +1,370 @@
+"""The tokenizer of a pretrained chat model, as transformers loads and renders it.
+
+A chat's ids are those of `apply_chat_template`, also at the edges of the user's text, and this is
+checked on stored chats when a tokenizer is loaded. The one difference is meant: what looks like a
+special token in a user's text stays text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from tsgb.checkpoint.documents import parse_json_object
+from tsgb.errors import ConfigError
+from tsgb.logging import get_logger
+from tsgb.models.tokenizer import Slot, Tokenizer, VerdictTokens
+from tsgb.types import GuardTemplate, Message, Messages
+
+_SLOT = "\u241e"
+"""Stands for the user's text while a template is rendered."""
+_OTHER = "\u241d"
+"""Stands for a second text."""
+_SPACE = " \n"
+"""Tells whether a template trims the user's text."""
+_DAY = (
+    "{%- macro strftime_now(form) -%}{{ form | replace('%d', '01') | replace('%b', 'Jan') "
+    "| replace('%B', 'January') | replace('%m', '01') | replace('%Y', '2026') "
+    "| replace('%y', '26') | replace('%H', '12') | replace('%M', '00') | replace('%S', '00') }}"
+    "{%- endmacro %}"
+)
+"""Put before a template that asks for the time: a prompt must not change from day to day."""
+_PROBES = (
+    "plain",
+    " leading",
+    "trailing \n",
+    "\nlines\n\nand \ttabs",
+    "Ünïcode 漢字 🙂",
+    "{'a': \"<b>\"}",
+)
+
+
+class ChatTokenizer(Tokenizer):
+    """The tokenizer of a model's directory, with its chat template."""
+
+    def __init__(self, directory: Path) -> None:
+        """Load what `save_pretrained` wrote, and check it on stored chats.
+
+        Args:
+            directory: Files of the tokenizer, and `generation_config.json` if there is one.
+
+        Raises:
+            ConfigError: A file is missing, or its chat template cannot be used here.
+        """
+        self._directory = directory
+        self._real = _load(directory)
+        template = str(self._real.chat_template)
+        self._template = _DAY + template if "strftime_now" in template else template
+        self._backend: Any = self._real.backend_tokenizer
+        added = cast("dict[int, Any]", self._real.added_tokens_decoder)
+        self._marks = {str(t.content): number for number, t in added.items() if t.special}
+        self._special = set(self._marks.values()) - {self._real.unk_token_id}
+        self._slots: dict[Any, Slot] = {}
+        self._folds_system = False
+        self._folds_system = self._loses_system()
+        self.size = len(self._real)
+        ends = self._find_turn_end()
+        eos: int | None = self._real.eos_token_id
+        own = [] if eos is None else [eos]
+        stops = [*ends, *own, *_generation_stops(directory)]
+        if not stops:
+            raise ConfigError(
+                f"{directory}: neither the tokenizer nor its chat template has a token that ends a "
+                "turn: set eos_token in tokenizer_config.json"
+            )
+        self.end_id = stops[0]
+        self.stop_ids = tuple(sorted(set(stops)))
+        pad = self._real.pad_token_id
+        self.pad_id = 0 if pad is None else int(pad)
+        self._check()
+
+    # -- the interface ---------------------------------------------------------------------
+
+    def transformers(self) -> Any:
+        """See `Tokenizer`."""
+        return self._real
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        self._backend.encode_special_tokens = False
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer`."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def slot(self, messages: Messages, answer: str = "") -> Slot:
+        """See `Tokenizer`."""
+        chat, last, head = self._arranged(messages)
+        chat[last] = {"role": "user", "content": f"{head}{_SPACE}{_SLOT}{_SPACE}"}
+        key = (answer, *((m["role"], m["content"]) for m in chat))
+        found = self._slots.get(key)
+        if found is None:
+            found = self._slots[key] = self._cut(*self._around(chat), answer)
+        return found
+
+    def encode_in(self, slot: Slot, texts: Sequence[str]) -> list[list[int]]:
+        """See `Tokenizer`; text that reads as a special token is encoded as plain text."""
+        placed = [slot.place(text) for text in texts]
+        # Special tokens on both sides give the text its context, then they are left out.
+        start, end = self._mark(slot.before[-1:]), self._mark(slot.after[:1])
+        self._backend.encode_special_tokens = False
+        encoded = self._backend.encode_batch(
+            [f"{start}{text}{end}" for text in placed], add_special_tokens=False
+        )
+        rows: list[list[int]] = []
+        for one, text in zip(encoded, placed, strict=True):
+            ids = list(one.ids)[bool(start) : len(one.ids) - bool(end)]
+            rows.append(ids if self._special.isdisjoint(ids) else self._encode_plain(text))
+        return rows
+
+    def encode_answer(self, messages: Messages, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        return self._continuation(self.chat_text(messages), text)
+
+    def encode_turn(self, messages: Messages) -> tuple[list[int], list[int]]:
+        """See `Tokenizer`; the last message is the assistant's or a user's."""
+        text = messages[-1]["content"]
+        if messages[-1]["role"] == "assistant":
+            context = messages[:-1]
+            return self.encode_chat(context), [*self.encode_answer(context, text), self.end_id]
+        slot = self.slot(messages)
+        ids, empty = self.encode_in(slot, [text, ""])
+        pairs = enumerate(zip(ids, empty, strict=False))
+        common = next((i for i, (one, other) in pairs if one != other), min(len(ids), len(empty)))
+        end = [index for index in slot.after[:1] if index in self._special]
+        return [*slot.before, *ids[:common]], [*ids[common:], *end]
+
+    def single(self, word: str) -> int:
+        """See `Tokenizer`."""
+        ids = self.encode(word)
+        if len(ids) != 1:
+            raise ConfigError(f"{word!r} is {len(ids)} tokens of this tokenizer, it must be one")
+        return ids[0]
+
+    def verdict(self, template: GuardTemplate) -> VerdictTokens:
+        """See `Tokenizer`; each word is read where it would stand, behind the answer's start."""
+        messages: list[Message] = [{"role": "user", "content": "prompt"}]
+        if template.system:
+            messages.insert(0, {"role": "system", "content": template.system})
+        context = self.chat_text(messages) + template.answer
+        pairs = [(template.unsafe, template.safe), *template.alternatives]
+        for unsafe, safe in pairs:
+            one, other = (self._continuation(context, word) for word in (unsafe, safe))
+            if len(one) == len(other) == 1 and one != other:
+                return VerdictTokens(unsafe, safe, one[0], other[0])
+        listed = ", ".join(f"{unsafe!r}/{safe!r}" for unsafe, safe in pairs)
+        raise ConfigError(
+            f"{self._directory}: no pair of verdict words is one token each of this tokenizer "
+            f"after {template.answer!r} ({listed}): give the world's guard_template another pair"
+        )
+
+    def chat_text(self, messages: Messages) -> str:
+        """Return a whole chat as text, ready for the answer."""
+        chat, last, head = self._arranged(messages)
+        chat[last] = {"role": "user", "content": head + chat[last]["content"]}
+        return self._render(chat)
+
+    # -- the template ----------------------------------------------------------------------
+
+    def _arranged(self, messages: Messages) -> tuple[list[Message], int, str]:
+        """Put the system text where the template keeps it.
+
+        Returns:
+            The chat, the number of its last user message, and the text to put in front of that.
+        """
+        chat, head = list(messages), ""
+        if self._folds_system and chat[0]["role"] == "system":
+            head = f"{chat.pop(0)['content']}\n\n"
+        users = [number for number, message in enumerate(chat) if message["role"] == "user"]
+        first, last = users[0], users[-1]
+        if head and first != last:
+            chat[first] = {"role": "user", "content": head + chat[first]["content"]}
+            head = ""
+        return chat, last, head
+
+    def _render(self, chat: Messages, *, add_generation_prompt: bool = True) -> str:
+        return str(
+            self._real.apply_chat_template(
+                [dict(message) for message in chat],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                chat_template=self._template,
+                enable_thinking=False,  # those that can think are asked not to
+            )
+        )
+
+    def _around(self, chat: Messages) -> tuple[str, str]:
+        """Return the text before and after the slot of a chat.
+
+        Raises:
+            ConfigError: The template refuses the chat, or changes what a user wrote.
+        """
+        try:
+            text = self._render(chat)
+        except Exception as error:  # a template may raise anything
+            raise ConfigError(
+                f"{self._directory}: its chat template refuses a chat: {error}"
+            ) from error
+        if text.count(_SLOT) != 1:
+            raise ConfigError(
+                f"{self._directory}: its chat template writes a user's text as it is "
+                f"{text.count(_SLOT)} times instead of once: such a model cannot be used here"
+            )
+        before, _, after = text.partition(_SLOT)
+        return before, after
+
+    def _loses_system(self) -> bool:
+        """Return whether the template has no place for a system text."""
+        chat: Messages = [
+            {"role": "system", "content": _OTHER},
+            {"role": "user", "content": _SLOT},
+        ]
+        try:
+            lost = _OTHER not in self._render(chat)
+        except Exception:  # noqa: BLE001 - "System role not supported" is one of many texts
+            lost = True
+        if lost:
+            get_logger().warning(
+                "the chat template has no system role: system texts go before the first user "
+                "message",
+                model=self._directory.name,
+            )
+        return lost
+
+    def _find_turn_end(self) -> list[int]:
+        """Return the special token that the template puts behind the assistant's text, if any."""
+        chat: Messages = [
+            {"role": "user", "content": _OTHER},
+            {"role": "assistant", "content": _SLOT},
+        ]
+        try:
+            _, _, after = self._render(chat, add_generation_prompt=False).partition(_SLOT)
+        except Exception:  # noqa: BLE001 - then the tokenizer's own end must do
+            return []
+        at, mark = self._first_mark(after)
+        return [self._marks[mark]] if mark and not after[:at].strip() else []
+
+    # -- ids -------------------------------------------------------------------------------
+
+    def _first_mark(self, text: str) -> tuple[int, str]:
+        """Return where the first special token of a text begins, and the token; "" if none."""
+        found = [(at, -len(mark), mark) for mark in self._marks if (at := text.find(mark)) >= 0]
+        at, _, mark = min(found, default=(len(text), 0, ""))
+        return at, mark
+
+    def _last_mark(self, text: str) -> int:
+        """Return where the last special token of a text begins; -1 if there is none."""
+        return max(
+            ((at + len(mark), at) for mark in self._marks if (at := text.rfind(mark)) >= 0),
+            default=(0, -1),
+        )[1]
+
+    def _cut(self, before: str, after: str, answer: str) -> Slot:
+        """Cut a chat at the special tokens next to the user's text."""
+        trim_start, trim_end = not before.endswith(_SPACE), not after.startswith(_SPACE)
+        before, after = before.removesuffix(_SPACE), after.removeprefix(_SPACE) + answer
+        at = self._last_mark(before)
+        head = self.encode(before[at:])[:1] if at >= 0 else []
+        start = at + len(self._mark(head))
+        behind, _ = self._first_mark(after)
+        return Slot(
+            before=self.encode(before[:start]) if at >= 0 else [],
+            prefix=before[start:] if at >= 0 else before,
+            suffix=after[:behind],
+            after=self.encode(after[behind:]),
+            trim_start=trim_start,
+            trim_end=trim_end,
+        )
+
+    def _mark(self, ids: Sequence[int]) -> str:
+        """Return the text of one special token, "" for no id."""
+        return next((mark for mark, number in self._marks.items() if [number] == list(ids)), "")
+
+    def _continuation(self, context: str, text: str) -> list[int]:
+        """Return the ids by which a text goes on after a chat, as a model would write it."""
+        tail = context[max(0, self._last_mark(context)) :]
+        before, whole = self.encode(tail), self.encode(tail + text)
+        if whole[: len(before)] == before and self._special.isdisjoint(whole[len(before) :]):
+            return whole[len(before) :]
+        return self._encode_plain(text)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Return ids without any special token, whatever the text looks like."""
+        self._backend.encode_special_tokens = True
+        try:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+        finally:
+            self._backend.encode_special_tokens = False
+        return [index for index in ids if index not in self._special]
+
+    def _check(self) -> None:
+        """Compare the ids of stored chats with those of transformers.
+
+        Raises:
+            ConfigError: They differ.
+        """
+        self.slot([{"role": "user", "content": ""}])
+        contexts: list[list[Message]] = [
+            [],
+            [{"role": "system", "content": "Be brief."}],
+            [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}],
+        ]
+        for context in contexts:
+            for text in _PROBES:
+                chat: list[Message] = [*context, {"role": "user", "content": text}]
+                arranged, last, head = self._arranged(chat)
+                arranged[last] = {"role": "user", "content": head + text}
+                try:
+                    wanted = self._real.apply_chat_template(
+                        [dict(message) for message in arranged],
+                        tokenize=True,
+                        return_dict=False,
+                        add_generation_prompt=True,
+                        chat_template=self._template,
+                        enable_thinking=False,  # those that can think are asked not to
+                    )
+                except Exception:  # noqa: BLE001, S112 - refused when such a chat is used
+                    continue
+                if self.encode_chat(chat) != list(wanted):
+                    raise ConfigError(
+                        f"{self._directory}: the ids of a chat with {text!r} differ from those of "
+                        "transformers: its chat template or tokenizer cannot be used here"
+                    )
+
+
+def _load(directory: Path) -> Any:
+    """Load the tokenizer without running code of the directory's.
+
+    Raises:
+        ConfigError: There is none, or it has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    factory: Any = AutoTokenizer  # transformers types its factories in part only
+    needs = (
+        "it needs tokenizer.json, tokenizer_config.json and a chat template, as `save_pretrained` "
+        "writes them"
+    )
+    try:
+        real = factory.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{directory} holds no chat tokenizer ({reason}): {needs}") from error
+    if not getattr(real, "is_fast", False):
+        raise ConfigError(f"{directory} holds no fast tokenizer (tokenizer.json): {needs}")
+    if not real.chat_template:
+        raise ConfigError(f"{directory} holds no chat template, so it is no chat model: {needs}")
+    return real
+
+
+def _generation_stops(directory: Path) -> list[int]:
+    """Return the ids that end a text by `generation_config.json`; none without one."""
+    try:
+        given = parse_json_object((directory / "generation_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    found = given.get("eos_token_id")
+    ids = cast("list[object]", found) if isinstance(found, list) else [found]
+    return [index for index in ids if isinstance(index, int)]
