@@ -24,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tsgb.checkpoint.documents import count_in, seconds_in
 from tsgb.cloud.termination import JobEnd
 from tsgb.processes import JobState
 
@@ -102,19 +103,19 @@ def bar_of(state: JobState) -> Bar:
     """
     heartbeat: Mapping[str, Any] = state.progress
     if "build_total" in heartbeat:
-        done, total = heartbeat.get("built", 0), heartbeat["build_total"]
+        done, total = count_in(heartbeat, "built"), count_in(heartbeat, "build_total")
         text = str(heartbeat.get("phase", ""))
     elif "total_steps" in heartbeat:
-        done, total = heartbeat.get("step", 0), heartbeat["total_steps"]
+        done, total = count_in(heartbeat, "step"), count_in(heartbeat, "total_steps")
         text = f"{heartbeat.get('phase', '')}, round {heartbeat.get('round', 0)}"
         if "durable_step" in heartbeat:
-            text += f", saved {max(0, heartbeat['durable_step'])}"
-            if heartbeat.get("seconds_since_durable", 0) > UNSAVED_SECONDS:
-                text += f" ({heartbeat['seconds_since_durable'] / 60:.0f} min ago)"
+            text += f", saved {count_in(heartbeat, 'durable_step')}"
+            seconds = seconds_in(heartbeat, "seconds_since_durable")
+            text += f" ({seconds / 60:.0f} min ago)" if seconds > UNSAVED_SECONDS else ""
         if heartbeat.get("alarm"):
             text += f" [!] {heartbeat['alarm']}"
     else:
-        done, total = heartbeat.get("done", 0), heartbeat.get("total", 0)
+        done, total = count_in(heartbeat, "done"), count_in(heartbeat, "total")
         text = str(heartbeat.get("label", ""))
     if state.end is JobEnd.DONE:
         text = DONE
@@ -122,7 +123,7 @@ def bar_of(state: JobState) -> Bar:
         text = WAITS
     elif not heartbeat:
         text = "runs"
-    return Bar(state.key, int(done), int(total), text)
+    return Bar(state.key, done, total, text)
 
 
 class Lines:

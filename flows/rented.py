@@ -13,13 +13,14 @@ from secrets import token_hex
 from flows.interrupts import check_interrupt
 from flows.progress import Bar, listener
 from flows.workers import Checkpoints, Workers
+from tsgb.checkpoint.documents import count_in
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.run import RunLock
 from tsgb.checkpoint.urls import local_path
 from tsgb.cloud.bill import RentalBill, make_bill
 from tsgb.cloud.bundle import BootSpec, Code, boot, pack_code, publish_code
 from tsgb.cloud.connect import connect
-from tsgb.cloud.documents import Intent, RunDocuments, arms, durable_step, number
+from tsgb.cloud.documents import Intent, RunDocuments, arms, durable_step
 from tsgb.cloud.forecast import workload
 from tsgb.cloud.history import state_gb
 from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
@@ -145,7 +146,7 @@ class ArmsWork:
         state = "?" if running.instance is None else running.instance.status
         text = f"instance {running.instance_id} {state}, ${running.intent.hourly:.3f}/h"
         bars = [
-            Bar(name, number(arm, "step"), number(arm, "total_steps"), text)
+            Bar(name, count_in(arm, "step"), count_in(arm, "total_steps"), text)
             for name, arm in arms(running.heartbeat).items()
         ]
         listener().bars(f"attempt {running.attempt}", bars or [Bar("machine", 0, 0, text)])

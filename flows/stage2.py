@@ -20,6 +20,7 @@ from flows.prepare import evaluation_id, guards_of, write_request
 from flows.progress import listener, listening
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path
+from tsgb.errors import StoreError, StoreUnreachable
 from tsgb.eval.request import identities
 from tsgb.run_options import RunId, read_options
 from tsgb.settings import load_settings
@@ -84,7 +85,9 @@ def stage2(
     home = runs[run].open()
     try:
         summary = home.read_json(f"{directory}/summary.json")
-    except FileNotFoundError:
+    except StoreUnreachable:
+        raise
+    except (FileNotFoundError, StoreError):  # there is none, or half of one
         with listening(tasks.PrefectListener(listener())):
             for name, workers in runs.items():
                 arms = ", ".join(guards[name])

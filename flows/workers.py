@@ -24,6 +24,7 @@ from tsgb.errors import (
     Preempted,
     StoreError,
     StoreFull,
+    StoreUnreachable,
     TSGBError,
     UsageError,
     WorkerFailed,
@@ -303,9 +304,16 @@ def _highest(run: RunStore) -> int:
 
 
 def _read(run: RunStore, name: str) -> Mapping[str, Any] | None:
+    """Read what a worker wrote; half a document, of one that died, is none.
+
+    Raises:
+        StoreUnreachable: The store does not answer.
+    """
     try:
         return run.read_json(name)
-    except FileNotFoundError:
+    except StoreUnreachable:
+        raise
+    except (FileNotFoundError, StoreError):
         return None
 
 
@@ -313,7 +321,7 @@ def _glance(run: RunStore, name: str) -> Mapping[str, Any] | None:
     """Read like `_read`; a heartbeat that cannot be read now is read at the next look."""
     try:
         return _read(run, name)
-    except StoreError:
+    except StoreUnreachable:
         return None
 
 

@@ -48,12 +48,22 @@ def test_a_frozen_host_that_leaves_half_a_report_is_destroyed(name: str) -> None
         assert_settled(fleet)
 
 
+LAST = "9999-12-31T23:59:59+00:00"
+STRANGE = {
+    "half": "{",
+    "last day": f'{{"ended_at": "{LAST}", "updated_at": "{LAST}"}}',
+    "first day": '{"ended_at": "0001-01-01T00:00:00+14:00"}',
+    "many bytes": f'{{"bytes_up": {"9" * 19}, "bytes_down": {"9" * 19}}}',
+}
+
+
 @pytest.mark.parametrize("name", REPORTS)
-def test_the_next_flow_recovers_from_half_a_report(name: str) -> None:
+@pytest.mark.parametrize("report", STRANGE)
+def test_the_next_flow_recovers_from_a_strange_report(name: str, report: str) -> None:
     with Fleet() as fleet:
         assert Flow(fleet, kill_at="training").run() == "killed"
         fleet.advance(DEAD)
-        fleet.store.write_bytes(name, HALF)
+        fleet.store.write_text(name, STRANGE[report])
         assert Flow(fleet).run() == "done"
         assert fleet.live() == []
         assert fleet.bill()["max_live"] == 1

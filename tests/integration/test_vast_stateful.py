@@ -233,7 +233,8 @@ class Machine(RuleBasedStateMachine):
         | st.just(math.nan),
     )
     def change_bid_out_of_range(self, which: int, price: float) -> None:
-        seen = self.call("change_bid", self.pick(which), price, may_fail=(ProviderRefused,))
+        ends = (ProviderGone, ProviderRefused)
+        seen = self.call("change_bid", self.pick(which), price, may_fail=ends)
         assert seen.requests == [], "it is not to be sent"
         assert type(seen.error) is ProviderRefused
 

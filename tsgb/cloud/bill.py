@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tsgb.checkpoint.documents import seconds_in
+from tsgb.checkpoint.documents import count_in, seconds_in
 from tsgb.cloud.budget import Ledger
-from tsgb.cloud.documents import AttemptDocument, RunDocuments, arms, number
+from tsgb.cloud.documents import AttemptDocument, RunDocuments, arms
 from tsgb.cloud.pricing import MICRO
 
 
@@ -135,7 +135,7 @@ def make_bill(documents: RunDocuments, ledger: Ledger, updates: int) -> RentalBi
     for document, heartbeat in zip(reversed(rented), reversed(heartbeats), strict=True):
         report = documents.exit_record(document.attempt) or heartbeat
         resumed = arms(heartbeat).values()
-        first = sum(number(arm, "first_step") for arm in resumed) if resumed else after
+        first = sum(count_in(arm, "first_step") for arm in resumed) if resumed else after
         spent = ledger.accounts[document.attempt].spent
         machines.insert(0, _bill_machine(document, report, first, after, spent))
         after = first
@@ -164,7 +164,7 @@ def _bill_machine(
     intent, result = document.intent, document.result
     progress = arms(report).values()
     seconds = sum(seconds_in(arm, "useful_seconds") for arm in progress)
-    made = max(0, sum(number(arm, "step") for arm in progress) - first)
+    made = max(0, sum(count_in(arm, "step") for arm in progress) - first)
     updates = max(0, after - first)
     return MachineBill(
         attempt=document.attempt,

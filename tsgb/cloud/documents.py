@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from tsgb.checkpoint.documents import count_in
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.lease import NAME, Lease
 from tsgb.cloud.preemption import Hold, machine_class
@@ -28,6 +29,8 @@ from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import StoreError, StoreUnreachable
 
 _HOUR = 3600.0
+_YEARS = range(2000, 2100)
+"""Years that a machine may tell; sums with others could lie beyond the last date."""
 
 
 class Intent(BaseModel):
@@ -259,15 +262,9 @@ def arms(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def number(fields: Mapping[str, Any], name: str) -> int:
-    """Return a count; 0 if it is not told."""
-    found = fields.get(name)
-    return found if isinstance(found, int) and found > 0 else 0
-
-
 def durable_step(arm: Mapping[str, Any]) -> int:
     """Return the updates that are safe in the store; all of them where they are not told apart."""
-    return number(arm, "durable_step" if "durable_step" in arm else "step")
+    return count_in(arm, "durable_step" if "durable_step" in arm else "step")
 
 
 def durable_steps(record: Mapping[str, Any]) -> int:
@@ -276,12 +273,12 @@ def durable_steps(record: Mapping[str, Any]) -> int:
 
 
 def moment(record: Mapping[str, Any] | None, name: str) -> datetime | None:
-    """Return a time of day on the writer's own clock; None if it is not told."""
+    """Return a time on the writer's own clock; None if it is not told, or absurd."""
     try:
         found = datetime.fromisoformat(str((record or {})[name]))
     except (KeyError, ValueError):
         return None
-    return found if found.tzinfo is not None else None
+    return found if found.tzinfo is not None and found.year in _YEARS else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,10 +314,12 @@ def machine_record(
     exit_record = documents.exit_record(document.attempt)
     up, down = counted_bytes(account, document)
     more = Usage(
-        bytes_up=max(0, number(heartbeat, "bytes_up") - up),
-        bytes_down=max(0, number(heartbeat, "bytes_down") - down),
+        bytes_up=max(0, count_in(heartbeat, "bytes_up") - up),
+        bytes_down=max(0, count_in(heartbeat, "bytes_down") - down),
     )
     last = moment(exit_record, "ended_at") or moment(heartbeat, "updated_at")
+    if last is not None and account is not None:
+        last = min(last, account.covers_until)  # nothing works on for longer than is paid
     first, intent = document.first_beat_at, document.intent
     boot = None if first is None or intent is None else first - intent.intended_at
     begun = first if first is not None or intent is None else intent.intended_at

@@ -164,12 +164,13 @@ def _gone_at(
     )
     if not existed:
         return None
-    bounds = [session.now(), account.covers_until]
+    now = session.now()
+    bounds = [now, account.covers_until]
     if lease is not None:
         # Then it ended itself; its own clock may be behind the one that wrote the lease.
-        bounds.append(lease.expires_at + session.monitor_policy.skew)
+        bounds.append(min(lease.expires_at, now) + session.monitor_policy.skew)
     if said is not None and said > account.seen_at:
-        bounds.append(said + _TO_GO)
+        bounds.append(min(said, now) + _TO_GO)
     return max(min(bounds), account.seen_at)
 
 

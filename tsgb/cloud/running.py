@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tsgb.cloud.documents import Intent, durable_steps, number
+from tsgb.checkpoint.documents import count_in
+from tsgb.cloud.documents import Intent, durable_steps
 from tsgb.cloud.pricing import Usage
 from tsgb.cloud.provider import Instance
 from tsgb.cloud.termination import TerminationReason
@@ -78,7 +79,7 @@ class RunningInstance:
 
     def new_traffic(self) -> Usage:
         """Return the bytes in its heartbeat that the ledger has not counted yet."""
-        up, down = number(self.heartbeat, "bytes_up"), number(self.heartbeat, "bytes_down")
+        up, down = count_in(self.heartbeat, "bytes_up"), count_in(self.heartbeat, "bytes_down")
         return Usage(
             bytes_up=up - self.bytes_up if up >= self.bytes_up else up,
             bytes_down=down - self.bytes_down if down >= self.bytes_down else down,
@@ -86,8 +87,8 @@ class RunningInstance:
 
     def traffic_is_counted(self) -> None:
         """Note that the ledger has counted what `new_traffic` returned."""
-        self.bytes_up = number(self.heartbeat, "bytes_up") or self.bytes_up
-        self.bytes_down = number(self.heartbeat, "bytes_down") or self.bytes_down
+        self.bytes_up = count_in(self.heartbeat, "bytes_up") or self.bytes_up
+        self.bytes_down = count_in(self.heartbeat, "bytes_down") or self.bytes_down
 
     @property
     def boot_seconds(self) -> float | None:

@@ -146,3 +146,13 @@ def test_without_a_terminal_lines_go_to_the_stream() -> None:
     with listening(Lines(stream)):
         listener().note("again")
     assert stream.getvalue().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["step", "total_steps", "durable_step", "seconds_since_durable", "build_total"]
+)
+@pytest.mark.parametrize("stored", ["x", [1], None, float("inf")])
+def test_a_strange_heartbeat_says_nothing(name: str, stored: object) -> None:
+    heartbeat = {"step": 1, "total_steps": 2, "durable_step": 1, "seconds_since_durable": 1.0}
+    bar = bar_of(JobState("a", progress={**heartbeat, name: stored}))
+    assert (bar.done, bar.total) in {(1, 2), (0, 2), (1, 0), (0, 0)}
