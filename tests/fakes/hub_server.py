@@ -12,6 +12,8 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+from huggingface_hub import constants
+
 
 @dataclass(slots=True)
 class HubServer:
@@ -109,10 +111,13 @@ def hub_server() -> Generator[HubServer]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
+    offline = constants.HF_HUB_OFFLINE  # as it was when this process imported the library
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         hub = HubServer(f"http://127.0.0.1:{server.server_address[1]}")
         Thread(target=server.serve_forever, daemon=True).start()
+        constants.HF_HUB_OFFLINE = False
         yield hub
+        constants.HF_HUB_OFFLINE = offline
         server.shutdown()
 
 

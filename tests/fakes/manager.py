@@ -19,6 +19,7 @@ from typing import Any, Self
 from pydantic import SecretStr
 
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
+from tests.fakes.sentinels import sentinel
 from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
@@ -109,6 +110,7 @@ class Manager:
             "RCLONE_WEBDAV_URL": f"{self.dav}/runs",
             "RCLONE_WEBDAV_USER": USER,
             "RCLONE_WEBDAV_PASS": PASSWORD,
+            "HF_TOKEN": sentinel("hub"),
             "TSGB_CACHE_DIR": str(self.directory / "home"),
             "TSGB_LOOK_SECONDS": "0.3",
             "TSGB_LEASE_SECONDS": "120",

@@ -1,4 +1,4 @@
-"""The store's password and the manifest key are in nothing that a session leaves behind.
+"""The store's password, the hub's token and the manifest key are in nothing that a session leaves.
 
 What the whole suite leaves is searched in `tests/conftest.py`; here is a session made for it.
 A session of real processes over WebDAV: an experiment from workers to report (they compute nothing,
@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 PASSWORD, KEY, WRONG = sentinel("password"), sentinel("manifest"), sentinel("wrong")
+TOKEN = sentinel("hub")
 SMALL = {
     "segments": 1,
     "attacker": {"sft_steps": 2, "warmup_steps": 0},
@@ -79,6 +80,7 @@ def session(tmp_path: Path, url: str, *words: str, **environment: str) -> tuple[
             "RCLONE_WEBDAV_URL": url,
             "RCLONE_WEBDAV_USER": USER,
             "RCLONE_WEBDAV_PASS": PASSWORD,
+            "HF_TOKEN": TOKEN,
             **environment,
         },
         cwd=tmp_path,

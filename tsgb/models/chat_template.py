@@ -5,11 +5,16 @@ It renders as transformers does, without importing it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Self, cast
 
 from jinja2 import TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tsgb.errors import ConfigError
@@ -18,6 +23,8 @@ from tsgb.types import Messages
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 """Names of the special tokens that a template may use."""
+_DAY = datetime(2026, 1, 1, 12, tzinfo=UTC)
+"""The time that a template may print: a prompt must not change from day to day."""
 _SYSTEM, _USER = "Keep to the point.", "Say what it is."
 
 
@@ -43,6 +50,9 @@ class ChatTemplate:
         """
         settings = read_json(directory / "tokenizer_config.json")
         text = settings.get("chat_template")
+        if isinstance(text, list):  # of named ones, as some older models have them
+            named = {one["name"]: one["template"] for one in cast("list[dict[str, str]]", text)}
+            text = named.get("default")
         if not isinstance(text, str):
             try:
                 text = (directory / "chat_template.jinja").read_text("utf-8")
@@ -61,12 +71,15 @@ class ChatTemplate:
         """
         # The environment that transformers renders in.
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
         )
+        environment.filters["tojson"] = _to_json
         return environment.from_string(self.text).render(
             messages=messages,
             add_generation_prompt=True,
+            enable_thinking=False,
             raise_exception=_raise_exception,
+            strftime_now=_DAY.strftime,
             **self.special,
         )
 
@@ -96,6 +109,22 @@ def _content(token: Any) -> str:
     if isinstance(token, dict):
         return str(cast("dict[str, Any]", token)["content"])
     return str(token or "")
+
+
+class _GenerationTag(Extension):
+    """Takes `{% generation %}`, with which some templates mark what an assistant wrote."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja declares it
+
+    def parse(self, parser: Parser) -> list[Node]:
+        """Return what is between the tags, unchanged."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(value: Any, indent: int | None = None, **_options: Any) -> str:
+    """Write JSON as transformers does: without jinja's escapes for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _raise_exception(message: str) -> NoReturn:

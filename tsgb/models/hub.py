@@ -123,7 +123,7 @@ class ModelHub:
 
     def _refusal(self, repository: str, revision: str, error: Exception) -> UsageError:
         """Say in one line what went wrong: the original is long, and quotes requests."""
-        from huggingface_hub import errors
+        from huggingface_hub import constants, errors
 
         host = (self._settings.hf_endpoint or "https://huggingface.co").rstrip("/")
         page = f"{host}/{repository}"
@@ -143,7 +143,9 @@ class ModelHub:
                     f"there is no model {repository!r} on {host}, or it is private and {may}; nor "
                     f"is there a directory {repository!r} here: check the name"
                 )
-            case errors.LocalEntryNotFoundError() if self._settings.hf_offline:
+            case errors.LocalEntryNotFoundError() if (
+                self._settings.hf_offline or constants.is_offline_mode()
+            ):
                 line = (
                     f"{repository} at {revision} is not in the local cache, or not all of it, and "
                     f"HF_HUB_OFFLINE allows no download: {here}"

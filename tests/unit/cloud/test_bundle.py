@@ -238,13 +238,14 @@ def test_what_the_machine_must_know() -> None:
     assert not {"RCLONE_WEBDAV_USER", "RCLONE_WEBDAV_PASS", "TSGB_MANIFEST_KEY"} & nobody.keys()
 
 
-def test_the_accounts_key_is_never_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VAST_API_KEY", "sentinel-account-key")
+@pytest.mark.parametrize("name", ["VAST_API_KEY", "HF_TOKEN"])
+def test_the_key_of_an_account_is_never_sent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "sentinel-account-key")
     made = make()
-    assert "VAST_API_KEY" not in made.env
+    assert name not in made.env
     assert "sentinel-account-key" not in f"{plain(made)}{made.onstart}"
-    with pytest.raises(UsageError, match="VAST_API_KEY must not be sent"):
-        make(worker_env={"VAST_API_KEY": "sentinel-account-key"})
+    with pytest.raises(UsageError, match=f"{name} must not be sent"):
+        make(worker_env={name: "sentinel-account-key"})
 
 
 def test_secrets_show_in_no_repr() -> None:

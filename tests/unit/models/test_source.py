@@ -136,7 +136,7 @@ CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
     ("file", "changes", "message"),
     [
         (TOKENIZER, {"chat_template": None}, "no chat template: name the version that was tuned"),
-        (TOKENIZER, {"chat_template": "{% generation %}x"}, "template cannot be rendered"),
+        (TOKENIZER, {"chat_template": "{% if %}"}, "template cannot be rendered"),
         (TOKENIZER, {"chat_template": "{{ messages[0]['role'] }}"}, "drops the text of a message"),
         (
             CONFIG,

@@ -120,6 +120,18 @@ def test_a_checkpoint_of_another_base_is_refused() -> None:
         other.load(files)
 
 
+def test_a_checkpoint_may_name_the_base_by_the_hash_of_its_one_file() -> None:
+    config = miniature_config()
+    before = make_trainer(config)
+    engine = untrained_model()
+    engine.sha256 = "f" * 64  # now the hash of all its files
+    after = Trainer(config, world(), engine, before.surrogate)
+    after.load(before.files())
+    engine.weights_sha256 = ""  # as of shards
+    with pytest.raises(CheckpointError, match="this machine has ffffffffffff"):
+        after.load(before.files())
+
+
 def test_a_checkpoint_of_another_version_is_refused() -> None:
     trainer = make_trainer(miniature_config())
     files = trainer.files()

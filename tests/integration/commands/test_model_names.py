@@ -1,0 +1,192 @@
+"""A model that cannot be used ends every command in one line, before anything starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.chat_model import save_chat_model
+from tests.fakes.command_line import Ended, Run
+from tests.fakes.gguf_model import save_gguf
+from tests.fakes.hub_cache import cache_repository
+from tests.fakes.hub_server import HubServer, hub_server
+from tests.fakes.sentinels import leaks, sentinel
+from tests.fakes.vast.driver import Driver
+
+pytestmark = pytest.mark.integration
+
+SMOKE = "--env canary --profile smoke"
+COMMANDS = {
+    "experiment": f"experiment {SMOKE}",
+    "train-local": "train-local --env canary --episodes 10",
+    "manager run": f"manager run {SMOKE}",
+    "manager loop": f"manager loop {SMOKE} --run-id r1",
+    "plan": "plan",
+    "doctor": "doctor",
+}
+RENTED = ("manager run", "manager loop", "plan")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_chat_model(tmp_path / "tiny")
+
+
+@pytest.fixture
+def server(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    with hub_server() as server:
+        server.models = {"acme/open": model, "acme/gated": model}
+        server.gated = {"acme/gated"}
+        server.members = {sentinel("member")}
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+        yield server
+
+
+@pytest.fixture
+def refused(
+    tsgb: Run, vast: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], str]:
+    """The one line with which a command ends; nothing is left, and the service was not asked."""
+    monkeypatch.setenv("VAST_API_KEY", vast.vast.key)
+    monkeypatch.setenv("TSGB_VAST_URL", vast.vast.url)
+    store = tmp_path / "store"
+
+    def refused(command: str, options: str) -> str:
+        words = f"{COMMANDS[command]} {options} --store {store}".split()
+        ended = tsgb(*words)
+        assert (ended.code, ended.out) == (2, "")
+        [line] = ended.err.splitlines()
+        assert not store.exists()
+        assert not (tmp_path / "cache" / "prefect").exists()
+        assert vast.sim("requests")["requests"] == []
+        return line
+
+    return refused
+
+
+def broken(model: Path, file: str, **changes: object) -> Path:
+    settings = json.loads((model / file).read_text()) | changes
+    (model / file).write_text(json.dumps(settings))
+    return model
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses(
+    command: str, refused: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "unknown pretrained model 'nonsense'" in refused(command, "--model nonsense")
+    assert "`hf download a/b --revision main`" in refused(command, "--model a/b")
+    if command in RENTED:
+        line = refused(command, f"--model {model}")
+        assert line == (
+            f"tsgb: model {model} is on this machine, where a rented one cannot read it: train "
+            "with it here (tsgb experiment), or name a repository of the Hugging Face Hub"
+        )
+    else:
+        broken(model, "tokenizer_config.json", chat_template=None)
+        assert f"model {model}: its tokenizer has no chat template" in refused(
+            command, f"--model {model}"
+        )
+    if command not in {"plan", "doctor"}:
+        assert "a/b at main is not in" in refused(command, "--target-model a/b")
+
+
+def test_repositories_that_may_not_be_read(
+    refused: Callable[[str, str], str], server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = refused("experiment", "--model acme/none")
+    assert line == (
+        f"tsgb: there is no model 'acme/none' on {server.url}, or it is private and it needs "
+        "HF_TOKEN; nor is there a directory 'acme/none' here: check the name"
+    )
+    line = refused("experiment", "--model acme/gated")
+    assert line == (
+        f"tsgb: acme/gated is gated: accept its conditions at {server.url}/acme/gated, then set "
+        "HF_TOKEN to a token of that account"
+    )
+    assert "has no revision 'dev'" in refused("experiment", "--model acme/open@dev")
+    monkeypatch.setenv("HF_TOKEN", sentinel("member"))
+    line = refused("manager run", "--model acme/gated")
+    assert "acme/gated@" in line
+    assert "is gated or private, and a rented machine gets no HF_TOKEN" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "t5"}, "no causal language model of the family 't5'"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "code from its reposit"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
+        ({"quantization_config": {"quant_method": "awq"}}, "its weights are quantised"),
+    ],
+    ids=["family", "remote code", "classifier", "quantised"],
+)
+def test_models_that_cannot_be_used(
+    refused: Callable[[str, str], str], model: Path, changes: dict[str, object], message: str
+) -> None:
+    broken(model, "config.json", **changes)
+    assert message in refused("experiment", f"--model {model}")
+
+
+def test_weights_that_are_not_there(
+    refused: Callable[[str, str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_chat_model(tmp_path / "shards", shards=2)
+    shard = "model-00002-of-00002.safetensors"
+    cache_repository(tmp_path / "hub", "acme/half", model, without=[shard])
+    (model / shard).unlink()
+    assert f"1 absent file(s), such as {shard}" in refused("experiment", f"--model {model}")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    line = refused("experiment", "--model acme/half")
+    assert f"{shard}, and HF_HUB_OFFLINE allows no download: run `hf download acme/half" in line
+
+
+def test_a_gguf_file_of_another_architecture(
+    refused: Callable[[str, str], str], model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf", reason="the extra smollm2 is not installed")
+    path = save_gguf(tmp_path / "x.gguf", model, family="gemma3")
+    line = refused("experiment", f"--model gguf:{path}")
+    assert "it is a 'gemma3', and only GGUF files of plain 'llama' models are read" in line
+
+
+def test_a_world_that_trains_its_own_models(
+    refused: Callable[[str, str], str], model: Path
+) -> None:
+    line = refused("experiment", f"--model {model} --env glyph")
+    assert line == (f"tsgb: model '{model}': the world 'glyph' trains its own models, so name none")
+
+
+def test_doctor_says_what_it_found(tsgb: Run, server: HubServer) -> None:
+    ended: Ended = tsgb("doctor", "--model", "acme/open")
+    assert (ended.code, ended.err) == (0, "")
+    commit = server.commit("acme/open")
+    for text in (
+        f"acme/open@{commit}",
+        "llama (LlamaForCausalLM)",
+        "2 layers, float32",
+        "PreTrainedTokenizerFast, 1200 tokens",
+        "chat template with a system role",
+    ):
+        assert text in ended.out
+    document = json.loads(tsgb("doctor", "--model", "acme/open", "--json").out)
+    assert (document["name"], document["system_role"]) == (f"acme/open@{commit}", True)
+    assert not leaks("".join(server.asked))
+
+
+def test_a_plan_for_a_model_that_rented_machines_can_get(
+    tsgb: Run, vast: Driver, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VAST_API_KEY", vast.vast.key)
+    monkeypatch.setenv("HF_TOKEN", sentinel("member"))
+    ended = tsgb("plan", "--model", "acme/open", "--vast-url", vast.vast.url, "--store", ".")
+    assert (ended.code, ended.err) == (0, "")
+    assert server.asked[-1].startswith("HEAD /acme/open/resolve/")
+    assert "+token" not in server.asked[-1], "a rented machine has none"
