@@ -106,23 +106,12 @@ def _write_config(workers: Workers, arm: Arm, config: RunConfig) -> None:
     except FileNotFoundError:
         run.write_text(CONFIG, config.canonical())
         return
-    kept = parse_config(text, origin)
-    if kept.fingerprint != config.fingerprint:
+    for name, there, here in parse_config(text, origin).differences(config):
         raise ConfigError(
             f"run {run.run_id!r} exists with another configuration "
-            f"({_difference(kept.model_dump(mode='json'), config.model_dump(mode='json'))}): "
-            f"resume it with the options it was started with, or choose another --run-id"
+            f"({name} is {there!r} there, {here!r} here): "
+            "resume it with the options it was started with, or choose another --run-id"
         )
-
-
-def _difference(kept: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
-    for name in {**kept, **asked}:  # a value that is not stored where it is the default
-        old, new = kept.get(name, ""), asked.get(name, "")
-        if old != new:
-            if isinstance(old, Mapping) and isinstance(new, Mapping):
-                return _difference(old, new, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
-            return f"{prefix}{name} is {old!r} there, {new!r} here"
-    return "fields differ"
 
 
 def trained_arms(workers: Workers) -> dict[Arm, CheckpointRef]:

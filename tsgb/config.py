@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -338,6 +338,10 @@ class RunConfig(_Frozen):
         """Return the canonical JSON: sorted keys, no spaces."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
+    def differences(self, other: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+        """Yield the dotted name of each value that differs, the value here, and that of `other`."""
+        return _differences(self, other)
+
     def phases(self) -> list[Phase]:
         """Return the schedule: which update is of which kind."""
         plan: list[tuple[Any, int, int]] = []
@@ -368,6 +372,21 @@ class RunConfig(_Frozen):
     def segment_target(self, index: int) -> int:
         """Return the update at which segment `index` (from 0) ends."""
         return self.total_steps * (index + 1) // self.segments
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def _differences(
+    one: BaseModel, other: BaseModel, prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for name in type(one).model_fields:
+        here, there = getattr(one, name), getattr(other, name)
+        if isinstance(here, BaseModel):
+            yield from _differences(here, there, f"{prefix}{name}.")
+        elif here != there:
+            yield f"{prefix}{name}", _plain(here), _plain(there)
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

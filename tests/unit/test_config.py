@@ -207,3 +207,15 @@ def test_what_cannot_be_run_says_so_in_one_line(overrides: dict[str, Any], messa
     with pytest.raises(ConfigError, match=message) as caught:
         make_config(overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_differences_are_named_also_where_a_default_is_not_stored() -> None:
+    one = config({"seed": 1, "model": {"target": "a/b", "rank": 4}})
+    other = config({"profile": "smoke", "model": {"device": "cpu", "rank": 4}})
+    assert list(one.differences(other)) == [
+        ("profile", "demo", "smoke"),
+        ("seed", 1, 0),
+        ("model.target", "a/b", ""),
+        ("model.device", "auto", "cpu"),
+    ]
+    assert list(one.differences(one)) == []

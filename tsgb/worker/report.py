@@ -79,17 +79,7 @@ def _changed(config: RunConfig, env: Environment) -> Iterator[tuple[str, Any]]:
     """Yield the values that differ from the profile's configuration of this arm in this world."""
     own = {name: getattr(config, name) for name in ("profile", "env", "world_seed", "seed")}
     usual = make_config(env.profile(config.profile.value), own, arm_overrides(config.arm))
-    yield from _differing(usual.model_dump(mode="json"), config.model_dump(mode="json"))
-
-
-def _differing(
-    usual: Mapping[str, Any], given: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-    for name, value in given.items():
-        if isinstance(value, Mapping):
-            yield from _differing(usual[name], value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
-        elif value != usual[name]:
-            yield f"{prefix}{name}", value
+    return ((name, value) for name, value, _ in config.differences(usual))
 
 
 def _text(value: Any) -> str:

@@ -62,6 +62,8 @@ OVERRIDES = {
     "segments": st.integers(1, 9),
     "checkpoint_interval": st.none() | st.integers(1, 99),
     "model.pretrained": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    "model.target": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    "model.device": st.sampled_from(["auto", "cpu", "cuda:1"]),
     "model.adapter": st.sampled_from(["full", "lora"]),
     "attacker.lr": st.floats(allow_nan=False, allow_infinity=False),
     "guard.loss": st.sampled_from(["exact_pg", "weighted_ce", "sampled_pg"]),
