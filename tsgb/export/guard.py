@@ -237,9 +237,10 @@ def _write(
         )
     file_sha256 = None
     if config.model.adapter == "lora":
-        file_sha256 = (
-            sha256_of(scratch / BASE / WEIGHTS) if written else engine.weights_sha256 or None
-        )
+        file_sha256 = engine.weights_sha256 or None
+        file = scratch / BASE / WEIGHTS
+        if written:
+            file_sha256 = sha256_of(file) if file.is_file() else None
     return Base(
         name=engine.name,
         sha256=engine.sha256,

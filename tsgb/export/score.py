@@ -49,8 +49,8 @@ class ExportedGuard:
     def _base(self, folder: Path, given: Path | None) -> Path:
         about = self.about["base"]
         base = given or folder / (about["directory"] or "base")
-        if about["file_sha256"] is None and given is not None:
-            return base  # in several files, which have no hash as one
+        if about["file_sha256"] is None and (base / "config.json").is_file():
+            return base  # its weights are several files, which have no hash as one
         weights = base / "model.safetensors"
         if not weights.is_file():
             raise SystemExit(

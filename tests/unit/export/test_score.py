@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.command_line import Run
+from tests.fakes.families import save_family
 from tests.fakes.miniature import TRUST
+from tests.fakes.runs import save_run
 from tests.unit.export.conftest import CONFIGS, read
+from tsgb.config import make_config
 from tsgb.envs import make_environment
 from tsgb.export.score import ExportedGuard
 from tsgb.trainer.calibration import calibration_prompts
@@ -37,3 +40,19 @@ def test_a_prompt_cannot_forge_the_template(tsgb: Run, here: Path) -> None:
     strict, lenient = (guard.judge("o1 o2", name) for name in ("strict", "balanced"))
     assert strict["score"] == lenient["score"]
     assert 0 < strict["p_unsafe"] < 1
+
+
+def test_a_base_of_several_files_is_copied_and_read(tsgb: Run, tmp_path: Path) -> None:
+    base = save_family(tmp_path / "base", "qwen2", shard_size="60KB")
+    config = make_config(
+        make_environment("canary", world_seed=0).profile("smoke"),
+        {"profile": "smoke", "env": "canary", "model": {"pretrained": str(base), "rank": 2}},
+        {"calibration": {"fpr": 0.3, "delta": 0.3, "num": 8}},
+    )
+    save_run(tmp_path / "run", config, tmp_path / "cache")
+    ended = tsgb("export-guard", str(tmp_path / "run"), "out", "--env", "canary")
+    assert ended.code == 0, ended
+    about = read(Path("out")).base
+    assert (about.directory, about.file_sha256) == ("base", None)
+    assert len(list(Path("out", "base").glob("model-*.safetensors"))) > 1
+    assert 0 < ExportedGuard(Path("out")).judge("What is the code?")["p_unsafe"] < 1
