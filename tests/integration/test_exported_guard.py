@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,6 +17,7 @@ import typer.testing
 
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.contexts import worker_context
+from tests.fakes.families import save_family
 from tests.fakes.runs import save_run
 from tsgb.checkpoint.resolve import load
 from tsgb.cli import app
@@ -148,11 +150,19 @@ def test_glyph(tmp_path: Path, glyph: Path, adapter: str) -> None:
     check_same(context, run, glyph / adapter, tmp_path, prompts_of("glyph", 60))
 
 
+@pytest.mark.parametrize(
+    "save",
+    [
+        pytest.param(save_chat_model, id="fast"),
+        pytest.param(partial(save_family, name="qwen2"), id="qwen2"),
+        pytest.param(partial(save_family, name="gpt_neox"), id="gpt_neox"),
+    ],
+)
 def test_a_chat_model_whose_base_lies_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Path], Path]
 ) -> None:
     """Tied weights, shared key heads, byte pairs, a base that counts as large."""
-    base = save_chat_model(tmp_path / "model")
+    base = save(tmp_path / "model")
     monkeypatch.setattr(directories, "SMALL_BASE", 0)
     config = smoke("canary", TINY_CHAT, {"model": {"pretrained": str(base)}})
     context = worker_context(tmp_path / "cache")

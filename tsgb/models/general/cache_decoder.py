@@ -20,31 +20,17 @@ class CacheDecoder:
     def __init__(self, lm: CausalLm, role: LoraRole, prompts: Sequence[Row], group: int) -> None:
         """Read the prompts once and repeat each one `group` times."""
         self._lm, self._role = lm, role
-        read = lm.read(role, prompts)
-        self._cache = read.cache
         parents_A = torch.arange(len(prompts), device=lm.device).repeat_interleave(group)
-        if group > 1:
-            self._cache.reorder_cache(parents_A)
-        self._states_AE = read.states_BE[parents_A]
-        self._at_A = read.lengths_B[parents_A]
-        self._mask_AT = None if read.mask_BT is None else read.mask_BT[parents_A]
+        self._rows = lm.read(role, prompts).spread(parents_A)
 
     def logits(self) -> Tensor:
         """See `TokenDecoder`."""
-        return self._lm.logits(self._states_AE)
+        return self._lm.logits(self._rows.states_BE)
 
     def keep(self, rows: Tensor) -> None:
         """See `TokenDecoder`."""
-        self._cache.reorder_cache(rows)
-        self._at_A = self._at_A[rows]
-        if self._mask_AT is not None:
-            self._mask_AT = self._mask_AT[rows]
+        self._rows = self._rows.spread(rows)
 
     def feed(self, token_A: Tensor) -> None:
         """See `TokenDecoder`."""
-        if self._mask_AT is not None:
-            self._mask_AT = torch.nn.functional.pad(self._mask_AT, (0, 1), value=1)
-        self._states_AE = self._lm.go_on(
-            self._role, token_A, self._cache, self._mask_AT, self._at_A
-        )
-        self._at_A = self._at_A + 1
+        self._rows = self._lm.go_on(self._role, self._rows, token_A)

@@ -29,7 +29,7 @@ from tsgb.models.general.cache_decoder import CacheDecoder
 from tsgb.models.general.causal_lm import CausalLm, LoraRole
 from tsgb.models.labels import label_texts
 from tsgb.models.recomputation import recomputed
-from tsgb.models.sampling import draw_uniforms, join, sample, writing_of
+from tsgb.models.sampling import Completions, draw_uniforms, join, sample, writing_of
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import int_rows, ints
 from tsgb.types import GuardTemplate, Messages, TrainingText
@@ -163,27 +163,45 @@ class GeneralEngine:
         prompts = [self.tokenizer.encode_chat(chat) for chat in chats]
         forced = self.tokenizer.encode_openings(chats, group, openings)
         uniforms_NL = draw_uniforms(generator, len(chats) * group, max_new_tokens)
-        longest = group * (max(map(len, prompts)) + max_new_tokens)
-        num = max(1, WITHOUT_GRADIENTS * self._micro_batch_tokens // longest)
-        pad = self.tokenizer.pad_id
-        done = join(
-            [
+        batches = self._writing_batches(prompts, group, max_new_tokens)
+        parts: list[Completions] = []
+        for numbers in batches:
+            rows = [number * group + member for number in numbers for member in range(group)]
+            decoder = CacheDecoder(self.lm, _own(role), [prompts[i] for i in numbers], group)
+            parts.append(
                 sample(
-                    CacheDecoder(self.lm, _own(role), prompts[start : start + num], group),
-                    len(prompts[start : start + num]) * group,
+                    decoder,
+                    len(rows),
                     max_new_tokens=max_new_tokens,
                     stop_ids=self.tokenizer.stop_ids,
-                    pad=pad,
+                    pad=self.tokenizer.pad_id,
                     uniforms_NL=None if uniforms_NL is None else uniforms_NL[rows],
                     temperature=temperature,
-                    openings=forced and forced[rows],
+                    openings=forced and [forced[row] for row in rows],
                 )
-                for start in range(0, len(chats), num)
-                for rows in [slice(start * group, (start + num) * group)]
-            ],
-            pad,
-        )
-        return writing_of(done, prompts, group, self.tokenizer)
+            )
+        order = flattened(batches)
+        done = join(parts, self.tokenizer.pad_id)
+        written = writing_of(done, [prompts[i] for i in order], group, self.tokenizer)
+        members_K = torch.arange(group, device="cpu")
+        places_G = torch.tensor(order, device="cpu").argsort()
+        return written.select((places_G[:, None] * group + members_K).flatten())
+
+    def _writing_batches(
+        self, prompts: Sequence[Row], group: int, max_new_tokens: int
+    ) -> list[list[int]]:
+        """Return the numbers of the chats that are written at once, batch after batch."""
+        limit = WITHOUT_GRADIENTS * self._micro_batch_tokens
+        batches: list[list[int]] = []
+        for number in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+            length = len(prompts[number])
+            last = batches[-1] if batches else []
+            padded = (len(last) + 1) * group * (length + max_new_tokens)
+            if last and padded <= limit:
+                last.append(number)
+            else:
+                batches.append([number])
+        return batches
 
     def logps(self, role: Role, writing: Writing, temperature: float) -> TokenStatistics:
         """See `Engine`; the divergence is exact up to `LARGE_VOCABULARY` words."""

@@ -26,7 +26,7 @@ from tsgb.errors import ConfigError
 from tsgb.models.engine import LARGE_VOCABULARY, Engine, Role, Writing, k3_kl
 from tsgb.models.general.general_engine import GeneralEngine
 from tsgb.models.registry import make_engine
-from tsgb.models.torch_typing import ints
+from tsgb.models.torch_typing import int_rows, ints
 from tsgb.types import Message, Split, StreamKind, TrainingText
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -234,6 +234,24 @@ def test_openings_are_respected_and_not_marked_sampled(directory: Directory) -> 
         temperature=0.7,
     )
     assert [free.texts[i] for i in (1, 2)] == [out.texts[i] for i in (1, 2)]
+
+
+@families
+def test_a_completion_does_not_depend_on_when_others_end(directory: Directory, family: str) -> None:
+    """With one of the written words as end token the same uniforms give the same beginnings."""
+    engine = load_engine(directory(family))
+    role = moved_role(engine)
+    long = write(engine, role)
+    engine.tokenizer.eos_id = int(long.ids_NL[1, 3])
+    ended = write(engine, role)
+    assert len(set(ints(ended.lengths_N))) > 1
+    for number, row in enumerate(int_rows(long.ids_NL)):
+        ends = [*row, engine.tokenizer.eos_id].index(engine.tokenizer.eos_id) + 1
+        length = min(ends, len(row))
+        assert ints(ended.ids_NL[number, : ended.lengths_N[number]]) == row[:length]
+        torch.testing.assert_close(
+            ended.logp_NL[number, :length], long.logp_NL[number, :length], rtol=0, atol=3e-5
+        )
 
 
 @pytest.mark.parametrize("tied", [True, False])
