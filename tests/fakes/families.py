@@ -85,4 +85,7 @@ def save_family(
     size = save_tokenizer(directory, words)
     module = make_family(name, size, **changes).to(dtype)
     module.save_pretrained(directory, max_shard_size=shard_size)
+    # Some families split text in a way of their own, whatever the file said before.
+    tokenizers: Any = transformers.AutoTokenizer
+    tokenizers.from_pretrained(directory).save_pretrained(directory)
     return directory
