@@ -242,11 +242,12 @@ def test_a_completion_does_not_depend_on_when_others_end(directory: Directory, f
     engine = load_engine(directory(family))
     role = moved_role(engine)
     long = write(engine, role)
-    engine.tokenizer.eos_id = int(long.ids_NL[1, 3])
+    stop = int(long.ids_NL[1, 3])
+    engine.tokenizer.stop_ids = (stop,)
     ended = write(engine, role)
     assert len(set(ints(ended.lengths_N))) > 1
     for number, row in enumerate(int_rows(long.ids_NL)):
-        ends = [*row, engine.tokenizer.eos_id].index(engine.tokenizer.eos_id) + 1
+        ends = [*row, stop].index(stop) + 1
         length = min(ends, len(row))
         assert ints(ended.ids_NL[number, : ended.lengths_N[number]]) == row[:length]
         torch.testing.assert_close(
