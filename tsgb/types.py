@@ -136,6 +136,8 @@ class Response:
     error: str | None = None
     """Reason why the call failed for good; such an item has no outcome and is never dropped
     silently."""
+    thought: bool = False
+    """Whether the model thought aloud first; the thought is left out of `text`."""
     attempts: int = 1
     """Number of calls that were made for it."""
     latency_seconds: float = 0.0
@@ -267,7 +269,7 @@ class TargetSpec:
     overlap: float | None = None
     """Share of the surrogate's hidden weaknesses that it has too, in [0, 1]; None if unknown."""
     arch: str = ""
-    """Architecture in words, for tables."""
+    """Architecture in words, for tables; `{model}` stands for the name of the loaded model."""
     answer: str = ""
     """Read-out suffix of a tiny model; its answer is the argmax word at each of these positions."""
     max_new_tokens: int = 0

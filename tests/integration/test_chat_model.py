@@ -59,6 +59,10 @@ def check(run: RunStore, eval_id: str) -> None:
     summary = run.read_json(f"{directory}/summary.json")
     assert {"none", "tfidf", "untrained", "selfplay"} <= set(summary["guards"])
     assert {row["target"] for row in summary["results"]} == {"T_s", "B_prompt"}
+    described = {target["name"]: target["arch"] for target in summary["targets"]}
+    assert described["T_s"].endswith(", bare")
+    assert "SmolLM2" not in described["T_s"], "the model that was loaded"
+    assert "/" not in described["T_s"], "no path of this machine"
     page = run.read_text(f"{directory}/report.html")
     assert "not that anything is protected" in page
     assert "Transcripts" in page

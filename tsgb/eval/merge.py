@@ -158,6 +158,8 @@ def _setup(
     arms = [arm.value for arm in Arm if arm.value not in FIXED_ORDER]
     order = [*FIXED_ORDER, *arms, "oracle"]
     rule = config.calibration
+    name = config.model.target or config.model.pretrained or env.tokenizer().pretrained
+    model = Path(name).name if Path(name).is_absolute() else name  # no path of this machine
     now = datetime.now(UTC)
     return Setup(
         eval_id=eval_id,
@@ -165,7 +167,7 @@ def _setup(
         profile=config.profile.value,
         env=config.env,
         seeds=[part.config.seed for part in parts],
-        limits=env.limits,
+        limits=env.limits.replace("{model}", model),
         threshold_rule=f"fpr<={rule.fpr:g}@{1 - rule.delta:.0%}",
         guards=[name for name in order if name in present],
         targets=[
@@ -173,7 +175,7 @@ def _setup(
                 name=name,
                 role=specs[name].role,
                 overlap=specs[name].overlap,
-                arch=specs[name].arch,
+                arch=specs[name].arch.replace("{model}", model),
             )
             for name in specs
             if name in names

@@ -53,8 +53,7 @@ class ChatTokenizer(Tokenizer):
             ConfigError: A file is missing, or its chat template cannot be used here.
         """
         self._directory = directory
-        self._real = _load(directory)
-        template = str(self._real.chat_template)
+        self._real, template = _load(directory)
         self._template = _DAY + template if "strftime_now" in template else template
         self._backend: Any = self._real.backend_tokenizer
         added = cast("dict[int, Any]", self._real.added_tokens_decoder)
@@ -334,8 +333,8 @@ class ChatTokenizer(Tokenizer):
                     )
 
 
-def _load(directory: Path) -> Any:
-    """Load the tokenizer without running code of the directory's.
+def _load(directory: Path) -> tuple[Any, str]:
+    """Load the tokenizer without running code of the directory's, and its chat template.
 
     Raises:
         ConfigError: There is none, or it has no chat template.
@@ -354,9 +353,16 @@ def _load(directory: Path) -> Any:
         raise ConfigError(f"{directory} holds no chat tokenizer ({reason}): {needs}") from error
     if not getattr(real, "is_fast", False):
         raise ConfigError(f"{directory} holds no fast tokenizer (tokenizer.json): {needs}")
-    if not real.chat_template:
-        raise ConfigError(f"{directory} holds no chat template, so it is no chat model: {needs}")
-    return real
+    several = isinstance(real.chat_template, dict)
+    listed = cast("dict[str, str]", real.chat_template) if several else {}
+    names = list(listed)
+    template = listed.get("default", "") if several else str(real.chat_template or "")
+    if not template:
+        named = f" named default among {', '.join(names)}" if names else ""
+        raise ConfigError(
+            f"{directory} holds no chat template{named}, so it is no chat model: {needs}"
+        )
+    return real, template
 
 
 def _generation_stops(directory: Path) -> list[int]:

@@ -11,6 +11,9 @@ from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import flags, int_rows
 from tsgb.types import Messages, Response
 
+_THOUGHT = ("<think>", "</think>")
+"""Marks around a thought, in the models that think aloud although they are asked not to."""
+
 
 class ReadoutTarget:
     """A tiny model whose whole answer is read at the last positions of one forward pass."""
@@ -63,7 +66,16 @@ class ChatTarget:
                 generator=None,
             )
             responses += [
-                Response(text=text, finish_reason="stop" if finished else "length")
+                _response(text, finished=finished)
                 for text, finished in zip(writing.texts, flags(writing.finished_N), strict=True)
             ]
         return responses
+
+
+def _response(text: str, *, finished: bool) -> Response:
+    """Return an answer without the thought before it; an unfinished thought has no answer."""
+    reason = "stop" if finished else "length"
+    if not text.lstrip().startswith(_THOUGHT[0]):
+        return Response(text=text, finish_reason=reason)
+    _, end, answer = text.partition(_THOUGHT[1])
+    return Response(text=answer.lstrip() if end else "", finish_reason=reason, thought=True)

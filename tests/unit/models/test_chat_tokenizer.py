@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -214,4 +215,18 @@ def test_a_directory_with_damaged_settings_is_one_line(tmp_path: Path, settings:
     save_tokenizer(tmp_path, STYLES["chatml"])
     (tmp_path / "tokenizer_config.json").write_text(settings)
     with pytest.raises(ConfigError, match="holds no"):
+        ChatTokenizer(tmp_path)
+
+
+def test_of_a_list_of_templates_the_default_counts(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, STYLES["chatml"])
+    template = STYLES["chatml"].template
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": template}]
+    path.write_text(json.dumps({**settings, "chat_template": named}))
+    assert ChatTokenizer(tmp_path).chat_text([user("hello")]).endswith("<|im_start|>assistant\n")
+    path.write_text(json.dumps({**settings, "chat_template": named[:1]}))
+    with pytest.raises(ConfigError, match="no chat template named default among tool_use"):
         ChatTokenizer(tmp_path)

@@ -66,7 +66,7 @@ class CanaryEnvironment:
 
     name = "canary"
     limits = (
-        "The targets are one bare 135M chat model under two system prompts: it keeps no secret"
+        "The targets are one bare chat model ({model}) under two system prompts: it keeps no secret"
         " usefully (untrained attacks get out hardly more than benign prompts), counts are small,"
         " and the numbers prove that the method runs on a real model, not that anything is"
         " protected."
@@ -288,13 +288,13 @@ class CanaryEnvironment:
             SURROGATE: TargetSpec(
                 name=SURROGATE,
                 role="surrogate",
-                arch="SmolLM2-135M-Instruct, bare",
+                arch="{model}, bare",
                 max_new_tokens=32,
             ),
             BLACK_BOX: TargetSpec(
                 name=BLACK_BOX,
                 role="black_box",
-                arch="SmolLM2-135M-Instruct, bare, other system prompt",
+                arch="{model}, bare, other system prompt",
                 max_new_tokens=32,
             ),
         }

@@ -23,7 +23,7 @@ CANARY = ENVIRONMENT.secret("S-00-00").canary
 def test_it_is_an_environment() -> None:
     environment: Environment = ENVIRONMENT
     assert environment.name == "canary"
-    assert "135M" in environment.limits
+    assert "{model}" in environment.limits
 
 
 @pytest.mark.parametrize(
