@@ -69,9 +69,9 @@ def _show_model(name: str, *, as_json: bool) -> None:
         "size": f"{_millions(facts.parameters)} parameters, {facts.layers} layers, {facts.dtype}, "
         f"{facts.weight_bytes / 1e9:.3g} GB",
         "tokenizer": facts.tokenizer,
-        "template": "chat template "
-        + ("with" if facts.system_role else "without")
-        + " a system role",
+        "template": "chat template with a system role"
+        if facts.system_role
+        else "chat template without a system role: its text goes before the first user message",
     }
     out = console()
     for label, text in lines.items():

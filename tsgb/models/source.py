@@ -38,7 +38,6 @@ from tsgb.models.hub import ModelHub
 from tsgb.setting_groups import HubSettings
 
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _GGUF = "gguf:"
 _BYTES = {"float16": 2, "bfloat16": 2}
 """Bytes of a number by the name that config.json gives its type, where it is not 4."""
@@ -89,9 +88,13 @@ class ModelSource:
         if name.startswith(_GGUF):
             return cls(SourceKind.GGUF, str(_absolute(name.removeprefix(_GGUF))))
         path = _absolute(name)
-        if path.is_dir():
+        try:
+            is_directory, is_file = path.is_dir(), path.is_file()
+        except (OSError, ValueError) as error:  # too long, or not to be looked at
+            raise ConfigError(f"model {name!r} cannot be read ({error}): {EXPECTED}") from None
+        if is_directory:
             return cls(SourceKind.DIRECTORY, str(path))
-        if path.is_file():
+        if is_file:
             raise ConfigError(f"model {name!r} is a file: {EXPECTED}")
         if name[:1] in {"/", ".", "~"}:
             raise ConfigError(f"model {name!r} is a directory that does not exist: {EXPECTED}")
@@ -112,11 +115,6 @@ class ModelSource:
         if self.kind is SourceKind.HUB:
             return f"{self.location}@{self.revision[:12]}"
         return Path(self.location).name
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether the name cannot come to mean other files by a change on a server."""
-        return self.kind is not SourceKind.HUB or bool(_COMMIT.fullmatch(self.revision))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,23 +166,36 @@ def inspect(
             "with it here (tsgb experiment), or name a repository of the Hugging Face Hub"
         )
     try:
-        match source.kind:
-            case SourceKind.HUB:
-                return _repository_facts(source, hub, for_rented=for_rented)
-            case SourceKind.DIRECTORY:
-                path = Path(source.location)
-                return _facts(source, path, _sizes(path))
-            case SourceKind.GGUF:
-                return _gguf_facts(source, Path(source.location))
-            case SourceKind.PACKAGE:
-                path = smollm2.directory(cache_dir)
-                if path.is_dir():
-                    return _facts(source, path, _sizes(path))
-                return _gguf_facts(source, smollm2.find_gguf())
-    except ConfigError as error:
-        if source.location in str(error):
+        return _look(source, hub, cache_dir, for_rented=for_rented)
+    except UsageError as error:
+        if source.location in str(error) or not isinstance(error, ConfigError):
             raise
         raise ConfigError(f"model {source.name}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"model {source.name} cannot be read ({error})") from None
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ConfigError(
+            f"model {source.name} has a configuration of another kind ({error}): download or save "
+            "it again"
+        ) from None
+
+
+def _look(
+    source: ModelSource, hub: HubSettings, cache_dir: Path, *, for_rented: bool
+) -> ModelFacts:
+    match source.kind:
+        case SourceKind.HUB:
+            return _repository_facts(source, hub, for_rented=for_rented)
+        case SourceKind.DIRECTORY:
+            path = Path(source.location)
+            return _facts(source, path, _sizes(path))
+        case SourceKind.GGUF:
+            return _gguf_facts(source, Path(source.location))
+        case SourceKind.PACKAGE:
+            path = smollm2.directory(cache_dir)
+            if path.is_dir():
+                return _facts(source, path, _sizes(path))
+            return _gguf_facts(source, smollm2.find_gguf())
 
 
 def _repository_facts(
@@ -226,11 +237,12 @@ def _facts(source: ModelSource, directory: Path, sizes: Mapping[str, int]) -> Mo
     if all((directory / name).is_file() for name in weights):
         for name in weights:
             for kind, num in tensor_counts(directory / name).items():
-                counts[kind] = counts.get(kind, 0) + num
-        if unknown := counts.keys() - _DTYPES.keys():
+                if kind in _DTYPES:  # others are masks and positions, which some families store
+                    counts[kind] = counts.get(kind, 0) + num
+        if not counts:
             raise ConfigError(
-                f"its weights are {', '.join(sorted(unknown))}: only float32, float16 and bfloat16 "
-                "are read, so name the model before it was quantised"
+                "none of its weights is float32, float16 or bfloat16: name the model before it was "
+                "quantised"
             )
     weight_bytes = sum(sizes[name] for name in weights)
     stored = str(text.get("dtype") or text.get("torch_dtype") or "float32")

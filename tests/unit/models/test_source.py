@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.hub_cache import cache_repository
+from tests.fakes.users import other_user
 from tsgb.errors import ConfigError, UsageError
 from tsgb.models import smollm2
 from tsgb.models.source import ModelFacts, ModelSource, SourceKind, causal_classes, inspect
@@ -213,6 +217,53 @@ def test_a_missing_file_is_named(
     (directory / missing).unlink()
     with pytest.raises(ConfigError, match=message):
         look(directory)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        (CONFIG, {"architectures": 5}),
+        (CONFIG, {"text_config": "none"}),
+        (CONFIG, {"num_hidden_layers": "two"}),
+        (TOKENIZER, {"eos_token": {"text": "e"}}),
+        (TOKENIZER, {"chat_template": [1, 2]}),
+    ],
+    ids=str,
+)
+def test_strange_values_are_one_line(
+    changed: Callable[..., Path],
+    look: Callable[..., ModelFacts],
+    file: str,
+    changes: dict[str, Any],
+) -> None:
+    directory = changed(file, **changes)
+    with pytest.raises(ConfigError, match="has a configuration of another kind") as refused:
+        look(directory)
+    assert "\n" not in str(refused.value)
+
+
+def test_masks_among_the_weights_are_not_counted(
+    model: Path, tmp_path: Path, look: Callable[..., ModelFacts]
+) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    tensors = load_file(copy / "model.safetensors")
+    masks = {"model.layers.0.attention.mask": torch.ones(64, 64, dtype=torch.bool)}
+    save_file({**tensors, **masks}, copy / "model.safetensors")
+    assert look(copy).parameters == 37752
+    save_file(masks, copy / "model.safetensors")
+    with pytest.raises(ConfigError, match="none of its weights is float32"):
+        look(copy)
+
+
+def test_a_directory_that_may_not_be_read(model: Path, look: Callable[..., ModelFacts]) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own directory is root's alone
+        closed = Path(shutil.copytree(model, Path(name, "model")))
+        Path(name).chmod(0o755)
+        closed.chmod(0)
+        for path in (closed, closed / "inside"):
+            with other_user(), pytest.raises(ConfigError, match=r"cannot be read .*Permission den"):
+                look(path)
+        closed.chmod(0o755)
 
 
 def test_an_absent_shard_is_named(tmp_path: Path, look: Callable[..., ModelFacts]) -> None:
