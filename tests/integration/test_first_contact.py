@@ -118,5 +118,5 @@ def test_a_store_that_may_only_be_read_is_said_before_models_are_built(tmp_path:
             webdav_user=USER, webdav_pass=SecretStr(PASSWORD), worker_command=["false"]
         )
         with pytest.raises(StoreError, match="HTTP 403"):
-            Workers(settings, url, "r1").build(Arm.SELFPLAY, lambda _states: None)
+            Workers(settings, url, "r1").build(Arm.SELFPLAY)
     assert not (tmp_path / "cache" / "models").exists()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.tokenizers import STYLES, Style, save_tokenizer
+from tests.fakes.chat_styles import STYLES, Style, save_tokenizer
 from tsgb.errors import ConfigError
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.types import GuardTemplate, Message, Messages
