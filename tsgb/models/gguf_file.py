@@ -68,7 +68,7 @@ def open_gguf(path: Path) -> Any:
     """
     library = _library()
     if not path.is_file():
-        raise ConfigError(f"there is no file {path}")
+        raise ConfigError(f"there is no GGUF file {path}: check its path")
     try:
         return library.GGUFReader(path)
     except (OSError, ValueError, IndexError, KeyError) as error:

