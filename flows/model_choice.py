@@ -12,7 +12,8 @@ from flows.workers import Workers
 from tsgb.config import ModelConfig
 from tsgb.envs import make_environment
 from tsgb.errors import ConfigError, UsageError
-from tsgb.models.source import inspect
+from tsgb.models.requirements import Requirements
+from tsgb.models.source import ModelFacts, inspect
 from tsgb.plugins import Trust
 from tsgb.run_options import MachineKind, RunOptions
 from tsgb.settings import Settings
@@ -30,7 +31,8 @@ def choose_models(
 
     Raises:
         ConfigError: A model does not exist, cannot be used, or the world takes none.
-        UsageError: Two options name the same model, or a rented machine could not have it.
+        UsageError: Two options name the same model, a rented machine could not have it, or the
+            machine is too small for it.
     """
     env = make_environment(options.env, world_seed=options.world_seed, trust=Trust.of(options.env))
     usual = env.recipes(options.profile.value)["base"].pretrained
@@ -45,20 +47,34 @@ def choose_models(
         return options
     stored = stored or ModelConfig()
 
-    def pinned(name: str, before: str) -> str:
+    rented = options.machine is MachineKind.RENTED
+
+    def look(name: str, before: str) -> tuple[str, ModelFacts]:
         if before.startswith(f"{name}@"):  # the branch may have moved since
             name = before
-        rented = options.machine is MachineKind.RENTED
         facts = inspect(name, settings, settings.cache_dir / "models", for_rented=rented)
-        return before if name == before else facts.name
+        return before if name == before else facts.name, facts
 
-    base = pinned(model or usual, stored.pretrained)
+    base, facts = look(model or usual, stored.pretrained)
+    target, other = look(target, stored.target) if target else (None, None)
+    device, dtype = _computed(overrides, "device"), _computed(overrides, "dtype")
+    needs = Requirements.of(facts, other, device=device, dtype=dtype)
+    if rented:
+        needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
+    else:
+        needs.check_here()
     changes = {
         "model": base if model else None,
-        "target_model": pinned(target, stored.target) if target else None,
+        "target_model": target,
         "overrides": overrides or None,
     }
     return options.model_copy(update=changes)
+
+
+def _computed(overrides: dict[str, Any], key: str) -> str:
+    """Return device or dtype of models as the overrides have it; a wrong one is found later."""
+    values: Any = overrides.get("model")
+    return str(values.get(key, "auto")) if isinstance(values, dict) else "auto"  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 def stored_models(workers: Workers) -> ModelConfig | None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import typer
 
 from tsgb.cli.options import JsonOption, takes
+from tsgb.errors import UsageError
 from tsgb.run_options import RunOptions
 
 
-@takes("store", "service_url", "model")
+@takes("store", "service_url", "model", "target_model")
 def doctor(options: RunOptions, as_json: JsonOption = False) -> None:
     """Check key, credit, store, disk, clock, Prefect and image; exit code 1 if one is not well.
 
     It reads, and writes and deletes one small file in the store; it costs nothing. With --model it
-    looks at that model instead: a few MB of it, never its weights.
+    looks at that model instead: a few MB of it, never its weights, and what memory it takes.
     """
     if options.model is not None:
-        _show_model(options.model, as_json=as_json)
+        _show_model(options.model, options.target_model, as_json=as_json)
         return
+    if options.target_model is not None:
+        raise UsageError("--target-model is looked at beside --model: give both")
     from tsgb.cli.account import AccountContext
     from tsgb.cli.checks import all_checks
     from tsgb.cli.output import console, print_json
@@ -51,17 +54,23 @@ def doctor(options: RunOptions, as_json: JsonOption = False) -> None:
         raise typer.Exit(ExitCode.FAILURE)
 
 
-def _show_model(name: str, *, as_json: bool) -> None:
+def _show_model(name: str, target_name: str | None, *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from tsgb.cli.output import console, print_json
+    from tsgb.models.requirements import Requirements
     from tsgb.models.source import inspect
     from tsgb.settings import load_settings
 
     settings = load_settings()
-    facts = inspect(name, settings, settings.cache_dir / "models")
+    cache = settings.cache_dir / "models"
+    facts = inspect(name, settings, cache)
+    target = None if target_name is None else inspect(target_name, settings, cache)
+    needs = Requirements.of(facts, target)
     if as_json:
-        print_json(asdict(facts))
+        known = asdict(facts)
+        del known["sizes"]
+        print_json({**known, "memory": needs.document()})
         return
     lines = {
         "model": facts.name,
@@ -72,6 +81,7 @@ def _show_model(name: str, *, as_json: bool) -> None:
         "template": "chat template with a system role"
         if facts.system_role
         else "chat template without a system role: its text goes before the first user message",
+        **needs.lines(),
     }
     out = console()
     for label, text in lines.items():

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from tsgb.cloud.history import RemainingWork
     from tsgb.cloud.offers import Appraisal
     from tsgb.cloud.provider import Offer
+    from tsgb.models.requirements import Requirements
+    from tsgb.settings import Settings
 
 _USUAL_HOURS = 2.0
 
 
-@takes("run", "model", "budget", "max_price", "store", "service_url")
+@takes("run", "model", "target_model", "budget", "max_price", "store", "service_url")
 def plan(
     *,
     hours: Annotated[
@@ -38,8 +40,8 @@ def plan(
     """Forecast hours and dollars of a run on rented machines: one search, nothing is rented.
 
     With --run-id, forecast the rest of that run from the time that its updates took and the size of
-    its newest checkpoints. With --model, first check that rented machines can get and use that
-    model.
+    its newest checkpoints. With --model, first say what memory and disk that model takes, and check
+    that rented machines can get and train it.
     """
     from dataclasses import replace
 
@@ -48,15 +50,12 @@ def plan(
     from tsgb.cloud.history import RemainingWork, measure, read_history
     from tsgb.cloud.policy import LaunchPolicy
     from tsgb.cloud.pricing import in_dollars
-    from tsgb.models.source import inspect
 
     run_id = options.run
     if hours is not None and run_id is not None:
         raise UsageError("--hours and --run-id both say how much is left: give one of them")
     account = AccountContext.read(options)
-    if options.model is not None:
-        cache_dir = account.settings.cache_dir / "models"
-        inspect(options.model, account.settings, cache_dir, for_rented=True)
+    needs = _check_models(options, account.settings)
     policy = LaunchPolicy.of(account.settings)
     with account.provider() as provider:
         if run_id is not None:
@@ -78,21 +77,43 @@ def plan(
         track = read_history(account.runs)
         offers = provider.search(policy.search())
     found = make_plan(offers, policy, left, track, utc())
-    _print_plan(found, as_json=as_json)
+    _print_plan(found, needs, as_json=as_json)
     if found.forecast is None:
         raise NoOffer(f"{found.choice}: raise --max-price, or ask for less")
 
 
-def _print_plan(found: Plan, *, as_json: bool) -> None:
+def _check_models(options: RunOptions, settings: Settings) -> Requirements | None:
+    """Return what the models of a run ask of a machine; None without a model.
+
+    Raises:
+        UsageError: A rented machine cannot get a model, or is too small for it.
+    """
+    from tsgb.models.requirements import Requirements
+    from tsgb.models.source import inspect
+
+    if options.model is None:
+        if options.target_model is not None:
+            raise UsageError("--target-model is looked at beside --model: give both")
+        return None
+    cache, target = settings.cache_dir / "models", options.target_model
+    base = inspect(options.model, settings, cache, for_rented=True)
+    other = None if target is None else inspect(target, settings, cache, for_rented=True)
+    needs = Requirements.of(base, other)
+    needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
+    return needs
+
+
+def _print_plan(found: Plan, needs: Requirements | None, *, as_json: bool) -> None:
     from tsgb.cli.output import console, print_json
 
     if as_json:
-        print_json(_document(found))
+        print_json(_document(found) | ({} if needs is None else {"memory": needs.document()}))
         return
     from rich.table import Table
 
     hazard, out = found.hazard, console()
-    lines = {
+    lines = {} if needs is None else {"rented": needs.rented}
+    lines |= {
         "work": f"{found.left.hours:.2f} useful hours, {found.left.source}",
         "offers": f"{found.seen} seen, {len(found.choice.ranked)} fit under "
         f"${found.choice.cap:.3f}/h with storage",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tsgb.errors import ConfigError
+from tsgb.models.machine_memory import main_memory
+from tsgb.models.planner import DeviceMemory
 
 
 def pick_device(name: str) -> torch.device:
@@ -37,3 +41,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else torch.float32
+
+
+def memory_of(device: torch.device) -> DeviceMemory:
+    """Return the memory of a device that `pick_device` returned."""
+    if device.type != "cuda":
+        return main_memory()
+    cuda: Any = torch.cuda  # torch types its properties in part only
+    found = cuda.get_device_properties(device)
+    return DeviceMemory(str(device), found.total_memory, found.name)

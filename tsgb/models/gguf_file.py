@@ -16,6 +16,7 @@ from typing import Any
 
 from tsgb.errors import ConfigError
 from tsgb.models.chat_template import ChatTemplate
+from tsgb.models.planner import ModelSizes
 
 PACKAGE = "gguf"
 LLAMA = "llama"
@@ -58,6 +59,8 @@ class GgufHeader:
     """Kind of the tokenizer, and how many tokens it knows."""
     template: ChatTemplate
     """Chat template."""
+    sizes: ModelSizes | None
+    """Sizes that its memory depends on; None where no estimate can be made."""
 
 
 def open_gguf(path: Path) -> Any:
@@ -120,7 +123,23 @@ def read_header(path: Path) -> GgufHeader:
         types=tuple(sorted(counts, key=lambda kind: -counts[kind])),
         tokenizer=f"{value(reader, 'tokenizer.ggml.model', '?')}, {len(tokens)} tokens",
         template=ChatTemplate(text, special),
+        sizes=_sizes(reader, len(tokens), sum(counts.values())),
     )
+
+
+def _sizes(reader: Any, words: int, parameters: int) -> ModelSizes | None:
+    keys = {
+        "hidden_size": "embedding_length",
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv",
+        "intermediate_size": "feed_forward_length",
+    }
+    found = {name: value(reader, f"{LLAMA}.{key}", None) for name, key in keys.items()}
+    numbers = {name: int(number) for name, number in found.items() if number is not None}
+    tied = not any(str(tensor.name) == "output.weight" for tensor in reader.tensors)
+    config = {"model_type": LLAMA, "vocab_size": words, "tie_word_embeddings": tied, **numbers}
+    return ModelSizes.read(config, parameters)
 
 
 def transformers_name(name: str) -> tuple[str, str]:

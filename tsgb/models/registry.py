@@ -17,12 +17,22 @@ from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
 from tsgb.models.cache import cache_key, cached_tensors
 from tsgb.models.chat_tokenizer import ChatTokenizer
-from tsgb.models.device import pick_device, pick_dtype
+from tsgb.models.device import memory_of, pick_device, pick_dtype
 from tsgb.models.engine import Engine, Readout
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.pretrained import can_load, load_pretrained
 from tsgb.models.fast.recipes import make_module, readout, train
 from tsgb.models.fetch import fetch
+from tsgb.models.files import CONFIG, read_json
+from tsgb.models.planner import (
+    MICRO_BATCH_TOKENS,
+    MemoryPlan,
+    ModelSizes,
+    TrainingWork,
+    card_for,
+    plan_memory,
+)
+from tsgb.models.requirements import check_fits
 from tsgb.models.tokenizer import Tokenizer, WordTokenizer
 from tsgb.setting_groups import HubSettings
 from tsgb.types import ModelRecipe
@@ -211,9 +221,11 @@ def make_engine(
 
     Raises:
         ConfigError: The directory holds no such model, or the device is not there.
+        UsageError: The device has too little memory, which is found before anything is loaded.
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
+    plan = _memory_plan(directory, name, device, dtype, config.rank)
     tokenizer = ChatTokenizer(directory)
     if device.type == "cpu" and dtype is torch.float32 and can_load(directory):
         return FastEngine(
@@ -235,4 +247,19 @@ def make_engine(
         sha256=sha256,
         weights_sha256=weights_sha256,
         directory=directory,
+        micro_batch_tokens=MICRO_BATCH_TOKENS if plan is None else plan.micro_batch_tokens,
+        gradient_checkpointing=plan is not None and plan.gradient_checkpointing,
     )
+
+
+def _memory_plan(
+    directory: Path, name: str, device: torch.device, dtype: torch.dtype, rank: int
+) -> MemoryPlan | None:
+    """Return how a model fits on a device; None for an architecture without an estimate."""
+    sizes = ModelSizes.read(read_json(directory / CONFIG))
+    if sizes is None:
+        return None
+    kind, work = str(dtype).removeprefix("torch."), TrainingWork(rank=rank)
+    plan = plan_memory(sizes, memory_of(device), dtype=kind, work=work)
+    check_fits(name, plan, card_for(sizes, work=work))
+    return plan

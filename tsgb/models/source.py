@@ -35,6 +35,7 @@ from tsgb.models.files import (
 )
 from tsgb.models.gguf_file import read_header
 from tsgb.models.hub import ModelHub
+from tsgb.models.planner import ModelSizes
 from tsgb.setting_groups import HubSettings
 
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -142,6 +143,8 @@ class ModelFacts:
     """Whether the chat template takes a system message and keeps its text."""
     weight_bytes: int
     """Size of the weights in their files, bytes."""
+    sizes: ModelSizes | None
+    """Sizes that its memory depends on; None where no estimate can be made."""
 
 
 def inspect(
@@ -259,6 +262,7 @@ def _facts(source: ModelSource, directory: Path, sizes: Mapping[str, int]) -> Mo
         tokenizer=_tokenizer(directory),
         system_role=template.check(),
         weight_bytes=weight_bytes,
+        sizes=ModelSizes.read(config, parameters),
     )
 
 
@@ -274,6 +278,7 @@ def _gguf_facts(source: ModelSource, path: Path) -> ModelFacts:
         tokenizer=header.tokenizer,
         system_role=header.template.check(),
         weight_bytes=path.stat().st_size,
+        sizes=header.sizes,
     )
 
 

@@ -28,18 +28,17 @@ from tsgb.models.general.batches import Row, flattened, micro_batches
 from tsgb.models.general.cache_decoder import CacheDecoder
 from tsgb.models.general.causal_lm import CausalLm, LoraRole
 from tsgb.models.labels import label_texts
+from tsgb.models.planner import (
+    CPU_HEAD_VALUES,
+    HEAD_VALUES,
+    MICRO_BATCH_TOKENS,
+    WITHOUT_GRADIENTS,
+)
 from tsgb.models.recomputation import recomputed
 from tsgb.models.sampling import Completions, draw_uniforms, join, sample, writing_of
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import int_rows, ints
 from tsgb.types import GuardTemplate, Messages, TrainingText
-
-MICRO_BATCH_TOKENS = 2048
-"""Tokens whose activations are kept at once; a token costs 1.4 MB in float32 at 135M parameters."""
-WITHOUT_GRADIENTS = 8
-"""Times as many tokens are read at once where no activation is kept."""
-CPU_HEAD_VALUES, HEAD_VALUES = 2**20, 2**25
-"""Logits that exist at once: on a CPU what its cache holds, elsewhere what memory spares."""
 
 Values = Callable[[Tensor, Tensor], Tensor]
 """Maps hidden states [M, E] and the numbers [M] of their positions to statistics [M, C]."""

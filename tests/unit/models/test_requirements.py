@@ -1,0 +1,77 @@
+"""What is asked of a machine, and how a model that is too large is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.chat_model import save_chat_model
+from tests.unit.models.test_planner import REAL
+from tsgb.errors import UsageError
+from tsgb.models.machine_memory import main_memory
+from tsgb.models.planner import DeviceMemory, card_for, plan_memory
+from tsgb.models.requirements import Requirements, check_fits
+from tsgb.models.source import ModelFacts, inspect
+from tsgb.setting_groups import HubSettings
+
+
+@pytest.fixture(name="facts")
+def fixture_facts(tmp_path: Path) -> ModelFacts:
+    return inspect(str(save_chat_model(tmp_path / "tiny")), HubSettings(), tmp_path)
+
+
+def of_size(facts: ModelFacts, name: str) -> ModelFacts:
+    return replace(facts, name=name, sizes=REAL[name], weight_bytes=2 * REAL[name].parameters)
+
+
+def test_a_small_model_fits_here(facts: ModelFacts) -> None:
+    needs = Requirements.of(facts, device="cpu")
+    needs.check_here()
+    needs.check_rented(gpu_ram_gb=8, rented_gb=20)
+    document = needs.document()
+    assert (document["device"], document["dtype"], document["fits"]) == ("cpu", "float32", True)
+    assert (document["micro_batch_tokens"], document["gpu_gb"], document["disk_gb"]) == (
+        2048,
+        8,
+        13,
+    )
+    assert sum(document["parts"].values()) == document["bytes"]
+    assert needs.lines()["here"] == f"fits on {main_memory()}, micro-batches of 2048 tokens"
+    assert needs.lines()["rented"] == "a card of 8 GB (such as RTX 3070) and 13 GB of disk"
+
+
+def test_what_does_not_fit_here_is_refused_in_one_line() -> None:
+    sizes = REAL["8B"]
+    plan = plan_memory(sizes, DeviceMemory("cpu", 24 * 10**9), dtype="float32")
+    with pytest.raises(UsageError) as refused:
+        check_fits("acme/8b", plan, card_for(sizes))
+    assert str(refused.value) == (
+        f"model acme/8b needs {plan.needed / 1e9:.1f} GB in float32, and cpu with 24 GB spares "
+        "21.6 GB: name a smaller model or set model.dtype to bfloat16 or rent a card of 32 GB"
+    )
+
+
+def test_rented_machines_that_are_too_small_are_refused(facts: ModelFacts) -> None:
+    needs = Requirements.of(of_size(facts, "3B"))
+    with pytest.raises(UsageError, match=r"set TSGB_GPU_RAM_GB=16$"):
+        needs.check_rented(gpu_ram_gb=8, rented_gb=20)
+    with pytest.raises(UsageError, match=r"model 8B needs a card of 32 .* set TSGB_DISK_GB=30 and"):
+        Requirements.of(of_size(facts, "8B")).check_rented(gpu_ram_gb=24, rented_gb=20)
+    both = Requirements.of(of_size(facts, "3B"), of_size(facts, "3B"))
+    assert both.card is not None
+    assert both.card.device.total == 24 * 10**9
+    huge = replace(of_size(facts, "8B"), sizes=replace(REAL["8B"], layers=320))
+    with pytest.raises(UsageError, match="fits on no single card of up to 141 GB: name a smaller"):
+        Requirements.of(huge).check_rented(gpu_ram_gb=80, rented_gb=200)
+
+
+def test_an_unknown_architecture_has_no_estimate_and_is_not_refused(facts: ModelFacts) -> None:
+    needs = Requirements.of(replace(facts, family="novel", sizes=None))
+    needs.check_here()
+    needs.check_rented(gpu_ram_gb=8, rented_gb=20)
+    assert needs.lines()["memory"] == (
+        "no estimate of its memory is available for the architecture 'novel'"
+    )
+    assert needs.document()["bytes"] is None
