@@ -38,7 +38,7 @@ def guard_card(
     about = guard.checkpoint
     needs = [] if guard.base.directory or whole else [_base_needed(guard.base)]
     return _text(
-        _front_matter(guard.adapter, guard.base, terms, "guardrail", "text-classification"),
+        _front_matter(guard.adapter, guard.base, terms, "guardrail", "text-generation"),
         f"# Guard {about.run_id}, update {about.step}",
         "Reads one prompt, before a model does, and says whether it tries to make that model break "
         f"its policy in the world `{guard.env}`. "
@@ -107,7 +107,7 @@ def attacker_card(
 
 
 def _front_matter(adapter: str, base: Base, terms: str | None, tag: str, pipeline: str) -> str:
-    on_hub = base.source == smollm2.HUB_ID
+    on_hub = base.revision is not None or base.source == smollm2.HUB_ID
     lines = [
         f"library_name: {'transformers' if adapter == 'full' else 'peft'}",
         f"pipeline_tag: {pipeline}",

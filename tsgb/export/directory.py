@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -106,17 +107,37 @@ def is_smollm2(engine: Engine) -> bool:
     return engine.name.startswith(f"{smollm2.NAME}-")
 
 
+class HubBase(NamedTuple):
+    """A base that is published on the Hugging Face Hub."""
+
+    repository: str
+    """Its id there."""
+    revision: str | None
+    """Its commit; None where the weights are no commit's."""
+
+
+def hub_base(engine: Engine, config: ModelConfig) -> HubBase | None:
+    """Return where the base is published; None if it is not known to be."""
+    if is_smollm2(engine):
+        return HubBase(smollm2.HUB_ID, None)
+    repository, pinned, revision = config.pretrained.partition("@")
+    # A configuration stores a repository with its commit, and all else in another form.
+    is_commit = bool(pinned) and re.fullmatch("[0-9a-f]{40}", revision) is not None
+    return HubBase(repository, revision) if is_commit else None
+
+
 def _peft_config(
     engine: Engine, weights: Mapping[str, Tensor], config: ModelConfig, with_base: bool
 ) -> dict[str, Any]:
     """`adapter_config.json` with what every version of peft knows, and vLLM serves."""
     # Else a path, which resolves in the directory alone; a name could be a stranger's on the hub.
-    on_hub = is_smollm2(engine) and not with_base
+    on_hub = None if with_base else hub_base(engine, config)
     layers = {name.removeprefix(_PEFT_PREFIX).rpartition(".lora_")[0] for name in weights}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": smollm2.HUB_ID if on_hub else f"./{BASE}",
+        "base_model_name_or_path": on_hub.repository if on_hub else f"./{BASE}",
+        "revision": on_hub.revision if on_hub else None,
         "r": config.rank,
         "lora_alpha": config.rank,
         "lora_dropout": 0.0,

@@ -21,7 +21,7 @@ from tsgb.envs.base import Environment
 from tsgb.errors import CheckpointError, UsageError
 from tsgb.eval.calibrated import CalibratedGuard, trained
 from tsgb.export.card import attacker_card, guard_card
-from tsgb.export.directory import BASE, is_smollm2, published, write_json, write_role
+from tsgb.export.directory import BASE, hub_base, is_smollm2, published, write_json, write_role
 from tsgb.export.record import (
     RUN_PRESET,
     Base,
@@ -227,10 +227,9 @@ def _write(
     engine, config = source.engine, source.config
     with_base = with_base or source.built_in
     written = write_role(scratch, engine, weights, config.model, with_base=with_base)
-    where = engine.name
-    if is_smollm2(engine):
-        where = smollm2.HUB_ID
-    elif source.built_in:
+    on_hub = hub_base(engine, config.model)
+    where = engine.name if on_hub is None else on_hub.repository
+    if source.built_in:
         where = (
             f"trained by TSGB in the world {source.env.name!r}, world seed {config.world_seed}, "
             f"profile {config.profile.value!r}"
@@ -245,6 +244,7 @@ def _write(
         name=engine.name,
         sha256=engine.sha256,
         source=where,
+        revision=None if on_hub is None else on_hub.revision,
         directory=BASE if written else None,
         file_sha256=file_sha256,
     )

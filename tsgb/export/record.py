@@ -100,6 +100,8 @@ class Base(Record):
     """sha256 of its weights, as the checkpoint names it."""
     source: str
     """Origin of the base; a hub id if it has one."""
+    revision: str | None = None
+    """Commit on the hub; None if it is not from there, or is another version."""
     directory: str | None
     """Its directory in the export; None if an adapter needs it from elsewhere, or nothing does."""
     file_sha256: Sha256 | None

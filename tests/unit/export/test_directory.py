@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.fakes.command_line import Run
 from tests.unit.export.conftest import names, refused
+from tsgb.config import ModelConfig
 from tsgb.errors import UsageError
 from tsgb.export import directory as directories
+from tsgb.export.directory import HubBase, hub_base
+from tsgb.models.engine import Engine
 
 
 def test_a_directory_with_something_in_it(tsgb: Run, here: Path) -> None:
@@ -72,3 +76,21 @@ def test_what_appears_meanwhile_is_kept(tmp_path: Path) -> None:
         overtaken()
     assert names(tmp_path) == {"out"}
     assert names(out) == {"mine"}
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "base"),
+    [
+        (f"acme/tiny@{COMMIT}", HubBase("acme/tiny", COMMIT)),
+        ("/models/tiny", None),
+        ("/models/a@b", None),
+        ("gguf:/models/tiny.gguf", None),
+        ("", None),
+    ],
+)
+def test_a_base_on_the_hub_is_named_with_its_commit(pretrained: str, base: HubBase | None) -> None:
+    engine = cast("Engine", SimpleNamespace(name="tiny"))
+    assert hub_base(engine, ModelConfig(pretrained=pretrained)) == base
