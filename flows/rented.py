@@ -76,8 +76,12 @@ class ArmsWork:
         return max(map(self._workers.highest, self._configs))
 
     def is_reached(self, segment: int) -> bool:
-        """Tell from the names of the newest checkpoints."""
-        return self._newest(segment).keys() == self._configs.keys()
+        """Tell from the newest checkpoints: the last ones read in full, others by name.
+
+        Else a last checkpoint that rotted would be verified, in vain, for ever.
+        """
+        find = self._reached if self._is_last(segment) else self._newest
+        return find(segment).keys() == self._configs.keys()
 
     def has_saved(self, segment: int, running: RunningInstance) -> bool:
         """Tell from the heartbeat; the last segment ends with the machine's own exit record."""
@@ -156,6 +160,9 @@ class ArmsWork:
 
     def _is_last(self, segment: int) -> bool:
         return all(segment + 1 >= config.segments for config in self._configs.values())
+
+    def _reached(self, segment: int) -> Checkpoints:
+        return self._workers.reached(self._targets(segment))
 
     def _newest(self, segment: int) -> Checkpoints:
         """Return the newest checkpoints of the arms that reached the end of a segment, by name."""
