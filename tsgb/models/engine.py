@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import ints
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
+T = TypeVar("T")
 LARGE_VOCABULARY = 1024
 """Words up to which an engine computes the KL divergence exactly; beyond, it is estimated."""
 
@@ -95,6 +96,8 @@ class Engine(Protocol):
     """Parameters of the base."""
     tokenizer: Tokenizer
     """Tokenizer of the base and all roles."""
+    micro_batch_tokens: int
+    """Most tokens whose activations are kept at once; 0 for an engine that splits no batches."""
 
     @property
     def base(self) -> Role:
@@ -162,6 +165,18 @@ class Engine(Protocol):
 
     def text_loss(self, role: Role, texts: Sequence[TrainingText]) -> Tensor:
         """Return the mean cross-entropy over completions and read-outs, in nats; differentiable."""
+        ...
+
+    def within_memory(self, run: Callable[[], T]) -> T:
+        """Return `run()`; where memory ends, it is done again in smaller micro-batches.
+
+        Args:
+            run: forward and backward passes that may be repeated: it draws no random numbers, and
+                forgets gradients before it makes some.
+
+        Raises:
+            ConfigError: Memory ends in the smallest micro-batches, too.
+        """
         ...
 
     def tidy(self) -> None:

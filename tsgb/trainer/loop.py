@@ -110,8 +110,14 @@ class Trainer:
             "round": phase.round,
             "tau": self.state.threshold,
             "mu": self.state.mu,
+            **self._batches(),
             **metrics,
         }
+
+    def _batches(self) -> Metrics:
+        """Return the micro-batch, which becomes smaller where memory ends; none if not split."""
+        tokens = self.engine.micro_batch_tokens
+        return {"micro_batch_tokens": tokens} if tokens else {}
 
     # -- phases ----------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ Shape letters: B prompts; G groups of K completions, N = G x K in all, L tokens 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -30,6 +30,8 @@ from tsgb.trainer.losses import (
 )
 from tsgb.types import Demonstration, Scenario, TrainingText
 
+Losses = dict[str, Tensor]
+"""Parts of a loss, by name; `total` is what is minimised."""
 Metrics = dict[str, float]
 """Figures of one update, by name."""
 
@@ -56,14 +58,32 @@ class Player:
         """
         self.optimizer = AdamW(list(self.parameters.values()), lr=self._lr)
 
-    def update(self, loss: Tensor, lr: float, max_norm: float) -> float:
-        """Do one optimizer update; returns the gradient's norm before clipping."""
-        self.optimizer.zero_grad()
-        backward(loss)
+    def update(
+        self, compute: Callable[[], Losses], lr: float, max_norm: float
+    ) -> tuple[Losses, float]:
+        """Do one optimizer update.
+
+        Args:
+            compute: Returns the losses. Where memory ends it is called again, so it draws no random
+                numbers.
+            lr: Learning rate.
+            max_norm: Euclidean norm that gradients are scaled down to.
+
+        Returns:
+            The losses without their gradients, and the gradient's norm before clipping.
+        """
+
+        def passes() -> Losses:
+            losses = compute()
+            self.optimizer.zero_grad()
+            backward(losses["total"])
+            return {name: value.detach() for name, value in losses.items()}
+
+        losses = self.engine.within_memory(passes)
         norm = clip_norm(list(self.parameters.values()), max_norm)
         self.optimizer.step(lr)
         self.engine.tidy()
-        return norm
+        return losses, norm
 
 
 @dataclass(slots=True)
@@ -117,9 +137,12 @@ class AttackerPlayer(Player):
             )
             for d in demonstrations
         ]
-        loss = self.engine.text_loss(self.role, texts)
-        norm = self.update(loss, lr, self.config.max_grad_norm)
-        return {"loss": float(loss.detach()), "grad_norm": norm}
+        losses, norm = self.update(
+            lambda: {"total": self.engine.text_loss(self.role, texts)},
+            lr,
+            self.config.max_grad_norm,
+        )
+        return {"loss": float(losses["total"]), "grad_norm": norm}
 
     def write(
         self,
@@ -158,19 +181,23 @@ class AttackerPlayer(Player):
         A_GK = scale_by_class(leave_one_out(rewards_GK)[live_G], classes_G[live_G])
         part = batch.writing.select(live_G.repeat_interleave(K).nonzero().squeeze(-1))
         mask_NL = part.sampled_NL.float()
-        now = self.engine.logps(self.role, part, config.temperature)
-        kl = masked_mean(now.kl_NL, mask_NL)
-        entropy = masked_mean(now.entropy_NL, mask_NL)
         scale = float(len(batch.scenarios) * config.max_new_tokens)
-        policy = clipped_policy_gradient(
-            now.logp_NL, part.logp_NL, A_GK.flatten(), mask_NL, config.clip, scale
-        )
-        loss = policy + config.kl * kl - config.entropy * entropy
-        norm = self.update(loss, lr, config.max_grad_norm)
+
+        def compute() -> Losses:
+            now = self.engine.logps(self.role, part, config.temperature)
+            kl = masked_mean(now.kl_NL, mask_NL)
+            entropy = masked_mean(now.entropy_NL, mask_NL)
+            policy = clipped_policy_gradient(
+                now.logp_NL, part.logp_NL, A_GK.flatten(), mask_NL, config.clip, scale
+            )
+            total = policy + config.kl * kl - config.entropy * entropy
+            return {"total": total, "policy": policy, "kl": kl, "entropy": entropy}
+
+        losses, norm = self.update(compute, lr, config.max_grad_norm)
         return {
-            "loss": float(policy.detach()),
-            "kl": float(kl.detach()),
-            "entropy": float(entropy.detach()),
+            "loss": float(losses["policy"]),
+            "kl": float(losses["kl"]),
+            "entropy": float(losses["entropy"]),
             "grad_norm": norm,
             "live_groups": float(live_G.float().mean()),
         }
@@ -212,33 +239,40 @@ class GuardPlayer(Player):
             Metrics, and the scores [B] before the update.
         """
         config = self.config
-        z_B = self.engine.scores(self.role, self.template, prompts)
         gain_B = torch.tensor(list(gains))
-        if loss_name == "exact_pg":
-            policy = exact_policy_gradient(z_B, gain_B)
-        elif loss_name == "weighted_ce":
-            policy = weighted_cross_entropy(z_B, gain_B)
-        else:
-            policy = sampled_policy_gradient(z_B, gain_B, torch.rand(len(z_B), generator=generator))
-        entropy = binary_entropy(z_B)
-        loss = policy
-        kl = torch.zeros(())
-        if loss_name != "weighted_ce":
-            loss = loss - config.entropy * entropy
-        if config.kl:
-            with torch.no_grad():
-                reference_B = self.engine.scores(self.engine.base, self.template, prompts)
-            kl = binary_kl(z_B, reference_B)
-            loss = loss + config.kl * kl
-        replayed = torch.zeros(())
-        if config.lm_replay and replay:
-            replayed = self.engine.text_loss(self.role, replay)
-            loss = loss + config.lm_replay * replayed
-        norm = self.update(loss, lr, config.max_grad_norm)
+        drawn_B = torch.zeros(0)
+        if loss_name == "sampled_pg":
+            drawn_B = torch.rand(len(prompts), generator=generator)
+
+        def compute() -> Losses:
+            z_B = self.engine.scores(self.role, self.template, prompts)
+            if loss_name == "exact_pg":
+                policy = exact_policy_gradient(z_B, gain_B)
+            elif loss_name == "weighted_ce":
+                policy = weighted_cross_entropy(z_B, gain_B)
+            else:
+                policy = sampled_policy_gradient(z_B, gain_B, drawn_B)
+            entropy = binary_entropy(z_B)
+            total = policy
+            kl = replayed = torch.zeros(())
+            if loss_name != "weighted_ce":
+                total = total - config.entropy * entropy
+            if config.kl:
+                with torch.no_grad():
+                    reference_B = self.engine.scores(self.engine.base, self.template, prompts)
+                kl = binary_kl(z_B, reference_B)
+                total = total + config.kl * kl
+            if config.lm_replay and replay:
+                replayed = self.engine.text_loss(self.role, replay)
+                total = total + config.lm_replay * replayed
+            parts = {"policy": policy, "kl": kl, "entropy": entropy, "replayed": replayed}
+            return {"total": total, "scores": z_B, **parts}
+
+        losses, norm = self.update(compute, lr, config.max_grad_norm)
         return {
-            "loss": float(policy.detach()),
-            "kl": float(kl.detach()),
-            "entropy": float(entropy.detach()),
-            "lm_loss": float(replayed.detach()),
+            "loss": float(losses["policy"]),
+            "kl": float(losses["kl"]),
+            "entropy": float(losses["entropy"]),
+            "lm_loss": float(losses["replayed"]),
             "grad_norm": norm,
-        }, z_B.detach()
+        }, losses["scores"]

@@ -7,11 +7,11 @@ that are looked at, E width of the model.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ from tsgb.models.torch_typing import from_numpy, int_rows, ints
 from tsgb.models.weights import save_weights
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
+T = TypeVar("T")
 SCORE_BATCH = 512
 """Prompts that a small base scores at once without gradients; bounds memory, not results."""
 LARGE_SCORE_BATCH = 32
@@ -83,6 +84,7 @@ class FastEngine:
         self.shape = Shape.of(self.module.config)
         self.base = BaseWeights.of(module)
         self.vocabulary = self.base.tensor(HEAD).shape[0]
+        self.micro_batch_tokens = 0
 
     # -- roles -----------------------------------------------------------------------------
 
@@ -97,6 +99,10 @@ class FastEngine:
     def parameters(self, role: Role) -> Mapping[str, nn.Parameter]:
         """See `Engine`."""
         return role.parameters if isinstance(role, Adapter) else {}
+
+    def within_memory(self, run: Callable[[], T]) -> T:
+        """See `Engine`; there is nothing to make smaller."""
+        return run()
 
     def tidy(self) -> None:
         """See `Engine`; a small base leaves too little to be worth it."""

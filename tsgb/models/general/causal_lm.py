@@ -99,12 +99,17 @@ class CausalLm:
         self._checkpointed: list[nn.Module] = []
         self._check()
         if gradient_checkpointing:
-            self._keep_only_inputs()
+            self.keep_only_inputs()
 
     @property
     def device(self) -> torch.device:
         """Device of the module."""
         return self.module.get_input_embeddings().weight.device
+
+    @property
+    def keeps_only_inputs(self) -> bool:
+        """Whether only the inputs of layers are kept for backward passes."""
+        return bool(self._checkpointed)
 
     @property
     def shares_prefixes(self) -> bool:
@@ -181,7 +186,9 @@ class CausalLm:
         finally:
             self._activate(before)
 
-    def _keep_only_inputs(self) -> None:
+    def keep_only_inputs(self) -> None:
+        """Keep only the inputs of layers for backward passes from now on."""
+
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             # A layer is computed again as the role that computed it, whoever was active since.
             return nullcontext(), self._acting_as(self._active)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tsgb.config import ModelConfig
 from tsgb.errors import ConfigError
+from tsgb.logging import get_logger
 from tsgb.models.engine import (
     LARGE_VOCABULARY,
     Role,
@@ -28,6 +29,7 @@ from tsgb.models.general.batches import Row, flattened, micro_batches
 from tsgb.models.general.cache_decoder import CacheDecoder
 from tsgb.models.general.causal_lm import CausalLm, LoraRole
 from tsgb.models.labels import label_texts
+from tsgb.models.out_of_memory import retried
 from tsgb.models.planner import (
     CPU_HEAD_VALUES,
     HEAD_VALUES,
@@ -40,6 +42,9 @@ from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import int_rows, ints
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
+LEAST_TOKENS = 32
+"""Tokens below which micro-batches are not made smaller when memory ends."""
+T = TypeVar("T")
 Values = Callable[[Tensor, Tensor], Tensor]
 """Maps hidden states [M, E] and the numbers [M] of their positions to statistics [M, C]."""
 
@@ -85,7 +90,7 @@ class GeneralEngine:
         self.base = self.lm.base
         self.vocabulary = int(self.lm.module.config.get_text_config().vocab_size)
         self._directory = directory
-        self._micro_batch_tokens = micro_batch_tokens
+        self.micro_batch_tokens = micro_batch_tokens
         values = CPU_HEAD_VALUES if self.lm.device.type == "cpu" else HEAD_VALUES
         self._head_positions = max(1, values // self.vocabulary)
 
@@ -107,6 +112,29 @@ class GeneralEngine:
     def parameters(self, role: Role) -> Mapping[str, nn.Parameter]:
         """See `Engine`."""
         return _own(role).parameters
+
+    def within_memory(self, run: Callable[[], T]) -> T:
+        """See `Engine`; the last step is that activations are computed again layer by layer."""
+        return retried(run, self._make_smaller)
+
+    def _make_smaller(self, reason: str) -> None:
+        if self.micro_batch_tokens > LEAST_TOKENS:
+            self.micro_batch_tokens = max(LEAST_TOKENS, self.micro_batch_tokens // 2)
+        elif not self.lm.keeps_only_inputs:
+            self.lm.keep_only_inputs()
+        else:
+            raise ConfigError(
+                f"memory of {self.lm.device} ends even with {self.micro_batch_tokens} tokens of "
+                f"{self.name!r} at a time ({reason}): name a smaller model, set model.dtype to "
+                "bfloat16, or take a machine with more memory"
+            )
+        get_logger().warning(
+            "memory ended: goes on in smaller micro-batches",
+            model=self.name,
+            micro_batch_tokens=self.micro_batch_tokens,
+            gradient_checkpointing=self.lm.keeps_only_inputs,
+            reason=reason,
+        )
 
     def tidy(self) -> None:
         """See `Engine`; the allocators of torch keep what they will need again."""
@@ -162,37 +190,47 @@ class GeneralEngine:
         prompts = [self.tokenizer.encode_chat(chat) for chat in chats]
         forced = self.tokenizer.encode_openings(chats, group, openings)
         uniforms_NL = draw_uniforms(generator, len(chats) * group, max_new_tokens)
-        batches = self._writing_batches(prompts, group, max_new_tokens)
-        parts: list[Completions] = []
-        for numbers in batches:
+
+        def sample_batches(numbers: Sequence[int]) -> list[tuple[list[int], Completions]]:
+            """Write these chats, in several batches if memory has ended meanwhile."""
+            return [
+                (batch, sample_batch(batch))
+                for batch in self._writing_batches(prompts, numbers, group, max_new_tokens)
+            ]
+
+        def sample_batch(numbers: Sequence[int]) -> Completions:
             rows = [number * group + member for number in numbers for member in range(group)]
-            decoder = CacheDecoder(self.lm, _own(role), [prompts[i] for i in numbers], group)
-            parts.append(
-                sample(
-                    decoder,
-                    len(rows),
-                    max_new_tokens=max_new_tokens,
-                    stop_ids=self.tokenizer.stop_ids,
-                    pad=self.tokenizer.pad_id,
-                    uniforms_NL=None if uniforms_NL is None else uniforms_NL[rows],
-                    temperature=temperature,
-                    openings=forced and [forced[row] for row in rows],
-                )
+            return sample(
+                CacheDecoder(self.lm, _own(role), [prompts[i] for i in numbers], group),
+                len(rows),
+                max_new_tokens=max_new_tokens,
+                stop_ids=self.tokenizer.stop_ids,
+                pad=self.tokenizer.pad_id,
+                uniforms_NL=None if uniforms_NL is None else uniforms_NL[rows],
+                temperature=temperature,
+                openings=forced and [forced[row] for row in rows],
             )
+
+        parts: list[Completions] = []
+        batches: list[list[int]] = []
+        for numbers in self._writing_batches(prompts, range(len(prompts)), group, max_new_tokens):
+            written = self.within_memory(lambda numbers=numbers: sample_batches(numbers))
+            batches += [batch for batch, _ in written]
+            parts += [part for _, part in written]
         order = flattened(batches)
         done = join(parts, self.tokenizer.pad_id)
-        written = writing_of(done, [prompts[i] for i in order], group, self.tokenizer)
+        writing = writing_of(done, [prompts[i] for i in order], group, self.tokenizer)
         members_K = torch.arange(group, device="cpu")
         places_G = torch.tensor(order, device="cpu").argsort()
-        return written.select((places_G[:, None] * group + members_K).flatten())
+        return writing.select((places_G[:, None] * group + members_K).flatten())
 
     def _writing_batches(
-        self, prompts: Sequence[Row], group: int, max_new_tokens: int
+        self, prompts: Sequence[Row], numbers: Sequence[int], group: int, max_new_tokens: int
     ) -> list[list[int]]:
         """Return the numbers of the chats that are written at once, batch after batch."""
-        limit = WITHOUT_GRADIENTS * self._micro_batch_tokens
+        limit = WITHOUT_GRADIENTS * self.micro_batch_tokens
         batches: list[list[int]] = []
-        for number in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        for number in sorted(numbers, key=lambda i: len(prompts[i])):
             length = len(prompts[number])
             last = batches[-1] if batches else []
             padded = (len(last) + 1) * group * (length + max_new_tokens)
@@ -272,7 +310,17 @@ class GeneralEngine:
             values: statistics of hidden states.
             on_device: leave the result where it was computed.
         """
-        limit = self._micro_batch_tokens
+        found_MC = self.within_memory(lambda: self._look_once(role, rows, positions, values))
+        return found_MC if on_device else found_MC.cpu()
+
+    def _look_once(
+        self,
+        role: LoraRole,
+        rows: Sequence[Row],
+        positions: Sequence[Sequence[int]],
+        values: Values,
+    ) -> Tensor:
+        limit = self.micro_batch_tokens
         if not torch.is_grad_enabled():
             limit *= WITHOUT_GRADIENTS
         batches = micro_batches(rows, positions, limit=limit, share=self.lm.shares_prefixes)
@@ -295,8 +343,7 @@ class GeneralEngine:
                 run(numbers_M) if len(batches) == 1 else recomputed(run, numbers_M, parameters)
             )
         inverse = torch.tensor(order, device=self.lm.device).argsort()
-        found_MC = torch.cat(parts).index_select(0, inverse)
-        return found_MC if on_device else found_MC.cpu()
+        return torch.cat(parts).index_select(0, inverse)
 
     def _token_statistics(
         self, hidden_ME: Tensor, ids_M: Tensor, temperature: float, reference_MC: Tensor | None
