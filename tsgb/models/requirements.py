@@ -94,14 +94,14 @@ class Requirements:
         """Refuse a model that the machines which may be rented are too small for.
 
         Args:
-            gpu_ram_gb: GB of memory that a rented card has at least.
+            gpu_ram_gb: GB of memory that a rented card has at least; 0 asks for no card.
             rented_gb: GB of disk that is rented.
 
         Raises:
             UsageError: One is too small; the message is one line.
         """
         needs = {"TSGB_DISK_GB": (rented_gb, self.disk_gb)}
-        if not self.family:
+        if not self.family and gpu_ram_gb:
             if self.card is None:
                 raise UsageError(
                     f"model {self.name} fits on no single card of up to {max(CARD_CLASSES)} GB: "

@@ -57,6 +57,7 @@ def test_rented_machines_that_are_too_small_are_refused(facts: ModelFacts) -> No
     needs = Requirements.of(of_size(facts, "3B"))
     with pytest.raises(UsageError, match=r"set TSGB_GPU_RAM_GB=16$"):
         needs.check_rented(gpu_ram_gb=8, rented_gb=20)
+    needs.check_rented(gpu_ram_gb=0, rented_gb=20)
     with pytest.raises(UsageError, match=r"model 8B needs a card of 32 .* set TSGB_DISK_GB=30 and"):
         Requirements.of(of_size(facts, "8B")).check_rented(gpu_ram_gb=24, rented_gb=20)
     both = Requirements.of(of_size(facts, "3B"), of_size(facts, "3B"))
