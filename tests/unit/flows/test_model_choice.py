@@ -93,7 +93,8 @@ def test_a_run_without_a_model_of_its_own_is_as_before(settings: Settings) -> No
         ({"env": "glyph", "target_model": "smollm2"}, "the world 'glyph' trains its own models"),
         ({"model": "a/b", "overrides": {"model": {"pretrained": "c/d"}}}, "c/d differ: give one"),
         ({"model": "a/b"}, "a/b at main is not in the local cache"),
-        ({"target_model": "a/b"}, "a/b at main is not in the local cache"),
+        # Without the extra the world's own base is refused first.
+        ({"target_model": "a/b"}, "a/b at main is not in the local cache|needs the extra smollm2"),
         ({"overrides": {"model": {"pretrained": "a"}}}, "unknown pretrained model 'a'"),
         ({"model": "/", "machine": MachineKind.RENTED}, "model / is on this machine, where a ren"),
     ],
