@@ -30,7 +30,6 @@ class GeneralPlayer:
 
     def __init__(self, base: Any, tokenizer: Tokenizer, *, adapter: str, lr: float) -> None:
         self.tokenizer = tokenizer.transformers()
-        self.chat_text = tokenizer.chat_text
         module = base.transformers()
         if adapter == "lora":
             config = peft.LoraConfig(
@@ -42,6 +41,14 @@ class GeneralPlayer:
         self.module: Any = module
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0)
+
+    def chat_text(self, chat: Messages) -> str:
+        """Return a chat as text, ready for the answer."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                [dict(message) for message in chat], tokenize=False, add_generation_prompt=True
+            )
+        )
 
     def encode(self, texts: Sequence[str], side: str) -> dict[str, Tensor]:
         """Ids and mask [B, T]."""
