@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from flows.progress import listener
 from flows.rented import renting
-from flows.workers import Checkpoints, Workers, check_ends, failure_of
+from flows.workers import Checkpoints, Workers, check_ends, failure_of, segment_targets
 from tsgb.cloud.bill import RentalBill
 from tsgb.cloud.documents import AttemptResult, RunDocuments
 from tsgb.cloud.lifecycle import Machine, Recovery
@@ -73,7 +73,7 @@ class LocalMachine(Machine[Checkpoints]):
         newest = self._documents.attempt(max(map(self._workers.highest, self._configs)))
         if newest is not None and newest.intent is None and newest.result is None:
             self._conclude(newest.attempt, TerminationReason.STOPPED, "its flow had died")
-        reached = self._workers.reached(self._targets(segment))
+        reached = self._workers.reached(segment_targets(self._configs, segment))
         return Recovery.REACHED if len(reached) == len(self._configs) else Recovery.IDLE
 
     def launch(self, segment: int) -> None:
@@ -86,13 +86,15 @@ class LocalMachine(Machine[Checkpoints]):
             self._attempt,
             machine=MachineKind.LOCAL.value,
             started_at=datetime.now(UTC).isoformat(),
-            until_step=sum(self._targets(segment).values()),
+            until_step=sum(segment_targets(self._configs, segment).values()),
         )
 
     def monitor(self, segment: int) -> None:
         """Run the workers to the segment's end; one that does not end well stops the others."""
         self._states, self._label = (), f"segment {segment}"
-        self._states = self._workers.train(self._targets(segment), self._attempt, self._label)
+        self._states = self._workers.train(
+            segment_targets(self._configs, segment), self._attempt, self._label
+        )
 
     @property
     def is_over(self) -> bool:
@@ -122,10 +124,7 @@ class LocalMachine(Machine[Checkpoints]):
         Raises:
             Preempted: One of them is not there after all.
         """
-        return self._workers.verified(self._targets(segment))
-
-    def _targets(self, segment: int) -> dict[Arm, int]:
-        return {arm: config.segment_target(segment) for arm, config in self._configs.items()}
+        return self._workers.verified(segment_targets(self._configs, segment))
 
     def _conclude(self, attempt: int, cause: TerminationReason, message: str) -> None:
         """Write down how an attempt ended, where the store takes it; nothing depends on it."""

@@ -12,7 +12,7 @@ from secrets import token_hex
 
 from flows.interrupts import check_interrupt
 from flows.progress import Bar, listener
-from flows.workers import Checkpoints, Workers
+from flows.workers import Checkpoints, Workers, segment_targets
 from tsgb.checkpoint.documents import count_in
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.run import RunLock
@@ -88,7 +88,7 @@ class ArmsWork:
         told = arms(running.heartbeat)
         return not self._is_last(segment) and all(
             durable_step(told.get(arm.value, {})) >= target
-            for arm, target in self._targets(segment).items()
+            for arm, target in segment_targets(self._configs, segment).items()
         )
 
     def updates(self) -> int:
@@ -104,9 +104,9 @@ class ArmsWork:
             Preempted: One of them is not there after all.
         """
         if self._is_last(segment):
-            return self._workers.verified(self._targets(segment))
+            return self._workers.verified(segment_targets(self._configs, segment))
         found = self._newest(segment)
-        for arm, target in self._targets(segment).items():
+        for arm, target in segment_targets(self._configs, segment).items():
             if arm not in found:
                 raise Preempted(f"segment {segment}: no checkpoint of {arm} at step {target}")
         return found
@@ -155,18 +155,15 @@ class ArmsWork:
         ]
         listener().bars(f"attempt {running.attempt}", bars or [Bar("machine", 0, 0, text)])
 
-    def _targets(self, segment: int) -> dict[Arm, int]:
-        return {arm: config.segment_target(segment) for arm, config in self._configs.items()}
-
     def _is_last(self, segment: int) -> bool:
         return all(segment + 1 >= config.segments for config in self._configs.values())
 
     def _reached(self, segment: int) -> Checkpoints:
-        return self._workers.reached(self._targets(segment))
+        return self._workers.reached(segment_targets(self._configs, segment))
 
     def _newest(self, segment: int) -> Checkpoints:
         """Return the newest checkpoints of the arms that reached the end of a segment, by name."""
-        targets = self._targets(segment)
+        targets = segment_targets(self._configs, segment)
         found = self._workers.newest(self._configs)
         return {arm: ref for arm, ref in found.items() if ref.step >= targets[arm]}
 

@@ -325,6 +325,11 @@ def _glance(run: RunStore, name: str) -> Mapping[str, Any] | None:
         return None
 
 
+def segment_targets(configs: Mapping[Arm, RunConfig], segment: int) -> dict[Arm, int]:
+    """Return the update at which a segment ends, by arm."""
+    return {arm: config.segment_target(segment) for arm, config in configs.items()}
+
+
 def as_json(refs: Checkpoints) -> dict[str, dict[str, Any]]:
     """References as a flow returns them."""
     return {arm.value: asdict(ref) for arm, ref in refs.items()}
