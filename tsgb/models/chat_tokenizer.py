@@ -60,6 +60,7 @@ class ChatTokenizer(Tokenizer):
         self._marks = {str(t.content): number for number, t in added.items() if t.special}
         self._special = set(self._marks.values()) - {self._real.unk_token_id}
         self._slots: dict[Any, Slot] = {}
+        self._verdicts: dict[GuardTemplate, VerdictTokens] = {}
         self._folds_system = False
         self._folds_system = self._loses_system()
         self.size = len(self._real)
@@ -144,6 +145,12 @@ class ChatTokenizer(Tokenizer):
 
     def verdict(self, template: GuardTemplate) -> VerdictTokens:
         """See `Tokenizer`; each word is read where it would stand, behind the answer's start."""
+        # Every batch of prompts asks for it, and finding it renders the template.
+        if template not in self._verdicts:
+            self._verdicts[template] = self._find_verdict(template)
+        return self._verdicts[template]
+
+    def _find_verdict(self, template: GuardTemplate) -> VerdictTokens:
         messages: list[Message] = [{"role": "user", "content": "prompt"}]
         if template.system:
             messages.insert(0, {"role": "system", "content": template.system})

@@ -68,7 +68,6 @@ class ModelRegistry:
         self._hub = HubSettings() if hub is None else hub
         self._recipes: Mapping[str, ModelRecipe] = env.recipes(config.profile.value)
         spec = env.tokenizer()
-        self._pretrained = spec.pretrained
         self._tokenizer = None if spec.pretrained else WordTokenizer(spec)
         self._base: Engine | None = None
         self._target: Engine | None = None
@@ -235,7 +234,7 @@ def make_engine(
             sha256=sha256,
             weights_sha256=weights_sha256,
         )
-    # Importing transformers takes seconds and 200 MB.
+    # Importing the models of transformers takes seconds and 200 MB.
     from tsgb.models.general.general_engine import GeneralEngine
     from tsgb.models.general.loading import load_module
 

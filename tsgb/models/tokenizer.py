@@ -133,10 +133,13 @@ class Tokenizer(ABC):
         """Return the ids of forced starts of answers, `group` of them a chat; None without any."""
         if openings is None:
             return None
-        return [
-            self.encode_answer(chats[number // group], text) if text else []
-            for number, text in enumerate(openings)
-        ]
+        # The completions of a chat usually share their opening.
+        starts = [(number // group, text) for number, text in enumerate(openings)]
+        encoded = {
+            (chat, text): self.encode_answer(chats[chat], text) if text else []
+            for chat, text in dict.fromkeys(starts)
+        }
+        return [encoded[start] for start in starts]
 
     def guard_slot(self, template: GuardTemplate) -> Slot:
         """Return the place of the prompt in the guard's template."""
