@@ -1,4 +1,4 @@
-"""The tokenizer of a pretrained chat model, as transformers loads and renders it.
+"""The tokenizer of a pretrained chat model, as transformers loads it.
 
 A chat's ids are those of `apply_chat_template`, also at the edges of the user's text, and this is
 checked on stored chats when a tokenizer is loaded. The one difference is meant: what looks like a
@@ -14,22 +14,14 @@ from typing import Any, cast
 from tsgb.checkpoint.documents import parse_json_object
 from tsgb.errors import ConfigError
 from tsgb.logging import get_logger
+from tsgb.models.chat_template import ChatTemplate
 from tsgb.models.tokenizer import Slot, Tokenizer, VerdictTokens
 from tsgb.types import GuardTemplate, Message, Messages
 
 _SLOT = "\u241e"
 """Stands for the user's text while a template is rendered."""
-_OTHER = "\u241d"
-"""Stands for a second text."""
 _SPACE = " \n"
 """Tells whether a template trims the user's text."""
-_DAY = (
-    "{%- macro strftime_now(form) -%}{{ form | replace('%d', '01') | replace('%b', 'Jan') "
-    "| replace('%B', 'January') | replace('%m', '01') | replace('%Y', '2026') "
-    "| replace('%y', '26') | replace('%H', '12') | replace('%M', '00') | replace('%S', '00') }}"
-    "{%- endmacro %}"
-)
-"""Put before a template that asks for the time: a prompt must not change from day to day."""
 _PROBES = (
     "plain",
     " leading",
@@ -53,16 +45,20 @@ class ChatTokenizer(Tokenizer):
             ConfigError: A file is missing, or its chat template cannot be used here.
         """
         self._directory = directory
-        self._real, template = _load(directory)
-        self._template = _DAY + template if "strftime_now" in template else template
+        self._real, self._template = _load(directory)
         self._backend: Any = self._real.backend_tokenizer
         added = cast("dict[int, Any]", self._real.added_tokens_decoder)
         self._marks = {str(t.content): number for number, t in added.items() if t.special}
         self._special = set(self._marks.values()) - {self._real.unk_token_id}
         self._slots: dict[Any, Slot] = {}
         self._verdicts: dict[GuardTemplate, VerdictTokens] = {}
-        self._folds_system = False
-        self._folds_system = self._loses_system()
+        self._folds_system = not self._template.keeps_system()
+        if self._folds_system:
+            get_logger().warning(
+                "the chat template has no system role: system texts go before the first user "
+                "message",
+                model=directory.name,
+            )
         self.size = len(self._real)
         ends = self._find_turn_end()
         eos: int | None = self._real.eos_token_id
@@ -170,7 +166,7 @@ class ChatTokenizer(Tokenizer):
         """Return a whole chat as text, ready for the answer."""
         chat, last, head = self._arranged(messages)
         chat[last] = {"role": "user", "content": head + chat[last]["content"]}
-        return self._render(chat)
+        return self._template.render(chat)
 
     # -- the template ----------------------------------------------------------------------
 
@@ -190,17 +186,6 @@ class ChatTokenizer(Tokenizer):
             head = ""
         return chat, last, head
 
-    def _render(self, chat: Messages, *, add_generation_prompt: bool = True) -> str:
-        return str(
-            self._real.apply_chat_template(
-                [dict(message) for message in chat],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                chat_template=self._template,
-                enable_thinking=False,  # those that can think are asked not to
-            )
-        )
-
     def _around(self, chat: Messages) -> tuple[str, str]:
         """Return the text before and after the slot of a chat.
 
@@ -208,7 +193,7 @@ class ChatTokenizer(Tokenizer):
             ConfigError: The template refuses the chat, or changes what a user wrote.
         """
         try:
-            text = self._render(chat)
+            text = self._template.render(chat)
         except Exception as error:  # a template may raise anything
             raise ConfigError(
                 f"{self._directory}: its chat template refuses a chat: {error}"
@@ -221,34 +206,17 @@ class ChatTokenizer(Tokenizer):
         before, _, after = text.partition(_SLOT)
         return before, after
 
-    def _loses_system(self) -> bool:
-        """Return whether the template has no place for a system text."""
-        chat: Messages = [
-            {"role": "system", "content": _OTHER},
-            {"role": "user", "content": _SLOT},
-        ]
-        try:
-            lost = _OTHER not in self._render(chat)
-        except Exception:  # noqa: BLE001 - "System role not supported" is one of many texts
-            lost = True
-        if lost:
-            get_logger().warning(
-                "the chat template has no system role: system texts go before the first user "
-                "message",
-                model=self._directory.name,
-            )
-        return lost
-
     def _find_turn_end(self) -> list[int]:
         """Return the special token that the template puts behind the assistant's text, if any."""
         chat: Messages = [
-            {"role": "user", "content": _OTHER},
+            {"role": "user", "content": "text"},
             {"role": "assistant", "content": _SLOT},
         ]
         try:
-            _, _, after = self._render(chat, add_generation_prompt=False).partition(_SLOT)
+            text = self._template.render(chat, add_generation_prompt=False)
         except Exception:  # noqa: BLE001 - then the tokenizer's own end must do
             return []
+        _, _, after = text.partition(_SLOT)
         at, mark = self._first_mark(after)
         return [self._marks[mark]] if mark and not after[:at].strip() else []
 
@@ -328,7 +296,7 @@ class ChatTokenizer(Tokenizer):
                         tokenize=True,
                         return_dict=False,
                         add_generation_prompt=True,
-                        chat_template=self._template,
+                        chat_template=self._template.text,
                         enable_thinking=False,  # those that can think are asked not to
                     )
                 except Exception:  # noqa: BLE001, S112 - refused when such a chat is used
@@ -340,7 +308,7 @@ class ChatTokenizer(Tokenizer):
                     )
 
 
-def _load(directory: Path) -> tuple[Any, str]:
+def _load(directory: Path) -> tuple[Any, ChatTemplate]:
     """Load the tokenizer without running code of the directory's, and its chat template.
 
     Raises:
@@ -360,15 +328,10 @@ def _load(directory: Path) -> tuple[Any, str]:
         raise ConfigError(f"{directory} holds no chat tokenizer ({reason}): {needs}") from error
     if not getattr(real, "is_fast", False):
         raise ConfigError(f"{directory} holds no fast tokenizer (tokenizer.json): {needs}")
-    several = isinstance(real.chat_template, dict)
-    listed = cast("dict[str, str]", real.chat_template) if several else {}
-    names = list(listed)
-    template = listed.get("default", "") if several else str(real.chat_template or "")
-    if not template:
-        named = f" named default among {', '.join(names)}" if names else ""
-        raise ConfigError(
-            f"{directory} holds no chat template{named}, so it is no chat model: {needs}"
-        )
+    try:
+        template = ChatTemplate.choose(real.chat_template, real.special_tokens_map)
+    except ConfigError as error:
+        raise ConfigError(f"{directory}: {error}") from None
     return real, template
 
 

@@ -206,7 +206,7 @@ def test_a_template_that_changes_the_text_is_refused(tmp_path: Path, name: str) 
 def test_a_base_model_without_a_template_is_refused(tmp_path: Path) -> None:
     save_tokenizer(tmp_path, STYLES["chatml"])
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
-    with pytest.raises(ConfigError, match="holds no chat template"):
+    with pytest.raises(ConfigError, match="has no chat template"):
         ChatTokenizer(tmp_path)
 
 
