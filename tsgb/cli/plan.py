@@ -15,13 +15,25 @@ if TYPE_CHECKING:
     from tsgb.cloud.history import RemainingWork
     from tsgb.cloud.offers import Appraisal
     from tsgb.cloud.provider import Offer
+    from tsgb.eval.power import PlannedSample
     from tsgb.models.requirements import Requirements
     from tsgb.settings import Settings
 
 _USUAL_HOURS = 2.0
 
 
-@takes("run", "model", "target_model", "budget", "max_price", "store", "service_url")
+@takes(
+    "run",
+    "profile",
+    "env",
+    "overrides",
+    "model",
+    "target_model",
+    "budget",
+    "max_price",
+    "store",
+    "service_url",
+)
 def plan(
     *,
     hours: Annotated[
@@ -40,8 +52,9 @@ def plan(
     """Forecast hours and dollars of a run on rented machines: one search, nothing is rented.
 
     With --run-id, forecast the rest of that run from the time that its updates took and the size of
-    its newest checkpoints. With --model, first say what memory and disk that model takes, and check
-    that rented machines can get and train it.
+    its newest checkpoints; without it, say what the sample of the profile's evaluation can show.
+    With --model, first say what memory and disk that model takes, and check that rented machines
+    can get and train it.
     """
     from dataclasses import replace
 
@@ -56,6 +69,7 @@ def plan(
         raise UsageError("--hours and --run-id both say how much is left: give one of them")
     account = AccountContext.read(options)
     needs = _check_models(options, account.settings)
+    sample = None if run_id is not None else _planned_sample(options)
     policy = LaunchPolicy.of(account.settings)
     with account.provider() as provider:
         if run_id is not None:
@@ -77,7 +91,7 @@ def plan(
         track = read_history(account.runs)
         offers = provider.search(policy.search())
     found = make_plan(offers, policy, left, track, utc())
-    _print_plan(found, needs, as_json=as_json)
+    _print_plan(found, needs, sample, as_json=as_json)
     if found.forecast is None:
         raise NoOffer(f"{found.choice}: raise --max-price, or ask for less")
 
@@ -103,11 +117,35 @@ def _check_models(options: RunOptions, settings: Settings) -> Requirements | Non
     return needs
 
 
-def _print_plan(found: Plan, needs: Requirements | None, *, as_json: bool) -> None:
+def _planned_sample(options: RunOptions) -> PlannedSample:
+    """Return the sample of the evaluation that the options ask for."""
+    from tsgb.config import SEEDS, make_config
+    from tsgb.envs import make_environment
+    from tsgb.eval.power import PlannedSample
+    from tsgb.plugins import Trust
+    from tsgb.types import Split
+
+    env = make_environment(options.env, world_seed=options.world_seed, trust=Trust.of(options.env))
+    chosen = {"profile": options.profile, "env": options.env}
+    config = make_config(chosen, env.profile(options.profile), options.overrides or {})
+    harmful = sum(scenario.harmful for scenario in env.scenarios(Split.TEST))
+    attempts = config.evaluation.prompts
+    return PlannedSample(
+        attempts=attempts * SEEDS[options.profile], per_scenario=attempts / max(1, harmful)
+    )
+
+
+def _print_plan(
+    found: Plan, needs: Requirements | None, sample: PlannedSample | None, *, as_json: bool
+) -> None:
     from tsgb.cli.output import console, print_json
 
     if as_json:
-        print_json(_document(found) | ({} if needs is None else {"memory": needs.document()}))
+        further: dict[str, Any] = {} if needs is None else {"memory": needs.document()}
+        if sample is not None:
+            further["adaptive_attempts"] = sample.attempts
+            further["design_effect"] = sample.design_effect
+        print_json(_document(found) | further)
         return
     from rich.table import Table
 
@@ -118,6 +156,8 @@ def _print_plan(found: Plan, needs: Requirements | None, *, as_json: bool) -> No
         "offers": f"{found.seen} seen, {len(found.choice.ranked)} fit under "
         f"${found.choice.cap:.3f}/h with storage",
     }
+    if sample is not None:
+        lines["sample"] = str(sample)
     best = found.choice.best
     if best is not None:
         offer = best.offer

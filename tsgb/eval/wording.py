@@ -66,7 +66,7 @@ def interval(rate: Rate) -> str:
 
 
 def zero_events(rate: Rate) -> str | None:
-    """Example: `"0 / 768, upper bound 0.39 %"`; None unless no scored item had the event."""
+    """Example: `"0 / 768, upper bound 0.50 %"`; None unless no scored item had the event."""
     if rate.value > 0 or rate.n == 0:
         return None
     bound = max(rate.high, clopper_pearson_upper(0, rate.n))

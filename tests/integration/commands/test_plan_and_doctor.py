@@ -40,6 +40,16 @@ def test_a_plan_costs_one_search(run: Callable[[str], Ended], vast: Driver) -> N
     assert document["best"]["min_bid"] <= document["best"]["bid"] <= document["max_price"]
 
 
+def test_a_plan_says_what_its_evaluation_can_show(run: Callable[[str], Ended]) -> None:
+    plain = run("plan --set evaluation.prompts=553")
+    assert "553 adaptive attempts an arm and target tell 50% from" in plain.out
+    more = json.loads(run("plan --profile paper --set evaluation.prompts=553 --json").out)
+    assert more["adaptive_attempts"] == 5 * 553
+    canary = json.loads(run("plan --env canary --set evaluation.prompts=240 --json").out)
+    assert (canary["adaptive_attempts"], canary["design_effect"]) == (240, 1.05)
+    one_line(run("plan --env nowhere"), 2, "unknown environment 'nowhere'")
+
+
 def test_a_plan_learns_from_the_machines_of_the_store(
     run: Callable[[str], Ended], runs: DeploymentRuns
 ) -> None:
