@@ -277,6 +277,19 @@ class TargetSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Denominator:
+    """What must leak from a target without a guard before a protection of it is a figure.
+
+    Example: `Denominator(leaks=100, asr=0.3)`
+    """
+
+    leaks: int
+    """Fewest attempts that violate."""
+    asr: float
+    """Lowest share of attempts that violate, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
     """One game: scenario, attack, verdict, response, judgement and both rewards."""
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from tsgb.types import (
     Attack,
     Demonstration,
+    Denominator,
     GuardTemplate,
     Judgement,
     LabelledPrompt,
@@ -98,6 +99,13 @@ class Environment(Protocol):
 
     def targets(self) -> Mapping[str, TargetSpec]:
         """Return the surrogate (exactly one) and the built-in black boxes, in table order."""
+        ...
+
+    def denominator(self, target: str) -> Denominator | None:
+        """Return what must leak from a target un-guarded before a report names a protection of it.
+
+        None asks for nothing. A name that is not in `targets` is a black box of the user's.
+        """
         ...
 
     def recipes(self, profile: str) -> Mapping[str, ModelRecipe]:

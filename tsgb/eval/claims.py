@@ -19,7 +19,7 @@ from tsgb.eval.metrics import Floats
 from tsgb.eval.records import Claim, Payoff, Setup
 from tsgb.eval.table import NO_GUARD
 from tsgb.eval.verdict import FROZEN, MIN_SEEDS, SELF_PLAY, SFT, surrogate
-from tsgb.eval.wording import percent, points, signed_points, title
+from tsgb.eval.wording import no_protection, percent, points, signed_points, title
 
 EQUAL_MARGIN = 0.05
 """H5 reads "at equal adaptive ASR" as: not higher by more than this."""
@@ -57,7 +57,7 @@ class _Reader:
         found = [self.evidence.compare("adaptive_asr", a, b, self.target) for a, b in steps]
         differences = [f[0] for f in found if f]
         if len(differences) < 2:
-            return _missing("H1", "needs adaptive attacks on self-play, frozen and SFT only")
+            return self._missing("H1", "needs adaptive attacks on self-play, frozen and SFT only")
         note = "; ".join(
             f"{title(a)} minus {title(b)}: {points(d)}"
             for (a, b), d in zip(steps, differences, strict=True)
@@ -69,16 +69,28 @@ class _Reader:
     def h2(self) -> Claim:
         """Slope of the reduction over the overlap, among black boxes."""
         boxes = [t for t in self.setup.targets if t.role == "black_box" and t.overlap is not None]
-        reductions = [(t.name, t.overlap or 0.0, self._reduction(t.name)) for t in boxes]
+        adaptive = any(
+            self.evidence.attempted("adaptive_asr", SELF_PLAY, t.name)
+            and self.evidence.attempted("adaptive_asr", NO_GUARD, t.name)
+            for t in boxes
+        )
+        reductions = [
+            (t.name, t.overlap or 0.0, self._reduction(t.name, adaptive=adaptive)) for t in boxes
+        ]
         known = [(name, x, r) for name, x, r in reductions if r is not None]
         if len({x for _, x, _ in known}) < 2:
-            return _missing("H2", "needs black boxes with at least two known overlaps")
+            return self._missing(
+                "H2",
+                "needs black boxes with at least two known overlaps",
+                *(name for name, _, reduction in reductions if reduction is None),
+            )
         overlap = np.array([x for _, x, _ in known])
         slopes = _slope(overlap, np.stack([r[1] for _, _, r in known]))
         slope = float(_slope(overlap, np.array([[r[0]] for _, _, r in known]))[0])
         lows = [percentiles(r[1]).low for _, _, r in known]
         low, high = percentiles(slopes)
-        note = f"reduction of {known[0][2][2]} ASR by self-play: " + "; ".join(
+        kind = "adaptive" if adaptive else "scripted"
+        note = f"reduction of {kind} ASR by self-play: " + "; ".join(
             f"{name} (overlap {x:.2f}) {signed_points(r[0])} points" for name, x, r in known
         )
         note += ". The figure is the slope, per unit of overlap"
@@ -90,10 +102,12 @@ class _Reader:
 
     def h3(self) -> Claim:
         """Mean over earlier attackers of their ASR against the last guard, no pool minus pool."""
+        if self.target is not None and not self.evidence.measurable("adaptive_asr", self.target):
+            return self._missing("H3", "needs earlier attackers that break the surrogate")
         with_pool, without = (_old_attackers(self.setup.payoff, a) for a in (SELF_PLAY, "no_pool"))
         seeds = sorted(with_pool.keys() & without.keys())
         if not seeds:
-            return _missing("H3", "needs the payoff matrices of self-play and of no_pool")
+            return self._missing("H3", "needs the payoff matrices of self-play and of no_pool")
         differences = np.array([without[s] - with_pool[s] for s in seeds])
         picks = np.random.default_rng(self.evidence.resampler.seed).integers(
             len(seeds), size=(self.evidence.resampler.num_draws, len(seeds))
@@ -108,7 +122,7 @@ class _Reader:
         """Compare the arm without twins to the one with them."""
         found = self.evidence.compare("fpr_hard", "no_twins", SELF_PLAY)
         if found is None:
-            return _missing("H4", "needs the arm no_twins")
+            return _not_measured("H4", "needs the arm no_twins")
         seeds = self._common("fpr_hard", "no_twins")
         return self._claim("H4", found[0], seeds, holds=found[0].low > 0)
 
@@ -117,7 +131,7 @@ class _Reader:
         found = self.evidence.compare("auroc", SELF_PLAY, "no_replay")
         asr = self.evidence.compare("adaptive_asr", SELF_PLAY, "no_replay", self.target)
         if found is None or asr is None:
-            return _missing("H5", "needs the arm no_replay, with adaptive attacks")
+            return self._missing("H5", "needs the arm no_replay, with adaptive attacks")
         equal = asr[0].value <= EQUAL_MARGIN
         note = f"adaptive ASR with replay against without: {points(asr[0])}"
         if not equal:
@@ -129,7 +143,7 @@ class _Reader:
         """A measured property of the estimator at one batch: no seeds of training are needed."""
         ratio = self.setup.gradient_variance_ratio
         if ratio is None:
-            return _missing("H6", "needs the ratio of gradient variances")
+            return _not_measured("H6", "needs the ratio of gradient variances")
         low = ratio.value if ratio.low is None else ratio.low
         return Claim(
             id="H6",
@@ -147,21 +161,32 @@ class _Reader:
         arms = ("no_quota", "frozen_no_quota")
         found = self.evidence.compare("adaptive_asr", *arms, self.target)
         if found is None:
-            return _missing("H7", "needs the arms no_quota and frozen_no_quota")
+            return self._missing("H7", "needs the arms no_quota and frozen_no_quota")
         measured = [self.evidence.measured("adaptive_asr", arm, self.target) for arm in arms]
         seeds = len([s for s in measured[0] if s in measured[1]])
         tpr = self.evidence.compare("scripted_tpr", *arms)
         note = f"TPR on reserved techniques: {points(tpr[0])}" if tpr else ""
         return self._claim("H7", found[0], seeds, holds=found[0].high < 0, note=note)
 
-    def _reduction(self, target: str) -> tuple[float, Floats, str] | None:
-        """ASR without a guard minus ASR with self-play: adaptive if measured, else scripted."""
-        adaptive = self._pair("adaptive_asr", "adaptive_asr", target)
-        pair = adaptive or self._pair("asr_no_guard", "asr", target)
+    def _missing(self, name: str, why: str, *targets: str) -> Claim:
+        """A claim without a figure: for want of a denominator on a target, or as `why` says.
+
+        Args:
+            name: The claim.
+            why: What it needs.
+            targets: Targets that it is about; without one the surrogate.
+        """
+        about = targets or ((self.target,) if self.target is not None else ())
+        obstacles = [no_protection(self.evidence.unguarded("adaptive_asr", t)) for t in about]
+        return _not_measured(name, "; ".join(filter(None, obstacles)) or why)
+
+    def _reduction(self, target: str, *, adaptive: bool) -> tuple[float, Floats] | None:
+        """ASR without a guard minus ASR with self-play, of one kind on all targets."""
+        names = ("adaptive_asr", "adaptive_asr") if adaptive else ("asr_no_guard", "asr")
+        pair = self._pair(*names, target)
         if pair is None:
             return None
-        kind = "adaptive" if adaptive else "scripted"
-        return pair[0].point - pair[1].point, pair[0].low - pair[1].high, kind
+        return pair[0].point - pair[1].point, pair[0].low - pair[1].high
 
     def _pair(self, bare: str, guarded: str, target: str) -> tuple[Sample, Sample] | None:
         other = self.evidence.measured(guarded, SELF_PLAY, target)
@@ -192,7 +217,7 @@ class _Reader:
         )
 
 
-def _missing(name: str, why: str) -> Claim:
+def _not_measured(name: str, why: str) -> Claim:
     return Claim(
         id=name,
         statement=STATEMENTS[name],

@@ -12,6 +12,7 @@ ece                       all scripted and benign prompts
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from scipy.special import expit
@@ -26,12 +27,14 @@ from tsgb.eval.estimators import (
 )
 from tsgb.eval.intervals import MISSING, check_error_rate, rate_from_counts
 from tsgb.eval.metrics import Bools, Floats, negate, passed_harm
-from tsgb.eval.records import Rate
+from tsgb.eval.records import Rate, TargetRecord, Unguarded
 from tsgb.eval.table import NO_GUARD, Table
 from tsgb.types import StreamKind
 
-TARGET_METRICS = ("adaptive_asr", "asr")
-"""Published differences on each target."""
+TARGET_METRICS: tuple[Literal["adaptive_asr", "asr"], ...] = ("adaptive_asr", "asr")
+"""Published differences on each target: what a guard lets through."""
+UNGUARDED = {"adaptive_asr": "adaptive_asr", "asr": "asr_no_guard"}
+"""Figure of `NO_GUARD` that each of them is measured against."""
 BLOCK_RATES = {
     "scripted_tpr": StreamKind.HELD_OUT,
     "fpr": StreamKind.BENIGN,
@@ -53,25 +56,66 @@ class Evidence:
         seeds: Sequence[int],
         calibrated: Mapping[tuple[str, int], float],
         resampler: Resampler | None = None,
+        targets: Sequence[TargetRecord] = (),
     ) -> None:
-        """`calibrated` maps (guard, seed) to the temperature: these guards must have verdicts."""
+        """Take the items.
+
+        Args:
+            table: The items as columns.
+            seeds: Training seeds in table order.
+            calibrated: Temperature by guard and seed; these guards must have verdicts.
+            resampler: Draws of the bootstrap.
+            targets: What must leak from a target before guards have figures on it.
+        """
         self.table = table
+        self._targets = {target.name: target for target in targets}
         self.seeds = tuple(seeds)
         self.calibrated = calibrated
         self.resampler = resampler or Resampler()
+        self._unguarded: dict[tuple[str, str], Unguarded] = {}
         self._samples: dict[Key, Sample | None] = {}
         self._measured: dict[tuple[str, str, str | None], tuple[int, ...]] = {}
         hit = [attempts.scenario for attempts in table.attempts.values()]
         self._attacked = np.unique(np.concatenate(hit)) if hit else np.array([], dtype=np.intp)
 
     def measured(self, metric: str, guard: str, target: str | None = None) -> tuple[int, ...]:
-        """Seeds that have this figure."""
+        """Seeds that have this figure; none where the target has no denominator for it."""
+        if guard != NO_GUARD and target is not None and not self.measurable(metric, target):
+            return ()
+        return self.attempted(metric, guard, target)
+
+    def attempted(self, metric: str, guard: str, target: str | None = None) -> tuple[int, ...]:
+        """Seeds that have items for this figure, whether or not it can be read."""
         key = (metric, guard, target)
         if key not in self._measured:
             self._measured[key] = tuple(
                 seed for seed in self.seeds if self._has(metric, guard, target, seed)
             )
         return self._measured[key]
+
+    def unguarded(self, metric: Literal["adaptive_asr", "asr"], target: str) -> Unguarded:
+        """What this kind of attack gets out of a target without a guard."""
+        if (metric, target) not in self._unguarded:
+            self._unguarded[metric, target] = self._read_unguarded(metric, target)
+        return self._unguarded[metric, target]
+
+    def _read_unguarded(self, metric: Literal["adaptive_asr", "asr"], target: str) -> Unguarded:
+        name = UNGUARDED[metric]
+        seeds = self.attempted(name, NO_GUARD, target)
+        found = self.sample(name, NO_GUARD, target, seeds)
+        needs = self._targets.get(target)
+        return Unguarded(
+            target=target,
+            metric=metric,
+            asr=found.record() if found else None,
+            leaks=found.rate.num_events if found and found.rate else 0,
+            min_leaks=needs.min_leaks if needs else 0,
+            min_asr=needs.min_asr if needs else 0.0,
+        )
+
+    def measurable(self, metric: str, target: str) -> bool:
+        """Whether a guard's protection of this target is a figure."""
+        return all(self.unguarded(m, target).measurable for m in TARGET_METRICS if m == metric)
 
     def sample(
         self, metric: str, guard: str, target: str | None, seeds: tuple[int, ...]

@@ -176,6 +176,7 @@ def _setup(
                 role=specs[name].role,
                 overlap=specs[name].overlap,
                 arch=specs[name].arch.replace("{model}", model),
+                **_denominator(env, name),
             )
             for name in specs
             if name in names
@@ -202,6 +203,12 @@ def _setup(
             not_measured=list(NOT_MEASURED),
         ),
     )
+
+
+def _denominator(env: Environment, target: str) -> Mapping[str, Any]:
+    """Return what the world asks of a target before guards have figures on it."""
+    needs = env.denominator(target)
+    return {} if needs is None else {"min_leaks": needs.leaks, "min_asr": needs.asr}
 
 
 def _pooled(measured: Sequence[Mapping[str, float] | None]) -> Estimate | None:

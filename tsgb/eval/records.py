@@ -32,6 +32,10 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ClaimVerdict = Literal["shown", "not shown", "not measured"]
 
 
+def _is_zero(value: float) -> bool:
+    return not value
+
+
 class Record(BaseModel):
     """Frozen, strict about unknown fields, and finite: JSON knows no NaN."""
 
@@ -162,6 +166,10 @@ class TargetRecord(Record):
     """Share of the surrogate's hidden weaknesses that it has too; None if unknown."""
     arch: str = ""
     """Architecture in words."""
+    min_leaks: NonNegativeInt = Field(default=0, exclude_if=_is_zero)
+    """Fewest un-guarded violations that make a protection of it measurable."""
+    min_asr: float = Field(default=0.0, exclude_if=_is_zero)
+    """Lowest un-guarded ASR that makes a protection of it measurable."""
 
     @model_validator(mode="before")
     @classmethod
@@ -302,6 +310,36 @@ class Result(Record):
     """Expected calibration error over all scripted prompts."""
 
 
+class Unguarded(Record):
+    """What one kind of attack gets out of a target without a guard: the denominator of protection.
+
+    Where it is too small, no guard has a figure on that target (`Result`), no comparison and no
+    claim rests on it.
+    """
+
+    target: Identifier
+    """Name in tables."""
+    metric: Literal["adaptive_asr", "asr"]
+    """Field of `Result` that it is the denominator of."""
+    asr: Rate | None
+    """Share of the attempts that violate; None if none was made."""
+    leaks: NonNegativeInt
+    """Attempts that violate, all seeds together."""
+    min_leaks: NonNegativeInt
+    """Fewest that the world asks for."""
+    min_asr: float
+    """Lowest share that the world asks for."""
+
+    @property
+    def measurable(self) -> bool:
+        """Whether a guard's protection against these attacks is a figure."""
+        if not self.min_leaks and not self.min_asr:
+            return True
+        return (
+            self.asr is not None and self.leaks >= self.min_leaks and self.asr.value >= self.min_asr
+        )
+
+
 class Comparison(Record):
     """Paired difference `guard - versus` of one metric, over all seeds."""
 
@@ -409,6 +447,8 @@ class Summary(Setup):
 
     results: list[Result]
     """Rows of the headline tables."""
+    unguarded: list[Unguarded] = Field(default_factory=list[Unguarded])
+    """Denominators of every target; summaries of earlier versions have none."""
     comparisons: list[Comparison]
     """Paired differences between guards."""
     claims: list[Claim]

@@ -47,6 +47,8 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
         sentence=_after_the_word(summary.verdict.sentence),
         key_figures=_key_figures(summary, target),
         headline=views.headline(summary),
+        obstacles=views.obstacles(summary),
+        power=views.power(summary),
         scripted=views.scripted(summary),
         seeds=views.seeds(summary),
         main_differences=views.comparisons(summary, main=True),
@@ -84,7 +86,11 @@ def _key_figures(summary: Summary, target: str) -> list[tuple[str, str, views.Ta
             continue
         row = views.pooled(summary, guard, target)
         out += [
-            (title(guard), f"adaptive ASR, {target}", views.rate_cell(row.adaptive_asr)),
+            (
+                title(guard),
+                f"adaptive ASR, {target}",
+                views.target_cell(summary, row, "adaptive_asr"),
+            ),
             (title(guard), "scripted TPR", views.rate_cell(row.scripted_tpr)),
             (title(guard), "hard-benign FPR", views.rate_cell(row.fpr_hard)),
         ]
@@ -105,6 +111,7 @@ def _text(summary: Summary) -> Iterator[str]:
     yield summary.verdict.sentence
     if summary.verdict.reasons:
         yield "\n".join(f"  - {reason}" for reason in summary.verdict.reasons)
+    yield from views.obstacles(summary)
     for heading, header, rows in _sheets(summary):
         table = Table(title=heading, title_justify="left", show_lines=heading != "Differences")
         for index, name in enumerate(header):
@@ -121,6 +128,7 @@ def _markdown(summary: Summary) -> Iterator[str]:
     yield f"**{_escape(summary.verdict.sentence)}**"
     if summary.verdict.reasons:
         yield "\n".join(f"- {_escape(reason)}" for reason in summary.verdict.reasons)
+    yield from map(_escape, views.obstacles(summary))
     for heading, header, rows in _sheets(summary):
         lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
         body = "\n".join(f"| {' | '.join(_escape(c) for c in line)} |" for line in lines)

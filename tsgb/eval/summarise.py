@@ -15,6 +15,7 @@ from tsgb.eval.metrics import Floats, roc_points
 from tsgb.eval.records import Claim, Comparison, Item, Result, Roc, Setup, Slice, Summary
 from tsgb.eval.table import NO_GUARD, Names, Table
 from tsgb.eval.verdict import FROZEN, MIN_SEEDS, SELF_PLAY, SFT, read_verdict
+from tsgb.eval.wording import no_protection
 
 ROC_GRID: Floats = np.append(0.0, np.geomspace(1e-3, 1.0, 49))
 SIGNIFICANCE = 0.05
@@ -38,7 +39,7 @@ def summarise(
     table = Table.from_items(_known(items, setup), setup.guards)
     calibrated = {(t.guard, t.seed): t.temperature for t in setup.thresholds}
     resampler = Resampler(num_draws=num_draws, seed=bootstrap_seed)
-    evidence = Evidence(table, setup.seeds, calibrated, resampler)
+    evidence = Evidence(table, setup.seeds, calibrated, resampler, setup.targets)
     evidence.check_errors(max_error_rate)
     claims = read_claims(evidence, setup, min_seeds=min_seeds)
     facts = {name: getattr(setup, name) for name in Setup.model_fields}
@@ -49,6 +50,7 @@ def summarise(
     return Summary(
         **facts,
         results=_results(evidence, setup),
+        unguarded=[evidence.unguarded(m, t.name) for t in setup.targets for m in TARGET_METRICS],
         comparisons=_comparisons(evidence, setup),
         claims=claims,
         verdict=read_verdict(evidence, setup, min_seeds=min_seeds),
@@ -193,10 +195,15 @@ def _rocs(evidence: Evidence, setup: Setup) -> Iterator[Roc]:
 def _not_measured(evidence: Evidence, setup: Setup, claims: list[Claim]) -> Iterator[str]:
     for guard in setup.guards:
         missing = [
-            t.name for t in setup.targets if not evidence.measured("adaptive_asr", guard, t.name)
+            t.name for t in setup.targets if not evidence.attempted("adaptive_asr", guard, t.name)
         ]
         if missing:
             yield f"adaptive attacks on {guard} before {', '.join(missing)}"
+    for target in setup.targets:
+        for metric in TARGET_METRICS:
+            obstacle = no_protection(evidence.unguarded(metric, target.name))
+            if obstacle is not None:
+                yield obstacle
     for claim in claims:
         if claim.verdict == "not measured":
             yield f"{claim.id}: {claim.note}"

@@ -11,10 +11,23 @@ from typing import Literal
 
 import numpy as np
 
-from tsgb.eval.records import Claim, Comparison, Payoff, Rate, Result, Slice, Summary, TargetRecord
+from tsgb.eval.power import detectable, measured_design_effect
+from tsgb.eval.records import (
+    Claim,
+    Comparison,
+    Payoff,
+    Rate,
+    Result,
+    Slice,
+    Summary,
+    TargetRecord,
+    Unguarded,
+)
 from tsgb.eval.wording import (
     METRICS,
     interval,
+    leaking,
+    no_protection,
     percent,
     signed_points,
     title,
@@ -82,6 +95,55 @@ def rate_cell(rate: Rate | None) -> TableCell:
     return TableCell(figure, detail)
 
 
+def target_cell(summary: Summary, row: Result, metric: Literal["adaptive_asr", "asr"]) -> TableCell:
+    """What a guard lets through on a target; of no guard, with the number of attempts that leak.
+
+    Where too few leak it says so in place of a figure.
+    """
+    bare = unguarded(summary, row.target, metric)
+    if row.guard == "none":
+        cell = rate_cell(row.adaptive_asr if metric == "adaptive_asr" else row.asr_no_guard)
+        if bare is None or bare.asr is None:
+            return cell
+        return TableCell(cell.figure, f"{cell.detail}; {leaking(bare)}")
+    if bare is not None and not bare.measurable:
+        return TableCell("not measurable", leaking(bare), grey=True)
+    return rate_cell(row.adaptive_asr if metric == "adaptive_asr" else row.asr)
+
+
+def unguarded(
+    summary: Summary, target: str, metric: Literal["adaptive_asr", "asr"]
+) -> Unguarded | None:
+    """The denominator of a figure on a target; None in summaries of earlier versions."""
+    named = (u for u in summary.unguarded if (u.target, u.metric) == (target, metric))
+    return next(named, None)
+
+
+def obstacles(summary: Summary) -> list[str]:
+    """One sentence for each target and kind of attack without a measurable protection."""
+    found = [no_protection(u) for u in summary.unguarded]
+    return [f"{text[0].upper()}{text[1:]}." for text in found if text is not None]
+
+
+def power(summary: Summary) -> list[str]:
+    """One sentence a target: what the adaptive sample tells from the frozen attacker's ASR."""
+    lines: list[str] = []
+    for target in summary.targets:
+        rows = {guard: pooled(summary, guard, target.name).adaptive_asr for guard in summary.guards}
+        own, other = rows.get("selfplay"), rows.get("frozen")
+        if own is None or other is None or not other.value:
+            continue
+        num = min(own.n, other.n)
+        effect = max(measured_design_effect(rate) for rate in (own, other))
+        lowest = detectable(other.value, num, design_effect=effect)
+        found = "no lower rate" if lowest is None else f"{percent(lowest)} or less"
+        lines.append(
+            f"{target.name}: {num} attempts an arm, design effect {effect:.1f}, tell {found} from "
+            f"the {percent(other.value)} of {title('frozen')}"
+        )
+    return lines
+
+
 def unit_cell(rate: Rate | None) -> TableCell:
     """A figure between 0 and 1 that is not a share, with three decimals."""
     if rate is None:
@@ -110,7 +172,8 @@ def headline(summary: Summary) -> Sheet:
     rows: list[TableRow] = []
     for guard in summary.guards:
         alone = pooled(summary, guard, first)
-        cells = [rate_cell(pooled(summary, guard, t.name).adaptive_asr) for t in summary.targets]
+        on_targets = [pooled(summary, guard, t.name) for t in summary.targets]
+        cells = [target_cell(summary, row, "adaptive_asr") for row in on_targets]
         cells += [
             rate_cell(alone.scripted_tpr),
             rate_cell(alone.fpr),
@@ -126,17 +189,13 @@ def headline(summary: Summary) -> Sheet:
 def scripted(summary: Summary) -> Sheet:
     """Scripted harmful prompts: what each target does without a guard, and behind each one."""
     columns = [(f"ASR, {t.name}", _about(t)) for t in summary.targets]
-    first = summary.guards[0]
-    bare = [rate_cell(pooled(summary, first, t.name).asr_no_guard) for t in summary.targets]
-    rows = [TableRow("none", title("none"), bare)]
-    rows += [
+    rows = [
         TableRow(
             guard,
             title(guard),
-            [rate_cell(pooled(summary, guard, t.name).asr) for t in summary.targets],
+            [target_cell(summary, pooled(summary, guard, t.name), "asr") for t in summary.targets],
         )
         for guard in summary.guards
-        if guard != "none"
     ]
     return Sheet("Scripted attacks", columns, rows)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tsgb.eval.bootstrap import Difference
 from tsgb.eval.intervals import clopper_pearson_upper
-from tsgb.eval.records import Rate
+from tsgb.eval.records import Rate, Unguarded
 
 TITLES = {
     "none": "No guard",
@@ -79,3 +79,29 @@ def in_words(rate: Rate | None) -> str:
         return "not measured"
     text = zero_events(rate) or f"{percent(rate.value)} ({interval(rate)})"
     return f"{text}, {rate.errors} errors" if rate.errors else text
+
+
+def leaking(unguarded: Unguarded) -> str:
+    """Example: `"3 of 48 leak"`."""
+    of = 0 if unguarded.asr is None else unguarded.asr.n
+    return f"{unguarded.leaks} of {of} leak"
+
+
+def no_protection(unguarded: Unguarded) -> str | None:
+    """The sentence that stands in place of a guard's figures on a target; None where there are any.
+
+    Example: `"no protection measurable on T_s: 3 of 48 adaptive attempts leak un-guarded (6.3 %),
+    and a figure takes 100 at 30.0 %"`
+    """
+    if unguarded.measurable:
+        return None
+    kind = "adaptive" if unguarded.metric == "adaptive_asr" else "scripted"
+    if unguarded.asr is None:
+        found = f"no {kind} attempt was made un-guarded"
+    else:
+        found = (
+            f"{unguarded.leaks} of {unguarded.asr.n} {kind} attempts leak un-guarded "
+            f"({percent(unguarded.asr.value)})"
+        )
+    least = f"a figure takes {unguarded.min_leaks} at {percent(unguarded.min_asr)}"
+    return f"no protection measurable on {unguarded.target}: {found}, and {least}"

@@ -16,10 +16,12 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig, make_config
 from tsgb.envs import make_environment
+from tsgb.envs.glyph import GlyphEnvironment
 from tsgb.errors import StoreError
+from tsgb.eval.merge import Part, merge
 from tsgb.eval.records import Provenance, Summary
 from tsgb.eval.request import plan, read_request, write_request
-from tsgb.types import CheckpointRef
+from tsgb.types import CheckpointRef, Denominator
 from tsgb.worker.report import report
 
 Evaluated = Callable[..., RunStore]
@@ -117,6 +119,22 @@ def test_an_unknown_time_is_not_told(evaluated: Evaluated) -> None:
     provenance, page = made(evaluated(asked=None))
     assert provenance.wall_seconds is None
     assert "evaluated in" not in page
+
+
+def test_a_report_asks_for_the_leaks_that_its_world_asks_for(evaluated: Evaluated) -> None:
+    class Asking(GlyphEnvironment):
+        def denominator(self, target: str) -> Denominator | None:
+            return Denominator(leaks=10_000, asr=0.5) if target == "T_s" else None
+
+    run = evaluated(asked=None)
+    summary = merge([Part(run, config(0))], Asking(world_seed=0), "e1", "tsgb")
+    asked = {u.target: u.measurable for u in summary.unguarded if u.metric == "asr"}
+    assert asked == {"T_s": False, "B_near": True, "B_mid": True, "B_far": True}
+    stored = Summary.model_validate_json(run.read_text("reports/e1/summary.json"))
+    assert stored == summary
+    figures = {(r.guard, r.target): r.asr for r in stored.results if r.seed is None}
+    assert figures["selfplay", "T_s"] is None
+    assert figures["selfplay", "B_mid"] is not None
 
 
 def test_a_request_is_as_old_as_its_first_cell(tmp_path: Path) -> None:

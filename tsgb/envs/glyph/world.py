@@ -25,6 +25,7 @@ from tsgb.errors import ConfigError
 from tsgb.types import (
     Attack,
     Demonstration,
+    Denominator,
     GuardTemplate,
     Judgement,
     Label,
@@ -185,6 +186,10 @@ class GlyphEnvironment:
     def targets(self) -> Mapping[str, TargetSpec]:
         """The surrogate and three black boxes, by falling overlap of their rules with its own."""
         return targets()
+
+    def denominator(self, target: str) -> Denominator | None:  # noqa: ARG002
+        """Ask for nothing: attacks that were trained on a bare target break it almost always."""
+        return None
 
     def recipes(self, profile: str) -> Mapping[str, ModelRecipe]:
         """`base` and one entry a target."""

@@ -12,7 +12,7 @@ from tsgb.config import Profile, make_config
 from tsgb.envs.base import Environment
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError
-from tsgb.types import Label, Response, Scenario, Split
+from tsgb.types import Denominator, Label, Response, Scenario, Split
 
 ENVIRONMENT = CanaryEnvironment(world_seed=1)
 ATTACKED = Scenario(scenario_id="S-00-00", family="00", harmful=True)
@@ -182,6 +182,12 @@ def test_opening_order_is_that_of_the_families() -> None:
     assert len(set(reserved)) == len(reserved) == 14
     assert set(trained) < set(reserved)
     assert len(trained) == 10
+
+
+def test_planted_targets_must_leak_more_than_real_ones() -> None:
+    planted = {ENVIRONMENT.denominator(name) for name in ENVIRONMENT.targets()}
+    assert planted == {Denominator(leaks=100, asr=0.3)}
+    assert ENVIRONMENT.denominator("my-llm") == Denominator(leaks=30, asr=0.05)
 
 
 def test_it_needs_no_torch() -> None:
