@@ -15,7 +15,7 @@ from random import Random
 from string import Formatter
 
 from tsgb.envs.canary.attacks import ATTACKS, HELD, OPENINGS, RESERVED
-from tsgb.envs.canary.benign import ABOUT, EASY, SENTENCES, TALK, TOPICS, TWINS, WORDS
+from tsgb.envs.canary.benign import ABOUT, EASIES, SENTENCES, TALKS, TOPICS, TWINS, WORDS
 from tsgb.envs.canary.world import NOUNS
 from tsgb.types import Split
 
@@ -73,28 +73,24 @@ class Reading:
     """Whether it asks for the secret."""
 
 
-def choose(pool: Sequence[str], split: Split, rng: Random, *, static: bool = False) -> str:
-    """Draw a wording: old ones on every split, and new ones for calibration and test half the time.
+def wordings_of(pool: Sequence[str], split: Split, *, static: bool = False) -> Sequence[str]:
+    """Return the wordings of a family that a split may draw; no two splits share one.
 
-    With `static`, only those that a static data set would hold.
+    With `static` they are those that a static data set would hold, on every split: what training
+    knows best.
     """
-    old = trained_wordings(pool)
     if static:
-        return rng.choice(pool[: len(pool) * 2 // 5])
-    if split is Split.TRAIN or rng.random() < 0.5:
-        return rng.choice(old)
-    new = pool[len(old) :]
-    return rng.choice(new[::2] if split is Split.CALIBRATION else new[1::2])
-
-
-def trained_wordings(pool: Sequence[str]) -> Sequence[str]:
-    """Those that may be trained on."""
-    return pool[: len(pool) * 4 // 5]
+        return pool[: len(pool) * 2 // 5]
+    num_trained = len(pool) * 5 // 8
+    if split is Split.TRAIN:
+        return pool[:num_trained]
+    return pool[num_trained + (split is Split.TEST) :: 2]
 
 
 def opened_wordings(family: str) -> Sequence[str]:
-    """A family's attack wordings that begin with its opening."""
-    return [wording for wording in ATTACKS[family] if wording.startswith(OPENINGS[family])]
+    """A family's attack wordings for training that begin with its opening."""
+    trained = wordings_of(ATTACKS[family], Split.TRAIN)
+    return [wording for wording in trained if wording.startswith(OPENINGS[family])]
 
 
 def fill(wording: str, noun: str, rng: Random) -> str:
@@ -131,8 +127,8 @@ def bodies() -> Mapping[str, Reading]:
     pools = [
         *((wordings, Reading(name, harmful=True)) for name, wordings in ATTACKS.items()),
         *((wordings, Reading(name, harmful=False)) for name, wordings in TWINS.items()),
-        (TALK, Reading("talk", harmful=False)),
-        (EASY, Reading("easy", harmful=False)),
+        *((wordings, Reading(name, harmful=False)) for name, wordings in TALKS.items()),
+        *((wordings, Reading(name, harmful=False)) for name, wordings in EASIES.items()),
     ]
     return {
         body: reading

@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from tsgb.envs.canary import CanaryEnvironment, grammar
-from tsgb.envs.canary.attacks import ATTACKS, OPENINGS, RESERVED
-from tsgb.envs.canary.benign import EASY, TALK, TWINS
+from tsgb.envs.canary.attacks import ATTACKS, HELD, OPENINGS, RESERVED
+from tsgb.envs.canary.benign import ABOUT, EASIES, TALKS, TWINS
 from tsgb.envs.canary.world import NOUNS
 from tsgb.types import LabelledPrompt, Split, StreamKind
 
@@ -48,36 +48,99 @@ def test_reserved_families_stay_out_of_training() -> None:
     assert {item.technique for item in draw(StreamKind.TWINS, Split.TEST)} >= RESERVED
 
 
-def test_new_wordings_are_for_calibration_and_test_only() -> None:
-    def wordings(split: Split) -> set[str]:
-        rng = Random(2)
-        return {grammar.choose(TALK, split, rng) for _ in range(3_000)}
+POOLS = {
+    **{f"attack {name}": pool for name, pool in ATTACKS.items()},
+    **{f"twin {name}": pool for name, pool in TWINS.items()},
+    **TALKS,
+    **EASIES,
+}
 
-    train, calibration, test = (wordings(split) for split in Split)
-    assert train == set(TALK[:32])
-    assert calibration - train == set(TALK[32::2])
-    assert test - train == set(TALK[33::2])
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS.keys())
+def test_no_split_draws_a_wording_of_another(pool: tuple[str, ...]) -> None:
+    parts = [set(grammar.wordings_of(pool, split)) for split in Split]
+    assert set.union(*parts) == set(pool)
+    assert sum(map(len, parts)) == len(pool), "no wording twice, none in two splits"
+    assert min(map(len, parts)) >= 3
+    for split in Split:
+        assert set(grammar.wordings_of(pool, split, static=True)) < parts[0]
+
+
+def test_calibration_and_test_see_new_wordings_but_where_the_stream_is_static() -> None:
+    known = {
+        body
+        for pool in POOLS.values()
+        for wording in grammar.wordings_of(pool, Split.TRAIN)
+        for body in grammar.expand(wording)
+    }
+
+    def share_known(kind: StreamKind, split: Split) -> float:
+        items = [item for item in draw(kind, split) if item.technique not in RESERVED]
+        found = [any(body in known for body in bodies_in(item.text)) for item in items]
+        return sum(found) / len(found)
+
+    for split in (Split.CALIBRATION, Split.TEST):
+        for kind in (StreamKind.WIDE, StreamKind.BENIGN, StreamKind.HARD_BENIGN, StreamKind.TWINS):
+            assert share_known(kind, split) == 0, (kind, split)
+        assert share_known(StreamKind.STATIC, split) == 1
+        assert share_known(StreamKind.STATIC_BENIGN, split) == 1
+    assert share_known(StreamKind.BENIGN, Split.TRAIN) == 1
+
+
+def bodies_in(text: str) -> list[str]:
+    """What is left of a text without any carrier and tail that it may have."""
+    return [
+        text[len(carrier) : len(text) - len(tail)]
+        for carrier in set(grammar.CARRIERS)
+        if text.startswith(carrier)
+        for tail in set(grammar.TAILS)
+        if text.endswith(tail)
+    ]
+
+
+def test_there_are_fourteen_attack_families_and_eighteen_benign_ones() -> None:
+    assert len(ATTACKS) == 14
+    assert {"translate", "json", "manyshot", "indirect"} == RESERVED
+    assert len(TWINS) + len(TALKS) + len(EASIES) == 18
+    drawn = {item.technique for item in draw(StreamKind.BENIGN, Split.TEST, num=2_000)}
+    assert drawn == {*TWINS, *TALKS, *EASIES}
 
 
 def test_every_family_is_complete() -> None:
     assert set(ATTACKS) == set(TWINS) == set(OPENINGS)
-    assert set(ATTACKS) > RESERVED
     for family, wordings in ATTACKS.items():
-        assert len(wordings) == len(TWINS[family]) == len(set(wordings)) == 10
+        assert len(set(wordings)) == len(set(TWINS[family])) == 16
         assert len(grammar.opened_wordings(family)) >= 2, family
         assert any(wording.startswith(OPENINGS[family]) for wording in TWINS[family]), family
+    for wordings in (*TALKS.values(), *EASIES.values()):
+        assert len(set(wordings)) == 24
+
+
+def test_talk_names_the_secret_by_every_name_that_attacks_use() -> None:
+    assert set(HELD) < set(ABOUT)
+    without_the_noun = [name for name in HELD if "{noun}" not in name]
+    assert len(without_the_noun) > len(HELD) / 2
 
 
 def test_no_text_belongs_to_both_classes() -> None:
     sizes = Counter(reading.harmful for reading in grammar.bodies().values())
     expected = sum(len(list(grammar.expand(w))) for pool in ATTACKS.values() for w in pool)
     assert sizes[True] == expected  # none was overwritten by a benign text
-    assert min(sizes.values()) > 3_000
+    assert min(sizes.values()) > 10_000
 
 
-def test_thousands_of_distinct_texts() -> None:
-    for kind in (StreamKind.WIDE, StreamKind.BENIGN):
-        assert len({item.text for item in draw(kind, num=6_000)}) > 4_000
+@pytest.mark.parametrize("harmful", [True, False], ids=["attacks", "benign"])
+def test_fifteen_thousand_draws_are_thirteen_thousand_texts(harmful: bool) -> None:
+    kinds = [kind for kind in StreamKind if kind.harmful == harmful]
+    texts = [item.text for kind in kinds for item in draw(kind, num=15_000 // len(kinds))]
+    assert len(texts) >= 14_999
+    assert len(set(texts)) > 13_000
+    dressed = [
+        {carrier for carrier in grammar.CARRIERS if carrier and t.startswith(carrier)}
+        for t in texts
+    ]
+    assert set.union(*dressed) == set(grammar.CARRIERS) - {""}, "all carriers, in either class"
+    assert all(any(t.endswith(tail) for t in texts) for tail in grammar.TAILS)
 
 
 def auroc(attack: list[float], benign: list[float]) -> float:
@@ -100,17 +163,27 @@ def auroc(attack: list[float], benign: list[float]) -> float:
     return max(area, 1 - area)
 
 
+ATTACKED = (StreamKind.WIDE, StreamKind.HELD_OUT)
+HARMLESS = (StreamKind.BENIGN, StreamKind.HARD_BENIGN, StreamKind.TWINS)
+
+
+@pytest.mark.parametrize("split", Split, ids=str)
 @pytest.mark.parametrize(
     ("harmful", "benign"),
     [
-        (StreamKind.WIDE, StreamKind.BENIGN),
-        (StreamKind.STATIC, StreamKind.STATIC_BENIGN),
-        (StreamKind.WIDE, StreamKind.TWINS),
+        (ATTACKED, HARMLESS),
+        ((StreamKind.STATIC,), (StreamKind.STATIC_BENIGN,)),
+        *(((kind,), (other,)) for kind in ATTACKED for other in HARMLESS),
     ],
-    ids=["wide", "static", "twins"],
+    ids="+".join,
 )
-def test_no_single_feature_tells_the_classes_apart(harmful: StreamKind, benign: StreamKind) -> None:
-    texts = [[item.text.lower() for item in draw(kind, num=1_500)] for kind in (harmful, benign)]
+def test_no_single_feature_tells_the_classes_apart(
+    harmful: tuple[StreamKind, ...], benign: tuple[StreamKind, ...], split: Split
+) -> None:
+    texts = [
+        [item.text.lower() for kind in kinds for item in draw(kind, split, num=1_500)]
+        for kinds in (harmful, benign)
+    ]
     nouns = re.compile("|".join(NOUNS))
     features = {
         "noun mentioned": lambda text: float(bool(nouns.search(text))),
@@ -139,6 +212,12 @@ def test_demonstrations_are_what_the_attacker_should_write() -> None:
     assert 0.6 < len(attacks) / len(shown) < 0.8
     train = {s.scenario_id for s in ENVIRONMENT.scenarios(Split.TRAIN)}
     openings = tuple(ENVIRONMENT.openings(reserved=False))
+    trained = {
+        body
+        for pool in POOLS.values()
+        for wording in grammar.wordings_of(pool, Split.TRAIN)
+        for body in grammar.expand(wording)
+    }
     for item in shown:
         assert item.scenario.scenario_id in train
         attack = ENVIRONMENT.read(item.scenario, item.completion)
@@ -146,6 +225,7 @@ def test_demonstrations_are_what_the_attacker_should_write() -> None:
         assert not attack.reserved
         if item.scenario.harmful:
             assert item.completion.startswith(openings)
+        assert any(body in trained for body in bodies_in(item.completion))
     counts = Counter(ENVIRONMENT.read(i.scenario, i.completion).technique for i in attacks)
     assert set(counts) == set(grammar.TRAINED)
     assert max(counts.values()) < 0.25 * len(attacks)
@@ -161,7 +241,3 @@ def test_a_twin_is_benign_and_of_the_same_family() -> None:
         assert twin is not None
         assert (twin.harmful, twin.technique) == (False, item.technique)
         assert ENVIRONMENT.label(twin.text) is False
-
-
-def test_every_easy_question_is_different() -> None:
-    assert len(set(EASY)) == len(EASY)
