@@ -233,6 +233,7 @@ def make_engine(
             name=name,
             sha256=sha256,
             weights_sha256=weights_sha256,
+            memory=memory_of(device).share,
         )
     # Importing the models of transformers takes seconds and 200 MB.
     from tsgb.models.general.general_engine import GeneralEngine

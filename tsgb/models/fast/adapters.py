@@ -6,32 +6,46 @@ The base itself is the reference policy of both players: there is never a second
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from tsgb.models.engine import Role
+from tsgb.models.fast.budget import Budget
 from tsgb.models.fast.network import EMBEDDING, HEAD, Weights
-
-SMALL_PARAMETERS = 20_000_000
-"""Bases up to this size spend memory to save time: joined copies of layers that read the same
-input, activations kept for the backward pass, large batches."""
+from tsgb.models.fast.prepacked import Linear, linear_of
 
 
 class BaseWeights(Role, Weights):
     """The frozen tensors of a causal LM, by the names that transformers gives them."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], budget: Budget | None = None) -> None:
+        """Share tensors.
+
+        Args:
+            tensors: weights by name; a head that is missing is the embedding.
+            budget: memory for copies and activations; left out for a base so small that there is
+                no need to count.
+        """
         self.tensors = dict(tensors)
         self.tensors.setdefault(HEAD, self.tensors[EMBEDDING])
+        self.budget = budget
+        self.small = budget is None
         self._joined: dict[tuple[str, ...], Tensor] = {}
-        self.small = sum(t.numel() for t in self.tensors.values()) <= SMALL_PARAMETERS
+        self._linears: dict[str, Linear] = {}
 
     @classmethod
-    def of(cls, module: nn.Module) -> BaseWeights:
+    def of(cls, module: nn.Module, budget: Budget | None = None) -> BaseWeights:
         """Share a module's tensors, without a copy."""
-        return cls({name: t.detach() for name, t in module.state_dict().items()})
+        return cls({name: t.detach() for name, t in module.state_dict().items()}, budget)
+
+    @property
+    def copies(self) -> bool:
+        """Whether there is memory for copies of large weights."""
+        return self.budget is not None and self.budget.copies
 
     def tensor(self, name: str) -> Tensor:
         """See `network.Weights`."""
@@ -39,6 +53,8 @@ class BaseWeights(Role, Weights):
 
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
+        if self.copies:
+            return side_by_side([self._linear(name)(x) for name in names])
         if len(names) == 1:
             return F.linear(x, self.tensors[f"{names[0]}.weight"])
         if not self.small:
@@ -49,13 +65,31 @@ class BaseWeights(Role, Weights):
             self._joined[names] = weight
         return F.linear(x, weight)
 
-    def recomputed(self, layer: int) -> Sequence[Tensor] | None:  # noqa: ARG002
+    def _linear(self, name: str) -> Linear:
+        if name not in self._linears:
+            self._linears[name] = linear_of(self.tensors[f"{name}.weight"])
+        return self._linears[name]
+
+    def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:  # noqa: ARG002
         """See `network.Weights`; the base is never trained."""
         return None
+
+    def keeps_logits(self, num: int) -> bool:
+        """See `network.Weights`."""
+        return self.budget is None or self.budget.keeps_logits(num)
 
     def frozen(self) -> BaseWeights:
         """See `network.Weights`."""
         return self
+
+    def merged(self) -> BaseWeights:
+        """See `network.Weights`."""
+        return self
+
+
+def side_by_side(parts: list[Tensor]) -> Tensor:
+    """Return the outputs of several layers on the same input as one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 class Adapter(Role, Weights):
@@ -92,24 +126,32 @@ class FullAdapter(Adapter):
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
         if len(names) == 1:
-            return F.linear(x, self.parameters[f"{names[0]}.weight"])
+            return F.linear(x, self.tensor(f"{names[0]}.weight"))
         return F.linear(x, torch.cat([self.parameters[f"{name}.weight"] for name in names]))
 
-    def recomputed(self, layer: int) -> Sequence[Tensor] | None:  # noqa: ARG002
+    def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:  # noqa: ARG002
         """See `network.Weights`; whole weights are for small bases."""
         return None
+
+    def keeps_logits(self, num: int) -> bool:  # noqa: ARG002
+        """See `network.Weights`."""
+        return True
 
     def frozen(self) -> Weights:
         """See `network.Weights`."""
         return BaseWeights({name: p.detach() for name, p in self.parameters.items()})
 
+    def merged(self) -> Weights:
+        """See `network.Weights`; there is nothing to merge."""
+        return self
+
 
 class LoraAdapter(Adapter):
-    """A LoRA adapter on every linear layer: `W x + B A x`, never merged (Hu et al. 2021).
+    """A LoRA adapter on every linear layer: `W x + B A x` (Hu et al. 2021).
 
     Names and shapes are those of a peft adapter with `target_modules="all-linear"` (a test loads it
     into peft), but peft itself would import transformers: 7 CPU seconds and 200 MB a process.
-    Merging and unmerging does not restore the bits of the base, so the frozen base stays untouched.
+    Merging and unmerging does not restore the bits of the base, so it is merged into a copy.
     """
 
     def __init__(self, base: BaseWeights, *, rank: int) -> None:
@@ -123,6 +165,8 @@ class LoraAdapter(Adapter):
         self.parameters: dict[str, nn.Parameter] = {}
         self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         self._layers: dict[int, list[Tensor]] = {}
+        self._merged: MergedLora | None = None
+        self._merged_versions: list[int] = []
         for name, weight in sorted(base.tensors.items()):
             place = name.split(".")
             if "layers" not in place or weight.dim() != 2:
@@ -149,20 +193,130 @@ class LoraAdapter(Adapter):
 
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
-        parts = [self._linear(x, name) for name in names]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return side_by_side([self._linear(x, name) for name in names])
 
-    def recomputed(self, layer: int) -> Sequence[Tensor] | None:
+    def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:
         """See `network.Weights`: on a large base, everything but what goes into a layer."""
-        return None if self._base.small else self._layers.get(layer)
+        budget = self._base.budget
+        if budget is None or budget.keeps(num_tokens, row_tokens):
+            return None
+        return self._layers.get(layer)
+
+    def keeps_logits(self, num: int) -> bool:
+        """See `network.Weights`."""
+        return self._base.keeps_logits(num)
 
     def frozen(self) -> Weights:
         """See `network.Weights`."""
         return self
 
+    def merged(self) -> Weights:
+        """See `network.Weights`; the same object until the next update."""
+        if not self._base.copies:
+            return self
+        versions = [parameter._version for parameter in self.parameters.values()]
+        if self._merged is None or versions != self._merged_versions:
+            self._merged = None  # frees its memory before another one takes as much
+            self._merged, self._merged_versions = MergedLora(self), versions
+        return self._merged
+
+    def adapts(self, name: str) -> bool:
+        """Tell whether a linear layer has an adapter."""
+        return name in self._pairs
+
+    def pair(self, name: str) -> LoraPair:
+        """Return the adapter of a linear layer, and the layer's own weight."""
+        return LoraPair(self._base.tensors[f"{name}.weight"], *self._pairs[name])
+
     def _linear(self, x: Tensor, name: str) -> Tensor:
-        y = self._base.linear(x, name)
-        pair = self._pairs.get(name)
-        if pair is None:
-            return y
-        return y + F.linear(F.linear(x, pair[0]), pair[1])
+        if not self.adapts(name):
+            return self._base.linear(x, name)
+        pair = self.pair(name)
+        return pair.apply(
+            x, lambda x: self._base.linear(x, name).addmm_(F.linear(x, pair.a), pair.b.t())
+        )
+
+
+class LoraPair(NamedTuple):
+    """A linear layer and its adapter; in and out are the widths of the layer, r is the rank."""
+
+    weight: Tensor
+    """[out, in] frozen weight of the layer."""
+    a: Tensor
+    """[r, in] what reads the input."""
+    b: Tensor
+    """[out, r] what writes to the output."""
+
+    def apply(self, x_MI: Tensor, run: Linear) -> Tensor:
+        """Return `run(x)`, the output of layer and adapter, with the gradient of both."""
+        if not torch.is_grad_enabled():
+            return run(x_MI)
+        return cast("Tensor", cast("Any", _AdaptedLinear).apply(x_MI, run, *self))
+
+
+class MergedLora(Weights):
+    """A LoRA adapter whose matrices are added to copies of the layers, until the next update."""
+
+    def __init__(self, adapter: LoraAdapter) -> None:
+        self._adapter = adapter
+        self._linears: dict[str, Linear] = {}
+
+    def tensor(self, name: str) -> Tensor:
+        """See `network.Weights`."""
+        return self._adapter.tensor(name)
+
+    def linear(self, x: Tensor, *names: str) -> Tensor:
+        """See `network.Weights`."""
+        return side_by_side([self._adapted(x, name) for name in names])
+
+    def _adapted(self, x: Tensor, name: str) -> Tensor:
+        if not self._adapter.adapts(name):
+            return self._adapter.linear(x, name)
+        return self._adapter.pair(name).apply(x, self._linear(name))
+
+    @torch.no_grad()
+    def _linear(self, name: str) -> Linear:
+        if name not in self._linears:
+            weight, a, b = self._adapter.pair(name)
+            self._linears[name] = linear_of(torch.addmm(weight, b, a))
+        return self._linears[name]
+
+    def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:
+        """See `network.Weights`."""
+        return self._adapter.recomputed(layer, num_tokens, row_tokens)
+
+    def keeps_logits(self, num: int) -> bool:
+        """See `network.Weights`."""
+        return self._adapter.keeps_logits(num)
+
+    def frozen(self) -> Weights:
+        """See `network.Weights`."""
+        return self
+
+    def merged(self) -> Weights:
+        """See `network.Weights`."""
+        return self
+
+
+class _AdaptedLinear(Function):
+    """`W x + B A x` as one operation; what is kept for the backward pass is the input alone.
+
+    Shape letters: M tokens, I and O widths of input and output, r rank.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_MI: Tensor, run: Linear, weight_OI: Tensor, a_rI: Tensor, b_Or: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x_MI, weight_OI, a_rI, b_Or)
+        return run(x_MI)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g_MO,) = grads
+        x_MI, weight_OI, a_rI, b_Or = ctx.saved_tensors
+        g_Mr = g_MO @ b_Or
+        g_x = None
+        if ctx.needs_input_grad[0]:
+            g_x = (g_MO @ weight_OI).addmm_(g_Mr, a_rI)
+        return g_x, None, None, g_Mr.t() @ x_MI, g_MO.t() @ F.linear(x_MI, a_rI)

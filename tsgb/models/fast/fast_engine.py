@@ -27,6 +27,7 @@ from tsgb.models.engine import (
     k3_kl,
 )
 from tsgb.models.fast.adapters import Adapter, BaseWeights, FullAdapter, LoraAdapter
+from tsgb.models.fast.budget import Budget
 from tsgb.models.fast.generation import generate
 from tsgb.models.fast.network import (
     HEAD,
@@ -50,8 +51,6 @@ SCORE_BATCH = 512
 """Prompts that a small base scores at once without gradients; bounds memory, not results."""
 LARGE_SCORE_BATCH = 32
 """Prompts that a large base scores at once; a token of context costs 46 kB at 135M parameters."""
-LARGE_WRITE_BATCH = 8
-"""Completions that a large base writes at once."""
 
 
 class FastEngine:
@@ -65,6 +64,7 @@ class FastEngine:
         name: str,
         sha256: str,
         weights_sha256: str | None = None,
+        memory: int | None = None,
     ) -> None:
         """Wrap the weights of a causal LM.
 
@@ -74,6 +74,8 @@ class FastEngine:
             name: name of the base in records.
             sha256: hex digest of the base.
             weights_sha256: hex digest of the file with the weights, where it differs.
+            memory: bytes that the engine may take; left out for a base so small that there is no
+                need to count.
         """
         self.module: Any = module.requires_grad_(False).eval()
         self.tokenizer = tokenizer
@@ -82,7 +84,8 @@ class FastEngine:
         self.weights_sha256 = sha256 if weights_sha256 is None else weights_sha256
         self.num_parameters = sum(p.numel() for p in module.parameters())
         self.shape = Shape.of(self.module.config)
-        self.base = BaseWeights.of(module)
+        self.budget = None if memory is None else Budget.of(module, memory)
+        self.base = BaseWeights.of(module, self.budget)
         self.vocabulary = self.base.tensor(HEAD).shape[0]
         self.micro_batch_tokens = 0
 
@@ -179,12 +182,15 @@ class FastEngine:
         """See `Engine`."""
         prompts = [self.tokenizer.encode_chat(chat) for chat in chats]
         forced = self.tokenizer.encode_openings(chats, group, openings)
-        frozen, pad = _weights(role).frozen(), self.tokenizer.pad_id
-        num = len(chats) if self.base.small else max(1, LARGE_WRITE_BATCH // group)
+        weights, pad = _weights(role).merged().frozen(), self.tokenizer.pad_id
+        num = len(chats)
+        if self.budget is not None:
+            longest = max(map(len, prompts)) + max_new_tokens
+            num = max(1, self.budget.write_rows(longest) // group)
         done = join(
             [
                 generate(
-                    frozen,
+                    weights,
                     self.shape,
                     prompts[start : start + num],
                     group=group,
@@ -204,7 +210,7 @@ class FastEngine:
 
     def logps(self, role: Role, writing: Writing, temperature: float) -> TokenStatistics:
         """See `Engine`; the divergence is exact up to `LARGE_VOCABULARY` words."""
-        weights = _weights(role)
+        weights = _weights(role).merged()
         if self.vocabulary > LARGE_VOCABULARY:
             logp_NL, entropy_NL = self._token_logps(weights, writing, temperature)
             with torch.no_grad():

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.autograd import Function
 
 from tsgb.models.fast.attention import Lookup, attend, keys_and_values
 from tsgb.models.fast.kernels import rms_norm
@@ -28,8 +29,9 @@ from tsgb.models.torch_typing import from_numpy
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
-POSITIONS = 16
-"""At once: 3 MB of logits for 49 thousand words."""
+POSITIONS = 64
+"""Positions whose logits exist at once: 13 MB for 49 thousand words. With fewer, reading the head
+takes longer than multiplying by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +89,28 @@ class Weights(Protocol):
         """Apply the linear layers called `names` (without `.weight`); outputs side by side."""
         ...
 
-    def recomputed(self, layer: int) -> Sequence[Tensor] | None:
-        """The parameters in a layer whose activations are not kept for the backward pass.
+    def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:
+        """Return the parameters in a layer whose activations are not kept for a backward pass.
 
         None: they are kept.
+
+        Args:
+            layer: number of the layer.
+            num_tokens: tokens of the batch.
+            row_tokens: tokens of its longest row.
         """
+        ...
+
+    def keeps_logits(self, num: int) -> bool:
+        """Tell whether the logits of so many positions are kept for a backward pass."""
         ...
 
     def frozen(self) -> Weights:
         """The same function without gradients, cheaper to call often; until the next update."""
+        ...
+
+    def merged(self) -> Weights:
+        """The same function, adapter and base as one where memory allows; until the next update."""
         ...
 
 
@@ -130,7 +145,7 @@ def hidden_states(
         run = partial(
             _layer, weights, shape, name, lookup=lookup, asking=asking, picked=picked, cache=cache
         )
-        parameters = weights.recomputed(layer)
+        parameters = weights.recomputed(layer, len(rows.ids_N), rows.grid.T)
         x = run(x) if parameters is None else recomputed(run, x, parameters)
     x = rms_norm(x, weights.tensor("model.norm.weight"), shape.rms_eps)
     return x if inverse is None else x.index_select(0, from_numpy(inverse))
@@ -170,6 +185,8 @@ def feed_forward(weights: Weights, shape: Shape, x: Tensor, name: str) -> Tensor
 
 def logits(weights: Weights, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
     """Project hidden states to the vocabulary, or to the vocabulary entries `rows` only."""
+    if rows is None and not torch.is_grad_enabled():
+        return weights.linear(hidden, "lm_head")
     head = weights.tensor(HEAD)
     return F.linear(hidden, head if rows is None else head.index_select(0, rows))
 
@@ -185,20 +202,63 @@ def token_logps(
         ids_M: the tokens.
         temperature: divides the logits.
     """
-    head = weights.tensor(HEAD)
-    parameters = [head] if head.requires_grad else []
-    parts: list[Tensor] = []
-    for start in range(0, len(ids_M), POSITIONS):
-        ids = ids_M[start : start + POSITIONS, None]
+    return cast("Any", _TokenLogps).apply(
+        hidden_ME, weights.tensor(HEAD), weights, ids_M, temperature
+    )
 
-        def both(hidden: Tensor, ids: Tensor = ids) -> Tensor:
-            logits_MV = logits(weights, hidden).float()
-            if temperature != 1:
-                logits_MV /= temperature
-            logp_MV = torch.log_softmax(logits_MV, -1)
-            entropy = -(logp_MV.exp() * logp_MV).sum(-1, keepdim=True)
-            return torch.cat((logp_MV.gather(-1, ids), entropy), -1)
 
-        parts.append(recomputed(both, hidden_ME[start : start + POSITIONS], parameters))
-    logp_M, entropy_M = torch.cat(parts).unbind(-1)
-    return logp_M, entropy_M
+class _TokenLogps(Function):
+    """Log-probabilities and entropies, a few positions at a time.
+
+    The distributions are kept for the backward pass where memory allows, and computed again else.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ME: Tensor, head_VE: Tensor, weights: Weights, ids_M: Tensor, *rest: float
+    ) -> tuple[Tensor, Tensor]:
+        ctx.weights, (ctx.temperature,) = weights, rest
+        kept: list[Tensor] | None = [] if weights.keeps_logits(len(ids_M)) else None
+        logp_M = hidden_ME.new_empty(len(ids_M))
+        entropy_M = torch.empty_like(logp_M)
+        for here in _chunks(len(ids_M)):
+            logp_PV = _distributions(weights, hidden_ME[here], ctx.temperature)
+            logp_M[here] = logp_PV.gather(-1, ids_M[here, None]).squeeze(-1)
+            entropy_M[here] = -(logp_PV.exp() * logp_PV).sum(-1)
+            if kept is not None:
+                kept.append(logp_PV)
+        ctx.kept = kept
+        ctx.save_for_backward(hidden_ME, head_VE, ids_M, entropy_M)
+        return logp_M, entropy_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ME, head_VE, ids_M, entropy_M = ctx.saved_tensors
+        g_logp_M, g_entropy_M = grads
+        g_hidden_ME = torch.empty_like(hidden_ME)
+        g_head_VE = torch.zeros_like(head_VE) if ctx.needs_input_grad[1] else None
+        for number, here in enumerate(_chunks(len(ids_M))):
+            if ctx.kept is None:
+                logp_PV = _distributions(ctx.weights, hidden_ME[here], ctx.temperature)
+            else:
+                logp_PV = ctx.kept[number]
+            g_logp, g_entropy = g_logp_M[here, None], g_entropy_M[here, None]
+            # With z = logits / T: d logp[i] / dz = 1[i] - p, and dH / dz = -p (log p + H).
+            g_PV = (logp_PV + entropy_M[here, None]).mul_(-g_entropy).sub_(g_logp)
+            g_PV.mul_(logp_PV.exp()).scatter_add_(1, ids_M[here, None], g_logp)
+            g_PV.div_(ctx.temperature)
+            torch.mm(g_PV, head_VE, out=g_hidden_ME[here])
+            if g_head_VE is not None:
+                g_head_VE.addmm_(g_PV.t(), hidden_ME[here])
+        return g_hidden_ME, g_head_VE, None, None, None
+
+
+def _chunks(num: int) -> list[slice]:
+    return [slice(start, start + POSITIONS) for start in range(0, num, POSITIONS)]
+
+
+@torch.no_grad()
+def _distributions(weights: Weights, hidden_PE: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities [P, V] of all words."""
+    logits_PV = weights.linear(hidden_PE, "lm_head").float()
+    return torch.log_softmax(logits_PV if temperature == 1 else logits_PV / temperature, -1)

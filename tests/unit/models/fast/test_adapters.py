@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tests.unit.models.conftest import MakeLlama, Row
-from tsgb.models.fast import adapters
 from tsgb.models.fast.adapters import (
+    HEAD,
     BaseWeights,
     FullAdapter,
     LoraAdapter,
 )
+from tsgb.models.fast.budget import Budget
 from tsgb.models.fast.network import Shape, Weights, hidden_states, logits
 from tsgb.models.fast.packing import Rows
 
@@ -89,7 +90,7 @@ def test_whole_weights_start_at_the_base_and_leave_it_alone(
     module = make_llama(2, tied=tied).requires_grad_(False)
     base = BaseWeights.of(module)
     adapter = FullAdapter(base)
-    assert (adapters.HEAD in adapter.parameters) != tied
+    assert (HEAD in adapter.parameters) != tied
     with torch.no_grad():
         plain = last_logits(base, module, rows)
         torch.testing.assert_close(last_logits(adapter, module, rows), plain, rtol=0, atol=3e-5)
@@ -103,13 +104,36 @@ def test_whole_weights_start_at_the_base_and_leave_it_alone(
     assert not torch.allclose(moved, plain)
 
 
-def test_large_bases_keep_no_joined_copies(
-    make_llama: MakeLlama, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+def test_copies_of_weights_and_none_give_the_same_numbers(
+    make_llama: MakeLlama, rows: list[Row]
 ) -> None:
+    """A base that is small, one with memory for other layouts, and one without."""
     module = make_llama(2)
-    joined = BaseWeights.of(module)
-    monkeypatch.setattr(adapters, "SMALL_PARAMETERS", 0)
-    apart = BaseWeights.of(module)
+    budgets = [None, *(Budget.of(module, memory) for memory in (10**10, 0))]
+    bases = [BaseWeights.of(module, budget) for budget in budgets]
+    assert [base.copies for base in bases] == [False, True, False]
+    found: list[tuple[Tensor, ...]] = []
+    for base in bases:
+        adapter = lora(base)
+        for weights in (adapter, adapter.merged()):
+            logp = last_logits(weights, module, rows).log_softmax(-1)
+            gradient = torch.autograd.grad(logp.square().sum(), list(adapter.parameters.values()))
+            with torch.no_grad():
+                frozen = last_logits(weights.frozen(), module, rows).log_softmax(-1)
+                plain = last_logits(base, module, rows)
+            found.append((logp.detach(), frozen, plain, *(g / g.norm() for g in gradient)))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=3e-5)
+
+
+def test_a_merged_adapter_follows_its_parameters(make_llama: MakeLlama, rows: list[Row]) -> None:
+    module = make_llama(2)
+    adapter = lora(BaseWeights.of(module, Budget.of(module, 10**10)))
+    merged = adapter.merged()
+    assert adapter.merged() is merged
     with torch.no_grad():
-        a, b = (last_logits(weights, module, rows) for weights in (joined, apart))
-    torch.testing.assert_close(a, b, rtol=0, atol=3e-5)
+        before = last_logits(merged, module, rows)
+        adapter.parameters["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"].mul_(2)
+        now = last_logits(adapter.merged(), module, rows)
+        torch.testing.assert_close(now, last_logits(adapter, module, rows), rtol=0, atol=3e-5)
+    assert (now - before).abs().max() > 1e-2

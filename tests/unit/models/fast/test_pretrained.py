@@ -47,6 +47,16 @@ def model(saved: Path) -> FastEngine:
     return FastEngine(module, tokenizer, name="tiny", sha256="0" * 64)
 
 
+def engines(saved: Path) -> list[FastEngine]:
+    """The engine with all memory that it can use, with little, and on a small base."""
+    return [
+        FastEngine(
+            load_pretrained(saved), ChatTokenizer(saved), name="tiny", sha256="0", memory=memory
+        )
+        for memory in (10**10, 1, None)
+    ]
+
+
 def lora(model: FastEngine) -> LoraAdapter:
     """An adapter that changes something: B is not zero."""
     generator = torch.Generator().manual_seed(3)
@@ -85,50 +95,52 @@ def test_numbers_are_those_of_transformers_and_adapters_those_of_peft(
             torch.testing.assert_close(ours, adapted(torch.tensor([ids])).logits[0])
 
 
-def test_activations_that_are_computed_again_give_the_same_gradient(model: FastEngine) -> None:
-    adapter, template = lora(model), ENVIRONMENT.guard_template()
+def test_activations_that_are_computed_again_give_the_same_gradient(saved: Path) -> None:
+    template = ENVIRONMENT.guard_template()
     found: list[list[torch.Tensor]] = []
-    for small in (True, False):
-        model.base.small = small
+    for model in engines(saved):
+        adapter = lora(model)
         z = model.scores(adapter, template, prompts(5))
         loss = torch.sigmoid(z).mean()
         found.append(list(torch.autograd.grad(loss, list(adapter.parameters.values()))))
-    for kept, again in zip(*found, strict=True):
+    for kept, again, small in zip(*found, strict=True):
         assert kept.abs().max() > 0
         torch.testing.assert_close(again, kept)
+        torch.testing.assert_close(small, kept)
 
 
-def test_log_probabilities_in_parts_are_those_of_the_whole(model: FastEngine) -> None:
+def test_log_probabilities_in_parts_are_those_of_the_whole(saved: Path, model: FastEngine) -> None:
     assert model.vocabulary > LARGE_VOCABULARY
     generator = torch.Generator().manual_seed(5)
-    hidden = torch.randn(50, 24, generator=generator).requires_grad_()
-    ids = torch.randint(model.vocabulary, (50,), generator=generator)
-    weight = torch.randn(50, generator=generator)
-    logp, entropy = token_logps(model.base, hidden, ids, temperature=0.7)
-    (found,) = torch.autograd.grad((weight * logp + entropy.square()).sum(), hidden)
+    hidden = torch.randn(150, 24, generator=generator).requires_grad_()
+    ids = torch.randint(model.vocabulary, (150,), generator=generator)
+    weight = torch.randn(150, generator=generator)
     whole = torch.log_softmax(logits(model.base, hidden) / 0.7, -1)
     whole_logp = whole.gather(-1, ids[:, None]).squeeze(-1)
     whole_entropy = -(whole.exp() * whole).sum(-1)
     (wanted,) = torch.autograd.grad((weight * whole_logp + whole_entropy.square()).sum(), hidden)
-    torch.testing.assert_close((logp, entropy), (whole_logp, whole_entropy))
-    torch.testing.assert_close(found, wanted)
+    for engine in engines(saved):
+        logp, entropy = token_logps(engine.base, hidden, ids, temperature=0.7)
+        (found,) = torch.autograd.grad((weight * logp + entropy.square()).sum(), hidden)
+        torch.testing.assert_close((logp, entropy), (whole_logp, whole_entropy))
+        torch.testing.assert_close(found, wanted)
 
 
-def test_batches_bound_memory_and_change_nothing(model: FastEngine) -> None:
+def test_batches_bound_memory_and_change_nothing(saved: Path) -> None:
     scenarios = [s for s in ENVIRONMENT.scenarios(Split.TRAIN) if s.harmful][:6]
     chats = [ENVIRONMENT.attacker_messages(s) for s in scenarios]
     texts = prompts(40)
     written, scored = [], []
-    for small in (True, False):
-        model.base.small = small
+    for model in engines(saved):
         adapter = lora(model)
         done = model.write(adapter, chats, group=3, max_new_tokens=5, generator=None)
         assert len(done.texts) == len(done.prompts) == 18
         assert done.ids_NL.shape == done.logp_NL.shape
         written.append(done.texts)
         scored.append(model.score_all(adapter, ENVIRONMENT.guard_template(), texts))
-    assert written[0] == written[1]
-    torch.testing.assert_close(scored[0], scored[1])
+    for texts_, scores in zip(written[1:], scored[1:], strict=True):
+        assert texts_ == written[0]
+        torch.testing.assert_close(scores, scored[0])
 
 
 @pytest.mark.parametrize(
