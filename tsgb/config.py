@@ -83,6 +83,10 @@ def _is_empty(value: str) -> bool:
     return not value
 
 
+def _is_none(value: float | None) -> bool:
+    return value is None
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -227,6 +231,12 @@ class SelfPlayConfig(_Frozen):
     quota, when its phase ends; the rest is what it wrote while it learned."""
     payoff_attacks: Positive = 256
     """Number of attacks by which a member of the pool is represented."""
+    family_cap: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None, Field(exclude_if=_is_none)
+    ] = None
+    """Largest share of one technique family among the attacks that are replayed to the guard, in
+    (0, 1]; None for no cap. None is not stored: configurations of earlier versions keep their hash.
+    """
 
 
 class CalibrationConfig(_Frozen):

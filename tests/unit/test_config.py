@@ -153,6 +153,16 @@ def test_layers_merge_deeply_and_the_last_one_wins() -> None:
     assert (made.guard.lr, made.guard.batch, made.seed) == (2.0, 8, 5)
 
 
+def test_a_cap_that_is_not_set_is_not_stored() -> None:
+    assert "family_cap" not in config({}).canonical()
+    capped = config({"selfplay": {"family_cap": 0.25}})
+    assert '"family_cap":0.25' in capped.canonical()
+    assert parse_config(capped.canonical(), "somewhere") == capped
+    assert [name for name, *_ in capped.differences(config({}))] == ["selfplay.family_cap"]
+    with pytest.raises(ConfigError, match=r"selfplay\.family_cap = 0"):
+        config({"selfplay": {"family_cap": 0}})
+
+
 def test_the_fingerprint_tells_configurations_apart_and_survives_storage() -> None:
     made = config()
     assert made.fingerprint == config({}).fingerprint

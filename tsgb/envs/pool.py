@@ -6,9 +6,11 @@ no generation, and the pool fits into the trainer's state as text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from random import Random
 
 import numpy as np
@@ -95,6 +97,54 @@ def _mixture(shape: tuple[int, ...], payoffs: bytes) -> Matrix:
     """Return the mixture over attackers, cached: it changes only when a phase ends."""
     mixture, _ = hedge(np.frombuffer(payoffs).reshape(shape), iterations=500)
     return mixture
+
+
+def capped_shares(mass: Mapping[str, float], cap: float) -> dict[str, float]:
+    """Return each family's share of a replay in which no family has more than `cap`.
+
+    What is cut from one family goes to the others in proportion to their mass. With fewer than
+    1 / cap families the shares add up to less than 1.
+
+    Args:
+        mass: What each family has without a cap, in any unit.
+        cap: Largest share.
+    """
+    free = {family: m for family, m in mass.items() if m > 0}
+    shares: dict[str, float] = {}
+    while free:
+        left = 1 - cap * len(shares)
+        total = sum(free.values())
+        over = [family for family, m in free.items() if left * m / total > cap]
+        if not over:
+            return shares | {family: left * m / total for family, m in free.items()}
+        for family in over:
+            shares[family] = cap
+            del free[family]
+    return shares
+
+
+def draw_capped(
+    members: Sequence[PoolMember], weights: Sequence[float], rng: Random, num: int, cap: float
+) -> list[PoolAttack]:
+    """Draw at most `num` attacks as `draw` does, none of its families more than cap times num.
+
+    The draw is systematic: a family gets its share of `num`, rounded up or down. Fewer attacks are
+    drawn where there are too few families to fill all places.
+    """
+    families: dict[str, tuple[list[PoolAttack], list[float]]] = {}
+    for member, weight in zip(members, weights, strict=True):
+        for attack in member.attacks:
+            attacks, odds = families.setdefault(attack.technique, ([], []))
+            attacks.append(attack)
+            odds.append(weight / len(member.attacks))
+    shares = capped_shares({name: sum(odds) for name, (_, odds) in families.items()}, cap)
+    order = list(shares)
+    rng.shuffle(order)
+    ends = list(accumulate(shares[name] for name in order))
+    start = rng.random()
+    places = [bisect_right(ends, (start + index) / num) for index in range(num)]
+    chosen = [families[order[place]] for place in places if place < len(order)]
+    return [rng.choices(attacks, weights=odds)[0] for attacks, odds in chosen]
 
 
 def draw(

@@ -28,7 +28,7 @@ PAGE_COLOURS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)"}
 SERIES = ("none", "sft", "frozen", "selfplay", "tfidf", "untrained", "oracle")
 MARKERS = "osD^vPX"
 MAIN_GUARDS = ("none", "sft", "frozen", "selfplay")
-MAX_CURVES = 9
+MAX_CURVES = 10
 SIZE = (4.4, 2.9)
 STYLE = {
     "svg.fonttype": "none",

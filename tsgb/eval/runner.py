@@ -45,7 +45,18 @@ Report = Callable[[int, int, str], None]
 CURVE_POINTS = 200
 _PHASES = frozenset({"attacker", "guard", "warmup"})
 _STATE = "trainer_state.json"
-CURVE_FIELDS = ("asr", "asr_no_guard", "fpr", "fnr", "kl", "entropy", "grad_norm", "loss", "tau")
+CURVE_FIELDS = (
+    "asr",
+    "asr_no_guard",
+    "family_share",
+    "fpr",
+    "fnr",
+    "kl",
+    "entropy",
+    "grad_norm",
+    "loss",
+    "tau",
+)
 
 
 class Evaluation:

@@ -8,7 +8,7 @@ from random import Random
 
 from tsgb.config import GuardConfig, SelfPlayConfig
 from tsgb.envs.base import Environment
-from tsgb.envs.pool import PoolAttack
+from tsgb.envs.pool import PoolAttack, PoolMember, draw_capped
 from tsgb.envs.rubric import guard_gain
 from tsgb.types import Attack, LabelledPrompt, Split, StreamKind
 
@@ -57,14 +57,14 @@ def selfplay_batch(
     Args:
         env: makes twins and clean prompts.
         config: shares.
-        selfplay: whether there are twins.
+        selfplay: whether there are twins, and the cap of a family.
         rng: private.
         buffer: attacks of this round; none if nothing that it wrote was readable.
         pool_draw: attacks drawn from the pool.
         mu: extra price of a false positive.
     """
     num_current = round(config.batch * config.current_share) if buffer else 0
-    current = [rng.choice(buffer) for _ in range(num_current)]
+    current = draw_from(buffer, selfplay, rng, num_current)
     attacks = [*current, *pool_draw]
     benign: list[LabelledPrompt] = []
     if selfplay.twins and attacks:
@@ -74,6 +74,16 @@ def selfplay_batch(
                 benign.append(twin)
     rest = max(0, config.batch - len(attacks) - len(benign))
     return _batch(config, mu, attacks, [*benign, *clean_prompts(env, rng, rest)])
+
+
+def draw_from(
+    buffer: Sequence[PoolAttack], selfplay: SelfPlayConfig, rng: Random, num: int
+) -> list[PoolAttack]:
+    """Draw `num` of the attacks with replacement; fewer where the cap of a family leaves gaps."""
+    if selfplay.family_cap is None:
+        return [rng.choice(buffer) for _ in range(num)]
+    current = PoolMember(name="current", attacks=tuple(buffer))
+    return draw_capped([current], [1.0], rng, num, selfplay.family_cap)
 
 
 def as_attack(attack: PoolAttack) -> Attack:

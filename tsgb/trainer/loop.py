@@ -8,6 +8,7 @@ restores it. The result does not depend on how often the state was saved and loa
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from random import Random
@@ -19,13 +20,13 @@ from torch import Tensor
 
 from tsgb.config import Arm, Phase, RunConfig
 from tsgb.envs.base import Environment
-from tsgb.envs.pool import PoolAttack, PoolMember, draw, replay_weights
+from tsgb.envs.pool import PoolAttack, PoolMember, draw, draw_capped, replay_weights
 from tsgb.envs.rollout import play
 from tsgb.models.engine import Engine
 from tsgb.models.torch_typing import flags, floats
 from tsgb.models.weights import load_parameters, snapshot
 from tsgb.protocols import Target
-from tsgb.trainer.batches import GuardBatch, clean_batch, selfplay_batch
+from tsgb.trainer.batches import GuardBatch, clean_batch, draw_from, selfplay_batch
 from tsgb.trainer.calibration import calibrated_threshold
 from tsgb.trainer.players import AttackerPlayer, GuardPlayer, draw_openings
 from tsgb.trainer.state import (
@@ -192,10 +193,19 @@ class Trainer:
             "asr_no_guard": _mean(violated),
             "asr": _mean([v * (1 - e.p_block) for v, e in zip(violated, harmful, strict=True)]),
             "faithful": _mean([e.attack.faithful for e in episodes]),
+            **self._families(harmful),
             "signatures": len(
                 {e.attack.signature for e, v in zip(harmful, violated, strict=True) if v}
             ),
         }
+
+    def _families(self, harmful: Sequence[Episode]) -> Metrics:
+        """Return the largest share of a technique family, in runs that cap it in the replay."""
+        if self.config.selfplay.family_cap is None:
+            return {}
+        families = Counter(e.attack.technique for e in harmful if e.attack.faithful)
+        largest = max(families.values(), default=0)
+        return {"family_share": largest / max(1, families.total())}
 
     def _defend(self, phase: Phase, within: int) -> Metrics:
         """Do one update of the guard."""
@@ -212,10 +222,14 @@ class Trainer:
             pool: list[PoolAttack] = []
             num = round(config.batch * config.pool_share)
             if self.config.selfplay.pool and self.state.pool:
-                weights = replay_weights(np.array(self.state.payoff))
-                pool = draw(self.state.pool, weights.tolist(), self.rng, num)
+                weights = replay_weights(np.array(self.state.payoff)).tolist()
+                cap = self.config.selfplay.family_cap
+                if cap is None:
+                    pool = draw(self.state.pool, weights, self.rng, num)
+                else:
+                    pool = draw_capped(self.state.pool, weights, self.rng, num, cap)
             elif self.state.buffer:
-                pool = [self.rng.choice(self.state.buffer) for _ in range(num)]
+                pool = draw_from(self.state.buffer, self.config.selfplay, self.rng, num)
             batch = selfplay_batch(
                 self.env,
                 config,

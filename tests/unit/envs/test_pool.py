@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tsgb.envs.pool import FLOOR, Matrix, PoolAttack, PoolMember, draw, hedge, replay_weights
+from tsgb.envs.pool import (
+    FLOOR,
+    Matrix,
+    PoolAttack,
+    PoolMember,
+    capped_shares,
+    draw,
+    draw_capped,
+    hedge,
+    replay_weights,
+)
 
 ROCK_PAPER_SCISSORS = np.array([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]])
 
@@ -101,3 +111,67 @@ def test_attacks_are_drawn_by_their_members_weight() -> None:
 def test_nothing_is_drawn_from_nobody() -> None:
     assert draw([], [], Random(1), 5) == []
     assert draw([member("a")], [1.0], Random(1), 0) == []
+
+
+def of_families(name: str, counts: dict[str, int]) -> PoolMember:
+    return PoolMember(
+        name=name,
+        attacks=tuple(
+            PoolAttack(text=f"{name} {family} {i}", harmful=True, violated=True, technique=family)
+            for family, num in counts.items()
+            for i in range(num)
+        ),
+    )
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), st.floats(0, 100), max_size=8),
+    st.floats(0.05, 1),
+)
+def test_no_share_is_above_the_cap_and_none_is_lost_that_fits(
+    mass: dict[str, float], cap: float
+) -> None:
+    shares = capped_shares(mass, cap)
+    present = [family for family, m in mass.items() if m > 0]
+    assert set(shares) == set(present)
+    assert all(share <= cap + 1e-9 for share in shares.values())
+    assert sum(shares.values()) == pytest.approx(min(1, cap * len(present)))
+    ordered = sorted(present, key=lambda family: mass[family])
+    assert [shares[f] for f in ordered] == pytest.approx(sorted(shares.values()))
+
+
+def test_a_cap_that_is_not_reached_changes_no_share() -> None:
+    assert capped_shares({"a": 1, "b": 3}, 0.8) == {"a": 0.25, "b": 0.75}
+    assert capped_shares({"a": 94, "b": 4, "c": 2}, 0.25) == dict.fromkeys("abc", 0.25)
+    assert capped_shares({"a": 90, "b": 4, "c": 3, "d": 2, "e": 1}, 0.25) == pytest.approx(
+        {"a": 0.25, "b": 0.25, "c": 0.25, "d": 1 / 6, "e": 1 / 12}
+    )
+
+
+@pytest.mark.parametrize("num", [3, 8, 11, 40])
+def test_a_collapsed_attacker_fills_a_quarter_of_every_replay(num: int) -> None:
+    collapsed = of_families("new", {"poem": 90, "spell": 4, "json": 3, "debug": 2, "story": 1})
+    other = of_families("old", {"poem": 5, "debug": 5})
+    totals = Counter[str]()
+    for seed in range(200):
+        drawn = draw_capped([collapsed, other], [0.9, 0.1], Random(seed), num, 0.25)
+        families = Counter(attack.technique for attack in drawn)
+        assert len(drawn) == num
+        assert max(families.values()) <= -(-num // 4), "a quarter, rounded up"
+        totals += families
+    assert totals["poem"] / totals.total() == pytest.approx(0.25, abs=0.02)
+    assert set(totals) == {"poem", "spell", "json", "debug", "story"}
+
+
+def test_places_that_no_family_may_take_stay_free() -> None:
+    alone = of_families("new", {"poem": 50})
+    assert len(draw_capped([alone], [1.0], Random(0), 40, 0.25)) == 10
+    assert draw_capped([], [], Random(0), 5, 0.25) == []
+    assert draw_capped([alone], [1.0], Random(0), 0, 0.25) == []
+
+
+def test_within_a_family_members_are_drawn_by_their_weight() -> None:
+    members = [of_families(name, {"a": 4, "b": 4}) for name in ("often", "seldom")]
+    drawn = draw_capped(members, [0.9, 0.1], Random(2), 4_000, 0.6)
+    share = sum(attack.text.startswith("often") for attack in drawn) / len(drawn)
+    assert share == pytest.approx(0.9, abs=0.03)

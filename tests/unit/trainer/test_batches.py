@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -122,3 +124,28 @@ def test_a_clean_batch_is_labelled_data_only() -> None:
     assert sum(batch.harmful) == 10
     for harmful, gain in zip(batch.harmful, batch.gains, strict=True):
         assert (gain > 0) is harmful
+
+
+def test_a_cap_keeps_one_family_from_filling_the_batch() -> None:
+    [common, *others] = attacks(5)
+    buffer = [replace(common, technique="a")] * 95
+    buffer += [replace(a, technique=t) for a, t in zip(others, "bcde", strict=True)]
+    texts = {attack.text: attack.technique for attack in buffer}
+
+    def families(cap: float | None) -> Counter[str]:
+        selfplay = SELFPLAY.model_copy(update={"family_cap": cap})
+        batch = make_batch(buffer, [], selfplay=selfplay)
+        assert len(batch.prompts) == 40
+        return Counter(texts[text] for text in batch.prompts[:12])
+
+    assert families(None)["a"] >= 10
+    assert families(0.25)["a"] == 3
+    assert families(0.25).total() == 12
+
+
+def test_clean_prompts_take_the_places_that_the_cap_leaves_free() -> None:
+    alone = [replace(attack, technique="a") for attack in attacks(4)]
+    selfplay = SELFPLAY.model_copy(update={"family_cap": 0.25})
+    batch = make_batch(alone, [], selfplay=selfplay)
+    assert len(batch.prompts) == 40
+    assert sum(text in {a.text for a in alone} for text in batch.prompts) == 3

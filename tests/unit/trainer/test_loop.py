@@ -251,6 +251,16 @@ def plays_to_its_end(trainer: Trainer) -> None:
     trainer.load(trainer.files())
 
 
+def test_the_family_of_most_attacks_is_told_where_its_replay_is_capped() -> None:
+    plain = run(make_trainer(miniature_config()))
+    capped = run(make_trainer(miniature_config({"selfplay": {"family_cap": 0.25}})))
+    assert not any("family_share" in metrics for metrics in plain)
+    told = [m["family_share"] for m in capped if m["phase"] in {"warmup", "attacker"}]
+    assert told
+    assert all(0 <= share <= 1 for share in told)
+    assert any(0 < share < 1 for share in told)
+
+
 def test_attacks_are_never_made_on_scenarios_of_another_split() -> None:
     refusing = ScriptedTarget(lambda _prompt: Response(text="REFUSE"))
     trainer = Trainer(miniature_config(), world(), untrained_model(), refusing)
