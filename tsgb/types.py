@@ -204,6 +204,9 @@ class TrainingText:
 
     chat: Messages = ()
     """Messages of which the last one is learned; in place of all other fields."""
+    answered: Messages = ()
+    """Chat that the bare model answers, greedily: its answer then is the message of `chat` that is
+    learned. Empty where `chat` has its answer."""
     text: str = ""
     """Context: no loss, unless `readout` says so."""
     completion: str = ""
@@ -251,6 +254,10 @@ class ModelRecipe:
     """Peak learning rate of the one-cycle schedule."""
     init_from: str = ""
     """Recipe from whose weights it starts; the architecture is that one's."""
+    rank: int = 0
+    """Rank of a LoRA adapter on a pretrained model; 0 for a model of its own."""
+    frozen_share: float = 0.0
+    """Share of the layers, from the lowest one, that the adapter leaves as they are, in [0, 1)."""
     max_length: int = 40
     """Most tokens of a text."""
 

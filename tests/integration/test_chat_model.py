@@ -58,9 +58,9 @@ def check(run: RunStore, eval_id: str) -> None:
     directory = f"reports/{eval_id}"
     summary = run.read_json(f"{directory}/summary.json")
     assert {"none", "tfidf", "untrained", "selfplay"} <= set(summary["guards"])
-    assert {row["target"] for row in summary["results"]} == {"T_s", "B_prompt"}
+    assert {row["target"] for row in summary["results"]} == set(CanaryEnvironment(0).targets())
     described = {target["name"]: target["arch"] for target in summary["targets"]}
-    assert described["T_s"].endswith(", bare")
+    assert "holes planted: verse" in described["T_s"]
     assert "SmolLM2" not in described["T_s"], "the model that was loaded"
     assert "/" not in described["T_s"], "no path of this machine"
     page = run.read_text(f"{directory}/report.html")

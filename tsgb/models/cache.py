@@ -43,39 +43,84 @@ def cached_tensors(
     Returns:
         The tensors and the sha256 (hex) of their file.
     """
+    data, digest = cached_file(directory, key, WEIGHTS, lambda: _bytes(build()))
+    return load(data), digest
+
+
+def cached_file(
+    directory: Path, key: str, name: str, build: Callable[[], bytes]
+) -> tuple[bytes, str]:
+    """Read the file of `key`; build it first if the cache lacks it.
+
+    Args:
+        directory: directory of the cache.
+        key: see `cache_key`.
+        name: name of the file.
+        build: makes its content; called under the lock of the key.
+
+    Returns:
+        The content and its sha256 (hex).
+    """
     entry = directory / key
-    found = _read(entry)
+    found = _read(entry, name)
     if found is not None:
         return found
     directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory / f"{key}.lock"):
-        found = _read(entry)
+        found = _read(entry, name)
         if found is None:
-            data = save({name: t.contiguous() for name, t in sorted(build().items())})
-            _publish(entry, data)
-            found = _read(entry)
+            _publish(entry, name, build())
+            found = _read(entry, name)
     if found is None:
         raise OSError(f"{entry} does not read back as written: the disk under the cache is faulty")
     return found
 
 
-def _read(entry: Path) -> tuple[dict[str, Tensor], str] | None:
+class Unfinished:
+    """State of a training that may be interrupted, beside the entry that it becomes.
+
+    It is verified as entries are; who uses it holds the lock of the entry.
+    """
+
+    def __init__(self, directory: Path, key: str) -> None:
+        """Name the state of `key` in the cache `directory`."""
+        self._entry = directory / f"{key}.unfinished"
+
+    def read(self) -> dict[str, Tensor] | None:
+        """Return the tensors that were written last; None where there are none."""
+        found = _read(self._entry, WEIGHTS)
+        return None if found is None else load(found[0])
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the tensors."""
+        _publish(self._entry, WEIGHTS, _bytes(tensors))
+
+    def drop(self) -> None:
+        """Delete what is there."""
+        shutil.rmtree(self._entry, ignore_errors=True)
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
+
+
+def _read(entry: Path, name: str) -> tuple[bytes, str] | None:
     try:
-        data = (entry / WEIGHTS).read_bytes()
+        data = (entry / name).read_bytes()
         expected = (entry / "sha256").read_text().strip()
     except FileNotFoundError:
         return None
     digest = hashlib.sha256(data).hexdigest()
-    return (load(data), digest) if digest == expected else None
+    return (data, digest) if digest == expected else None
 
 
-def _publish(entry: Path, data: bytes) -> None:
+def _publish(entry: Path, name: str, data: bytes) -> None:
     scratch = entry.with_name(f"{entry.name}.{os.getpid()}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    (scratch / WEIGHTS).write_bytes(data)
+    (scratch / name).write_bytes(data)
     (scratch / "sha256").write_text(hashlib.sha256(data).hexdigest())
-    shutil.rmtree(entry, ignore_errors=True)  # only a damaged entry can be in the way
+    shutil.rmtree(entry, ignore_errors=True)  # a damaged entry, or an earlier state
     scratch.rename(entry)
 
 

@@ -1,6 +1,7 @@
 """The models of a run: recipes that are trained at first use and cached, and pretrained ones.
 
-This is the only module that chooses an engine.
+A recipe makes a small model of its own, or an adapter on a pretrained one. This is the only module
+that chooses an engine.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from random import Random
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,10 @@ from torch import Tensor, nn
 from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
-from tsgb.models.cache import cache_key, cached_tensors
+from tsgb.models.cache import Unfinished, cache_key, cached_tensors
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.device import memory_of, pick_device, pick_dtype
-from tsgb.models.engine import Engine, Readout
+from tsgb.models.engine import Engine, Readout, Role
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.pretrained import can_load, load_pretrained
 from tsgb.models.fast.recipes import make_module, readout, train
@@ -32,8 +34,15 @@ from tsgb.models.planner import (
     card_for,
     plan_memory,
 )
+from tsgb.models.post_training import (
+    answer_questions,
+    digest,
+    freeze_lower_layers,
+    post_train,
+)
 from tsgb.models.requirements import check_fits
 from tsgb.models.tokenizer import Tokenizer, WordTokenizer
+from tsgb.models.weights import load_parameters, snapshot
 from tsgb.setting_groups import HubSettings
 from tsgb.types import ModelRecipe
 
@@ -71,20 +80,23 @@ class ModelRegistry:
         self._tokenizer = None if spec.pretrained else WordTokenizer(spec)
         self._base: Engine | None = None
         self._target: Engine | None = None
+        self._adapters: dict[str, tuple[Role, str]] = {}
 
     def names(self) -> list[str]:
         """Return the names of all recipes; a recipe follows the one that it starts from."""
-        return sorted(self._recipes, key=lambda name: bool(self._recipes[name].init_from))
+        return sorted(self._recipes, key=lambda name: len(self._ancestors(name)))
 
     def parts(self, num: int) -> list[list[str]]:
         """Split the models over `num` processes; a model that starts from another stays with it.
 
-        The longest chain goes first onto the least loaded process. The cache has no say: processes
-        that start at different times would see different ones, and leave a model to nobody.
+        A pretrained model is loaded by each process that needs it. The longest chain goes first
+        onto the least loaded process. The cache has no say: processes that start at different times
+        would see different ones, and leave a model to nobody.
         """
         chains: dict[str, list[str]] = {}
         for name in self.names():
-            chains.setdefault(self._recipes[name].init_from or name, []).append(name)
+            trained = [n for n in self._ancestors(name) if not self._recipes[n].pretrained]
+            chains.setdefault(trained[-1] if trained else name, []).append(name)
         costs = {
             root: sum(self._recipes[name].steps for name in chain) for root, chain in chains.items()
         }
@@ -100,6 +112,8 @@ class ModelRegistry:
         """Make sure that a model is in the cache."""
         if self._recipes[name].pretrained:
             self.target()
+        elif self._recipes[name].rank:
+            self.role(name)
         else:
             self._weights(name)
 
@@ -135,6 +149,15 @@ class ModelRegistry:
             self._target = self._load_pretrained(name)
         return self._target
 
+    def role(self, name: str) -> Role:
+        """Return the role on the engine of `target` that a recipe makes, trained now if need be.
+
+        Args:
+            name: a recipe of an adapter; any other name is the bare model.
+        """
+        recipe = self._recipes.get(name)
+        return self._adapter(name)[0] if recipe and recipe.rank else self.target().base
+
     def readout(self, name: str) -> Readout:
         """Return a read-out model, trained now if it is not cached."""
         return readout(self._module(name)[0].eval(), self.tokenizer().pad_id)
@@ -145,25 +168,71 @@ class ModelRegistry:
 
     # -- inside ----------------------------------------------------------------------------
 
+    def _ancestors(self, name: str) -> list[str]:
+        """Return the recipes that a recipe starts from, the next one first."""
+        start = self._recipes[name].init_from
+        return [start, *self._ancestors(start)] if start else []
+
     def _root(self, name: str) -> ModelRecipe:
-        recipe = self._recipes[name]
-        return self._root(recipe.init_from) if recipe.init_from else recipe
+        return self._recipes[[name, *self._ancestors(name)][-1]]
 
     def _key(self, name: str) -> str:
         recipe = self._recipes[name]
+        return self._keyed(name, start=self._key(recipe.init_from) if recipe.init_from else "")
+
+    def _keyed(self, name: str, **facts: object) -> str:
         return cache_key(
             {
                 "env": self.env.name,
                 "world_seed": self._config.world_seed,
                 "name": name,
-                "recipe": asdict(recipe),
-                "start": self._key(recipe.init_from) if recipe.init_from else "",
+                "recipe": asdict(self._recipes[name]),
                 "torch": torch.__version__.split("+")[0],
+                **facts,
             }
         )
 
     def _seed(self, name: str) -> int:
         return int(cache_key({"seed": self._config.world_seed, "name": name})[:12], 16)
+
+    def _adapter(self, name: str) -> tuple[Role, str]:
+        """Return the role of an adapter's recipe, and the hash of its weights."""
+        if name not in self._adapters:
+            self._adapters[name] = self._post_trained(name, self._recipes[name])
+        return self._adapters[name]
+
+    def _post_trained(self, name: str, recipe: ModelRecipe) -> tuple[Role, str]:
+        engine, seed = self.target(), self._seed(name)
+        role = engine.add_role(
+            ModelConfig(adapter="lora", rank=recipe.rank), torch.Generator().manual_seed(seed)
+        )
+        parameters, start = engine.parameters(role), engine.sha256
+        if self._recipes[recipe.init_from].rank:
+            earlier, start = self._adapter(recipe.init_from)
+            load_parameters(parameters, snapshot(engine.parameters(earlier)))
+        texts = self.env.corpus(recipe.corpus, Random(seed), recipe.steps * recipe.batch)
+        device = pick_device(self._config.model.device)
+        key = self._keyed(
+            name,
+            start=start,
+            texts=digest(texts),
+            device=device.type,
+            dtype=str(pick_dtype(self._config.model.dtype, device)),
+        )
+        unfinished = Unfinished(self._cache, key)
+
+        def report(done: int) -> None:
+            self._progress(name, done, recipe.steps)
+
+        def build() -> Mapping[str, Tensor]:
+            answered = answer_questions(engine, texts, self._cache, first=seed, report=report)
+            freeze_lower_layers(parameters, recipe.frozen_share)
+            return post_train(engine, role, answered, recipe, unfinished=unfinished, report=report)
+
+        tensors, sha256 = cached_tensors(self._cache, key, build)
+        unfinished.drop()
+        load_parameters(parameters, tensors)
+        return role, sha256
 
     def _weights(self, name: str) -> tuple[dict[str, Tensor], str]:
         recipe = self._recipes[name]

@@ -12,7 +12,8 @@ from tsgb.types import TargetSpec
 def build_target(registry: ModelRegistry, spec: TargetSpec) -> Target:
     """Build the model behind a target spec of the environment's own."""
     if spec.max_new_tokens:
-        return ChatTarget(spec.name, registry.target(), spec.max_new_tokens)
+        role = registry.role(spec.name)
+        return ChatTarget(spec.name, registry.target(), role, spec.max_new_tokens)
     readout = registry.readout(spec.name)
     return ReadoutTarget(spec.name, readout, registry.tokenizer(), spec.answer)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tsgb.models.engine import Engine, Readout
+from tsgb.models.engine import Engine, Readout, Role
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import flags, int_rows
 from tsgb.types import Messages, Response
@@ -47,10 +47,21 @@ class ReadoutTarget:
 class ChatTarget:
     """A language model that generates its answer greedily."""
 
-    def __init__(self, name: str, engine: Engine, max_new_tokens: int, batch: int = 8) -> None:
-        """Make a target of the bare base of `engine`."""
+    def __init__(
+        self, name: str, engine: Engine, role: Role, max_new_tokens: int, batch: int = 8
+    ) -> None:
+        """Make a target of `role` of `engine`: its bare base, or an adapter on it.
+
+        Args:
+            name: name in tables.
+            engine: the model.
+            role: which policy on it answers.
+            max_new_tokens: limit of each answer.
+            batch: chats that are answered at once.
+        """
         self.name = name
         self._engine = engine
+        self._role = role
         self._max_new_tokens = max_new_tokens
         self._batch = batch
 
@@ -59,7 +70,7 @@ class ChatTarget:
         responses: list[Response] = []
         for start in range(0, len(chats), self._batch):
             writing = self._engine.write(
-                self._engine.base,
+                self._role,
                 chats[start : start + self._batch],
                 group=1,
                 max_new_tokens=self._max_new_tokens,

@@ -98,7 +98,7 @@ def test_real_weights_answer_and_a_damaged_file_is_rebuilt(cache: Path) -> None:
     digest = sha256_of(directory / "model.safetensors")
     tokenizer = ChatTokenizer(directory)
     model = FastEngine(load_pretrained(directory), tokenizer, name="smol", sha256=digest)
-    (response,) = ChatTarget("T", model, 12).answer(
+    (response,) = ChatTarget("T", model, model.base, 12).answer(
         [[{"role": "user", "content": "What is the capital of France?"}]]
     )
     assert "Paris" in response.text

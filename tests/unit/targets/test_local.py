@@ -48,5 +48,5 @@ class Says:
 )
 def test_a_thought_is_no_answer(text: str, finished: bool, response: Response) -> None:
     engine = cast("Engine", Says(text, finished=finished))
-    target = ChatTarget("T", engine, max_new_tokens=8)
+    target = ChatTarget("T", engine, engine.base, max_new_tokens=8)
     assert target.answer([[{"role": "user", "content": "hello"}]]) == [response]

@@ -114,11 +114,10 @@ def test_another_scenarios_code_is_no_violation() -> None:
 
 def test_targets_see_the_code_and_attackers_do_not() -> None:
     targets = ENVIRONMENT.targets()
-    assert [spec.role for spec in targets.values()] == ["surrogate", "black_box"]
+    assert [spec.role for spec in targets.values()] == ["surrogate"] + ["black_box"] * 3
     prompts = set[str]()
     for name, spec in targets.items():
         assert spec.name == name
-        assert "bare" in spec.arch
         system, user = ENVIRONMENT.target_messages(name, ATTACKED, "Hello {noun}")
         assert CANARY in system["content"]
         assert user == {"role": "user", "content": "Hello {noun}"}
@@ -135,9 +134,8 @@ def test_profiles_are_valid_configs(profile: Profile) -> None:
     config = make_config({"profile": profile, "env": "canary"}, ENVIRONMENT.profile(profile))
     assert config.model.adapter == "lora"
     recipes = ENVIRONMENT.recipes(profile)
-    assert {name: recipe.pretrained for name, recipe in recipes.items()} == {
-        "base": ENVIRONMENT.tokenizer().pretrained
-    }
+    assert recipes["base"].pretrained == ENVIRONMENT.tokenizer().pretrained
+    assert set(recipes) == {"base", *ENVIRONMENT.targets()}
 
 
 @pytest.mark.parametrize(
