@@ -194,7 +194,7 @@ def test_targets_are_trained_once_and_share_the_weights_of_the_model(
     learned = [first.target().parameters(first.role(name)) for name in names]
     assert len({tuple(p.shape for p in each.values()) for each in learned}) > 1, "other ranks"
     for each in learned:
-        assert any(float(p.abs().sum()) > 0 for name, p in each.items() if "lora_B" in name)
+        assert any(bool(p.detach().any()) for name, p in each.items() if "lora_B" in name)
     assert first.role("my-endpoint") is first.target().base
 
 
