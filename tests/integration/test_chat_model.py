@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, Profile
 from tsgb.envs.canary import CanaryEnvironment
+from tsgb.eval.transcripts import NUM_ADAPTIVE
 from tsgb.run_options import RunOptions
 from tsgb.settings import Settings, load_settings
 from tsgb.worker.evaluate import evaluate
@@ -67,13 +69,18 @@ def check(run: RunStore, eval_id: str) -> None:
     assert "not that anything is protected" in page
     assert "Transcripts" in page
     games = json.loads(run.read_text(f"{directory}/transcripts.json"))
-    assert len(games) == 2
+    scripted = [game for game in games if game["against"] is None]
+    assert len(scripted) == 2
     world = CanaryEnvironment(world_seed=0)
     for game in games:
         canary = world.secret(game["scenario_id"]).canary
         assert canary not in json.dumps(games)
         assert canary not in page
-        assert {"selfplay", "tfidf"} <= {word["guard"] for word in game["verdicts"]}
+        guards = {word["guard"] for word in game["verdicts"]}
+        against = game["against"]
+        assert guards == ({against} - {"none"}) if against else guards >= {"selfplay", "tfidf"}
+    wrote = Counter((game["target"], game["against"]) for game in games if game["against"])
+    assert all(num <= NUM_ADAPTIVE for num in wrote.values())
 
 
 @pytest.mark.parametrize(

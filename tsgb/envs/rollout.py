@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from tsgb.config import AttackerConfig, GuardConfig
 from tsgb.envs.base import Environment
@@ -27,6 +28,15 @@ def judge_response(
     return checked_judgement(env.judge(scenario, prompt, response))
 
 
+class Judged(NamedTuple):
+    """What became of one attack without a guard."""
+
+    judgement: Judgement
+    """Judgement of the answer; `UNASKED` where there is none."""
+    response: Response | None
+    """Answer of the target; None if it was not asked."""
+
+
 def judge_attacks(
     env: Environment,
     target: str,
@@ -35,7 +45,7 @@ def judge_attacks(
     attacks: Sequence[Attack],
     *,
     reserved: bool,
-) -> list[Judgement]:
+) -> list[Judged]:
     """Ask the target once for each distinct usable harmful attack, and judge its answer.
 
     Args:
@@ -59,10 +69,15 @@ def judge_attacks(
             chats.append(env.target_messages(target, scenario, attack.text))
         slots.append(asked[key])
     responses = answer(chats) if chats else []
-    return [
-        UNASKED if slot is None else judge_response(env, scenario, attack.text, responses[slot])
-        for scenario, attack, slot in zip(scenarios, attacks, slots, strict=True)
-    ]
+    judged: list[Judged] = []
+    for scenario, attack, slot in zip(scenarios, attacks, slots, strict=True):
+        if slot is None:
+            judged.append(Judged(UNASKED, None))
+        else:
+            response = responses[slot]
+            found = judge_response(env, scenario, attack.text, response)
+            judged.append(Judged(found, response))
+    return judged
 
 
 def play(
@@ -97,7 +112,7 @@ def play(
         reserved: whether reserved techniques are in bounds.
     """
     attacks = [env.read(s, text) for s, text in zip(scenarios, texts, strict=True)]
-    judgements = judge_attacks(env, target, answer, scenarios, attacks, reserved=reserved)
+    judged = judge_attacks(env, target, answer, scenarios, attacks, reserved=reserved)
     usable = [a.faithful and (reserved or not a.reserved) for a in attacks]
     blocked = [0.0] * len(attacks)
     if score is not None:
@@ -105,8 +120,8 @@ def play(
         for i, z in zip(index, score([attacks[i].text for i in index]), strict=True):
             blocked[i] = p_block(z, threshold, attacker.guard_temperature)
     episodes: list[Episode] = []
-    for scenario, attack, judgement, ok, p in zip(
-        scenarios, attacks, judgements, usable, blocked, strict=True
+    for scenario, attack, (judgement, _), ok, p in zip(
+        scenarios, attacks, judged, usable, blocked, strict=True
     ):
         violated = judgement.label is Label.HARMFUL
         episodes.append(

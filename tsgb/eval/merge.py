@@ -38,7 +38,7 @@ from tsgb.eval.records import (
 from tsgb.eval.report import render_report
 from tsgb.eval.request import plan, read_request
 from tsgb.eval.summarise import summarise
-from tsgb.eval.transcripts import TRANSCRIPTS
+from tsgb.eval.transcripts import TRANSCRIPTS, Transcript, choose_adaptive
 
 FIXED_ORDER = ("none", "tfidf", "untrained", "sft", "frozen", "selfplay")
 NOT_MEASURED = (
@@ -64,6 +64,8 @@ class _Cells:
     """Items of all cells."""
     extras: Mapping[str, Any]
     """Content of the scripted cell beside its items."""
+    games: list[Transcript]
+    """Games that the report shows: scripted ones, then a few of each guard and target."""
     request: Mapping[str, Any]
     """The evaluation's request."""
 
@@ -97,7 +99,7 @@ def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -
     run, directory = parts[0].run, f"reports/{eval_id}"
     lines = (i.model_dump_json(exclude_none=True) for c in cells for i in c.items)
     run.write_text(f"{directory}/results.jsonl", "\n".join(lines) + "\n")
-    games = TRANSCRIPTS.validate_python(cells[0].extras["transcripts"])
+    games = cells[0].games
     if games:
         run.write_text(
             f"{directory}/transcripts.json", TRANSCRIPTS.dump_json(games, indent=1).decode()
@@ -128,6 +130,8 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
     targets: Sequence[str] = request.get("targets") or list(env.targets())
     items: list[Item] = []
     extras: Mapping[str, Any] = {}
+    scripted: list[Transcript] = []
+    adaptive: list[Transcript] = []
     for cell in plan(part.config, targets):
         try:
             content = part.run.read_json(f"{directory}/cells/{cell.name}.json")
@@ -137,14 +141,17 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
             ) from error
         try:
             items += [Item.model_validate(item) for item in content["items"]]
+            games = TRANSCRIPTS.validate_python(content.get("transcripts", []))
         except (KeyError, TypeError, ValidationError) as error:
             raise StoreError(
                 f"{part.run.run_url}/{directory}/cells/{cell.name}.json is no cell of this version "
                 f"({type(error).__name__}): delete it, then evaluate again"
             ) from error
         if cell.target is None:
-            extras = content
-    return _Cells(items, extras, request)
+            extras, scripted = content, games
+        else:
+            adaptive += games
+    return _Cells(items, extras, [*scripted, *choose_adaptive(adaptive)], request)
 
 
 def _setup(

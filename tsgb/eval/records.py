@@ -107,6 +107,8 @@ class Item(Record):
     """Exact label of the prompt."""
     violated: bool | None = None
     """Whether the target's answer to the *un-blocked* prompt violates; False if unfaithful."""
+    thought: bool = Field(default=False, exclude_if=_is_zero)
+    """Whether a thought was cut from the target's answer."""
     error: str | None = Field(default=None, max_length=200)
     """Reason for a missing outcome: a class of error, no text of a prompt or an answer."""
     scores: dict[str, float] = Field(default_factory=dict)
@@ -449,6 +451,8 @@ class Summary(Setup):
     """Rows of the headline tables."""
     unguarded: list[Unguarded] = Field(default_factory=list[Unguarded])
     """Denominators of every target; summaries of earlier versions have none."""
+    thoughts: dict[Identifier, NonNegativeInt] = Field(default_factory=dict[str, int])
+    """Answers of each target from which a thought was cut; a target without any is left out."""
     comparisons: list[Comparison]
     """Paired differences between guards."""
     claims: list[Claim]

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from tsgb.eval import figures, views
 from tsgb.eval.records import Summary
-from tsgb.eval.transcripts import Transcript
+from tsgb.eval.transcripts import NUM_ADAPTIVE, Transcript
 from tsgb.eval.verdict import MIN_SEEDS, surrogate
 from tsgb.eval.wording import percent, title
 
@@ -43,7 +43,9 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
         min_seeds=MIN_SEEDS,
         min_slice=views.MIN_SLICE,
         surrogate=target,
-        transcripts=transcripts,
+        scripted_games=[game for game in transcripts if game.against is None],
+        adaptive_games=views.adaptive_games(transcripts),
+        most_games=NUM_ADAPTIVE,
         sentence=_after_the_word(summary.verdict.sentence),
         key_figures=_key_figures(summary, target),
         headline=views.headline(summary),

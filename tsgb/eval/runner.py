@@ -153,14 +153,17 @@ class Evaluation:
 
     def _adaptive(self, cell: EvaluationCell, attacker: FreshAttacker) -> dict[str, Any]:
         name = str(cell.target)
-        items = adaptive_items(
+        items, games = adaptive_items(
             self.config,
             attacker,
             self.target(name),
             self.guards(),
             surrogate=self.specs[name].role == "surrogate",
         )
-        return {"items": [item.model_dump(mode="json", exclude_defaults=True) for item in items]}
+        return {
+            "items": [item.model_dump(mode="json", exclude_defaults=True) for item in items],
+            "transcripts": TRANSCRIPTS.dump_python(games, mode="json"),
+        }
 
     def _exists(self, name: str) -> bool:
         """Return whether a cell is there and whole; half of one, of a killed worker, is not."""

@@ -51,6 +51,7 @@ def summarise(
         **facts,
         results=_results(evidence, setup),
         unguarded=[evidence.unguarded(m, t.name) for t in setup.targets for m in TARGET_METRICS],
+        thoughts={t.name: n for t in setup.targets if (n := table.thoughts.get(t.name, 0))},
         comparisons=_comparisons(evidence, setup),
         claims=claims,
         verdict=read_verdict(evidence, setup, min_seeds=min_seeds),

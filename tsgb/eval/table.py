@@ -82,6 +82,8 @@ class Table:
     """Answers by target."""
     attempts: Mapping[tuple[str, str], Attempts]
     """Adaptive attacks by guard and target."""
+    thoughts: Mapping[str, int]
+    """Answers by target from which a thought was cut."""
 
     @classmethod
     def from_items(cls, items: Iterable[Item], guards: Sequence[str]) -> Table:
@@ -93,8 +95,11 @@ class Table:
         verdicts: list[tuple[dict[str, float], dict[str, bool]]] = []
         answers: dict[str, tuple[list[int], list[int]]] = {}
         attempts: dict[tuple[str, str], list[Item]] = {}
+        thoughts: Counter[str] = Counter()
         for item in items:
             scenarios.setdefault(item.scenario_id, len(scenarios))
+            if item.thought and item.target is not None:
+                thoughts[item.target] += 1
             if item.source is ItemSource.ADAPTIVE:
                 if item.harmful:
                     pair = (str(item.against), str(item.target))
@@ -124,6 +129,7 @@ class Table:
             attempts={
                 pair: _attempts(found, pair[0], scenarios) for pair, found in attempts.items()
             },
+            thoughts=thoughts,
         )
 
 

@@ -23,6 +23,7 @@ from tsgb.eval.records import (
     TargetRecord,
     Unguarded,
 )
+from tsgb.eval.transcripts import Transcript
 from tsgb.eval.wording import (
     METRICS,
     interval,
@@ -142,6 +143,17 @@ def power(summary: Summary) -> list[str]:
             f"the {percent(other.value)} of {title('frozen')}"
         )
     return lines
+
+
+def adaptive_games(
+    games: Sequence[Transcript],
+) -> list[tuple[str, list[tuple[str, list[Transcript]]]]]:
+    """Group what adaptive attackers wrote by target, then by guard, in the order of the games."""
+    targets: dict[str, dict[str, list[Transcript]]] = {}
+    for game in games:
+        if game.against is not None:
+            targets.setdefault(game.target, {}).setdefault(game.against, []).append(game)
+    return [(target, list(guards.items())) for target, guards in targets.items()]
 
 
 def unit_cell(rate: Rate | None) -> TableCell:

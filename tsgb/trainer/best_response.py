@@ -22,7 +22,7 @@ from tsgb.models.engine import Engine
 from tsgb.models.weights import load_parameters, snapshot
 from tsgb.protocols import Target
 from tsgb.trainer.players import AttackerPlayer, draw_openings
-from tsgb.types import Attack, Judgement, Scenario, Split
+from tsgb.types import Attack, Judgement, Response, Scenario, Split
 
 Score = Callable[[Sequence[str]], Sequence[float]]
 Tick = Callable[[], None]
@@ -39,6 +39,8 @@ class BestResponseAttack:
     """Prompt that the attacker wrote."""
     judgement: Judgement
     """Judgement of the target's response."""
+    response: Response | None = None
+    """Answer of the target to the attack itself; None if it was not asked."""
 
 
 class FreshAttacker:
@@ -104,7 +106,7 @@ class FreshAttacker:
             part = scenarios[start : start + 256]
             writing = self.player.write(part, 1, generator).writing
             attacks = [self.env.read(s, t) for s, t in zip(part, writing.texts, strict=True)]
-            judgements = judge_attacks(
+            judged = judge_attacks(
                 self.env,
                 target.name,
                 target.answer,
@@ -113,8 +115,8 @@ class FreshAttacker:
                 reserved=self.config.evaluation.reserved,
             )
             found += [
-                BestResponseAttack(scenario=s, attack=a, judgement=j)
-                for s, a, j in zip(part, attacks, judgements, strict=True)
+                BestResponseAttack(scenario=s, attack=a, judgement=j.judgement, response=j.response)
+                for s, a, j in zip(part, attacks, judged, strict=True)
             ]
         return found
 

@@ -99,7 +99,7 @@ def test_nobody_asks_an_empty_question() -> None:
         raise AssertionError
 
     attack = ENV.read(BENIGN, write(BENIGN))
-    assert judge_attacks(ENV, "T_s", refuse, [BENIGN], [attack], reserved=True) == [UNASKED]
+    assert judge_attacks(ENV, "T_s", refuse, [BENIGN], [attack], reserved=True) == [(UNASKED, None)]
 
 
 @pytest.mark.parametrize("reserved", [True, False], ids=["evaluation", "training"])

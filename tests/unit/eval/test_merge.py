@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from tsgb.errors import StoreError
 from tsgb.eval.merge import Part, merge
 from tsgb.eval.records import Provenance, Summary
 from tsgb.eval.request import plan, read_request, write_request
+from tsgb.eval.transcripts import NUM_ADAPTIVE, TRANSCRIPTS, Transcript
 from tsgb.types import CheckpointRef, Denominator
 from tsgb.worker.report import report
 
@@ -44,11 +46,25 @@ def ref(arm: str, step: int) -> CheckpointRef:
     )
 
 
+def game(target: str, br_seed: int, number: int) -> Transcript:
+    return Transcript(
+        scenario_id="H-1",
+        technique="frame",
+        target=target,
+        prompt=f"prompt {br_seed}.{number}",
+        answer="an answer",
+        violated=True,
+        against="sft",
+        br_seed=br_seed,
+        verdicts=[],
+    )
+
+
 @pytest.fixture
 def evaluated(tmp_path: Path) -> Evaluated:
     """Make a run whose training began long ago, with the filled cells of evaluation `e1`."""
 
-    def make(seed: int = 0, *, asked: timedelta | None) -> RunStore:
+    def make(seed: int = 0, *, asked: timedelta | None, games: int | None = None) -> RunStore:
         run = open_run(str(tmp_path / f"r{seed}"))
         run.write_text("config.json", config(seed).canonical())
         CheckpointStore(run).claim()
@@ -76,6 +92,11 @@ def evaluated(tmp_path: Path) -> Evaluated:
                     "variance": None,
                     "transcripts": [],
                 }
+            elif games is not None:
+                content["transcripts"] = [
+                    game(cell.target, cell.br_seed, number).model_dump(mode="json")
+                    for number in range(games)
+                ]
             run.write_text(f"reports/e1/cells/{cell.name}.json", json.dumps(content))
         return run
 
@@ -119,6 +140,23 @@ def test_an_unknown_time_is_not_told(evaluated: Evaluated) -> None:
     provenance, page = made(evaluated(asked=None))
     assert provenance.wall_seconds is None
     assert "evaluated in" not in page
+
+
+def test_a_few_games_of_all_attackers_are_kept(evaluated: Evaluated) -> None:
+    run = evaluated(asked=None, games=5)
+    _, page = made(run)
+    games = TRANSCRIPTS.validate_json(run.read_text("reports/e1/transcripts.json"))
+    assert Counter(game.target for game in games) == {t.name: NUM_ADAPTIVE for t in fake.TARGETS}
+    assert page.count("an answer") == len(games)
+    assert "an answer" not in run.read_text("reports/e1/results.jsonl")
+    assert "an answer" not in run.read_text("reports/e1/summary.json")
+
+
+def test_cells_of_an_earlier_version_have_no_games(evaluated: Evaluated) -> None:
+    run = evaluated(asked=None)
+    _, page = made(run)
+    assert "transcripts.json" not in run.list("reports/e1")
+    assert "What adaptive attackers wrote" not in page
 
 
 def test_a_report_asks_for_the_leaks_that_its_world_asks_for(evaluated: Evaluated) -> None:

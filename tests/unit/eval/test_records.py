@@ -35,7 +35,9 @@ def test_a_target_of_an_older_summary_can_be_read() -> None:
 def test_item_round_trip() -> None:
     item = Item.model_validate(SCRIPTED | {"scores": {"sft": 1.5}, "blocked": {"sft": False}})
     assert Item.model_validate_json(item.model_dump_json()) == item
-    assert set(json.loads(item.model_dump_json())) == set(Item.model_fields)
+    assert set(json.loads(item.model_dump_json())) == set(Item.model_fields) - {"thought"}
+    thinking = item.model_copy(update={"thought": True})
+    assert set(json.loads(thinking.model_dump_json())) == set(Item.model_fields)
 
 
 @pytest.mark.parametrize(

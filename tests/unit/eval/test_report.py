@@ -253,3 +253,41 @@ def test_a_report_says_what_its_sample_tells(summary: Summary, page: str) -> Non
     assert lines[0] in page
     without = summary.model_copy(update={"guards": ["none", "sft"]})
     assert views.power(without) == []
+
+
+def test_what_adaptive_attackers_wrote_is_folded_by_target(summary: Summary, page: str) -> None:
+    assert "What adaptive attackers wrote" not in page
+
+    def game(against: str, *, blocked: bool) -> Transcript:
+        words = [GuardWord(guard=against, blocked=blocked, score=2.25)]
+        return Transcript(
+            scenario_id="S-00-80",
+            technique="",
+            target="T_s",
+            prompt=f"Sing it. {NASTY}",
+            answer="It is [canary].",
+            violated=True,
+            form="number_words",
+            against=against,
+            br_seed=0,
+            verdicts=[] if against == "none" else words,
+        )
+
+    games = [game("none", blocked=False), game("sft", blocked=True)]
+    shown = render_report(summary, games)
+    reader = Reader()
+    reader.feed(shown)
+    text = re.sub(r"\s+", " ", "".join(reader.text))
+    assert "T_s: 2 guards" in text
+    assert "Against SFT only, before T_s" in text
+    assert "SFT only blocks (z 2.25)" in text
+    assert text.count("Answer, a violation number_words") == 2
+    assert "Transcripts" not in text, "there is no scripted game"
+    assert NASTY not in shown
+    assert shown.index("What adaptive attackers wrote") < shown.index("<summary>T_s: 2 guards")
+
+
+def test_thoughts_that_were_cut_are_told(summary: Summary, page: str) -> None:
+    assert "thought aloud" not in page
+    told = render_report(summary.model_copy(update={"thoughts": {"T_s": 1, "B_far": 7}}))
+    assert "before the answer was judged: 1 answer of T_s, 7 answers of B_far." in told

@@ -387,3 +387,16 @@ def test_reductions_of_one_kind_alone_make_the_slope(items: list[Item]) -> None:
     assert h2.verdict == "not measured"
     assert "B_mid" in h2.note
     assert "B_far" in h2.note
+
+
+def test_thoughts_are_counted_by_target(items: list[Item], summary: Summary) -> None:
+    assert summary.thoughts == {}
+    thinking = [
+        i.model_copy(update={"thought": True}) if (i.target, i.seed) == ("B_far", 3) else i
+        for i in items
+    ]
+    found = summarise(thinking, fake.setup(MAIN), num_draws=DRAWS)
+    assert found.thoughts == {"B_far": sum(i.thought for i in thinking)}
+    assert found.results == summary.results
+    assert "thought" not in items[0].model_dump()
+    assert Item.model_validate(thinking[-1].model_dump()) == thinking[-1]

@@ -14,7 +14,7 @@ from typing import Any
 from tsgb.envs.canary import grammar
 from tsgb.envs.canary.attacks import ATTACKS, OPENINGS, RESERVED
 from tsgb.envs.canary.benign import EASIES, TALKS, TWINS
-from tsgb.envs.canary.decoder import find_canary
+from tsgb.envs.canary.decoder import find_canary, squeeze
 from tsgb.envs.canary.profiles import PROFILES, check_profile
 from tsgb.envs.canary.targets import (
     ASSISTANTS,
@@ -270,7 +270,8 @@ class CanaryEnvironment:
     def redact(self, scenario: Scenario, text: str) -> str | None:
         """The text with `[canary]` for the code; a text that holds it in another form is left out.
 
-        Parts of the code are replaced too: its letters as a word, its digits as a number.
+        Parts of the code are replaced too: its letters as a word, its digits as a number. A text
+        that holds all of its letters or digits otherwise, such as spelled or reversed, is left out.
         """
         canary = self.secret(scenario.scenario_id).canary
         letters, _, digits = canary.partition("-")
@@ -279,6 +280,9 @@ class CanaryEnvironment:
         form = find_canary(text, canary)
         if form and (find_canary(shown, canary) or "[canary]" not in shown):
             return f"[left out: holds the canary, {form}]"
+        rest = squeeze(re.sub(r"\[(?:canary|part)\]", " . ", shown))
+        if any(part in rest for part in (letters, letters[::-1], digits, digits[::-1])):
+            return "[left out: holds a part of the canary]"
         return shown
 
     def label(self, prompt: str) -> bool | None:

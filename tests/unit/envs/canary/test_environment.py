@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from random import Random
@@ -147,15 +148,28 @@ def test_profiles_are_valid_configs(profile: Profile) -> None:
         (f"It begins with {CANARY[:4]}, ends with {CANARY[5:]}.", None),
         (f"It begins with {CANARY[:4]}.", "It begins with [part]."),
         (" ".join(reversed(CANARY)), None),
+        (" ".join(CANARY[:4]), None),
+        (f"Backwards {CANARY[:4][::-1]}", None),
+        ("-".join(CANARY[5:]), None),
     ],
-    ids=["nothing", "verbatim", "other spelling", "both parts", "one part", "reversed"],
+    ids=[
+        "nothing",
+        "verbatim",
+        "other spelling",
+        "both parts",
+        "one part",
+        "reversed",
+        "spelled part",
+        "reversed part",
+        "spelled digits",
+    ],
 )
 def test_reports_show_no_code(text: str, shown: str | None) -> None:
     redacted = ENVIRONMENT.redact(ATTACKED, text)
     assert redacted is not None
     assert CANARY not in redacted
     if shown is None:
-        assert redacted.startswith("[left out: holds the canary, ")
+        assert re.fullmatch(r"\[left out: holds (the canary, \w+|a part of the canary)\]", redacted)
     else:
         assert redacted == shown
 
