@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from random import Random
 from typing import Any
 
@@ -70,6 +72,7 @@ class Trainer:
         """Weights of attackers to restart from, by name; an empty phase leaves them alone."""
         self.columns: dict[str, dict[str, Tensor]] = {}
         """Weights of the guards of the payoff's columns, by name."""
+        self._label = lru_cache(maxsize=16_384)(env.label)
         self._calibrated: dict[str, Tensor] | None = None
         self._threshold = 0.0
         scenarios = env.scenarios(Split.TRAIN)
@@ -221,26 +224,43 @@ class Trainer:
         else:
             pool: list[PoolAttack] = []
             num = round(config.batch * config.pool_share)
+            buffer = self._labelled(self.state.buffer)
             if self.config.selfplay.pool and self.state.pool:
-                weights = replay_weights(np.array(self.state.payoff)).tolist()
-                cap = self.config.selfplay.family_cap
-                if cap is None:
-                    pool = draw(self.state.pool, weights, self.rng, num)
-                else:
-                    pool = draw_capped(self.state.pool, weights, self.rng, num, cap)
-            elif self.state.buffer:
-                pool = draw_from(self.state.buffer, self.config.selfplay, self.rng, num)
+                pool = self._draw_pool(num)
+            elif buffer:
+                pool = draw_from(buffer, self.config.selfplay, self.rng, num)
             batch = selfplay_batch(
                 self.env,
                 config,
                 self.config.selfplay,
                 self.rng,
-                buffer=self.state.buffer,
+                buffer=buffer,
                 pool_draw=pool,
                 mu=self.state.mu,
             )
             metrics = self._guard_update(batch, config.loss, lr)
         return metrics
+
+    def _draw_pool(self, num: int) -> list[PoolAttack]:
+        """Draw attacks of earlier attackers, those who beat the guards more often."""
+        weights = replay_weights(np.array(self.state.payoff)).tolist()
+        known = [
+            (replace(member, attacks=tuple(attacks)), weight)
+            for member, weight in zip(self.state.pool, weights, strict=True)
+            if (attacks := self._labelled(member.attacks))
+        ]
+        members, weights = [member for member, _ in known], [weight for _, weight in known]
+        cap = self.config.selfplay.family_cap
+        if cap is None:
+            return draw(members, weights, self.rng, num)
+        return draw_capped(members, weights, self.rng, num, cap)
+
+    def _labelled(self, attacks: Sequence[PoolAttack]) -> list[PoolAttack]:
+        """Those whose label is exact: a free text that did not make the surrogate violate has none.
+
+        The guard would otherwise be taught to block whatever a drifting attacker wrote.
+        """
+        return [a for a in attacks if a.violated is not False or self._label(a.text) is not None]
 
     def _guard_update(self, batch: GuardBatch, loss: str, lr: float) -> Metrics:
         config = self.config.guard

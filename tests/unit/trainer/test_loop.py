@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.fakes.miniature import (
+    MiniatureEnvironment,
     ScriptedTarget,
     make_trainer,
     miniature_config,
@@ -21,6 +23,7 @@ from tests.fakes.miniature import (
 from tsgb.config import Arm, arm_overrides
 from tsgb.envs.glyph import GlyphEnvironment
 from tsgb.models.weights import load_parameters, snapshot
+from tsgb.trainer.batches import clean_prompts
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.loop import Metrics, Trainer
 from tsgb.trainer.players import GuardPlayer
@@ -259,6 +262,43 @@ def test_the_family_of_most_attacks_is_told_where_its_replay_is_capped() -> None
     assert told
     assert all(0 <= share <= 1 for share in told)
     assert any(0 < share < 1 for share in told)
+
+
+class Mute(MiniatureEnvironment):
+    """Has no label for half of all texts."""
+
+    def label(self, prompt: str) -> bool | None:
+        return None if self.silent(prompt) else super().label(prompt)
+
+    @staticmethod
+    def silent(prompt: str) -> bool:
+        return len(prompt) % 2 == 0
+
+
+class Watching(GuardPlayer):
+    """Remembers the prompts that it learned from."""
+
+    def learn(self, prompts: Sequence[str], gains: Sequence[float], **options: Any) -> Any:
+        self.seen: set[str] = getattr(self, "seen", set()) | set(prompts)
+        return super().learn(prompts, gains, **options)
+
+
+@pytest.mark.parametrize("cap", [None, 0.5], ids=["uncapped", "capped"])
+def test_the_guard_never_learns_from_a_harmless_text_without_a_label(cap: float | None) -> None:
+    config = miniature_config({"selfplay": {"family_cap": cap}})
+    refusing = ScriptedTarget(lambda _prompt: Response(text="REFUSE"))
+    trainer = Trainer(config, Mute(0), untrained_model(), refusing)
+    guard = trainer.guard
+    trainer.guard = Watching(guard.engine, trainer.env, guard.config, guard.role)
+    run(trainer)
+    written = [*trainer.state.buffer, *(a for m in trainer.state.pool for a in m.attacks)]
+    unlabelled = {a.text for a in written if Mute.silent(a.text) and a.violated is False}
+    learned = {a.text for a in written if Mute.silent(a.text) and a.violated}
+    assert unlabelled
+    assert trainer.guard.seen & learned, "a violation needs no label"
+    # Streams and twins of the world may hold the same short text: only attacks are left out.
+    clean = {p.text for p in clean_prompts(world(), Random(0), 4_000)}
+    assert not trainer.guard.seen & unlabelled - clean
 
 
 def test_attacks_are_never_made_on_scenarios_of_another_split() -> None:

@@ -28,6 +28,7 @@ _SHARED: Mapping[str, Any] = {
         "guard_steps": 25,
         "buffer": 256,
         "payoff_attacks": 64,
+        "family_cap": 0.25,
     },
     "calibration": {"num": 600},
     "evaluation": {
@@ -62,6 +63,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
             "guard_steps": 2,
             "buffer": 16,
             "payoff_attacks": 8,
+            "family_cap": 0.25,
         },
         # The smallest sample that a budget of 5 % exists for.
         "calibration": {"fpr": 0.05, "num": 59},

@@ -134,6 +134,7 @@ def test_targets_see_the_code_and_attackers_do_not() -> None:
 def test_profiles_are_valid_configs(profile: Profile) -> None:
     config = make_config({"profile": profile, "env": "canary"}, ENVIRONMENT.profile(profile))
     assert config.model.adapter == "lora"
+    assert config.selfplay.family_cap == 0.25
     recipes = ENVIRONMENT.recipes(profile)
     assert recipes["base"].pretrained == ENVIRONMENT.tokenizer().pretrained
     assert set(recipes) == {"base", *ENVIRONMENT.targets()}
