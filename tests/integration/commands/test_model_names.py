@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -168,6 +169,61 @@ def test_a_world_that_trains_its_own_models(
 ) -> None:
     line = refused("experiment", f"--model {model} --env glyph")
     assert line == (f"tsgb: model '{model}': the world 'glyph' trains its own models, so name none")
+
+
+@pytest.fixture
+def giant(model: Path) -> Iterator[Path]:
+    """A model of 400 billion weights by its configuration; its file of 800 GB is a hole."""
+    width, inner, layers, words = 16_384, 53_248, 126, 1200
+    broken(
+        model,
+        "config.json",
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=128,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=words,
+    )
+    shapes = [(words, width), (1, width)]
+    for _ in range(layers):
+        shapes += [(width, width)] * 2 + [(1024, width)] * 2 + [(inner, width)] * 3 + [(2, width)]
+    header, end = {}, 0
+    for number, (rows, columns) in enumerate(shapes):
+        start, end = end, end + 2 * rows * columns
+        header[f"{number}"] = {
+            "dtype": "BF16",
+            "shape": [rows, columns],
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    with (model / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    yield model
+    (model / "model.safetensors").unlink()  # the session's search for secrets would read it all
+
+
+@pytest.mark.parametrize("command", ["experiment", "train-local"])
+def test_a_model_that_this_machine_is_too_small_for(
+    command: str, refused: Callable[[str, str], str], giant: Path
+) -> None:
+    line = refused(command, f"--model {giant} --set model.dtype=bfloat16")
+    assert re.fullmatch(
+        rf"tsgb: model {giant} needs [89]\d\d\.\d GB in bfloat16, and .* spares .* GB: "
+        "name a smaller model",
+        line,
+    )
+
+
+def test_doctor_says_what_does_not_fit(tsgb: Run, giant: Path) -> None:
+    ended = tsgb("doctor", "--model", str(giant))
+    assert "does NOT fit on" in ended.out
+    assert "no single card is large enough" in ended.out
+    memory = json.loads(tsgb("doctor", "--model", str(giant), "--json").out)["memory"]
+    assert (memory["fits"], memory["gpu_gb"]) == (False, None)
+    assert memory["bytes"] > 800e9
 
 
 def test_doctor_says_what_it_found(tsgb: Run, server: HubServer) -> None:
