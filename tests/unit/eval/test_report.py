@@ -280,6 +280,7 @@ def test_what_adaptive_attackers_wrote_is_folded_by_target(summary: Summary, pag
     text = re.sub(r"\s+", " ", "".join(reader.text))
     assert "T_s: 2 guards" in text
     assert "Against SFT only, before T_s" in text
+    assert "Without a guard, before T_s" in text
     assert "SFT only blocks (z 2.25)" in text
     assert text.count("Answer, a violation number_words") == 2
     assert "Transcripts" not in text, "there is no scripted game"
