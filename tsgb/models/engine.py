@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tsgb.config import ModelConfig
@@ -38,6 +40,14 @@ class Role:
     """
 
 
+class Recording(Protocol):
+    """Outputs of layers while completions were written; its engine alone looks inside."""
+
+    def select(self, rows: NDArray[np.int64]) -> Recording:
+        """Return the recording of the completions with these numbers."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
     """Completions that a role sampled, and the chats that they continue."""
@@ -56,6 +66,8 @@ class Writing:
     """[N] tokens of each completion, the end token included."""
     finished_N: Tensor
     """[N] True where the end token came before the limit of new tokens."""
+    tape: Recording | None = None
+    """What the engine kept of the computation, for one update of the same policy."""
 
     def select(self, rows: Tensor) -> Writing:
         """Return the completions with these numbers."""
@@ -68,6 +80,7 @@ class Writing:
             sampled_NL=self.sampled_NL[rows],
             lengths_N=self.lengths_N[rows],
             finished_N=self.finished_N[rows],
+            tape=self.tape and self.tape.select(rows.numpy()),
         )
 
 
@@ -139,6 +152,7 @@ class Engine(Protocol):
         generator: torch.Generator | None,
         temperature: float = 1.0,
         openings: Sequence[str] | None = None,
+        learns: bool = False,
     ) -> Writing:
         """Sample `group` completions a chat, without gradients.
 
@@ -150,6 +164,7 @@ class Engine(Protocol):
             generator: private source of randomness; greedy when None.
             temperature: divides the logits.
             openings: [N] forced starts, empty where the policy is free.
+            learns: whether an update of the same policy follows; an engine may keep more then.
         """
         ...
 

@@ -91,7 +91,7 @@ def sample(
     logps: list[Tensor] = []
     written: list[Tensor] = []
     for t in range(max_new_tokens):
-        logits_AV = decoder.logits().float()
+        logits_AV = logits_AV.float()
         logp_AV = torch.log_softmax(logits_AV if temperature == 1 else logits_AV / temperature, -1)
         if columns is None:
             token = logp_AV.argmax(-1, keepdim=True)
@@ -117,6 +117,7 @@ def sample(
             running = running.index_select(0, keep)
             decoder.keep(keep)
         decoder.feed(token)
+        logits_AV = decoder.logits()
     L, wrote = len(slots), torch.cat(written).cpu()
     slot = torch.cat(slots).cpu()[wrote]
     empty = torch.full((num * max_new_tokens,), pad, device="cpu")

@@ -160,6 +160,7 @@ class AttackerPlayer(Player):
             generator=generator,
             temperature=self.config.temperature,
             openings=openings,
+            learns=group > 1,  # a single completion has no baseline
         )
         return AttackBatch([s for s in scenarios for _ in range(group)], writing)
 

@@ -258,36 +258,36 @@ class MergedLora(Weights):
     """A LoRA adapter whose matrices are added to copies of the layers, until the next update."""
 
     def __init__(self, adapter: LoraAdapter) -> None:
-        self._adapter = adapter
+        self.adapter = adapter
         self._linears: dict[str, Linear] = {}
 
     def tensor(self, name: str) -> Tensor:
         """See `network.Weights`."""
-        return self._adapter.tensor(name)
+        return self.adapter.tensor(name)
 
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
         return side_by_side([self._adapted(x, name) for name in names])
 
     def _adapted(self, x: Tensor, name: str) -> Tensor:
-        if not self._adapter.adapts(name):
-            return self._adapter.linear(x, name)
-        return self._adapter.pair(name).apply(x, self._linear(name))
+        if not self.adapter.adapts(name):
+            return self.adapter.linear(x, name)
+        return self.adapter.pair(name).apply(x, self._linear(name))
 
     @torch.no_grad()
     def _linear(self, name: str) -> Linear:
         if name not in self._linears:
-            weight, a, b = self._adapter.pair(name)
+            weight, a, b = self.adapter.pair(name)
             self._linears[name] = linear_of(torch.addmm(weight, b, a))
         return self._linears[name]
 
     def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:
         """See `network.Weights`."""
-        return self._adapter.recomputed(layer, num_tokens, row_tokens)
+        return self.adapter.recomputed(layer, num_tokens, row_tokens)
 
     def keeps_logits(self, num: int) -> bool:
         """See `network.Weights`."""
-        return self._adapter.keeps_logits(num)
+        return self.adapter.keeps_logits(num)
 
     def frozen(self) -> Weights:
         """See `network.Weights`."""

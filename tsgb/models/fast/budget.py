@@ -85,6 +85,13 @@ class Budget:
         layer = self.sizes.kept(_RANK, _FLOAT32, row_tokens) + _FLOAT32 * grid
         return num_tokens * layer * (self.sizes.layers + 1) <= self.free // 2
 
+    def keeps_tape(self, num_tokens: int, row_tokens: int) -> bool:
+        """Tell whether so many tokens can be written on a tape, and an update learn from it."""
+        sizes = self.sizes
+        outputs = 2 * (sizes.query_width + sizes.key_width + sizes.inner) + 2 * sizes.width
+        tape = num_tokens * _FLOAT32 * (outputs * sizes.layers + sizes.vocabulary)
+        return tape <= self.free // 4 and self.keeps(num_tokens, row_tokens)
+
     def keeps_logits(self, num: int) -> bool:
         """Tell whether the logits of so many positions can be kept."""
         return num * self.sizes.vocabulary * _FLOAT32 <= self.free // 8

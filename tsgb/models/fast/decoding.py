@@ -6,8 +6,7 @@ head, E width of the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -15,7 +14,8 @@ from torch import Tensor
 from tsgb.models.fast.attention import rotary_table
 from tsgb.models.fast.kernels import rms_norm
 from tsgb.models.fast.network import Shape, Weights, feed_forward, hidden_states, logits
-from tsgb.models.fast.packing import Rows
+from tsgb.models.fast.packing import Ints, Rows
+from tsgb.models.fast.tape import Tape
 from tsgb.models.torch_typing import from_numpy, pieces
 
 
@@ -26,15 +26,27 @@ class Decoder:
         self,
         weights: Weights,
         shape: Shape,
-        prompts: Sequence[Sequence[int]],
+        rows: Rows,
         group: int,
         max_new_tokens: int,
+        tape: Tape | None = None,
     ) -> None:
-        """Read the prompts once and repeat each one `group` times."""
-        self._weights, self._shape = weights, shape
-        rows = Rows(prompts)
+        """Read the prompts once and repeat each one `group` times.
+
+        Args:
+            weights: base, or base with adapter.
+            shape: see `network.Shape`.
+            rows: the prompts.
+            group: times.
+            max_new_tokens: tokens that may be appended.
+            tape: keeps what is computed.
+        """
+        self._tape = tape
+        self._weights = weights if tape is None else tape.recorder
+        self._shape = shape
+        self._alive_A: Ints = np.arange(len(rows.counts_R) * group)
         read: list[Tensor] = []
-        self._hidden_AE = hidden_states(weights, shape, rows, rows.last().repeat(group), read)
+        self._hidden_AE = hidden_states(self._weights, shape, rows, rows.last().repeat(group), read)
         self._filled = rows.grid.T
         S = rows.grid.T + max_new_tokens
         J, H, D = shape.kv_heads, shape.heads, shape.head_dim
@@ -68,6 +80,7 @@ class Decoder:
     def keep(self, rows: Tensor) -> None:
         """Drop all other rows; what was fed last is lost, so feed next."""
         filled = self._filled
+        self._alive_A = self._alive_A[rows.numpy()]
         for number, cache in enumerate(self._cache_SAJD):
             left = cache.new_empty(len(cache), len(rows), *cache.shape[2:])
             torch.index_select(cache[:filled], 1, rows, out=left[:filled])
@@ -79,6 +92,8 @@ class Decoder:
     def feed(self, token_A: Tensor) -> None:
         """Append one token to each row."""
         weights, shape = self._weights, self._shape
+        if self._tape is not None:
+            self._tape.feed(self._alive_A)
         J, D, A = shape.kv_heads, shape.head_dim, len(token_A)
         H, here, end = shape.heads, self._filled, self._filled + 1
         if self._bias_SA is None:

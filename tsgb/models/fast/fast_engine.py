@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from tsgb.models.engine import (
     full_kl,
     k3_kl,
 )
-from tsgb.models.fast.adapters import Adapter, BaseWeights, FullAdapter, LoraAdapter
+from tsgb.models.fast.adapters import Adapter, BaseWeights, FullAdapter, LoraAdapter, MergedLora
 from tsgb.models.fast.budget import Budget
 from tsgb.models.fast.generation import generate
 from tsgb.models.fast.network import (
@@ -38,6 +38,7 @@ from tsgb.models.fast.network import (
     token_logps,
 )
 from tsgb.models.fast.packing import Ints, Rows
+from tsgb.models.fast.tape import Tape
 from tsgb.models.files import WEIGHTS
 from tsgb.models.labels import label_texts
 from tsgb.models.sampling import join, writing_of
@@ -178,43 +179,50 @@ class FastEngine:
         generator: torch.Generator | None,
         temperature: float = 1.0,
         openings: Sequence[str] | None = None,
+        learns: bool = False,
     ) -> Writing:
         """See `Engine`."""
         prompts = [self.tokenizer.encode_chat(chat) for chat in chats]
         forced = self.tokenizer.encode_openings(chats, group, openings)
         weights, pad = _weights(role).merged().frozen(), self.tokenizer.pad_id
-        num = len(chats)
+        num, longest = len(chats), max(map(len, prompts)) + max_new_tokens
         if self.budget is not None:
-            longest = max(map(len, prompts)) + max_new_tokens
             num = max(1, self.budget.write_rows(longest) // group)
+        batches = [Rows(prompts[start : start + num]) for start in range(0, len(chats), num)]
+        tape = None
+        if learns and len(batches) == 1 and isinstance(weights, MergedLora):
+            tokens = len(batches[0].ids_N) + len(chats) * group * max_new_tokens
+            if self.budget is not None and self.budget.keeps_tape(tokens, longest):
+                tape = Tape(weights, batches[0], group)
         done = join(
             [
                 generate(
                     weights,
                     self.shape,
-                    prompts[start : start + num],
+                    rows,
                     group=group,
                     max_new_tokens=max_new_tokens,
                     stop_ids=self.tokenizer.stop_ids,
                     pad=pad,
                     generator=generator,
                     temperature=temperature,
-                    openings=forced and forced[start * group : (start + num) * group],
+                    openings=forced and forced[number * num * group : (number + 1) * num * group],
+                    tape=tape,
                 )
-                for start in range(0, len(chats), num)
+                for number, rows in enumerate(batches)
             ],
             pad,
         )
         self.tidy()
-        return writing_of(done, prompts, group, self.tokenizer)
+        return replace(writing_of(done, prompts, group, self.tokenizer), tape=tape)
 
     def logps(self, role: Role, writing: Writing, temperature: float) -> TokenStatistics:
         """See `Engine`; the divergence is exact up to `LARGE_VOCABULARY` words."""
         weights = _weights(role).merged()
         if self.vocabulary > LARGE_VOCABULARY:
-            logp_NL, entropy_NL = self._token_logps(weights, writing, temperature)
             with torch.no_grad():
                 reference_NL, _ = self._token_logps(self.base, writing, temperature)
+            logp_NL, entropy_NL = self._token_logps(weights, writing, temperature)
             return TokenStatistics(logp_NL, entropy_NL, k3_kl(logp_NL, reference_NL))
         logp_NLV = self._distributions(weights, writing, temperature)
         with torch.no_grad():
@@ -239,33 +247,52 @@ class FastEngine:
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each token and entropy there, [N, L]; 0 on padding."""
         N, L = writing.ids_NL.shape
-        hidden_ME, slots_M = self._predicting(weights, writing)
+        tape = writing.tape
+        if not (isinstance(tape, Tape) and tape.is_of(weights) and torch.is_grad_enabled()):
+            tape = None
+        hidden_ME, slots_M = self._predicting(weights, writing, tape)
         ids_M = writing.ids_NL.reshape(-1).index_select(0, slots_M)
-        logp_M, entropy_M = token_logps(weights, hidden_ME, ids_M, temperature)
+        given = None if tape is None else tape.logits(writing.lengths_N.numpy())
+        logp_M, entropy_M = token_logps(weights, hidden_ME, ids_M, temperature, given)
         empty = logp_M.new_zeros(N * L)
         return (
             empty.index_copy(0, slots_M, logp_M).view(N, L),
             empty.index_copy(0, slots_M, entropy_M).view(N, L),
         )
 
-    def _predicting(self, weights: Weights, writing: Writing) -> tuple[Tensor, Tensor]:
-        """Hidden states [M, E] that predict completion tokens, and the flat slots of these."""
+    def _predicting(
+        self, weights: Weights, writing: Writing, tape: Tape | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states [M, E] that predict completion tokens, and the flat slots of these.
+
+        With a tape they are ordered as it is: all first tokens, then all second ones.
+        """
         L = writing.ids_NL.shape[1]
         lengths = ints(writing.lengths_N)
         written = int_rows(writing.ids_NL)
-        rows = Rows(
-            [
-                [*prompt, *ids[: length - 1]]
-                for prompt, ids, length in zip(writing.prompts, written, lengths, strict=True)
-            ]
-        )
+        packed = [
+            [*prompt, *ids[: length - 1]]
+            for prompt, ids, length in zip(writing.prompts, written, lengths, strict=True)
+        ]
+        owners = list(range(len(packed)))
+        if self.budget is not None:
+            # With rows of their own, chats do not make one row of each group longer than the rest.
+            chats = {tuple(prompt): number for number, prompt in enumerate(writing.prompts)}
+            packed += [list(chat) for chat in chats]
+            owners += chats.values()
+        rows = Rows(packed)
         # The token before each completion token predicts it.
-        slots_M = np.flatnonzero(np.arange(L) < np.array(lengths)[:, None])
-        row_M, at_M = slots_M // L, slots_M % L
+        real_NL = np.arange(L) < np.array(lengths)[:, None]
+        if tape is None:
+            row_M, at_M = np.nonzero(real_NL)
+        else:
+            at_M, row_M = np.nonzero(real_NL.T)
         first_N = np.fromiter(map(len, writing.prompts), np.int64, len(lengths)) - 1
         select_M = rows.tokens(row_M, first_N[row_M] + at_M)
+        if tape is not None:
+            weights = tape.replay(rows, np.array(owners), select_M)
         hidden_ME = hidden_states(weights, self.shape, rows, select_M)
-        return hidden_ME, from_numpy(slots_M)
+        return hidden_ME, from_numpy(row_M * L + at_M)
 
     # -- texts -----------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ import torch
 
 from tsgb.models.fast.decoding import Decoder
 from tsgb.models.fast.network import Shape, Weights
+from tsgb.models.fast.packing import Rows
+from tsgb.models.fast.tape import Tape
 from tsgb.models.sampling import Completions, draw_uniforms, sample
 
 
@@ -15,7 +17,7 @@ from tsgb.models.sampling import Completions, draw_uniforms, sample
 def generate(
     weights: Weights,
     shape: Shape,
-    prompts: Sequence[Sequence[int]],
+    prompts: Rows,
     *,
     group: int,
     max_new_tokens: int,
@@ -24,13 +26,14 @@ def generate(
     generator: torch.Generator | None,
     temperature: float = 1.0,
     openings: Sequence[Sequence[int]] | None = None,
+    tape: Tape | None = None,
 ) -> Completions:
     """Sample `group` completions for each prompt; greedy when `generator` is None.
 
     Args:
         weights: base, or base with adapter.
         shape: see `network.Shape`.
-        prompts: token ids, one row a scenario, any lengths.
+        prompts: token rows, one a scenario, any lengths.
         group: completions a prompt.
         max_new_tokens: hard limit.
         stop_ids: tokens of which each ends a completion.
@@ -38,10 +41,11 @@ def generate(
         generator: private source of the uniforms.
         temperature: divides the logits, here and in every recomputed log-probability.
         openings: N forced starts (may be empty lists), one a completion.
+        tape: keeps what is computed.
     """
-    num = len(prompts) * group
+    num = len(prompts.counts_R) * group
     return sample(
-        Decoder(weights, shape, prompts, group, max_new_tokens),
+        Decoder(weights, shape, prompts, group, max_new_tokens, tape),
         num,
         max_new_tokens=max_new_tokens,
         stop_ids=stop_ids,

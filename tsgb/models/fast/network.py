@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -192,7 +193,11 @@ def logits(weights: Weights, hidden: Tensor, rows: Tensor | None = None) -> Tens
 
 
 def token_logps(
-    weights: Weights, hidden_ME: Tensor, ids_M: Tensor, temperature: float = 1.0
+    weights: Weights,
+    hidden_ME: Tensor,
+    ids_M: Tensor,
+    temperature: float = 1.0,
+    given: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of a token at each position and entropy there, in nats, [M] each.
 
@@ -201,9 +206,10 @@ def token_logps(
         hidden_ME: final hidden states.
         ids_M: the tokens.
         temperature: divides the logits.
+        given: the logits, a few positions after the other, where they are known.
     """
     return cast("Any", _TokenLogps).apply(
-        hidden_ME, weights.tensor(HEAD), weights, ids_M, temperature
+        hidden_ME, weights.tensor(HEAD), weights, ids_M, temperature, given
     )
 
 
@@ -215,14 +221,23 @@ class _TokenLogps(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ME: Tensor, head_VE: Tensor, weights: Weights, ids_M: Tensor, *rest: float
+        ctx: Any,
+        hidden_ME: Tensor,
+        head_VE: Tensor,
+        weights: Weights,
+        ids_M: Tensor,
+        temperature: float,
+        given: Sequence[Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
-        ctx.weights, (ctx.temperature,) = weights, rest
-        kept: list[Tensor] | None = [] if weights.keeps_logits(len(ids_M)) else None
+        ctx.weights, ctx.temperature = weights, temperature
+        ctx.chunks = _chunks(len(ids_M), given)
+        keeps = given is not None or weights.keeps_logits(len(ids_M))
+        kept: list[Tensor] | None = [] if keeps else None
         logp_M = hidden_ME.new_empty(len(ids_M))
         entropy_M = torch.empty_like(logp_M)
-        for here in _chunks(len(ids_M)):
-            logp_PV = _distributions(weights, hidden_ME[here], ctx.temperature)
+        for number, here in enumerate(ctx.chunks):
+            logits_PV = None if given is None else given[number]
+            logp_PV = _distributions(weights, hidden_ME[here], temperature, logits_PV)
             logp_M[here] = logp_PV.gather(-1, ids_M[here, None]).squeeze(-1)
             entropy_M[here] = -(logp_PV.exp() * logp_PV).sum(-1)
             if kept is not None:
@@ -237,7 +252,7 @@ class _TokenLogps(Function):
         g_logp_M, g_entropy_M = grads
         g_hidden_ME = torch.empty_like(hidden_ME)
         g_head_VE = torch.zeros_like(head_VE) if ctx.needs_input_grad[1] else None
-        for number, here in enumerate(_chunks(len(ids_M))):
+        for number, here in enumerate(ctx.chunks):
             if ctx.kept is None:
                 logp_PV = _distributions(ctx.weights, hidden_ME[here], ctx.temperature)
             else:
@@ -250,15 +265,22 @@ class _TokenLogps(Function):
             torch.mm(g_PV, head_VE, out=g_hidden_ME[here])
             if g_head_VE is not None:
                 g_head_VE.addmm_(g_PV.t(), hidden_ME[here])
-        return g_hidden_ME, g_head_VE, None, None, None
+        return g_hidden_ME, g_head_VE, None, None, None, None
 
 
-def _chunks(num: int) -> list[slice]:
-    return [slice(start, start + POSITIONS) for start in range(0, num, POSITIONS)]
+def _chunks(num: int, given: Sequence[Tensor] | None) -> list[slice]:
+    """Cut positions into pieces: those of the logits that are given, else small ones."""
+    if given is None:
+        return [slice(start, start + POSITIONS) for start in range(0, num, POSITIONS)]
+    ends = accumulate(map(len, given))
+    return [slice(end - len(logits), end) for logits, end in zip(given, ends, strict=True)]
 
 
 @torch.no_grad()
-def _distributions(weights: Weights, hidden_PE: Tensor, temperature: float) -> Tensor:
+def _distributions(
+    weights: Weights, hidden_PE: Tensor, temperature: float, logits_PV: Tensor | None = None
+) -> Tensor:
     """Log-probabilities [P, V] of all words."""
-    logits_PV = weights.linear(hidden_PE, "lm_head").float()
+    if logits_PV is None:
+        logits_PV = weights.linear(hidden_PE, "lm_head").float()
     return torch.log_softmax(logits_PV if temperature == 1 else logits_PV / temperature, -1)

@@ -107,7 +107,11 @@ class Rows:
         """The grid's row of each row."""
         self.counts_R: Ints = np.fromiter(map(len, rows), np.int64, len(rows))
         self.grid = Grid(source, owned_N, real)
+        shown = np.empty(int(kept.sum()), np.int64)
+        shown[place] = np.arange(len(rows))
         self.rows_N: Ints = owned_N // T
+        self.shown_N: Ints = shown[self.rows_N]
+        """The number of a row that each token is in."""
         self.columns_N: Ints = owned_N % T
         self.ids_N = from_numpy(ids.reshape(-1)[owned_N])
         self._ids_BT = np.where(real, ids, -1)

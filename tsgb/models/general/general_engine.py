@@ -185,6 +185,7 @@ class GeneralEngine:
         generator: torch.Generator | None,
         temperature: float = 1.0,
         openings: Sequence[str] | None = None,
+        learns: bool = False,  # noqa: ARG002
     ) -> Writing:
         """See `Engine`."""
         prompts = [self.tokenizer.encode_chat(chat) for chat in chats]

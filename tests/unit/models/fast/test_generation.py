@@ -30,7 +30,7 @@ def run(
     return generate(
         BaseWeights.of(module),
         Shape.of(module.config),
-        prompts,
+        Rows(prompts),
         group=group,
         max_new_tokens=LIMIT,
         stop_ids=(EOS,),
