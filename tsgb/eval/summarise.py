@@ -201,10 +201,10 @@ def _not_measured(evidence: Evidence, setup: Setup, claims: list[Claim]) -> Iter
         if missing:
             yield f"adaptive attacks on {guard} before {', '.join(missing)}"
     for target in setup.targets:
-        for metric in TARGET_METRICS:
-            obstacle = no_protection(evidence.unguarded(metric, target.name))
-            if obstacle is not None:
-                yield obstacle
+        found = [evidence.unguarded(metric, target.name) for metric in TARGET_METRICS]
+        obstacle = no_protection(*found)
+        if obstacle is not None:
+            yield obstacle
     for claim in claims:
         if claim.verdict == "not measured":
             yield f"{claim.id}: {claim.note}"

@@ -27,7 +27,7 @@ def surrogate(setup: Setup) -> str | None:
 def read_verdict(evidence: Evidence, setup: Setup, *, min_seeds: int = MIN_SEEDS) -> VerdictRecord:
     """Check every condition and say in one sentence what was shown."""
     target = surrogate(setup)
-    seeds = evidence.measured("adaptive_asr", SELF_PLAY, target)
+    seeds = evidence.attempted("adaptive_asr", SELF_PLAY, target)
     conditions = [
         ConditionRecord(
             stage=1,

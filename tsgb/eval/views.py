@@ -121,8 +121,11 @@ def unguarded(
 
 
 def obstacles(summary: Summary) -> list[str]:
-    """One sentence for each target and kind of attack without a measurable protection."""
-    found = [no_protection(u) for u in summary.unguarded]
+    """One sentence for each target that has no measurable protection from some kind of attack."""
+    found = [
+        no_protection(*(u for u in summary.unguarded if u.target == target.name))
+        for target in summary.targets
+    ]
     return [f"{text[0].upper()}{text[1:]}." for text in found if text is not None]
 
 

@@ -87,21 +87,28 @@ def leaking(unguarded: Unguarded) -> str:
     return f"{unguarded.leaks} of {of} leak"
 
 
-def no_protection(unguarded: Unguarded) -> str | None:
+def no_protection(*unguarded: Unguarded) -> str | None:
     """The sentence that stands in place of a guard's figures on a target; None where there are any.
 
-    Example: `"no protection measurable on T_s: 3 of 48 adaptive attempts leak un-guarded (6.3 %),
+    Args:
+        unguarded: Denominators of one target; those that are large enough are left out.
+
+    Example: `"no protection measurable on T_s: 3 of 48 adaptive attempts (6.3 %) leak un-guarded,
     and a figure takes 100 at 30.0 %"`
     """
-    if unguarded.measurable:
+    small = [found for found in unguarded if not found.measurable]
+    if not small:
         return None
-    kind = "adaptive" if unguarded.metric == "adaptive_asr" else "scripted"
-    if unguarded.asr is None:
-        found = f"no {kind} attempt was made un-guarded"
-    else:
-        found = (
-            f"{unguarded.leaks} of {unguarded.asr.n} {kind} attempts leak un-guarded "
-            f"({percent(unguarded.asr.value)})"
-        )
-    least = f"a figure takes {unguarded.min_leaks} at {percent(unguarded.min_asr)}"
-    return f"no protection measurable on {unguarded.target}: {found}, and {least}"
+    parts: list[str] = []
+    for found in small:
+        kind = "adaptive" if found.metric == "adaptive_asr" else "scripted"
+        if found.asr is None:
+            parts.append(f"none of 0 {kind} attempts")
+        else:
+            share = percent(found.asr.value)
+            parts.append(f"{found.leaks} of {found.asr.n} {kind} attempts ({share})")
+    first = small[0]
+    return (
+        f"no protection measurable on {first.target}: {' and '.join(parts)} leak un-guarded, and a "
+        f"figure takes {first.min_leaks} at {percent(first.min_asr)}"
+    )

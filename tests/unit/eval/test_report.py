@@ -232,8 +232,9 @@ def test_a_target_without_a_denominator_has_no_figure_anywhere(summary: Summary)
     assert rows["none"].figure != rows["selfplay"].figure == "not measurable"
     assert rows["selfplay"].detail == f"{bare.leaks} of 48 leak"
     sentence = (
-        f"No protection measurable on T_s: {bare.leaks} of 48 adaptive attempts leak un-guarded "
-        f"({percent(bare.leaks / 48)}), and a figure takes {bare.leaks + 1} at 30.0 %."
+        f"No protection measurable on T_s: {bare.leaks} of 48 adaptive attempts "
+        f"({percent(bare.leaks / 48)}) leak un-guarded, and a figure takes {bare.leaks + 1} at "
+        "30.0 %."
     )
     assert views.obstacles(found) == [sentence]
     reader = Reader()
@@ -241,6 +242,10 @@ def test_a_target_without_a_denominator_has_no_figure_anywhere(summary: Summary)
     assert sentence in "".join(reader.text)
     assert sentence in render_tables(found)
     assert sentence in render_tables(found, "markdown")
+    scripted = asked.model_copy(update={"metric": "asr", "leaks": 0, "asr": None})
+    both = found.model_copy(update={"unguarded": [asked, scripted]})
+    [line] = views.obstacles(both)
+    assert " and none of 0 scripted attempts leak un-guarded" in line
 
 
 def test_a_report_says_what_its_sample_tells(summary: Summary, page: str) -> None:
