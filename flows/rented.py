@@ -22,7 +22,7 @@ from tsgb.cloud.bundle import BootSpec, Code, boot, pack_code, publish_code
 from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import Intent, RunDocuments, arms, durable_step
 from tsgb.cloud.forecast import workload
-from tsgb.cloud.history import state_gb
+from tsgb.cloud.history import state_size
 from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
 from tsgb.cloud.preemption import Workload
 from tsgb.cloud.provider import LaunchSpec, Provider, is_loopback
@@ -113,9 +113,11 @@ class ArmsWork:
 
     def load(self) -> Workload:
         """Return the load, with the traffic of the newest checkpoints (0 before the first one)."""
-        size = state_gb(self._workers.open(arm, _STORE_SECONDS) for arm in self._configs)
+        size = state_size(self._workers.open(arm, _STORE_SECONDS) for arm in self._configs)
         disk_gb = self._workers.settings.disk_gb
-        return workload(_GUESSED_HOURS, disk_gb=disk_gb, restore_gb=size, save_gb=size)
+        return workload(
+            _GUESSED_HOURS, disk_gb=disk_gb, restore_gb=size.restore_gb, save_gb=size.save_gb
+        )
 
     def request(self, attempt: int, intent: Intent) -> LaunchSpec:
         """Return a machine that trains the arms; the run's code comes to it through the store."""

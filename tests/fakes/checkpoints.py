@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from tests.fakes.filesystems import MemoryFiles
 from tsgb.checkpoint.filesystem import FileSystem
 from tsgb.checkpoint.store import CheckpointStore, RunStore
 
@@ -22,6 +23,13 @@ def content(step: int) -> Mapping[str, bytes]:
     return {name: f"{name} after {step}".encode() * 3 for name in NAMES}
 
 
+def with_parts(step: int) -> Mapping[str, bytes]:
+    """The files and their parts: one that has two names, and one of each step so far."""
+    rounds = {f"guard.safetensors/round-{n}": b"the guard of round %d" % n for n in range(step + 1)}
+    starts = dict.fromkeys(("attacker.safetensors/sft", "attacker.safetensors/warm"), b"a start")
+    return {**content(step), **starts, **rounds}
+
+
 def open_store(files: FileSystem) -> CheckpointStore:
     run = RunStore(files, files.url, sleep=lambda _seconds: None)
     return CheckpointStore(run, clock=lambda: datetime(2026, 1, 2, tzinfo=UTC))
@@ -36,6 +44,16 @@ def writer(files: FileSystem, attempt: int | None = None) -> CheckpointStore:
 def publish(store: CheckpointStore, *steps: int) -> None:
     for step in steps:
         store.publish(step, step * 10, content(step), CONFIG)
+
+
+def publish_with_parts(store: CheckpointStore, *steps: int) -> None:
+    for step in steps:
+        store.publish(step, step * 10, with_parts(step), CONFIG)
+
+
+def parts_in(files: MemoryFiles) -> dict[str, bytes]:
+    """Files of parts by path."""
+    return {path: data for path, data in files.files.items() if path.startswith("parts/")}
 
 
 def flip(data: bytes, position: int) -> bytes:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -20,9 +20,10 @@ import pytest
 from pydantic import SecretStr
 
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
+from tests.fakes.miniature import make_trainer, miniature_config
 from tests.fakes.sentinels import leaks
 from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
-from tsgb.checkpoint.store import CheckpointStore, RunStore, load, resolve
+from tsgb.checkpoint.store import CheckpointStore, RunStore, load, open_run, resolve
 from tsgb.errors import LeaseLost, StoreError, StoreUnreachable
 
 pytestmark = pytest.mark.integration
@@ -50,6 +51,66 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("dav")
     with serve(dav_app(directory)) as url:
         yield Server(f"webdav+{url}", directory)
+
+
+def test_what_never_changes_is_sent_once(tmp_path: Path) -> None:
+    """A run of two rounds that saves after every update, and is taken over in its middle."""
+    config = miniature_config({"model": {"adapter": "lora", "rank": 2}})
+    puts: list[tuple[str, int]] = []
+    app = dav_app(tmp_path)
+
+    def counting(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        def note(status: str, *rest: Any) -> Any:
+            # The first file of a directory is refused, and sent again once that is made.
+            if environ["REQUEST_METHOD"] == "PUT" and status.startswith("2"):
+                puts.append((environ["PATH_INFO"], int(environ["CONTENT_LENGTH"])))
+            return start(status, *rest)
+
+        return app(environ, note)
+
+    with serve(counting) as url:
+        first, trainer = True, make_trainer(config)
+        while True:
+            store = CheckpointStore(open_run(f"{url}/r1", USER, SecretStr(PASSWORD)))
+            store.claim()
+            found = store.newest_valid(pytest.fail)
+            assert (found is None) == first
+            if found is not None:
+                trainer = make_trainer(config)
+                trainer.load(found[1])
+            while not trainer.done and not (first and trainer.state.step == 9):
+                trainer.step()
+                store.publish(trainer.state.step, 0, trainer.files(), CONFIG)
+                store.prune(keep=2)
+            if not first:
+                break
+            first = False
+        found = store.newest_valid(pytest.fail)
+        assert found is not None
+        assert trainer.files().keys() == found[1].keys()
+
+    parts = [item for item in puts if item[0].startswith("/r1/parts/")]
+    # A fresh attacker and two to restart from, three guards, what three attackers wrote.
+    assert len(parts) == 3 + 3 + 3
+    assert len({path.partition("-")[0] for path, _ in parts}) == len(parts), "each content once"
+    saves = [size for path, size in puts if "/checkpoints/" in path and "manifest" not in path]
+    assert len(saves) == 5 * config.total_steps
+    # The last save sends two adapters and their moments, however many rounds lie behind it.
+    last = {p: n for p, n in puts if f"step-{config.total_steps:08d}" in p and "manifest" not in p}
+    adapters = sum(n for p, n in last.items() if p.endswith(".safetensors"))
+    tensors = [*trainer.attacker.parameters.values(), *trainer.guard.parameters.values()]
+    numbers = sum(tensor.numel() for tensor in tensors)
+    content = adapters - sum(header_bytes(tmp_path / path[1:]) for path in last)
+    steps = 4 * len(tensors)  # of the optimizer: one number a tensor
+    assert content == 3 * 4 * numbers + steps, "the weights and two moments, four bytes each"
+    left = {path.name for path in (tmp_path / "r1" / "parts").iterdir()}
+    assert len(left) == len(parts) - 1, "the fresh attacker is part of no checkpoint any more"
+
+
+def header_bytes(path: Path) -> int:
+    """Bytes before the tensors of a safetensors file."""
+    data = path.read_bytes()
+    return 8 + int.from_bytes(data[:8], "little") if path.suffix == ".safetensors" else 0
 
 
 def test_publish_read_resolve_prune(server: Server) -> None:

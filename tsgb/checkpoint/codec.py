@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any, Protocol, cast
 
@@ -107,6 +107,11 @@ class TensorFile:
                 view.copy_(tensors[name])
         return memoryview(self._content)
 
+    @property
+    def views(self) -> Mapping[str, Tensor]:
+        """The tensors of the latest `fill`, by name; they are the file's own memory."""
+        return self._views
+
     def _lay_out(self, tensors: Mapping[str, Tensor], start: int) -> None:
         size = start + sum(t.numel() * t.element_size() for t in tensors.values())
         self._content = bytearray(size)
@@ -117,7 +122,32 @@ class TensorFile:
                     self._content, dtype=tensor.dtype, count=tensor.numel(), offset=start
                 )
                 self._views[name] = flat.view(tensor.shape)
+            else:
+                self._views[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             start += tensor.numel() * tensor.element_size()
+
+
+class FrozenTensors(Mapping[str, Tensor]):
+    """Tensors that never change again, in this machine's memory, and the file that holds them.
+
+    The tensors are the file's own bytes, so that they are there once, and a save copies nothing.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors, by name, of any device and shape."""
+        file = TensorFile()
+        self.data = file.fill(tensors, {})
+        """The file, in the safetensors format."""
+        self._tensors = file.views
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> bytes:

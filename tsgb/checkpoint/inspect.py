@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
-from tsgb.checkpoint.manifest import FileRecord, Manifest
+from tsgb.checkpoint.manifest import FileRecord, Manifest, PartRecord
 from tsgb.checkpoint.reader import CheckpointReader, InvalidCheckpoint
 from tsgb.checkpoint.run import RunStore
 from tsgb.errors import CheckpointError
@@ -41,7 +41,7 @@ class CheckpointInfo:
     reason: str = ""
     """Reason why it is not ok."""
     size: int | None
-    """Size of its files in bytes, by the manifest or else by the listing; None if unknown."""
+    """Size of its own files in bytes, by the manifest or else by the listing; None if unknown."""
     manifest: Manifest | None = None
     """Manifest of a checkpoint that is ok; None for others."""
     sha256: str | None = None
@@ -51,6 +51,23 @@ class CheckpointInfo:
     def files(self) -> Mapping[str, FileRecord]:
         """Size and hash of each of its files; empty for a checkpoint that is not ok."""
         return {} if self.manifest is None else self.manifest.files
+
+    @property
+    def parts(self) -> Mapping[str, PartRecord]:
+        """Parts that it shares with others, by `FILE/PART`; empty for one that is not ok."""
+        return {} if self.manifest is None else self.manifest.part_records
+
+    @property
+    def contents(self) -> Mapping[str, tuple[str, FileRecord]]:
+        """Path in the run and record of each file and part; a part of two names is there once."""
+        files = {name: (f"{self.directory}/{name}", r) for name, r in self.files.items()}
+        parts = {record.path: (name, record) for name, record in self.parts.items()}
+        return files | {name: (path, record) for path, (name, record) in parts.items()}
+
+    @property
+    def parts_size(self) -> int:
+        """Size in bytes of the parts that it shares with others; one that has two names is once."""
+        return sum({record.path: record.size for record in self.parts.values()}.values())
 
     @property
     def directory(self) -> str:
@@ -114,13 +131,15 @@ class Inspector(CheckpointReader):
         )
 
     def file(self, listed: CheckpointInfo, name: str) -> bytes:
-        """Return a file of a checkpoint that is ok, verified.
+        """Return a file of a checkpoint that is ok, or a part by `FILE/PART`, verified.
 
         Raises:
             InvalidCheckpoint: It is not what was written.
         """
         if listed.manifest is None:
             raise InvalidCheckpoint(listed.reason, committed=True)
+        if name in listed.parts:
+            return self._part(name, listed.parts[name])
         return self._file(listed.checkpoint, listed.manifest, name)
 
     def _size_there(self, checkpoint: CheckpointName) -> int | None:

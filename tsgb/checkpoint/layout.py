@@ -2,6 +2,7 @@
 
 claims/a0003-0001b2c4                      attempt 3, its first start
 checkpoints/step-00001200-a0003-0001b2c4/  its save after update 1200
+parts/<sha256>-a0003-0001b2c4              a part of checkpoints, which that start wrote once
 attempts/0003.json                         a document about attempt 3
 """
 
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 CHECKPOINTS = "checkpoints"
 CLAIMS = "claims"
 METRICS = "metrics.jsonl"
+PARTS = "parts"
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,12})-a(\d{4,6})-([0-9a-f]{8})", re.ASCII)
+_PART_NAME = re.compile(r"([0-9a-f]{64})-(a\d{4,6}-[0-9a-f]{8})", re.ASCII)
 _TOKEN_NAME = re.compile(r"a(\d{4,6})-([0-9a-f]{8})", re.ASCII)
 _ATTEMPT_DOCUMENT = re.compile(r"(\d{4,6})\.json", re.ASCII)
 _STARTS_LIMIT = 0xFFF
@@ -72,6 +75,28 @@ class CheckpointName:
         """Return what a directory name spells; None for any other directory."""
         match = _CHECKPOINT_NAME.fullmatch(name)
         return match and cls(int(match[2]), int(match[1]), match[3])
+
+
+@dataclass(frozen=True, slots=True)
+class PartName:
+    """File name of a part: its content's hash, and the process that wrote this copy of it."""
+
+    sha256: str
+    """Hash of the content, as 64 hexadecimal digits."""
+    token: FencingToken
+    """Fencing token of the process that wrote it; no other process ever writes that file."""
+
+    @property
+    def name(self) -> str:
+        """File name in the store."""
+        return f"{self.sha256}-{self.token.name}"
+
+    @classmethod
+    def parse(cls, name: str) -> PartName | None:
+        """Return the part that a file name spells; None for any other file."""
+        match = _PART_NAME.fullmatch(name)
+        token = match and FencingToken.parse(match[2])
+        return cls(match[1], token) if match and token else None
 
 
 def parse_attempt_document(name: str) -> int | None:

@@ -3,8 +3,9 @@
 It knows formats and hashes, no store and no torch. Changing a field is a change of
 `schema_version`; a manifest of another version is refused by name, never read by guess.
 
-Schema versions: 1, the first; 2, the same with `hmac_sha256`, written only where a key is set, so
-that a store without one stays readable by older versions.
+Schema versions: 1, the first; 2, the same with `hmac_sha256`, written only where a key is set; 3,
+with `parts`, written only where a checkpoint has some, and signed where a key is set. So older
+versions read all that they can.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from tsgb.checkpoint.documents import canonical_json, parse_json_object
+from tsgb.checkpoint.layout import PARTS
 from tsgb.checkpoint.urls import is_name
 from tsgb.types import Buffer
 
@@ -61,13 +63,28 @@ class FileRecord(BaseModel):
         return None
 
 
+class PartRecord(FileRecord):
+    """Size, hash and writer of one part: content that never changes, which checkpoints share."""
+
+    writer: str = Field(pattern=r"^a[0-9]{4,6}-[0-9a-f]{8}$")
+    """Fencing token of the process that wrote the file, as `FencingToken.name` spells it."""
+
+    @property
+    def path(self) -> str:
+        """Path of the file in the run."""
+        return f"{PARTS}/{self.sha256}-{self.writer}"
+
+
+FileName = Annotated[str, AfterValidator(_check_name)]
+
+
 class Manifest(BaseModel):
     """Contents and origin of a checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1, 2] = 1
-    """Version of this format; 2 where it is signed."""
+    schema_version: Literal[1, 2, 3] = 1
+    """Version of this format; 2 where it is signed, 3 where it has parts."""
     run_id: str
     """Id of the run that it belongs to."""
     step: int = Field(ge=0)
@@ -80,14 +97,25 @@ class Manifest(BaseModel):
     """Eight hexadecimal digits, unique to the process that wrote it."""
     parent: str | None
     """Name of the checkpoint that the writing process started from or saved before this one."""
-    files: dict[Annotated[str, AfterValidator(_check_name)], FileRecord]
+    files: dict[FileName, FileRecord]
     """Size and hash of each file, by name."""
+    parts: dict[FileName, dict[FileName, PartRecord]] = {}
+    """Parts of each file that has some, by name of the file and of the part."""
     versions: dict[str, str]
     """Versions of Python and of libraries; exact resume is promised on equal ones only."""
     config_sha256: str
     """Hash of the run's configuration."""
     created_at: datetime
     """Time of the save."""
+
+    @property
+    def part_records(self) -> dict[str, PartRecord]:
+        """All parts, by `FILE/PART`."""
+        return {
+            f"{file}/{part}": record
+            for file, parts in self.parts.items()
+            for part, record in parts.items()
+        }
 
     def to_bytes(self, key: SecretStr | None = None) -> bytes:
         """Return canonical JSON with the hash of all else in `self_sha256`.
@@ -96,7 +124,9 @@ class Manifest(BaseModel):
             key: Signs it, and with it every file: their hashes are in it.
         """
         content = self.model_dump(mode="json")
-        content["schema_version"] = 1 if key is None else 2
+        content["schema_version"] = 3 if self.parts else 1 if key is None else 2
+        if not self.parts:
+            del content["parts"]
         if key is not None:
             content["hmac_sha256"] = _signature(content, key)
         return canonical_json({**content, "self_sha256": sha256_hex(canonical_json(content))})
@@ -120,20 +150,23 @@ class Manifest(BaseModel):
         if claimed != sha256_hex(canonical_json(content)):
             raise ValueError("its own sha256 differs from the one that was written")
         schema_version: object = content.get("schema_version")
-        if schema_version not in (1, 2):
+        if schema_version not in (1, 2, 3):
             raise ValueError(
-                f"schema_version {schema_version!r} is not 1 or 2: read it with the version of "
+                f"schema_version {schema_version!r} is not 1, 2 or 3: read it with the version of "
                 "TSGB that wrote it"
             )
-        signature: object = content.pop("hmac_sha256", None) if schema_version == 2 else None
+        signature: object = None if schema_version == 1 else content.pop("hmac_sha256", None)
         if key is not None:
             _check_signature(content, signature, key)
         try:
-            return cls.model_validate(content)
+            manifest = cls.model_validate(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(str(part) for part in first["loc"])
             raise ValueError(f"field {field}: {first['msg']}") from error
+        if bool(manifest.parts) != (schema_version == 3) or manifest.parts.keys() - manifest.files:
+            raise ValueError("field parts: they belong to no file, or to another schema_version")
+        return manifest
 
 
 def _signature(content: Mapping[str, Any], key: SecretStr) -> str:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tsgb.checkpoint.inspect import CheckpointInfo, Inspector
-from tsgb.checkpoint.layout import CheckpointName, FencingToken
+from tsgb.checkpoint.layout import CheckpointName, FencingToken, PartName
 from tsgb.checkpoint.manifest import utc_now
 from tsgb.checkpoint.run import RunLock, RunStore
 from tsgb.checkpoint.store import CheckpointStore
@@ -39,11 +39,13 @@ class PruneResult:
     """Deleted checkpoints, oldest first."""
     kept: Sequence[CheckpointInfo]
     """Other checkpoints, newest first; damaged ones are among them, as evidence."""
+    part_bytes: int
+    """Bytes of parts that no other checkpoint refers to, which were deleted too."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes that are freed, as far as the store tells sizes."""
-        return sum(listed.size or 0 for listed in self.deleted)
+        return sum(listed.size or 0 for listed in self.deleted) + self.part_bytes
 
 
 def prune(
@@ -85,6 +87,7 @@ def prune(
         run=run,
         deleted=[listed for listed in reversed(before) if listed.checkpoint.name in names],
         kept=[listed for listed in before if listed.checkpoint.name not in names],
+        part_bytes=store.part_bytes_freed,
     )
 
 
@@ -107,6 +110,9 @@ class _Rehearsal(_Successor):
         pass
 
     def _delete(self, checkpoint: CheckpointName) -> None:
+        pass
+
+    def _delete_part(self, part: PartName) -> None:
         pass
 
 

@@ -1,9 +1,10 @@
 """Copies a checkpoint to this machine, verified, so that a command can read it there as it was.
 
-The copy is a store of its own with one run in it: `DIR/<run>/config.json` and
-`DIR/<run>/checkpoints/<name>/`. So the run keeps its name, and whatever takes a store takes DIR.
-As in every checkpoint the manifest comes last: a copy that was cut off does not count, and the same
-call goes on with the files that are still missing.
+The copy is a store of its own with one run in it: `DIR/<run>/config.json`,
+`DIR/<run>/checkpoints/<name>/` and the parts that it refers to, in `DIR/<run>/parts/`. So the run
+keeps its name, and whatever takes a store takes DIR. As in every checkpoint the manifest comes
+last: a copy that was cut off does not count, and the same call goes on with the files that are
+still missing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from tsgb.checkpoint.documents import MAX_JSON_BYTES
 from tsgb.checkpoint.filesystem import FileTooLargeError
 from tsgb.checkpoint.inspect import CheckpointInfo, Inspector
-from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
+from tsgb.checkpoint.layout import CHECKPOINTS, PARTS, CheckpointName
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, sha256_hex
 from tsgb.checkpoint.reader import InvalidCheckpoint
 from tsgb.checkpoint.resolve import StoreLocation, parse_address
@@ -73,6 +74,7 @@ def pull(
             return _copy(inspector, listed, run, target, on_file)
         except InvalidCheckpoint as error:
             run.filesystem.delete_dir(listed.directory)
+            run.filesystem.delete_dir(PARTS)
             on_skip(f"{listed.checkpoint.name}: {error}")
     raise CheckpointError(
         f"no checkpoint of {source.url} verifies, see above: nothing was copied; choose another one"
@@ -104,8 +106,7 @@ def _copy(
     has_config = _copy_config(source.run, run)
     copied: dict[str, int] = {}
     present: dict[str, int] = {}
-    for name, record in listed.files.items():
-        path = f"{listed.directory}/{name}"
+    for name, (path, record) in listed.contents.items():
         if _is_there(run, path, record):
             present[name] = record.size
         else:
@@ -148,8 +149,9 @@ def _check_inside(target: Path, listed: CheckpointInfo) -> None:
 
     The names themselves were checked when the manifest was read.
     """
-    directory = target / listed.run.run_id / listed.directory
-    for path in (directory / name for name in (*listed.files, MANIFEST)):
+    run = target / listed.run.run_id
+    paths = [path for path, _ in listed.contents.values()]
+    for path in (run / name for name in (*paths, f"{listed.directory}/{MANIFEST}")):
         if not path.resolve().is_relative_to(target.resolve()):
             raise UsageError(
                 f"{path} leads out of {target} to {path.resolve()}: delete the symbolic link, or "
@@ -161,7 +163,11 @@ def _check_free(target: Path, listed: CheckpointInfo) -> None:
     """Return if every level holds nothing but what leads to this checkpoint, or is part of it."""
     levels = [
         (target, {listed.run.run_id}),
-        (target / listed.run.run_id, {_CONFIG, CHECKPOINTS}),
+        (target / listed.run.run_id, {_CONFIG, CHECKPOINTS, PARTS}),
+        (
+            target / listed.run.run_id / PARTS,
+            {record.path.removeprefix(f"{PARTS}/") for record in listed.parts.values()},
+        ),
         (target / listed.run.run_id / CHECKPOINTS, {listed.checkpoint.name}),
         (target / listed.run.run_id / listed.directory, {*listed.files, MANIFEST}),
     ]

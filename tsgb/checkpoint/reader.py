@@ -1,18 +1,28 @@
 """Reads checkpoints of a run: the newest, one by name, all of them verified.
 
-Needs no claim and writes nothing. Unknown is never empty: `None` is only ever the answer for a run
-that definitely has no checkpoint; an outage raises, and so do checkpoints that all turn out bad.
+A checkpoint is its files and their parts, which checkpoints of a run share: the part P of file F is
+read as `F/P`. Needs no claim and writes nothing. Unknown is never empty: `None` is only ever the
+answer for a run that definitely has no checkpoint; an outage raises, and so do checkpoints that all
+turn out bad.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from tsgb.checkpoint.documents import MAX_JSON_BYTES, MAX_TEXT_BYTES
 from tsgb.checkpoint.filesystem import FileTooLargeError
-from tsgb.checkpoint.layout import CHECKPOINTS, METRICS, CheckpointName
-from tsgb.checkpoint.manifest import MANIFEST, FileRecord, Manifest, Untrusted, sha256_hex
+from tsgb.checkpoint.layout import CHECKPOINTS, METRICS, PARTS, CheckpointName, PartName
+from tsgb.checkpoint.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    PartRecord,
+    Untrusted,
+    sha256_hex,
+)
 from tsgb.checkpoint.run import RunStore
 from tsgb.errors import CheckpointError, StoreError, StoreUnreachable
 from tsgb.types import Buffer, CheckpointRef
@@ -39,6 +49,10 @@ class CheckpointReader:
         self.run = run
         self._proven: str | None = None
         """Name of the newest checkpoint that this process has read in full."""
+        self._stored: dict[str, PartRecord] = {}
+        """Parts that this process has read from the store and verified, or written, by sha256."""
+        self._recorded: dict[str, PartRecord] = {}
+        """Parts that a manifest names and a cache had, by sha256: the store's copy was not read."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.run.run_url!r})"
@@ -90,7 +104,7 @@ class CheckpointReader:
 
         Args:
             on_skip: Called with one line for each newer checkpoint that was skipped, saying why.
-            names: Files to read; None reads all.
+            names: Files to read, each with its parts; None reads all.
 
         Returns:
             None only when the run definitely has none.
@@ -120,7 +134,7 @@ class CheckpointReader:
         return found
 
     def read(self, ref: CheckpointRef, names: Collection[str] | None = None) -> dict[str, bytes]:
-        """Return the files of a checkpoint, each verified.
+        """Return the files of a checkpoint and their parts, each verified.
 
         Raises:
             CheckpointError: It is gone or damaged.
@@ -273,10 +287,14 @@ class CheckpointReader:
     def _files(
         self, checkpoint: CheckpointName, manifest: Manifest, names: Collection[str] | None
     ) -> dict[str, bytes]:
-        files = {
-            name: self._file(checkpoint, manifest, name)
-            for name in (manifest.files if names is None else names)
-        }
+        files: dict[str, bytes] = {}
+        shared: dict[str, bytes] = {}
+        for name in manifest.files if names is None else names:
+            files[name] = self._file(checkpoint, manifest, name)
+            for part, record in manifest.parts.get(name, {}).items():
+                if record.sha256 not in shared:
+                    shared[record.sha256] = self._part(f"{name}/{part}", record)
+                files[f"{name}/{part}"] = shared[record.sha256]
         if names is None:
             self._proven = checkpoint.name
         return files
@@ -288,10 +306,41 @@ class CheckpointReader:
         kept = None if self.run.cache is None else self.run.cache.get(record)
         if kept is not None:
             return kept
+        return self._read(f"{CHECKPOINTS}/{checkpoint.name}/{name}", record, name)
+
+    def _part(self, name: str, record: PartRecord) -> bytes:
+        """Return a part; if its file is damaged, another process's copy of it does as well."""
+        kept = None if self.run.cache is None else self.run.cache.get(record)
+        if kept is not None:
+            self._recorded[record.sha256] = record
+            return kept
+        try:
+            data = self._read(record.path, record, name)
+        except InvalidCheckpoint:
+            for other in self._parts_there():
+                if other.sha256 == record.sha256 and other.token.name != record.writer:
+                    copy = record.model_copy(update={"writer": other.token.name})
+                    with suppress(InvalidCheckpoint):
+                        data = self._read(copy.path, copy, name)
+                        self._stored[copy.sha256] = copy
+                        return data
+            raise
+        self._stored[record.sha256] = record
+        return data
+
+    def _parts_there(self) -> Mapping[PartName, int | None]:
+        """Return all copies of parts in the store, with sizes in bytes where it tells them."""
+        try:
+            entries = self.run.filesystem.entries(PARTS)
+        except FileNotFoundError:
+            return {}
+        return {part: e.size for e in entries if (part := PartName.parse(e.name)) and not e.is_dir}
+
+    def _read(self, path: str, record: FileRecord, name: str) -> bytes:
+        """Return a file of the store that has the recorded bytes, whatever the cache holds."""
         problem: str | None = None
         for _ in range(READS):
             try:
-                path = f"{CHECKPOINTS}/{checkpoint.name}/{name}"
                 data = self.run.read_bytes(path, record.size)
             except FileTooLargeError:
                 problem = f"more than the {record.size} bytes that were written"

@@ -5,19 +5,34 @@ is none here: every process writes under names of its own, the manifest comes la
 commit, and every file is checked against its sha256 on every read. Two processes that both believe
 they own a run can therefore waste work, but cannot damage each other's; the older one learns from
 the claims that it is the older one, and stops with `LeaseLost`.
+
+Parts are content that never changes once it is there, such as the weights of past rounds. Each is a
+file below `parts/`, written once and named in the manifests of all checkpoints that have it. Its
+name has the token of the process that wrote it, so the rule above holds for parts too: the next
+process refers to them where they are, and never writes over them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from tsgb.checkpoint.documents import canonical_json
-from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, CheckpointName, FencingToken, next_token
+from tsgb.checkpoint.layout import (
+    CHECKPOINTS,
+    CLAIMS,
+    PARTS,
+    CheckpointName,
+    FencingToken,
+    PartName,
+    next_token,
+)
 from tsgb.checkpoint.manifest import (
     MANIFEST,
     FileRecord,
     Manifest,
+    PartRecord,
     installed_versions,
     utc_now,
 )
@@ -59,6 +74,14 @@ class CheckpointStore(CheckpointReader):
         self._token: FencingToken | None = None
         self._written: set[str] = set()
         """Names whose manifest this process has tried to write."""
+        self._hashed: dict[str, tuple[Buffer, FileRecord]] = {}
+        """Parts that were hashed, by `FILE/PART`: the same memory is not hashed twice."""
+        self._wanted: set[str] = set()
+        """Paths of the parts that the latest `publish` refers to, committed or not."""
+        self.bytes_sent = 0
+        """Bytes of files and parts that this process has written to the store."""
+        self.part_bytes_freed = 0
+        """Bytes of the parts that `prune` has deleted, as far as the store tells sizes."""
 
     def claim(self, attempt: int | None = None) -> int:
         """Become the writer of this run.
@@ -148,7 +171,8 @@ class CheckpointStore(CheckpointReader):
         Args:
             step: Optimizer updates done so far.
             episode: Episodes played so far.
-            files: Content by file name.
+            files: Content by file name, and that of its parts by `FILE/PART`. The memory of a part
+                must not change: what is given again is taken to be what it was.
             config_sha256: Hash of the run's configuration.
             parent: Name of the checkpoint before this one.
 
@@ -157,7 +181,10 @@ class CheckpointStore(CheckpointReader):
             StoreFull: No space; what was committed before is untouched.
             CheckpointError: This process has committed other bytes for this step.
         """
+        parts = {name: data for name, data in files.items() if "/" in name}
+        files = {name: files[name] for name in sorted(files.keys() - parts.keys())}
         bad = [name for name in files if not is_name(name) or name == MANIFEST]
+        bad += [name for name in parts if not _is_part(name, files)]
         if bad or not files:
             raise ValueError(f"file names {bad!r} cannot be part of a checkpoint")
         own = self._own_token()
@@ -169,7 +196,8 @@ class CheckpointStore(CheckpointReader):
             attempt=own.attempt,
             writer=own.writer,
             parent=parent,
-            files={name: FileRecord.of(data) for name, data in sorted(files.items())},
+            files={name: FileRecord.of(data) for name, data in files.items()},
+            parts=self._part_records(parts),
             versions=installed_versions(),
             config_sha256=config_sha256,
             created_at=self._clock(),
@@ -180,9 +208,13 @@ class CheckpointStore(CheckpointReader):
                 return committed
         self.check_fence()
         directory = f"{CHECKPOINTS}/{checkpoint.name}"
-        for name, data in sorted(files.items()):
-            self.run.write_bytes(f"{directory}/{name}", data)
+        manifest = self._place(manifest, parts)
+        # The smallest first: a server may take its whole body before it says that there is no such
+        # directory yet, and it is sent again then.
+        for name, data in sorted(files.items(), key=lambda item: len(item[1])):
+            self._send(f"{directory}/{name}", data)
         self._check_sizes(directory, manifest)
+        manifest = self._replace_lost(manifest, parts)
         self.check_fence()
         self._written.add(checkpoint.name)
         self.run.write_bytes(f"{directory}/{MANIFEST}", manifest.to_bytes(self.run.manifest_key))
@@ -195,6 +227,8 @@ class CheckpointStore(CheckpointReader):
             ) from error
         for name, data in files.items():
             self._keep(kept.files[name], data)
+        for name, record in kept.part_records.items():
+            self._keep(record, parts[name])
         return self._ref(checkpoint, kept, sha256)
 
     def _earlier_commit(
@@ -205,7 +239,7 @@ class CheckpointStore(CheckpointReader):
             kept, sha256 = self._manifest(checkpoint)
         except InvalidCheckpoint:
             return None
-        if kept.files != manifest.files:
+        if kept.files != manifest.files or _hashes(kept) != _hashes(manifest):
             raise CheckpointError(
                 f"{checkpoint.name} is committed with other content: a committed checkpoint is "
                 "never written over; publish the next step"
@@ -222,11 +256,84 @@ class CheckpointStore(CheckpointReader):
                     "were written: the store lost some; nothing was committed"
                 )
 
+    def _send(self, path: str, data: Buffer) -> None:
+        self.run.write_bytes(path, data)
+        self.bytes_sent += len(data)
+
+    def _part_records(self, parts: Mapping[str, Buffer]) -> dict[str, dict[str, PartRecord]]:
+        """Return records of parts, by file and part, as if this process had written them all."""
+        own = self._own_token().name
+        records: dict[str, dict[str, PartRecord]] = {}
+        for name, data in sorted(parts.items()):
+            known = self._hashed.get(name)
+            if known is None or known[0] is not data:
+                known = self._hashed[name] = data, FileRecord.of(data)
+            file, _, part = name.partition("/")
+            record = PartRecord(**known[1].model_dump(), writer=own)
+            records.setdefault(file, {})[part] = record
+        return records
+
+    def _place(self, manifest: Manifest, parts: Mapping[str, Buffer]) -> Manifest:
+        """Write the parts that the store lacks; return the manifest that names where each one is.
+
+        A copy that an earlier process wrote counts once this process has read it, from the store
+        itself: one that has rotted must not get into another checkpoint.
+        """
+        self._wanted = set()
+        for name, record in manifest.part_records.items():
+            recorded = self._recorded.get(record.sha256)
+            if record.sha256 not in self._stored and recorded is not None:
+                with suppress(InvalidCheckpoint):
+                    self._read(recorded.path, recorded, name)
+                    self._stored[record.sha256] = recorded
+            if record.sha256 not in self._stored:
+                self._wanted.add(record.path)
+                self._send(record.path, parts[name])
+                self._stored[record.sha256] = record
+            self._wanted.add(self._stored[record.sha256].path)
+        return self._located(manifest)
+
+    def _replace_lost(self, manifest: Manifest, parts: Mapping[str, Buffer]) -> Manifest:
+        """Write parts again that have vanished from the store, or have another size there.
+
+        Raises:
+            StoreError: The store loses what is written to it.
+        """
+        for again in (False, True):
+            there = {f"{PARTS}/{part.name}": n for part, n in self._parts_there().items()}
+            lost = {
+                name: record
+                for name, record in manifest.part_records.items()
+                if there.get(record.path, -1) not in (record.size, None)
+            }
+            if not lost:
+                break
+            if again:
+                name, record = next(iter(lost.items()))
+                raise StoreError(
+                    f"{self.run.run_url}/{record.path} ({name}) does not have the {record.size} "
+                    "bytes that were written: the store lost some; nothing was committed"
+                )
+            for record in lost.values():
+                self._stored.pop(record.sha256, None)
+            manifest = self._place(
+                manifest.model_copy(update={"parts": self._part_records(parts)}), parts
+            )
+        return manifest
+
+    def _located(self, manifest: Manifest) -> Manifest:
+        parts = {
+            file: {part: self._stored[record.sha256] for part, record in records.items()}
+            for file, records in manifest.parts.items()
+        }
+        return manifest.model_copy(update={"parts": parts})
+
     def prune(self, keep: int = 3) -> Sequence[str]:
         """Delete all but the newest `keep` checkpoints, and what older writers left unfinished.
 
-        The checkpoint that this process started from stays until it has `keep` of its own: it is
-        the only one that was read in full.
+        Parts that no checkpoint refers to any more are deleted after them. The checkpoint that this
+        process started from stays until it has `keep` of its own: it is the only one that was read
+        in full.
 
         Returns:
             The names of the deleted ones.
@@ -238,15 +345,15 @@ class CheckpointStore(CheckpointReader):
             raise ValueError("keep must be at least 1")
         own = self._own_token()
         self.check_fence()
-        kept: list[CheckpointName] = []
+        kept: dict[CheckpointName, Manifest] = {}
         old: list[CheckpointName] = []
-        for checkpoint in self._checkpoints():
+        checkpoints = self._checkpoints()
+        for checkpoint in checkpoints:
             if len(kept) >= keep:
                 old.append(checkpoint)
                 continue
             try:
-                self._manifest(checkpoint)
-                kept.append(checkpoint)
+                kept[checkpoint] = self._manifest(checkpoint)[0]
             except InvalidCheckpoint as error:
                 if not error.committed and checkpoint.token < own:
                     old.append(checkpoint)  # nobody will finish it; a damaged one stays as evidence
@@ -255,7 +362,47 @@ class CheckpointStore(CheckpointReader):
         old = sorted(checkpoint for checkpoint in old if checkpoint.token <= own)
         for checkpoint in old:
             self._delete(checkpoint)
+        left = [checkpoint for checkpoint in checkpoints if checkpoint not in old]
+        self._delete_unused_parts({checkpoint: kept.get(checkpoint) for checkpoint in left})
         return [checkpoint.name for checkpoint in old]
+
+    def _delete_unused_parts(self, left: Mapping[CheckpointName, Manifest | None]) -> None:
+        """Delete the parts that neither a checkpoint nor the latest `publish` refers to.
+
+        None is deleted if a checkpoint's manifest cannot be read, since its parts are unknown then,
+        nor if a newer process is at work, which may refer to any of them.
+
+        Args:
+            left: The checkpoints that are not deleted, with their manifests where they were read.
+        """
+        own = self._own_token()
+        used = set(self._wanted)
+        for checkpoint, known in left.items():
+            if checkpoint.token > own:
+                return
+            try:
+                manifest = known or self._manifest(checkpoint)[0]
+            except InvalidCheckpoint as error:
+                if error.committed:
+                    return
+                continue
+            used |= {record.path for record in manifest.part_records.values()}
+        unused = [
+            (part, size)
+            for part, size in self._parts_there().items()
+            if part.token <= own and f"{PARTS}/{part.name}" not in used
+        ]
+        if unused:
+            self.check_fence()
+        for part, size in unused:
+            self._delete_part(part)
+            self.part_bytes_freed += size or 0
+
+    def _delete_part(self, part: PartName) -> None:
+        stored = self._stored.get(part.sha256)
+        if stored is not None and stored.writer == part.token.name:
+            del self._stored[part.sha256]
+        self.run.delete(f"{PARTS}/{part.name}")
 
     def _delete(self, checkpoint: CheckpointName) -> None:
         # The manifest first: a half deleted checkpoint must not look like a damaged one.
@@ -264,3 +411,13 @@ class CheckpointStore(CheckpointReader):
         for name in self.run.list_if_present(f"{CHECKPOINTS}/{checkpoint.name}"):
             self.run.delete(f"{directory}/{name}")
         self.run.filesystem.delete_dir(directory)
+
+
+def _is_part(name: str, files: Collection[str]) -> bool:
+    """Return whether a name spells a part of one of the files, as `FILE/PART`."""
+    file, _, part = name.partition("/")
+    return file in files and is_name(part) and part != MANIFEST
+
+
+def _hashes(manifest: Manifest) -> Mapping[str, str]:
+    return {name: record.sha256 for name, record in manifest.part_records.items()}

@@ -28,7 +28,7 @@ class FileProblem:
     """
 
     file: str
-    """File name."""
+    """File name; of a part, its path in the run."""
     reason: str
     """Reason why it counts as damaged."""
     expected_size: int | None = None
@@ -67,40 +67,45 @@ class VerifyResult:
     problems: Sequence[FileProblem] = ()
     """Damaged files."""
     num_files: int = 0
-    """Number of files that were read, without the manifest."""
+    """Number of files and parts that it has, without the manifest."""
 
 
 def verify(
     listed: Sequence[CheckpointInfo], on_file: Callable[[CheckpointInfo, str, int], None]
 ) -> Iterator[VerifyResult]:
-    """Read all files of checkpoints.
+    """Read all files of checkpoints, and once each part that they share.
 
     Args:
         listed: Checkpoints to read; damage to one is located with the help of the others.
         on_file: Called after each file with the checkpoint, the name and the bytes.
     """
+    found: dict[str, FileProblem | None] = {}
     for item in listed:
         if item.state is CheckpointState.UNFINISHED:
             yield VerifyResult(listed=item, state=item.state, reason=item.reason)
             continue
         problems = [] if item.manifest is not None else [_manifest_problem(item)]
-        for name, record in item.files.items():
-            problem = _file_problem(item, name, record, listed)
+        for name, (path, record) in item.contents.items():
+            url = f"{item.run.run_url}/{path}"
+            if url not in found:
+                found[url] = _file_problem(item, path, record, listed)
+            problem = found[url]
             problems += [] if problem is None else [problem]
             on_file(item, name, record.size)
-        if problems and _read(item, MANIFEST) is None:
+        if problems and _read(item, f"{item.directory}/{MANIFEST}") is None:
             # A worker that is alive prunes, and deletes the manifest first.
             yield VerifyResult(
                 listed=item, state=CheckpointState.UNFINISHED, reason="it was deleted meanwhile"
             )
             continue
         state = CheckpointState.DAMAGED if problems else CheckpointState.OK
-        yield VerifyResult(listed=item, state=state, problems=problems, num_files=len(item.files))
+        num_files = len(item.contents)
+        yield VerifyResult(listed=item, state=state, problems=problems, num_files=num_files)
 
 
 def _manifest_problem(item: CheckpointInfo) -> FileProblem:
     try:
-        data = _read(item, MANIFEST)
+        data = _read(item, f"{item.directory}/{MANIFEST}")
     except FileTooLargeError:
         data = None
     return FileProblem(
@@ -112,12 +117,13 @@ def _manifest_problem(item: CheckpointInfo) -> FileProblem:
 
 
 def _file_problem(
-    item: CheckpointInfo, name: str, record: FileRecord, others: Sequence[CheckpointInfo]
+    item: CheckpointInfo, path: str, record: FileRecord, others: Sequence[CheckpointInfo]
 ) -> FileProblem | None:
+    name = path.removeprefix(f"{item.directory}/")
     data, reason = b"", ""
     for _ in range(READS):
         try:
-            read = _read(item, name, 2 * record.size + MAX_JSON_BYTES)
+            read = _read(item, path, 2 * record.size + MAX_JSON_BYTES)
         except FileTooLargeError:
             return FileProblem(
                 file=name,
@@ -136,7 +142,7 @@ def _file_problem(
         if mismatch is None:
             return None
         data, reason = read, mismatch
-    begin, end = _wrong_bytes(data, record, _copy(item, name, record, others))
+    begin, end = _wrong_bytes(data, record, _copy(item, path, record, others))
     return FileProblem(
         file=name,
         reason=reason,
@@ -149,26 +155,25 @@ def _file_problem(
     )
 
 
-def _read(item: CheckpointInfo, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes | None:
+def _read(item: CheckpointInfo, path: str, max_bytes: int = MAX_JSON_BYTES) -> bytes | None:
     # From the store itself: a cache of verified files would answer for one that has rotted since.
     try:
-        return item.run.read_bytes(f"{item.directory}/{name}", max_bytes)
+        return item.run.read_bytes(path, max_bytes)
     except FileNotFoundError:
         return None
 
 
 def _copy(
-    item: CheckpointInfo, name: str, record: FileRecord, others: Sequence[CheckpointInfo]
+    item: CheckpointInfo, path: str, record: FileRecord, others: Sequence[CheckpointInfo]
 ) -> bytes | None:
     """Return the same content from elsewhere; it is read only when something is damaged."""
     for other in others:
-        for other_name, other_record in (
-            {} if other.manifest is None else other.manifest.files
-        ).items():
-            if other_record != record or (other is item and other_name == name):
+        for other_path, other_record in other.contents.values():
+            same_run = other.run.run_url == item.run.run_url
+            if other_record.sha256 != record.sha256 or (same_run and other_path == path):
                 continue
             with suppress(FileTooLargeError):
-                data = _read(other, other_name, record.size)
+                data = _read(other, other_path, record.size)
                 if data is not None and record.mismatch(data) is None:
                     return data
     return None

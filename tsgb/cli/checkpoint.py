@@ -152,7 +152,7 @@ def _progress(
     done: dict[str, tuple[int, int]] = {}
     totals: dict[str, int] = {}
     for item in listed:
-        totals[item.run.run_url] = totals.get(item.run.run_url, 0) + len(item.files)
+        totals[item.run.run_url] = totals.get(item.run.run_url, 0) + len(item.contents)
 
     with watching(sys.stderr) as listener:
 
@@ -160,7 +160,7 @@ def _progress(
             url = item.run.run_url
             files, size = done.get(url, (0, 0))
             done[url] = files + 1, size + num_bytes
-            total = totals.get(url, len(item.files))
+            total = totals.get(url, len(item.contents))
             text = f"{decimal(size + num_bytes)}, {item.checkpoint.name}/{name}"
             listener.bars(stage, [Bar(item.run.run_id, files + 1, total, text)])
 

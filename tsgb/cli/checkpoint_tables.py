@@ -32,6 +32,7 @@ def _row(listed: CheckpointInfo) -> dict[str, Any]:
         "writer": listed.checkpoint.writer,
         "created_at": None if manifest is None else manifest.created_at.isoformat(),
         "size": listed.size,
+        "parts_size": listed.parts_size,
         "state": listed.state.value,
         "reason": listed.reason or None,
     }
@@ -57,6 +58,10 @@ def say_list(store: str, listed: Sequence[CheckpointInfo], *, as_json: bool) -> 
     for url, group in groupby(listed, key=lambda item: item.run.run_url):
         items = list(group)
         out.print(_list_table(place(url), items))
+        parts = {record.path: record.size for item in items for record in item.parts.values()}
+        if parts:
+            size = decimal(sum(parts.values()))
+            _line(out, f"and {len(parts)} parts, {size}, which were written once and are shared")
         for item in items:
             if item.reason:
                 _line(out, f"{item.checkpoint.name}: {item.reason}")
@@ -97,9 +102,14 @@ def say_one(listed: CheckpointInfo, *, as_json: bool) -> None:
     more = manifest.model_dump(mode="json", include={"parent", "config_sha256", "versions"})
     files = [
         {"name": name, "size": record.size, "sha256": record.sha256}
-        for name, record in manifest.files.items()
+        for name, record in listed.files.items()
+    ]
+    parts = [
+        {"name": name, "size": record.size, "sha256": record.sha256, "path": record.path}
+        for name, record in listed.parts.items()
     ]
     document = {**_row(listed), "manifest_sha256": listed.sha256, **more, "files": files}
+    document |= {"parts": parts} if parts else {}
     if as_json:
         print_json(document)
         return
@@ -121,7 +131,7 @@ def say_one(listed: CheckpointInfo, *, as_json: bool) -> None:
     table.add_column("File", no_wrap=True)
     table.add_column("Size", justify="right", no_wrap=True)
     table.add_column("sha256", no_wrap=True)
-    for name, record in manifest.files.items():
+    for name, record in (*listed.files.items(), *listed.parts.items()):
         table.add_row(name, _size(record.size), record.sha256)
     out.print(table)
 
@@ -147,7 +157,7 @@ def say_verified(store: str, found: Sequence[VerifyResult], *, as_json: bool) ->
         return
     out = console()
     for item in found:
-        size = _size(item.listed.size)
+        size = _size(item.listed.size and item.listed.size + item.listed.parts_size)
         _line(
             out,
             f"{item.state.value:>10}  {place(item.listed.url)}  {item.num_files} files, {size}",

@@ -106,7 +106,7 @@ def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
     if len(arms) > 1:
         together = f"; its {len(arms)} arms train at once, and {longest.arm} has the most left"
     documents = runs.documents(run)
-    sizes = _filled([arm.state_gb for arm in arms])
+    sizes = _filled([arm.size for arm in arms])
     shares = [arm.seconds_left(pooled) / seconds for arm in arms]
     return RemainingWork(
         hours=seconds / 3600,
@@ -114,16 +114,38 @@ def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
         f"{together}",
         step_seconds=seconds / longest.num_left,
         save_updates=longest.save_updates,
-        restore_gb=sum(sizes),
-        save_gb=sum(size * share for size, share in zip(sizes, shares, strict=True)),
-        traffic_source=f"by the newest checkpoints of run {run}" if sum(sizes) else "",
+        restore_gb=sum(size.restore_gb for size in sizes),
+        save_gb=sum(size.save_gb * share for size, share in zip(sizes, shares, strict=True)),
+        traffic_source=f"by the newest checkpoints of run {run}"
+        if any(size.restore_gb for size in sizes)
+        else "",
         spent=Ledger.open(documents.run, 0).held,
         endings=tuple(documents.endings()),
     )
 
 
-def state_gb(runs: Iterable[RunStore]) -> float:
-    """Return the size of the newest checkpoints of these arms in GB, from their manifests.
+@dataclass(frozen=True, slots=True)
+class StateSize:
+    """Traffic that checkpoints cause.
+
+    Example: `StateSize(save_gb=0.72, restore_gb=1.44)`
+    """
+
+    save_gb: float = 0.0
+    """Size of what each save sends, GB: the parts that it shares with earlier ones are there."""
+    restore_gb: float = 0.0
+    """Size of what a start on another machine fetches, GB."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> StateSize:
+        """Return the sizes of one checkpoint."""
+        parts = {record.path: record.size for record in manifest.part_records.values()}
+        files = sum(record.size for record in manifest.files.values())
+        return cls(files / 1e9, (files + sum(parts.values())) / 1e9)
+
+
+def state_size(runs: Iterable[RunStore]) -> StateSize:
+    """Return the size of the newest checkpoints of these arms, from their manifests.
 
     It is 0 if there is no checkpoint, or if one cannot be read: the size is for an estimate only,
     and other steps report a faulty store.
@@ -131,19 +153,16 @@ def state_gb(runs: Iterable[RunStore]) -> float:
     try:
         newest = [CheckpointReader(run).newest_manifest() for run in runs]
     except (StoreError, CheckpointError):
-        return 0.0
-    return sum(_filled([None if found is None else _gigabytes(found[1]) for found in newest]))
+        return StateSize()
+    sizes = _filled([None if found is None else StateSize.of(found[1]) for found in newest])
+    return StateSize(sum(s.save_gb for s in sizes), sum(s.restore_gb for s in sizes))
 
 
-def _filled(sizes: Sequence[float | None]) -> list[float]:
+def _filled(sizes: Sequence[StateSize | None]) -> list[StateSize]:
     """Return the sizes, with the mean of the known ones instead of None."""
-    known = [size for size in sizes if size is not None]
-    usual = mean(known) if known else 0.0
+    known = [size for size in sizes if size is not None] or [StateSize()]
+    usual = StateSize(mean(s.save_gb for s in known), mean(s.restore_gb for s in known))
     return [usual if size is None else size for size in sizes]
-
-
-def _gigabytes(manifest: Manifest) -> float:
-    return sum(record.size for record in manifest.files.values()) / 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +177,8 @@ class _ArmLeft:
     """Updates left of each kind."""
     timed: list[tuple[str, float]]
     """Kind and seconds of updates that were measured."""
-    state_gb: float | None
-    """Size of its newest checkpoint, GB; None without one."""
+    size: StateSize | None
+    """Size of its newest checkpoint; None without one."""
     save_updates: int | None
     """Updates between two saves if they are fixed."""
 
@@ -185,7 +204,7 @@ def _arm(runs: DeploymentRuns, run_id: str, arm: Arm) -> _ArmLeft | None:
     left: dict[str, int] = defaultdict(int)
     for phase in config.phases():
         left[phase.kind] += max(0, phase.stop - max(phase.start, step))
-    size = None if newest is None else _gigabytes(newest[1])
+    size = None if newest is None else StateSize.of(newest[1])
     return _ArmLeft(arm, step, left, _timed(run), size, config.checkpoint_interval)
 
 

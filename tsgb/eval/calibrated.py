@@ -118,7 +118,7 @@ def trained(
         CheckpointError: It holds no guard yet, or belongs to another base.
     """
     columns, selected = read_role(
-        files["guard.safetensors"], engine, config.model, f"guard {name!r}"
+        files, "guard.safetensors", engine, config.model, f"guard {name!r}"
     )
     role = engine.add_role(config.model, torch.Generator().manual_seed(0))
     load_parameters(engine.parameters(role), columns[selected])

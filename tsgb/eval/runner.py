@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from tsgb.checkpoint.codec import decode_tensors
 from tsgb.checkpoint.documents import count_in, parse_json_lines
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
@@ -35,7 +34,7 @@ from tsgb.protocols import Target
 from tsgb.targets.build import build_target
 from tsgb.trainer.best_response import FreshAttacker
 from tsgb.trainer.players import GuardPlayer
-from tsgb.trainer.state import split_groups, stored_state
+from tsgb.trainer.state import STATE_FILE, read_weights, stored_state
 from tsgb.trainer.variance import gradient_batches, variance_ratio
 from tsgb.types import CheckpointRef, TargetSpec
 
@@ -44,7 +43,6 @@ Report = Callable[[int, int, str], None]
 """Called with (cells done, cells in all, what is being done)."""
 CURVE_POINTS = 200
 _PHASES = frozenset({"attacker", "guard", "warmup"})
-_STATE = "trainer_state.json"
 CURVE_FIELDS = (
     "asr",
     "asr_no_guard",
@@ -234,7 +232,7 @@ class Evaluation:
     def _payoffs(self) -> list[Payoff]:
         payoffs: list[Payoff] = []
         for arm, ref in self.refs().items():
-            state = stored_state(self._files(ref, [_STATE])[_STATE])["state"]
+            state = stored_state(self._files(ref, [STATE_FILE]))["state"]
             with _well_formed(ref):
                 if state["pool"] and state["guards"]:
                     payoffs.append(
@@ -276,15 +274,14 @@ class Evaluation:
             return None
         refs = self.refs()
         ref = refs.get("selfplay") or next(iter(refs.values()))
-        files = self._files(ref, ["guard.safetensors", _STATE])
-        tensors, _ = decode_tensors(files["guard.safetensors"])
-        columns = split_groups(tensors)
+        files = self._files(ref, ["guard.safetensors", STATE_FILE])
+        columns, _ = read_weights(files, "guard.safetensors")
         generator = torch.Generator().manual_seed(self.config.seed + 1)
         engine = self.registry.base()
         role = engine.add_role(self.config.model, generator)
         player = GuardPlayer(engine, self.env, self.config.guard, role)
         load_parameters(player.parameters, columns.get("round-1", columns["current"]))
-        state = stored_state(files[_STATE])["state"]
+        state = stored_state(files)["state"]
         with _well_formed(ref):
             attacks = [PoolAttack(**a) for m in state["pool"] for a in m["attacks"]]
         rng = Random(f"variance-{self.config.seed}")
@@ -300,6 +297,6 @@ def _well_formed(ref: CheckpointRef) -> Generator[None]:
         yield
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{ref.url}/{_STATE} has no pool of this form ({type(error).__name__}: {error}): "
+            f"{ref.url}/{STATE_FILE} has no pool of this form ({type(error).__name__}: {error}): "
             "evaluate it with the version that wrote it"
         ) from error

@@ -56,7 +56,7 @@ class Source:
     ref: CheckpointRef
     """Reference of the checkpoint."""
     files: Mapping[str, bytes]
-    """`guard.safetensors`, or `attacker.safetensors` to export that one."""
+    """`guard.safetensors` and its parts, or `attacker.safetensors` to export that one."""
     run: RunStore
     """The arm's run, which holds the checkpoint."""
     main_run: RunStore
@@ -87,8 +87,8 @@ def export_guard(source: Source, directory: Path, *, with_base: bool = False) ->
         UsageError: the directory cannot be made, or the calibration is too small for its budget.
     """
     config, engine = source.config, source.engine
-    data = source.files[GUARD_WEIGHTS]
-    columns, column = read_role(data, engine, config.model, f"checkpoint {source.ref.name}")
+    what = f"checkpoint {source.ref.name}"
+    columns, column = read_role(source.files, GUARD_WEIGHTS, engine, config.model, what)
     guard = trained(config.arm.value, source.files, source.env, engine, config, source.ref.sha256)
     with published(directory) as scratch:
         base = _write(source, columns[column], scratch, with_base=with_base)
@@ -111,8 +111,8 @@ def export_attacker(source: Source, directory: Path, *, with_base: bool = False)
     config, engine = source.config, source.engine
     if config.arm is Arm.SFT:
         raise CheckpointError(f"{source.ref.name} is of the arm 'sft', which trains no attacker")
-    data = source.files[ATTACKER_WEIGHTS]
-    columns, _ = read_role(data, engine, config.model, f"checkpoint {source.ref.name}")
+    what = f"checkpoint {source.ref.name}"
+    columns, _ = read_role(source.files, ATTACKER_WEIGHTS, engine, config.model, what)
     with published(directory) as scratch:
         base = _write(source, columns["current"], scratch, with_base=with_base)
         about = _checkpoint(source, "current")

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tsgb.checkpoint.codec import FrozenTensors
 from tsgb.config import Arm, Phase, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.pool import PoolAttack, PoolMember, draw, draw_capped, replay_weights
@@ -67,10 +68,10 @@ class Trainer:
         self.guard = GuardPlayer(
             engine, env, config.guard, engine.add_role(config.model, self.generator)
         )
-        fresh = snapshot(self.attacker.parameters)
-        self.starts: dict[str, dict[str, Tensor]] = {"sft": fresh, "warm": fresh}
+        fresh = FrozenTensors(self.attacker.parameters)
+        self.starts: dict[str, FrozenTensors] = {"sft": fresh, "warm": fresh}
         """Weights of attackers to restart from, by name; an empty phase leaves them alone."""
-        self.columns: dict[str, dict[str, Tensor]] = {}
+        self.columns: dict[str, FrozenTensors] = {}
         """Weights of the guards of the payoff's columns, by name."""
         self._label = lru_cache(maxsize=16_384)(env.label)
         self._calibrated: dict[str, Tensor] | None = None
@@ -145,9 +146,9 @@ class Trainer:
 
     def _leave(self, phase: Phase) -> None:
         if phase.kind == "sft_attacker":
-            self.starts["sft"] = self.starts["warm"] = snapshot(self.attacker.parameters)
+            self.starts["sft"] = self.starts["warm"] = FrozenTensors(self.attacker.parameters)
         elif phase.kind == "warmup":
-            self.starts["warm"] = snapshot(self.attacker.parameters)
+            self.starts["warm"] = FrozenTensors(self.attacker.parameters)
             self._add_member("warm")
         elif phase.kind == "attacker":
             fresh = round(self.config.selfplay.buffer * self.config.selfplay.resample)
@@ -323,7 +324,7 @@ class Trainer:
         threshold = self.calibrate()
         self.state.guards.append(name)
         self.state.thresholds.append(threshold)
-        self.columns[name] = snapshot(self.guard.parameters)
+        self.columns[name] = FrozenTensors(self.guard.parameters)
         for row, member in zip(self.state.payoff, self.state.pool, strict=True):
             row.append(self._success_rate(member, threshold))
         self.state.best_guard = self._select()
@@ -387,7 +388,10 @@ class Trainer:
     def files(
         self, now: datetime | None = None, buffers: CheckpointBuffers | None = None
     ) -> dict[str, Buffer]:
-        """Return the five files of a checkpoint; `buffers` hold them until the next call."""
+        """Return the five files of a checkpoint, and their parts as `FILE/PART`.
+
+        The files are valid until `buffers` are filled again; parts never change.
+        """
         return checkpoint_files(
             self.engine,
             self.config.model,
@@ -400,7 +404,7 @@ class Trainer:
         )
 
     def load(self, files: Mapping[str, Buffer]) -> None:
-        """Continue from the five files of a checkpoint.
+        """Continue from the five files of a checkpoint and their parts.
 
         Raises:
             CheckpointError: The files belong to another base model or another version.

@@ -1,19 +1,25 @@
-"""The state of a trainer as the five files of a checkpoint, and back, bit for bit."""
+"""The state of a trainer as the five files of a checkpoint, and back, bit for bit.
+
+What never changes once it is there are parts of a file: weights to restart from, guards of past
+rounds, attacks of earlier attackers. The part P of file F is named `F/P`; a store writes it once.
+Checkpoints of the first version hold all of that in the five files themselves, and are still read.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from tsgb.checkpoint.codec import (
+    FrozenTensors,
     TensorFile,
     decode_optimizer,
     decode_tensors,
@@ -21,7 +27,7 @@ from tsgb.checkpoint.codec import (
     optimizer_content,
     set_generator_state,
 )
-from tsgb.checkpoint.documents import parse_json_object
+from tsgb.checkpoint.documents import canonical_json, parse_json_object
 from tsgb.config import ModelConfig
 from tsgb.envs.pool import PoolAttack, PoolMember
 from tsgb.errors import CheckpointError
@@ -30,8 +36,9 @@ from tsgb.models.weights import load_parameters
 from tsgb.trainer.players import Player
 from tsgb.types import Buffer
 
-STATE_VERSION = 1
-"""Version of the content of `trainer_state.json`."""
+STATE_FILE = "trainer_state.json"
+STATE_VERSION = 2
+"""Version of the content of `trainer_state.json`; 1 holds the members of the pool itself."""
 
 
 @dataclass(slots=True)
@@ -70,7 +77,7 @@ class SavedRole:
     """`attacker` or `guard`: part of the names of the files."""
     player: Player
     """The role's current weights and its optimizer."""
-    kept: dict[str, dict[str, Tensor]]
+    kept: dict[str, FrozenTensors]
     """Further weights of the role, by group: starts of the attacker, columns of the guard."""
 
     @property
@@ -108,7 +115,7 @@ def checkpoint_files(
     now: datetime,
     buffers: CheckpointBuffers,
 ) -> dict[str, Buffer]:
-    """Return the five files; equal states give equal bytes, the timestamp apart.
+    """Return the five files and their parts; equal states give equal bytes, the timestamp apart.
 
     Args:
         engine: names the base that the roles belong to.
@@ -130,18 +137,25 @@ def checkpoint_files(
     files: dict[str, Buffer] = {}
     for role in roles:
         weights = role.player.parameters
-        groups = {"current": weights, **role.kept}
-        files[role.weights_file] = buffers.fill(role.weights_file, join_groups(groups), about)
+        current = {f"current/{name}": parameter for name, parameter in weights.items()}
+        files[role.weights_file] = buffers.fill(role.weights_file, current, about)
+        files |= {f"{role.weights_file}/{name}": kept.data for name, kept in role.kept.items()}
         moments, layout = optimizer_content(role.player.optimizer, weights)
         files[role.optimizer_file] = buffers.fill(role.optimizer_file, moments, layout)
+    members = [asdict(member) for member in state.pool]
+    files |= {f"{STATE_FILE}/{member['name']}": canonical_json(member) for member in members}
     content = {
         "state_version": STATE_VERSION,
-        "state": asdict(state) | {"successes": dict(sorted(state.successes.items()))},
+        "state": asdict(replace(state, pool=[]))
+        | {
+            "successes": dict(sorted(state.successes.items())),
+            "pool": [member.name for member in state.pool],
+        },
         "python_rng": generator_state(rng),
         "torch_rng": generator_state(generator),
         "timestamp": now.isoformat(),
     }
-    files["trainer_state.json"] = json.dumps(content, indent=1, sort_keys=True).encode()
+    files[STATE_FILE] = json.dumps(content, indent=1, sort_keys=True).encode()
     return files
 
 
@@ -153,30 +167,33 @@ def restore(
     rng: Random,
     generator: torch.Generator,
 ) -> TrainerState:
-    """Put what five files hold into fresh roles and generators, and return the other state.
+    """Put what five files and their parts hold into fresh roles and generators.
+
+    Returns:
+        The other state.
 
     Raises:
         CheckpointError: The files belong to another base model or another version.
     """
     for role in roles:
-        tensors, about = decode_tensors(files[role.weights_file])
+        groups, about = read_weights(files, role.weights_file)
         check_base(about, engine, "the checkpoint")
-        groups = split_groups(tensors)
         load_parameters(role.player.parameters, groups.pop("current"))
         role.kept.clear()
-        role.kept.update(groups)
+        role.kept.update({name: FrozenTensors(tensors) for name, tensors in groups.items()})
         role.player.restart_optimizer()
         decode_optimizer(files[role.optimizer_file], role.player.optimizer, role.player.parameters)
-    return _decode_state(files["trainer_state.json"], rng, generator)
+    return _decode_state(files, rng, generator)
 
 
 def read_role(
-    data: Buffer, engine: Engine, config: ModelConfig, what: str
+    files: Mapping[str, Buffer], name: str, engine: Engine, config: ModelConfig, what: str
 ) -> tuple[dict[str, dict[str, Tensor]], str]:
     """Read the weights in a role's file of a checkpoint.
 
     Args:
-        data: content of the file.
+        files: the file and its parts.
+        name: name of the file.
         engine: the base that the weights must belong to.
         config: kind and rank that the adapters must have.
         what: name of the file's owner, for messages.
@@ -188,7 +205,7 @@ def read_role(
     Raises:
         CheckpointError: They belong to another base, or to adapters of another kind.
     """
-    tensors, about = decode_tensors(data)
+    groups, about = read_weights(files, name)
     check_base(about, engine, what)
     kind = (about.get("adapter"), about.get("rank"))
     if kind != (config.adapter, config.rank):
@@ -196,7 +213,7 @@ def read_role(
             f"{what} has adapters of kind {kind[0]!r} and rank {kind[1]!r}, its config.json says "
             f"{config.adapter!r} and {config.rank}: one of the two is of another run"
         )
-    return split_groups(tensors), str(about.get("selected") or "current")
+    return groups, str(about.get("selected") or "current")
 
 
 def check_base(about: Mapping[str, Any], engine: Engine, what: str) -> None:
@@ -213,42 +230,65 @@ def check_base(about: Mapping[str, Any], engine: Engine, what: str) -> None:
         )
 
 
-def join_groups(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Flatten named groups of tensors to `group/name`."""
-    return {f"{group}/{name}": t for group, ts in groups.items() for name, t in ts.items()}
-
-
-def split_groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Undo `join_groups`."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        group, _, name = key.partition("/")
-        groups.setdefault(group, {})[name] = tensor
-    return groups
-
-
-def stored_state(data: Buffer) -> dict[str, Any]:
-    """Return the content of `trainer_state.json`.
+def read_weights(
+    files: Mapping[str, Buffer], name: str
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Return the weights in a role's file and its parts, by group, and the file's metadata.
 
     Raises:
-        CheckpointError: It is not a JSON object, is nested too deep, or holds no `state`.
+        CheckpointError: One of them is not in the safetensors format.
     """
-    try:
-        content = parse_json_object(bytes(data))
-    except ValueError as error:
-        raise CheckpointError(f"trainer_state.json cannot be read: {error}") from error
-    if not isinstance(content.get("state"), dict):
-        raise CheckpointError("trainer_state.json cannot be read: it holds no state")
+    tensors, about = decode_tensors(files[name])
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        group, _, parameter = key.partition("/")
+        groups.setdefault(group, {})[parameter] = tensor
+    for part in _parts_of(files, name):
+        groups[part], _ = decode_tensors(files[f"{name}/{part}"])
+    return groups, about
+
+
+def stored_state(files: Mapping[str, Buffer]) -> dict[str, Any]:
+    """Return the content of `trainer_state.json`, with the members of the pool from its parts.
+
+    Raises:
+        CheckpointError: It is not a JSON object, is nested too deep, or holds no `state`; or a part
+            is missing or no JSON object.
+    """
+    content = _json_object(files, STATE_FILE)
+    state: object = content.get("state")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{STATE_FILE} cannot be read: it holds no state")
+    if content.get("state_version") == STATE_VERSION:
+        pool = cast("dict[str, object]", state).get("pool")
+        names = cast("list[object]", pool) if isinstance(pool, list) else []
+        state["pool"] = [_json_object(files, f"{STATE_FILE}/{name}") for name in names]
     return content
 
 
-def _decode_state(data: Buffer, rng: Random, generator: torch.Generator) -> TrainerState:
-    """Read `trainer_state.json` and set both generators."""
-    content = stored_state(data)
+def _json_object(files: Mapping[str, Buffer], name: str) -> dict[str, Any]:
+    if name not in files:
+        raise CheckpointError(f"{name} cannot be read: the checkpoint does not hold it")
+    try:
+        return parse_json_object(bytes(files[name]))
+    except ValueError as error:
+        raise CheckpointError(f"{name} cannot be read: {error}") from error
+
+
+def _parts_of(files: Mapping[str, Buffer], name: str) -> Sequence[str]:
+    """Return the names of the parts of a file, in order."""
+    return sorted(key.removeprefix(f"{name}/") for key in files if key.startswith(f"{name}/"))
+
+
+def _decode_state(
+    files: Mapping[str, Buffer], rng: Random, generator: torch.Generator
+) -> TrainerState:
+    """Read `trainer_state.json` and its parts, and set both generators."""
+    content = stored_state(files)
     version = content.get("state_version")
-    if version != STATE_VERSION:
+    if version not in {1, STATE_VERSION}:
         raise CheckpointError(
-            f"trainer_state.json has state_version {version!r}, this tsgb reads {STATE_VERSION}: "
+            f"{STATE_FILE} has state_version {version!r}, this tsgb reads 1 and {STATE_VERSION}: "
             "resume the run with the version that wrote it"
         )
     raw: dict[str, Any] = content["state"]

@@ -95,6 +95,7 @@ class Checkpointer:
         self._stall_seconds = 0.0
         self._step_seconds = 0.0
         self._mtbf_seconds = 0.0
+        self._last_save_bytes = 0
 
     @property
     def saved(self) -> CheckpointRef | None:
@@ -178,6 +179,10 @@ class Checkpointer:
             raise StoreFull(self.alarm)
         return self._saved
 
+    def flush(self) -> None:
+        """Wait until every snapshot that was taken is saved, or its save has failed."""
+        self._saver.flush()
+
     def settle(self, trainer: Trainer, metrics: Metrics) -> CheckpointRef:
         """Save the current state unless the store has it, and return its checkpoint."""
         self._saver.drop_waiting()
@@ -247,6 +252,8 @@ class Checkpointer:
             "durable_step": -1 if self._saved is None else self._saved.step,
             "seconds_since_durable": round(self._saver.unsaved_seconds, 1),
             "save_interval_seconds": round(self.interval_seconds, 1),
+            "last_save_bytes": self._last_save_bytes,
+            "saved_bytes": self.store.bytes_sent,
             **({"alarm": self.alarm} if self.alarm else {}),
         }
 
@@ -287,6 +294,7 @@ class Checkpointer:
         return Snapshot(trainer.state.step, trainer.state.episode, files, metrics())
 
     def _commit(self, snapshot: Snapshot) -> CheckpointRef:
+        sent = self.store.bytes_sent
         try:
             self._saved = self._write(snapshot)
         except StoreFull as error:
@@ -302,6 +310,7 @@ class Checkpointer:
         if self.alarm:
             get_logger().warning("the store takes checkpoints again", step=snapshot.step)
             self.alarm = ""
+        self._last_save_bytes = self.store.bytes_sent - sent
         self._drop_spool()
         self.prune()
         return self._saved

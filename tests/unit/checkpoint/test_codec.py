@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tsgb.checkpoint.codec import (
+    FrozenTensors,
     Generator,
     TensorFile,
     decode_optimizer,
@@ -256,3 +257,22 @@ class TestGenerators:
     def test_other_numpy_generators_are_refused(self) -> None:
         with pytest.raises(ValueError, match="default_rng"):
             generator_state(np.random.Generator(np.random.Philox(0)))
+
+
+@given(some_tensors())
+def test_frozen_tensors_are_the_bytes_of_their_own_file(tensors: dict[str, Tensor]) -> None:
+    frozen = FrozenTensors(tensors)
+    assert_same(dict(frozen), tensors)
+    assert_same(decode_tensors(frozen.data)[0], dict(frozen))
+    assert bytes(frozen.data) == encode_tensors(tensors)
+    assert bytes(FrozenTensors(decode_tensors(frozen.data)[0]).data) == bytes(frozen.data)
+
+
+def test_frozen_tensors_do_not_follow_what_they_were_copied_from() -> None:
+    weights = torch.ones(3)
+    frozen = FrozenTensors({"w": weights, "none": torch.empty(0)})
+    weights.zero_()
+    assert frozen["w"].tolist() == [1, 1, 1]
+    assert sorted(frozen) == ["none", "w"]
+    frozen["w"][0] = 5
+    assert decode_tensors(frozen.data)[0]["w"].tolist() == [5, 1, 1], "one memory for both"

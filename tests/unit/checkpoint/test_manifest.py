@@ -6,6 +6,7 @@ import json
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from tsgb.checkpoint.manifest import MANIFEST as NAME
 from tsgb.checkpoint.manifest import (
     FileRecord,
     Manifest,
+    PartRecord,
     Untrusted,
     installed_versions,
     sha256_hex,
@@ -71,11 +73,12 @@ def test_no_changed_byte_passes(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 3}, "schema_version 3 is not 1 or 2"),
+        ({"schema_version": 4}, "schema_version 4 is not 1, 2 or 3"),
+        ({"schema_version": 3}, "field parts: they belong to no file, or to another"),
         ({"step": -1}, "field step"),
         ({"surprise": 1}, "field surprise"),
     ],
-    ids=["another version", "a bad value", "an unknown field"],
+    ids=["another version", "parts' version without parts", "a bad value", "an unknown field"],
 )
 def test_another_format_is_named(change: dict[str, object], message: str) -> None:
     content = {**MANIFEST.model_dump(mode="json"), **change}
@@ -246,3 +249,68 @@ def test_a_checkpoint_named_by_hand_must_be_signed_too(tmp_path: Path) -> None:
 def test_the_key_is_in_no_repr() -> None:
     run = RunStore(MemoryFiles(), "memory://x/r1", manifest_key=KEY)
     assert SECRET not in repr(run) + repr(vars(run)) + repr(CheckpointReader(run))
+
+
+PART = PartRecord(**FileRecord.of(b"start").model_dump(), writer="a0003-0001b2c4")
+WITH_PARTS = MANIFEST.model_copy(update={"parts": {"guard.safetensors": {"sft": PART}}})
+
+
+class TestParts:
+    def test_the_format_is_pinned(self) -> None:
+        content = json.loads(WITH_PARTS.to_bytes())
+        # Changing this breaks every checkpoint with parts: it takes a new schema_version.
+        assert content["schema_version"] == 3
+        assert content["parts"] == {
+            "guard.safetensors": {
+                "sft": {
+                    "sha256": sha256_hex(b"start"),
+                    "size": 5,
+                    "writer": "a0003-0001b2c4",
+                }
+            }
+        }
+        assert PART.path == f"parts/{sha256_hex(b'start')}-a0003-0001b2c4"
+
+    @pytest.mark.parametrize("key", [None, KEY], ids=["unsigned", "signed"])
+    def test_round_trip(self, key: SecretStr | None) -> None:
+        read = Manifest.from_bytes(WITH_PARTS.to_bytes(key), key)
+        assert read.model_copy(update={"schema_version": 1}) == WITH_PARTS
+        assert read.part_records == {"guard.safetensors/sft": PART}
+
+    def test_the_signature_covers_them(self) -> None:
+        with pytest.raises(Untrusted, match="unsigned"):
+            Manifest.from_bytes(WITH_PARTS.to_bytes(), KEY)
+        content = json.loads(WITH_PARTS.to_bytes(KEY))
+        content["parts"]["guard.safetensors"]["sft"]["sha256"] = sha256_hex(b"poison")
+        del content["self_sha256"]
+        with pytest.raises(Untrusted, match="signed with another key"):
+            Manifest.from_bytes(self.sealed(content), KEY)
+
+    @pytest.mark.parametrize(
+        ("parts", "field"),
+        [
+            ({"guard.safetensors": {"../x": PART.model_dump()}}, "parts"),
+            ({"guard.safetensors": {"sft": {**PART.model_dump(), "writer": "../../x"}}}, "writer"),
+            ({"guard.safetensors": {"sft": {**PART.model_dump(), "sha256": "../"}}}, "sha256"),
+            ({"guard.safetensors": {"sft": {**PART.model_dump(), "size": -1}}}, "size"),
+            ({"guard.safetensors": {"sft": {**PART.model_dump(), "path": "x"}}}, "path"),
+            ({"guard.safetensors": [PART.model_dump()]}, "parts"),
+            ({"attacker.safetensors": {"sft": PART.model_dump()}}, "belong to no file"),
+            ("x", "parts"),
+        ],
+        ids=["name", "writer", "hash", "size", "field", "list", "file", "text"],
+    )
+    def test_what_another_host_wrote_is_refused(self, parts: object, field: str) -> None:
+        content = json.loads(WITH_PARTS.to_bytes())
+        del content["self_sha256"]
+        with pytest.raises(ValueError, match=field):
+            Manifest.from_bytes(self.sealed({**content, "parts": parts}))
+
+    def test_an_older_format_has_none(self) -> None:
+        content = json.loads(WITH_PARTS.to_bytes())
+        del content["self_sha256"]
+        with pytest.raises(ValueError, match="another schema_version"):
+            Manifest.from_bytes(self.sealed({**content, "schema_version": 1}))
+
+    def sealed(self, content: dict[str, Any]) -> bytes:
+        return canonical_json({**content, "self_sha256": sha256_hex(canonical_json(content))})

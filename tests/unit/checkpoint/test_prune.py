@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.checkpoints import flip, open_store, publish, writer
+from tests.fakes.checkpoints import (
+    flip,
+    open_store,
+    parts_in,
+    publish,
+    publish_with_parts,
+    with_parts,
+    writer,
+)
 from tests.fakes.filesystems import FaultyFiles, Killed, MemoryFiles, dies_after
 from tsgb.checkpoint.layout import CheckpointName
 from tsgb.checkpoint.prune import prune
 from tsgb.checkpoint.store import CheckpointStore, RunLock, RunStore, open_run
-from tsgb.errors import CheckpointError, LeaseLost, UsageError
+from tsgb.errors import CheckpointError, LeaseLost, StoreFull, UsageError
 
 
 class TestPrune:
@@ -90,6 +99,138 @@ class TestPrune:
         assert (newest.attempt, newest.step) == (10_000, 5)
 
 
+class TestParts:
+    """Those that no checkpoint refers to any more go with the checkpoints, and no others."""
+
+    def test_parts_of_what_stays_stay(self) -> None:
+        files = MemoryFiles()
+        store = writer(files)
+        publish_with_parts(store, 3, 2, 1)  # as if rounds were dropped again
+        assert len(parts_in(files)) == 5
+        store.prune(keep=1)  # the newest is that of step 3
+        assert len(parts_in(files)) == 5
+        found = open_store(files).newest_valid(pytest.fail)
+        assert found is not None
+        assert found[1] == with_parts(3)
+
+    def test_parts_of_nothing_that_stays_go(self) -> None:
+        files = MemoryFiles()
+        old = {**with_parts(1), "attacker.safetensors/sft": b"a start of long ago"}
+        store = writer(files)
+        store.publish(1, 10, old, "0" * 64)
+        publish_with_parts(store, 2)
+        before = sum(map(len, parts_in(files).values()))
+        store.prune(keep=1)
+        assert b"a start of long ago" not in parts_in(files).values()
+        assert store.part_bytes_freed == before - sum(map(len, parts_in(files).values())) == 19
+        # What went and is asked for again is written again.
+        store.publish(3, 30, {**old, "trainer_state.json": b"3"}, "0" * 64)
+        found = open_store(files).newest_valid(pytest.fail)
+        assert found is not None
+        assert found[1]["attacker.safetensors/sft"] == b"a start of long ago"
+
+    def test_what_a_killed_writer_left_goes(self) -> None:
+        files = MemoryFiles()
+        dying = FaultyFiles(files)
+        dead = writer(dying)
+        dying.before = dies_after(2)
+        with pytest.raises(Killed):
+            publish_with_parts(dead, 1)
+        assert len(parts_in(files)) == 2
+        store = writer(files)
+        publish_with_parts(store, 1)
+        assert len(parts_in(files)) == 5
+        store.prune()
+        assert len(parts_in(files)) == 3
+
+    def test_parts_of_a_save_that_failed_are_not_deleted_under_it(self) -> None:
+        files = MemoryFiles()
+        full = FaultyFiles(files)
+        store = writer(full)
+        publish(store, 0, 1)
+
+        def no_space(operation: str, path: str) -> None:
+            if operation == "write" and path.endswith("/guard.safetensors"):
+                raise StoreFull("no space")
+
+        full.before = no_space
+        with pytest.raises(StoreFull):
+            publish_with_parts(store, 2)
+        assert len(store.prune(keep=1)) == 1
+        full.before = lambda _operation, _path: None
+        before = len(files.writes)
+        publish_with_parts(store, 2)
+        assert not any(path.startswith("parts/") for path in files.writes[before:])
+        assert open_store(files).newest_valid(pytest.fail) is not None
+
+    def test_with_a_damaged_manifest_none_goes(self) -> None:
+        files = MemoryFiles()
+        publish_with_parts(writer(files), 1)
+        [manifest] = [path for path in files.files if path.endswith("manifest.json")]
+        files.files[manifest] = b"{"
+        store = writer(files)
+        publish(store, 2)
+        store.prune(keep=2)  # nobody knows what the damaged one refers to
+        assert len(parts_in(files)) == 3
+        publish(store, 3)
+        assert len(store.prune(keep=2)) == 1
+        assert not parts_in(files)
+
+    @pytest.mark.parametrize("when", ["before it looks", "while it deletes"])
+    def test_a_writer_that_was_taken_over_deletes_none(self, when: str) -> None:
+        files = MemoryFiles()
+        seen = FaultyFiles(files)
+        old = writer(seen, 1)
+        publish_with_parts(old, 1)
+        publish(old, 2)
+
+        def taken_over() -> None:
+            """A newer process resumes from the older checkpoint and refers to its parts."""
+            new = writer(files, 2)
+            newest = new.newest()
+            assert newest is not None
+            for path in [path for path in files.files if newest.name in path]:
+                files.files[path] = flip(files.files[path], 1)  # so that it falls back
+            assert new.newest_valid(lambda _line: None) is not None
+            publish_with_parts(new, 2)
+
+        def before(operation: str, path: str) -> None:
+            if operation == "delete":
+                seen.before = lambda _operation, _path: None
+                taken_over()
+
+        if when == "before it looks":
+            taken_over()
+        else:
+            seen.before = before
+        with pytest.raises(LeaseLost):
+            old.prune(keep=1)
+        found = open_store(files).newest_valid(lambda _line: None)
+        assert found is not None
+        assert found[1] == with_parts(2)
+
+    @pytest.mark.parametrize("num_changes", range(20))
+    def test_death_while_pruning_leaves_a_valid_store(self, num_changes: int) -> None:
+        files = MemoryFiles()
+        dying = FaultyFiles(files)
+        store = writer(dying)
+        publish_with_parts(store, 5, 6)
+        publish(store, 7, 8)
+        dying.before = dies_after(num_changes)
+        with suppress(Killed):
+            store.prune(keep=1)
+        found = open_store(files).newest_valid(pytest.fail)
+        assert found is not None
+        assert found[0].step == 8
+        other = writer(files)
+        publish_with_parts(other, 9)
+        other.prune(keep=1)
+        found = open_store(files).newest_valid(pytest.fail)
+        assert found is not None
+        assert found[1] == with_parts(9)
+        assert len(parts_in(files)) == 11
+
+
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
@@ -117,7 +258,7 @@ class TestPruneByHand:
         self, keep: int, rotten: tuple[int, ...]
     ) -> None:
         files = MemoryFiles()
-        publish(writer(files), 0, 1, 2)
+        publish_with_parts(writer(files), 0, 1, 2)
         dying = FaultyFiles(files)
         store = writer(dying)
         publish(store, 3, 4)

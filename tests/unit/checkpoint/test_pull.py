@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from tests.fakes.checkpoints import NAMES, content, flip, publish
+from tests.fakes.checkpoints import (
+    NAMES,
+    content,
+    flip,
+    publish,
+    publish_with_parts,
+    with_parts,
+)
 from tests.fakes.sentinels import sentinel
 from tsgb.checkpoint.documents import canonical_json
 from tsgb.checkpoint.inspect import CheckpointInfo
@@ -161,6 +168,34 @@ class TestPull:
     def test_a_run_without_its_configuration(self, store: CheckpointStore, tmp_path: Path) -> None:
         store.run.delete("config.json")
         assert not self.pull(store.run.run_url, tmp_path / "copy").has_config
+
+    def test_parts_are_copied_too(self, store: CheckpointStore, tmp_path: Path) -> None:
+        publish_with_parts(store, 4, 5)
+        pulled = self.pull(store.run.run_url, tmp_path / "copy")
+        assert load(str(tmp_path / "copy"))[1] == with_parts(5)
+        assert len(pulled.copied) == len(NAMES) + 7
+        part = min((tmp_path / "copy" / "r1" / "parts").iterdir())
+        part.write_bytes(b"half")
+        (pulled.directory / "manifest.json").unlink()
+        again = self.pull(store.run.run_url, tmp_path / "copy")
+        assert len(again.copied) == 1
+        assert load(str(tmp_path / "copy"))[1] == with_parts(5)
+        (part.parent / "strange").write_text("")
+        with pytest.raises(UsageError, match="holds strange, which is no part of a copy"):
+            self.pull(store.run.run_url, tmp_path / "copy")
+
+    def test_parts_of_a_checkpoint_that_does_not_verify_are_not_left(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        publish_with_parts(store, 4, 5)
+        parts = Path(store.run.run_url) / "parts"
+        rotten = next(p for p in parts.iterdir() if p.read_bytes() == b"the guard of round 5")
+        rotten.write_bytes(flip(b"the guard of round 5", 0))
+        notes: list[str] = []
+        assert self.pull(store.run.run_url, tmp_path / "copy", notes).source.checkpoint.step == 4
+        assert len(notes) == 1
+        assert load(str(tmp_path / "copy"))[1] == with_parts(4)
+        assert len(list((tmp_path / "copy" / "r1" / "parts").iterdir())) == 6
 
     def test_nothing_to_copy(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="there is nothing at"):

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from itertools import count
+from pathlib import Path
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.checkpoints import CONFIG, NAMES, content, flip, open_store, publish, writer
+from tests.fakes.checkpoints import (
+    CONFIG,
+    NAMES,
+    content,
+    flip,
+    open_store,
+    parts_in,
+    publish,
+    publish_with_parts,
+    with_parts,
+    writer,
+)
 from tests.fakes.filesystems import FaultyFiles, Killed, MemoryFiles, dies_after
 from tests.fakes.miniature import make_trainer, miniature_config
+from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.manifest import MANIFEST
+from tsgb.checkpoint.store import CheckpointStore, RunStore
 from tsgb.errors import CheckpointError, LeaseLost, StoreError, StoreFull
+from tsgb.types import Buffer
 
 
 class TestPublish:
@@ -31,8 +47,18 @@ class TestPublish:
 
     def test_manifest_is_written_last(self) -> None:
         files = MemoryFiles()
-        publish(writer(files), 0)
-        assert [path.rpartition("/")[2] for path in files.writes[1:]] == [*NAMES, "manifest.json"]
+        publish_with_parts(writer(files), 0)
+        written = [path.split("/")[0::2] for path in files.writes[1:]]
+        assert sorted(written[:2]) == [["parts"], ["parts"]]
+        assert sorted(name for _, name in written[2:-1]) == sorted(NAMES)
+        assert written[-1][1] == "manifest.json"
+
+    def test_the_smallest_file_is_written_first(self) -> None:
+        # The first one in a directory that is yet to be made may be sent twice.
+        files = MemoryFiles()
+        sizes = {name: 100 - position for position, name in enumerate(NAMES)}
+        writer(files).publish(0, 0, {name: bytes(size) for name, size in sizes.items()}, CONFIG)
+        assert [path.rpartition("/")[2] for path in files.writes[1:-1]] == list(reversed(NAMES))
 
     @pytest.mark.parametrize("torn", [False, True], ids=["clean kill", "half a file left"])
     @pytest.mark.parametrize("num_changes", range(6))
@@ -122,6 +148,128 @@ class TestPublish:
         store = writer(MemoryFiles())
         with pytest.raises(ValueError, match="file names"):
             store.publish(0, 0, {name: b""}, CONFIG)
+
+
+class TestParts:
+    """Content that never changes is written once, and every checkpoint that has it refers to it."""
+
+    def test_each_is_written_once_however_often_it_is_saved(self) -> None:
+        files = MemoryFiles()
+        store = writer(files)
+        publish_with_parts(store, 0, 1, 2, 2)
+        written = [path for path in files.writes if path.startswith("parts/")]
+        assert len(written) == len(set(written)) == 4  # one start, three rounds
+        reader = open_store(files)
+        newest = reader.newest()
+        assert newest is not None
+        assert reader.read(newest) == with_parts(2)
+        assert reader.read(newest, ["attacker.safetensors"]).keys() == {
+            "attacker.safetensors",
+            "attacker.safetensors/sft",
+            "attacker.safetensors/warm",
+        }
+        files_and_parts = [*content(0).values(), *content(1).values(), *content(2).values()]
+        files_and_parts += parts_in(files).values()
+        assert store.bytes_sent == sum(map(len, files_and_parts))
+
+    def test_the_next_process_writes_none_again(self) -> None:
+        files = MemoryFiles()
+        publish_with_parts(writer(files), 1)
+        before = parts_in(files)
+        store = writer(files)
+        assert store.newest_valid(pytest.fail) is not None
+        publish_with_parts(store, 1)
+        assert parts_in(files) == before
+        newest = open_store(files).newest()
+        assert newest is not None
+        assert (newest.attempt, newest.step) == (2, 1)
+        assert open_store(files).read(newest) == with_parts(1)
+
+    @pytest.mark.parametrize("damage", ["deleted", "truncated"])
+    def test_what_the_store_has_lost_is_written_again(self, damage: str) -> None:
+        files = MemoryFiles()
+        store = writer(files)
+        publish_with_parts(store, 1)
+        path = min(parts_in(files))
+        if damage == "deleted":
+            del files.files[path]
+        else:
+            files.files[path] = files.files[path][:3]
+        publish_with_parts(store, 2)
+        found = open_store(files).newest_valid(pytest.fail)
+        assert found is not None
+        assert found[1] == with_parts(2)
+
+    def test_a_store_that_loses_every_part_is_an_error_and_nothing_is_committed(self) -> None:
+        class Lossy(MemoryFiles):
+            def write(self, path: str, data: Buffer) -> None:
+                super().write(path, data[:5] if path.startswith("parts/") else data)
+
+        files = Lossy()
+        store = writer(files)
+        with pytest.raises(StoreError, match=r"parts/.* does not have the 7 bytes .*committed"):
+            publish_with_parts(store, 4)
+        assert not any("manifest" in path for path in files.files)
+
+    def test_a_rotten_part_that_only_a_cache_has_whole_is_written_again(
+        self, tmp_path: Path
+    ) -> None:
+        files = MemoryFiles()
+        cache = FileCache(tmp_path / "files", reserve_bytes=0)
+
+        def cached() -> CheckpointStore:
+            store = CheckpointStore(RunStore(files, files.url, cache=cache, sleep=lambda _: None))
+            store.claim()
+            return store
+
+        publish_with_parts(cached(), 1)
+        path = min(parts_in(files))
+        files.files[path] = flip(files.files[path], 0)
+        store = cached()
+        found = store.newest_valid(pytest.fail)  # from the cache
+        assert found is not None
+        publish_with_parts(store, 2)
+        assert len(parts_in(files)) == 5  # the rotten one, its new copy, and three more
+        newest = open_store(files).newest_valid(pytest.fail)
+        assert newest is not None
+        assert newest[1] == with_parts(2)
+        # The older checkpoint names the rotten file; the copy will do.
+        assert open_store(files).read(found[0]) == with_parts(1)
+
+    @pytest.mark.parametrize("how", ["flipped", "missing", "swapped", "cut", "grown"])
+    def test_a_damaged_part_costs_the_checkpoints_that_have_it(self, how: str) -> None:
+        files = MemoryFiles()
+        publish_with_parts(writer(files), 1, 2)
+        newest = next(p for p, data in parts_in(files).items() if data == b"the guard of round 2")
+        other = next(p for p, data in parts_in(files).items() if data == b"the guard of round 1")
+        good = files.files.pop(newest)
+        damaged = {
+            "flipped": flip(good, 9),
+            "swapped": files.files[other],
+            "cut": good[:-1],
+            "grown": good + b"more",
+        }
+        if how != "missing":
+            files.files[newest] = damaged[how]
+        skipped: list[str] = []
+        found = open_store(files).newest_valid(skipped.append)
+        assert found is not None
+        assert found[1] == with_parts(1)
+        [line] = skipped
+        assert "guard.safetensors/round-2 is" in line
+
+    def test_a_damaged_part_of_all_checkpoints_is_one_line(self) -> None:
+        files = MemoryFiles()
+        publish_with_parts(writer(files), 1, 2)
+        shared = next(path for path, data in parts_in(files).items() if data == b"a start")
+        files.files[shared] = flip(files.files[shared], 0)
+        with pytest.raises(CheckpointError, match=r"none of the 2 .*/sft is damaged: sha256"):
+            open_store(files).newest_valid(lambda _line: None)
+
+    @pytest.mark.parametrize("name", ["guard.safetensors/../x", "guard.safetensors/", "x/y", "/x"])
+    def test_names_that_lead_elsewhere_are_refused(self, name: str) -> None:
+        with pytest.raises(ValueError, match="file names"):
+            writer(MemoryFiles()).publish(0, 0, {**content(0), name: b""}, CONFIG)
 
 
 class TestFence:
@@ -350,33 +498,42 @@ class Countdown:
             raise Killed
 
 
-def life(files: FaultyFiles) -> None:
+def life(files: FaultyFiles, save: Callable[..., None]) -> None:
     """All that a worker asks of its store: claim, resume, save, prune."""
     store = writer(files)
     assert store.newest_valid(pytest.fail) is not None
-    publish(store, 8, 9)
+    save(store, 8, 9)
     store.prune(keep=1)
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["clean kill", "half a file left"])
-def test_any_prefix_of_the_requests_leaves_a_whole_checkpoint(torn: bool) -> None:
+@pytest.mark.parametrize(
+    ("save", "made"), [(publish, content), (publish_with_parts, with_parts)], ids=["files", "parts"]
+)
+def test_any_prefix_of_the_requests_leaves_a_whole_checkpoint(
+    torn: bool, save: Callable[..., None], made: Callable[[int], Mapping[str, bytes]]
+) -> None:
     seen: set[int] = set()
     for num_requests in count():
         files = MemoryFiles()
-        publish(writer(files), 6, 7)
+        save(writer(files), 6, 7)
         dying = FaultyFiles(files, Countdown(num_requests), torn=torn)
         try:
-            life(dying)
+            life(dying, save)
         except Killed:
             found = open_store(files).newest_valid(lambda _line: None)
             assert found is not None, f"after {num_requests} requests"
-            assert found[1] == content(found[0].step), f"after {num_requests} requests"
+            assert found[1] == made(found[0].step), f"after {num_requests} requests"
             seen.add(found[0].step)
-            # The next machine goes on.
-            publish(writer(files), 10)
-            newest = open_store(files).newest()
-            assert newest is not None
-            assert newest.step == 10
+            # The next machine goes on, and collects what nobody refers to.
+            store = writer(files)
+            save(store, 10)
+            store.prune(keep=1)
+            found = open_store(files).newest_valid(pytest.fail)
+            assert found is not None
+            assert found[1] == made(10)
+            referred = {path.split("/")[1] for path in files.files if path.startswith("parts/")}
+            assert len(referred) == len(set(made(10).values())) - len(NAMES)
             continue
         break
     assert num_requests > 40
@@ -399,7 +556,7 @@ def run() -> tuple[MemoryFiles, dict[str, bytes]]:
             trainer.step()
         saved.append(trainer.files())
         store.publish(step, trainer.state.episode, saved[-1], CONFIG)
-    assert set(saved[0]) == set(NAMES)
+    assert {name for name in saved[0] if "/" not in name} == set(NAMES)
     assert all(saved[0][name] != saved[1][name] for name in NAMES)
     return files, saved[0]
 

@@ -6,7 +6,16 @@ import dataclasses
 
 import pytest
 
-from tests.fakes.checkpoints import CONFIG, NAMES, content, flip, open_store, writer
+from tests.fakes.checkpoints import (
+    CONFIG,
+    NAMES,
+    content,
+    flip,
+    open_store,
+    parts_in,
+    publish_with_parts,
+    writer,
+)
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
 from tsgb.checkpoint.inspect import CheckpointInfo, CheckpointState, Inspector
 from tsgb.checkpoint.verify import FileProblem, verify
@@ -119,3 +128,39 @@ class TestVerify:
         run = open_store(Lying()).run
         lying = [dataclasses.replace(item, run=run) for item in inspector(files).all()]
         assert {item.state for item in verify(lying, no_file)} == {CheckpointState.OK}
+
+
+class TestParts:
+    """Content that several checkpoints refer to is read once, and damage to it told of each."""
+
+    @pytest.fixture
+    def files(self) -> MemoryFiles:
+        files = MemoryFiles()
+        publish_with_parts(writer(files), 1, 2)
+        return files
+
+    def test_good_ones(self, files: MemoryFiles) -> None:
+        read: list[str] = []
+        seen = FaultyFiles(files, lambda _operation, path: read.append(path))
+        found = list(verify(inspector(seen).all(), no_file))
+        assert [(item.state, item.num_files) for item in found] == [
+            (CheckpointState.OK, 9),  # five files, a start and three rounds
+            (CheckpointState.OK, 8),
+        ]
+        assert [item.listed.parts_size for item in found] == [7 + 3 * 20, 7 + 2 * 20]
+        parts = [path for path in read if path.startswith("parts/")]
+        assert len(parts) == len(set(parts)) == 4
+
+    def test_damage_is_that_of_all_that_refer_to_it(self, files: MemoryFiles) -> None:
+        path = next(path for path, data in parts_in(files).items() if data == b"a start")
+        files.files[path] = flip(b"a start", 3)
+        found = list(verify(inspector(files).all(), no_file))
+        assert [item.state for item in found] == [CheckpointState.DAMAGED] * 2
+        assert {problem.file for item in found for problem in item.problems} == {path}
+
+    def test_another_processes_copy_tells_which_bytes_are_wrong(self, files: MemoryFiles) -> None:
+        publish_with_parts(writer(files), 3)  # it read nothing, so it wrote copies of its own
+        path = next(path for path, data in parts_in(files).items() if data == b"a start")
+        files.files[path] = flip(b"a start", 3)
+        problems = [p for item in verify(inspector(files).all(), no_file) for p in item.problems]
+        assert {(problem.begin, problem.end) for problem in problems} == {(3, 4)}

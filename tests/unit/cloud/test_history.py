@@ -12,7 +12,7 @@ from flows.rented import ArmsWork
 from flows.workers import Workers
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.cloud.forecast import workload
-from tsgb.cloud.history import RemainingWork, measure, state_gb
+from tsgb.cloud.history import RemainingWork, StateSize, measure, state_size
 from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.config import Arm, arm_overrides, arm_run_id, make_config
 from tsgb.settings import Settings
@@ -72,11 +72,12 @@ def test_a_fixed_interval_is_that_of_the_worker(runs: DeploymentRuns) -> None:
         assert work.interval(mtbf) == 4 * left.step_seconds
 
 
-def save(runs: DeploymentRuns, arm: Arm, step: int, num_bytes: int) -> None:
+def save(runs: DeploymentRuns, arm: Arm, step: int, num_bytes: int, shared: bytes = b"") -> None:
     store = CheckpointStore(runs.documents(arm_run_id("r1", arm)).run)
     store.claim(None)
     files = {"a": bytes(num_bytes - 1), "b": b"x"}
-    store.publish(step, step, files, "0" * 64)
+    parts = {"a/one": shared, "a/same": shared} if shared else {}
+    store.publish(step, step, {**files, **parts}, "0" * 64)
 
 
 def traffic(left: RemainingWork) -> tuple[float, float, str]:
@@ -110,6 +111,12 @@ def test_an_offer_is_chosen_with_the_traffic_of_the_run_by_then(runs: Deployment
     save(runs, Arm.SELFPLAY, 10, 3_000_000)
     assert work.load().save_gb == pytest.approx(0.003)
     assert work.load().restore_gb == pytest.approx(0.003)
+    # What checkpoints share is sent no more, but a new machine fetches it.
+    save(runs, Arm.SELFPLAY, 12, 3_000_000, shared=bytes(1_000_000))
+    assert work.load().save_gb == pytest.approx(0.003)
+    assert work.load().restore_gb == pytest.approx(0.004)
+    left = measure(runs, "r1")
+    assert (left.save_gb, left.restore_gb) == pytest.approx((0.003, 0.004))
 
 
 def test_a_damaged_checkpoint_keeps_nobody_from_choosing(runs: DeploymentRuns) -> None:
@@ -118,7 +125,7 @@ def test_a_damaged_checkpoint_keeps_nobody_from_choosing(runs: DeploymentRuns) -
     run = runs.documents("r1").run
     [name] = run.list("checkpoints")
     run.write_text(f"checkpoints/{name}/manifest.json", "{")
-    assert state_gb([run]) == 0.0
+    assert state_size([run]) == StateSize()
 
 
 def test_seconds_that_no_update_takes_are_not_counted(runs: DeploymentRuns) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.fakes.miniature import make_trainer, miniature_config, untrained_model, world
-from tsgb.config import Arm, RunConfig, arm_overrides
+from tsgb.checkpoint.codec import decode_tensors, encode_tensors
+from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.run import open_run
+from tsgb.config import Arm, RunConfig, arm_overrides, parse_config
 from tsgb.errors import CheckpointError
 from tsgb.trainer.loop import Trainer
+from tsgb.trainer.state import read_weights, stored_state
 
 Files = dict[str, bytes]
+GOLDEN = Path(__file__).parents[2] / "golden" / "checkpoint_v1"
 ONE_ROUND = {"selfplay": {"rounds": 1}}
 RUNS = [
     pytest.param(arm_overrides(Arm.SELFPLAY), id="selfplay"),
@@ -25,7 +32,7 @@ LORA = {"model": {"adapter": "lora", "rank": 2}, **ONE_ROUND}
 
 
 def saved(trainer: Trainer) -> Files:
-    """The five files; what is compared holds no time of its own."""
+    """All files; what is compared holds no time of its own."""
     files = trainer.files()
     content = json.loads(files["trainer_state.json"])
     del content["timestamp"]
@@ -101,7 +108,7 @@ def test_equal_runs_are_equal_and_other_seeds_are_not() -> None:
 def test_the_files_are_five_and_say_when_they_were_made() -> None:
     now = datetime(2026, 11, 24, tzinfo=UTC)
     files = make_trainer(miniature_config()).files(now)
-    assert sorted(files) == [
+    assert sorted(name for name in files if "/" not in name) == [
         "attacker.safetensors",
         "guard.safetensors",
         "optim_attacker.safetensors",
@@ -146,3 +153,91 @@ def test_a_state_that_another_host_damaged_is_one_line(data: bytes) -> None:
     trainer = make_trainer(miniature_config())
     with pytest.raises(CheckpointError, match=r"trainer_state.json cannot be read: it "):
         trainer.load({**trainer.files(), "trainer_state.json": data})
+
+
+class TestParts:
+    """What never changes again is apart from what each save writes anew."""
+
+    def test_those_of_a_finished_run(self) -> None:
+        files = finish(make_trainer(miniature_config())).files()
+        assert sorted(name for name in files if "/" in name) == [
+            "attacker.safetensors/sft",
+            "attacker.safetensors/warm",
+            "guard.safetensors/round-1",
+            "guard.safetensors/round-2",
+            "guard.safetensors/sft",
+            "trainer_state.json/round-1",
+            "trainer_state.json/round-2",
+            "trainer_state.json/warm",
+        ]
+        groups = {key.partition("/")[0] for key in decode_tensors(files["guard.safetensors"])[0]}
+        assert groups == {"current"}
+        state = json.loads(files["trainer_state.json"])["state"]
+        assert state["pool"] == ["warm", "round-1", "round-2"]
+
+    def test_a_name_keeps_its_content_but_for_the_starts(self) -> None:
+        seen: dict[str, bytes] = {}
+        for files in uninterrupted(miniature_config()):
+            for name in files.keys() - {"attacker.safetensors/sft", "attacker.safetensors/warm"}:
+                if "/" in name:
+                    assert seen.setdefault(name, bytes(files[name])) == bytes(files[name])
+        assert len(seen) == 6
+
+    @pytest.mark.parametrize("data", [b"{", b"[]", None], ids=["torn", "a list", "missing"])
+    def test_a_damaged_member_of_the_pool_is_one_line(self, data: bytes | None) -> None:
+        files = finish(make_trainer(miniature_config())).files()
+        del files["trainer_state.json/warm"]
+        damaged = {**files, **({} if data is None else {"trainer_state.json/warm": data})}
+        with pytest.raises(CheckpointError, match=r"trainer_state.json/warm cannot be read: "):
+            make_trainer(miniature_config()).load(damaged)
+
+
+class TestVersion1:
+    """Checkpoints of the version that held everything in the five files."""
+
+    def test_one_that_it_wrote_is_read_and_goes_on(self) -> None:
+        run = open_run(str(GOLDEN))
+        config = parse_config(run.read_text("config.json"), "config.json")
+        found = CheckpointReader(run).newest_valid(pytest.fail)
+        assert found is not None
+        files = found[1]
+        assert len(files) == 5
+        trainer = make_trainer(config)
+        trainer.load(files)
+        assert (trainer.state.step, trainer.state.guards) == (11, ["sft", "round-1"])
+        again = trainer.files()
+        assert read_weights(again, "guard.safetensors")[0].keys() == {"current", "sft", "round-1"}
+        for name in ("attacker.safetensors", "guard.safetensors"):
+            (groups, about), (wanted, wanted_about) = (
+                read_weights(source, name) for source in (again, files)
+            )
+            assert about == wanted_about
+            assert groups.keys() == wanted.keys()
+            for group, tensors in wanted.items():
+                for key, tensor in tensors.items():
+                    assert torch.equal(groups[group][key], tensor), key
+        for name in ("optim_attacker.safetensors", "optim_guard.safetensors"):
+            assert bytes(again[name]) == files[name]
+        for name in ("state", "python_rng", "torch_rng"):
+            assert stored_state(again)[name] == stored_state(files)[name]
+        assert finish(trainer).done
+
+    def test_resumed_from_one_a_run_ends_the_same(self) -> None:
+        config = miniature_config()
+        boundaries = uninterrupted(config)
+        for files in boundaries[:: config.total_steps // 4]:
+            resumed = make_trainer(config)
+            resumed.load(as_version_1(files))
+            assert saved(resumed) == files
+            assert saved(finish(resumed)) == boundaries[-1]
+
+
+def as_version_1(files: Files) -> Files:
+    """The same state as five files without parts."""
+    whole = {name: data for name, data in files.items() if "/" not in name}
+    for name in ("attacker.safetensors", "guard.safetensors"):
+        groups, about = read_weights(files, name)
+        tensors = {f"{group}/{key}": t for group, ts in groups.items() for key, t in ts.items()}
+        whole[name] = encode_tensors(tensors, about)
+    content = {**stored_state(files), "state_version": 1}
+    return {**whole, "trainer_state.json": json.dumps(content, sort_keys=True).encode()}
