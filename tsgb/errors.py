@@ -6,6 +6,7 @@ classified where they enter (store, black box, worker, provider), in one place e
     TSGBError                      exit 1
     +-- UsageError (ValueError)    exit 2   the user's input: value, rule, way out
     |   +-- ConfigError            exit 2   a config that cannot be run, or of another version
+    |   |   +-- TrainingFailed       exit 2   a run that cannot go on as configured: NaN, no signal
     |   +-- HubUnreachable         exit 7   the hub of models did not answer; may heal
     |   +-- CheckpointError        exit 2   nothing there to load, or nothing valid
     |   +-- StoreError             exit 2   the store cannot be read or written
@@ -63,6 +64,10 @@ class UsageError(TSGBError, ValueError):
 
 class ConfigError(UsageError):
     """A configuration that cannot be run here."""
+
+
+class TrainingFailed(ConfigError):
+    """Training cannot go on with this configuration; what was saved before is kept."""
 
 
 class HubUnreachable(UsageError):

@@ -25,6 +25,8 @@ from tsgb.config import Arm, Phase, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.pool import PoolAttack, PoolMember, draw, draw_capped, replay_weights
 from tsgb.envs.rollout import play
+from tsgb.errors import TrainingFailed
+from tsgb.logging import get_logger
 from tsgb.models.engine import Engine
 from tsgb.models.torch_typing import flags, floats
 from tsgb.models.weights import load_parameters, snapshot
@@ -45,6 +47,10 @@ Metrics = dict[str, Any]
 """Figures of one update, by name, as `metrics.jsonl` holds them."""
 RECALIBRATE = 50
 """Guard updates between two calibrations inside a phase (each phase also starts with one)."""
+
+ENOUGH_ATTACKS = 150
+"""Number of attacks that all failed from which the next one succeeds less than once in fifty, with
+95 % confidence (Hanley & Lippman-Hand 1983, the rule of three)."""
 
 
 class Trainer:
@@ -92,7 +98,11 @@ class Trainer:
         return next(p for p in self.phases if self.state.step < p.stop)
 
     def step(self) -> Metrics:
-        """Do one update, and what its phase does at its start and end; returns metrics."""
+        """Do one update, and what its phase does at its start and end; returns metrics.
+
+        Raises:
+            TrainingFailed: A loss is not finite, or the attacker has nothing to learn from.
+        """
         phase = self.phase()
         if self.state.step == phase.start:
             self._enter(phase)
@@ -104,7 +114,10 @@ class Trainer:
             "sft_guard": self._sft_guard,
             "guard": self._defend,
         }[phase.kind]
-        metrics = handler(phase, within)
+        try:
+            metrics = handler(phase, within)
+        except TrainingFailed as error:
+            raise TrainingFailed(f"update {self.state.step + 1} ({phase.kind}): {error}") from error
         self.state.step += 1
         if self.state.step == phase.stop:
             self._leave(phase)
@@ -150,6 +163,7 @@ class Trainer:
         elif phase.kind == "warmup":
             self.starts["warm"] = FrozenTensors(self.attacker.parameters)
             self._add_member("warm")
+            self._check_signal(phase)
         elif phase.kind == "attacker":
             fresh = round(self.config.selfplay.buffer * self.config.selfplay.resample)
             if fresh:
@@ -159,6 +173,33 @@ class Trainer:
             self._add_member(f"round-{phase.round + 1}")
         elif phase.kind == "guard":
             self._add_column(f"round-{phase.round + 1}")
+
+    def _check_signal(self, phase: Phase) -> None:
+        """Say that no attack of the warm-up violated; refuse to go on where that is no chance.
+
+        Raises:
+            TrainingFailed: So many attacks failed without any guard that none can be expected to
+                succeed: the attacker has no reward to learn from, and the guard nothing to defend.
+        """
+        if self.state.successes:
+            return
+        config = self.config.attacker
+        harmful = config.scenarios_per_step - self._num_benign(
+            config.scenarios_per_step, config.benign_share
+        )
+        num = (phase.stop - phase.start) * harmful * config.group_size
+        num += self.config.selfplay.payoff_attacks
+        problem = (
+            f"none of {num} attacks of the warm-up made the target {self.surrogate.name!r} violate "
+            "the policy, though no guard stood before it: self-play has nothing to learn from"
+        )
+        if num >= ENOUGH_ATTACKS:
+            raise TrainingFailed(
+                f"update {self.state.step} (warmup): {problem}. Name a target that can be attacked "
+                "(--target-model), or give the attacker more attacker.sft_steps or "
+                "attacker.warmup_steps"
+            )
+        get_logger().warning(problem)
 
     def _sft_attacker(self, phase: Phase, within: int) -> Metrics:
         config = self.config.attacker
@@ -374,10 +415,13 @@ class Trainer:
         )
 
     def _draw_scenarios(self, num: int, benign_share: float) -> list[Scenario]:
-        benign = round(num * benign_share) if self._benign else 0
+        benign = self._num_benign(num, benign_share)
         return [self.rng.choice(self._harmful) for _ in range(num - benign)] + [
             self.rng.choice(self._benign) for _ in range(benign)
         ]
+
+    def _num_benign(self, num: int, benign_share: float) -> int:
+        return round(num * benign_share) if self._benign else 0
 
     def _draw_openings(self, groups: int, group: int, share: float) -> list[str]:
         choices = self.env.openings(reserved=False)

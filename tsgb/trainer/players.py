@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from random import Random
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from tsgb.config import AttackerConfig, GuardConfig
 from tsgb.envs.base import Environment
+from tsgb.errors import TrainingFailed
 from tsgb.models.engine import Engine, Role, Writing
 from tsgb.models.optimizer import AdamW, clip_norm
 from tsgb.models.torch_typing import backward
@@ -38,6 +40,9 @@ Metrics = dict[str, float]
 
 class Player:
     """A role that learns."""
+
+    name = "player"
+    """Name of the role, which its settings have too."""
 
     def __init__(self, engine: Engine, role: Role, lr: float) -> None:
         """Train `role` of `engine`, at first with learning rate `lr`."""
@@ -71,6 +76,9 @@ class Player:
 
         Returns:
             The losses without their gradients, and the gradient's norm before clipping.
+
+        Raises:
+            TrainingFailed: The loss or the gradient is not finite; no weight was changed.
         """
 
         def passes() -> Losses:
@@ -81,6 +89,15 @@ class Player:
 
         losses = self.engine.within_memory(passes)
         norm = clip_norm(list(self.parameters.values()), max_norm)
+        loss = float(losses["total"])
+        if not (isfinite(loss) and isfinite(norm)):
+            self.optimizer.zero_grad()
+            raise TrainingFailed(
+                f"the {self.name}'s loss is {loss:g} and the norm of its gradient {norm:g}, so its "
+                "weights were left as they were, and the last checkpoint is kept: start a new run "
+                f"with a lower {self.name}.lr or {self.name}.sft_lr (the rate was {lr:g}), a lower "
+                f"{self.name}.max_grad_norm (it is {max_norm:g}), or model.dtype = 'float32'"
+            )
         self.optimizer.step(lr)
         self.engine.tidy()
         return losses, norm
@@ -118,6 +135,8 @@ def draw_openings(
 
 class AttackerPlayer(Player):
     """Writes prompts and learns from what they earned."""
+
+    name = "attacker"
 
     def __init__(
         self, engine: Engine, env: Environment, config: AttackerConfig, role: Role
@@ -206,6 +225,8 @@ class AttackerPlayer(Player):
 
 class GuardPlayer(Player):
     """Scores prompts and learns from both rewards of each."""
+
+    name = "guard"
 
     def __init__(self, engine: Engine, env: Environment, config: GuardConfig, role: Role) -> None:
         super().__init__(engine, role, config.lr)

@@ -18,7 +18,7 @@ from typing import Any
 from tsgb.checkpoint.run import RunLock, RunStore
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
-from tsgb.errors import StoreError
+from tsgb.errors import StoreError, TrainingFailed
 from tsgb.logging import get_logger
 from tsgb.targets.build import build_surrogate
 from tsgb.trainer.loop import Trainer
@@ -109,6 +109,7 @@ class TrainingAttempt:
 
         Raises:
             Interrupted: A signal came; the state is saved.
+            TrainingFailed: No further update can be made; what was to be saved is saved.
         """
         trainer = self._prepare()
         total = trainer.total_steps
@@ -116,7 +117,11 @@ class TrainingAttempt:
         if self.checkpointer.saved is None:
             # A checkpoint of step 0 shows that the store takes them, before any time is spent.
             self.checkpointer.save_now(trainer, self._metrics_text)
-        self._loop(trainer, target)
+        try:
+            self._loop(trainer, target)
+        except TrainingFailed:
+            self.checkpointer.flush()  # what is being saved is good
+            raise
         ref = self.checkpointer.settle(trainer, self._metrics_text)
         self._write_heartbeat(trainer, force=True)
         return ref

@@ -22,6 +22,7 @@ from tests.fakes.miniature import (
 )
 from tsgb.config import Arm, arm_overrides
 from tsgb.envs.glyph import GlyphEnvironment
+from tsgb.errors import TrainingFailed
 from tsgb.models.weights import load_parameters, snapshot
 from tsgb.trainer.batches import clean_prompts
 from tsgb.trainer.calibration import calibration_prompts
@@ -310,3 +311,42 @@ def test_attacks_are_never_made_on_scenarios_of_another_split() -> None:
     assert attacks
     assert {a.scenario_id for a in attacks} <= train
     assert refusing.asked
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"attacker": {"sft_lr": 1e30}}, r"update 2 \(sft_attacker\): the attacker's loss is nan"),
+        ({"guard": {"sft_lr": 1e30}}, r"update 6 \(sft_guard\): the guard's loss is nan"),
+    ],
+    ids=["attacker", "guard"],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_loss_that_is_no_number_ends_the_run(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingFailed, match=message):
+        run(make_trainer(miniature_config(overrides)))
+
+
+class TestTargetThatIsNeverBroken:
+    """Without one success the attacker has no reward, and the guard nothing to defend."""
+
+    def trainer(self, warmup_steps: int) -> Trainer:
+        env = GlyphEnvironment(0)
+        refusing = ScriptedTarget(lambda _prompt: Response(text="REFUSE"), name="stubborn")
+        config = miniature_config({"attacker": {"warmup_steps": warmup_steps}})
+        return Trainer(config, env, untrained_model(), refusing)
+
+    def test_after_enough_attacks_the_run_ends(self) -> None:
+        with pytest.raises(TrainingFailed) as caught:
+            run(self.trainer(warmup_steps=16))
+        assert str(caught.value) == (
+            "update 18 (warmup): none of 156 attacks of the warm-up made the target 'stubborn' "
+            "violate the policy, though no guard stood before it: self-play has nothing to learn "
+            "from. Name a target that can be attacked (--target-model), or give the attacker more "
+            "attacker.sft_steps or attacker.warmup_steps"
+        )
+
+    def test_after_a_few_attacks_it_is_said_once(self, capsys: pytest.CaptureFixture[str]) -> None:
+        plays_to_its_end(self.trainer(warmup_steps=2))
+        said = capsys.readouterr().err
+        assert said.count("none of 30 attacks of the warm-up made the target 'stubborn'") == 1

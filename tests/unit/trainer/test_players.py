@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -15,6 +18,7 @@ from tests.fakes.miniature import (
     untrained_model,
     world,
 )
+from tsgb.errors import TrainingFailed
 from tsgb.models.weights import snapshot
 from tsgb.trainer.players import AttackBatch, AttackerPlayer, GuardPlayer
 from tsgb.types import Split, StreamKind
@@ -124,3 +128,51 @@ def test_a_guard_learns_from_gains_alone(loss: str) -> None:
     for _ in range(60):
         guard.learn(texts, gains, **learn)
     assert agreement() > start + 0.1
+
+
+class TestNotFinite:
+    """A loss or a gradient that is no number ends the run before it reaches a weight."""
+
+    def refuses(self, player: AttackerPlayer | GuardPlayer, learn: Callable[[], object]) -> str:
+        before = snapshot(player.parameters)
+        with pytest.raises(TrainingFailed) as caught:
+            learn()
+        assert not player.optimizer.state
+        after = snapshot(player.parameters)
+        assert all(torch.equal(after[name], before[name]) for name in before)
+        return str(caught.value)
+
+    @pytest.mark.parametrize("gain", [math.nan, math.inf, 1e38], ids=["nan", "inf", "gradient"])
+    def test_of_the_guard(self, gain: float) -> None:
+        model = untrained_model()
+        role = model.add_role(CONFIG.model, torch.Generator().manual_seed(5))
+        guard = GuardPlayer(model, world(), CONFIG.guard, role)
+        prompts = [p.text for p in world().stream(StreamKind.WIDE, Split.TRAIN, Random(3), 8)]
+
+        def learn() -> None:
+            guard.learn(
+                prompts,
+                [gain] * 8,
+                loss_name="exact_pg",
+                replay=(),
+                lr=0.01,
+                generator=torch.Generator(),
+            )
+
+        line = self.refuses(guard, learn)
+        assert re.match(r"the guard's loss is \S+ and the norm of its gradient (nan|inf), so", line)
+        assert "lower guard.lr or guard.sft_lr (the rate was 0.01)" in line
+        assert "\n" not in line
+
+    def test_of_the_attacker(self) -> None:
+        attacker = make_attacker()
+        batch = write(attacker)
+        batch.writing.logp_NL[:] = math.nan
+
+        def learn() -> None:
+            attacker.learn(batch, [1.0, 0.0, 0.5] * 3, lr=0.01)
+
+        line = self.refuses(attacker, learn)
+        assert line.startswith(
+            "the attacker's loss is nan and the norm of its gradient nan, so its"
+        )

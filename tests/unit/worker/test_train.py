@@ -13,12 +13,13 @@ import pytest
 
 from tests.fakes.contexts import worker_context
 from tests.fakes.miniature import TRUST, miniature_config
+from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore, open_run
-from tsgb.errors import Interrupted, LeaseLost, UsageError
+from tsgb.errors import Interrupted, LeaseLost, TrainingFailed, UsageError
 from tsgb.types import CheckpointRef
 from tsgb.worker.build import setup_torch
 from tsgb.worker.context import StopSignals, WorkerContext, find_run
-from tsgb.worker.train import TrainingAttempt
+from tsgb.worker.train import TrainingAttempt, train
 
 CONFIG = miniature_config({"checkpoint_interval": 4})
 LAST = CONFIG.total_steps
@@ -106,10 +107,12 @@ def test_work_after_the_last_checkpoint_is_done_again_and_told_once(
 ) -> None:
     def fall(metrics: Mapping[str, Any]) -> None:
         if metrics["step"] == 7:
+            first.checkpointer.flush()
             raise MemoryError
 
+    first = attempt(run, context, on_update=fall)
     with pytest.raises(MemoryError):
-        attempt(run, context, on_update=fall).train(None)
+        first.train(None)
     # What a dying process may leave: lines of updates that no checkpoint has, and a torn one.
     text = run.read_text("metrics.jsonl")
     run.write_text("metrics.jsonl", text + '{"step": 5}\n{"step": 6}\n{"st')
@@ -160,3 +163,21 @@ def test_a_run_is_found_by_its_own_or_its_stores_address(
         find_run(context, store)
     with pytest.raises(UsageError, match="no run at"):
         find_run(context, f"{store}/r3")
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(
+    context: WorkerContext, tmp_path: Path
+) -> None:
+    config = miniature_config({"checkpoint_interval": 1, "guard": {"sft_lr": 1e30}})
+    made = open_run(str(tmp_path / "store" / "r1"))
+    made.write_text("config.json", config.canonical())
+    with pytest.raises(TrainingFailed, match=r"update 6 \(sft_guard\): the guard's loss is nan"):
+        train(context, made.run_url)
+    record = made.read_json("exits/0001.json")
+    assert (record["outcome"], record["step"], record["checkpoint"]["step"]) == ("config", 5, 5)
+    assert record["message"].startswith("TrainingFailed: update 6 (sft_guard): the guard's")
+    found = CheckpointReader(made).newest_valid(pytest.fail)
+    assert found is not None
+    assert found[0].step == 5
+    assert steps(made) == [1, 2, 3, 4, 5]
+    assert TrainingFailed.exit_code == 2
