@@ -38,8 +38,8 @@ LIFE_SECONDS = 120.0
 SIGTERM_SHARE = 0.3
 ROT_SHARE = 0.5
 NEW_MACHINE_SHARE = 0.75
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__, "tests.fakes.miniature"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__, "tests.fakes.miniature", "peft"])
 
 
 def live(url: str, cache: Path, log: Path, updates: Connection) -> None:
@@ -97,8 +97,8 @@ class Chaos:
         """The name of the signal that ended it, and its exit code."""
         name = "SIGTERM" if self._rng.random() < SIGTERM_SHARE else "SIGKILL"
         updates, seconds = self._rng.randrange(4), self._rng.uniform(0, 0.3)
-        listen, tell = _FORKS.Pipe(duplex=False)
-        process = _FORKS.Process(
+        listen, tell = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(
             target=live, args=(self.url, self.cache, self.log, tell), daemon=True
         )
         process.start()
