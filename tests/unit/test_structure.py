@@ -342,6 +342,51 @@ def without_a_module(tests: Iterable[str], sources: Iterable[str]) -> list[str]:
 # --- the rules, and the most that each may find ------------------------------------------------
 
 Rule = Callable[[list[Module]], list[str]]
+FACTORIES = frozenset(
+    [
+        "arange",
+        "as_tensor",
+        "empty",
+        "empty_strided",
+        "eye",
+        "full",
+        "linspace",
+        "logspace",
+        "normal",
+        "ones",
+        "rand",
+        "randint",
+        "randn",
+        "randperm",
+        "scalar_tensor",
+        "tensor",
+        "tril_indices",
+        "triu_indices",
+        "zeros",
+    ]
+)
+"""Functions of torch that make a tensor on the CPU unless they are told where."""
+
+
+def tensors_without_a_device(modules: Iterable[Module]) -> list[str]:
+    """Tensors of models and training that would be made on the CPU whatever device computes.
+
+    The kernels in `models/fast` compute on CPUs only.
+    """
+    return [
+        f"{module.path}:{node.lineno}: {ast.unparse(node)}"
+        for module in modules
+        if module.name.startswith(("tsgb.models", "tsgb.trainer"))
+        and not module.name.startswith("tsgb.models.fast")
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "torch"
+        and node.func.attr in FACTORIES
+        and "device" not in {keyword.arg for keyword in node.keywords}
+    ]
+
+
 LIMITS: dict[Rule, int] = {
     classes_named_twice: 0,
     modules_named_twice: 0,
@@ -350,6 +395,7 @@ LIMITS: dict[Rule, int] = {
     mentions_of_vast: 2,  # the service's default address, and its docstring
     fields_without_text: 0,
     long_lines: 0,
+    tensors_without_a_device: 0,
 }
 """Findings of each rule that are left; the goal is 0 for all."""
 FRAGMENTS = 0.01
@@ -481,6 +527,16 @@ class {name}:
                 tsgb__d="class D(NamedTuple):\n    _x: int\n    y: ClassVar[int] = 1",
             ),
             id="fields_without_text",
+        ),
+        pytest.param(
+            tensors_without_a_device,
+            sample(tsgb__models__a="x = [torch.zeros(3), torch.ones(3, device=d)]"),
+            sample(
+                tsgb__trainer__a="torch.zeros(3, device='cpu') + x.new_zeros(3) + torch.stack([x])",
+                tsgb__models__fast__a="torch.zeros(3)",
+                tsgb__eval__a="torch.zeros(3)",
+            ),
+            id="tensors_without_a_device",
         ),
         pytest.param(
             long_lines,

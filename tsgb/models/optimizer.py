@@ -63,7 +63,7 @@ class AdamW:
                 self.state[p] = {
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
-                    "step": torch.zeros(()),
+                    "step": torch.zeros((), device="cpu"),
                 }
         first = [self.state[p]["exp_avg"] for p in parameters]
         second = [self.state[p]["exp_avg_sq"] for p in parameters]

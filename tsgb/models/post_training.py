@@ -197,7 +197,7 @@ def _state(
     for name, p in parameters.items():
         moments = optimizer.state.get(p, {})
         tensors |= {f"{kind}/{name}": tensor.cpu() for kind, tensor in moments.items()}
-    return tensors | {_DONE: torch.tensor(done)}
+    return tensors | {_DONE: torch.tensor(done, device="cpu")}
 
 
 def _restore(

@@ -193,11 +193,11 @@ class AttackerPlayer(Player):
         """
         config = self.config
         K = config.group_size
-        rewards_GK = torch.tensor(list(rewards)).view(-1, K)
+        rewards_GK = torch.tensor(list(rewards), device="cpu").view(-1, K)
         live_G = live_groups(rewards_GK)
         if not bool(live_G.any()):
             return {"loss": 0.0, "grad_norm": 0.0, "kl": 0.0, "entropy": 0.0, "live_groups": 0.0}
-        classes_G = torch.tensor([float(s.harmful) for s in batch.scenarios[::K]])
+        classes_G = torch.tensor([float(s.harmful) for s in batch.scenarios[::K]], device="cpu")
         A_GK = scale_by_class(leave_one_out(rewards_GK)[live_G], classes_G[live_G])
         part = batch.writing.select(live_G.repeat_interleave(K).nonzero().squeeze(-1))
         mask_NL = part.sampled_NL.float()
@@ -261,10 +261,10 @@ class GuardPlayer(Player):
             Metrics, and the scores [B] before the update.
         """
         config = self.config
-        gain_B = torch.tensor(list(gains))
-        drawn_B = torch.zeros(0)
+        gain_B = torch.tensor(list(gains), device="cpu")
+        drawn_B = torch.zeros(0, device="cpu")
         if loss_name == "sampled_pg":
-            drawn_B = torch.rand(len(prompts), generator=generator)
+            drawn_B = torch.rand(len(prompts), generator=generator, device="cpu")
 
         def compute() -> Losses:
             z_B = self.engine.scores(self.role, self.template, prompts)
@@ -276,7 +276,7 @@ class GuardPlayer(Player):
                 policy = sampled_policy_gradient(z_B, gain_B, drawn_B)
             entropy = binary_entropy(z_B)
             total = policy
-            kl = replayed = torch.zeros(())
+            kl = replayed = torch.zeros((), device="cpu")
             if loss_name != "weighted_ce":
                 total = total - config.entropy * entropy
             if config.kl:

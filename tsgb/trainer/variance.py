@@ -65,8 +65,8 @@ def variance_ratio(
     parameters = list(guard.parameters.values())
     for batch in batches:
         z_B = guard.engine.scores(guard.role, guard.template, batch.prompts)
-        gain_B = torch.tensor(batch.gains)
-        uniform_B = torch.rand(len(z_B), generator=generator)
+        gain_B = torch.tensor(batch.gains, device="cpu")
+        uniform_B = torch.rand(len(z_B), generator=generator, device="cpu")
         losses = (
             (exact, exact_policy_gradient(z_B, gain_B)),
             (sampled, sampled_policy_gradient(z_B, gain_B, uniform_B)),
@@ -84,11 +84,12 @@ def variance_ratio(
     def ratio(index: Tensor) -> float:
         return float(_trace(gram_s, index) / _trace(gram_e, index).clamp(min=1e-30))
 
-    draws = torch.tensor(
-        [ratio(torch.randint(0, N, (N,), generator=generator)) for _ in range(1000)]
-    )
-    low, high = draws.quantile(torch.tensor([0.025, 0.975]))
-    return ratio(torch.arange(N)), float(low), float(high)
+    def resampled() -> Tensor:
+        return torch.randint(0, N, (N,), generator=generator, device="cpu")
+
+    draws = torch.tensor([ratio(resampled()) for _ in range(1000)], device="cpu")
+    low, high = draws.quantile(torch.tensor([0.025, 0.975], device="cpu"))
+    return ratio(torch.arange(N, device="cpu")), float(low), float(high)
 
 
 def _trace(gram: Tensor, index: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ it does on a card. Backward passes do not run this way; the other tests run them
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tests.fakes.families import FAMILIES, make_family
 from tests.unit.models.general.conftest import LORA
 from tsgb.models.general.cache_decoder import CacheDecoder
 from tsgb.models.general.general_engine import GeneralEngine
 from tsgb.models.tokenizer import WordTokenizer
+from tsgb.targets.local import ChatTarget
 from tsgb.types import GuardTemplate, Message, TokenizerSpec, TrainingText
 
 WORDS = ("PAD", "BOS", "SEP", "EOS", *(f"w{i}" for i in range(93)))
@@ -68,7 +68,8 @@ def test_every_forward_path(family: str, dtype: torch.dtype) -> None:
         scores = engine.scores(role, TEMPLATE, PROMPTS)
         statistics = engine.logps(role, out, 0.7)
         loss = engine.text_loss(role, TEXTS)
-        for found in (scores, *statistics, loss):
+        calibration = [engine.score_all(who, TEMPLATE, PROMPTS) for who in (role, engine.base)]
+        for found in (scores, *statistics, loss, *calibration):
             assert found.device.type == "cpu"
             assert found.dtype is torch.float32
         with torch.no_grad():
@@ -80,59 +81,31 @@ def test_every_forward_path(family: str, dtype: torch.dtype) -> None:
             assert decoder.logits().device.type == "cuda"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_writing_and_answers_until_the_host_needs_a_value(family: str) -> None:
+    """Whether all rows have ended is read after the first token; all before it is on the card."""
+    engine = engine_of(family, torch.bfloat16)
+    role = engine.add_role(LORA, torch.Generator())
+    chats: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    openings = ["w5 w6", "", "", "", "w7", ""]
+    with on_a_fake_card(engine.lm.module):
+        with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
+            engine.write(
+                role,
+                chats,
+                group=2,
+                max_new_tokens=3,
+                generator=torch.Generator(),
+                temperature=0.7,
+                openings=openings,
+            )
+        with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
+            ChatTarget("T_s", engine, engine.base, 3).answer(chats)
+
+
 def test_a_tensor_on_the_cpu_would_be_found() -> None:
     engine = engine_of("qwen2", torch.float32)
     with on_a_fake_card(engine.lm.module):
         states = engine.lm.read(engine.base, [[1, 2]]).states_BE
         with pytest.raises(RuntimeError, match="same device"):
             states.index_select(0, torch.zeros(1, dtype=torch.long))
-
-
-MODELS = Path(__file__).parents[4] / "tsgb" / "models"
-SOURCES = [*(MODELS / "general").glob("*.py"), MODELS / "sampling.py", MODELS / "recomputation.py"]
-FACTORIES = frozenset(
-    [
-        "arange",
-        "as_tensor",
-        "empty",
-        "empty_strided",
-        "eye",
-        "full",
-        "linspace",
-        "logspace",
-        "normal",
-        "ones",
-        "rand",
-        "randint",
-        "randn",
-        "randperm",
-        "scalar_tensor",
-        "tensor",
-        "tril_indices",
-        "triu_indices",
-        "zeros",
-    ]
-)
-
-
-def homeless(source: str) -> list[str]:
-    """Calls of torch's factories without `device`, as source text."""
-    return [
-        ast.unparse(node)
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and ast.unparse(node.func) in {f"torch.{name}" for name in FACTORIES}
-        and "device" not in {keyword.arg for keyword in node.keywords}
-    ]
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_every_factory_says_its_device(path: Path) -> None:
-    assert homeless(path.read_text(encoding="utf-8")) == []
-
-
-def test_a_factory_without_a_device_is_found() -> None:
-    assert homeless("torch.zeros(3) + torch.ones(3, device=d) + x.new_zeros(3)") == [
-        "torch.zeros(3)"
-    ]
