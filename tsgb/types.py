@@ -285,7 +285,7 @@ class TargetSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denominator:
-    """What must leak from a target without a guard before a protection of it is a figure.
+    """Leaks of an un-guarded target that it takes before a protection of it is a figure.
 
     Example: `Denominator(leaks=100, asr=0.3)`
     """

@@ -29,7 +29,7 @@ def judge_response(
 
 
 class Judged(NamedTuple):
-    """What became of one attack without a guard."""
+    """The outcome of one attack without a guard."""
 
     judgement: Judgement
     """Judgement of the answer; `UNASKED` where there is none."""

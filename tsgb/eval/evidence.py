@@ -94,7 +94,7 @@ class Evidence:
         return self._measured[key]
 
     def unguarded(self, metric: Literal["adaptive_asr", "asr"], target: str) -> Unguarded:
-        """What this kind of attack gets out of a target without a guard."""
+        """Return the denominator of this figure on a target: its leaks without a guard."""
         if (metric, target) not in self._unguarded:
             self._unguarded[metric, target] = self._read_unguarded(metric, target)
         return self._unguarded[metric, target]

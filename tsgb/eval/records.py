@@ -313,7 +313,7 @@ class Result(Record):
 
 
 class Unguarded(Record):
-    """What one kind of attack gets out of a target without a guard: the denominator of protection.
+    """The denominator of protection: leaks of a target to one kind of attack without a guard.
 
     Where it is too small, no guard has a figure on that target (`Result`), no comparison and no
     claim rests on it.

@@ -103,7 +103,7 @@ def choose(games: Sequence[Transcript], num: int = NUM) -> list[Transcript]:
 
 
 def choose_adaptive(games: Sequence[Transcript], num: int = NUM_ADAPTIVE) -> list[Transcript]:
-    """At most `num` games of each target and guard, no prompt of theirs twice.
+    """Return at most `num` games of each target and guard, no prompt of theirs twice.
 
     First one that got through, one violation that was blocked and one attack that the target
     withstood, then the next ones that got through. Choosing again from what was chosen, of several

@@ -97,7 +97,7 @@ def rate_cell(rate: Rate | None) -> TableCell:
 
 
 def target_cell(summary: Summary, row: Result, metric: Literal["adaptive_asr", "asr"]) -> TableCell:
-    """What a guard lets through on a target; of no guard, with the number of attempts that leak.
+    """The share that a guard lets through on a target; without one, also the number that leaks.
 
     Where too few leak it says so in place of a figure.
     """

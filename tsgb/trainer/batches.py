@@ -87,7 +87,7 @@ def draw_from(
 
 
 def as_attack(attack: PoolAttack) -> Attack:
-    """What the environment needs to make a twin."""
+    """Return an attack with all that the environment needs to make a twin."""
     return Attack(
         scenario_id=attack.scenario_id,
         text=attack.text,
