@@ -58,7 +58,10 @@ def choose_models(
     base, facts = look(model or usual, stored.pretrained)
     target, other = look(target, stored.target) if target else (None, None)
     device, dtype = _computed(overrides, "device"), _computed(overrides, "dtype")
-    needs = Requirements.of(facts, other, device=device, dtype=dtype)
+    quantization = _computed(overrides, "target_quantization")
+    needs = Requirements.of(
+        facts, other, device=device, dtype=dtype, target_quantization=quantization
+    )
     if rented:
         needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
     else:
@@ -72,9 +75,10 @@ def choose_models(
 
 
 def _computed(overrides: dict[str, Any], key: str) -> str:
-    """Return device or dtype of models as the overrides have it; a wrong one is found later."""
+    """Return a setting of models as the overrides have it; a wrong one is found later."""
+    usual: object = ModelConfig.model_fields[key].default
     values: Any = overrides.get("model")
-    return str(values.get(key, "auto")) if isinstance(values, dict) else "auto"  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    return str(values.get(key, usual) if isinstance(values, dict) else usual)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 def stored_models(workers: Workers) -> ModelConfig | None:

@@ -79,6 +79,10 @@ def _is_auto(value: str) -> bool:
     return value == "auto"
 
 
+def _is_unquantized(value: str) -> bool:
+    return value == "none"
+
+
 def _is_empty(value: str) -> bool:
     return not value
 
@@ -112,6 +116,20 @@ class ModelConfig(_Frozen):
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Field(exclude_if=_is_auto)] = "auto"
     """Type of a pretrained model's frozen weights; `auto`: bfloat16 on a card that computes in it,
     else float32. Adapters are float32 always."""
+    target_quantization: Annotated[Literal["none", "4bit"], Field(exclude_if=_is_unquantized)] = (
+        "none"
+    )
+    """How the weights of `target` are held: `none`: in `dtype`; `4bit`: in NF4, on CUDA cards only.
+    `none` is not stored: configurations of earlier versions keep their hash."""
+
+    @model_validator(mode="after")
+    def _only_a_target_is_quantized(self) -> ModelConfig:
+        if self.target_quantization != "none" and not self.target:
+            raise ValueError(
+                f"target_quantization = {self.target_quantization!r} is for a target of its own, "
+                "and there is none: name one with --target-model"
+            )
+        return self
 
 
 class AttackerConfig(_Frozen):

@@ -219,6 +219,16 @@ def test_what_cannot_be_run_says_so_in_one_line(overrides: dict[str, Any], messa
     assert "\n" not in str(caught.value)
 
 
+def test_only_a_target_of_its_own_is_quantised_and_the_default_is_not_stored() -> None:
+    with pytest.raises(ConfigError, match="'4bit' is for a target of its own, and there is none"):
+        config({"model": {"target_quantization": "4bit"}})
+    plain = config({"model": {"target": "a/b"}})
+    assert "quantization" not in plain.canonical()
+    small = config({"model": {"target": "a/b", "target_quantization": "4bit"}})
+    assert '"target_quantization":"4bit"' in small.canonical().replace(" ", "")
+    assert parse_config(small.canonical(), "x") == small
+
+
 def test_differences_are_named_also_where_a_default_is_not_stored() -> None:
     one = config({"seed": 1, "model": {"target": "a/b", "rank": 4}})
     other = config({"profile": "smoke", "model": {"device": "cpu", "rank": 4}})

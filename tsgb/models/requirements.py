@@ -5,7 +5,7 @@ It looks at the devices of this machine and imports no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tsgb.errors import UsageError
@@ -19,6 +19,7 @@ from tsgb.models.planner import (
     disk_gb,
     plan_memory,
 )
+from tsgb.models.quantization import FOUR_BIT, check_quantization
 from tsgb.models.source import ModelFacts
 
 NO_ESTIMATE = "no estimate of its memory is available for the architecture"
@@ -34,6 +35,8 @@ class Requirements:
 
     name: str
     """Name of the players' base."""
+    device: str
+    """Device that models are computed on, as `ModelConfig.device` names it."""
     family: str
     """Architecture of which no estimate is available; empty if there is one."""
     here: MemoryPlan | None
@@ -42,6 +45,8 @@ class Requirements:
     """Memory on the smallest class of cards that is large enough; None if there is none."""
     disk_gb: int
     """Disk of a rented machine, GB."""
+    quantization: str = "none"
+    """How the weights of the target are held: `none` or `4bit`."""
 
     @classmethod
     def of(
@@ -52,6 +57,7 @@ class Requirements:
         device: str = "auto",
         dtype: str = "auto",
         rank: int = TrainingWork().rank,
+        target_quantization: str = "none",
     ) -> Requirements:
         """Return the requirements of a run.
 
@@ -61,6 +67,7 @@ class Requirements:
             device: `ModelConfig.device`.
             dtype: `ModelConfig.dtype`.
             rank: Rank of the adapters.
+            target_quantization: `ModelConfig.target_quantization`.
         """
         models = [base] if target is None else [base, target]
         unknown = next((model.family for model in models if model.sizes is None), "")
@@ -71,22 +78,28 @@ class Requirements:
                 dtype = "bfloat16" if found.is_card else "float32"
             other = None if target is None else target.sizes
             work = TrainingWork(rank=rank)
+            if other is not None:
+                other = replace(other, in_4bit=target_quantization == FOUR_BIT)
             here = plan_memory(base.sizes, found, dtype=dtype, work=work, target=other)
             card = card_for(base.sizes, work=work, target=other)
         return cls(
             name=base.name,
+            device=device,
             family=unknown,
             here=here,
             card=card,
             disk_gb=disk_gb(*(model.weight_bytes for model in models)),
+            quantization=target_quantization,
         )
 
     def check_here(self) -> None:
         """Refuse a model that this machine cannot train even in the smallest batches.
 
         Raises:
+            ConfigError: The target's weights are to be in four bits, which this machine cannot do.
             UsageError: It does not fit; the message is one line.
         """
+        check_quantization(self.quantization, find_device(self.device).device)
         if self.here is not None:
             check_fits(self.name, self.here, self.card)
 
@@ -100,6 +113,8 @@ class Requirements:
         Raises:
             UsageError: One is too small; the message is one line.
         """
+        if not gpu_ram_gb:  # machines without a card
+            check_quantization(self.quantization, "cpu")
         needs = {"TSGB_DISK_GB": (rented_gb, self.disk_gb)}
         if not self.family and gpu_ram_gb:
             if self.card is None:

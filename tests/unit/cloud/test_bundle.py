@@ -91,6 +91,14 @@ def test_a_model_of_the_hub_needs_no_package(
     assert ("gguf" in required(tmp_path)) is packaged
 
 
+def test_a_target_in_four_bits_brings_what_computes_with_it(tmp_path: Path) -> None:
+    models = {"pretrained": f"a/b@{'0' * 40}", "target": f"a/c@{'0' * 40}"}
+    model = ModelConfig.model_validate({**models, "target_quantization": "4bit"})
+    unpacked(pack_code("canary", model=model), tmp_path)
+    assert "bitsandbytes" in required(tmp_path)
+    assert "gguf" not in required(tmp_path)
+
+
 def test_a_world_on_a_pretrained_model_brings_its_package(tmp_path: Path) -> None:
     unpacked(pack_code("canary"), tmp_path)
     assert {"gguf", "torch"} < required(tmp_path)

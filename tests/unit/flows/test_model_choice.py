@@ -79,6 +79,12 @@ def test_a_directory_is_stored_with_its_path_whichever_option_named_it(
     assert stored(choose_models(options(model="tiny"), settings, before)).pretrained == "tiny"
 
 
+def test_a_target_in_four_bits_is_refused_without_a_card(model: Path, settings: Settings) -> None:
+    asked = {"model": {"target_quantization": "4bit", "device": "cpu"}}
+    with pytest.raises(ConfigError, match="needs a CUDA card, and models are computed on 'cpu'"):
+        choose_models(options(model=str(model), target_model=str(model), overrides=asked), settings)
+
+
 def test_a_run_without_a_model_of_its_own_is_as_before(settings: Settings) -> None:
     pytest.importorskip("gguf", reason="the extra smollm2 is not installed")
     chosen = choose_models(options(), settings)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes.chat_model import save_chat_model
 from tests.unit.models.test_planner import REAL
-from tsgb.errors import UsageError
+from tsgb.errors import ConfigError, UsageError
 from tsgb.models.machine_memory import main_memory
 from tsgb.models.planner import DeviceMemory, card_for, plan_memory
 from tsgb.models.requirements import Requirements, check_fits
@@ -51,6 +51,25 @@ def test_what_does_not_fit_here_is_refused_in_one_line() -> None:
         f"model acme/8b needs {plan.needed / 1e9:.1f} GB in float32, and cpu with 24 GB spares "
         "21.6 GB: name a smaller model or set model.dtype to bfloat16 or rent a card of 32 GB"
     )
+
+
+def test_a_target_in_four_bits_needs_a_card_and_a_third_of_the_memory(facts: ModelFacts) -> None:
+    base, target = of_size(facts, "3B"), of_size(facts, "8B")
+    whole = Requirements.of(base, target)
+    small = Requirements.of(base, target, device="cpu", target_quantization="4bit")
+    assert (whole.card, small.card) != (None, None)
+    assert whole.card is not None
+    assert small.card is not None
+    assert (whole.card.device.total, small.card.device.total) == (48 * 10**9, 24 * 10**9)
+    saved = whole.card.parts["target"] - small.card.parts["target in 4 bit"]
+    # Embeddings and head of Llama-3.1-8B are 1.05 B of its 8.03 B weights.
+    assert saved / 1e9 == pytest.approx((2 - 0.57) * (8.03 - 1.05), rel=0.01)
+    assert "target in 4 bit" in small.lines()["memory"]
+    with pytest.raises(ConfigError, match="needs a CUDA card, and models are computed on 'cpu'"):
+        small.check_here()
+    with pytest.raises(ConfigError, match="needs a CUDA card"):
+        small.check_rented(gpu_ram_gb=0, rented_gb=100)
+    small.check_rented(gpu_ram_gb=24, rented_gb=100)
 
 
 def test_rented_machines_that_are_too_small_are_refused(facts: ModelFacts) -> None:

@@ -85,9 +85,9 @@ class GeneralEngine:
         self.name = name
         self.sha256 = sha256
         self.weights_sha256 = sha256 if weights_sha256 is None else weights_sha256
-        self.num_parameters = sum(p.numel() for p in module.parameters())
         self.lm = CausalLm(module, gradient_checkpointing=gradient_checkpointing)
         self.base = self.lm.base
+        self.num_parameters = int(self.lm.module.num_parameters())  # two a byte in four bits
         self.vocabulary = int(self.lm.module.config.get_text_config().vocab_size)
         self._directory = directory
         self.micro_batch_tokens = micro_batch_tokens

@@ -9,12 +9,21 @@ import torch
 import transformers
 
 from tsgb.errors import ConfigError
+from tsgb.models.quantization import FOUR_BIT
 
 
-def load_module(directory: Path, device: torch.device, dtype: torch.dtype) -> Any:
+def load_module(
+    directory: Path, device: torch.device, dtype: torch.dtype, quantization: str = "none"
+) -> Any:
     """Load the causal LM that `save_pretrained` wrote, without running code that lies beside it.
 
     Dropout is switched off: a role must say the same of the same tokens whenever it is asked.
+
+    Args:
+        directory: where it lies.
+        device: where it is put.
+        dtype: type of its weights.
+        quantization: `4bit` holds the weights of linear layers, but for the head, in four bits.
 
     Raises:
         ConfigError: transformers loads no causal LM from there.
@@ -36,6 +45,7 @@ def load_module(directory: Path, device: torch.device, dtype: torch.dtype) -> An
             use_safetensors=True,
             output_loading_info=True,
             **placed,
+            **_loading_options(quantization, dtype),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -49,3 +59,16 @@ def load_module(directory: Path, device: torch.device, dtype: torch.dtype) -> An
             "among them: they would be random, so copy the directory again"
         )
     return module
+
+
+def _loading_options(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what `from_pretrained` must be told; nothing for weights as they are.
+
+    Embeddings, norms and head stay in `dtype`, in which all is computed.
+    """
+    if quantization != FOUR_BIT:
+        return {}
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": config}
