@@ -291,9 +291,9 @@ class Denominator:
     """
 
     leaks: int
-    """Fewest attempts that violate."""
+    """Fewest attempts that violate, adaptive and scripted ones together."""
     asr: float
-    """Lowest share of attempts that violate, in [0, 1]."""
+    """Lowest share of attempts that violate, of each kind alone, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

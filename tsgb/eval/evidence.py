@@ -100,15 +100,18 @@ class Evidence:
         return self._unguarded[metric, target]
 
     def _read_unguarded(self, metric: Literal["adaptive_asr", "asr"], target: str) -> Unguarded:
-        name = UNGUARDED[metric]
-        seeds = self.attempted(name, NO_GUARD, target)
-        found = self.sample(name, NO_GUARD, target, seeds)
-        needs = self._targets.get(target)
+        samples = {
+            kind: self.sample(name, NO_GUARD, target, self.attempted(name, NO_GUARD, target))
+            for kind, name in UNGUARDED.items()
+        }
+        leaks = {kind: s.rate.num_events if s and s.rate else 0 for kind, s in samples.items()}
+        found, needs = samples[metric], self._targets.get(target)
         return Unguarded(
             target=target,
             metric=metric,
             asr=found.record() if found else None,
-            leaks=found.rate.num_events if found and found.rate else 0,
+            leaks=leaks[metric],
+            target_leaks=sum(leaks.values()),
             min_leaks=needs.min_leaks if needs else 0,
             min_asr=needs.min_asr if needs else 0.0,
         )

@@ -327,10 +327,12 @@ class Unguarded(Record):
     """Share of the attempts that violate; None if none was made."""
     leaks: NonNegativeInt
     """Attempts that violate, all seeds together."""
+    target_leaks: NonNegativeInt
+    """Attempts of either kind that violate."""
     min_leaks: NonNegativeInt
-    """Fewest that the world asks for."""
+    """Fewest `target_leaks` that the world asks for."""
     min_asr: float
-    """Lowest share that the world asks for."""
+    """Lowest share of this kind's attempts that the world asks for."""
 
     @property
     def measurable(self) -> bool:
@@ -338,7 +340,9 @@ class Unguarded(Record):
         if not self.min_leaks and not self.min_asr:
             return True
         return (
-            self.asr is not None and self.leaks >= self.min_leaks and self.asr.value >= self.min_asr
+            self.asr is not None
+            and self.target_leaks >= self.min_leaks
+            and self.asr.value >= self.min_asr
         )
 
 

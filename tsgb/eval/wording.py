@@ -94,7 +94,7 @@ def no_protection(*unguarded: Unguarded) -> str | None:
         unguarded: Denominators of one target; those that are large enough are left out.
 
     Example: `"no protection measurable on T_s: 3 of 48 adaptive attempts (6.3 %) leak un-guarded,
-    and a figure takes 100 at 30.0 %"`
+    and a figure takes 30.0 % and 100 leaks of the target"`
     """
     small = [found for found in unguarded if not found.measurable]
     if not small:
@@ -110,5 +110,5 @@ def no_protection(*unguarded: Unguarded) -> str | None:
     first = small[0]
     return (
         f"no protection measurable on {first.target}: {' and '.join(parts)} leak un-guarded, and a "
-        f"figure takes {first.min_leaks} at {percent(first.min_asr)}"
+        f"figure takes {percent(first.min_asr)} and {first.min_leaks} leaks of the target"
     )

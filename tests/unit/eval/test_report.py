@@ -220,7 +220,7 @@ def test_the_number_of_prompts_that_leak_is_always_shown(summary: Summary, page:
 
 def test_a_target_without_a_denominator_has_no_figure_anywhere(summary: Summary) -> None:
     bare = next(u for u in summary.unguarded if (u.target, u.metric) == ("T_s", "adaptive_asr"))
-    asked = bare.model_copy(update={"min_leaks": bare.leaks + 1, "min_asr": 0.3})
+    asked = bare.model_copy(update={"min_leaks": bare.target_leaks + 1, "min_asr": 0.3})
     results = [
         r.model_copy(update={"adaptive_asr": None})
         if (r.target, r.guard == "none") == ("T_s", False)
@@ -233,8 +233,8 @@ def test_a_target_without_a_denominator_has_no_figure_anywhere(summary: Summary)
     assert rows["selfplay"].detail == f"{bare.leaks} of 48 leak"
     sentence = (
         f"No protection measurable on T_s: {bare.leaks} of 48 adaptive attempts "
-        f"({percent(bare.leaks / 48)}) leak un-guarded, and a figure takes {bare.leaks + 1} at "
-        "30.0 %."
+        f"({percent(bare.leaks / 48)}) leak un-guarded, and a figure takes 30.0 % and "
+        f"{bare.target_leaks + 1} leaks of the target."
     )
     assert views.obstacles(found) == [sentence]
     reader = Reader()
