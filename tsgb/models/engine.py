@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tsgb.config import ModelConfig
-from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.tokenizer import GuardRows, Tokenizer
 from tsgb.models.torch_typing import ints
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
 T = TypeVar("T")
 LARGE_VOCABULARY = 1024
 """Words up to which an engine computes the KL divergence exactly; beyond, it is estimated."""
+
+LEAST_OPENING = 8
+"""Tokens from which on it pays to keep what all rows begin with."""
 
 Readout = Callable[[Sequence[Sequence[int]], int], Tensor]
 """Maps B token rows and a width W to the logits [B * W, V] at the last W tokens of each row."""
@@ -140,6 +143,14 @@ class Engine(Protocol):
 
     def score_all(self, role: Role, template: GuardTemplate, prompts: Sequence[str]) -> Tensor:
         """Return `scores` without gradients, for any number of prompts, [N]."""
+        ...
+
+    def score_rows(self, role: Role, asked: GuardRows) -> Tensor:
+        """Return the scores of rows that a tokenizer made, without gradients, [N].
+
+        What all rows begin with is read once for each state of the role, and kept; a score does
+        not depend on what was scored before.
+        """
         ...
 
     def write(

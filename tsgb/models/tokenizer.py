@@ -30,6 +30,19 @@ class VerdictTokens(NamedTuple):
     """Id of the other one."""
 
 
+class GuardRows(NamedTuple):
+    """The guard's input for some prompts, and the tokens between which it decides."""
+
+    opening: list[int]
+    """Ids by which nearly every row of any prompt begins: the template up to the user's text."""
+    rows: list[list[int]]
+    """Ids of the whole input, one row a prompt."""
+    unsafe_id: int
+    """Id of the unsafe verdict."""
+    safe_id: int
+    """Id of the safe verdict."""
+
+
 class Slot(NamedTuple):
     """The place of a user's text in a chat.
 
@@ -150,8 +163,27 @@ class Tokenizer(ABC):
 
     def guard_rows(self, template: GuardTemplate, prompts: Sequence[str]) -> list[list[int]]:
         """Return the guard's whole input for each prompt, as ids."""
-        slot = self.guard_slot(template)
-        return [[*slot.before, *ids, *slot.after] for ids in self.encode_in(slot, prompts)]
+        return self.rows_in(self.guard_slot(template), prompts)
+
+    def rows_in(self, slot: Slot, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of the whole chat for each user text in a slot."""
+        return [[*slot.before, *ids, *slot.after] for ids in self.encode_in(slot, texts)]
+
+    def guard_input(self, template: GuardTemplate, prompts: Sequence[str]) -> GuardRows:
+        """Return the guard's input for prompts."""
+        words = self.verdict(template)
+        return self.input_in(self.guard_slot(template), prompts, words.unsafe_id, words.safe_id)
+
+    def input_in(
+        self, slot: Slot, prompts: Sequence[str], unsafe_id: int, safe_id: int
+    ) -> GuardRows:
+        """Return the guard's input for prompts in a slot, with the verdicts' ids."""
+        # Plain text before the prompt is in the opening as far as two prompts share it; rare ones
+        # that join with it begin otherwise.
+        one, other, *rows = self.rows_in(slot, ["a", "0", *prompts])
+        pairs = enumerate(zip(one, other, strict=False))
+        common = next((i for i, (a, b) in pairs if a != b), len(slot.before))
+        return GuardRows(one[:common], rows, unsafe_id, safe_id)
 
 
 class _Words(dict[str, int]):

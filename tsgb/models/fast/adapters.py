@@ -51,6 +51,10 @@ class BaseWeights(Role, Weights):
         """See `network.Weights`."""
         return self.tensors[name]
 
+    def whole(self, layer: str) -> Tensor:
+        """Return the weight of a linear layer."""
+        return self.tensors[f"{layer}.weight"]
+
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
         if self.copies:
@@ -98,6 +102,10 @@ class Adapter(Role, Weights):
     parameters: dict[str, nn.Parameter]
     """Trainable parameters by the names under which they are saved."""
 
+    def whole(self, layer: str) -> Tensor:
+        """Return the weight of a linear layer as this role has it, in memory of its own if new."""
+        raise NotImplementedError
+
 
 class FullAdapter(Adapter):
     """Whole weights, which start as a copy of the base."""
@@ -122,6 +130,10 @@ class FullAdapter(Adapter):
     def tensor(self, name: str) -> Tensor:
         """See `network.Weights`."""
         return self.parameters[EMBEDDING if self._tied and name == HEAD else name]
+
+    def whole(self, layer: str) -> Tensor:
+        """See `Adapter`."""
+        return self.parameters[f"{layer}.weight"]
 
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
@@ -190,6 +202,11 @@ class LoraAdapter(Adapter):
     def tensor(self, name: str) -> Tensor:
         """See `network.Weights`."""
         return self._base.tensors[name]
+
+    def whole(self, layer: str) -> Tensor:
+        """See `Adapter`; the base keeps its bits."""
+        weight, pair = self._base.whole(layer), self._pairs.get(layer)
+        return weight if pair is None else torch.addmm(weight, pair[1], pair[0])
 
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""

@@ -38,11 +38,12 @@ from tsgb.models.fast.network import (
     token_logps,
 )
 from tsgb.models.fast.packing import Ints, Rows
+from tsgb.models.fast.scoring import FrozenRole
 from tsgb.models.fast.tape import Tape
 from tsgb.models.files import WEIGHTS
 from tsgb.models.labels import label_texts
 from tsgb.models.sampling import join, writing_of
-from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.tokenizer import GuardRows, Tokenizer
 from tsgb.models.torch_typing import from_numpy, int_rows, ints
 from tsgb.models.weights import save_weights
 from tsgb.types import GuardTemplate, Messages, TrainingText
@@ -51,7 +52,7 @@ T = TypeVar("T")
 SCORE_BATCH = 512
 """Prompts that a small base scores at once without gradients; bounds memory, not results."""
 LARGE_SCORE_BATCH = 32
-"""Prompts that a large base scores at once; a token of context costs 46 kB at 135M parameters."""
+"""The same of a large base; a token of context costs 46 kB at 135M parameters."""
 
 
 class FastEngine:
@@ -89,6 +90,7 @@ class FastEngine:
         self.base = BaseWeights.of(module, self.budget)
         self.vocabulary = self.base.tensor(HEAD).shape[0]
         self.micro_batch_tokens = 0
+        self._frozen: FrozenRole | None = None
 
     # -- roles -----------------------------------------------------------------------------
 
@@ -139,32 +141,42 @@ class FastEngine:
         """See `Engine`; a score is read at one position and from two rows of the head."""
         return self._scores(_weights(role), template, prompts)
 
-    @torch.no_grad()
-    def score_all(
-        self,
-        role: Role,
-        template: GuardTemplate,
-        prompts: Sequence[str],
-        batch: int | None = None,
-    ) -> Tensor:
-        """See `Engine`; `batch` prompts are scored at once."""
+    def score_all(self, role: Role, template: GuardTemplate, prompts: Sequence[str]) -> Tensor:
+        """See `Engine`."""
         if not prompts:
             return torch.zeros(0)
-        frozen = _weights(role).frozen()
-        batch = batch or (SCORE_BATCH if self.base.small else LARGE_SCORE_BATCH)
-        parts = [
-            self._scores(frozen, template, prompts[i : i + batch])
-            for i in range(0, len(prompts), batch)
-        ]
-        self.tidy()
-        return torch.cat(parts)
+        return self.score_rows(role, self.tokenizer.guard_input(template, prompts))
+
+    @torch.no_grad()
+    def score_rows(self, role: Role, asked: GuardRows) -> Tensor:
+        """See `Engine`; rows are read whole by a small base and where memory allows no copies."""
+        own = _weights(role)
+        verdict = (asked.unsafe_id, asked.safe_id)
+        if not self.base.copies:
+            frozen = own.frozen()
+            num = SCORE_BATCH if self.base.small else LARGE_SCORE_BATCH
+            parts = [
+                self._score(frozen, asked.rows[start : start + num], verdict)
+                for start in range(0, len(asked.rows), num)
+            ]
+            self.tidy()
+            return torch.cat(parts)
+        if self._frozen is None or not self._frozen.is_of(own):
+            self._frozen = None  # its memory goes first
+            self._frozen = FrozenRole(own, self.shape)
+        return self._frozen.score_rows(asked)
 
     def _scores(self, weights: Weights, template: GuardTemplate, prompts: Sequence[str]) -> Tensor:
         words = self.tokenizer.verdict(template)
-        verdict = torch.tensor([words.unsafe_id, words.safe_id])
-        rows = Rows(self.tokenizer.guard_rows(template, prompts))
-        hidden = hidden_states(weights, self.shape, rows, rows.last())
-        unsafe, safe = logits(weights, hidden, verdict).float().unbind(-1)
+        rows = self.tokenizer.guard_rows(template, prompts)
+        return self._score(weights, rows, (words.unsafe_id, words.safe_id))
+
+    def _score(
+        self, weights: Weights, rows: Sequence[Sequence[int]], verdict: tuple[int, int]
+    ) -> Tensor:
+        packed = Rows(rows)
+        hidden = hidden_states(weights, self.shape, packed, packed.last())
+        unsafe, safe = logits(weights, hidden, torch.tensor(verdict)).float().unbind(-1)
         return unsafe - safe
 
     # -- attacker --------------------------------------------------------------------------

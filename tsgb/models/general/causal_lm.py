@@ -59,6 +59,12 @@ class ReadRows(NamedTuple):
     lengths_B: Tensor
     """[B] tokens of each row."""
 
+    def kept(self) -> ReadRows:
+        """Return rows to go on with while this object can be used again; for growing caches."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        return self._replace(cache=cache)
+
     def spread(self, parents_A: Tensor) -> ReadRows:
         """Return the rows with these numbers, in any number of copies; this object is used up."""
         self.cache.reorder_cache(parents_A)
@@ -204,16 +210,26 @@ class CausalLm:
 
     # -- rows ------------------------------------------------------------------------------
 
-    def hidden_states(self, role: LoraRole, batch: MicroBatch) -> Tensor:
-        """Return the states [M, E] at the batch's positions, row after row, ready for `logits`."""
+    def hidden_states(
+        self, role: LoraRole, batch: MicroBatch, opening: ReadRows | None = None
+    ) -> Tensor:
+        """Return the states [M, E] at the batch's positions, row after row, ready for `logits`.
+
+        Args:
+            role: the policy.
+            batch: rows.
+            opening: one row that was read, which all rows without prefixes of their own continue;
+                it can be used again.
+        """
         self._activate(role)
         # Padding on the right needs no mask: no token looks ahead.
         ids_BT = self._padded(batch.suffixes, left=False)
         T = ids_BT.shape[1]
         cache, given = None, {}
-        if batch.prefixes:
-            parents_B = torch.tensor(batch.parents, device=self.device)
-            prefix = self.read(role, batch.prefixes).spread(parents_B)
+        if batch.prefixes or opening is not None:
+            parents = batch.parents if batch.prefixes else [0] * len(batch.suffixes)
+            read = self.read(role, batch.prefixes) if opening is None else opening.kept()
+            prefix = read.spread(torch.tensor(parents, device=self.device))
             cache = prefix.cache
             given = self._places(
                 nn.functional.pad(prefix.mask_BT, (0, T), value=1),

@@ -19,6 +19,7 @@ from tsgb.errors import ConfigError
 from tsgb.logging import get_logger
 from tsgb.models.engine import (
     LARGE_VOCABULARY,
+    LEAST_OPENING,
     Role,
     TokenStatistics,
     Writing,
@@ -27,7 +28,7 @@ from tsgb.models.engine import (
 )
 from tsgb.models.general.batches import Row, flattened, micro_batches
 from tsgb.models.general.cache_decoder import CacheDecoder
-from tsgb.models.general.causal_lm import CausalLm, LoraRole
+from tsgb.models.general.causal_lm import CausalLm, LoraRole, ReadRows
 from tsgb.models.labels import label_texts
 from tsgb.models.out_of_memory import retried
 from tsgb.models.planner import (
@@ -38,8 +39,9 @@ from tsgb.models.planner import (
 )
 from tsgb.models.recomputation import recomputed
 from tsgb.models.sampling import Completions, draw_uniforms, join, sample, writing_of
-from tsgb.models.tokenizer import Tokenizer
+from tsgb.models.tokenizer import GuardRows, Tokenizer
 from tsgb.models.torch_typing import int_rows, ints
+from tsgb.models.weights import fingerprint
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
 LEAST_TOKENS = 32
@@ -92,6 +94,7 @@ class GeneralEngine:
         self._directory = directory
         self.micro_batch_tokens = micro_batch_tokens
         values = CPU_HEAD_VALUES if self.lm.device.type == "cpu" else HEAD_VALUES
+        self._read_opening: tuple[Any, ReadRows] | None = None
         self._head_positions = max(1, values // self.vocabulary)
 
     # -- roles -----------------------------------------------------------------------------
@@ -158,19 +161,53 @@ class GeneralEngine:
         """See `Engine`; a score is read at one position."""
         if not prompts:
             return torch.zeros(0, device="cpu")
-        _, _, unsafe, safe = self.tokenizer.verdict(template)
-        rows = self.tokenizer.guard_rows(template, prompts)
+        own, asked = _own(role), self.tokenizer.guard_input(template, prompts)
+        return self.within_memory(lambda: self._scores(own, asked.rows, asked, None)).cpu()
 
-        def values(hidden_ME: Tensor, _: Tensor) -> Tensor:
-            logits_MV = self.lm.logits(hidden_ME)
-            return logits_MV[:, unsafe : unsafe + 1] - logits_MV[:, safe : safe + 1]
-
-        return self._look(_own(role), rows, [[len(row) - 1] for row in rows], values).squeeze(1)
-
-    @torch.no_grad()
     def score_all(self, role: Role, template: GuardTemplate, prompts: Sequence[str]) -> Tensor:
         """See `Engine`."""
-        return self.scores(role, template, prompts)
+        if not prompts:
+            return torch.zeros(0, device="cpu")
+        return self.score_rows(role, self.tokenizer.guard_input(template, prompts))
+
+    @torch.no_grad()
+    def score_rows(self, role: Role, asked: GuardRows) -> Tensor:
+        """See `Engine`."""
+        own, length = _own(role), len(asked.opening)
+        usable = length >= LEAST_OPENING and self.lm.shares_prefixes
+        opened = [
+            usable and len(row) > length and row[:length] == asked.opening for row in asked.rows
+        ]
+        found_N = torch.zeros(len(asked.rows), device="cpu")
+        for with_opening in (True, False):
+            numbers = [i for i, begins in enumerate(opened) if begins is with_opening]
+            if not numbers:
+                continue
+            rows = [asked.rows[i][length if with_opening else 0 :] for i in numbers]
+
+            def run(rows: Sequence[Row] = rows, start: bool = with_opening) -> Tensor:
+                return self._scores(own, rows, asked, self._opening(own, asked) if start else None)
+
+            found_N[numbers] = self.within_memory(run).cpu()
+        return found_N
+
+    def _opening(self, role: LoraRole, asked: GuardRows) -> ReadRows:
+        """Return the opening of rows as it was read by the present state of a role."""
+        key = (role.name, *asked.opening), fingerprint(role.parameters.values())
+        if self._read_opening is None or self._read_opening[0] != key:
+            self._read_opening = key, self.lm.read(role, [asked.opening])
+        return self._read_opening[1]
+
+    def _scores(
+        self, role: LoraRole, rows: Sequence[Row], asked: GuardRows, opening: ReadRows | None
+    ) -> Tensor:
+        def values(hidden_ME: Tensor, _: Tensor) -> Tensor:
+            logits_MV = self.lm.logits(hidden_ME)
+            unsafe, safe = asked.unsafe_id, asked.safe_id
+            return logits_MV[:, unsafe : unsafe + 1] - logits_MV[:, safe : safe + 1]
+
+        positions = [[len(row) - 1] for row in rows]
+        return self._look_once(role, rows, positions, values, opening).squeeze(1)
 
     # -- attacker --------------------------------------------------------------------------
 
@@ -320,11 +357,13 @@ class GeneralEngine:
         rows: Sequence[Row],
         positions: Sequence[Sequence[int]],
         values: Values,
+        opening: ReadRows | None = None,
     ) -> Tensor:
         limit = self.micro_batch_tokens
         if not torch.is_grad_enabled():
             limit *= WITHOUT_GRADIENTS
-        batches = micro_batches(rows, positions, limit=limit, share=self.lm.shares_prefixes)
+        share = self.lm.shares_prefixes and opening is None
+        batches = micro_batches(rows, positions, limit=limit, share=share)
         first, numbers = 0, list[list[int]]()
         for found in positions:
             numbers.append(list(range(first, first + len(found))))
@@ -337,7 +376,7 @@ class GeneralEngine:
             order += own
 
             def run(numbers_M: Tensor, batch: Any = batch) -> Tensor:
-                return values(self.lm.hidden_states(role, batch), numbers_M)
+                return values(self.lm.hidden_states(role, batch, opening), numbers_M)
 
             numbers_M = torch.tensor(own, device=self.lm.device)
             parts.append(

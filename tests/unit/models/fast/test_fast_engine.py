@@ -70,7 +70,7 @@ def same_gradients(adapter: FullAdapter, ours: Tensor, theirs: Tensor) -> None:
         assert float((mine - other).norm() / other.norm()) < 4e-5, name
 
 
-def test_scores_and_their_gradient(model: FastEngine) -> None:
+def test_scores_and_their_gradient(model: FastEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = FullAdapter(model.base)
     probe = torch.tensor([1.0, -2.0, 0.5, 3.0, 1.0])
     ours = model.scores(adapter, TEMPLATE, PROMPTS)
@@ -78,7 +78,8 @@ def test_scores_and_their_gradient(model: FastEngine) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-5)
     same_gradients(adapter, (ours * probe).sum(), (theirs * probe).sum())
     for batch in (2, 512):
-        all_scores = model.score_all(adapter, TEMPLATE, PROMPTS, batch)
+        monkeypatch.setattr(fast_engine, "SCORE_BATCH", batch)
+        all_scores = model.score_all(adapter, TEMPLATE, PROMPTS)
         torch.testing.assert_close(all_scores, theirs.detach(), rtol=0, atol=3e-5)
     assert model.score_all(adapter, TEMPLATE, []).shape == (0,)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.families import FAMILIES
+from tests.fakes.tokens_read import TokensRead
 from tests.unit.models.general.conftest import (
     LORA,
     Plain,
@@ -108,6 +109,36 @@ def test_scores_and_their_gradient(directory: Directory, family: str) -> None:
     torch.testing.assert_close(found, base, rtol=0, atol=3e-5)
     assert float((found - alone).abs().max()) > 1e-3, "the adapter changes something"
     assert engine.score_all(role, TEMPLATE, []).shape == (0,)
+
+
+@families
+def test_the_template_is_read_once_for_each_state_of_a_role(
+    directory: Directory, family: str
+) -> None:
+    engine = load_engine(directory(family))
+    role, other = moved_role(engine), moved_role(engine, seed=4)
+    asked = engine.tokenizer.guard_input(TEMPLATE, PROMPTS[:1])
+    whole, opening = len(asked.rows[0]), len(asked.opening)
+
+    def score(role: Role) -> tuple[float, int]:
+        with TokensRead() as read:
+            found = engine.score_all(role, TEMPLATE, PROMPTS[:1])
+        return float(found), read.num
+
+    assert opening > whole / 2
+    first, read_first = score(role)
+    assert [score(role), read_first] == [(first, whole - opening), whole]
+    engine.score_all(role, TEMPLATE, PROMPTS)
+    assert score(other)[1] == whole
+    assert score(role) == (first, whole)
+    with torch.no_grad():
+        for parameter in engine.parameters(role).values():
+            parameter.mul_(2)
+    changed, read_again = score(role)
+    assert read_again == whole
+    plain = engine.scores(role, TEMPLATE, PROMPTS[:1]).detach()
+    assert changed == pytest.approx(float(plain), abs=1e-5)
+    assert abs(changed - first) > 1e-3
 
 
 @families
