@@ -33,3 +33,26 @@ def test_realised_figures_of_a_report_nearby(tsgb: Run, here: Path) -> None:
     assert f"Evaluation `{summary.eval_id}`" in card
     rows = re.findall(r"^\| (T_s|B_\w+) \|.*\d %", card, re.MULTILINE)
     assert rows == [target.name for target in summary.targets]
+
+
+def test_a_card_says_on_which_targets_no_protection_was_measurable(tsgb: Run, here: Path) -> None:
+    run = open_run(str(here.parent / "store" / "full"))
+    assert tsgb("export-guard", "../store/full", "first").code == 0
+    targets = [
+        target.model_copy(update={"min_leaks": 10_000} if target.name == "T_s" else {})
+        for target in evaluation.TARGETS
+    ]
+    summary = summarise(
+        evaluation.items(seeds=[0], num_prompts=24, num_attacks=24),
+        evaluation.setup(seeds=[0], targets=targets),
+        num_draws=50,
+    )
+    provenance = summary.provenance.model_copy(
+        update={"checkpoints": {"full/selfplay": read(here / "first").checkpoint.sha256}}
+    )
+    mine = summary.model_copy(update={"provenance": provenance})
+    run.write_text("reports/mine/summary.json", mine.model_dump_json())
+    tsgb("export-guard", "../store/full", "then")
+    card = (here / "then" / "README.md").read_text()
+    assert "\nNo protection measurable on T_s: " in card
+    assert "10000 leaks of the target.\n" in card
