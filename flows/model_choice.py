@@ -56,6 +56,7 @@ def choose_models(
         return before if name == before else facts.name, facts
 
     base, facts = look(model or usual, stored.pretrained)
+    facts.check_verdicts(env.guard_template())
     target, other = look(target, stored.target) if target else (None, None)
     device, dtype = _computed(overrides, "device"), _computed(overrides, "dtype")
     quantization = _computed(overrides, "target_quantization")

@@ -69,7 +69,7 @@ def _show_model(name: str, target_name: str | None, *, as_json: bool) -> None:
     needs = Requirements.of(facts, target)
     if as_json:
         known = asdict(facts)
-        del known["sizes"]
+        del known["sizes"], known["directory"]
         print_json({**known, "memory": needs.document()})
         return
     lines = {

@@ -37,6 +37,7 @@ from tsgb.models.gguf_file import read_header
 from tsgb.models.hub import ModelHub
 from tsgb.models.planner import ModelSizes
 from tsgb.setting_groups import HubSettings
+from tsgb.types import GuardTemplate, Message
 
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _GGUF = "gguf:"
@@ -145,6 +146,39 @@ class ModelFacts:
     """Size of the weights in their files, bytes."""
     sizes: ModelSizes | None
     """Sizes that its memory depends on; None where no estimate can be made."""
+    directory: Path | None = None
+    """Directory with its tokenizer; None for a GGUF file."""
+
+    def check_verdicts(self, asked: GuardTemplate) -> None:
+        """Refuse a tokenizer that spells every verdict word of a world in several tokens.
+
+        It is asked here without transformers, which asks again when the model is loaded.
+
+        Args:
+            asked: The prompt in which the guard is asked.
+
+        Raises:
+            ConfigError: No pair of words is one token each.
+        """
+        if self.directory is None:
+            return
+        tokenizer = FastTokenizer.from_file(str(self.directory / "tokenizer.json"))
+        chat: list[Message] = [{"role": "user", "content": "prompt"}]
+        context = ChatTemplate.from_directory(self.directory).render(chat) + asked.answer
+
+        def count(text: str) -> int:
+            return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+        pairs = [(asked.unsafe, asked.safe), *asked.alternatives]
+        before = count(context)
+        if any(all(count(context + word) == before + 1 for word in pair) for pair in pairs):
+            return
+        listed = ", ".join(f"{unsafe!r}/{safe!r}" for unsafe, safe in pairs)
+        raise ConfigError(
+            f"model {self.name}: no pair of verdict words is one token each of its tokenizer after "
+            f"{asked.answer!r} ({listed}): name another model, or give the world's guard_template "
+            "another pair"
+        )
 
 
 def inspect(
@@ -263,6 +297,7 @@ def _facts(source: ModelSource, directory: Path, sizes: Mapping[str, int]) -> Mo
         system_role=template.check(),
         weight_bytes=weight_bytes,
         sizes=ModelSizes.read(config, parameters),
+        directory=directory,
     )
 
 

@@ -141,6 +141,28 @@ def test_models_that_cannot_be_used(
     assert message in refused("experiment", f"--model {model}")
 
 
+def test_verdict_words_of_several_tokens(
+    refused: Callable[[str, str], str],
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a tokenizer that spells all words by letters."""
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = []
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    line = refused("experiment", f"--model {model}")
+    assert line == (
+        f"tsgb: model {model}: no pair of verdict words is one token each of its tokenizer after "
+        "'Verdict:' (' unsafe'/' safe', 'unsafe'/'safe', ' block'/' allow', ' bad'/' good'): name "
+        "another model, or give the world's guard_template another pair"
+    )
+    cache_repository(tmp_path / "hub", "acme/few", model)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "no pair of verdict words is one token" in refused("train-local", "--model acme/few")
+
+
 def test_weights_that_are_not_there(
     refused: Callable[[str, str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
