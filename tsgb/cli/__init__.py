@@ -22,6 +22,7 @@ from tsgb.cli import (
     machines,
     manager,
     plan,
+    score,
     train_local,
     worker,
 )
@@ -40,6 +41,7 @@ app.command()(experiment.experiment)
 app.command()(train_local.train_local)
 app.command()(eval_local.eval_local)
 app.command()(export_guard.export_guard)
+app.command()(score.score)
 app.command()(plan.plan)
 app.command()(machines.reap)
 app.command()(doctor.doctor)

@@ -1,0 +1,119 @@
+"""`tsgb score`: a line out for each line in, whatever the lines are and wherever it was killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.command_line import Run
+from tsgb.export.loading import load_guard
+from tsgb.export.scoring import BLOCK, MAX_LINE_BYTES
+
+NUM = 2 * BLOCK + 5
+
+
+@pytest.fixture
+def guard(tsgb: Run, here: Path) -> Path:
+    assert tsgb("export-guard", "../store/full", "guard").code == 0
+    return here / "guard"
+
+
+@pytest.fixture
+def score(tsgb: Run, guard: Path) -> Run:
+    return lambda *words: tsgb("score", "--guard", str(guard), *words)
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def prompts(path: Path) -> Path:
+    path.write_text("".join(f"o{i % 7} a{i % 5}\n" for i in range(NUM)))
+    return path
+
+
+def test_lines_of_a_file(score: Run, guard: Path, tmp_path: Path) -> None:
+    source = prompts(tmp_path / "prompts")
+    ended = score(str(source))
+    said = [json.loads(line) for line in ended.out.splitlines()]
+    assert (ended.code, ended.err) == (0, f"{NUM} lines, 0 without a score\n")
+    assert [record["line"] for record in said] == list(range(1, NUM + 1))
+    wanted = load_guard(guard).assess(source.read_text().splitlines())
+    for record, found in zip(said, wanted, strict=True):
+        assert record["verdict"] == found.verdict
+        assert record["score"] == pytest.approx(found.score, abs=1e-6)
+        assert record["probability"] == pytest.approx(found.probability, abs=1e-6)
+
+
+def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_file(
+    score: Run, tmp_path: Path
+) -> None:
+    source, out = prompts(tmp_path / "prompts"), tmp_path / "scores"
+    assert score(str(source), "--output", str(out)).code == 0
+    whole = out.read_bytes()
+    block = len(b"".join(whole.splitlines(keepends=True)[:BLOCK]))
+    for kept in (0, 5, block - 1, block, block + 1, len(whole) - 1, len(whole)):
+        out.write_bytes(whole[:kept])
+        assert score(str(source), "--output", str(out)).code == 0
+        assert out.read_bytes() == whole
+
+
+def test_what_is_no_prompt_is_recorded_in_its_line(score: Run, tmp_path: Path) -> None:
+    source = tmp_path / "prompts"
+    rows = [
+        b'{"id": "a", "text": "o1 a2"}',
+        b"",
+        b'{"id": 7, "prompt": "o1"}',
+        b'{"text": "\\ud800"}',
+        b"[1]",
+        b"{",
+        b'{"text": "\xff"}',
+        b"x" * (2 * MAX_LINE_BYTES + 3),
+        b"[" * 100_000,
+        b'{"id": [1], "text": "o2"}',
+    ]
+    source.write_bytes(b"\r\n".join(rows))
+    ended = score(str(source), "--field", "text", "--output", str(tmp_path / "scores"))
+    assert (ended.code, ended.err) == (1, "10 lines, 8 without a score\n")
+    said = lines_of(tmp_path / "scores")
+    assert [record.get("id") for record in said] == ["a", None, 7, *[None] * 7]
+    assert [n for n, record in enumerate(said) if "score" in record] == [0, 9]
+    errors = [record["error"] for record in said if "error" in record]
+    reasons = [
+        "empty",
+        "'text' holds no text",
+        "surrogate",
+        "not a JSON object",
+        "not JSON",
+        "not UTF-8 at byte 10",
+        "longer than",
+        "not JSON",
+    ]
+    for found, wanted in zip(errors, reasons, strict=True):
+        assert wanted in found
+
+
+def test_another_file_is_never_touched(score: Run, tmp_path: Path) -> None:
+    source, out = prompts(tmp_path / "prompts"), tmp_path / "scores"
+    out.write_text("precious\n")
+    ended = score(str(source), "--output", str(out))
+    assert (ended.code, out.read_text()) == (2, "precious\n")
+    assert "holds something else than scores: name another file" in ended.err
+    out.unlink()
+    score(str(source), "--output", str(out))
+    before = out.read_bytes()
+    source.write_text("o1 a1 o2 a2 o3\n" * NUM)
+    ended = score(str(source), "--output", str(out))
+    assert (ended.code, out.read_bytes()) == (2, before)
+    assert "line 17 to 32 differ" in ended.err
+    for words, reason in (
+        (["nowhere"], "name a file of prompts"),
+        ([str(source), "--preset", "x"], "choose of run, strict"),
+        ([str(source), "--output", "/proc/x"], "name another file"),
+    ):
+        ended = score(*words)
+        assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+        assert reason in ended.err

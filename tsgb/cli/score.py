@@ -1,0 +1,107 @@
+"""`tsgb score`: prompts from a file or stdin as scores, one JSON object a line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tsgb.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from tsgb.export.record import GuardFile
+
+PROGRESS_SECONDS = 2.0
+"""Seconds between two lines of progress."""
+
+
+def score(
+    guard: Annotated[
+        Path, typer.Option("--guard", metavar="DIR", help="What `tsgb export-guard` wrote.")
+    ],
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Prompts, one a line; stdin without it."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="File for the scores, in place of stdout; the same command goes on with it.",
+        ),
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option("--field", help="Lines are JSON objects, and the prompt is this field."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Operating point; the export's own without it.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="NAME", help="Name or directory of the base that the export lacks."
+        ),
+    ] = None,
+) -> int:
+    """Score prompts with an exported guard: a JSON object a line, an error in place of a score.
+
+    Nothing is cut. With --output, an interrupted command goes on where it was.
+    """
+    from tsgb.export.loading import load_guard, read_guard_file
+    from tsgb.export.scoring import read_items, score_file, score_stream
+
+    about = read_guard_file(guard)
+    try:
+        stream: Any = sys.stdin.buffer if source is None else source.open("rb")
+    except OSError as error:
+        raise UsageError(f"{source}: {error.strerror}: name a file of prompts") from error
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # stderr is for ours
+    with stream:
+        loaded = load_guard(guard, base=_base(about, base), preset=preset)
+        items = read_items(stream, field)
+        if output is None:
+            progress = score_stream(loaded, items, _write)
+        else:
+            progress = score_file(loaded, items, output)
+        started = said = time.monotonic()
+        first, done = 0, None
+        for done in progress:
+            now = time.monotonic()
+            if now - said >= PROGRESS_SECONDS:
+                said = now
+                rate = (done.lines - first) / (now - started)
+                typer.echo(f"{done.lines} lines, {rate:.1f} a second", err=True)
+    lines, errors = (0, 0) if done is None else done
+    typer.echo(f"{lines} lines, {errors} without a score", err=True)
+    return ExitCode.FAILURE if errors else 0
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _base(about: GuardFile, given: str | None) -> Path | None:
+    """Return the directory of a base that is not in the export; None if it is, or none is known."""
+    from tsgb.models.fetch import fetch
+    from tsgb.models.smollm2 import HUB_ID
+    from tsgb.settings import load_settings
+
+    name = given
+    if name is None and about.base.directory is None and about.adapter == "lora":
+        if about.base.revision is not None:
+            name = f"{about.base.source}@{about.base.revision}"
+        elif about.base.source == HUB_ID:
+            name = "smollm2"
+    if name is None:
+        return None
+    settings = load_settings()
+    settings.make_cache_dir()
+    return fetch(name, settings, settings.cache_dir / "models").directory

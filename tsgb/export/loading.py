@@ -1,0 +1,243 @@
+"""An exported guard as a callable object, by the engines: its template is read once.
+
+Whole weights and closed word lists belong to tiny models: they go through the export's own script.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+
+from tsgb.config import ModelConfig
+from tsgb.errors import ConfigError, UsageError
+from tsgb.export.directory import ADAPTER, BASE
+from tsgb.export.record import GuardFile
+from tsgb.models.files import WEIGHTS, sha256_of
+from tsgb.models.registry import make_engine
+from tsgb.models.tokenizer import Slot
+from tsgb.models.weights import load_parameters
+
+BATCH_SIZE = 16
+"""Prompts that are scored at once unless the caller says otherwise."""
+LABELS = ("unsafe", "safe")
+"""The two labels of a guard."""
+
+
+class Assessment(NamedTuple):
+    """What a guard says of a prompt."""
+
+    score: float
+    """logit(unsafe) - logit(safe)."""
+    probability: float
+    """Calibrated probability that the prompt is unsafe, in [0, 1]."""
+    verdict: str
+    """`unsafe` iff the score is above the threshold, else `safe`."""
+
+
+class LoadedGuard:
+    """A guard that is called as a text-classification pipeline of transformers is.
+
+    Example: `load_guard("guard")("a prompt") == [{"label": "safe", "score": 0.98}]`
+    """
+
+    def __init__(
+        self, about: GuardFile, score: Callable[[Sequence[str]], list[float]], preset: str | None
+    ) -> None:
+        """Wrap what scores prompts.
+
+        Args:
+            about: the export's `guard.json`.
+            score: gives one score a prompt.
+            preset: name of the operating point; the export's default when left out.
+
+        Raises:
+            UsageError: The export has no such operating point.
+        """
+        name = preset or about.default
+        if name not in about.thresholds:
+            raise UsageError(
+                f"this guard has no operating point {name!r}: choose of "
+                f"{', '.join(about.thresholds)}"
+            )
+        self.about = about
+        self.threshold = about.thresholds[name].value
+        self._score = score
+
+    def assess(self, prompts: Sequence[str], *, batch_size: int = BATCH_SIZE) -> list[Assessment]:
+        """Return score, probability and verdict of each prompt.
+
+        Raises:
+            UsageError: A prompt is longer than the model's context; nothing is ever cut.
+        """
+        scores: list[float] = []
+        for start in range(0, len(prompts), batch_size):
+            scores += self._score(prompts[start : start + batch_size])
+        return [self._assessment(score) for score in scores]
+
+    def __call__(
+        self, inputs: str | Sequence[str], *, batch_size: int = BATCH_SIZE, **options: Any
+    ) -> list[Any]:
+        """Return labels with their probabilities, in the shapes of transformers.
+
+        The label is the verdict at the guard's threshold, so its probability may be below one half.
+
+        Args:
+            inputs: one prompt, or several.
+            batch_size: prompts that are scored at once.
+            options: `top_k`, as in transformers: 1 gives the verdict, None both labels.
+
+        Raises:
+            UsageError: Another option is given, or a prompt is longer than the model's context.
+        """
+        unknown = sorted(options.keys() - {"top_k"})
+        if unknown:
+            raise UsageError(f"a guard takes top_k and batch_size, not {unknown[0]!r}")
+        top_k: int | None = options.get("top_k", 1)
+        single = isinstance(inputs, str)
+        found = [
+            self._labels(assessment, top_k)
+            for assessment in self.assess(
+                [inputs] if isinstance(inputs, str) else inputs, batch_size=batch_size
+            )
+        ]
+        if "top_k" in options:
+            return found[0] if single else found
+        return [labels[0] for labels in found]
+
+    def _assessment(self, score: float) -> Assessment:
+        logit = max(-700.0, min(700.0, score / self.about.temperature))
+        verdict = LABELS[0] if score > self.threshold else LABELS[1]
+        return Assessment(score, 1 / (1 + math.exp(-logit)), verdict)
+
+    def _labels(self, found: Assessment, top_k: int | None) -> list[dict[str, Any]]:
+        unsafe = {"label": LABELS[0], "score": found.probability}
+        safe = {"label": LABELS[1], "score": 1 - found.probability}
+        both = [unsafe, safe] if found.verdict == LABELS[0] else [safe, unsafe]
+        return both if top_k is None else both[:top_k]
+
+
+def read_guard_file(directory: Path) -> GuardFile:
+    """Read the `guard.json` of an export.
+
+    Raises:
+        UsageError: There is none, or not one that this version reads.
+    """
+    path = directory / "guard.json"
+    try:
+        return GuardFile.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}: name a directory that `tsgb export-guard` wrote"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}: export the guard again "
+            "with this version"
+        ) from error
+
+
+def load_guard(
+    directory: str | Path,
+    *,
+    base: str | Path | None = None,
+    preset: str | None = None,
+    device: str = "auto",
+) -> LoadedGuard:
+    """Load an exported guard; it computes in float32, in which its thresholds were chosen.
+
+    Args:
+        directory: what `tsgb export-guard` wrote.
+        base: directory of the base model, if the export does not hold the one that it needs.
+        preset: name of the operating point; the export's default when left out.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; on the CPU for whole weights.
+
+    Raises:
+        UsageError: The directory holds no guard, or its base is missing or another one.
+        ConfigError: The base cannot be loaded.
+    """
+    directory = Path(directory)
+    about = read_guard_file(directory)
+    if about.adapter == "full" or about.template.words is not None:
+        return LoadedGuard(about, _by_script(directory, base), preset)
+    return LoadedGuard(about, _by_engine(directory, about, base, device), preset)
+
+
+def _by_script(directory: Path, base: str | Path | None) -> Callable[[Sequence[str]], list[float]]:
+    from tsgb.export.score import ExportedGuard
+
+    try:
+        guard = ExportedGuard(directory, None if base is None else Path(base))
+    except SystemExit as error:
+        raise UsageError(str(error)) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(f"{directory}: {' '.join(str(error).split())[:200]}") from error
+    return lambda prompts: [guard.score(prompt) for prompt in prompts]
+
+
+def _by_engine(
+    directory: Path, about: GuardFile, base: str | Path | None, device: str
+) -> Callable[[Sequence[str]], list[float]]:
+    place = _base_of(directory, about, base)
+    try:
+        settings: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text())
+        context = json.loads((place / "config.json").read_text()).get("max_position_embeddings")
+        config = ModelConfig.model_validate(
+            {"adapter": "lora", "rank": settings["r"], "device": device, "dtype": "float32"}
+        )
+        engine = make_engine(place, config, name=about.base.name, sha256=about.base.sha256)
+        role = engine.add_role(config, torch.Generator().manual_seed(0))
+        load_parameters(engine.parameters(role), load_file(directory / ADAPTER))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{directory} holds no adapter of {about.base.name!r}: {reason}"
+        ) from error
+    for parameter in engine.parameters(role).values():
+        parameter.requires_grad_(False)
+    template, tokenizer = about.template, engine.tokenizer
+    slot = Slot(
+        template.before_ids,
+        template.prefix,
+        template.suffix,
+        template.after_ids,
+        template.trim_start,
+        template.trim_end,
+    )
+
+    def score(prompts: Sequence[str]) -> list[float]:
+        asked = tokenizer.input_in(slot, prompts, about.unsafe.id, about.safe.id)
+        longest = max(map(len, asked.rows), default=0)
+        if isinstance(context, int) and longest > context:
+            raise UsageError(
+                f"a prompt takes {longest} tokens with its template, the guard reads {context}: "
+                "split it, nothing is cut"
+            )
+        return [float(value) for value in engine.score_rows(role, asked)]
+
+    return score
+
+
+def _base_of(directory: Path, about: GuardFile, given: str | Path | None) -> Path:
+    place = directory / (about.base.directory or BASE) if given is None else Path(given)
+    wanted, file = about.base.file_sha256, place / WEIGHTS
+    if not (place / "config.json").is_file():
+        raise UsageError(
+            f"this guard needs its base, {about.base.source}: {place} holds no model; name the "
+            f"base's directory (sha256 {wanted})"
+        )
+    found = sha256_of(file) if wanted is not None and file.is_file() else None
+    if found != wanted:
+        raise UsageError(
+            f"{file} has sha256 {found}, the guard belongs on {wanted}: on other weights neither "
+            "scores nor thresholds hold; name the right base"
+        )
+    return place
