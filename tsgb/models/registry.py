@@ -98,8 +98,10 @@ class ModelRegistry:
         for name in self.names():
             trained = [n for n in self._ancestors(name) if not self._recipes[n].pretrained]
             chains.setdefault(trained[-1] if trained else name, []).append(name)
+        made = self._recipes
         costs = {
-            root: sum(self._recipes[name].steps for name in chain) for root, chain in chains.items()
+            root: sum(made[name].steps * made[name].batch for name in chain)
+            for root, chain in chains.items()
         }
         loads = [0] * num
         parts: list[list[str]] = [[] for _ in range(num)]

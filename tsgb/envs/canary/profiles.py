@@ -23,7 +23,7 @@ _SHARED: Mapping[str, Any] = {
     },
     "guard": {"sft_steps": 70, "sft_batch": 16, "batch": 32, "lm_replay": 0.0},
     "selfplay": {
-        "rounds": 3,
+        "rounds": 4,
         "attacker_steps": 8,
         "guard_steps": 25,
         "buffer": 256,
@@ -78,11 +78,43 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         },
         "segments": 1,
     },
-    "demo": _SHARED,
+    # CPU seconds on one busy core of 2.x GHz: .3 a text of a supervised start, .85 a prompt of an
+    # attacker update (of which .2 the target's answer), .23 a prompt of a guard update, .086 a
+    # score. All guards are calibrated anew after each round, so the sample is the smallest one that
+    # a budget of 2 % exists for. 300 scripted attacks leave 100 leaking prompts from an un-guarded
+    # ASR of 1/3 on.
+    "demo": {
+        **_SHARED,
+        "attacker": {
+            **_SHARED["attacker"],
+            "sft_steps": 30,
+            "sft_batch": 8,
+            "sft_lr": 2e-3,
+            "warmup_steps": 3,
+            "scenarios_per_step": 5,
+            "max_new_tokens": 32,
+        },
+        "guard": {**_SHARED["guard"], "sft_steps": 40, "sft_batch": 10, "batch": 20},
+        "selfplay": {
+            **_SHARED["selfplay"],
+            "attacker_steps": 3,
+            "guard_steps": 8,
+            "buffer": 64,
+            "payoff_attacks": 24,
+        },
+        "calibration": {"fpr": 0.02, "num": 149},
+        "evaluation": {
+            **_SHARED["evaluation"],
+            "warmup_steps": 3,
+            "attack_steps": 3,
+            "prompts": 48,
+            "scripted": 100,
+        },
+    },
+    # 576 attempts an arm, target and seed: enough to tell 8 % from 4 %.
     "paper": {
         **_SHARED,
-        "selfplay": {**_SHARED["selfplay"], "rounds": 6},
-        "evaluation": {**_SHARED["evaluation"], "best_responses": 3, "prompts": 384},
+        "evaluation": {**_SHARED["evaluation"], "best_responses": 3, "prompts": 192},
     },
 }
 
