@@ -40,6 +40,7 @@ from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.conversion import find_smollm2
 from tsgb.models.engine import Engine
 from tsgb.models.fast.fast_engine import FastEngine
+from tsgb.models.fast.pretrained import load_pretrained
 from tsgb.models.general.general_engine import GeneralEngine
 from tsgb.models.general.loading import load_module
 from tsgb.models.planner import MICRO_BATCH_TOKENS
@@ -56,6 +57,8 @@ PLAIN: dict[str, Any] = {
     "model_init_kwargs": {"dtype": "float32"},
 }
 """What makes TRL compute in float32 and keep activations; its defaults do neither."""
+LEAN = 2 * 10**9
+"""Bytes that `fast-lean` may take: half of a machine with 4 GB."""
 VERDICTS = 8
 """Verdicts that TRL samples for a prompt; ours are exact."""
 
@@ -74,10 +77,12 @@ class Case:
 
 
 CASES = {
-    "attacker": Case(4, 8, 40, "lora", 16, ("trl", "trl-defaults", "general", "fast")),
+    "attacker": Case(4, 8, 40, "lora", 16, ("trl", "trl-defaults", "general", "fast-lean", "fast")),
     "small": Case(2, 8, 40, "lora", 16, ("trl", "general", "fast")),
     "tiny": Case(64, 8, 24, "full", 512, ("trl", "fast")),
-    "guard": Case(32, VERDICTS, 1, "lora", 32, ("trl", "trl-defaults", "general", "fast")),
+    "guard": Case(
+        8, VERDICTS, 1, "lora", 16, ("trl", "trl-defaults", "general", "fast-lean", "fast")
+    ),
 }
 
 
@@ -106,17 +111,19 @@ def engine(side: str, case: str) -> Engine:
         made: Engine = untrained_model(ModelRecipe(width=64, layers=2, heads=4))
     elif side == "fast":
         made = make_engine(smol(), ModelConfig(device="cpu"), name="smol", sha256="0")
+    elif side == "fast-lean":
+        module, tokenizer = load_pretrained(smol()), ChatTokenizer(smol())
+        made = FastEngine(module, tokenizer, name="smol", sha256="0", memory=LEAN)
     else:
-        module = load_module(smol(), torch.device("cpu"), torch.float32)
         made = GeneralEngine(
-            module,
+            load_module(smol(), torch.device("cpu"), torch.float32),
             ChatTokenizer(smol()),
             name="smol",
             sha256="0",
             directory=smol(),
             micro_batch_tokens=MICRO_BATCH_TOKENS,
         )
-    assert isinstance(made, FastEngine) == (side == "fast")
+    assert isinstance(made, FastEngine) == side.startswith("fast")
     made.tokenizer.stop_ids = (-1,)
     return made
 
@@ -268,7 +275,7 @@ def measure(side: str, case: str, num: int) -> dict[str, Any]:
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
     if not lines:
-        sys.exit(f"{side} failed:\n{done.stdout}\n{done.stderr}")
+        sys.exit(f"{side} failed ({done.returncode}):\n{done.stdout}\n{done.stderr}")
     return json.loads(lines[-1].removeprefix("FIGURES "))
 
 

@@ -111,8 +111,8 @@ class FastEngine:
         return run()
 
     def tidy(self) -> None:
-        """See `Engine`; a small base leaves too little to be worth it."""
-        if not self.base.small:
+        """See `Engine`; where memory is plenty, the next update takes what this one left."""
+        if self.budget is not None and not self.budget.copies:
             _trim()
 
     def save_pretrained(self, directory: Path, weights: Mapping[str, Tensor] | None = None) -> None:
