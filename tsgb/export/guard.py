@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tsgb.checkpoint.manifest import installed_versions, sha256_hex
@@ -29,12 +30,14 @@ from tsgb.export.record import (
     Checkpoint,
     GuardFile,
     OperatingPoint,
+    SelfTest,
     Template,
     Verdict,
     WordList,
 )
 from tsgb.export.reports import figures_of
 from tsgb.models import smollm2
+from tsgb.models.device import pick_device, pick_dtype
 from tsgb.models.engine import Engine
 from tsgb.models.files import WEIGHTS, sha256_of
 from tsgb.trainer.calibration import calibration_prompts
@@ -47,6 +50,8 @@ CARD = "README.md"
 SCRIPT = Path(__file__).with_name("score.py")
 GUARD_WEIGHTS = "guard.safetensors"
 ATTACKER_WEIGHTS = "attacker.safetensors"
+SELF_TEST_PROMPTS = 4
+"""Calibration prompts that an export holds with their scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +157,7 @@ def _record(source: Source, guard: CalibratedGuard, column: str, base: Base) -> 
             for name, alpha in PRESETS.items()
             if rule.num < (least := min_calibration_size(alpha, rule.delta))
         },
+        self_test=_self_test(source, guard),
         temperature=guard.temperature,
         calibration=_calibration(source, rule),
         base=base,
@@ -164,6 +170,18 @@ def _record(source: Source, guard: CalibratedGuard, column: str, base: Base) -> 
         config_sha256=config.fingerprint,
         versions=installed_versions(),
     )
+
+
+def _self_test(source: Source, guard: CalibratedGuard) -> list[SelfTest]:
+    """Return a few calibration prompts with the scores that the run's own engine gives them."""
+    model = source.config.model
+    dtype = pick_dtype(model.dtype, pick_device(model.device))
+    exact = source.built_in or dtype is torch.float32
+    prompts = calibration_prompts(source.env, source.config)[:SELF_TEST_PROMPTS]
+    return [
+        SelfTest(prompt=prompt, score=float(score), tolerance=0.01 if exact else 0.5)
+        for prompt, score in zip(prompts, guard.score(prompts), strict=True)
+    ]
 
 
 def _point(threshold: Threshold) -> OperatingPoint:

@@ -167,8 +167,19 @@ def load_guard(
     directory = Path(directory)
     about = read_guard_file(directory)
     if about.adapter == "full" or about.template.words is not None:
-        return LoadedGuard(about, _by_script(directory, base), preset)
-    return LoadedGuard(about, _by_engine(directory, about, base, device), preset)
+        score = _by_script(directory, base)
+    else:
+        score = _by_engine(directory, about, base, device)
+    guard = LoadedGuard(about, score, preset)
+    found = score([test.prompt for test in about.self_test]) if about.self_test else []
+    for test, value in zip(about.self_test, found, strict=True):
+        if not abs(value - test.score) <= test.tolerance:
+            raise UsageError(
+                f"{directory}: a prompt of its self-test scores {value:.6g} instead of "
+                f"{test.score:.6g}: weights, tokenizer or base are not those that were exported, "
+                "export the guard again"
+            )
+    return guard
 
 
 def _by_script(directory: Path, base: str | Path | None) -> Callable[[Sequence[str]], list[float]]:

@@ -126,6 +126,17 @@ class Checkpoint(Record):
     """The guard's name within: the state after that round, selected on the payoff matrix."""
 
 
+class SelfTest(Record):
+    """A prompt by which a loader finds that a base or an adapter is another one."""
+
+    prompt: str
+    """The prompt."""
+    score: float
+    """Its score when the guard was exported."""
+    tolerance: float = Field(gt=0)
+    """Largest difference of the score that is put down to rounding."""
+
+
 class GuardFile(Record):
     """`guard.json`."""
 
@@ -149,6 +160,8 @@ class GuardFile(Record):
     """Operating points by name."""
     omitted: dict[str, str]
     """Presets that the calibration is too small for, and why."""
+    self_test: list[SelfTest] = Field(default_factory=list[SelfTest])
+    """Prompts with their scores; none in exports of earlier versions."""
     temperature: float = Field(gt=0)
     """Divides the score in the probability; fitted on held-out prompts."""
     calibration: Calibration

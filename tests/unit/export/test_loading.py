@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import tsgb as package
 from tests.fakes.command_line import Run
@@ -46,6 +48,11 @@ def test_it_scores_as_plain_transformers_and_peft(tsgb: Run, tmp_path: Path, fam
         assert found.probability == pytest.approx(said["p_unsafe"], abs=1e-5)
     with pytest.raises(UsageError, match="tokens with its template, the guard reads 1024"):
         guard("long " * 2000)
+    adapter = out / "adapter_model.safetensors"
+    weights = load_file(adapter)
+    save_file({name: tensor + 0.1 for name, tensor in weights.items()}, adapter)
+    with pytest.raises(UsageError, match="a prompt of its self-test scores"):
+        package.load_guard(out)
     (out / "base" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(UsageError, match="neither scores nor thresholds hold"):
         package.load_guard(out)
@@ -65,6 +72,14 @@ def test_shapes_are_those_of_a_pipeline(tsgb: Run, here: Path) -> None:
     assert strict.threshold == read(Path("out")).thresholds["strict"].value
     with pytest.raises(UsageError, match="no operating point 'x': choose of run, strict"):
         package.load_guard("out", preset="x")
+
+
+def test_an_export_of_an_earlier_version_is_read(tsgb: Run, here: Path) -> None:
+    tsgb("export-guard", "../store/full", "out")
+    about = json.loads(Path("out", "guard.json").read_text())
+    assert len(about.pop("self_test")) == 4
+    Path("out", "guard.json").write_text(json.dumps(about))
+    assert package.load_guard("out")("o1 o2")
 
 
 def test_what_is_no_guard_is_refused(here: Path) -> None:
