@@ -17,6 +17,7 @@ from tsgb.models.engine import Role
 from tsgb.models.fast.budget import Budget
 from tsgb.models.fast.network import EMBEDDING, HEAD, Weights
 from tsgb.models.fast.prepacked import Linear, linear_of
+from tsgb.models.weights import fingerprint
 
 
 class BaseWeights(Role, Weights):
@@ -50,10 +51,6 @@ class BaseWeights(Role, Weights):
     def tensor(self, name: str) -> Tensor:
         """See `network.Weights`."""
         return self.tensors[name]
-
-    def whole(self, layer: str) -> Tensor:
-        """Return the weight of a linear layer."""
-        return self.tensors[f"{layer}.weight"]
 
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
@@ -102,10 +99,6 @@ class Adapter(Role, Weights):
     parameters: dict[str, nn.Parameter]
     """Trainable parameters by the names under which they are saved."""
 
-    def whole(self, layer: str) -> Tensor:
-        """Return the weight of a linear layer as this role has it, in memory of its own if new."""
-        raise NotImplementedError
-
 
 class FullAdapter(Adapter):
     """Whole weights, which start as a copy of the base."""
@@ -130,10 +123,6 @@ class FullAdapter(Adapter):
     def tensor(self, name: str) -> Tensor:
         """See `network.Weights`."""
         return self.parameters[EMBEDDING if self._tied and name == HEAD else name]
-
-    def whole(self, layer: str) -> Tensor:
-        """See `Adapter`."""
-        return self.parameters[f"{layer}.weight"]
 
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
@@ -178,7 +167,7 @@ class LoraAdapter(Adapter):
         self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         self._layers: dict[int, list[Tensor]] = {}
         self._merged: MergedLora | None = None
-        self._merged_versions: list[int] = []
+        self._merged_state: tuple[int, ...] = ()
         for name, weight in sorted(base.tensors.items()):
             place = name.split(".")
             if "layers" not in place or weight.dim() != 2:
@@ -203,11 +192,6 @@ class LoraAdapter(Adapter):
         """See `network.Weights`."""
         return self._base.tensors[name]
 
-    def whole(self, layer: str) -> Tensor:
-        """See `Adapter`; the base keeps its bits."""
-        weight, pair = self._base.whole(layer), self._pairs.get(layer)
-        return weight if pair is None else torch.addmm(weight, pair[1], pair[0])
-
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
         return side_by_side([self._linear(x, name) for name in names])
@@ -231,10 +215,10 @@ class LoraAdapter(Adapter):
         """See `network.Weights`; the same object until the next update."""
         if not self._base.copies:
             return self
-        versions = [parameter._version for parameter in self.parameters.values()]
-        if self._merged is None or versions != self._merged_versions:
+        state = fingerprint(self.parameters.values())
+        if self._merged is None or state != self._merged_state:
             self._merged = None  # frees its memory before another one takes as much
-            self._merged, self._merged_versions = MergedLora(self), versions
+            self._merged, self._merged_state = MergedLora(self), state
         return self._merged
 
     def adapts(self, name: str) -> bool:

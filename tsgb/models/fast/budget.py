@@ -67,8 +67,8 @@ class Budget:
         )
         weights = _FLOAT32 * sizes.parameters
         free = max(0, memory - weights - _LIBRARIES)
-        # The base in its layout, and an adapter merged into a second copy.
-        copied = 2 * weights
+        # The base in its layout, and the adapters of both players, each merged into a copy.
+        copied = 3 * weights
         copies = copied <= _COPIES_SHARE * free
         return cls(sizes, shape.heads, copies, free - copied * copies)
 

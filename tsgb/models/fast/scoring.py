@@ -1,8 +1,7 @@
-"""Verdict scores without gradients: merged weights, and a template that is read once.
+"""Verdict scores without gradients, from a template that is read once.
 
-A state of a role is prepared at its first score: adapters are merged into copies of the linear
-layers, which oneDNN lays out for its own products where torch has it, and keys and values of the
-opening that all prompts share are kept. Both last until the role's parameters change.
+Keys and values of the opening that all prompts share are computed at the first score of a role and
+kept until its parameters change.
 
 The way of computing depends on the prompts of a call alone, so a score does not depend on what was
 scored before, bit for bit.
@@ -25,11 +24,10 @@ from tsgb.models.engine import LEAST_OPENING
 from tsgb.models.fast.adapters import Adapter, BaseWeights
 from tsgb.models.fast.attention import rotary_table
 from tsgb.models.fast.kernels import rms_norm
-from tsgb.models.fast.network import EMBEDDING, HEAD, Shape
+from tsgb.models.fast.network import EMBEDDING, HEAD, Shape, feed_forward
 from tsgb.models.fast.packing import Rows
-from tsgb.models.fast.prepacked import Linear, linear_of
 from tsgb.models.tokenizer import GuardRows
-from tsgb.models.torch_typing import from_numpy, pieces
+from tsgb.models.torch_typing import from_numpy
 from tsgb.models.weights import fingerprint
 
 _BATCH_TOKENS = 1024
@@ -37,23 +35,6 @@ _BATCH_TOKENS = 1024
 LONG_PAIRS = 512 * 512
 """Pairs of positions in a row up to which all shares of attention are kept; beyond, memory counts.
 """
-
-
-class _Layer(NamedTuple):
-    """A layer whose adapters are merged."""
-
-    norm_E: Tensor
-    """Weight of the norm before attention."""
-    qkv: Linear
-    """Queries, keys and values side by side."""
-    out: Linear
-    """Projection of what attention collected."""
-    second_norm_E: Tensor
-    """Weight of the norm before the feed-forward part."""
-    gate_up: Linear
-    """Gate and values of the feed-forward part side by side."""
-    down: Linear
-    """Projection back to the width of the model."""
 
 
 class _Past(NamedTuple):
@@ -69,20 +50,17 @@ class FrozenRole:
     """A role in one state, ready to score."""
 
     def __init__(self, role: BaseWeights | Adapter, shape: Shape) -> None:
-        """Merge and lay out the weights."""
+        """Take the weights of a role as they are now."""
         self._role = role
-        self._print = _print(role)
+        self._state = _state(role)
         self._shape = shape
-        self._embedding = role.tensor(EMBEDDING)
-        self._head = role.tensor(HEAD)
-        self._norm = role.tensor("model.norm.weight")
-        self._layers = [_merged(role, f"model.layers.{n}") for n in range(shape.layers)]
+        self._weights = role.merged()
         self._opening: list[int] = []
         self._kept: list[_Past] = []
 
     def is_of(self, role: BaseWeights | Adapter) -> bool:
         """Return whether this is the present state of a role."""
-        return role is self._role and _print(role) == self._print
+        return role is self._role and _state(role) == self._state
 
     @torch.no_grad()
     def score_rows(self, asked: GuardRows) -> Tensor:
@@ -94,7 +72,9 @@ class FrozenRole:
             begins = len(row) > len(opening) and row[: len(opening)] == opening
             (opened if begins and opening else others).append(number)
         found_R = torch.zeros(len(asked.rows))
-        head_2E = self._head.index_select(0, torch.tensor([asked.unsafe_id, asked.safe_id]))
+        head_2E = self._weights.tensor(HEAD).index_select(
+            0, torch.tensor([asked.unsafe_id, asked.safe_id])
+        )
         for numbers, start in ((opened, len(opening)), (others, 0)):
             suffixes = {number: asked.rows[number][start:] for number in numbers}
             for batch in _batches(suffixes):
@@ -116,19 +96,23 @@ class FrozenRole:
 
     def _run(self, rows: Rows, past: list[_Past] | None, kept: list[_Past] | None) -> Tensor:
         """Return the states [R, E] of the rows' last tokens; `kept` gets those of a single row."""
-        shape = self._shape
+        shape, weights = self._shape, self._weights
+        embedding = weights.tensor(EMBEDDING)
         J, H, D = shape.kv_heads, shape.heads, shape.head_dim
         every, ends = _Asking(rows, ends=False), _Asking(rows, ends=True)
         start = 0 if past is None else past[0].values_JSD.shape[1]
-        cos, sin = rotary_table(shape.rope_theta, D, start + rows.grid.T, self._embedding.dtype)
+        cos, sin = rotary_table(shape.rope_theta, D, start + rows.grid.T, embedding.dtype)
         at_N = from_numpy(rows.columns_N + start)
         cos_N1D, sin_N1D = cos[at_N][:, None], sin[at_N][:, None].clone()
         sin_N1D[..., : D // 2].neg_()
         source_BT = from_numpy(rows.grid.source_BT)
-        x = F.embedding(rows.ids_N, self._embedding)
-        for number, layer in enumerate(self._layers):
+        x = F.embedding(rows.ids_N, embedding)
+        for number in range(shape.layers):
+            name = f"model.layers.{number}"
             asking = ends if number == shape.layers - 1 else every
-            qkv = layer.qkv(rms_norm(x, layer.norm_E, shape.rms_eps)).view(-1, H + 2 * J, D)
+            h = rms_norm(x, weights.tensor(f"{name}.input_layernorm.weight"), shape.rms_eps)
+            qkv = weights.linear(h, *(f"{name}.self_attn.{part}_proj" for part in "qkv"))
+            qkv = qkv.view(-1, H + 2 * J, D)
             qk = _turn(qkv[:, : H + J], cos_N1D, sin_N1D)
             keys_JBDT = qk[:, H:][source_BT].permute(2, 0, 3, 1)
             values_JBTD = qkv[:, H + J :][source_BT].permute(2, 0, 1, 3)
@@ -139,11 +123,9 @@ class FrozenRole:
             a = _attend(qk[:, :H], keys_JBDT, values_JBTD, before, asking)
             if asking is ends:
                 x = x.index_select(0, ends.source_BP[:, 0])
-            x = layer.out(a).add_(x)
-            h = layer.gate_up(rms_norm(x, layer.second_norm_E, shape.rms_eps))
-            gate, up = pieces(h, h.shape[1] // 2, 1)
-            x = layer.down(F.silu(gate).mul_(up)).add_(x)
-        x = rms_norm(x, self._norm, shape.rms_eps)
+            x = weights.linear(a, f"{name}.self_attn.o_proj").add_(x)
+            x = feed_forward(weights, shape, x, name)
+        x = rms_norm(x, weights.tensor("model.norm.weight"), shape.rms_eps)
         return x.index_select(0, from_numpy(rows.place_R))
 
 
@@ -247,23 +229,6 @@ def _turn(x_NCD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
     return torch.addcmul(x_NCD * cos_N1D, x_NCD.roll(half, -1), sin_N1D)
 
 
-def _print(role: BaseWeights | Adapter) -> tuple[int, ...]:
+def _state(role: BaseWeights | Adapter) -> tuple[int, ...]:
     """Return what changes with the parameters of a role; the base has none."""
     return fingerprint(role.parameters.values()) if isinstance(role, Adapter) else ()
-
-
-def _merged(role: BaseWeights | Adapter, name: str) -> _Layer:
-    attention, forward = f"{name}.self_attn", f"{name}.mlp"
-
-    def product(*layers: str) -> Linear:
-        weights = [role.whole(layer).detach() for layer in layers]
-        return linear_of(weights[0] if len(weights) == 1 else torch.cat(weights))
-
-    return _Layer(
-        role.tensor(f"{name}.input_layernorm.weight").detach(),
-        product(*(f"{attention}.{part}_proj" for part in "qkv")),
-        product(f"{attention}.o_proj"),
-        role.tensor(f"{name}.post_attention_layernorm.weight").detach(),
-        product(f"{forward}.gate_proj", f"{forward}.up_proj"),
-        product(f"{forward}.down_proj"),
-    )

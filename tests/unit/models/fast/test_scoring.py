@@ -41,10 +41,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_chat_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture
-def engine(saved: Path) -> FastEngine:
+@pytest.fixture(params=[8_000_000_000, 1], ids=["copies of weights", "none"])
+def engine(saved: Path, request: pytest.FixtureRequest) -> FastEngine:
     module, tokenizer = load_pretrained(saved), ChatTokenizer(saved)
-    return FastEngine(module, tokenizer, name="tiny", sha256="0" * 64, memory=1 << 33)
+    engine = FastEngine(module, tokenizer, name="tiny", sha256="0" * 64, memory=request.param)
+    assert engine.base.copies is (request.param > 1)
+    return engine
 
 
 def moved_role(engine: FastEngine, adapter: str = "lora", seed: int = 3) -> Role:
