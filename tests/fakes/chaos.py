@@ -16,10 +16,12 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -42,14 +44,22 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__, "tests.fakes.miniature", "peft"])
 
 
-def live(url: str, cache: Path, log: Path, updates: Connection) -> None:
-    """One worker's life, in a process of its own."""
+def live(
+    url: str, cache: Path, log: Path, updates: Connection, *, waits_after: int | None = None
+) -> None:
+    """One worker's life, in a process of its own; after a later update than that it waits."""
+
+    def tell(metrics: Mapping[str, Any]) -> None:
+        updates.send(metrics["step"])
+        if waits_after is not None and metrics["step"] > waits_after:
+            signal.pause()
+
     with log.open("a") as sys.stderr:
         context = worker_context(
             cache, user=USER, password=SecretStr(PASSWORD), trust=Trust(all=True)
         )
         try:
-            train(context, url, on_update=lambda metrics: updates.send(metrics["step"]))
+            train(context, url, on_update=tell)
         except TSGBError as error:
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
             sys.exit(int(error.exit_code))

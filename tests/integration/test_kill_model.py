@@ -52,7 +52,10 @@ def run_worker(store: Path, cache: Path, kill_at: int | None, seconds: float) ->
     """One worker's life, killed some seconds after an update; returns its exit code."""
     listen, tell = FORKS.Pipe(duplex=False)
     process = FORKS.Process(
-        target=live, args=(str(store), cache, cache / "workers.log", tell), daemon=True
+        target=live,
+        args=(str(store), cache, cache / "workers.log", tell),
+        kwargs={"waits_after": kill_at},
+        daemon=True,
     )
     process.start()
     tell.close()
@@ -92,9 +95,8 @@ def survives_a_kill_in_each_phase(config: RunConfig, tmp_path: Path, cache: Path
         "guard",
     }
     for phase in phases:
-        # After the first update of the phase, so that the kill comes into what follows. After the
-        # last phase nothing does: there it comes at once.
-        seconds = 0.0 if phase is phases[-1] else dice.uniform(0, KILL_SECONDS)
+        # After the first update of the phase, so that the kill comes into what follows.
+        seconds = dice.uniform(0, KILL_SECONDS)
         code = run_worker(stores[1], cache, phase.start + 1, seconds)
         assert code == -signal.SIGKILL, (cache / "workers.log").read_text()
     assert run_worker(stores[1], cache, None, 0) == ExitCode.OK
