@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -75,20 +75,9 @@ def default_arms(profile: Profile) -> tuple[Arm, ...]:
     return (*arms, *ABLATIONS) if profile is Profile.PAPER else arms
 
 
-def _is_auto(value: str) -> bool:
-    return value == "auto"
-
-
-def _is_unquantized(value: str) -> bool:
-    return value == "none"
-
-
-def _is_empty(value: str) -> bool:
-    return not value
-
-
-def _is_none(value: float | None) -> bool:
-    return value is None
+def _is(default: object) -> Callable[[object], bool]:
+    """Return a test for a default, which is not stored: older configurations keep their hash."""
+    return lambda value: value == default
 
 
 class _Frozen(BaseModel):
@@ -105,20 +94,18 @@ class ModelConfig(_Frozen):
     pretrained: str = ""
     """Another pretrained base than the world's: `org/name@commit` of the Hugging Face Hub, a
     directory that `save_pretrained` wrote, `gguf:FILE`, or the name of a packaged model."""
-    target: Annotated[str, Field(exclude_if=_is_empty)] = ""
+    target: Annotated[str, Field(exclude_if=_is(""))] = ""
     """Pretrained model of the targets, named in the same way; empty for the base itself. Where it
     is empty it is not stored, so that configurations of earlier versions keep their hash."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", exclude_if=_is_auto)] = (
-        "auto"
-    )
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", exclude_if=_is("auto"))
+    ] = "auto"
     """Device of pretrained models: `cpu`, `cuda`, `cuda:1`, `mps`; `auto`: CUDA where torch finds a
     card, else the CPU. `auto` is not stored: configurations of earlier versions keep their hash."""
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Field(exclude_if=_is_auto)] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Field(exclude_if=_is("auto"))] = "auto"
     """Type of a pretrained model's frozen weights; `auto`: bfloat16 on a card that computes in it,
     else float32. Adapters are float32 always."""
-    target_quantization: Annotated[Literal["none", "4bit"], Field(exclude_if=_is_unquantized)] = (
-        "none"
-    )
+    target_quantization: Annotated[Literal["none", "4bit"], Field(exclude_if=_is("none"))] = "none"
     """How the weights of `target` are held: `none`: in `dtype`; `4bit`: in NF4, on CUDA cards only.
     `none` is not stored: configurations of earlier versions keep their hash."""
 
@@ -250,7 +237,7 @@ class SelfPlayConfig(_Frozen):
     payoff_attacks: Positive = 256
     """Number of attacks by which a member of the pool is represented."""
     family_cap: Annotated[
-        Annotated[float, Field(gt=0, le=1)] | None, Field(exclude_if=_is_none)
+        Annotated[float, Field(gt=0, le=1)] | None, Field(exclude_if=_is(None))
     ] = None
     """Largest share of one technique family among the attacks that are replayed to the guard, in
     (0, 1]; None for no cap. None is not stored: configurations of earlier versions keep their hash.
