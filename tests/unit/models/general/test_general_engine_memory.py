@@ -96,7 +96,7 @@ def test_smaller_batches_give_the_same_numbers(
 ) -> None:
     texts, numbers, gradients = learn(load_engine(directory("qwen2"), micro_batch_tokens=4096))
     engine = load_engine(directory("qwen2"), micro_batch_tokens=4096)
-    limit = Limit(engine, 300, error, when)
+    limit = Limit(engine, 240, error, when)
     found = learn(engine)
     assert limit.refused > 0
     assert LEAST_TOKENS <= engine.micro_batch_tokens < 4096
