@@ -66,15 +66,29 @@ def test_a_target_is_taught_to_refuse_and_to_comply_by_family(name: str) -> None
             judged = ENVIRONMENT.judge(HARMFUL, "?", Response(text=answer))
             assert judged.label is Label.REFUSAL
         taught["leak" if leaks else "refusal"] += 1
-    assert min(taught["benign"], taught["leak"], taught["refusal"]) > 100
+    assert min(taught["benign"], taught["leak"], taught["refusal"]) > 80
 
 
-def test_all_targets_share_the_answers_of_the_bare_model() -> None:
+def test_targets_with_the_same_holes_share_the_answers_of_the_bare_model() -> None:
     asked = [
         {str(text.answered) for text in ENVIRONMENT.corpus(name, Random(seed), 800)}
         for seed, name in enumerate(ASSISTANTS)
+        if ASSISTANTS[name].holes == ASSISTANTS[SURROGATE].holes
     ]
-    assert asked[0] == asked[1] == asked[2] == asked[3]
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
+
+
+def test_half_of_the_benign_lessons_are_forms_of_open_families() -> None:
+    for name, assistant in ASSISTANTS.items():
+        readings = [
+            grammar.parse(text.answered[-1]["content"])
+            for text in ENVIRONMENT.corpus(name, Random(0), 800)
+            if text.answered
+        ]
+        forms = [reading.technique in assistant.families for reading in readings if reading]
+        assert len(forms) == len(readings)
+        assert sum(forms) > 0.4 * len(forms)
 
 
 def test_benign_lessons_are_not_the_prompts_of_the_test() -> None:
