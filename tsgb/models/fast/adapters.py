@@ -71,21 +71,9 @@ class BaseWeights(Role, Weights):
             self._linears[name] = linear_of(self.tensors[f"{name}.weight"])
         return self._linears[name]
 
-    def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:  # noqa: ARG002
-        """See `network.Weights`; the base is never trained."""
-        return None
-
     def keeps_logits(self, num: int) -> bool:
         """See `network.Weights`."""
         return self.budget is None or self.budget.keeps_logits(num)
-
-    def frozen(self) -> BaseWeights:
-        """See `network.Weights`."""
-        return self
-
-    def merged(self) -> BaseWeights:
-        """See `network.Weights`."""
-        return self
 
 
 def side_by_side(parts: list[Tensor]) -> Tensor:
@@ -130,21 +118,9 @@ class FullAdapter(Adapter):
             return F.linear(x, self.tensor(f"{names[0]}.weight"))
         return F.linear(x, torch.cat([self.parameters[f"{name}.weight"] for name in names]))
 
-    def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:  # noqa: ARG002
-        """See `network.Weights`; whole weights are for small bases."""
-        return None
-
-    def keeps_logits(self, num: int) -> bool:  # noqa: ARG002
-        """See `network.Weights`."""
-        return True
-
     def frozen(self) -> Weights:
         """See `network.Weights`."""
         return BaseWeights({name: p.detach() for name, p in self.parameters.items()})
-
-    def merged(self) -> Weights:
-        """See `network.Weights`; there is nothing to merge."""
-        return self
 
 
 class LoraAdapter(Adapter):
@@ -206,10 +182,6 @@ class LoraAdapter(Adapter):
     def keeps_logits(self, num: int) -> bool:
         """See `network.Weights`."""
         return self._base.keeps_logits(num)
-
-    def frozen(self) -> Weights:
-        """See `network.Weights`."""
-        return self
 
     def merged(self) -> Weights:
         """See `network.Weights`; the same object until the next update."""
@@ -289,14 +261,6 @@ class MergedLora(Weights):
     def keeps_logits(self, num: int) -> bool:
         """See `network.Weights`."""
         return self.adapter.keeps_logits(num)
-
-    def frozen(self) -> Weights:
-        """See `network.Weights`."""
-        return self
-
-    def merged(self) -> Weights:
-        """See `network.Weights`."""
-        return self
 
 
 class _AdaptedLinear(Function):

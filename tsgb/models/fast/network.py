@@ -93,26 +93,28 @@ class Weights(Protocol):
     def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:
         """Return the parameters in a layer whose activations are not kept for a backward pass.
 
-        None: they are kept.
+        None, unless a class says otherwise: they are kept.
 
         Args:
             layer: number of the layer.
             num_tokens: tokens of the batch.
             row_tokens: tokens of its longest row.
         """
-        ...
+        del layer, num_tokens, row_tokens
+        return None
 
     def keeps_logits(self, num: int) -> bool:
         """Tell whether the logits of so many positions are kept for a backward pass."""
-        ...
+        del num
+        return True
 
     def frozen(self) -> Weights:
         """The same function without gradients, cheaper to call often; until the next update."""
-        ...
+        return self
 
     def merged(self) -> Weights:
         """The same function, adapter and base as one where memory allows; until the next update."""
-        ...
+        return self
 
 
 def hidden_states(

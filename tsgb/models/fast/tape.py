@@ -54,14 +54,6 @@ class Recorder(Weights):
         """See `network.Weights`."""
         return self.weights.keeps_logits(num)
 
-    def frozen(self) -> Weights:
-        """See `network.Weights`."""
-        return self
-
-    def merged(self) -> Weights:
-        """See `network.Weights`."""
-        return self
-
 
 class Tape:
     """What was kept while completions were written by one policy; it serves one update."""
@@ -132,7 +124,10 @@ class Tape:
 
 
 class Replay(Weights):
-    """The policy of a tape, whose linear layers do not multiply but give what the tape holds."""
+    """The policy of a tape, whose linear layers do not multiply but give what the tape holds.
+
+    All else is kept for the backward pass: there is a tape only if there is memory for that.
+    """
 
     def __init__(self, tape: Tape, every_N: Ints, picked_M: Ints) -> None:
         """Use a tape up.
@@ -159,19 +154,3 @@ class Replay(Weights):
         order = self._every_N if len(x) == len(self._every_N) else self._picked_M
         given = torch.cat(self._outputs.pop(name)).index_select(0, order)
         return self._weights.adapter.pair(name).apply(x, lambda _: given)
-
-    def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:  # noqa: ARG002
-        """See `network.Weights`; a tape is there only if there is memory for activations."""
-        return None
-
-    def keeps_logits(self, num: int) -> bool:  # noqa: ARG002
-        """See `network.Weights`; likewise."""
-        return True
-
-    def frozen(self) -> Weights:
-        """See `network.Weights`."""
-        return self
-
-    def merged(self) -> Weights:
-        """See `network.Weights`."""
-        return self
