@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
+from tsgb.models.torch_typing import ints
+
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers of as many bytes as a parameter's numbers."""
 
@@ -36,11 +38,14 @@ def fingerprint(parameters: Iterable[nn.Parameter]) -> tuple[int, ...]:
     trained are summed, which costs a thousandth of what a model does with them.
     """
     found: list[int] = []
+    sums: list[Tensor] = []
     for parameter in parameters:
         found += (parameter.data_ptr(), parameter._version)  # pyright: ignore[reportPrivateUsage]
         if parameter.requires_grad:
             bits = parameter.detach().view(_BITS[parameter.element_size()])
-            found.append(int(bits.sum(dtype=torch.int64)))
+            sums.append(bits.sum(dtype=torch.int64))
+    if sums:
+        found += ints(torch.stack(sums))  # read at once: a card is waited for once
     return tuple(found)
 
 
