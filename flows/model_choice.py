@@ -58,10 +58,12 @@ def choose_models(
     base, facts = look(model or usual, stored.pretrained)
     facts.check_verdicts(env.guard_template())
     target, other = look(target, stored.target) if target else (None, None)
-    device, dtype = _computed(overrides, "device"), _computed(overrides, "dtype")
-    quantization = _computed(overrides, "target_quantization")
     needs = Requirements.of(
-        facts, other, device=device, dtype=dtype, target_quantization=quantization
+        facts,
+        other,
+        device=options.model_setting("device"),
+        dtype=options.model_setting("dtype"),
+        target_quantization=options.model_setting("target_quantization"),
     )
     if rented:
         needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
@@ -73,13 +75,6 @@ def choose_models(
         "overrides": overrides or None,
     }
     return options.model_copy(update=changes)
-
-
-def _computed(overrides: dict[str, Any], key: str) -> str:
-    """Return a setting of models as the overrides have it; a wrong one is found later."""
-    usual: object = ModelConfig.model_fields[key].default
-    values: Any = overrides.get("model")
-    return str(values.get(key, usual) if isinstance(values, dict) else usual)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 def stored_models(workers: Workers) -> ModelConfig | None:

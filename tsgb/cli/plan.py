@@ -112,9 +112,9 @@ def _check_models(options: RunOptions, settings: Settings) -> Requirements | Non
     cache, target = settings.cache_dir / "models", options.target_model
     base = inspect(options.model, settings, cache, for_rented=True)
     other = None if target is None else inspect(target, settings, cache, for_rented=True)
-    chosen = (options.overrides or {}).get("model", {})
-    quantization = str(chosen.get("target_quantization", "none"))
-    needs = Requirements.of(base, other, target_quantization=quantization)
+    needs = Requirements.of(
+        base, other, target_quantization=options.model_setting("target_quantization")
+    )
     needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
     return needs
 
