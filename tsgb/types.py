@@ -192,6 +192,11 @@ class GuardTemplate:
     """Further pairs (unsafe, safe), for pretrained tokenizers: the first one counts of which each
     word is one token after `answer`."""
 
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """All pairs (unsafe, safe), in the order in which they are tried."""
+        return ((self.unsafe, self.safe), *self.alternatives)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingText:

@@ -151,12 +151,11 @@ class ChatTokenizer(Tokenizer):
         if template.system:
             messages.insert(0, {"role": "system", "content": template.system})
         context = self.chat_text(messages) + template.answer
-        pairs = [(template.unsafe, template.safe), *template.alternatives]
-        for unsafe, safe in pairs:
+        for unsafe, safe in template.pairs:
             one, other = (self._continuation(context, word) for word in (unsafe, safe))
             if len(one) == len(other) == 1 and one != other:
                 return VerdictTokens(unsafe, safe, one[0], other[0])
-        listed = ", ".join(f"{unsafe!r}/{safe!r}" for unsafe, safe in pairs)
+        listed = ", ".join(f"{unsafe!r}/{safe!r}" for unsafe, safe in template.pairs)
         raise ConfigError(
             f"{self._directory}: no pair of verdict words is one token each of this tokenizer "
             f"after {template.answer!r} ({listed}): give the world's guard_template another pair"

@@ -169,11 +169,10 @@ class ModelFacts:
         def count(text: str) -> int:
             return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
-        pairs = [(asked.unsafe, asked.safe), *asked.alternatives]
         before = count(context)
-        if any(all(count(context + word) == before + 1 for word in pair) for pair in pairs):
+        if any(all(count(context + word) == before + 1 for word in pair) for pair in asked.pairs):
             return
-        listed = ", ".join(f"{unsafe!r}/{safe!r}" for unsafe, safe in pairs)
+        listed = ", ".join(f"{unsafe!r}/{safe!r}" for unsafe, safe in asked.pairs)
         raise ConfigError(
             f"model {self.name}: no pair of verdict words is one token each of its tokenizer after "
             f"{asked.answer!r} ({listed}): name another model, or give the world's guard_template "
