@@ -5,7 +5,6 @@ Whole weights and closed word lists belong to tiny models: they go through the e
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +15,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
+from tsgb.checkpoint.documents import parse_json_object
 from tsgb.config import ModelConfig
 from tsgb.errors import ConfigError, UsageError
 from tsgb.export.directory import ADAPTER, BASE
 from tsgb.export.record import GuardFile
-from tsgb.models.files import WEIGHTS, sha256_of
+from tsgb.models.files import CONFIG, WEIGHTS, sha256_of
 from tsgb.models.registry import make_engine
 from tsgb.models.tokenizer import Slot
 from tsgb.models.weights import load_parameters
@@ -199,8 +199,9 @@ def _by_engine(
 ) -> Callable[[Sequence[str]], list[float]]:
     place = _base_of(directory, about, base)
     try:
-        settings: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text())
-        context = json.loads((place / "config.json").read_text()).get("max_position_embeddings")
+        settings = parse_json_object((directory / "adapter_config.json").read_text("utf-8"))
+        own = parse_json_object((place / CONFIG).read_text("utf-8"))
+        context = own.get("max_position_embeddings")
         config = ModelConfig.model_validate(
             {"adapter": "lora", "rank": settings["r"], "device": device, "dtype": "float32"}
         )
@@ -240,7 +241,7 @@ def _by_engine(
 def _base_of(directory: Path, about: GuardFile, given: str | Path | None) -> Path:
     place = directory / (about.base.directory or BASE) if given is None else Path(given)
     wanted, file = about.base.file_sha256, place / WEIGHTS
-    if not (place / "config.json").is_file():
+    if not (place / CONFIG).is_file():
         raise UsageError(
             f"this guard needs its base, {about.base.source}: {place} holds no model; name the "
             f"base's directory (sha256 {wanted})"

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from tsgb.checkpoint.documents import parse_json_object
 from tsgb.errors import UsageError
 from tsgb.export.loading import LoadedGuard
 
@@ -195,7 +196,7 @@ def _agree(guard: LoadedGuard, items: list[InputLine], first: int, said: list[by
     if len(found) != len(said):
         return False
     try:
-        pairs = [(json.loads(a), json.loads(b)) for a, b in zip(found, said, strict=True)]
+        pairs = [(json.loads(a), parse_json_object(b)) for a, b in zip(found, said, strict=True)]
         return all(
             a.keys() == b.keys()
             and a["line"] == b["line"]

@@ -48,6 +48,12 @@ def test_it_scores_as_plain_transformers_and_peft(tsgb: Run, tmp_path: Path, fam
         assert found.probability == pytest.approx(said["p_unsafe"], abs=1e-5)
     with pytest.raises(UsageError, match="tokens with its template, the guard reads 1024"):
         guard("long " * 2000)
+    settings = out / "adapter_config.json"
+    text = settings.read_text()
+    settings.write_text("[" * 200_000)
+    with pytest.raises(UsageError, match="holds no adapter of"):
+        package.load_guard(out)
+    settings.write_text(text)
     adapter = out / "adapter_model.safetensors"
     weights = load_file(adapter)
     save_file({name: tensor + 0.1 for name, tensor in weights.items()}, adapter)

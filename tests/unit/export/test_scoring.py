@@ -105,6 +105,13 @@ def test_another_file_is_never_touched(score: Run, tmp_path: Path) -> None:
     out.unlink()
     score(str(source), "--output", str(out))
     before = out.read_bytes()
+    first, _, *others = before.splitlines(keepends=True)
+    damaged = b"".join([first, b"[" * 200_000 + b"\n", *others[:14]])
+    out.write_bytes(damaged)
+    ended = score(str(source), "--output", str(out))
+    assert (ended.code, out.read_bytes()) == (2, damaged)
+    assert "line 1 to 16 differ" in ended.err
+    out.write_bytes(before)
     source.write_text("o1 a1 o2 a2 o3\n" * NUM)
     ended = score(str(source), "--output", str(out))
     assert (ended.code, out.read_bytes()) == (2, before)
