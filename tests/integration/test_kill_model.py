@@ -20,6 +20,7 @@ import pytest
 
 from tests.fakes.chaos import FORKS, live
 from tests.fakes.families import save_family
+from tests.fakes.small_run import SIZES
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import open_run
 from tsgb.config import RunConfig, make_config
@@ -29,15 +30,7 @@ from tsgb.errors import ExitCode
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
-SIZES: dict[str, Any] = {
-    "profile": "smoke",
-    "env": "canary",
-    "attacker": {"sft_steps": 2, "sft_batch": 2, "warmup_steps": 2, "max_new_tokens": 6},
-    "guard": {"sft_steps": 2, "sft_batch": 4, "batch": 4, "kl": 0.01, "lm_replay": 0.1},
-    "selfplay": {"attacker_steps": 2, "guard_steps": 2, "buffer": 4, "payoff_attacks": 2},
-    "calibration": {"fpr": 0.3, "delta": 0.3, "num": 8},
-    "checkpoint_interval": 1,
-}
+CHANGES: dict[str, Any] = {"attacker": {"warmup_steps": 2}, "checkpoint_interval": 1}
 LIFE_SECONDS = 900.0
 KILL_SECONDS = 0.3
 """A kill comes within so many seconds after an update: during the next one, or during a save."""
@@ -45,7 +38,7 @@ KILL_SECONDS = 0.3
 
 def config_of(pretrained: str) -> RunConfig:
     model = {"model": {"pretrained": pretrained, "device": "cpu"}}
-    return make_config(CanaryEnvironment(world_seed=0).profile("smoke"), SIZES, model)
+    return make_config(CanaryEnvironment(world_seed=0).profile("smoke"), SIZES, CHANGES, model)
 
 
 def run_worker(store: Path, cache: Path, kill_at: int | None, seconds: float) -> int:

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.fakes.chat_model import save_chat_model
-from tsgb.config import ModelConfig, make_config
+from tests.unit.models.fast.conftest import moved_adapter
+from tsgb.config import make_config
 from tsgb.envs import make_environment
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.engine import LARGE_VOCABULARY
-from tsgb.models.fast.adapters import LoraAdapter
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.network import hidden_states, logits, token_logps
 from tsgb.models.fast.packing import Rows
@@ -57,18 +57,6 @@ def engines(saved: Path) -> list[FastEngine]:
     ]
 
 
-def lora(model: FastEngine) -> LoraAdapter:
-    """An adapter that changes something: B is not zero."""
-    generator = torch.Generator().manual_seed(3)
-    adapter = model.add_role(ModelConfig(adapter="lora", rank=2), generator)
-    assert isinstance(adapter, LoraAdapter)
-    with torch.no_grad():
-        for name, parameter in adapter.parameters.items():
-            if "lora_B" in name:
-                parameter.normal_(0.0, 0.3, generator=generator)
-    return adapter
-
-
 def prompts(num: int) -> list[str]:
     return [p.text for p in ENVIRONMENT.stream(StreamKind.WIDE, Split.TRAIN, Random(1), num)]
 
@@ -81,7 +69,7 @@ def test_numbers_are_those_of_transformers_and_adapters_those_of_peft(
 
     rows = [model.tokenizer.encode_chat(chat) for chat in CHATS]
     real: Any = LlamaForCausalLM.from_pretrained(saved)
-    adapter = lora(model)
+    adapter = moved_adapter(model)
     config = peft.LoraConfig(r=2, lora_alpha=2, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.no_grad():
         for ids in rows:
@@ -99,7 +87,7 @@ def test_activations_that_are_computed_again_give_the_same_gradient(saved: Path)
     template = ENVIRONMENT.guard_template()
     found: list[list[torch.Tensor]] = []
     for model in engines(saved):
-        adapter = lora(model)
+        adapter = moved_adapter(model)
         z = model.scores(adapter, template, prompts(5))
         loss = torch.sigmoid(z).mean()
         found.append(list(torch.autograd.grad(loss, list(adapter.parameters.values()))))
@@ -132,7 +120,7 @@ def test_batches_bound_memory_and_change_nothing(saved: Path) -> None:
     texts = prompts(40)
     written, scored = [], []
     for model in engines(saved):
-        adapter = lora(model)
+        adapter = moved_adapter(model)
         done = model.write(adapter, chats, group=3, max_new_tokens=5, generator=None)
         assert len(done.texts) == len(done.prompts) == 18
         assert done.ids_NL.shape == done.logp_NL.shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.fakes.chat_model import save_chat_model
-from tsgb.config import ModelConfig
+from tests.unit.models.fast.conftest import moved_adapter
 from tsgb.models import sampling
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.engine import Writing
@@ -38,18 +38,6 @@ def engine(saved: Path, memory: int | None = 10**10) -> FastEngine:
     tokenizer = ChatTokenizer(saved)
     tokenizer.stop_ids = tuple(range(0, tokenizer.size, 9))  # rows end early, at different times
     return FastEngine(load_pretrained(saved), tokenizer, name="t", sha256="0", memory=memory)
-
-
-def role(model: FastEngine) -> LoraAdapter:
-    """An adapter that changes something: B is not zero."""
-    generator = torch.Generator().manual_seed(3)
-    adapter = model.add_role(ModelConfig(adapter="lora", rank=2), generator)
-    assert isinstance(adapter, LoraAdapter)
-    with torch.no_grad():
-        for name, parameter in adapter.parameters.items():
-            if "lora_B" in name:
-                parameter.normal_(0.0, 0.3, generator=generator)
-    return adapter
 
 
 def write(model: FastEngine, adapter: LoraAdapter, *, learns: bool = True) -> Writing:
@@ -83,7 +71,7 @@ def test_statistics_and_gradients_are_those_without_a_tape(
 ) -> None:
     monkeypatch.setattr(sampling, "DROP_BELOW", drop_below)
     model = engine(saved)
-    adapter = role(model)
+    adapter = moved_adapter(model)
     writing = write(model, adapter)
     assert len(set(writing.lengths_N.tolist())) > 3
     if kept != "all":
@@ -98,7 +86,7 @@ def test_statistics_and_gradients_are_those_without_a_tape(
     for mine, other in zip(gradients, others, strict=True):
         assert float((mine - other).norm() / other.norm()) < 4e-5
     small = engine(saved, None)  # plain operations of torch, rows packed in another way
-    plain, plain_gradients = learn(small, role(small), replace(writing, tape=None))
+    plain, plain_gradients = learn(small, moved_adapter(small), replace(writing, tape=None))
     torch.testing.assert_close(found[:2], plain[:2], rtol=0, atol=3e-5)
     for mine, other in zip(gradients, plain_gradients, strict=True):
         assert float((mine - other).norm() / other.norm()) < 4e-5
@@ -106,7 +94,7 @@ def test_statistics_and_gradients_are_those_without_a_tape(
 
 def test_a_tape_is_not_used_for_another_policy(saved: Path) -> None:
     model = engine(saved)
-    adapter = role(model)
+    adapter = moved_adapter(model)
     writing = write(model, adapter)
     with torch.no_grad():
         for parameter in adapter.parameters.values():
@@ -122,10 +110,10 @@ def test_without_memory_or_an_update_there_is_no_tape(
     saved: Path, memory: int | None, learns: bool
 ) -> None:
     model = engine(saved, memory)
-    writing = write(model, role(model), learns=learns)
+    writing = write(model, moved_adapter(model), learns=learns)
     assert writing.tape is None
     taped = engine(saved)
-    same = write(taped, role(taped))
+    same = write(taped, moved_adapter(taped))
     assert writing.texts == same.texts
     assert flags(writing.finished_N) == flags(same.finished_N)
     torch.testing.assert_close(writing.logp_NL, same.logp_NL, rtol=0, atol=3e-5)
