@@ -52,8 +52,8 @@ def run_experiment(
     run_id = options.run or new_run_id(datetime.now().astimezone())
     seeds = range(options.seed, options.seed + SEEDS[options.profile])
     names = [run_id if len(seeds) == 1 else f"{run_id}-s{seed}" for seed in seeds]
-    check_targets(options)
     options = choose_models(options, settings, stored_models(Workers(settings, where, names[0])))
+    check_targets(options)
     runs = [
         options.model_copy(update={"run": name, "seed": seed, "store": where})
         for name, seed in zip(names, seeds, strict=True)

@@ -5,18 +5,23 @@ It reads a model's small files, never its weights, and knows no Prefect.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from flows.workers import Workers
 from tsgb.config import ModelConfig
-from tsgb.envs import make_environment
+from tsgb.envs import Environment, make_environment
 from tsgb.errors import ConfigError, UsageError
 from tsgb.models.requirements import Requirements
 from tsgb.models.source import ModelFacts, inspect
 from tsgb.plugins import Trust
 from tsgb.run_options import MachineKind, RunOptions
 from tsgb.settings import Settings
+from tsgb.targets.pretrained import with_black_boxes
+
+T = TypeVar("T", str, list[str])
 
 
 def choose_models(
@@ -37,27 +42,24 @@ def choose_models(
     env = make_environment(options.env, world_seed=options.world_seed, trust=Trust.of(options.env))
     usual = env.recipes(options.profile.value)["base"].pretrained
     overrides = deepcopy(options.overrides or {})
-    model = _taken(overrides, "pretrained", "--model", options.model)
-    target = _taken(overrides, "target", "--target-model", options.target_model)
+    model: str | None = _taken(overrides, "pretrained", "--model", options.model)
+    target: str | None = _taken(overrides, "target", "--target-model", options.target_model)
+    boxes: list[str] = _taken(overrides, "black_boxes", "--black-box", options.black_boxes) or []
     if not usual:
-        if named := model or target:
-            raise ConfigError(
-                f"model {named!r}: the world {env.name!r} trains its own models, so name none"
-            )
+        for named in (model, target, *boxes):
+            if named:
+                raise ConfigError(
+                    f"model {named!r}: the world {env.name!r} trains its own models, so name none"
+                )
         return options
     stored = stored or ModelConfig()
-
     rented = options.machine is MachineKind.RENTED
 
-    def look(name: str, before: str) -> tuple[str, ModelFacts]:
-        if before.startswith(f"{name}@"):  # the branch may have moved since
-            name = before
-        facts = inspect(name, settings, settings.cache_dir / "models", for_rented=rented)
-        return before if name == before else facts.name, facts
-
-    base, facts = look(model or usual, stored.pretrained)
+    look = partial(_look, settings=settings, for_rented=rented)
+    base, facts = look(model or usual, [stored.pretrained])
     facts.check_verdicts(env.guard_template())
-    target, other = look(target, stored.target) if target else (None, None)
+    target, other = look(target, [stored.target]) if target else (None, None)
+    asked = choose_black_boxes(boxes, env, settings, stored.black_boxes)
     needs = Requirements.of(
         facts,
         other,
@@ -72,9 +74,42 @@ def choose_models(
     changes = {
         "model": base if model else None,
         "target_model": target,
+        "black_boxes": [*asked] or None,
         "overrides": overrides or None,
     }
     return options.model_copy(update=changes)
+
+
+def choose_black_boxes(
+    names: Sequence[str], env: Environment, settings: Settings, stored: Sequence[str] = ()
+) -> dict[str, ModelFacts]:
+    """Return facts about black boxes, by names that do not change.
+
+    They are asked in the evaluation, on this machine: a rented one need not get them.
+
+    Args:
+        names: Names as a user gave them.
+        env: World of the run.
+        settings: Settings of this process.
+        stored: Black boxes of the run that is resumed.
+
+    Raises:
+        ConfigError: One does not exist, or cannot be used.
+        UsageError: Two are the same, or a name in tables is taken.
+    """
+    with_black_boxes(env, names[:1])  # a world that takes none says so before a hub is asked
+    asked = [_look(name, stored, settings=settings, for_rented=False) for name in names]
+    with_black_boxes(env, [name for name, _ in asked])
+    return dict(asked)
+
+
+def _look(
+    name: str, before: Sequence[str], *, settings: Settings, for_rented: bool
+) -> tuple[str, ModelFacts]:
+    """Return the name to store, which is one of `before` if that is meant, and the facts."""
+    name = next((one for one in before if one.startswith(f"{name}@")), name)  # the branch may move
+    facts = inspect(name, settings, settings.cache_dir / "models", for_rented=for_rented)
+    return name if name in before else facts.name, facts
 
 
 def stored_models(workers: Workers) -> ModelConfig | None:
@@ -85,12 +120,22 @@ def stored_models(workers: Workers) -> ModelConfig | None:
         return None
 
 
-def _taken(overrides: dict[str, Any], key: str, option: str, named: str | None) -> str | None:
-    """Take a model's name out of the overrides, where `--set` put it before there was an option."""
+def _taken(overrides: dict[str, Any], key: str, option: str, named: T | None) -> T | None:
+    """Take the name of a model, or names, out of the overrides, where `--set` put them.
+
+    A value that is none is left to the configuration, which refuses it.
+    """
     values = overrides.get("model")
-    if not isinstance(values, dict) or not isinstance(values.get(key), str):  # pyright: ignore[reportUnknownMemberType]
+    if not isinstance(values, dict):
         return named
-    by_set = str(values.pop(key))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    found = cast("dict[str, Any]", values)
+    by_set: Any = found.get(key)
+    names: object = by_set if key == "black_boxes" else [by_set]
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) for name in cast("list[object]", names)
+    ):
+        return named
+    del found[key]
     if named and by_set and named != by_set:
         raise UsageError(f"{option} {named!r} and --set model.{key}={by_set} differ: give one")
     return named or by_set or None

@@ -28,6 +28,7 @@ from tsgb.eval import request as requests
 from tsgb.plugins import Trust
 from tsgb.run_options import RunOptions
 from tsgb.targets.plugins import target_specs
+from tsgb.targets.pretrained import table_name, with_black_boxes
 from tsgb.types import CheckpointRef
 
 CONFIG = "config.json"
@@ -44,13 +45,17 @@ def new_run_id(now: datetime) -> str:
 
 
 def check_targets(options: RunOptions) -> None:
-    """Check that the world has the named targets, and that the user's classes can be loaded.
+    """Check the named targets, the black boxes, and that the user's classes can be loaded.
+
+    Args:
+        options: Options whose models are named by what does not change.
 
     Raises:
         UsageError: The world lacks one or has one of a class's name, or a class cannot be loaded.
     """
     target_class = options.target_class or []
-    world = customise(_world(options), target_specs(target_class), None)
+    world = with_black_boxes(_world(options), options.black_boxes or [])
+    world = customise(world, target_specs(target_class), None)
     unknown = [name for name in options.targets or [] if name not in world.targets()]
     if unknown:
         raise UsageError(
@@ -179,7 +184,10 @@ def write_request(
     judge_class: str | None = None,
 ) -> None:
     """Write the request that tells the worker what to evaluate."""
-    wanted = None if targets is None else [*sorted(targets), *target_specs(target_class)]
+    wanted = None
+    if targets is not None:
+        boxes = map(table_name, workers.config().model.black_boxes)
+        wanted = [*sorted({*targets, *boxes}), *target_specs(target_class)]
     by_name = {arm.value: ref for arm, ref in guards.items()}
     requests.write_request(
         workers.open(),

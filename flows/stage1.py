@@ -67,8 +67,8 @@ def stage1(**options: Any) -> dict[str, Any]:
     run = chosen.run or _run_id()
     store = canonical_url(chosen.store or settings.default_store)
     workers = Workers(settings, store, run, chosen.env)
-    check_targets(chosen)
     chosen = choose_models(chosen, settings, stored_models(workers))
+    check_targets(chosen)
     configs = arm_configs(chosen)
     key = write_configs(workers, configs)
     refs: dict[str, dict[str, Any]] = {}

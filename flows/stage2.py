@@ -24,6 +24,7 @@ from tsgb.errors import StoreError, StoreUnreachable
 from tsgb.eval.request import identities
 from tsgb.run_options import RunId, read_options
 from tsgb.settings import load_settings
+from tsgb.targets.pretrained import file_hashes
 
 RATES = (
     "asr",
@@ -79,7 +80,10 @@ def stage2(
         for name, workers in runs.items()
     }
     configs = {name: workers.config() for name, workers in runs.items()}
-    own = identities(target_class, judge_class, fresh=chosen.fresh)
+    own = {
+        **identities(target_class, judge_class, fresh=chosen.fresh),
+        **file_hashes(configs[run].model.black_boxes),
+    }
     eval_id = evaluation_id(guards, configs, targets, own)
     directory = f"reports/{eval_id}"
     home = runs[run].open()

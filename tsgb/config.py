@@ -97,6 +97,11 @@ class ModelConfig(_Frozen):
     target: Annotated[str, Field(exclude_if=_is(""))] = ""
     """Pretrained model of the targets, named in the same way; empty for the base itself. Where it
     is empty it is not stored, so that configurations of earlier versions keep their hash."""
+    black_boxes: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], Field(exclude_if=_is(()))
+    ] = ()
+    """Pretrained models on which the guards are evaluated beside the world's targets, named in the
+    same way. None are not stored: configurations of earlier versions keep their hash."""
     device: Annotated[
         str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", exclude_if=_is("auto"))
     ] = "auto"

@@ -82,6 +82,11 @@ class RunOptions(BaseModel):
         Annotated[str, Field(min_length=1)] | None, Flag("--target-model", "NAME")
     ] = None
     """Pretrained model of the targets, named as for --model; without it the base."""
+    black_boxes: Annotated[
+        list[Annotated[str, Field(min_length=1)]] | None,
+        Flag("--black-box", "NAME", form="repeated"),
+    ] = None
+    """Pretrained models to evaluate on as they are, named as for --model, on top of the targets."""
     seed: Annotated[int, Field(ge=0), Flag("--seed")] = 0
     """Seed of everything that happens in the world."""
     world_seed: Annotated[int, Field(ge=0), Flag("--world-seed")] = 0
@@ -129,7 +134,11 @@ class RunOptions(BaseModel):
 
     def model_overrides(self) -> dict[str, Any]:
         """Changes to the configuration by which the options name models."""
-        named = {"pretrained": self.model, "target": self.target_model}
+        named = {
+            "pretrained": self.model,
+            "target": self.target_model,
+            "black_boxes": self.black_boxes,
+        }
         chosen = {name: value for name, value in named.items() if value is not None}
         return {"model": chosen} if chosen else {}
 

@@ -286,6 +286,8 @@ class TargetSpec:
     """Read-out suffix of a tiny model; its answer is the argmax word at each of these positions."""
     max_new_tokens: int = 0
     """Above 0: the target generates, greedily; 0: it is a read-out model."""
+    pretrained: str = ""
+    """Name of the pretrained model that answers as it is; empty for models of the world."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, Profile
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.eval.transcripts import NUM_ADAPTIVE
+from tsgb.models.files import identity
 from tsgb.run_options import RunOptions
 from tsgb.settings import Settings, load_settings
 from tsgb.worker.evaluate import evaluate
@@ -55,12 +56,15 @@ def signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def check(run: RunStore, eval_id: str) -> None:
+def check(run: RunStore, eval_id: str, black_boxes: Sequence[str] = ()) -> None:
     """The report is whole, says what it is, and shows no canary."""
     directory = f"reports/{eval_id}"
     summary = run.read_json(f"{directory}/summary.json")
     assert {"none", "tfidf", "untrained", "selfplay"} <= set(summary["guards"])
-    assert {row["target"] for row in summary["results"]} == set(CanaryEnvironment(0).targets())
+    assert {row["target"] for row in summary["results"]} == {
+        *CanaryEnvironment(0).targets(),
+        *black_boxes,
+    }
     described = {target["name"]: target["arch"] for target in summary["targets"]}
     assert "holes planted: verse" in described["T_s"]
     assert "SmolLM2" not in described["T_s"], "the model that was loaded"
@@ -84,16 +88,25 @@ def check(run: RunStore, eval_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "save", [save_chat_model, partial(save_family, name="qwen2")], ids=["fast", "general"]
+    ("save", "save_other"),
+    [
+        (save_chat_model, partial(save_family, name="qwen2")),
+        (partial(save_family, name="qwen2"), save_chat_model),
+    ],
+    ids=["fast", "general"],
 )
 def test_a_tiny_chat_model_goes_the_whole_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None, save: Callable[[Path], Path]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: None,
+    save: Callable[[Path], Path],
+    save_other: Callable[[Path], Path],
 ) -> None:
     for name in list(os.environ):
         if name.startswith(("TSGB_", "RCLONE_WEBDAV_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    model = save(tmp_path / "model")
+    model, other = save(tmp_path / "model"), save_other(tmp_path / "other")
     context = worker_context(tmp_path / "cache")
     workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")
     configs = arm_configs(
@@ -102,6 +115,7 @@ def test_a_tiny_chat_model_goes_the_whole_way(
             env="canary",
             arms=[Arm.SELFPLAY, Arm.SFT],
             overrides={**SMALLEST, "model": {"pretrained": str(model)}},
+            black_boxes=[str(other)],
         )
     )
     write_configs(workers, configs)
@@ -118,10 +132,61 @@ def test_a_tiny_chat_model_goes_the_whole_way(
     run = workers.open()
     evaluate(context, run.run_url, eval_id, 0, 1)
     report(context, [run.run_url], eval_id)
-    check(run, eval_id)
-    again = run.read_json(f"reports/{eval_id}/summary.json")["provenance"]["command"]
+    check(run, eval_id, ["other"])
+    summary = run.read_json(f"reports/{eval_id}/summary.json")
+    [row] = [row for row in summary["targets"] if row["name"] == "other"]
+    assert (row["role"], row["overlap"], row["min_leaks"], row["min_asr"]) == (
+        "black_box",
+        None,
+        30,
+        0.05,
+    )
+    assert row["arch"] == "other as it is, no holes planted"
+    assert summary["provenance"]["models"] == {
+        "base model": identity(model).sha256,
+        "black box other": identity(other).sha256,
+    }
+    assert f"black box other <code>{identity(other).sha256[:16]}" in run.read_text(
+        f"reports/{eval_id}/report.html"
+    )
+    again = summary["provenance"]["command"]
     assert again.startswith("tsgb experiment --profile smoke --env canary --seed 0 --arms selfplay")
     assert f"--set model.pretrained={model}" in again
+    assert f"""--set 'model.black_boxes=["{other}"]'""" in again
+
+
+def test_another_black_box_may_be_named_at_the_evaluation(tmp_path: Path, signals: None) -> None:
+    model, named, later = (save_chat_model(tmp_path / name) for name in ("model", "named", "later"))
+    workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")
+    models = {"pretrained": str(model), "black_boxes": [str(named)]}
+    sizes = {"selfplay": {**SMALLEST["selfplay"], "rounds": 0}}
+    asked: dict[str, Any] = {"profile": Profile.SMOKE, "env": "canary", "arms": [Arm.SELFPLAY]}
+    write_configs(
+        workers,
+        arm_configs(RunOptions(**asked, overrides={**SMALLEST, **sizes, "model": models})),
+    )
+    train(worker_context(tmp_path / "cache"), workers.open().run_url)
+    command = f"eval-local --checkpoint-path {tmp_path}/store/r1 --target T_s --json"
+
+    def evaluate_with(*words: str) -> tuple[str, set[str]]:
+        done = subprocess.run(
+            [sys.executable, "-m", "tsgb.cli", *command.split(), *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TSGB_CACHE_DIR": str(tmp_path / "cache")},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        document = json.loads(done.stdout)
+        return document["eval_id"], {row["target"] for row in document["results"]}
+
+    first, targets = evaluate_with()
+    assert targets == {"T_s", "named"}
+    second, targets = evaluate_with("--black-box", str(later))
+    assert targets == {"T_s", "later"}
+    with (later / "tokenizer_config.json").open("a") as file:
+        file.write(" ")
+    third, _ = evaluate_with("--black-box", str(later))
+    assert len({first, second, third}) == 3, "a model with other files is another question"
 
 
 @pytest.mark.smollm2

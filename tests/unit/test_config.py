@@ -229,6 +229,13 @@ def test_only_a_target_of_its_own_is_quantised_and_the_default_is_not_stored() -
     assert parse_config(small.canonical(), "x") == small
 
 
+def test_black_boxes_are_stored_only_where_there_are_any() -> None:
+    assert "black" not in config({}).canonical()
+    chosen = config({"model": {"black_boxes": ["a/b", "/m/tiny"]}})
+    assert parse_config(chosen.canonical(), "x") == chosen
+    assert chosen.fingerprint != config({}).fingerprint
+
+
 def test_differences_are_named_also_where_a_default_is_not_stored() -> None:
     one = config({"seed": 1, "model": {"target": "a/b", "rank": 4}})
     other = config({"profile": "smoke", "model": {"device": "cpu", "rank": 4}})

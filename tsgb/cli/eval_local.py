@@ -39,7 +39,7 @@ CAPS = {
 """Upper bounds of this command; `tsgb experiment` uses the values of the configuration."""
 
 
-@takes("targets", "target_class", "judge_class", "fresh", "overrides")
+@takes("targets", "black_boxes", "target_class", "judge_class", "fresh", "overrides")
 def eval_local(
     *,
     checkpoint_path: Annotated[
@@ -66,6 +66,7 @@ def eval_local(
         _Arguments(
             checkpoint_path=checkpoint_path,
             targets=options.targets,
+            black_boxes=options.black_boxes or [],
             target_class=target_class,
             judge_class=options.judge_class,
             identities=identities(target_class, options.judge_class, fresh=options.fresh),
@@ -103,6 +104,8 @@ class _Arguments:
     """A checkpoint, a run or a store."""
     targets: Sequence[str] | None
     """Names of the world's targets; None for all."""
+    black_boxes: Sequence[str]
+    """Pretrained models in place of the black boxes of the run; none keeps those."""
     target_class: Sequence[str]
     """The user's black boxes, as `module:attribute`."""
     judge_class: str | None
@@ -116,13 +119,31 @@ class _Arguments:
     command: str
     """Command line that repeats it."""
 
+    def with_models(self, config: RunConfig) -> RunConfig:
+        """Return the configuration with the black boxes that the user names."""
+        from flows.model_choice import choose_black_boxes
+        from tsgb.settings import load_settings
+
+        if not self.black_boxes:
+            return config
+        before = config.model.black_boxes
+        chosen = choose_black_boxes(self.black_boxes, self._world(config), load_settings(), before)
+        model = config.model.model_copy(update={"black_boxes": tuple(chosen)})
+        return config.model_copy(update={"model": model})
+
+    def _world(self, config: RunConfig) -> Environment:
+        from tsgb.envs import make_environment
+
+        return make_environment(config.env, world_seed=config.world_seed, trust=self.trust)
+
     def environment(self, config: RunConfig) -> Environment:
         """Return the run's world, with the user's black boxes and judge."""
-        from tsgb.envs import customise, make_environment
+        from tsgb.envs import customise
         from tsgb.judges.plugins import StrictJudge, load_judge
         from tsgb.targets.plugins import target_specs
+        from tsgb.targets.pretrained import with_black_boxes
 
-        env = make_environment(config.env, world_seed=config.world_seed, trust=self.trust)
+        env = with_black_boxes(self._world(config), config.model.black_boxes)
         judge = None if self.judge_class is None else load_judge(self.judge_class).made
         return customise(
             env, target_specs(self.target_class), None if judge is None else StrictJudge(judge)
@@ -133,26 +154,28 @@ class _Arguments:
         from tsgb.targets.plugins import target_specs
 
         known = env.targets()
+        models = [name for name, spec in known.items() if spec.pretrained]
         unknown = [name for name in self.targets or [] if name not in known]
         if unknown:
             raise UsageError(
                 f"--target {unknown[0]!r} is not in the world {env.name!r}: choose of "
                 f"{', '.join(known)}"
             )
-        chosen = {*(self.targets or known), *target_specs(self.target_class)}
+        chosen = {*(self.targets or known), *models, *target_specs(self.target_class)}
         return [name for name in known if name in chosen]
 
     def identity(self, ref: CheckpointRef, config: RunConfig, wanted: Sequence[str]) -> str:
         """Return the id of the evaluation, by which an equal one is found again."""
         from tsgb.checkpoint.documents import canonical_json
         from tsgb.checkpoint.manifest import sha256_hex
+        from tsgb.targets.pretrained import file_hashes
 
         content = {
             "guard": ref.sha256,
             "config": config.fingerprint,
             "targets": list(wanted),
             "judge": self.judge_class or "",
-            "sources": dict(self.identities),
+            "sources": {**self.identities, **file_hashes(config.model.black_boxes)},
         }
         return sha256_hex(canonical_json(content))[:12]
 
@@ -175,7 +198,7 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             on_skip=listener.note,
         )
         run = context.open(ref.run_url)
-        config = reduced(read_config(run), arguments.overrides)
+        config = arguments.with_models(reduced(read_config(run), arguments.overrides))
         env = arguments.environment(config)
         wanted = arguments.wanted(env)
         eval_id = arguments.identity(ref, config, wanted)

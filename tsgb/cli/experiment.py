@@ -13,6 +13,7 @@ TRAINING = (
     "env",
     "model",
     "target_model",
+    "black_boxes",
     "seed",
     "world_seed",
     "store",

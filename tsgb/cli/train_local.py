@@ -27,7 +27,8 @@ RUN_ID = "local"
 
 
 @takes(
-    *("profile", "env", "model", "target_model", "seed", "world_seed", "store", "run", "overrides"),
+    *("profile", "env", "model", "target_model", "black_boxes", "seed", "world_seed"),
+    *("store", "run", "overrides"),
     profile="smoke",
     store=STORE,
     run=RUN_ID,

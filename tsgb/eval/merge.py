@@ -205,6 +205,7 @@ def _setup(
                 for part, c in zip(parts, cells, strict=True)
                 for arm, ref in c.request["guards"].items()
             },
+            models={k: v for c in cells for k, v in c.extras.get("models", {}).items()},
             created_at=now,
             wall_seconds=_seconds([c.request for c in cells], now),
             not_measured=list(NOT_MEASURED),

@@ -36,6 +36,10 @@ def _is_zero(value: float) -> bool:
     return not value
 
 
+def _is_empty(value: dict[str, Sha256]) -> bool:
+    return not value
+
+
 class Record(BaseModel):
     """Frozen, strict about unknown fields, and finite: JSON knows no NaN."""
 
@@ -235,6 +239,8 @@ class Provenance(Record):
     """sha256 of the fingerprints of all runs."""
     checkpoints: dict[str, Sha256] = Field(default_factory=dict)
     """Hash of the manifest of each guard's checkpoint."""
+    models: dict[str, Sha256] = Field(default_factory=dict, exclude_if=_is_empty)
+    """Hash of the files of each pretrained model, as in `{"base tiny": ...}`."""
     created_at: AwareDatetime
     """Time of the report."""
     wall_seconds: float | None

@@ -131,6 +131,7 @@ class Evaluation:
                         self.env, self.registry.base(), self.config, cell.br_seed, tick
                     )
                 content = self._adaptive(cell, attackers[cell.br_seed])
+            self.registry.free_black_box()
             self.run.write_text(f"{self.directory}/cells/{cell.name}.json", json.dumps(content))
         report(len(cells), len(cells), "done")
 
@@ -147,6 +148,7 @@ class Evaluation:
             "curves": [c.model_dump(mode="json") for c in self._curves()],
             "variance": self._variance(),
             "transcripts": TRANSCRIPTS.dump_python(games, mode="json"),
+            **({"models": self.registry.hashes} if self.registry.hashes else {}),
         }
 
     def _adaptive(self, cell: EvaluationCell, attacker: FreshAttacker) -> dict[str, Any]:

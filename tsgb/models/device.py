@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -50,3 +51,10 @@ def memory_of(device: torch.device) -> DeviceMemory:
     cuda: Any = torch.cuda  # torch types its properties in part only
     found = cuda.get_device_properties(device)
     return DeviceMemory(str(device), found.total_memory, found.name)
+
+
+def release_memory() -> None:
+    """Give back what nothing refers to any more, also the memory of cards that torch keeps."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

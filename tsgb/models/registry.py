@@ -19,7 +19,7 @@ from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
 from tsgb.models.cache import Unfinished, cache_key, cached_tensors
 from tsgb.models.chat_tokenizer import ChatTokenizer
-from tsgb.models.device import memory_of, pick_device, pick_dtype
+from tsgb.models.device import memory_of, pick_device, pick_dtype, release_memory
 from tsgb.models.engine import Engine, Readout, Role
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.pretrained import can_load, load_pretrained
@@ -81,7 +81,10 @@ class ModelRegistry:
         self._tokenizer = None if spec.pretrained else WordTokenizer(spec)
         self._base: Engine | None = None
         self._target: Engine | None = None
+        self._black_box: tuple[str, Engine] | None = None
         self._adapters: dict[str, tuple[Role, str]] = {}
+        self.hashes: dict[str, str] = {}
+        """Hash of each pretrained model that was loaded, by what it is and its short name."""
 
     def names(self) -> list[str]:
         """Return the names of all recipes; a recipe follows the one that it starts from."""
@@ -129,7 +132,7 @@ class ModelRegistry:
         if self._base is None:
             recipe, own = self._recipes["base"], self._config.model.pretrained
             if recipe.pretrained:
-                self._base = self._load_pretrained(own or recipe.pretrained)
+                self._base = self._load_pretrained("base", own or recipe.pretrained)
             elif own:
                 raise ConfigError(
                     f"model.pretrained = {own!r}: {self.env.name} trains its own models, leave it"
@@ -149,8 +152,31 @@ class ModelRegistry:
         if not name:
             return base
         if self._target is None:
-            self._target = self._load_pretrained(name, self._config.model.target_quantization)
+            quantization = self._config.model.target_quantization
+            self._target = self._load_pretrained("target", name, quantization)
         return self._target
+
+    def black_box(self, model: str) -> Engine:
+        """Return the engine of a black box; one at a time is in memory.
+
+        Args:
+            model: name of a pretrained model, as the configuration stores it.
+
+        Raises:
+            ConfigError: There is no such model, it cannot be run, or its files have changed since
+                it was loaded before.
+            UsageError: It does not fit beside the models that are in memory.
+        """
+        if self._black_box is None or self._black_box[0] != model:
+            self.free_black_box()
+            self._black_box = (model, self._load_pretrained("black box", model))
+        return self._black_box[1]
+
+    def free_black_box(self) -> None:
+        """Free the memory of the black box that was asked last, if there is one."""
+        if self._black_box is not None:
+            self._black_box = None
+            release_memory()
 
     def role(self, name: str) -> Role:
         """Return the role on the engine of `target` that a recipe makes, trained now if need be.
@@ -262,11 +288,15 @@ class ModelRegistry:
         module.load_state_dict(tensors)
         return module, sha256
 
-    def _load_pretrained(self, name: str, quantization: str = "none") -> Engine:
+    def _load_pretrained(self, part: str, name: str, quantization: str = "none") -> Engine:
         directory, label, identity = fetch(name, self._hub, self._cache)
         sha256 = identity.sha256
         if quantization != "none":  # other weights: what is cached for these is not for those
             label, sha256 = f"{label}, {quantization}", cache_key({sha256: quantization})
+        if self.hashes.setdefault(f"{part} {label}", sha256) != sha256:
+            raise ConfigError(
+                f"the files of model {label} changed while it was in use: evaluate again"
+            )
         return make_engine(
             directory,
             self._config.model,

@@ -91,7 +91,7 @@ class ModelSource:
             return cls(SourceKind.GGUF, str(_absolute(name.removeprefix(_GGUF))))
         path = _absolute(name)
         try:
-            is_directory, is_file = path.is_dir(), path.is_file()
+            is_directory, is_file = bool(name) and path.is_dir(), path.is_file()
         except (OSError, ValueError) as error:  # too long, or not to be looked at
             raise ConfigError(f"model {name!r} cannot be read ({error}): {EXPECTED}") from None
         if is_directory:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tsgb.errors import ConfigError
 from tsgb.models.registry import ModelRegistry
 from tsgb.protocols import Target
-from tsgb.targets.local import ChatTarget, ReadoutTarget
+from tsgb.targets.local import ChatTarget, LoadedTarget, ReadoutTarget
 from tsgb.types import TargetSpec
 
 
 def build_target(registry: ModelRegistry, spec: TargetSpec) -> Target:
-    """Build the model behind a target spec of the environment's own."""
+    """Build the model behind a target spec: of the environment's own, or pretrained."""
+    if spec.pretrained:
+        load = partial(registry.black_box, spec.pretrained)
+        return LoadedTarget(spec.name, load, spec.max_new_tokens)
     if spec.max_new_tokens:
         role = registry.role(spec.name)
         return ChatTarget(spec.name, registry.target(), role, spec.max_new_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -81,6 +81,27 @@ class ChatTarget:
                 for text, finished in zip(writing.texts, flags(writing.finished_N), strict=True)
             ]
         return responses
+
+
+class LoadedTarget:
+    """A chat model as it is, on an engine that is loaded only when it is asked."""
+
+    def __init__(self, name: str, load: Callable[[], Engine], max_new_tokens: int) -> None:
+        """Load nothing yet.
+
+        Args:
+            name: name in tables.
+            load: returns the engine; called for each batch, so that its owner may free it between.
+            max_new_tokens: limit of each answer.
+        """
+        self.name = name
+        self._load = load
+        self._max_new_tokens = max_new_tokens
+
+    def answer(self, chats: Sequence[Messages]) -> list[Response]:
+        """See `tsgb.protocols.Target`."""
+        engine = self._load()
+        return ChatTarget(self.name, engine, engine.base, self._max_new_tokens).answer(chats)
 
 
 def _response(text: str, *, finished: bool) -> Response:

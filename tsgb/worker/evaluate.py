@@ -13,6 +13,7 @@ from tsgb.envs import customise
 from tsgb.eval.runner import Evaluation
 from tsgb.judges.plugins import StrictJudge, load_judge
 from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes, target_specs
+from tsgb.targets.pretrained import with_black_boxes
 from tsgb.worker.build import make_registry, setup_torch
 from tsgb.worker.context import StopSignals, WorkerContext, find_run, read_config
 from tsgb.worker.heartbeat import FLUSH_SECONDS, HeartbeatWriter
@@ -114,7 +115,8 @@ def evaluate(
     registry = make_registry(config, context, progress.building)
     black_boxes = load_black_boxes(target_class)
     judge = None if judge_class is None else StrictJudge(load_judge(judge_class).made)
-    env = customise(registry.env, target_specs(target_class), judge)
+    world = with_black_boxes(registry.env, config.model.black_boxes)
+    env = customise(world, target_specs(target_class), judge)
     own = {
         name: BlackBoxTarget(name, plugin.made, signals.check)
         for name, plugin in black_boxes.items()

@@ -15,6 +15,7 @@ from tsgb.eval.merge import Part, merge
 from tsgb.eval.request import read_request
 from tsgb.logging import get_logger
 from tsgb.targets.plugins import target_specs
+from tsgb.targets.pretrained import table_name, with_black_boxes
 from tsgb.worker.context import WorkerContext, find_run, read_config
 
 
@@ -32,7 +33,11 @@ def report(context: WorkerContext, resume_paths: Sequence[str], eval_id: str) ->
     requests = [read_request(run, eval_id) for run in runs]
     world = make_environment(first.env, world_seed=first.world_seed, trust=context.trust)
     # Only the names of the user's classes count here: nothing that the store names is imported.
-    env = customise(world, target_specs(requests[0].get("target_class") or []), None)
+    env = customise(
+        with_black_boxes(world, first.model.black_boxes),
+        target_specs(requests[0].get("target_class") or []),
+        None,
+    )
     get_logger().info("merging the cells", evaluation=eval_id, runs=len(runs))
     done = command([part.config for part in parts], env, requests)
     return merge(parts, env, eval_id, done).verdict.sentence
@@ -62,8 +67,9 @@ def command(
         arguments += ["--arms", ",".join(arms)]
     targets: Sequence[str] = requests[0].get("targets") or []
     own: Sequence[str] = requests[0].get("target_class") or []
+    implied = {*target_specs(own), *map(table_name, config.model.black_boxes)}
     for target in targets:
-        if target not in target_specs(own):
+        if target not in implied:
             arguments += ["--target", target]
     for path in own:
         arguments += ["--target-class", path]

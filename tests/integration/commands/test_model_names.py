@@ -102,6 +102,7 @@ def test_every_command_refuses(
         # The base comes first, and without the extra the world's own one is not here.
         reason = "a/b at main is not in" if HAS_SMOLLM2 else "needs the extra smollm2"
         assert reason in refused(command, "--target-model a/b")
+        assert reason in refused(command, "--black-box a/b")
 
 
 def test_repositories_that_may_not_be_read(

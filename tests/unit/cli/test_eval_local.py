@@ -72,8 +72,9 @@ def test_a_checkpoint_without_its_run(tsgb: Run, checkpoint: Path) -> None:
         (["--set", "guard.lr=1"], "--set guard: a trained guard's configuration is fixed"),
         (["--set", "evaluation.prompts=0"], "evaluation.prompts = 0"),
         (["--target-class", "mine:T_s"], "has a target 'T_s': rename your class"),
+        (["--black-box", "a/b"], "'a/b': the world 'glyph' trains its own models, so name none"),
     ],
-    ids=["target", "set", "value", "name"],
+    ids=["target", "set", "value", "name", "black box"],
 )
 def test_what_does_not_fit_the_run(
     tsgb: Run, checkpoint: Path, words: list[str], message: str

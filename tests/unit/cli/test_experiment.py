@@ -46,7 +46,7 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
         "experiment --profile smoke --env canary --seed 3 --world-seed 4 --store /s --run-id r1"
         " --arms selfplay,sft --target T_s --target B_far"
         " --target-class mine:Bot --judge-class mine:Judge --fresh"
-        " --model a/b --target-model c/d"
+        " --model a/b --target-model c/d --black-box e/f --black-box g/h"
         " --set selfplay.rounds=2 --set guard.loss=exact_pg --set selfplay.pool=false --json"
     )
     assert tsgb(*words.split()).code == 0
@@ -56,6 +56,7 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
         "env": "canary",
         "model": "a/b",
         "target_model": "c/d",
+        "black_boxes": ["e/f", "g/h"],
         "seed": 3,
         "world_seed": 4,
         "store": "/s",

@@ -12,6 +12,7 @@ from flows.prepare import arm_configs, write_configs
 from flows.workers import Workers
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.hub_cache import cache_repository
+from tests.fakes.hub_server import hub_server
 from tsgb.config import Arm, ModelConfig, Profile
 from tsgb.errors import ConfigError, UsageError
 from tsgb.run_options import MachineKind, RunOptions
@@ -79,6 +80,62 @@ def test_a_directory_is_stored_with_its_path_whichever_option_named_it(
     assert stored(choose_models(options(model="tiny"), settings, before)).pretrained == "tiny"
 
 
+def test_black_boxes_are_stored_by_what_does_not_change(
+    model: Path, tmp_path: Path, settings: Settings
+) -> None:
+    commit = cache_repository(tmp_path / "hub", "acme/hers", model)
+    named = ["acme/hers", str(save_chat_model(tmp_path / "mine"))]
+    pinned = (f"acme/hers@{commit}", named[1])
+    chosen = choose_models(options(model=str(model), black_boxes=named), settings)
+    assert stored(chosen).black_boxes == pinned
+    asked = {"model": {"black_boxes": named, "rank": 2}}
+    by_set = choose_models(options(model=str(model), overrides=asked), settings)
+    assert (stored(by_set).black_boxes, stored(by_set).rank) == (pinned, 2)
+
+    workers = Workers(settings, (tmp_path / "runs").as_uri(), "r1")
+    write_configs(workers, arm_configs(chosen))
+    cache_repository(tmp_path / "hub", "acme/hers", save_chat_model(tmp_path / "newer", words=1100))
+    again = options(model=str(model), black_boxes=named)
+    write_configs(workers, arm_configs(choose_models(again, settings, stored_models(workers))))
+    fewer = choose_models(options(model=str(model), black_boxes=named[1:]), settings)
+    with pytest.raises(ConfigError, match=r"model.black_boxes is \('acme/hers@.*\) there, \('/"):
+        write_configs(workers, arm_configs(fewer))
+
+
+def test_a_black_box_may_be_on_this_machine_alone_where_training_is_rented(
+    model: Path, tmp_path: Path, settings: Settings
+) -> None:
+    rented = options(model="acme/tiny", machine=MachineKind.RENTED, black_boxes=[str(model)])
+    with hub_server() as server:
+        server.models = {"acme/tiny": model}
+        online = {"hf_endpoint": server.url, "hf_offline": False}
+        chosen = choose_models(rented, settings.model_copy(update=online))
+    assert stored(chosen).black_boxes == (str(model),)
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["mine", "mine"], "--black-box '.*/mine' is given twice: name each model once"),
+        (
+            ["a/tiny", "b/tiny"],
+            r"b/tiny' is called 'tiny' in tables, as is .*/a/tiny: name it by a",
+        ),
+        (["T_s"], "is called 'T_s' in tables, as is a target of the world 'canary': name it by a"),
+        (["a/b/none"], "unknown pretrained model '.*none'|is a directory that does not exist"),
+    ],
+)
+def test_black_boxes_that_cannot_be_told_apart_are_refused(
+    model: Path, tmp_path: Path, settings: Settings, folders: list[str], message: str
+) -> None:
+    names = [str(tmp_path / folder) for folder in folders]
+    for name in {name for name in names if not name.endswith("none")}:
+        save_chat_model(Path(name))
+    with pytest.raises(UsageError, match=message) as refused:
+        choose_models(options(model=str(model), black_boxes=names), settings)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_target_in_four_bits_is_refused_without_a_card(model: Path, settings: Settings) -> None:
     asked = {"model": {"target_quantization": "4bit", "device": "cpu"}}
     with pytest.raises(ConfigError, match="needs a CUDA card, and models are computed on 'cpu'"):
@@ -97,11 +154,19 @@ def test_a_run_without_a_model_of_its_own_is_as_before(settings: Settings) -> No
     [
         ({"env": "glyph", "model": "smollm2"}, "'smollm2': the world 'glyph' trains its own"),
         ({"env": "glyph", "target_model": "smollm2"}, "the world 'glyph' trains its own models"),
+        (
+            {"env": "glyph", "black_boxes": ["a/b"]},
+            "'a/b': the world 'glyph' trains its own models",
+        ),
         ({"model": "a/b", "overrides": {"model": {"pretrained": "c/d"}}}, "c/d differ: give one"),
         ({"model": "a/b"}, "a/b at main is not in the local cache"),
         # Without the extra the world's own base is refused first.
         ({"target_model": "a/b"}, "a/b at main is not in the local cache|needs the extra smollm2"),
         ({"overrides": {"model": {"pretrained": "a"}}}, "unknown pretrained model 'a'"),
+        (
+            {"overrides": {"model": {"black_boxes": [""]}}},
+            "unknown pretrained model ''|needs the extra smollm2",
+        ),
         ({"model": "/", "machine": MachineKind.RENTED}, "model / is on this machine, where a ren"),
     ],
 )
@@ -114,6 +179,7 @@ def test_a_choice_that_cannot_work_is_refused(
 
 def test_a_value_that_is_no_name_is_left_to_the_configuration(settings: Settings) -> None:
     pytest.importorskip("gguf", reason="the extra smollm2 is not installed")
-    for wrong in ({"model": 5}, {"model": {"pretrained": 5}}):
+    wrong_boxes = ({"model": {"black_boxes": wrong}} for wrong in ("a/b", [5], 5))
+    for wrong in ({"model": 5}, {"model": {"pretrained": 5}}, *wrong_boxes):
         with pytest.raises(ConfigError, match="valid"):
             arm_configs(choose_models(options(overrides=wrong), settings))

@@ -63,6 +63,7 @@ OVERRIDES = {
     "checkpoint_interval": st.none() | st.integers(1, 99),
     "model.pretrained": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
     "model.target": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    "model.black_boxes": st.lists(st.text(min_size=1), max_size=2).map(tuple),
     "model.device": st.sampled_from(["auto", "cpu", "cuda:1"]),
     "model.adapter": st.sampled_from(["full", "lora"]),
     "attacker.lr": st.floats(allow_nan=False, allow_infinity=False),
