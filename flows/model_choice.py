@@ -10,11 +10,12 @@ from copy import deepcopy
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from flows.prepare import arm_configs
 from flows.workers import Workers
-from tsgb.config import ModelConfig
+from tsgb.config import Arm, ModelConfig
 from tsgb.envs import Environment, make_environment
 from tsgb.errors import ConfigError, UsageError
-from tsgb.models.requirements import Requirements
+from tsgb.models.requirements import Requirements, training_work
 from tsgb.models.source import ModelFacts, inspect
 from tsgb.plugins import Trust
 from tsgb.run_options import MachineKind, RunOptions
@@ -60,24 +61,22 @@ def choose_models(
     facts.check_verdicts(env.guard_template())
     target, other = look(target, [stored.target]) if target else (None, None)
     asked = choose_black_boxes(boxes, env, settings, stored.black_boxes)
-    needs = Requirements.of(
-        facts,
-        other,
-        device=options.model_setting("device"),
-        dtype=options.model_setting("dtype"),
-        target_quantization=options.model_setting("target_quantization"),
-    )
-    if rented:
-        needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
-    else:
-        needs.check_here()
     changes = {
         "model": base if model else None,
         "target_model": target,
         "black_boxes": [*asked] or None,
         "overrides": overrides or None,
     }
-    return options.model_copy(update=changes)
+    chosen = options.model_copy(update=changes)
+    config = arm_configs(chosen)[Arm.SELFPLAY]
+    needs = Requirements.of(
+        facts, other, [*asked.values()], model=config.model, work=training_work(config, env)
+    )
+    if rented:
+        needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
+    else:
+        needs.check_here()
+    return chosen
 
 
 def choose_black_boxes(

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from tsgb.checkpoint.urls import check_run_id
-from tsgb.config import Arm, ModelConfig, Profile, default_arms
+from tsgb.config import Arm, Profile, default_arms
 from tsgb.errors import UsageError
 from tsgb.setting_groups import CloudSettings
 
@@ -141,15 +141,6 @@ class RunOptions(BaseModel):
         }
         chosen = {name: value for name, value in named.items() if value is not None}
         return {"model": chosen} if chosen else {}
-
-    def model_setting(self, name: str) -> str:
-        """Return a setting of models as the overrides have it, else as usual.
-
-        A value of the wrong kind is refused when the configuration is made.
-        """
-        chosen: Any = (self.overrides or {}).get("model")
-        usual: object = ModelConfig.model_fields[name].default
-        return str(chosen.get(name, usual) if isinstance(chosen, dict) else usual)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
     def parameters(self) -> dict[str, Any]:
         """The options as parameters of the flow stage 1: JSON values, none of them null."""

@@ -6,10 +6,10 @@ import typer
 
 from tsgb.cli.options import JsonOption, takes
 from tsgb.errors import UsageError
-from tsgb.run_options import RunOptions
+from tsgb.run_options import RunOptions, flag_of
 
 
-@takes("store", "service_url", "model", "target_model")
+@takes("store", "service_url", "model", "target_model", "black_boxes")
 def doctor(options: RunOptions, as_json: JsonOption = False) -> None:
     """Check key, credit, store, disk, clock, Prefect and image; exit code 1 if one is not well.
 
@@ -17,10 +17,9 @@ def doctor(options: RunOptions, as_json: JsonOption = False) -> None:
     looks at that model instead: a few MB of it, never its weights, and what memory it takes.
     """
     if options.model is not None:
-        _show_model(options.model, options.target_model, as_json=as_json)
+        _show_model(options.model, options, as_json=as_json)
         return
-    if options.target_model is not None:
-        raise UsageError("--target-model is looked at beside --model: give both")
+    check_beside_model(options)
     from tsgb.cli.account import AccountContext
     from tsgb.cli.checks import all_checks
     from tsgb.cli.output import console, print_json
@@ -54,7 +53,18 @@ def doctor(options: RunOptions, as_json: JsonOption = False) -> None:
         raise typer.Exit(ExitCode.FAILURE)
 
 
-def _show_model(name: str, target_name: str | None, *, as_json: bool) -> None:
+def check_beside_model(options: RunOptions) -> None:
+    """Refuse models that are looked at beside --model only.
+
+    Raises:
+        UsageError: One is given without it.
+    """
+    for name in ("target_model", "black_boxes"):
+        if getattr(options, name) is not None and options.model is None:
+            raise UsageError(f"{flag_of(name).name} is looked at beside --model: give both")
+
+
+def _show_model(name: str, options: RunOptions, *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from tsgb.cli.output import console, print_json
@@ -65,8 +75,9 @@ def _show_model(name: str, target_name: str | None, *, as_json: bool) -> None:
     settings = load_settings()
     cache = settings.cache_dir / "models"
     facts = inspect(name, settings, cache)
-    target = None if target_name is None else inspect(target_name, settings, cache)
-    needs = Requirements.of(facts, target)
+    target = options.target_model and inspect(options.target_model, settings, cache)
+    boxes = [inspect(box, settings, cache) for box in options.black_boxes or []]
+    needs = Requirements.of(facts, target or None, boxes)
     if as_json:
         known = asdict(facts)
         del known["sizes"], known["directory"]
@@ -85,7 +96,7 @@ def _show_model(name: str, target_name: str | None, *, as_json: bool) -> None:
     }
     out = console()
     for label, text in lines.items():
-        out.print(f"{label:>10}  {text}", markup=False, soft_wrap=True)
+        out.print(f"{label:>11}  {text}", markup=False, soft_wrap=True)
 
 
 def _millions(num: int) -> str:

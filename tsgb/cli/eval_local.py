@@ -283,7 +283,7 @@ def _measure(
         name: BlackBoxTarget(name, plugin.made, signals.check)
         for name, plugin in load_black_boxes(arguments.target_class).items()
     }
-    registry = make_registry(config, context, built)
+    registry = make_registry(config, context, built, evaluates=True)
     evaluation = Evaluation(run, config, env, registry, eval_id, context.open, own)
     evaluation.fill(
         0, 1, lambda done, total, text: show("evaluate", "cells", done, total, text), signals.check

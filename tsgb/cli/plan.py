@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tsgb.cloud.history import RemainingWork
     from tsgb.cloud.offers import Appraisal
     from tsgb.cloud.provider import Offer
+    from tsgb.config import RunConfig
+    from tsgb.envs.base import Environment
     from tsgb.eval.power import PlannedSample
     from tsgb.models.requirements import Requirements
     from tsgb.settings import Settings
@@ -29,6 +31,7 @@ _USUAL_HOURS = 2.0
     "overrides",
     "model",
     "target_model",
+    "black_boxes",
     "budget",
     "max_price",
     "store",
@@ -102,34 +105,45 @@ def _check_models(options: RunOptions, settings: Settings) -> Requirements | Non
     Raises:
         UsageError: A rented machine cannot get a model, or is too small for it.
     """
-    from tsgb.models.requirements import Requirements
+    from tsgb.cli.doctor import check_beside_model
+    from tsgb.models.requirements import Requirements, training_work
     from tsgb.models.source import inspect
 
+    check_beside_model(options)
     if options.model is None:
-        if options.target_model is not None:
-            raise UsageError("--target-model is looked at beside --model: give both")
         return None
     cache, target = settings.cache_dir / "models", options.target_model
     base = inspect(options.model, settings, cache, for_rented=True)
     other = None if target is None else inspect(target, settings, cache, for_rented=True)
-    needs = Requirements.of(
-        base, other, target_quantization=options.model_setting("target_quantization")
-    )
+    boxes = [inspect(name, settings, cache) for name in options.black_boxes or []]
+    config, env = _configured(options)
+    # A world that trains its own models says nothing about pretrained ones.
+    pretrained = env.recipes(options.profile)["base"].pretrained
+    work = training_work(config, env) if pretrained else None
+    needs = Requirements.of(base, other, boxes, model=config.model, work=work)
     needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
     return needs
 
 
+def _configured(options: RunOptions) -> tuple[RunConfig, Environment]:
+    """Return the configuration of the self-play arm, and its world."""
+    from flows.prepare import arm_configs
+    from tsgb.config import Arm
+    from tsgb.envs import make_environment
+    from tsgb.plugins import Trust
+
+    trust = Trust.of(options.env)
+    env = make_environment(options.env, world_seed=options.world_seed, trust=trust)
+    return arm_configs(options)[Arm.SELFPLAY], env
+
+
 def _planned_sample(options: RunOptions) -> PlannedSample:
     """Return the sample of the evaluation that the options ask for."""
-    from tsgb.config import SEEDS, make_config
-    from tsgb.envs import make_environment
+    from tsgb.config import SEEDS
     from tsgb.eval.power import PlannedSample
-    from tsgb.plugins import Trust
     from tsgb.types import Split
 
-    env = make_environment(options.env, world_seed=options.world_seed, trust=Trust.of(options.env))
-    chosen = {"profile": options.profile, "env": options.env}
-    config = make_config(chosen, env.profile(options.profile), options.overrides or {})
+    config, env = _configured(options)
     harmful = sum(scenario.harmful for scenario in env.scenarios(Split.TEST))
     attempts = config.evaluation.prompts
     return PlannedSample(
@@ -152,7 +166,10 @@ def _print_plan(
     from rich.table import Table
 
     hazard, out = found.hazard, console()
-    lines = {} if needs is None else {"rented": needs.rented}
+    lines = {}
+    if needs is not None:
+        known = needs.lines()
+        lines = {name: known[name] for name in ("rented", "black boxes") if name in known}
     lines |= {
         "work": f"{found.left.hours:.2f} useful hours, {found.left.source}",
         "offers": f"{found.seen} seen, {len(found.choice.ranked)} fit under "
@@ -176,7 +193,7 @@ def _print_plan(
         lines["traffic"] = _traffic(found.left, offer)
         lines["saves"] = f"every {_seconds(found.interval_seconds)} s ({found.interval_source})"
     for name, text in lines.items():
-        out.print(f"{name:>8}  {text}", markup=False, soft_wrap=True)
+        out.print(f"{name:>11}  {text}", markup=False, soft_wrap=True)
     if found.forecast is None:
         return
     table = Table("", "p10", "p50", "p90")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 MICRO_BATCH_TOKENS = 2048
@@ -40,6 +41,10 @@ CARD_CLASSES: Mapping[int, str] = {
 }
 """Sizes of cards in GB, with examples."""
 
+COPIES_SHARE = 0.35
+"""Most of the free memory that the fast engine's copies of weights may take."""
+_ANSWERED_ROWS = 16
+"""Most chats that are answered at once where nothing is learned."""
 _FLOAT32 = 4
 BYTES = {"float32": 4, "bfloat16": 2}
 """Bytes of a number by type."""
@@ -291,6 +296,8 @@ class TrainingWork:
     """Adapters that are trained."""
     snapshots: int = 8
     """Copies of adapters that a run keeps to restart from and to compare with."""
+    target_ranks: tuple[int, ...] = ()
+    """Ranks of the adapters that make the targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +364,45 @@ class MemoryPlan:
         return self.needed <= self.device.usable
 
 
+class ModelPart(StrEnum):
+    """The part that a model has in a run."""
+
+    BASE = "base"
+    """The base of both players, and of targets that have no model of their own."""
+    TARGET = "target"
+    """The model of the targets."""
+    BLACK_BOX = "black box"
+    """A pretrained model that the evaluation asks; one at a time is in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A model that is in memory beside the one that a plan is for.
+
+    Example: `Resident(ModelPart.TARGET, sizes)`
+    """
+
+    part: ModelPart
+    """Part of the model."""
+    sizes: ModelSizes
+    """Its sizes."""
+    adapter_bytes: int = 0
+    """Bytes of its adapters, and of the optimizers and copies of those."""
+
+    @property
+    def name(self) -> str:
+        """Name in the list of parts."""
+        return f"{self.part} in 4 bit" if self.sizes.in_4bit else self.part.value
+
+    def held(self, size: int) -> int:
+        """Return the bytes that it takes while another model computes.
+
+        Args:
+            size: Bytes of a number of its frozen weights.
+        """
+        return self.sizes.weight_bytes(size) + self.adapter_bytes
+
+
 def memory_parts(
     sizes: ModelSizes,
     work: TrainingWork,
@@ -365,18 +411,18 @@ def memory_parts(
     is_card: bool,
     micro_batch_tokens: int,
     gradient_checkpointing: bool,
-    target: ModelSizes | None = None,
+    beside: Sequence[Resident] = (),
 ) -> dict[str, int]:
     """Return bytes of memory by part.
 
     Args:
-        sizes: Sizes of the players' base.
-        work: Sizes of the run.
+        sizes: Sizes of the model.
+        work: Sizes of what it does in the run.
         dtype: Type of frozen weights, `float32` or `bfloat16`.
         is_card: Whether it is computed on a card.
         micro_batch_tokens: Tokens whose activations are kept at once; a row is never cut.
         gradient_checkpointing: Whether only the inputs of layers are kept.
-        target: Sizes of the target, if it is a model of its own.
+        beside: Other models that are in memory at the same time.
     """
     size = BYTES[dtype]
     tokens = max(micro_batch_tokens, work.row_tokens)
@@ -393,28 +439,37 @@ def memory_parts(
     copied = 0 if not sizes.experts else 2 * size * sizes.expert_weights
     if not gradient_checkpointing:
         copied *= sizes.layers
-    activations = max(activations + copied, reading * sizes.passed(size, work.row_tokens))
+    learning = activations + copied if work.roles else 0
+    activations = max(learning, reading * sizes.passed(size, work.row_tokens))
     values = HEAD_VALUES if is_card else CPU_HEAD_VALUES
     logits = _FLOAT32 * max(
         _HEAD_COPIES * max(values, sizes.vocabulary), _SAMPLING_COPIES * rows * sizes.vocabulary
     )
-    adapter = _FLOAT32 * sizes.adapter(work.rank)
     parts = {
         "weights": sizes.weight_bytes(size),
-        "adapters": work.roles * adapter,
-        "optimizer": (3 * work.roles + 1) * adapter,  # moments, gradients, and a root of one
-        "snapshots": (_CARD_SNAPSHOTS if is_card else work.snapshots) * adapter,
+        **_adapter_parts(sizes, work, is_card=is_card),
         "cache": int(cache),
         "activations": activations,
         "logits": logits,
         "overhead": _CARD_OVERHEAD if is_card else _CPU_OVERHEAD,
     }
-    if target is not None:
-        name = "target in 4 bit" if target.in_4bit else "target"
-        parts[name] = target.weight_bytes(size) + int(
-            max(0.0, rows * target.cached(work.row_tokens, size) - cache)
-        )
+    for other in beside:  # caches are needed in turn
+        larger = rows * other.sizes.cached(work.row_tokens, size) - cache
+        parts[other.name] = other.held(size) + int(max(0.0, larger))
     return parts
+
+
+def _adapter_parts(sizes: ModelSizes, work: TrainingWork, *, is_card: bool) -> dict[str, int]:
+    """Return bytes of the adapters on a model, their optimizer and their copies."""
+    adapter = _FLOAT32 * sizes.adapter(work.rank)
+    targets = _FLOAT32 * sum(sizes.adapter(rank) for rank in work.target_ranks)
+    copies = min(_CARD_SNAPSHOTS, work.snapshots) if is_card else work.snapshots
+    return {
+        "adapters": work.roles * adapter + targets,
+        # Moments, gradients, and a root of one.
+        "optimizer": (3 * work.roles + 1) * adapter if work.roles else 0,
+        "snapshots": copies * adapter,
+    }
 
 
 def plan_memory(
@@ -423,7 +478,7 @@ def plan_memory(
     *,
     dtype: str,
     work: TrainingWork | None = None,
-    target: ModelSizes | None = None,
+    beside: Sequence[Resident] = (),
 ) -> MemoryPlan:
     """Choose the largest micro-batch that fits; the smallest one where none does.
 
@@ -432,16 +487,16 @@ def plan_memory(
     resumed on the same machine makes the same batches.
 
     Args:
-        sizes: Sizes of the players' base.
+        sizes: Sizes of the model.
         device: Where it is computed.
         dtype: Type of frozen weights, `float32` or `bfloat16`.
-        work: Sizes of the run.
-        target: Sizes of the target, if it is a model of its own.
+        work: Sizes of what it does in the run.
+        beside: Other models that are in memory at the same time.
     """
     most = CARD_MICRO_BATCH_TOKENS if device.is_card else MICRO_BATCH_TOKENS
     halves = [most >> i for i in range(most.bit_length()) if most >> i >= LEAST_MICRO_BATCH_TOKENS]
     plans = [
-        _plan(sizes, device, dtype, num, checkpointing, work or TrainingWork(), target)
+        _plan(sizes, device, dtype, num, checkpointing, work or TrainingWork(), beside)
         for num, checkpointing in [
             *((num, False) for num in halves if num >= MICRO_BATCH_TOKENS // 2),
             *((num, True) for num in halves),
@@ -450,21 +505,115 @@ def plan_memory(
     return next((plan for plan in plans if plan.needed <= device.share), plans[-1])
 
 
-def card_for(
-    sizes: ModelSizes, *, work: TrainingWork | None = None, target: ModelSizes | None = None
-) -> MemoryPlan | None:
-    """Return the plan on the smallest class of cards that trains a model without haste.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsInMemory:
+    """The pretrained models of a run that are in memory at the same time.
 
-    That is in bfloat16, with full micro-batches whose activations are computed again. None: there
-    is no such card.
+    Example: `ModelsInMemory(base=sizes).plan(ModelPart.BASE, device, "bfloat16")`
     """
-    for gigabytes, examples in CARD_CLASSES.items():
-        card = DeviceMemory("cuda", gigabytes * 10**9, examples)
-        tokens = MICRO_BATCH_TOKENS
-        plan = _plan(sizes, card, "bfloat16", tokens, True, work or TrainingWork(), target)
-        if plan.fits:
-            return plan
-    return None
+
+    base: ModelSizes
+    """Sizes of the base of both players."""
+    work: TrainingWork = TrainingWork()
+    """Sizes of the players' updates."""
+    target: ModelSizes | None = None
+    """Sizes of the targets' model, if it is one of its own."""
+    black_box: ModelSizes | None = None
+    """Sizes of the largest black box that is asked."""
+
+    def plan(self, part: ModelPart, device: DeviceMemory, dtype: str) -> MemoryPlan | None:
+        """Return how the model of a part fits beside the others; None if there is no such model."""
+        sizes = self._sizes(part)
+        if sizes is None:
+            return None
+        beside = self.beside(part, is_card=device.is_card)
+        return plan_memory(sizes, device, dtype=dtype, work=self._work(part), beside=beside)
+
+    def card(self) -> MemoryPlan | None:
+        """Return the base's plan on the smallest class of cards that trains without haste.
+
+        That is in bfloat16, with full micro-batches whose activations are computed again. Black
+        boxes do not count: a rented card asks none. None: there is no such card.
+        """
+        trained = replace(self, black_box=None)
+        for gigabytes, examples in CARD_CLASSES.items():
+            card = DeviceMemory("cuda", gigabytes * 10**9, examples)
+            plans = [
+                _plan(
+                    sizes,
+                    card,
+                    "bfloat16",
+                    MICRO_BATCH_TOKENS,
+                    True,
+                    trained._work(part),
+                    trained.beside(part, is_card=True),
+                )
+                for part in (ModelPart.BASE, ModelPart.TARGET)
+                if (sizes := trained._sizes(part)) is not None
+            ]
+            if all(plan.fits for plan in plans):
+                return plans[0]
+        return None
+
+    def beside(self, part: ModelPart, *, is_card: bool) -> list[Resident]:
+        """Return the models that are in memory beside that of a part."""
+        others: list[Resident] = []
+        for other in ModelPart:
+            sizes = self._sizes(other)
+            if other is not part and sizes is not None:
+                adapters = _adapter_parts(sizes, self._work(other), is_card=is_card)
+                others.append(Resident(other, sizes, sum(adapters.values())))
+        return others
+
+    def fast_memory(self, part: ModelPart, device: DeviceMemory) -> int:
+        """Return the bytes that the fast engine may take for the model of a part.
+
+        Others keep theirs, with the copies of weights that it may make of them.
+        """
+        held = 0
+        for other in self.beside(part, is_card=False):
+            weights = other.sizes.weight_bytes(_FLOAT32)
+            held += other.held(_FLOAT32) + copied_weights(weights, device.share)
+        return max(0, device.share - held)
+
+    def _sizes(self, part: ModelPart) -> ModelSizes | None:
+        named = {ModelPart.BASE: self.base, ModelPart.TARGET: self.target}
+        return named.get(part, self.black_box)
+
+    def _work(self, part: ModelPart) -> TrainingWork:
+        """Return the sizes of what the model of a part does."""
+        if part is ModelPart.BASE:
+            return self.work if self.target is None else replace(self.work, target_ranks=())
+        # A target's adapters are trained one after another, before the run.
+        ranks = self.work.target_ranks if part is ModelPart.TARGET else ()
+        [*others, rank] = sorted(ranks) or [1]
+        return replace(
+            self.work,
+            rows=min(self.work.rows, _ANSWERED_ROWS),
+            rank=rank,
+            roles=1 if ranks else 0,
+            snapshots=0,
+            target_ranks=tuple(others),
+        )
+
+
+def card_for(sizes: ModelSizes, *, work: TrainingWork | None = None) -> MemoryPlan | None:
+    """Return the plan on the smallest class of cards that trains a model; see `ModelsInMemory`."""
+    return ModelsInMemory(base=sizes, work=work or TrainingWork()).card()
+
+
+def copied_weights(weights: int, memory: int) -> int:
+    """Return the bytes of copies that the fast engine makes of a model's weights.
+
+    They are the base in its layout, and the adapters of both players, each merged into a copy; none
+    where memory is short.
+
+    Args:
+        weights: Bytes of the weights.
+        memory: Bytes that the engine may take in all.
+    """
+    copies = 3 * weights
+    return copies if copies <= COPIES_SHARE * (memory - weights - _CPU_OVERHEAD) else 0
 
 
 def _plan(
@@ -474,7 +623,7 @@ def _plan(
     micro_batch_tokens: int,
     gradient_checkpointing: bool,
     work: TrainingWork,
-    target: ModelSizes | None,
+    beside: Sequence[Resident],
 ) -> MemoryPlan:
     return MemoryPlan(
         device=device,
@@ -488,7 +637,7 @@ def _plan(
             is_card=device.is_card,
             micro_batch_tokens=micro_batch_tokens,
             gradient_checkpointing=gradient_checkpointing,
-            target=target,
+            beside=beside,
         ),
     )
 

@@ -7,7 +7,7 @@ that chooses an engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
-from tsgb.errors import ConfigError
+from tsgb.errors import ConfigError, HubUnreachable, UsageError
 from tsgb.models.cache import Unfinished, cache_key, cached_tensors
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.device import memory_of, pick_device, pick_dtype, release_memory
@@ -28,11 +28,10 @@ from tsgb.models.fetch import fetch
 from tsgb.models.files import CONFIG, read_json
 from tsgb.models.planner import (
     MICRO_BATCH_TOKENS,
-    MemoryPlan,
+    ModelPart,
+    ModelsInMemory,
     ModelSizes,
     TrainingWork,
-    card_for,
-    plan_memory,
 )
 from tsgb.models.post_training import (
     answer_questions,
@@ -40,8 +39,13 @@ from tsgb.models.post_training import (
     freeze_lower_layers,
     post_train,
 )
-from tsgb.models.quantization import FOUR_BIT, check_quantization
-from tsgb.models.requirements import check_fits
+from tsgb.models.quantization import check_quantization
+from tsgb.models.requirements import (
+    check_fits,
+    models_in_memory,
+    training_work,
+)
+from tsgb.models.source import ModelFacts, inspect
 from tsgb.models.tokenizer import Tokenizer, WordTokenizer
 from tsgb.models.weights import load_parameters, snapshot
 from tsgb.setting_groups import HubSettings
@@ -61,6 +65,8 @@ class ModelRegistry:
         cache: Path,
         progress: Progress,
         hub: HubSettings | None = None,
+        *,
+        evaluates: bool = False,
     ) -> None:
         """List the models; none is built yet.
 
@@ -70,12 +76,15 @@ class ModelRegistry:
             cache: directory for trained models.
             progress: told about training.
             hub: settings of the hub that pretrained models come from.
+            evaluates: whether black boxes are asked, so that memory is left for the largest one.
         """
         self.env = env
         self._config = config
         self._cache = cache
         self._progress = progress
         self._hub = HubSettings() if hub is None else hub
+        self._black_boxes = config.model.black_boxes if evaluates else ()
+        self._in_memory: tuple[ModelsInMemory | None] | None = None
         self._recipes: Mapping[str, ModelRecipe] = env.recipes(config.profile.value)
         spec = env.tokenizer()
         self._tokenizer = None if spec.pretrained else WordTokenizer(spec)
@@ -132,7 +141,7 @@ class ModelRegistry:
         if self._base is None:
             recipe, own = self._recipes["base"], self._config.model.pretrained
             if recipe.pretrained:
-                self._base = self._load_pretrained("base", own or recipe.pretrained)
+                self._base = self._load_pretrained(ModelPart.BASE, own or recipe.pretrained)
             elif own:
                 raise ConfigError(
                     f"model.pretrained = {own!r}: {self.env.name} trains its own models, leave it"
@@ -153,7 +162,7 @@ class ModelRegistry:
             return base
         if self._target is None:
             quantization = self._config.model.target_quantization
-            self._target = self._load_pretrained("target", name, quantization)
+            self._target = self._load_pretrained(ModelPart.TARGET, name, quantization)
         return self._target
 
     def black_box(self, model: str) -> Engine:
@@ -169,7 +178,7 @@ class ModelRegistry:
         """
         if self._black_box is None or self._black_box[0] != model:
             self.free_black_box()
-            self._black_box = (model, self._load_pretrained("black box", model))
+            self._black_box = (model, self._load_pretrained(ModelPart.BLACK_BOX, model))
         return self._black_box[1]
 
     def free_black_box(self) -> None:
@@ -288,7 +297,7 @@ class ModelRegistry:
         module.load_state_dict(tensors)
         return module, sha256
 
-    def _load_pretrained(self, part: str, name: str, quantization: str = "none") -> Engine:
+    def _load_pretrained(self, part: ModelPart, name: str, quantization: str = "none") -> Engine:
         directory, label, identity = fetch(name, self._hub, self._cache)
         sha256 = identity.sha256
         if quantization != "none":  # other weights: what is cached for these is not for those
@@ -304,7 +313,31 @@ class ModelRegistry:
             sha256=sha256,
             weights_sha256=identity.weights_sha256,
             quantization=quantization,
+            models=self._models(),
+            part=part,
         )
+
+    def _models(self) -> ModelsInMemory | None:
+        """Return the sizes of the run's pretrained models; None if that of the base is unknown."""
+        if self._in_memory is None:
+            chosen = self._config.model
+
+            def look(name: str) -> ModelFacts | None:
+                try:
+                    return inspect(name, self._hub, self._cache)
+                except (UsageError, HubUnreachable):
+                    return None  # whoever uses it is refused; an export uses the base only
+
+            self._in_memory = (
+                models_in_memory(
+                    look(chosen.pretrained or self._recipes["base"].pretrained),
+                    look(chosen.target) if chosen.target else None,
+                    [facts for name in self._black_boxes if (facts := look(name)) is not None],
+                    work=training_work(self._config, self.env),
+                    quantization=chosen.target_quantization,
+                ),
+            )
+        return self._in_memory[0]
 
 
 def make_engine(
@@ -315,6 +348,8 @@ def make_engine(
     sha256: str,
     weights_sha256: str | None = None,
     quantization: str = "none",
+    models: ModelsInMemory | None = None,
+    part: ModelPart = ModelPart.BASE,
 ) -> Engine:
     """Return the engine for a pretrained model: the fast one where it computes just this model.
 
@@ -325,6 +360,8 @@ def make_engine(
         sha256: hex digest of its files.
         weights_sha256: hex digest of the file with the weights, where it differs.
         quantization: how its weights are held, as `ModelConfig.target_quantization` names it.
+        models: all that is in memory at the same time; without it this model alone.
+        part: what the model is of `models`.
 
     Raises:
         ConfigError: The directory holds no such model, or the device is not there, or it cannot
@@ -333,8 +370,13 @@ def make_engine(
     """
     device = pick_device(config.device)
     check_quantization(quantization, str(device))
-    dtype = pick_dtype(config.dtype, device)
-    plan = _memory_plan(directory, name, device, dtype, config.rank, quantization)
+    dtype, memory = pick_dtype(config.dtype, device), memory_of(device)
+    sizes = ModelSizes.read(read_json(directory / CONFIG))
+    if models is None and sizes is not None:
+        models = ModelsInMemory(base=sizes, work=TrainingWork(rank=config.rank))
+    plan = models and models.plan(part, memory, str(dtype).removeprefix("torch."))
+    if models is not None and plan is not None:
+        check_fits(name, plan, None if part is ModelPart.BLACK_BOX else models.card())
     tokenizer = ChatTokenizer(directory)
     if device.type == "cpu" and dtype is torch.float32 and can_load(directory):
         return FastEngine(
@@ -343,7 +385,7 @@ def make_engine(
             name=name,
             sha256=sha256,
             weights_sha256=weights_sha256,
-            memory=memory_of(device).share,
+            memory=memory.share if models is None else models.fast_memory(part, memory),
         )
     # Importing the models of transformers takes seconds and 200 MB.
     from tsgb.models.general.general_engine import GeneralEngine
@@ -360,22 +402,3 @@ def make_engine(
         micro_batch_tokens=MICRO_BATCH_TOKENS if plan is None else plan.micro_batch_tokens,
         gradient_checkpointing=plan is not None and plan.gradient_checkpointing,
     )
-
-
-def _memory_plan(
-    directory: Path,
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    rank: int,
-    quantization: str,
-) -> MemoryPlan | None:
-    """Return how a model fits on a device; None for an architecture without an estimate."""
-    sizes = ModelSizes.read(read_json(directory / CONFIG))
-    if sizes is None:
-        return None
-    sizes = replace(sizes, in_4bit=quantization == FOUR_BIT)
-    kind, work = str(dtype).removeprefix("torch."), TrainingWork(rank=rank)
-    plan = plan_memory(sizes, memory_of(device), dtype=kind, work=work)
-    check_fits(name, plan, card_for(sizes, work=work))
-    return plan

@@ -5,46 +5,130 @@ It looks at the devices of this machine and imports no torch.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
+from tsgb.config import ModelConfig, RunConfig
+from tsgb.envs.base import Environment
 from tsgb.errors import UsageError
 from tsgb.models.machine_memory import find_device
 from tsgb.models.planner import (
-    BYTES,
     CARD_CLASSES,
     MemoryPlan,
+    ModelPart,
+    ModelsInMemory,
     TrainingWork,
-    card_for,
     disk_gb,
-    plan_memory,
 )
 from tsgb.models.quantization import FOUR_BIT, check_quantization
 from tsgb.models.source import ModelFacts
+from tsgb.types import Message, Messages, Split, StreamKind
 
 NO_ESTIMATE = "no estimate of its memory is available for the architecture"
 """Said of models whose sizes are not understood, in place of a wrong number."""
 
 
+_CHARACTERS = 2
+"""Characters of a token that texts are counted by, where no tokenizer is at hand; it has more."""
+_TEMPLATE_TOKENS = 64
+"""Tokens that a chat template puts around the texts of a chat, at most."""
+_SAMPLED = 64
+"""Scenarios and prompts of a world that are looked at for the longest chat."""
+_ROUNDED = 64
+"""Tokens to whose multiples a length is rounded up."""
+
+
+def training_work(config: RunConfig, env: Environment) -> TrainingWork:
+    """Return the sizes of a run's updates, by its configuration and the texts of its world."""
+    scenarios = env.scenarios(Split.TRAIN)[:_SAMPLED]
+    drawn = env.stream(StreamKind.BENIGN, Split.TRAIN, Random(0), _SAMPLED)
+    prompt = max((prompt.text for prompt in drawn), key=len)
+    template = env.guard_template()
+    asked: Message = {"role": "user", "content": template.system + prompt + template.answer}
+    rows = [_tokens([asked])]
+    for scenario in scenarios:
+        rows.append(_tokens(env.attacker_messages(scenario)) + config.attacker.max_new_tokens)
+        rows += [
+            _tokens(env.target_messages(spec.name, scenario, prompt)) + spec.max_new_tokens
+            for spec in env.targets().values()
+        ]
+    recipes = env.recipes(config.profile.value).values()
+    return TrainingWork(
+        rows=config.attacker.scenarios_per_step * config.attacker.group_size,
+        row_tokens=_ROUNDED * math.ceil(max(rows) / _ROUNDED),
+        rank=config.model.rank,
+        target_ranks=tuple(recipe.rank for recipe in recipes if recipe.rank),
+    )
+
+
+def _tokens(messages: Messages) -> int:
+    return _TEMPLATE_TOKENS + sum(len(message["content"]) for message in messages) // _CHARACTERS
+
+
+def models_in_memory(
+    base: ModelFacts | None,
+    target: ModelFacts | None,
+    black_boxes: Sequence[ModelFacts],
+    *,
+    work: TrainingWork,
+    quantization: str,
+) -> ModelsInMemory | None:
+    """Return the sizes of what is in memory at the same time.
+
+    Args:
+        base: The players' base.
+        target: The target, if it is a model of its own.
+        black_boxes: Pretrained black boxes, of which the largest one counts.
+        work: Sizes of the updates.
+        quantization: `ModelConfig.target_quantization`.
+
+    Returns:
+        None where no estimate can be made for the base; others without one are left out.
+    """
+    if base is None or base.sizes is None:
+        return None
+    own = None if target is None else target.sizes
+    return ModelsInMemory(
+        base=base.sizes,
+        work=work,
+        target=own and replace(own, in_4bit=quantization == FOUR_BIT),
+        black_box=max(
+            (model.sizes for model in black_boxes if model.sizes is not None),
+            key=lambda sizes: sizes.parameters,
+            default=None,
+        ),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """Memory and disk that training with a model takes.
+    """Memory and disk that training and evaluating with models take.
 
     Example: `Requirements.of(inspect("smollm2", hub, cache)).check_here()`
     """
 
     name: str
     """Name of the players' base."""
+    beside: str
+    """What is in memory beside it on this machine, in words; empty if nothing is."""
     device: str
     """Device that models are computed on, as `ModelConfig.device` names it."""
     family: str
     """Architecture of which no estimate is available; empty if there is one."""
+    work: TrainingWork
+    """Sizes of the updates."""
     here: MemoryPlan | None
-    """Memory on this machine; None without an estimate."""
+    """Memory on this machine: the base's, or of another model that does not fit beside it; None
+    without an estimate."""
     card: MemoryPlan | None
     """Memory on the smallest class of cards that is large enough; None if there is none."""
     disk_gb: int
     """Disk of a rented machine, GB."""
+    black_boxes: Mapping[str, int]
+    """Bytes of the files of each black box, which this machine needs and a rented one does not."""
     quantization: str = "none"
     """How the weights of the target are held: `none` or `4bit`."""
 
@@ -53,43 +137,50 @@ class Requirements:
         cls,
         base: ModelFacts,
         target: ModelFacts | None = None,
+        black_boxes: Sequence[ModelFacts] = (),
         *,
-        device: str = "auto",
-        dtype: str = "auto",
-        rank: int = TrainingWork().rank,
-        target_quantization: str = "none",
+        model: ModelConfig | None = None,
+        work: TrainingWork | None = None,
     ) -> Requirements:
         """Return the requirements of a run.
 
         Args:
             base: The players' base.
             target: The target, if it is a model of its own.
-            device: `ModelConfig.device`.
-            dtype: `ModelConfig.dtype`.
-            rank: Rank of the adapters.
-            target_quantization: `ModelConfig.target_quantization`.
+            black_boxes: Pretrained black boxes.
+            model: Gives device, dtype, and how the target is held; without it as usual.
+            work: Sizes of the updates; without it those of a large run.
         """
-        models = [base] if target is None else [base, target]
-        unknown = next((model.family for model in models if model.sizes is None), "")
+        model, work = model or ModelConfig(), work or TrainingWork()
+        trained = [base] if target is None else [base, target]
+        unknown = [facts.family for facts in (*trained, *black_boxes) if facts.sizes is None]
         here = card = None
-        if base.sizes is not None and not unknown:
-            found = find_device(device)
-            if dtype not in BYTES:
+        models = models_in_memory(
+            base, target, black_boxes, work=work, quantization=model.target_quantization
+        )
+        if models is not None and not unknown:
+            found, dtype = find_device(model.device), model.dtype
+            if dtype == "auto":
                 dtype = "bfloat16" if found.is_card else "float32"
-            other = None if target is None else target.sizes
-            work = TrainingWork(rank=rank)
-            if other is not None:
-                other = replace(other, in_4bit=target_quantization == FOUR_BIT)
-            here = plan_memory(base.sizes, found, dtype=dtype, work=work, target=other)
-            card = card_for(base.sizes, work=work, target=other)
+            made = [models.plan(part, found, dtype) for part in ModelPart]
+            plans = [plan for plan in made if plan is not None]
+            here = next((plan for plan in plans if not plan.fits), plans[0])
+            card = models.card()
+        beside = [] if target is None else [f"the target {target.name}"]
+        if black_boxes:
+            largest = max(black_boxes, key=lambda facts: facts.weight_bytes)
+            beside.append(f"the black box {largest.name}")
         return cls(
             name=base.name,
-            device=device,
-            family=unknown,
+            beside=f" beside {' and '.join(beside)}" if beside else "",
+            device=model.device,
+            family=next(iter(unknown), ""),
+            work=work,
             here=here,
             card=card,
-            disk_gb=disk_gb(*(model.weight_bytes for model in models)),
-            quantization=target_quantization,
+            disk_gb=disk_gb(*(facts.weight_bytes for facts in trained)),
+            black_boxes={facts.name: facts.weight_bytes for facts in black_boxes},
+            quantization=model.target_quantization,
         )
 
     def check_here(self) -> None:
@@ -101,7 +192,7 @@ class Requirements:
         """
         check_quantization(self.quantization, find_device(self.device).device)
         if self.here is not None:
-            check_fits(self.name, self.here, self.card)
+            check_fits(self.name + self.beside, self.here, self.card)
 
     def check_rented(self, *, gpu_ram_gb: float, rented_gb: float) -> None:
         """Refuse a model that the machines which may be rented are too small for.
@@ -141,9 +232,14 @@ class Requirements:
 
     def lines(self) -> dict[str, str]:
         """Return the requirements for people, a line by its label."""
+        files = {}
+        if self.black_boxes:
+            size = sum(self.black_boxes.values()) / 1e9
+            files["black boxes"] = f"{size:.2g} GB of files, loaded here one at a time"
         if self.here is None:
-            return {"memory": f"{NO_ESTIMATE} {self.family!r}", "rented": self.rented}
-        plan, work = self.here, TrainingWork()
+            memory = f"{NO_ESTIMATE} {self.family!r}"
+            return {"memory": memory, **files, "rented": self.rented}
+        plan, work = self.here, self.work
         parts = ", ".join(f"{name} {size / 1e9:.2g}" for name, size in plan.parts.items())
         card = self.rented if self.card else f"no single card is large enough; {self.rented}"
         again = ", activations computed again" if plan.gradient_checkpointing else ""
@@ -153,6 +249,7 @@ class Requirements:
             f"of {work.row_tokens} tokens)",
             "here": f"{fits} on {plan.device}, micro-batches of {plan.micro_batch_tokens} tokens"
             f"{again}",
+            **files,
             "rented": card,
         }
 
@@ -170,6 +267,7 @@ class Requirements:
             "gpu_bytes": None if card is None else card.needed,
             "gpu_gb": None if card is None else round(card.device.total / 1e9),
             "disk_gb": self.disk_gb,
+            "black_box_bytes": sum(self.black_boxes.values()),
         }
 
 

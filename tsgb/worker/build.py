@@ -24,11 +24,20 @@ def setup_torch() -> None:
     torch.set_num_threads(1)
 
 
-def make_registry(config: RunConfig, context: WorkerContext, on_build: OnBuild) -> ModelRegistry:
-    """Return the models of a run, in the world of its configuration."""
+def make_registry(
+    config: RunConfig, context: WorkerContext, on_build: OnBuild, *, evaluates: bool = False
+) -> ModelRegistry:
+    """Return the models of a run, in the world of its configuration.
+
+    Args:
+        config: Configuration of the run.
+        context: Settings of this process.
+        on_build: Called while a model is built.
+        evaluates: Whether its black boxes are asked, too.
+    """
     env = make_environment(config.env, world_seed=config.world_seed, trust=context.trust)
     cache = context.worker.cache_dir / "models"
-    return ModelRegistry(env, config, cache, on_build, context.hub)
+    return ModelRegistry(env, config, cache, on_build, context.hub, evaluates=evaluates)
 
 
 def build(context: WorkerContext, resume_path: str, part: int, parts: int) -> None:

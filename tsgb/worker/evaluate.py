@@ -112,7 +112,7 @@ def evaluate(
     config = read_config(run)
     run.check_writable()
     progress = EvaluationProgress(run, f"reports/{eval_id}/progress-{part}.json", signals.check)
-    registry = make_registry(config, context, progress.building)
+    registry = make_registry(config, context, progress.building, evaluates=True)
     black_boxes = load_black_boxes(target_class)
     judge = None if judge_class is None else StrictJudge(load_judge(judge_class).made)
     world = with_black_boxes(registry.env, config.model.black_boxes)

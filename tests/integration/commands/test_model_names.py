@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.chat_model import save_chat_model
+from tests.fakes.chat_model import enlarge, save_chat_model
 from tests.fakes.command_line import Ended, Run
 from tests.fakes.gguf_model import save_gguf
 from tests.fakes.hub_cache import cache_repository
@@ -196,35 +196,7 @@ def test_a_world_that_trains_its_own_models(
 
 @pytest.fixture
 def giant(model: Path) -> Iterator[Path]:
-    """A model of 400 billion weights by its configuration; its file of 800 GB is a hole."""
-    width, inner, layers, words = 16_384, 53_248, 126, 1200
-    broken(
-        model,
-        "config.json",
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=128,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=words,
-    )
-    shapes = [(words, width), (1, width)]
-    for _ in range(layers):
-        shapes += [(width, width)] * 2 + [(1024, width)] * 2 + [(inner, width)] * 3 + [(2, width)]
-    header, end = {}, 0
-    for number, (rows, columns) in enumerate(shapes):
-        start, end = end, end + 2 * rows * columns
-        header[f"{number}"] = {
-            "dtype": "BF16",
-            "shape": [rows, columns],
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    with (model / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-    yield model
+    yield enlarge(model)
     (model / "model.safetensors").unlink()  # the session's search for secrets would read it all
 
 
@@ -238,6 +210,23 @@ def test_a_model_that_this_machine_is_too_small_for(
         "name a smaller model",
         line,
     )
+
+
+@pytest.mark.parametrize("command", ["plan", "doctor"])
+@pytest.mark.parametrize("option", ["--target-model", "--black-box"])
+def test_further_models_are_looked_at_beside_a_base(
+    command: str, option: str, refused: Callable[[str, str], str]
+) -> None:
+    line = refused(command, f"{option} a/b")
+    assert line == f"tsgb: {option} is looked at beside --model: give both"
+
+
+def test_a_black_box_that_this_machine_is_too_small_for(
+    refused: Callable[[str, str], str], giant: Path, tmp_path: Path
+) -> None:
+    base = save_chat_model(tmp_path / "base")
+    line = refused("experiment", f"--model {base} --black-box {giant}")
+    assert f"model {base} beside the black box {giant} needs 1" in line
 
 
 def test_doctor_says_what_does_not_fit(tsgb: Run, giant: Path) -> None:
@@ -271,7 +260,14 @@ def test_a_plan_for_a_model_that_rented_machines_can_get(
 ) -> None:
     monkeypatch.setenv("VAST_API_KEY", vast.vast.key)
     monkeypatch.setenv("HF_TOKEN", sentinel("member"))
-    ended = tsgb("plan", "--model", "acme/open", "--vast-url", vast.vast.url, "--store", ".")
+    words = ["--model", "acme/open", "--vast-url", vast.vast.url, "--store", "."]
+    box = str(save_chat_model(tmp_path / "box"))
+    ended = tsgb("plan", *words, "--env", "canary", "--black-box", box)
     assert (ended.code, ended.err) == (0, "")
+    assert "black boxes  0.00015 GB of files, loaded here one at a time" in ended.out
+    four_bit = ["--target-model", "acme/open", "--set", "model.target_quantization=4bit"]
+    ended = tsgb("plan", *words, *four_bit, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert "target in 4 bit" in json.loads(ended.out)["memory"]["parts"]
     assert server.asked[-1].startswith("HEAD /acme/open/resolve/")
     assert "+token" not in server.asked[-1], "a rented machine has none"

@@ -26,9 +26,13 @@ from tsgb.models.general.general_engine import GeneralEngine
 from tsgb.models.planner import (
     FAMILIES,
     DeviceMemory,
+    ModelPart,
+    ModelsInMemory,
     ModelSizes,
+    Resident,
     TrainingWork,
     card_for,
+    copied_weights,
     disk_gb,
     memory_parts,
     plan_memory,
@@ -78,7 +82,7 @@ def on_a_card(sizes: ModelSizes, target: ModelSizes | None = None) -> float:
         is_card=True,
         micro_batch_tokens=2048,
         gradient_checkpointing=True,
-        target=target,
+        beside=[] if target is None else [Resident(ModelPart.TARGET, target)],
     )
     return sum(parts.values()) / GB
 
@@ -118,6 +122,75 @@ def test_the_card_to_rent(model: str, gigabytes: int) -> None:
 def test_no_card_is_large_enough() -> None:
     assert card_for(replace(REAL["8B"], layers=320)) is None
     assert disk_gb(16 * GB, 6 * GB) == 37
+
+
+def test_each_model_counts_the_others() -> None:
+    models = ModelsInMemory(
+        base=REAL["0.5B"],
+        work=TrainingWork(target_ranks=(8, 16)),
+        target=REAL["1.5B"],
+        black_box=REAL["135M"],
+    )
+    card = DeviceMemory("cuda", 48 * GB)
+    plans = {part: models.plan(part, card, "bfloat16") for part in ModelPart}
+    sizes = {
+        ModelPart.BASE: REAL["0.5B"],
+        ModelPart.TARGET: REAL["1.5B"],
+        ModelPart.BLACK_BOX: REAL["135M"],
+    }
+    for part, plan in plans.items():
+        assert plan is not None
+        for other in ModelPart:
+            found = plan.parts["weights" if other is part else other.value]
+            assert found >= 2 * sizes[other].parameters
+    targets = 4 * (REAL["1.5B"].adapter(8) + REAL["1.5B"].adapter(16))
+    base, own = plans[ModelPart.BASE], plans[ModelPart.TARGET]
+    assert base is not None
+    assert own is not None
+    assert base.parts["target"] >= 2 * REAL["1.5B"].parameters + targets
+    assert own.parts["adapters"] == targets
+    assert replace(models, target=None).plan(ModelPart.TARGET, card, "bfloat16") is None
+
+
+def test_adapters_of_targets_lie_on_the_base_where_that_is_the_target() -> None:
+    device, sizes = DeviceMemory("cpu", 24 * GB), REAL["135M"]
+
+    def adapters(ranks: tuple[int, ...]) -> int:
+        models = ModelsInMemory(base=sizes, work=TrainingWork(target_ranks=ranks))
+        plan = models.plan(ModelPart.BASE, device, "float32")
+        assert plan is not None
+        return plan.parts["adapters"]
+
+    assert adapters((8, 8, 16, 8)) - adapters(()) == 4 * 40 * sizes.adapter(1)
+
+
+def test_a_model_that_only_answers_needs_no_optimizer() -> None:
+    models = ModelsInMemory(base=REAL["0.5B"], black_box=REAL["0.5B"])
+    card = DeviceMemory("cuda", 48 * GB)
+    base, asked = (
+        models.plan(part, card, "bfloat16") for part in (ModelPart.BASE, ModelPart.BLACK_BOX)
+    )
+    assert base is not None
+    assert asked is not None
+    assert asked.parts["optimizer"] == asked.parts["adapters"] == asked.parts["snapshots"] == 0
+    assert asked.parts["activations"] < base.parts["activations"]
+
+
+@pytest.mark.parametrize("gigabytes", [4, 8, 16, 24, 64])
+def test_fast_engines_share_the_memory_of_a_machine(gigabytes: int) -> None:
+    """Each gets what the others cannot hold: weights, their copies, and adapters."""
+    device, sizes = DeviceMemory("cpu", gigabytes * GB), REAL["135M"]
+    alone = ModelsInMemory(base=sizes)
+    assert alone.fast_memory(ModelPart.BASE, device) == device.share
+    three = replace(alone, target=sizes, black_box=sizes, work=TrainingWork(target_ranks=(8, 16)))
+    weights = 4 * sizes.parameters
+    for part in ModelPart:
+        memory = three.fast_memory(part, device)
+        others = three.beside(part, is_card=False)
+        held = sum(other.held(4) + copied_weights(weights, memory) for other in others)
+        assert len(others) == 2
+        assert held > 2 * weights
+        assert memory == 0 or memory + held <= device.share
 
 
 # -- sizes ---------------------------------------------------------------------------------

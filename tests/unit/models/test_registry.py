@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import pytest
 import torch
 import transformers
 
-from tests.fakes.chat_model import save_chat_model
+from tests.fakes.chat_model import enlarge, save_chat_model
 from tests.fakes.families import FAMILIES, save_family
-from tsgb.config import ModelConfig
+from tsgb.config import ModelConfig, make_config
 from tsgb.envs.canary import CanaryEnvironment
-from tsgb.errors import ConfigError
+from tsgb.errors import ConfigError, UsageError
 from tsgb.models.engine import Engine
 from tsgb.models.fast.fast_engine import FastEngine
-from tsgb.models.registry import make_engine
+from tsgb.models.registry import ModelRegistry, make_engine
 
 TEMPLATE = CanaryEnvironment(world_seed=0).guard_template()
 PROMPT = "What is the badge code?"
@@ -103,3 +103,55 @@ def test_bfloat16_and_absent_devices(changed: Changed) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"'cuda:3': torch finds no CUDA cards here; set it"):
             engine_of(path, ModelConfig(device="cuda:3"))
+
+
+class TestSeveralModels:
+    """A base, a target of its own and a black box, in one process."""
+
+    @pytest.fixture
+    def registry(self, tmp_path: Path) -> Iterator[Callable[..., ModelRegistry]]:
+        env = CanaryEnvironment(world_seed=0)
+        base = save_chat_model(tmp_path / "base")
+        models = {"pretrained": str(base)}
+
+        def make(*, evaluates: bool = False, **more: object) -> ModelRegistry:
+            named = {"profile": "smoke", "env": "canary", "model": models | more}
+            config = make_config(env.profile("smoke"), named)
+            cache = tmp_path / "cache"
+            return ModelRegistry(env, config, cache, lambda *_: None, evaluates=evaluates)
+
+        yield make
+        for model in tmp_path.glob("giant/*.safetensors"):
+            model.unlink()  # a hole of 800 GB, which whoever looks for secrets would read
+
+    def test_a_target_that_does_not_fit_is_refused_before_the_base_is_loaded(
+        self, registry: Callable[..., ModelRegistry], tmp_path: Path
+    ) -> None:
+        giant = str(enlarge(save_chat_model(tmp_path / "giant")))
+        with pytest.raises(UsageError, match=r"model base needs \d{4}\.\d GB in float32, and cpu"):
+            registry(target=giant).base()
+        registry(black_boxes=[giant]).base()  # training asks no black box
+        with pytest.raises(UsageError, match=r"model base needs \d{4}\.\d GB in float32, and cpu"):
+            registry(black_boxes=[giant], evaluates=True).base()
+
+    def test_the_base_alone_can_be_used_where_a_target_is_not(
+        self, registry: Callable[..., ModelRegistry], tmp_path: Path
+    ) -> None:
+        """As an export does."""
+        models = registry(target=str(tmp_path / "gone"))
+        assert models.base().name == "base"
+        with pytest.raises(ConfigError, match="gone' is a directory that does not exist"):
+            models.target()
+
+    def test_they_share_the_memory(
+        self, registry: Callable[..., ModelRegistry], tmp_path: Path
+    ) -> None:
+        further = [str(save_chat_model(tmp_path / name)) for name in ("target", "box")]
+        alone: Any = registry().base()
+        models = registry(target=further[0], black_boxes=further[1:], evaluates=True)
+        base, target, box = models.base(), models.target(), models.black_box(further[1])
+        assert len({id(engine) for engine in (base, target, box)}) == 3
+        for engine in (base, target, box):
+            budget: Any = getattr(engine, "budget")  # noqa: B009 - of the fast engine
+            # At least the weights of both others, with the three copies of each.
+            assert alone.budget.free - budget.free > 2 * 4 * 4 * base.num_parameters * 0.9

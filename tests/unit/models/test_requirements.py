@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tests.fakes.chat_model import save_chat_model
 from tests.unit.models.test_planner import REAL
+from tsgb.config import ModelConfig, make_config
+from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError, UsageError
+from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.machine_memory import main_memory
 from tsgb.models.planner import DeviceMemory, card_for, plan_memory
-from tsgb.models.requirements import Requirements, check_fits
+from tsgb.models.requirements import Requirements, check_fits, training_work
 from tsgb.models.source import ModelFacts, inspect
 from tsgb.setting_groups import HubSettings
+from tsgb.types import Split, StreamKind
+
+CANARY = CanaryEnvironment(world_seed=0)
 
 
 @pytest.fixture(name="facts")
@@ -27,7 +34,7 @@ def of_size(facts: ModelFacts, name: str) -> ModelFacts:
 
 
 def test_a_small_model_fits_here(facts: ModelFacts) -> None:
-    needs = Requirements.of(facts, device="cpu")
+    needs = Requirements.of(facts, model=ModelConfig(device="cpu"))
     needs.check_here()
     needs.check_rented(gpu_ram_gb=8, rented_gb=20)
     document = needs.document()
@@ -56,7 +63,11 @@ def test_what_does_not_fit_here_is_refused_in_one_line() -> None:
 def test_a_target_in_four_bits_needs_a_card_and_a_third_of_the_memory(facts: ModelFacts) -> None:
     base, target = of_size(facts, "3B"), of_size(facts, "8B")
     whole = Requirements.of(base, target)
-    small = Requirements.of(base, target, device="cpu", target_quantization="4bit")
+    small = Requirements.of(
+        base,
+        target,
+        model=ModelConfig(target="8B", device="cpu", target_quantization="4bit"),
+    )
     assert (whole.card, small.card) != (None, None)
     assert whole.card is not None
     assert small.card is not None
@@ -95,3 +106,74 @@ def test_an_unknown_architecture_has_no_estimate_and_is_not_refused(facts: Model
         "no estimate of its memory is available for the architecture 'novel'"
     )
     assert needs.document()["bytes"] is None
+
+
+def test_black_boxes_count_one_at_a_time_and_on_this_machine_only(facts: ModelFacts) -> None:
+    alone = Requirements.of(facts, model=ModelConfig(device="cpu"))
+    boxes = [of_size(facts, "0.5B"), of_size(facts, "135M")]
+    needs = Requirements.of(facts, None, boxes, model=ModelConfig(device="cpu"))
+    assert needs.here is not None
+    assert needs.here.needed > 4 * REAL["0.5B"].parameters
+    assert "black box" not in (alone.here.parts if alone.here else {})
+    assert (needs.card, needs.disk_gb) == (alone.card, alone.disk_gb), "a rented card asks none"
+    files = sum(box.weight_bytes for box in boxes)
+    assert needs.document()["black_box_bytes"] == files
+    assert needs.lines()["black boxes"] == (
+        f"{files / 1e9:.2g} GB of files, loaded here one at a time"
+    )
+    needs.check_here()
+
+    huge = replace(of_size(facts, "8B"), sizes=replace(REAL["8B"], layers=3200))
+    with pytest.raises(UsageError, match=rf"model {facts.name} beside the black box 8B needs \d+"):
+        Requirements.of(facts, None, [huge, *boxes]).check_here()
+    unknown = replace(facts, family="novel", sizes=None)
+    assert Requirements.of(facts, None, [unknown]).family == "novel"
+
+
+def test_a_target_that_is_larger_than_the_base_must_fit_itself(facts: ModelFacts) -> None:
+    """It answers and learns with more activations than the base has."""
+    config = make_config(CANARY.profile("smoke"), {"profile": "smoke", "env": "canary"})
+    work = replace(training_work(config, CANARY), row_tokens=16_384)
+    both = Requirements.of(of_size(facts, "135M"), of_size(facts, "8B"), work=work).card
+    alone = card_for(REAL["8B"], work=replace(work, roles=1, rank=16, target_ranks=(8, 8, 8)))
+    assert both is not None
+    assert alone is not None
+    assert both.device.total >= alone.device.total > both.needed
+
+
+def test_sizes_of_updates_come_from_the_configuration_and_the_world(facts: ModelFacts) -> None:
+    named = {"profile": "smoke", "env": "canary"}
+    small = make_config(CANARY.profile("smoke"), named)
+    work = training_work(small, CANARY)
+    assert (work.rows, work.rank) == (4, 4)
+    assert sorted(work.target_ranks) == [8, 8, 8, 16]
+    large = make_config(
+        CANARY.profile("smoke"),
+        named,
+        {"model": {"rank": 64}, "attacker": {"scenarios_per_step": 32, "max_new_tokens": 2000}},
+    )
+    more = training_work(large, CANARY)
+    assert (more.rows, more.rank) == (128, 64)
+    assert more.row_tokens >= 2000
+    needs = [Requirements.of(of_size(facts, "3B"), work=one).here for one in (work, more)]
+    assert needs[0] is not None
+    assert needs[1] is not None
+    assert needs[0].parts["optimizer"] * 16 == needs[1].parts["optimizer"]
+    assert needs[0].needed < needs[1].needed
+
+
+def test_no_row_is_longer_than_the_one_that_is_planned_for(tmp_path: Path) -> None:
+    config = make_config(CANARY.profile("demo"), {"profile": "demo", "env": "canary"})
+    tokenizer = ChatTokenizer(save_chat_model(tmp_path / "tiny"))
+    planned = training_work(config, CANARY).row_tokens
+    prompts = CANARY.stream(StreamKind.WIDE, Split.TEST, Random(1), 50)
+    asked = tokenizer.guard_rows(CANARY.guard_template(), [prompt.text for prompt in prompts])
+    scenarios = {scenario.scenario_id: scenario for scenario in CANARY.scenarios(Split.TEST)}
+    answered = [
+        tokenizer.encode_chat(
+            CANARY.target_messages("T_s", scenarios[prompt.scenario_id], prompt.text)
+        )
+        for prompt in prompts
+    ]
+    longest = max(map(len, [*asked, *answered])) + CANARY.targets()["T_s"].max_new_tokens
+    assert planned / 4 < longest <= planned

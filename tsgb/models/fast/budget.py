@@ -13,13 +13,11 @@ from typing import Any
 from torch import nn
 
 from tsgb.models.fast.network import EMBEDDING, HEAD, Shape
-from tsgb.models.planner import FAMILIES, ModelSizes
+from tsgb.models.planner import FAMILIES, ModelSizes, copied_weights
 
 _FLOAT32 = 4
 _LIBRARIES = 600_000_000
 """Bytes that torch and its libraries take."""
-_COPIES_SHARE = 0.35
-"""Most of the free memory that copies of weights may take."""
 _SAMPLING_COPIES = 5
 """Tensors as large as the logits of all rows, while a token is sampled."""
 _GRID = 2
@@ -67,10 +65,8 @@ class Budget:
         )
         weights = _FLOAT32 * sizes.parameters
         free = max(0, memory - weights - _LIBRARIES)
-        # The base in its layout, and the adapters of both players, each merged into a copy.
-        copied = 3 * weights
-        copies = copied <= _COPIES_SHARE * free
-        return cls(sizes, shape.heads, copies, free - copied * copies)
+        copied = copied_weights(weights, memory)
+        return cls(sizes, shape.heads, copied > 0, free - copied)
 
     def write_rows(self, row_tokens: int) -> int:
         """Return how many rows of a length are written at once; at least one."""
