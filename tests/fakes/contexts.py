@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from tsgb.checkpoint.run import RunStore
 from tsgb.plugins import NO_TRUST, Trust
-from tsgb.setting_groups import StoreSettings, WorkerSettings
+from tsgb.setting_groups import HubSettings, StoreSettings, WorkerSettings
 from tsgb.worker.context import WorkerContext
 
 
@@ -23,11 +23,13 @@ def worker_context(
     password: SecretStr | None = None,
     manifest_key: SecretStr | None = None,
     grace_seconds: float = 60.0,
+    hub: HubSettings | None = None,
 ) -> WorkerContext:
     return WorkerContext(
         store=StoreSettings(webdav_user=user, webdav_pass=password, manifest_key=manifest_key),
         worker=WorkerSettings(cache_dir=cache_dir, grace_seconds=grace_seconds),
         trust=trust,
+        hub=hub or HubSettings(),
     )
 
 

@@ -9,19 +9,24 @@ from tests.fakes.miniature import TRUST, ScriptedTarget
 from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
+from tsgb.setting_groups import HubSettings
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef, Response
 from tsgb.worker.build import make_registry, setup_torch
 
 
 def save_run(
-    run: Path, config: RunConfig, cache: Path, until_step: int | None = None
+    run: Path,
+    config: RunConfig,
+    cache: Path,
+    until_step: int | None = None,
+    *,
+    hub: HubSettings | None = None,
 ) -> CheckpointRef:
     """Train against a target that refuses, to the end or to a step, and save."""
     setup_torch()
-    registry = make_registry(
-        config, worker_context(cache, trust=TRUST), lambda _name, _done, _total: None
-    )
+    context = worker_context(cache, trust=TRUST, hub=hub)
+    registry = make_registry(config, context, lambda _name, _done, _total: None)
     refusing = ScriptedTarget(lambda _prompt: Response(text="REFUSE"))
     trainer = Trainer(config, registry.env, registry.base(), refusing)
     while not trainer.done and trainer.state.step != until_step:

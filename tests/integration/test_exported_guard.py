@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import pytest
 import typer.testing
 
+import tsgb
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.contexts import worker_context
 from tests.fakes.families import save_family
@@ -32,6 +36,9 @@ from tsgb.worker.context import WorkerContext, read_config
 pytestmark = pytest.mark.integration
 
 TOLERANCE = 1e-4
+ELSEWHERE = 1e-5
+"""Largest difference between a score here and in another environment."""
+PLAIN_GUARD = Path(__file__).parents[1] / "fakes" / "plain_guard.py"
 # The fewest updates after which scores differ from prompt to prompt.
 SHORT: dict[str, Any] = {
     "attacker": {"sft_steps": 1, "warmup_steps": 1, "max_new_tokens": 4},
@@ -191,6 +198,70 @@ def test_a_chat_model_whose_base_lies_elsewhere(
         assert reason in refused.stderr
 
 
+@pytest.fixture(scope="module", params=["as here", "an earlier minor version"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment that has torch, transformers and peft alone."""
+    major, minor = version("transformers").split(".")[:2]
+    wanted = [f"{name}=={version(name)}" for name in ("torch", "peft", "transformers")]
+    if request.param != "as here":
+        wanted[-1] = f"transformers=={major}.{int(minor) - 1}.*"
+    place = tmp_path_factory.mktemp("elsewhere") / "venv"
+    python = place / "bin" / "python"
+    for command in (
+        ["uv", "venv", "-q", "--python", sys.executable, str(place)],
+        ["uv", "pip", "install", "-q", "--python", str(python), *wanted],
+    ):
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", None) or str(error)
+            pytest.skip(f"{' '.join(wanted)} cannot be had: {reason[-200:]}")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "llama3"])
+def test_plain_transformers_and_peft_in_another_environment(
+    tmp_path: Path, elsewhere: Path, family: str
+) -> None:
+    model = {"pretrained": str(save_family(tmp_path / "base", family)), "rank": 4}
+    context = worker_context(tmp_path / "cache")
+    save_run(tmp_path / "r1", smoke("canary", TINY_CHAT, {"model": model}), tmp_path / "cache")
+    out = tmp_path / "out"
+    export(context, tmp_path / "r1", out)
+    prompts = prompts_of("canary", 52)
+    wanted = [found.score for found in tsgb.load_guard(out).assess(prompts)]
+    assert len({round(score, 3) for score in wanted}) > 20
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TSGB_", "PYTHON", "VIRTUAL"))}
+
+    def run(*words: str, **options: Any) -> str:
+        environment = {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [str(elsewhere), *words],
+            env=environment,
+            cwd=out,
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = json.loads(run(str(PLAIN_GUARD), input=json.dumps(prompts)))
+    versions = said.pop("versions")
+    for way, scores in said.items():
+        worst = max(abs(a - b) for a, b in zip(scores, wanted, strict=True))
+        print(f"{family}, {versions}, {way}: {len(scores)} scores within {worst:.1e}")  # noqa: T201
+        assert worst < ELSEWHERE
+    [snippet] = re.findall("```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    *_, judged, by_hand = run("-c", snippet).splitlines()
+    [score] = [found.score for found in tsgb.load_guard(out).assess(["a prompt"])]
+    assert ast.literal_eval(judged)["score"] == pytest.approx(score, abs=ELSEWHERE)
+    assert float(by_hand) == pytest.approx(score, abs=ELSEWHERE)
+
+
 def test_lines_of_stdin_and_presets(tmp_path: Path, glyph: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(glyph / "full" / "score.py"), "--preset", "strict"],
@@ -202,7 +273,8 @@ def test_lines_of_stdin_and_presets(tmp_path: Path, glyph: Path) -> None:
     )
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["prompt"] for line in said] == ["o1 a2", "o3"]
-    strict = json.loads((glyph / "full" / "guard.json").read_text())["thresholds"]["strict"]
+    measured = json.loads((glyph / "full" / "guard.json").read_text())["dtypes"]["float32"]
+    strict = measured["thresholds"]["strict"]
     assert {line["threshold"] for line in said} == {strict["value"]}
 
 

@@ -13,7 +13,8 @@ from tsgb.plugins import Trust
 
 if TYPE_CHECKING:
     from tsgb.export.guard import Source
-    from tsgb.export.record import GuardFile
+    from tsgb.export.record import Dtype, GuardFile
+    from tsgb.models.engine import Engine
 
 
 def export_guard(
@@ -33,6 +34,15 @@ def export_guard(
     attacker: Annotated[
         bool, typer.Option("--attacker", help="Export the attacker instead of the guard.")
     ] = False,
+    dtypes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dtype",
+            metavar="NAME",
+            help="float32 or bfloat16: calibrate in it too, however long it takes here; without "
+            "it in both where this machine computes both well.",
+        ),
+    ] = None,
     understood: Annotated[
         bool,
         typer.Option("--i-understand", help="Confirm --attacker: what it exports writes attacks."),
@@ -53,7 +63,12 @@ def export_guard(
     from tsgb.cli import output
     from tsgb.export import guard as exports
     from tsgb.export.directory import check_free
+    from tsgb.export.record import DTYPES
 
+    wanted: list[Dtype] = [dtype for dtype in DTYPES if dtype in (dtypes or ())]
+    for dtype in dtypes or ():
+        if dtype not in DTYPES:
+            raise UsageError(f"--dtype {dtype!r}: choose of {', '.join(DTYPES)}")
     check_free(directory)
     name = exports.ATTACKER_WEIGHTS if attacker else exports.GUARD_WEIGHTS
     source = _source(checkpoint, name, Trust.of(env, trust_config=trust_config))
@@ -66,7 +81,7 @@ def export_guard(
         exports.export_attacker(source, directory, with_base=with_base)
         lines = [f"attacker of {source.ref.name} in {directory}: read its README.md"]
     else:
-        record = exports.export_guard(source, directory, with_base=with_base)
+        record = exports.export_guard(source, directory, with_base=with_base, dtypes=wanted)
         document |= record.model_dump(mode="json")
         lines = _summary_lines(record, directory)
     if as_json:
@@ -102,6 +117,12 @@ def _source(checkpoint: str, name: str, trust: Trust) -> Source:
         main = run.run_url.removesuffix(f".{config.arm.value}")
         setup_torch()
         registry = make_registry(config, context, built)
+
+        def engine_in(dtype: Dtype) -> Engine:
+            model = config.model.model_copy(update={"dtype": dtype})
+            other = config.model_copy(update={"model": model})
+            return make_registry(other, context, built).base()
+
         return Source(
             ref=ref,
             files=files,
@@ -110,6 +131,7 @@ def _source(checkpoint: str, name: str, trust: Trust) -> Source:
             config=config,
             env=registry.env,
             engine=registry.base(),
+            engine_in=engine_in,
         )
 
 
@@ -118,11 +140,14 @@ def _summary_lines(record: GuardFile, directory: Path) -> list[str]:
     about = record.checkpoint
     progress = f"update {about.step} of {about.total_steps}"
     lines = [f"guard of {about.name} ({record.arm}, {about.column}, {progress}) in {directory}"]
-    for name, point in record.thresholds.items():
-        lines.append(
-            f"  {name:<11}unsafe iff score > {point.value:.6g}: FPR at most {point.alpha:.2%}, "
-            f"bound {point.fpr_upper:.2%} on {record.calibration.n} benign prompts"
-        )
+    for dtype, measured in record.dtypes.items():
+        for name, point in measured.thresholds.items():
+            lines.append(
+                f"  {name:<11}{dtype:<9}unsafe iff score > {point.value:.6g}: FPR at most "
+                f"{point.alpha:.2%}, bound {point.fpr_upper:.2%} on {record.calibration.n} benign "
+                "prompts"
+            )
+    lines += [f"  {dtype:<11}not calibrated: {why}" for dtype, why in record.uncalibrated.items()]
     lines += [f"  {name:<11}left out: {reason}" for name, reason in record.omitted.items()]
     if record.adapter == "lora" and record.base.directory is None:
         lines.append(

@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tsgb.errors import ExitCode, UsageError
-
-if TYPE_CHECKING:
-    from tsgb.export.record import GuardFile
 
 PROGRESS_SECONDS = 2.0
 """Seconds between two lines of progress."""
@@ -47,15 +44,22 @@ def score(
             "--base", metavar="NAME", help="Name or directory of the base that the export lacks."
         ),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="float32 or bfloat16, each with thresholds of its own; the run's without it.",
+        ),
+    ] = None,
 ) -> int:
     """Score prompts with an exported guard: a JSON object a line, an error in place of a score.
 
-    Nothing is cut. With --output, an interrupted command goes on where it was.
+    The prompts of its self-test are scored first and compared. Nothing is cut. With --output, an
+    interrupted command goes on where it was.
     """
-    from tsgb.export.loading import load_guard, read_guard_file
+    from tsgb import load_guard
     from tsgb.export.scoring import read_items, score_file, score_stream
 
-    about = read_guard_file(guard)
     try:
         stream: Any = sys.stdin.buffer if source is None else source.open("rb")
     except OSError as error:
@@ -64,7 +68,7 @@ def score(
 
     disable_progress_bar()  # stderr is for ours
     with stream:
-        loaded = load_guard(guard, base=_base(about, base), preset=preset)
+        loaded = load_guard(guard, base=base, preset=preset, dtype=dtype)
         items = read_items(stream, field)
         if output is None:
             progress = score_stream(loaded, items, _write)
@@ -86,22 +90,3 @@ def score(
 def _write(data: bytes) -> None:
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
-
-
-def _base(about: GuardFile, given: str | None) -> Path | None:
-    """Return the directory of a base that is not in the export; None if it is, or none is known."""
-    from tsgb.models.fetch import fetch
-    from tsgb.models.smollm2 import HUB_ID
-    from tsgb.settings import load_settings
-
-    name = given
-    if name is None and about.base.directory is None and about.adapter == "lora":
-        if about.base.revision is not None:
-            name = f"{about.base.source}@{about.base.revision}"
-        elif about.base.source == HUB_ID:
-            name = "smollm2"
-    if name is None:
-        return None
-    settings = load_settings()
-    settings.make_cache_dir()
-    return fetch(name, settings, settings.cache_dir / "models").directory

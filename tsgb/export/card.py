@@ -45,15 +45,21 @@ def guard_card(
         + ("Whole weights of a small causal language model" if whole else "A LoRA adapter")
         + "; the verdict is read from two logits at the last position, nothing is generated.",
         "## Use",
-        f"```\npip install {libraries}\npython score.py [--preset NAME] PROMPT...\n```",
+        f"```\npip install {libraries}\npython score.py [--preset NAME] [--dtype NAME] PROMPT...\n"
+        "```",
+        "In Python, with this folder as the working directory:",
+        _snippet(guard),
         *needs,
         f"Input: `{_code(guard.template.input)}`. Its ids are in `guard.json`; the prompt is "
         "encoded apart, so that it cannot forge the template. "
         f"Score: {guard.score} (`{guard.unsafe.token.strip()}` {guard.unsafe.id}, "
         f"`{guard.safe.token.strip()}` {guard.safe.id}). {guard.rule[:1].upper()}{guard.rule[1:]}, "
-        f"temperature {guard.temperature:.4g}. Nothing is truncated.",
+        f"with the temperature of the dtype. Nothing is truncated.",
         "## Operating points",
+        "Rounding moves scores, so each dtype of the base's weights has thresholds of its own, "
+        f"measured on the same prompts; the run computed in {guard.dtype}.",
         _operating_points(guard),
+        *(f"`{name}` has no thresholds: {why}." for name, why in guard.uncalibrated.items()),
         *(f"`{name}` is left out: {reason}." for name, reason in guard.omitted.items()),
         f"Calibrated on {guard.calibration.n} prompts ({guard.calibration.stream}) by the "
         "Neyman-Pearson order statistic: with confidence "
@@ -133,18 +139,42 @@ def _base_needed(base: Base) -> str:
     return f"{where}. Give its directory as `--base DIR`; {has}."
 
 
+def _snippet(guard: GuardFile) -> str:
+    base = ", base=Path(BASE)" if guard.adapter == "lora" and not guard.base.directory else ""
+    lines = [
+        "from pathlib import Path",
+        "",
+        "import torch",
+        "from score import ExportedGuard",
+        "",
+        f'guard = ExportedGuard(Path("."){base}, dtype="{guard.dtype}")',
+        "guard.check()  # a few scores are those of the export",
+        'print(guard.judge("a prompt"))',
+        "",
+        "# The same by hand: guard.model is a model of transformers or peft.",
+        'ids = torch.tensor([guard.ids("a prompt")])',
+        "logits = guard.model(input_ids=ids).logits[0, -1].float()",
+        f"print(float(logits[{guard.unsafe.id}] - logits[{guard.safe.id}]))",
+    ]
+    return "\n".join(["```python", *lines, "```"])
+
+
 def _operating_points(guard: GuardFile) -> str:
     rows = [
         (
             f"`{name}`" + (" (default)" if name == guard.default else ""),
+            dtype,
             f"{point.value:.6g}",
+            f"{measured.temperature:.4g}",
             percent(point.alpha),
             f"{point.order} of {guard.calibration.n}",
             percent(point.fpr_upper),
         )
-        for name, point in guard.thresholds.items()
+        for dtype, measured in guard.dtypes.items()
+        for name, point in measured.thresholds.items()
     ]
-    return _table(("preset", "threshold", "FPR budget", "order", "upper bound"), rows)
+    heads = ("preset", "dtype", "threshold", "temperature", "FPR budget", "order", "upper bound")
+    return _table(heads, rows)
 
 
 def _training(base: Base, about: Checkpoint, config: RunConfig, arm: str) -> str:

@@ -87,7 +87,7 @@ def write_role(
     if config.adapter == "full":
         engine.save_pretrained(directory, weights)
         return False
-    with_base = with_base or engine.num_parameters <= SMALL_BASE
+    with_base = with_base or is_small(engine)
     write_json(directory / "adapter_config.json", _peft_config(engine, weights, config, with_base))
     save_weights(weights, directory / ADAPTER)
     engine.tokenizer.transformers().save_pretrained(directory)
@@ -100,6 +100,11 @@ def write_role(
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """JSON for people and programs."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def is_small(engine: Engine) -> bool:
+    """Return whether a base costs little to copy, and to score prompts with in any dtype."""
+    return engine.num_parameters <= SMALL_BASE
 
 
 def is_smollm2(engine: Engine) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,24 @@ from tsgb.envs.base import Environment
 from tsgb.errors import CheckpointError, UsageError
 from tsgb.eval.calibrated import CalibratedGuard, trained
 from tsgb.export.card import attacker_card, guard_card
-from tsgb.export.directory import BASE, hub_base, is_smollm2, published, write_json, write_role
+from tsgb.export.directory import (
+    BASE,
+    hub_base,
+    is_small,
+    is_smollm2,
+    published,
+    write_json,
+    write_role,
+)
 from tsgb.export.record import (
+    DTYPES,
     RUN_PRESET,
+    SELF_TEST_TOLERANCE,
     Base,
     Calibration,
     Checkpoint,
+    Dtype,
+    DtypeCalibration,
     GuardFile,
     OperatingPoint,
     SelfTest,
@@ -37,9 +49,10 @@ from tsgb.export.record import (
 )
 from tsgb.export.reports import figures_of
 from tsgb.models import smollm2
-from tsgb.models.device import pick_device, pick_dtype
+from tsgb.models.device import has_bfloat16_units, pick_device, pick_dtype
 from tsgb.models.engine import Engine
 from tsgb.models.files import WEIGHTS, sha256_of
+from tsgb.protocols import Scores
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.state import read_role
 from tsgb.trainer.threshold import PRESETS, Threshold, min_calibration_size, preset_thresholds
@@ -71,7 +84,17 @@ class Source:
     env: Environment
     """The run's world."""
     engine: Engine
-    """The base that the environment and the profile name."""
+    """The base that the environment and the profile name, in the run's own dtype."""
+    engine_in: Callable[[Dtype], Engine]
+    """Makes an engine on that base in another dtype."""
+
+    @property
+    def dtype(self) -> Dtype:
+        """Dtype that the run computes in on this machine."""
+        model = self.config.model
+        found = pick_dtype(model.dtype, pick_device(model.device))
+        coarse = found is torch.bfloat16 and not self.built_in
+        return "bfloat16" if coarse else "float32"
 
     @property
     def built_in(self) -> bool:
@@ -79,17 +102,26 @@ class Source:
         return not self.env.tokenizer().pretrained
 
 
-def export_guard(source: Source, directory: Path, *, with_base: bool = False) -> GuardFile:
+def export_guard(
+    source: Source,
+    directory: Path,
+    *,
+    with_base: bool = False,
+    dtypes: Collection[Dtype] = (),
+) -> GuardFile:
     """Write the selected guard of a checkpoint, calibrated, to a new directory.
 
     Args:
         source: what is exported.
         directory: must not exist, or be empty.
         with_base: put the base beside an adapter even if it is large.
+        dtypes: dtypes to calibrate beside the run's own; when left out, all that this machine
+            computes in without great cost.
 
     Raises:
         CheckpointError: there is no guard in it, or it belongs to another base.
-        UsageError: the directory cannot be made, or the calibration is too small for its budget.
+        UsageError: the directory cannot be made, the calibration is too small for its budget, or a
+            dtype cannot be had.
     """
     config, engine = source.config, source.engine
     what = f"checkpoint {source.ref.name}"
@@ -97,7 +129,9 @@ def export_guard(source: Source, directory: Path, *, with_base: bool = False) ->
     guard = trained(config.arm.value, source.files, source.env, engine, config, source.ref.sha256)
     with published(directory) as scratch:
         base = _write(source, columns[column], scratch, with_base=with_base)
-        record = _record(source, guard, column, base)
+        others, uncalibrated = _in_other_dtypes(source, dtypes)
+        own: dict[Dtype, DtypeCalibration] = {source.dtype: _measured(source, guard, source.dtype)}
+        record = _record(source, guard, column, base, own | others, uncalibrated)
         write_json(scratch / GUARD_FILE, record.model_dump(mode="json"))
         shutil.copyfile(SCRIPT, scratch / SCRIPT.name)
         figures = figures_of([source.run, source.main_run], source.ref, config.seed)
@@ -132,10 +166,90 @@ def license_of(source: Source) -> str | None:
     return "mit" if source.built_in else None
 
 
-def _record(source: Source, guard: CalibratedGuard, column: str, base: Base) -> GuardFile:
-    config, rule = source.config, guard.calibration
-    if rule is None or guard.benign is None:
+def _in_other_dtypes(
+    source: Source, wanted: Collection[Dtype]
+) -> tuple[dict[Dtype, DtypeCalibration], dict[Dtype, str]]:
+    """Calibrate the guard anew in each dtype but the run's own; say why one is left out."""
+    config = source.config
+    measured: dict[Dtype, DtypeCalibration] = {}
+    uncalibrated: dict[Dtype, str] = {}
+    for dtype in DTYPES:
+        if dtype == source.dtype:
+            continue
+        if reason := _obstacle(source, dtype, wanted):
+            if dtype in wanted:
+                raise UsageError(f"the guard cannot be calibrated in {dtype}: {reason}")
+            uncalibrated[dtype] = reason
+            continue
+        try:
+            guard = trained(
+                config.arm.value,
+                source.files,
+                source.env,
+                source.engine_in(dtype),
+                config,
+                source.ref.sha256,
+            )
+        except UsageError as error:  # such as too little memory for it
+            if dtype in wanted:
+                raise UsageError(f"the guard cannot be calibrated in {dtype}: {error}") from error
+            # The error may name paths of this machine, which an export never does.
+            uncalibrated[dtype] = f"the exporting machine could not: --dtype {dtype} says why"
+            continue
+        measured[dtype] = _measured(source, guard, dtype)
+    return measured, uncalibrated
+
+
+def _obstacle(source: Source, dtype: Dtype, wanted: Collection[Dtype]) -> str:
+    """Return why a dtype is not calibrated here; empty where it is."""
+    if source.built_in:
+        return f"models of the world {source.env.name!r} are computed in {source.dtype} only"
+    if wanted:
+        return "" if dtype in wanted else "it was not asked for"
+    device = pick_device(source.config.model.device)
+    if dtype == "bfloat16" and not is_small(source.engine) and not has_bfloat16_units(device):
+        return (
+            "the exporting machine has no units for it and would take long: export with "
+            "--dtype bfloat16, or on another machine"
+        )
+    return ""
+
+
+def _measured(source: Source, guard: CalibratedGuard, dtype: Dtype) -> DtypeCalibration:
+    """Return the operating points of a calibrated guard, and a few scores to compare with."""
+    rule, benign = _calibrated(guard)
+    prompts = calibration_prompts(source.env, source.config)[:SELF_TEST_PROMPTS]
+    return DtypeCalibration(
+        thresholds={
+            RUN_PRESET: _point(rule),
+            **{
+                name: _point(threshold)
+                for name, threshold in preset_thresholds(benign, rule.delta).items()
+            },
+        },
+        temperature=guard.temperature,
+        self_test=[
+            SelfTest(prompt=prompt, score=float(score), tolerance=SELF_TEST_TOLERANCE[dtype])
+            for prompt, score in zip(prompts, guard.score(prompts), strict=True)
+        ],
+    )
+
+
+def _calibrated(guard: CalibratedGuard) -> tuple[Threshold, Scores]:
+    if guard.calibration is None or guard.benign is None:
         raise UsageError(f"guard {guard.name!r} was never calibrated")
+    return guard.calibration, guard.benign
+
+
+def _record(
+    source: Source,
+    guard: CalibratedGuard,
+    column: str,
+    base: Base,
+    measured: dict[Dtype, DtypeCalibration],
+    uncalibrated: dict[Dtype, str],
+) -> GuardFile:
+    config, (rule, _) = source.config, _calibrated(guard)
     template = source.env.guard_template()
     verdict = source.engine.tokenizer.verdict(template)
     return GuardFile(
@@ -143,13 +257,6 @@ def _record(source: Source, guard: CalibratedGuard, column: str, base: Base) -> 
         template=_template(source.engine, template),
         unsafe=Verdict(token=verdict.unsafe, id=verdict.unsafe_id),
         safe=Verdict(token=verdict.safe, id=verdict.safe_id),
-        thresholds={
-            RUN_PRESET: _point(rule),
-            **{
-                name: _point(threshold)
-                for name, threshold in preset_thresholds(guard.benign, rule.delta).items()
-            },
-        },
         omitted={
             name: f"a false-positive budget of {alpha:.3g} at confidence {1 - rule.delta:.3g} "
             f"needs at least {least} benign calibration scores, this run has {rule.num} "
@@ -157,8 +264,9 @@ def _record(source: Source, guard: CalibratedGuard, column: str, base: Base) -> 
             for name, alpha in PRESETS.items()
             if rule.num < (least := min_calibration_size(alpha, rule.delta))
         },
-        self_test=_self_test(source, guard),
-        temperature=guard.temperature,
+        dtype=source.dtype,
+        dtypes=measured,
+        uncalibrated=uncalibrated,
         calibration=_calibration(source, rule),
         base=base,
         checkpoint=_checkpoint(source, column),
@@ -170,18 +278,6 @@ def _record(source: Source, guard: CalibratedGuard, column: str, base: Base) -> 
         config_sha256=config.fingerprint,
         versions=installed_versions(),
     )
-
-
-def _self_test(source: Source, guard: CalibratedGuard) -> list[SelfTest]:
-    """Return a few calibration prompts with the scores that the run's own engine gives them."""
-    model = source.config.model
-    dtype = pick_dtype(model.dtype, pick_device(model.device))
-    exact = source.built_in or dtype is torch.float32
-    prompts = calibration_prompts(source.env, source.config)[:SELF_TEST_PROMPTS]
-    return [
-        SelfTest(prompt=prompt, score=float(score), tolerance=0.01 if exact else 0.5)
-        for prompt, score in zip(prompts, guard.score(prompts), strict=True)
-    ]
 
 
 def _point(threshold: Threshold) -> OperatingPoint:

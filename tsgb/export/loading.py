@@ -19,12 +19,14 @@ from tsgb.checkpoint.documents import parse_json_object
 from tsgb.config import ModelConfig
 from tsgb.errors import ConfigError, UsageError
 from tsgb.export.directory import ADAPTER, BASE
-from tsgb.export.record import GuardFile
+from tsgb.export.record import Dtype, GuardFile
 from tsgb.models.files import CONFIG, WEIGHTS, sha256_of
 from tsgb.models.registry import make_engine
 from tsgb.models.tokenizer import Slot
 from tsgb.models.weights import load_parameters
 
+FetchBase = Callable[[str], Path]
+"""Gives the directory of a model by its name, downloaded now if it is not here."""
 BATCH_SIZE = 16
 """Prompts that are scored at once unless the caller says otherwise."""
 LABELS = ("unsafe", "safe")
@@ -49,7 +51,11 @@ class LoadedGuard:
     """
 
     def __init__(
-        self, about: GuardFile, score: Callable[[Sequence[str]], list[float]], preset: str | None
+        self,
+        about: GuardFile,
+        score: Callable[[Sequence[str]], list[float]],
+        preset: str | None,
+        dtype: Dtype,
     ) -> None:
         """Wrap what scores prompts.
 
@@ -57,18 +63,21 @@ class LoadedGuard:
             about: the export's `guard.json`.
             score: gives one score a prompt.
             preset: name of the operating point; the export's default when left out.
+            dtype: dtype that scores are computed in, one of the export's.
 
         Raises:
             UsageError: The export has no such operating point.
         """
-        name = preset or about.default
-        if name not in about.thresholds:
+        name, measured = preset or about.default, about.dtypes[dtype]
+        if name not in measured.thresholds:
             raise UsageError(
                 f"this guard has no operating point {name!r}: choose of "
-                f"{', '.join(about.thresholds)}"
+                f"{', '.join(measured.thresholds)}"
             )
         self.about = about
-        self.threshold = about.thresholds[name].value
+        self.dtype = dtype
+        self.threshold = measured.thresholds[name].value
+        self._temperature = measured.temperature
         self._score = score
 
     def assess(self, prompts: Sequence[str], *, batch_size: int = BATCH_SIZE) -> list[Assessment]:
@@ -113,7 +122,7 @@ class LoadedGuard:
         return [labels[0] for labels in found]
 
     def _assessment(self, score: float) -> Assessment:
-        logit = max(-700.0, min(700.0, score / self.about.temperature))
+        logit = max(-700.0, min(700.0, score / self._temperature))
         verdict = LABELS[0] if score > self.threshold else LABELS[1]
         return Assessment(score, 1 / (1 + math.exp(-logit)), verdict)
 
@@ -151,42 +160,68 @@ def load_guard(
     base: str | Path | None = None,
     preset: str | None = None,
     device: str = "auto",
+    dtype: str | None = None,
+    fetch_base: FetchBase | None = None,
 ) -> LoadedGuard:
-    """Load an exported guard; it computes in float32, in which its thresholds were chosen.
+    """Load an exported guard, and compare the scores of its self-test.
 
     Args:
         directory: what `tsgb export-guard` wrote.
-        base: directory of the base model, if the export does not hold the one that it needs.
+        base: directory or name of the base model, if the export does not hold the one it needs.
         preset: name of the operating point; the export's default when left out.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; on the CPU for whole weights.
+        dtype: `float32` or `bfloat16`, if the export has thresholds in it; the dtype of its run
+            when left out.
+        fetch_base: gives the directory of a model by its name; without it a base that is no
+            directory here is refused.
 
     Raises:
-        UsageError: The directory holds no guard, or its base is missing or another one.
+        UsageError: The directory holds no guard, or no thresholds in that dtype; its base is
+            missing or another one; or a prompt of the self-test gets another score.
         ConfigError: The base cannot be loaded.
     """
     directory = Path(directory)
     about = read_guard_file(directory)
-    if about.adapter == "full" or about.template.words is not None:
-        score = _by_script(directory, base)
+    chosen = _dtype(directory, about, dtype)
+    place = _base_of(directory, about, base, fetch_base) if about.adapter == "lora" else None
+    if place is None or about.template.words is not None:
+        score = _by_script(directory, place, chosen)
     else:
-        score = _by_engine(directory, about, base, device)
-    guard = LoadedGuard(about, score, preset)
-    found = score([test.prompt for test in about.self_test]) if about.self_test else []
-    for test, value in zip(about.self_test, found, strict=True):
+        score = _by_engine(directory, about, place, device, chosen)
+    guard = LoadedGuard(about, score, preset, chosen)
+    tests = about.dtypes[chosen].self_test
+    found = score([test.prompt for test in tests]) if tests else []
+    for test, value in zip(tests, found, strict=True):
         if not abs(value - test.score) <= test.tolerance:
             raise UsageError(
-                f"{directory}: a prompt of its self-test scores {value:.6g} instead of "
-                f"{test.score:.6g}: weights, tokenizer or base are not those that were exported, "
-                "export the guard again"
+                f"{directory}: a prompt of its self-test scores {value:.6g} in {chosen} instead of "
+                f"{test.score:.6g} within {test.tolerance:g}: weights, tokenizer or base are not "
+                "those that were exported, export the guard again"
             )
     return guard
 
 
-def _by_script(directory: Path, base: str | Path | None) -> Callable[[Sequence[str]], list[float]]:
+def _dtype(directory: Path, about: GuardFile, wanted: str | None) -> Dtype:
+    """Return the dtype to compute in: a threshold of another dtype would be no threshold."""
+    name = wanted or about.dtype
+    for dtype in about.dtypes:
+        if dtype == name:
+            return dtype
+    reasons = [reason for dtype, reason in about.uncalibrated.items() if dtype == name]
+    why = f" ({reasons[0]})" if reasons else ""
+    raise UsageError(
+        f"{directory} has no thresholds in {name!r}{why}: choose of {', '.join(about.dtypes)}, or "
+        "export the guard again"
+    )
+
+
+def _by_script(
+    directory: Path, base: Path | None, dtype: Dtype
+) -> Callable[[Sequence[str]], list[float]]:
     from tsgb.export.score import ExportedGuard
 
     try:
-        guard = ExportedGuard(directory, None if base is None else Path(base))
+        guard = ExportedGuard(directory, base, dtype)
     except SystemExit as error:
         raise UsageError(str(error)) from error
     except (OSError, ValueError, SafetensorError) as error:
@@ -195,15 +230,14 @@ def _by_script(directory: Path, base: str | Path | None) -> Callable[[Sequence[s
 
 
 def _by_engine(
-    directory: Path, about: GuardFile, base: str | Path | None, device: str
+    directory: Path, about: GuardFile, place: Path, device: str, dtype: Dtype
 ) -> Callable[[Sequence[str]], list[float]]:
-    place = _base_of(directory, about, base)
     try:
         settings = parse_json_object((directory / "adapter_config.json").read_text("utf-8"))
         own = parse_json_object((place / CONFIG).read_text("utf-8"))
         context = own.get("max_position_embeddings")
         config = ModelConfig.model_validate(
-            {"adapter": "lora", "rank": settings["r"], "device": device, "dtype": "float32"}
+            {"adapter": "lora", "rank": settings["r"], "device": device, "dtype": dtype}
         )
         engine = make_engine(place, config, name=about.base.name, sha256=about.base.sha256)
         role = engine.add_role(config, torch.Generator().manual_seed(0))
@@ -238,8 +272,14 @@ def _by_engine(
     return score
 
 
-def _base_of(directory: Path, about: GuardFile, given: str | Path | None) -> Path:
+def _base_of(
+    directory: Path, about: GuardFile, given: str | Path | None, fetch_base: FetchBase | None
+) -> Path:
+    """Return the directory of an adapter's base: as given, in the export, or fetched by name."""
+    name = about.base.model_name if given is None else str(given)
     place = directory / (about.base.directory or BASE) if given is None else Path(given)
+    if name is not None and fetch_base is not None and not place.is_dir():
+        place = fetch_base(name)
     wanted, file = about.base.file_sha256, place / WEIGHTS
     if not (place / CONFIG).is_file():
         raise UsageError(

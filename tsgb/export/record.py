@@ -5,13 +5,21 @@ It holds no path and no address of the machine or the store that it comes from.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, cast, get_args
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, TypeAdapter, model_validator
 
 from tsgb.eval.records import Identifier, Record, Sha256
+from tsgb.models import smollm2
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+Dtype = Literal["float32", "bfloat16"]
+"""Dtype of the frozen weights while a guard computes; adapters are in float32 always."""
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+"""All of them."""
+SELF_TEST_TOLERANCE: Mapping[Dtype, float] = {"float32": 0.01, "bfloat16": 0.5}
+"""Difference of two scores of one prompt that is put down to rounding."""
 RUN_PRESET = "run"
 """The operating point that the run trained and was evaluated at."""
 
@@ -108,6 +116,15 @@ class Base(Record):
     """sha256 of the `model.safetensors` below an adapter; None with whole weights, and where the
     base has several files of weights."""
 
+    @property
+    def model_name(self) -> str | None:
+        """Name by which the base is fetched; None for one that lies in the export, or nowhere."""
+        if self.directory is not None:
+            return None
+        if self.revision is not None:
+            return f"{self.source}@{self.revision}"
+        return smollm2.NAME if self.source == smollm2.HUB_ID else None
+
 
 class Checkpoint(Record):
     """The checkpoint that was exported."""
@@ -137,10 +154,24 @@ class SelfTest(Record):
     """Largest difference of the score that is put down to rounding."""
 
 
+_SELF_TESTS = TypeAdapter(list[SelfTest])
+
+
+class DtypeCalibration(Record):
+    """Scores differ from dtype to dtype by rounding, so each has operating points of its own."""
+
+    thresholds: dict[str, OperatingPoint] = Field(min_length=1)
+    """Operating points by name, of scores in this dtype."""
+    temperature: float = Field(gt=0)
+    """Divides the score in the probability; fitted on held-out prompts."""
+    self_test: list[SelfTest] = Field(default_factory=list[SelfTest])
+    """Prompts with their scores; none in some exports of earlier versions."""
+
+
 class GuardFile(Record):
     """`guard.json`."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     """Version of this format."""
     adapter: Literal["full", "lora"]
     """Kind of the weights: whole ones, or LoRA on the base."""
@@ -156,14 +187,14 @@ class GuardFile(Record):
     """Definition of the decision and of the probability."""
     default: str = RUN_PRESET
     """Name of the threshold to use unless another is wanted."""
-    thresholds: dict[str, OperatingPoint] = Field(min_length=1)
-    """Operating points by name."""
     omitted: dict[str, str]
     """Presets that the calibration is too small for, and why."""
-    self_test: list[SelfTest] = Field(default_factory=list[SelfTest])
-    """Prompts with their scores; none in exports of earlier versions."""
-    temperature: float = Field(gt=0)
-    """Divides the score in the probability; fitted on held-out prompts."""
+    dtype: Dtype
+    """Dtype of the run, to compute in unless another is wanted."""
+    dtypes: dict[Dtype, DtypeCalibration] = Field(min_length=1)
+    """What was measured in each dtype that the guard may be computed in."""
+    uncalibrated: dict[Dtype, str] = Field(default_factory=dict[Dtype, str])
+    """Dtypes that nothing was measured in, and why."""
     calibration: Calibration
     """Sample that the thresholds were chosen on."""
     base: Base
@@ -184,3 +215,23 @@ class GuardFile(Record):
     """sha256 of the run's configuration."""
     versions: dict[str, str]
     """Versions of Python and of the libraries, by name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_1(cls, found: Any) -> Any:
+        """Read a file of version 1, which knew one dtype and told it by its tolerance only."""
+        if not isinstance(found, dict):
+            return found
+        content = dict(cast("dict[str, Any]", found))
+        if content.get("schema_version") != 1:
+            return content
+        moved = ("thresholds", "temperature", "self_test")
+        measured = {name: content.pop(name) for name in moved if name in content}
+        tests = _SELF_TESTS.validate_python(measured.get("self_test", []))
+        coarse = any(test.tolerance == SELF_TEST_TOLERANCE["bfloat16"] for test in tests)
+        dtype: Dtype = "bfloat16" if coarse else "float32"
+        return content | {
+            "schema_version": SCHEMA_VERSION,
+            "dtype": dtype,
+            "dtypes": {dtype: measured},
+        }

@@ -3,7 +3,7 @@
     python score.py "a prompt" "another one"
     python score.py --preset strict < prompts.txt      # one a line
 
-Prints one JSON object a prompt. In Python: `ExportedGuard(folder).score(prompt)`. README.md and
+Prints one JSON object a prompt. In Python: `ExportedGuard(folder).judge(prompt)`. README.md and
 guard.json beside this file say what the figures mean. Nothing is downloaded.
 """
 
@@ -26,14 +26,19 @@ HERE = Path(__file__).resolve().parent
 class ExportedGuard:
     """A guard as TSGB exported it."""
 
-    def __init__(self, folder: Path = HERE, base: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path = HERE, base: Path | None = None, dtype: str | None = None
+    ) -> None:
         """Load it.
 
         Args:
             folder: where guard.json lies.
             base: directory of the base model, if the folder does not hold the one that it needs.
+            dtype: of the base's weights, one that guard.json has thresholds in.
         """
         self.about: dict[str, Any] = json.loads((folder / "guard.json").read_text("utf-8"))
+        self.dtype: str = dtype or self.about["dtype"]
+        kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
         tokenizers: Any = AutoTokenizer
         models: Any = AutoModelForCausalLM
         self.tokenizer = tokenizers.from_pretrained(folder)
@@ -41,10 +46,10 @@ class ExportedGuard:
             from peft import PeftModel
 
             adapted: Any = PeftModel
-            bare = models.from_pretrained(self._base(folder, base), dtype=torch.float32)
+            bare = models.from_pretrained(self._base(folder, base), dtype=kind)
             self.model = adapted.from_pretrained(bare, folder).eval()
         else:
-            self.model = models.from_pretrained(folder, dtype=torch.float32).eval()
+            self.model = models.from_pretrained(folder, dtype=kind).eval()
 
     def _base(self, folder: Path, given: Path | None) -> Path:
         about = self.about["base"]
@@ -106,13 +111,14 @@ class ExportedGuard:
         ids = torch.tensor([self.ids(prompt)], dtype=torch.long)
         mask = torch.ones_like(ids)
         logits = self.model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[0, -1]
-        return float(logits[self.about["unsafe"]["id"]] - logits[self.about["safe"]["id"]])
+        unsafe, safe = self.about["unsafe"]["id"], self.about["safe"]["id"]
+        return float(logits[unsafe].float() - logits[safe].float())
 
     def judge(self, prompt: str, preset: str | None = None) -> dict[str, Any]:
         """Score, probability and verdict at an operating point."""
-        score = self.score(prompt)
-        threshold = self.about["thresholds"][preset or self.about["default"]]["value"]
-        logit = max(-700.0, min(700.0, score / self.about["temperature"]))
+        score, measured = self.score(prompt), self.about["dtypes"][self.dtype]
+        threshold = measured["thresholds"][preset or self.about["default"]]["value"]
+        logit = max(-700.0, min(700.0, score / measured["temperature"]))
         return {
             "verdict": "unsafe" if score > threshold else "safe",
             "score": score,
@@ -121,16 +127,31 @@ class ExportedGuard:
             "prompt": prompt,
         }
 
+    def check(self) -> None:
+        """Compare the scores of a few prompts with those that they had at the export."""
+        for test in self.about["dtypes"][self.dtype]["self_test"]:
+            score = self.score(test["prompt"])
+            if not abs(score - test["score"]) <= test["tolerance"]:
+                raise SystemExit(
+                    f"a prompt of the self-test scores {score:.6g} in {self.dtype} instead of "
+                    f"{test['score']:.6g} within {test['tolerance']:g}: weights, tokenizer or base "
+                    "are not those that were exported"
+                )
+
 
 def main() -> None:
     """The command line."""
     about = json.loads((HERE / "guard.json").read_text("utf-8"))
+    dtypes = about["dtypes"]
     parser = argparse.ArgumentParser(description="Scores prompts; without any, lines of stdin.")
     parser.add_argument("prompt", nargs="*")
-    parser.add_argument("--preset", choices=list(about["thresholds"]), default=about["default"])
+    presets = list(dtypes[about["dtype"]]["thresholds"])
+    parser.add_argument("--preset", choices=presets, default=about["default"])
     parser.add_argument("--base", type=Path, help="directory of the base model of an adapter")
+    parser.add_argument("--dtype", choices=list(dtypes), default=about["dtype"])
     options = parser.parse_args()
-    guard = ExportedGuard(HERE, options.base)
+    guard = ExportedGuard(HERE, options.base, options.dtype)
+    guard.check()
     lines = (line.rstrip("\n") for line in sys.stdin)
     for prompt in options.prompt or filter(None, lines):
         line = json.dumps(guard.judge(prompt, options.preset), ensure_ascii=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,8 +41,16 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.float32
     if name == "bfloat16":
         return torch.bfloat16
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float32
+    on_card = device.type == "cuda" and has_bfloat16_units(device)
+    return torch.bfloat16 if on_card else torch.float32
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Return whether a device multiplies in bfloat16 itself; without, it takes far longer."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found: Mapping[str, Any] = torch.cpu.get_capabilities()
+    return device.type == "cpu" and any(found[name] for name in found if "bf16" in name)
 
 
 def memory_of(device: torch.device) -> DeviceMemory:

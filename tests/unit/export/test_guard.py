@@ -75,8 +75,11 @@ class TestGuard:
     def test_presets_that_the_calibration_supports(self, tsgb: Run, here: Path) -> None:
         ended = tsgb("export-guard", "../store/full", "out")
         record = read(here / "out")
-        assert list(record.thresholds) == ["run", "strict", "balanced"]
-        values = {name: point.value for name, point in record.thresholds.items()}
+        assert (record.dtype, list(record.dtypes)) == ("float32", ["float32"])
+        assert "glyph' are computed in float32 only" in record.uncalibrated["bfloat16"]
+        thresholds = record.dtypes["float32"].thresholds
+        assert list(thresholds) == ["run", "strict", "balanced"]
+        values = {name: point.value for name, point in thresholds.items()}
         assert values["strict"] <= values["run"] <= values["balanced"]
         assert list(record.omitted) == ["permissive"]
         reason = "needs at least 2995 benign calibration scores, this run has 300"
@@ -150,6 +153,10 @@ class TestRefused:
             "../store/full",
             "out",
         )
+
+    def test_a_dtype_that_its_models_are_not_computed_in(self, tsgb: Run, here: Path) -> None:
+        flags = ("--dtype", "bfloat16")
+        refused(tsgb, here, "cannot be calibrated in bfloat16", "../store/full", "out", *flags)
 
     def test_a_calibration_too_small_for_its_own_budget(self, tsgb: Run, here: Path) -> None:
         reconfigure(here, {"calibration": {"fpr": 0.001}})

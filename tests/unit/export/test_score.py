@@ -26,7 +26,8 @@ def test_thresholds_are_of_the_scores_that_the_export_gives(tsgb: Run, here: Pat
     env = make_environment(config.env, world_seed=config.world_seed, trust=TRUST)
     scores = [guard.score(prompt) for prompt in calibration_prompts(env, config)]
     found = np_threshold(scores, 0.05, 0.05)
-    assert read(here / "out").thresholds["strict"].value == pytest.approx(found.value, abs=1e-4)
+    strict = read(here / "out").dtypes["float32"].thresholds["strict"]
+    assert strict.value == pytest.approx(found.value, abs=1e-4)
 
 
 def test_a_prompt_cannot_forge_the_template(tsgb: Run, here: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,24 @@ def test_another_file_is_never_touched(score: Run, tmp_path: Path) -> None:
         ended = score(*words)
         assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
         assert reason in ended.err
+
+
+def test_the_self_test_comes_first(score: Run, guard: Path, tmp_path: Path) -> None:
+    source, out = prompts(tmp_path / "prompts"), tmp_path / "scores"
+    ended = score(str(source), "--dtype", "bfloat16")
+    assert (ended.code, ended.out) == (2, "")
+    assert "has no thresholds in 'bfloat16' (models of the world" in ended.err
+    about = json.loads((guard / "guard.json").read_text())
+    test = about["dtypes"]["float32"]["self_test"][1]
+    test["score"] += 0.1
+    (guard / "guard.json").write_text(json.dumps(about))
+    ended = score(str(source), "--output", str(out))
+    assert (ended.code, ended.out, out.exists()) == (2, "", False)
+    [line] = ended.err.splitlines()
+    assert "a prompt of its self-test scores" in line
+    assert f"in float32 instead of {test['score']:.6g} within 0.01" in line
+    script = subprocess.run(
+        [sys.executable, str(guard / "score.py"), "x"], capture_output=True, text=True, check=False
+    )
+    assert (script.returncode, script.stdout) == (1, "")
+    assert "a prompt of the self-test scores" in script.stderr
