@@ -25,6 +25,7 @@ from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, Profile
 from tsgb.envs.canary import CanaryEnvironment
+from tsgb.errors import CheckpointError
 from tsgb.eval.transcripts import NUM_ADAPTIVE
 from tsgb.models.files import identity
 from tsgb.run_options import RunOptions
@@ -187,6 +188,35 @@ def test_another_black_box_may_be_named_at_the_evaluation(tmp_path: Path, signal
         file.write(" ")
     third, _ = evaluate_with("--black-box", str(later))
     assert len({first, second, third}) == 3, "a model with other files is another question"
+
+
+def test_a_target_whose_files_changed_is_noticed(tmp_path: Path, signals: None) -> None:
+    base, target = (save_chat_model(tmp_path / name) for name in ("base", "target"))
+    workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")
+    models = {"pretrained": str(base), "target": str(target)}
+    asked: dict[str, Any] = {"profile": Profile.SMOKE, "env": "canary", "arms": [Arm.SELFPLAY]}
+    sizes = {"selfplay": {**SMALLEST["selfplay"], "rounds": 0}}
+    configs = arm_configs(RunOptions(**asked, overrides={**SMALLEST, **sizes, "model": models}))
+    write_configs(workers, configs)
+    context, url = worker_context(tmp_path / "cache"), workers.open().run_url
+    settings = target / "tokenizer_config.json"
+    before = settings.read_text()
+
+    first = train(context, url, until_step=1)
+    settings.write_text(before + " ")
+    changed = r"was trained on target target [0-9a-f]{12}, this machine has [0-9a-f]{12}: put the"
+    with pytest.raises(CheckpointError, match=f"the checkpoint {changed}") as refused:
+        train(context, url)
+    assert "\n" not in str(refused.value)
+    assert CheckpointReader(workers.open()).newest() == first, "nothing is lost"
+    settings.write_text(before)
+    assert train(context, url).step == configs[Arm.SELFPLAY].total_steps
+
+    guards = guards_of(workers, None)
+    write_request(workers, "e1", guards, ["T_s"])
+    settings.write_text(before + " ")
+    with pytest.raises(CheckpointError, match=f"guard 'selfplay' {changed}"):
+        evaluate(context, url, "e1", 0, 1)
 
 
 @pytest.mark.smollm2

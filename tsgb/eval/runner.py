@@ -34,7 +34,7 @@ from tsgb.protocols import Target
 from tsgb.targets.build import build_target
 from tsgb.trainer.best_response import FreshAttacker
 from tsgb.trainer.players import GuardPlayer
-from tsgb.trainer.state import STATE_FILE, read_weights, stored_state
+from tsgb.trainer.state import STATE_FILE, check_target, read_weights, stored_state
 from tsgb.trainer.variance import gradient_batches, variance_ratio
 from tsgb.types import CheckpointRef, TargetSpec
 
@@ -196,6 +196,8 @@ class Evaluation:
             refs = self.refs()
             for arm in sorted(refs, key=lambda a: order.index(a) if a in order else len(order)):
                 files = self._files(refs[arm], ["guard.safetensors"])
+                _, about = read_weights(files, "guard.safetensors")
+                check_target(about, self.registry.own_target(), f"guard {arm!r}")
                 found.append(
                     calibrated.trained(arm, files, self.env, model, self.config, refs[arm].sha256)
                 )

@@ -165,6 +165,10 @@ class ModelRegistry:
             self._target = self._load_pretrained(ModelPart.TARGET, name, quantization)
         return self._target
 
+    def own_target(self) -> Engine | None:
+        """Return the engine of `target` if that is a model of its own."""
+        return self.target() if self._config.model.target else None
+
     def black_box(self, model: str) -> Engine:
         """Return the engine of a black box; one at a time is in memory.
 

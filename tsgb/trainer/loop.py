@@ -57,12 +57,27 @@ class Trainer:
     """Trains one arm of one run."""
 
     def __init__(
-        self, config: RunConfig, env: Environment, engine: Engine, surrogate: Target
+        self,
+        config: RunConfig,
+        env: Environment,
+        engine: Engine,
+        surrogate: Target,
+        target: Engine | None = None,
     ) -> None:
+        """Start both players anew.
+
+        Args:
+            config: configuration of the run.
+            env: its world.
+            engine: base of both players.
+            surrogate: answers the attacks.
+            target: the model behind the surrogate, if it is not the base: checkpoints name it.
+        """
         self.config = config
         self.env = env
         self.engine = engine
         self.surrogate = surrogate
+        self.target = target
         self.phases = config.phases()
         self.total_steps = config.total_steps
         self.rng = Random(f"tsgb-{config.seed}")
@@ -445,16 +460,22 @@ class Trainer:
             generator=self.generator,
             now=now or datetime.now(UTC),
             buffers=buffers or CheckpointBuffers(),
+            target=self.target,
         )
 
     def load(self, files: Mapping[str, Buffer]) -> None:
         """Continue from the five files of a checkpoint and their parts.
 
         Raises:
-            CheckpointError: The files belong to another base model or another version.
+            CheckpointError: The files belong to another base model, target or version.
         """
         self.state = restore(
-            files, self.engine, self._roles(), rng=self.rng, generator=self.generator
+            files,
+            self.engine,
+            self._roles(),
+            rng=self.rng,
+            generator=self.generator,
+            target=self.target,
         )
 
     def _roles(self) -> list[SavedRole]:

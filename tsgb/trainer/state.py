@@ -114,6 +114,7 @@ def checkpoint_files(
     generator: torch.Generator,
     now: datetime,
     buffers: CheckpointBuffers,
+    target: Engine | None = None,
 ) -> dict[str, Buffer]:
     """Return the five files and their parts; equal states give equal bytes, the timestamp apart.
 
@@ -126,6 +127,7 @@ def checkpoint_files(
         generator: generator of the models.
         now: timestamp of `trainer_state.json`.
         buffers: holds the files until it is filled again.
+        target: the model of the targets, if it is one of its own.
     """
     about = {
         "base": engine.name,
@@ -133,6 +135,7 @@ def checkpoint_files(
         "adapter": config.adapter,
         "rank": config.rank,
         "selected": state.guards[state.best_guard] if state.guards else "",
+        **({} if target is None else {"target": target.name, "target_sha256": target.sha256}),
     }
     files: dict[str, Buffer] = {}
     for role in roles:
@@ -166,6 +169,7 @@ def restore(
     *,
     rng: Random,
     generator: torch.Generator,
+    target: Engine | None = None,
 ) -> TrainerState:
     """Put what five files and their parts hold into fresh roles and generators.
 
@@ -173,11 +177,12 @@ def restore(
         The other state.
 
     Raises:
-        CheckpointError: The files belong to another base model or another version.
+        CheckpointError: The files belong to another base model, another target or another version.
     """
     for role in roles:
         groups, about = read_weights(files, role.weights_file)
         check_base(about, engine, "the checkpoint")
+        check_target(about, target, "the checkpoint")
         load_parameters(role.player.parameters, groups.pop("current"))
         role.kept.clear()
         role.kept.update({name: FrozenTensors(tensors) for name, tensors in groups.items()})
@@ -227,6 +232,28 @@ def check_base(about: Mapping[str, Any], engine: Engine, what: str) -> None:
             f"{what} was trained on base {about.get('base')} "
             f"{str(about.get('base_sha256'))[:12]}, this machine has {engine.sha256[:12]}: "
             "use the same environment, profile, world seed and torch version"
+        )
+
+
+def check_target(about: Mapping[str, Any], target: Engine | None, what: str) -> None:
+    """Refuse what was trained on a target with other files.
+
+    Checkpoints of earlier versions do not name the target, and are accepted.
+
+    Args:
+        about: metadata of `what`.
+        target: the model of the targets, if it is one of its own.
+        what: name of the file's owner, for messages.
+
+    Raises:
+        CheckpointError: `about` names other files than those of `target`.
+    """
+    trained_on = about.get("target_sha256")
+    if target is not None and trained_on not in {None, target.sha256}:
+        raise CheckpointError(
+            f"{what} was trained on target {about.get('target')} {str(trained_on)[:12]}, this "
+            f"machine has {target.sha256[:12]}: put the files of that model back, or start another "
+            "run"
         )
 
 

@@ -147,7 +147,13 @@ class TrainingAttempt:
 
     def _prepare(self) -> Trainer:
         registry = make_registry(self.config, self.context, self._building)
-        trainer = Trainer(self.config, registry.env, registry.base(), build_surrogate(registry))
+        trainer = Trainer(
+            self.config,
+            registry.env,
+            registry.base(),
+            build_surrogate(registry),
+            registry.own_target(),
+        )
         files = self.checkpointer.resume(_log_skipped)
         if files is not None:
             trainer.load(files)
