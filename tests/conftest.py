@@ -11,13 +11,18 @@ and without it each spends more time on compiling torch and Prefect than on impo
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from flows import embedded
 from tests.fakes.sentinels import pytest_configure, searched_for_secrets
+from tsgb.settings import child_environment
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -57,3 +62,28 @@ def pytest_xdist_make_scheduler(
             return "Prefect" if file.startswith(WITH_PREFECT) else file
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="session")
+def migrated(pytestconfig: pytest.Config) -> Path:
+    """A migrated database, kept between sessions: making one takes 6 of 15 seconds of CPU time."""
+    cache = pytestconfig.cache
+    assert cache is not None
+    home = cache.mkdir("prefect-api")
+    found = home / embedded.TEMPLATE
+    if not found.exists():
+        with embedded.start(home, "first", child_environment()) as api:
+            api.wait()
+    return found
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[None]:
+    """One embedded API for all tests of the session that run flows in this process.
+
+    A second one beside it would get no events: Prefect's client keeps the connection of the first.
+    """
+    home = tmp_path_factory.mktemp("prefect")
+    shutil.copy(migrated, home)
+    with embedded.start(home, "tests", child_environment()) as api, embedded.connected(api):
+        yield

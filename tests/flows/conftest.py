@@ -1,19 +1,15 @@
-"""One embedded Prefect API for all flow tests, and a fake worker that computes nothing."""
+"""Settings of flow tests, and a fake worker that computes nothing."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from flows import embedded
-from tsgb.settings import child_environment
 
 ROOT = Path(__file__).parents[2]
 FAKE_WORKER = ROOT / "tests" / "fakes" / "worker.py"
@@ -31,27 +27,6 @@ def worker_environment() -> dict[str, str]:
         "TSGB_MAX_PARALLEL": "1",  # a worker costs a second of imports; parts are for speed
         "PYTHONPATH": str(ROOT),
     }
-
-
-@pytest.fixture(scope="session")
-def migrated(pytestconfig: pytest.Config) -> Path:
-    """A migrated database, kept between sessions: making one takes 6 of 15 seconds of CPU time."""
-    cache = pytestconfig.cache
-    assert cache is not None
-    home = cache.mkdir("prefect-api")
-    found = home / embedded.TEMPLATE
-    if not found.exists():
-        with embedded.start(home, "first", child_environment()) as api:
-            api.wait()
-    return found
-
-
-@pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[None]:
-    home = tmp_path_factory.mktemp("prefect")
-    shutil.copy(migrated, home)
-    with embedded.start(home, "tests", child_environment()) as api, embedded.connected(api):
-        yield
 
 
 @pytest.fixture

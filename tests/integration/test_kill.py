@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 from tests.fakes.miniature import MINIATURE, TRUST
-from tests.flows.conftest import migrated, prefect_api  # noqa: F401 - fixtures
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import open_run
 from tsgb.config import Arm, Profile, RunConfig, arm_overrides, make_config

@@ -26,7 +26,6 @@ from tests.fakes.contexts import worker_context
 from tests.fakes.dav_server import USER, dav_app, serve
 from tests.fakes.miniature import miniature_config
 from tests.fakes.sentinels import leaking_files, leaks, sentinel
-from tests.flows.conftest import migrated  # noqa: F401 - a fixture
 from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.errors import StoreError
@@ -92,7 +91,7 @@ def session(tmp_path: Path, url: str, *words: str, **environment: str) -> tuple[
     return done.returncode, done.stdout + done.stderr
 
 
-def test_no_secret_is_left_behind(url: str, tmp_path: Path, migrated: Path) -> None:  # noqa: F811
+def test_no_secret_is_left_behind(url: str, tmp_path: Path, migrated: Path) -> None:
     (tmp_path / "cache" / "prefect").mkdir(parents=True)
     shutil.copy(migrated, tmp_path / "cache" / "prefect")
     experiment = ["experiment", "--profile", "smoke", "--run-id", "r1", "--arms", "selfplay"]
