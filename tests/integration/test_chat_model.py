@@ -19,7 +19,7 @@ from flows.prepare import arm_configs, evaluation_id, guards_of, write_configs, 
 from flows.workers import Workers
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.contexts import worker_context
-from tests.fakes.families import save_family
+from tests.fakes.families import FAMILIES, save_family
 from tsgb.checkpoint.codec import decode_tensors
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
@@ -219,23 +219,37 @@ def test_a_target_whose_files_changed_is_noticed(tmp_path: Path, signals: None) 
         evaluate(context, url, "e1", 0, 1)
 
 
-@pytest.mark.smollm2
-@pytest.mark.timeout(1800)
-def test_smollm2_goes_the_whole_way(tmp_path: Path) -> None:
-    """Needs the extra, or TSGB_CACHE_DIR of an earlier run; the command is a user's."""
+def experiment(tmp_path: Path, *words: str, **variables: str) -> None:
+    """Run the command of a user in a process of its own, and look at its report."""
     sizes = [
         f"--set={group}.{name}={value}"
         for group, values in SMALLEST.items()
         for name, value in values.items()
     ]
     command = "experiment --env canary --profile smoke --arms selfplay,sft --run-id r1 --json"
+    store = tmp_path / "store"
     done = subprocess.run(
-        [sys.executable, "-m", "tsgb.cli", *command.split(), "--store", str(tmp_path), *sizes],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "tsgb.cli", *command.split(), "--store", str(store), *sizes, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     document = json.loads(done.stdout)
-    run = Workers(Settings(), tmp_path.as_uri(), "r1").open()
+    run = Workers(Settings(), store.as_uri(), "r1").open()
     check(run, Path(document["stage2"]["report"]).parent.name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_experiment_with_each_family(tmp_path: Path, family: str) -> None:
+    model = save_family(tmp_path / "model", family)
+    experiment(tmp_path, "--model", str(model), TSGB_CACHE_DIR=str(tmp_path / "cache"))
+
+
+@pytest.mark.smollm2
+@pytest.mark.timeout(1800)
+def test_smollm2_goes_the_whole_way(tmp_path: Path) -> None:
+    """Needs the extra, or TSGB_CACHE_DIR of an earlier run."""
+    experiment(tmp_path)
