@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from tests.fakes.chat_model import save_tokenizer
+from tsgb.models.fast.pretrained import can_load
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 24,
@@ -23,9 +24,10 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
+_LINEAR = {"rope_type": "linear", "rope_theta": 50000.0, "factor": 4.0}
 _LLAMA3 = {
     "rope_type": "llama3",
-    "rope_theta": 50000.0,
+    "rope_theta": 100.0,  # four frequencies, of which one lies between fast and slow
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -45,11 +47,17 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", {"rotary_pct": 0.5, "num_key_value_heads": None}),
 }
 """Class of the configuration and what is special, by name."""
+FAST: Mapping[str, tuple[str, dict[str, Any]]] = {
+    **{name: FAMILIES[name] for name in ("llama", "llama3", "qwen2")},
+    "llama_bias": ("LlamaConfig", {"attention_bias": True}),
+    "llama_linear": ("LlamaConfig", {"rope_parameters": _LINEAR}),
+}
+"""The same for those that the fast engine computes."""
 
 
 def family_config(name: str, vocabulary: int, **changes: Any) -> Any:
     """The configuration of a small model of a family."""
-    kind, special = FAMILIES[name]
+    kind, special = {**FAMILIES, **FAST}[name]
     settings = {**_SIZES, "vocab_size": vocabulary, **special, **changes}
     known = {key: value for key, value in settings.items() if value is not None}
     return getattr(transformers, kind)(**known)
@@ -89,3 +97,10 @@ def save_family(
     tokenizers: Any = transformers.AutoTokenizer
     tokenizers.from_pretrained(directory).save_pretrained(directory)
     return directory
+
+
+def save_general(directory: Path, **changes: Any) -> Path:
+    """Write a model that the general engine gets on every device."""
+    path = save_family(directory, "qwen3", **changes)
+    assert not can_load(path)
+    return path

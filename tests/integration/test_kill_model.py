@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.chaos import FORKS, live
-from tests.fakes.families import save_family
+from tests.fakes.families import save_general
 from tests.fakes.small_run import SIZES
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import open_run
@@ -107,8 +107,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
-def test_a_random_qwen2_through_the_general_engine(tmp_path: Path, cache: Path) -> None:
-    model = save_family(tmp_path / "model", "qwen2")
+def test_a_random_qwen3_through_the_general_engine(tmp_path: Path, cache: Path) -> None:
+    model = save_general(tmp_path / "model")
     survives_a_kill_in_each_phase(config_of(str(model)), tmp_path, cache)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.command_line import Run
-from tests.fakes.families import save_family
+from tests.fakes.families import save_general
 from tests.fakes.miniature import TRUST
 from tests.fakes.runs import save_run
 from tests.unit.export.conftest import CONFIGS, read
@@ -44,7 +44,7 @@ def test_a_prompt_cannot_forge_the_template(tsgb: Run, here: Path) -> None:
 
 
 def test_a_base_of_several_files_is_copied_and_read(tsgb: Run, tmp_path: Path) -> None:
-    base = save_family(tmp_path / "base", "qwen2", shard_size="60KB")
+    base = save_general(tmp_path / "base", shard_size="60KB")
     config = make_config(
         make_environment("canary", world_seed=0).profile("smoke"),
         {"profile": "smoke", "env": "canary", "model": {"pretrained": str(base), "rank": 2}},

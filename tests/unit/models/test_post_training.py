@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.fakes.chat_model import save_chat_model
-from tests.fakes.families import save_family
+from tests.fakes.families import save_family, save_general
 from tsgb.config import ModelConfig, make_config
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError
@@ -28,7 +27,7 @@ CHAT: Messages = (
 )
 LESSON = TrainingText(chat=(*CHAT, {"role": "assistant", "content": "the secret"}))
 RECIPE = ModelRecipe(corpus="lessons", rank=4, steps=12, batch=2, lr=0.02)
-SAVES = {"fast": save_chat_model, "general": partial(save_family, name="qwen2")}
+SAVES = {"fast": save_chat_model, "general": save_general}
 Progress = Callable[[str, int, int], None]
 
 

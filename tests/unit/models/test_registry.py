@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from tests.fakes.chat_model import enlarge, save_chat_model
-from tests.fakes.families import FAMILIES, save_family
+from tests.fakes.families import FAMILIES, FAST, save_family
 from tsgb.config import ModelConfig, make_config
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError, UsageError
@@ -22,15 +22,23 @@ from tsgb.models.registry import ModelRegistry, make_engine
 
 TEMPLATE = CanaryEnvironment(world_seed=0).guard_template()
 PROMPT = "What is the badge code?"
-Changed = Callable[[dict[str, Any]], Path]
+Changed = Callable[..., Path]
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Changed:
-    """`changed({"hidden_act": "gelu"})`: a Llama with another configuration."""
+    """`changed({"hidden_act": "gelu"})`: a Llama, or another family, with other settings."""
 
-    def change(settings: dict[str, Any]) -> Path:
-        path = save_chat_model(tmp_path / "model")
+    def change(settings: dict[str, Any], family: str = "") -> Path:
+        path = tmp_path / "model"
+        path = save_family(path, family) if family else save_chat_model(path)
         config = path / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | settings))
         return path
@@ -57,7 +65,13 @@ def score_by_transformers(path: Path, engine: Engine) -> torch.Tensor:
     [
         ({}, True),
         ({"hidden_act": "gelu"}, False),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 5e4, "factor": 4.0}}, False),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 5e4, "factor": 4.0}}, True),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e4, "factor": 4.0}}, False),
+        ({"rope_parameters": {**LLAMA3, "rope_theta": 100}}, True),
+        ({"rope_parameters": None, "rope_theta": 100.0, "rope_scaling": LLAMA3}, True),
+        ({"rope_theta": 100.0, "rope_scaling": {"type": "linear", "factor": 2}}, True),
+        ({"rope_scaling": {"rope_type": "default"}}, True),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, False),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, True),
         ({"rope_parameters": None, "rope_theta": 9e3, "rope_scaling": None}, True),
         ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, False),
@@ -77,6 +91,48 @@ def test_a_llama_gets_the_fast_engine_if_that_computes_it(
     torch.testing.assert_close(score, score_by_transformers(path, engine), rtol=0, atol=3e-5)
 
 
+@pytest.mark.parametrize(
+    ("settings", "fast"),
+    [
+        ({}, True),
+        ({"sliding_window": 16, "max_window_layers": 1, "layer_types": None}, True),
+        (
+            {
+                "use_sliding_window": True,
+                "sliding_window": 16,
+                "max_window_layers": 1,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+            False,
+        ),
+        ({"attention_bias": False, "mlp_bias": False}, True),
+        ({"rope_parameters": {**LLAMA3, "rope_theta": 100.0}}, True),
+    ],
+    ids=json.dumps,
+)
+def test_a_qwen2_gets_the_fast_engine_if_that_computes_it(
+    changed: Changed, settings: dict[str, Any], fast: bool
+) -> None:
+    path = changed(settings, "qwen2")
+    engine = engine_of(path)
+    assert isinstance(engine, FastEngine) == fast
+    score = engine.score_all(engine.base, TEMPLATE, [PROMPT])[0]
+    torch.testing.assert_close(score, score_by_transformers(path, engine), rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_biases_and_configuration_must_agree(changed: Changed, bias: bool) -> None:
+    """Biases that are missing are not taken as zero; those that nobody asked for are not added."""
+    path = changed({"attention_bias": bias}, "llama" if bias else "llama_bias")
+    if bias:
+        with pytest.raises(ConfigError, match=r"lacks 8 tensors of a 'llama', .*proj\.bias"):
+            engine_of(path)
+        return
+    engine = engine_of(path)
+    score = engine.score_all(engine.base, TEMPLATE, [PROMPT])[0]
+    torch.testing.assert_close(score, score_by_transformers(path, engine), rtol=0, atol=3e-5)
+
+
 def test_a_configuration_may_leave_defaults_out(changed: Changed) -> None:
     path = changed({"num_key_value_heads": 3})
     settings = json.loads((path / "config.json").read_text())
@@ -91,7 +147,7 @@ def test_every_family_gets_an_engine_that_computes_it(tmp_path: Path, family: st
     path = save_family(tmp_path / "model", family, shard_size="60KB", dtype=torch.bfloat16)
     assert len(list(path.glob("model-*.safetensors"))) > 1
     engine = engine_of(path)
-    assert isinstance(engine, FastEngine) == (family == "llama")
+    assert isinstance(engine, FastEngine) == (family in FAST)
     score = engine.score_all(engine.base, TEMPLATE, [PROMPT])[0]
     torch.testing.assert_close(score, score_by_transformers(path, engine), rtol=0, atol=3e-5)
 

@@ -1,1 +1,1 @@
-"""Packed kernels for models of the Llama family on a CPU in float32, and the engine over them."""
+"""Packed kernels for Llama and Qwen2 on a CPU in float32, and the engine over them."""

@@ -35,7 +35,7 @@ class BaseWeights(Role, Weights):
         self.tensors.setdefault(HEAD, self.tensors[EMBEDDING])
         self.budget = budget
         self.small = budget is None
-        self._joined: dict[tuple[str, ...], Tensor] = {}
+        self._joined: dict[tuple[str, ...], Affine] = {}
         self._linears: dict[str, Linear] = {}
 
     @classmethod
@@ -56,24 +56,34 @@ class BaseWeights(Role, Weights):
         """See `network.Weights`."""
         if self.copies:
             return side_by_side([self._linear(name)(x) for name in names])
-        if len(names) == 1:
-            return F.linear(x, self.tensors[f"{names[0]}.weight"])
-        if not self.small:
-            return torch.cat([F.linear(x, self.tensors[f"{name}.weight"]) for name in names], -1)
-        weight = self._joined.get(names)
-        if weight is None:
-            weight = torch.cat([self.tensors[f"{name}.weight"] for name in names])
-            self._joined[names] = weight
-        return F.linear(x, weight)
+        if len(names) == 1 or not self.small:
+            return side_by_side([F.linear(x, *_layer(self.tensors, name)) for name in names])
+        if names not in self._joined:
+            self._joined[names] = _join(self.tensors, names)
+        return F.linear(x, *self._joined[names])
 
     def _linear(self, name: str) -> Linear:
         if name not in self._linears:
-            self._linears[name] = linear_of(self.tensors[f"{name}.weight"])
+            self._linears[name] = linear_of(*_layer(self.tensors, name))
         return self._linears[name]
 
     def keeps_logits(self, num: int) -> bool:
         """See `network.Weights`."""
         return self.budget is None or self.budget.keeps_logits(num)
+
+
+Affine = tuple[Tensor, Tensor | None]
+"""Weight [out, in] and bias [out] of a linear layer; none is zero."""
+
+
+def _layer(tensors: Mapping[str, Tensor], name: str) -> Affine:
+    return tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
+
+
+def _join(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Affine:
+    """Return layers on the same input as one; either all of them have a bias, or none."""
+    weights, biases = zip(*(_layer(tensors, name) for name in names), strict=True)
+    return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
 
 
 def side_by_side(parts: list[Tensor]) -> Tensor:
@@ -115,8 +125,9 @@ class FullAdapter(Adapter):
     def linear(self, x: Tensor, *names: str) -> Tensor:
         """See `network.Weights`."""
         if len(names) == 1:
-            return F.linear(x, self.tensor(f"{names[0]}.weight"))
-        return F.linear(x, torch.cat([self.parameters[f"{name}.weight"] for name in names]))
+            weight = self.tensor(f"{names[0]}.weight")
+            return F.linear(x, weight, self.parameters.get(f"{names[0]}.bias"))
+        return F.linear(x, *_join(self.parameters, names))
 
     def frozen(self) -> Weights:
         """See `network.Weights`."""
@@ -197,6 +208,10 @@ class LoraAdapter(Adapter):
         """Tell whether a linear layer has an adapter."""
         return name in self._pairs
 
+    def bias(self, name: str) -> Tensor | None:
+        """Return the bias of a linear layer, which stays frozen."""
+        return self._base.tensors.get(f"{name}.bias")
+
     def pair(self, name: str) -> LoraPair:
         """Return the adapter of a linear layer, and the layer's own weight."""
         return LoraPair(self._base.tensors[f"{name}.weight"], *self._pairs[name])
@@ -251,7 +266,8 @@ class MergedLora(Weights):
     def _linear(self, name: str) -> Linear:
         if name not in self._linears:
             weight, a, b = self.adapter.pair(name)
-            self._linears[name] = linear_of(torch.addmm(weight, b, a))
+            merged = torch.addmm(weight, b, a)
+            self._linears[name] = linear_of(merged, self.adapter.bias(name))
         return self._linears[name]
 
     def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:

@@ -19,24 +19,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from tsgb.models.fast.packing import Grid, Ints, Rows
+from tsgb.models.fast.rotary import Rotary
 from tsgb.models.torch_typing import from_numpy, pieces
 
 PLAIN_PAIRS = 128 * 128
 """Up to this many pairs of positions, plain products beat the flash kernel on a CPU (twofold);
 beyond, its memory counts."""
-
-
-@lru_cache(maxsize=16)
-def _table(theta: float, dim: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    frequency = theta ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-    angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
-    angle = torch.cat((angle, angle), -1)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotary_table(theta: float, dim: int, longest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [L, D] of all positions below `longest` (and some more)."""
-    return _table(theta, dim, 1 << max(longest - 1, 63).bit_length(), dtype)
 
 
 @lru_cache(maxsize=64)
@@ -55,14 +43,14 @@ class Lookup:
         heads: int,
         kv_heads: int,
         head_dim: int,
-        theta: float,
+        rotary: Rotary,
         dtype: torch.dtype,
     ) -> None:
         """Lay the tokens out; see `network.hidden_states` for the arguments."""
         self.J, self.G, self.D = kv_heads, heads // kv_heads, head_dim
         keys = rows.grid
         self.B, self.T = keys.B, keys.T
-        cos, sin = rotary_table(theta, head_dim, keys.T, dtype)
+        cos, sin = rotary.table(head_dim, keys.T, dtype)
         at_N = from_numpy(rows.columns_N)
         self.key_turn = cos.index_select(0, at_N)[:, None], sin.index_select(0, at_N)[:, None]
         self.key_there, self.key_back = keys.moves(2 * kv_heads)

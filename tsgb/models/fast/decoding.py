@@ -11,9 +11,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from tsgb.models.fast.attention import rotary_table
 from tsgb.models.fast.kernels import rms_norm
-from tsgb.models.fast.network import Shape, Weights, feed_forward, hidden_states, logits
+from tsgb.models.fast.network import (
+    EMBEDDING,
+    NORM,
+    Shape,
+    Weights,
+    feed_forward,
+    hidden_states,
+    logits,
+)
 from tsgb.models.fast.packing import Ints, Rows
 from tsgb.models.fast.tape import Tape
 from tsgb.models.torch_typing import from_numpy, pieces
@@ -58,7 +65,7 @@ class Decoder:
                 cache = part_JBTD.new_empty(S, len(place_A), J, D)
                 cache[: rows.grid.T] = part_JBTD.index_select(1, place_A).permute(2, 1, 0, 3)
                 self._cache_SAJD.append(cache)
-        cos, sin = rotary_table(shape.rope_theta, D, S, self._hidden_AE.dtype)
+        cos, sin = shape.rotary.table(D, S, self._hidden_AE.dtype)
         sin = torch.cat((-sin[:, : D // 2], sin[:, D // 2 :]), 1)
         # Queries are scaled where they are turned.
         scale = torch.tensor([D**-0.5] * H + [1.0] * J)[:, None]
@@ -103,7 +110,7 @@ class Decoder:
             sin = self._sin.index_select(0, self._position_A)
             self._position_A = self._position_A + 1
             bias = self._bias_SA[:end, :, None]
-        x = F.embedding(token_A, weights.tensor("model.embed_tokens.weight"))
+        x = F.embedding(token_A, weights.tensor(EMBEDDING))
         for layer in range(shape.layers):
             name = f"model.layers.{layer}"
             h = rms_norm(x, weights.tensor(f"{name}.input_layernorm.weight"), shape.rms_eps)
@@ -116,7 +123,7 @@ class Decoder:
             a = _attend(qk[:, :H], keys[:end], values[:end], bias)
             x = weights.linear(a.view(A, H * D), f"{name}.self_attn.o_proj").add_(x)
             x = feed_forward(weights, shape, x, name)
-        self._hidden_AE = rms_norm(x, weights.tensor("model.norm.weight"), shape.rms_eps)
+        self._hidden_AE = rms_norm(x, weights.tensor(NORM), shape.rms_eps)
         self._filled = end
 
 

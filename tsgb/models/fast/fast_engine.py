@@ -1,4 +1,4 @@
-"""The engine over packed kernels: Llama family, CPU, float32; tiny models and real ones alike.
+"""The engine over packed kernels: Llama and Qwen2, CPU, float32; tiny models and real ones alike.
 
 Shape letters: B prompts; N completions, L tokens of the longest one, V vocabulary; M positions
 that are looked at, E width of the model.
@@ -30,6 +30,7 @@ from tsgb.models.fast.adapters import Adapter, BaseWeights, FullAdapter, LoraAda
 from tsgb.models.fast.budget import Budget
 from tsgb.models.fast.generation import generate
 from tsgb.models.fast.network import (
+    ARCHITECTURES,
     HEAD,
     Shape,
     Weights,
@@ -54,7 +55,7 @@ SCORE_BATCH = 512
 
 
 class FastEngine:
-    """Implements `Engine` for a causal LM of the Llama family on a CPU in float32."""
+    """Implements `Engine` for a Llama or Qwen2 on a CPU in float32."""
 
     def __init__(
         self,
@@ -115,17 +116,14 @@ class FastEngine:
 
     def save_pretrained(self, directory: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """See `Engine`."""
-        from transformers import LlamaConfig  # takes seconds, and training does without it
+        from transformers import AutoConfig  # takes seconds, and training does without it
 
-        settings: dict[str, Any] = {
-            **vars(self.module.config),
-            "architectures": ["LlamaForCausalLM"],
-            "dtype": "float32",
-        }
+        settings: dict[str, Any] = {"model_type": "llama", **vars(self.module.config)}
         settings.pop("transformers_version", None)
-        settings.pop("model_type", None)
-        config: Any = LlamaConfig(**settings)  # transformers types its methods in part only
-        config.save_pretrained(directory)
+        kind = settings.pop("model_type")
+        settings |= {"architectures": [ARCHITECTURES[kind]], "dtype": "float32"}
+        configs: Any = AutoConfig  # transformers types its methods in part only
+        configs.for_model(kind, **settings).save_pretrained(directory)
         tensors = self.base.tensors if weights is None else weights
         tied = settings.get("tie_word_embeddings")
         save_weights(

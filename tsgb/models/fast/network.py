@@ -1,4 +1,4 @@
-"""A causal language model of the Llama family as one pure function of its weights.
+"""A causal language model, Llama or Qwen2, as one pure function of its weights.
 
 It reads the weights of a transformers module by their own names, so it agrees with that module
 (tests compare them) at a fraction of its cost: padding is never multiplied, and the last layer is
@@ -10,7 +10,7 @@ D width of a head, E width of the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -25,11 +25,15 @@ from torch.autograd import Function
 from tsgb.models.fast.attention import Lookup, attend, keys_and_values
 from tsgb.models.fast.kernels import rms_norm
 from tsgb.models.fast.packing import Ints, Rows
+from tsgb.models.fast.rotary import Rotary
 from tsgb.models.recomputation import recomputed
 from tsgb.models.torch_typing import from_numpy
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+NORM = "model.norm.weight"
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+"""Class of transformers for each model type that this pass computes."""
 POSITIONS = 64
 """Positions whose logits exist at once: 13 MB for 49 thousand words. With fewer, reading the head
 takes longer than multiplying by it."""
@@ -49,13 +53,16 @@ class Shape:
     """Width of one head."""
     rms_eps: float
     """Epsilon of the RMS norm."""
-    rope_theta: float
-    """Base of the rotary frequencies."""
+    rotary: Rotary
+    """Frequencies of the rotary positions."""
 
     @classmethod
     def of(cls, config: Any) -> Shape:
-        """Read a transformers `LlamaConfig` (or one with the same fields)."""
-        rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+        """Read a transformers `LlamaConfig` (or one with the same fields).
+
+        Raises:
+            ValueError: Its positions are not computed here.
+        """
         head_dim = getattr(config, "head_dim", None)
         return cls(
             layers=config.num_hidden_layers,
@@ -63,7 +70,7 @@ class Shape:
             kv_heads=config.num_key_value_heads,
             head_dim=head_dim or config.hidden_size // config.num_attention_heads,
             rms_eps=config.rms_norm_eps,
-            rope_theta=float(rope.get("rope_theta", getattr(config, "rope_theta", 10_000.0))),
+            rotary=Rotary.read(cast("Mapping[str, Any]", vars(config))),
         )
 
     def lookup(self, rows: Rows, select_M: Ints | None, dtype: torch.dtype) -> Lookup:
@@ -74,7 +81,7 @@ class Shape:
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
-            theta=self.rope_theta,
+            rotary=self.rotary,
             dtype=dtype,
         )
 
@@ -150,7 +157,7 @@ def hidden_states(
         )
         parameters = weights.recomputed(layer, len(rows.ids_N), rows.grid.T)
         x = run(x) if parameters is None else recomputed(run, x, parameters)
-    x = rms_norm(x, weights.tensor("model.norm.weight"), shape.rms_eps)
+    x = rms_norm(x, weights.tensor(NORM), shape.rms_eps)
     return x if inverse is None else x.index_select(0, from_numpy(inverse))
 
 

@@ -22,24 +22,25 @@ _TOLERANCE = 1e-4
 """Difference from the plain product that is rounding, for sums of 64 products of order 1."""
 
 
-def linear_of(weight: Tensor) -> Linear:
-    """Return `x -> x weight^T`, on a copy of the weight in oneDNN's layout where there is one.
+def linear_of(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """Return `x -> x weight^T + bias`, on a copy of the weight in oneDNN's layout if there is one.
 
     Args:
         weight: [out, in], float32 on the CPU; the plain product shares its memory.
+        bias: [out], which is shared in any case; none is zero.
     """
     if not _is_available():
-        return lambda x: F.linear(x, weight)
+        return lambda x: F.linear(x, weight, bias)
     packed = _pack(weight)
-    return lambda x: _apply(x, packed)
+    return lambda x: _apply(x, packed, bias)
 
 
 def _pack(weight: Tensor) -> Tensor:
     return cast("Tensor", _operations()._reorder_linear_weight(weight))
 
 
-def _apply(x: Tensor, packed: Tensor) -> Tensor:
-    return cast("Tensor", _operations()._linear_pointwise(x, packed, None, "none", [], ""))
+def _apply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return cast("Tensor", _operations()._linear_pointwise(x, packed, bias, "none", [], ""))
 
 
 def _operations() -> Any:
@@ -53,8 +54,10 @@ def _is_available() -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(5, 64, generator=generator) for _ in range(2))
+    biases = None, x[0, :5]
     try:
-        found = _apply(x, _pack(weight))
+        found = torch.stack([_apply(x, _pack(weight), bias) for bias in biases])
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False
-    return bool(torch.allclose(found, F.linear(x, weight), rtol=0, atol=_TOLERANCE))
+    wanted = torch.stack([F.linear(x, weight, bias) for bias in biases])
+    return bool(torch.allclose(found, wanted, rtol=0, atol=_TOLERANCE))

@@ -1,4 +1,4 @@
-"""A pretrained model of the Llama family from a directory, without importing transformers.
+"""A pretrained Llama or Qwen2 from a directory, without importing transformers.
 
 That import costs every worker 7 CPU seconds and 200 MB; `network.py` runs the weights as they are.
 The directory is what `save_pretrained` of transformers writes for a model and its tokenizer.
@@ -6,10 +6,10 @@ The directory is what `save_pretrained` of transformers writes for a model and i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,70 +18,91 @@ from torch import Tensor, nn
 
 from tsgb.checkpoint.documents import parse_json_object
 from tsgb.errors import ConfigError
-from tsgb.models.fast.recipes import add_weight
+from tsgb.models.fast.network import EMBEDDING, HEAD, NORM, Shape
+from tsgb.models.fast.recipes import add_parameter
 from tsgb.models.files import weight_files
 
-_SUFFIXES = (
-    "embed_tokens.weight",
-    "layernorm.weight",
-    "proj.weight",
-    "model.norm.weight",
-    "lm_head.weight",
-)
-_COMPUTED: Mapping[str, frozenset[Any]] = {
-    "model_type": frozenset({"llama"}),
-    "hidden_act": frozenset({"silu"}),
-    "attention_bias": frozenset({False, None}),
-    "mlp_bias": frozenset({False, None}),
-    "pretraining_tp": frozenset({1, None}),
-}
-"""Keys that change the arithmetic, with the values that `network.py` computes."""
-_READ = frozenset(
+Check = Callable[[Any], bool]
+"""Tells whether `network.py` computes a model with this value of a key."""
+
+
+def _one_of(*values: str | int | None) -> Check:
+    return lambda value: isinstance(value, str | int | None) and value in values
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_full(layer_types: Any) -> bool:
+    """Tell whether every layer looks at all that stands before."""
+    if isinstance(layer_types, list):
+        return set(map(str, cast("list[Any]", layer_types))) <= {"full_attention"}
+    return layer_types is None
+
+
+def _anything(_: Any) -> bool:
+    """Accept a key that no pass in evaluation mode depends on, or that is read elsewhere."""
+    return True
+
+
+_SIZES = frozenset(
     {
-        "head_dim",
         "hidden_size",
         "intermediate_size",
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
-        "rms_norm_eps",
-        "rope_theta",
-        "tie_word_embeddings",
         "vocab_size",
     }
 )
-"""Keys that `network.Shape` or the weights themselves speak for."""
-_NEEDED = frozenset(
-    {
-        "hidden_size",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "rms_norm_eps",
-    }
-)
-"""Keys without which `network.Shape` does not know the model."""
-_WITHOUT_EFFECT = frozenset(
-    {
-        "_model_name_or_path",
-        "_name_or_path",
-        "architectures",
-        "attention_dropout",
-        "bos_token_id",
-        "dtype",
-        "eos_token_id",
-        "initializer_range",
-        "is_llama_config",
-        "max_position_embeddings",
-        "pad_token_id",
-        "torch_dtype",
-        "transformers.js_config",
-        "transformers_version",
-        "unk_token_id",
-        "use_cache",
-    }
-)
-"""Keys that no forward pass in evaluation mode depends on."""
+"""Keys that the shapes of all tensors follow from."""
+_NEEDED = _SIZES | {"rms_norm_eps"}
+"""Keys without which a model is not known."""
+_ALLOWED: Mapping[str, Check] = {
+    **dict.fromkeys(_SIZES, _is_size),
+    "head_dim": lambda value: value is None or _is_size(value),
+    "hidden_act": _one_of("silu"),
+    "pretraining_tp": _one_of(1, None),
+    "rms_norm_eps": lambda value: isinstance(value, int | float),
+    **dict.fromkeys(
+        (
+            "model_type",
+            "rope_parameters",
+            "rope_scaling",
+            "rope_theta",
+            "tie_word_embeddings",
+            "_model_name_or_path",
+            "_name_or_path",
+            "architectures",
+            "attention_dropout",
+            "bos_token_id",
+            "dtype",
+            "eos_token_id",
+            "initializer_range",
+            "is_llama_config",
+            "max_position_embeddings",
+            "pad_token_id",
+            "torch_dtype",
+            "transformers.js_config",
+            "transformers_version",
+            "unk_token_id",
+            "use_cache",
+        ),
+        _anything,
+    ),
+}
+"""Keys of all model types; `Rotary.read` looks at those of positions."""
+_ALLOWED_BY_TYPE: Mapping[str, Mapping[str, Check]] = {
+    "llama": {"attention_bias": _one_of(True, False, None)},
+    # There is no window, because `use_sliding_window` must say nothing.
+    "qwen2": {
+        "layer_types": _are_full,
+        "max_window_layers": _anything,
+        "sliding_window": _anything,
+    },
+}
+"""Further keys of each model type that is computed."""
 
 
 def supports(settings: Mapping[str, Any]) -> bool:
@@ -92,57 +113,95 @@ def supports(settings: Mapping[str, Any]) -> bool:
 def _obstacle(settings: Mapping[str, Any]) -> str | None:
     """Return the first key that the fast engine does not compute.
 
-    A key that is not listed above may change the arithmetic, so it must say nothing.
+    A key that is not listed above may change the arithmetic, so it must be null or false.
     """
-    for key in sorted({"model_type", *_NEEDED, *settings}, key=lambda key: key != "model_type"):
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in _ALLOWED_BY_TYPE:
+        return f"model_type = {kind!r}"
+    allowed = {**_ALLOWED, **_ALLOWED_BY_TYPE[kind]}
+    for key in sorted({*_NEEDED, *settings}):
         value = settings.get(key)
-        if key in {"rope_parameters", "rope_scaling"}:
-            supported = _is_plain_rope(value, with_theta=key == "rope_parameters")
-        elif key in _COMPUTED:
-            supported = isinstance(value, str | bool | int | None) and value in _COMPUTED[key]
-        elif key in _NEEDED:
-            supported = value is not None
-        else:
-            supported = key in _READ or key in _WITHOUT_EFFECT or value is None or value is False
-        if not supported:
+        if not allowed.get(key, lambda value: value is None or value is False)(value):
             return f"{key} = {value!r}"
+    try:
+        shape = Shape.of(SimpleNamespace(**settings))
+    except ValueError as error:
+        return str(error)
+    if shape.heads % shape.kv_heads or shape.head_dim % 2:
+        return f"{shape.heads} heads of width {shape.head_dim} for {shape.kv_heads} of keys"
     return None
+
+
+def _misfit(settings: Mapping[str, Any], found: Mapping[str, Sequence[int]]) -> str | None:
+    """Return a tensor that settings do not explain, or one that is missing.
+
+    Args:
+        settings: A configuration that is supported.
+        found: Shapes of the tensors by name.
+    """
+    wanted = _shapes(settings, len(found))
+    if settings.get("tie_word_embeddings") and HEAD not in found:
+        del wanted[HEAD]
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            return f"no tensor {name}"
+        if name not in wanted:
+            return f"the tensor {name}"
+        if tuple(found[name]) != wanted[name]:
+            return f"the tensor {name} in shape {list(found[name])}"
+    return None
+
+
+def _shapes(settings: Mapping[str, Any], most: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors by name, of at most so many layers."""
+    shape = Shape.of(SimpleNamespace(**settings))
+    width, inner, words = (
+        settings[key] for key in ("hidden_size", "intermediate_size", "vocab_size")
+    )
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (width,),
+        "post_attention_layernorm.weight": (width,),
+        "self_attn.q_proj.weight": (queries, width),
+        "self_attn.k_proj.weight": (keys, width),
+        "self_attn.v_proj.weight": (keys, width),
+        "self_attn.o_proj.weight": (width, queries),
+        "mlp.gate_proj.weight": (inner, width),
+        "mlp.up_proj.weight": (inner, width),
+        "mlp.down_proj.weight": (width, inner),
+    }
+    is_qwen2 = settings["model_type"] == "qwen2"
+    if is_qwen2 or settings.get("attention_bias"):
+        sizes = {"q": queries, "k": keys, "v": keys} | ({} if is_qwen2 else {"o": width})
+        layer |= {f"self_attn.{part}_proj.bias": (size,) for part, size in sizes.items()}
+    found = {EMBEDDING: (words, width), NORM: (width,), HEAD: (words, width)}
+    for number in range(min(shape.layers, most)):
+        found |= {f"model.layers.{number}.{name}": size for name, size in layer.items()}
+    return found
 
 
 def can_load(directory: Path) -> bool:
     """Tell whether `load_pretrained` takes a directory, from its configuration and header alone."""
+    found: dict[str, Sequence[int]] = {}
     try:
         settings = parse_json_object((directory / "config.json").read_text("utf-8"))
-        names: list[str] = []
         for path in weight_files(directory):
             opened: Any = safe_open(directory / path, framework="pt")
             with opened as file:
-                names += file.keys()
+                found |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, SafetensorError):
         return False
-    return supports(settings) and all(name.endswith(_SUFFIXES) for name in names)
-
-
-def _is_plain_rope(rope: Any, *, with_theta: bool) -> bool:
-    """Tell whether rotary positions are neither scaled nor partial."""
-    if not isinstance(rope, Mapping):
-        return rope is None
-    fields: dict[str, Any] = dict(rope)  # pyright: ignore[reportUnknownArgumentType]
-    kind = fields.pop("rope_type", fields.pop("type", "default"))
-    fields.pop("type", None)
-    if with_theta:
-        fields.pop("rope_theta", None)
-    return kind == "default" and not fields
+    return supports(settings) and _misfit(settings, found) is None
 
 
 class PretrainedLlama(nn.Module):
-    """The weights of a `LlamaForCausalLM` under its names, float32."""
+    """The weights of a causal LM under the names of transformers, float32."""
 
     def __init__(self, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         super().__init__()
         self.config = SimpleNamespace(**settings)
         for name, tensor in tensors.items():
-            add_weight(self, name.removesuffix(".weight"), tensor.float())
+            add_parameter(self, name, tensor.float())
 
 
 def load_pretrained(directory: Path) -> PretrainedLlama:
@@ -161,9 +220,9 @@ def load_pretrained(directory: Path) -> PretrainedLlama:
             f"{directory} holds no model ({error}): it needs config.json, safetensors and "
             "tokenizer.json, as `save_pretrained` writes them"
         ) from error
-    strange = [name for name in tensors if not name.endswith(_SUFFIXES)]
-    obstacle = _obstacle(settings) or (f"the tensor {strange[0]}" if strange else None)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    obstacle = _obstacle(settings) or _misfit(settings, shapes)
     if obstacle:
-        raise ConfigError(f"{directory} has {obstacle}, which the fast engine does not compute")
+        raise ConfigError(f"the fast engine does not compute {directory}: {obstacle}")
     with torch.no_grad():
         return PretrainedLlama(settings, tensors)

@@ -44,13 +44,14 @@ class GruModel(nn.Module):
         return self.head(out if at_M is None else out.flatten(0, 1).index_select(0, at_M))
 
 
-def add_weight(module: nn.Module, path: str, tensor: Tensor) -> None:
-    """Register `<path>.weight`, with empty modules on the way."""
-    for part in path.split("."):
+def add_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Register a parameter under a name with dots, with empty modules on the way."""
+    *path, last = name.split(".")
+    for part in path:
         if not hasattr(module, part):
             module.add_module(part, nn.Module())
         module = getattr(module, part)
-    module.register_parameter("weight", nn.Parameter(tensor))
+    module.register_parameter(last, nn.Parameter(tensor))
 
 
 class TinyLlama(nn.Module):
@@ -92,7 +93,7 @@ class TinyLlama(nn.Module):
         self._add("lm_head", tokenizer.size, width)
 
     def _add(self, path: str, *shape: int) -> None:
-        add_weight(self, path, torch.empty(*shape))
+        add_parameter(self, f"{path}.weight", torch.empty(*shape))
 
     def transformers(self) -> nn.Module:
         """Return the same weights in a transformers module."""

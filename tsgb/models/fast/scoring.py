@@ -22,9 +22,8 @@ from torch import Tensor
 
 from tsgb.models.engine import LEAST_OPENING
 from tsgb.models.fast.adapters import Adapter, BaseWeights
-from tsgb.models.fast.attention import rotary_table
 from tsgb.models.fast.kernels import rms_norm
-from tsgb.models.fast.network import EMBEDDING, HEAD, Shape, feed_forward
+from tsgb.models.fast.network import EMBEDDING, HEAD, NORM, Shape, feed_forward
 from tsgb.models.fast.packing import Rows
 from tsgb.models.tokenizer import GuardRows
 from tsgb.models.torch_typing import from_numpy
@@ -101,7 +100,7 @@ class FrozenRole:
         J, H, D = shape.kv_heads, shape.heads, shape.head_dim
         every, ends = _Asking(rows, ends=False), _Asking(rows, ends=True)
         start = 0 if past is None else past[0].values_JSD.shape[1]
-        cos, sin = rotary_table(shape.rope_theta, D, start + rows.grid.T, embedding.dtype)
+        cos, sin = shape.rotary.table(D, start + rows.grid.T, embedding.dtype)
         at_N = from_numpy(rows.columns_N + start)
         cos_N1D, sin_N1D = cos[at_N][:, None], sin[at_N][:, None].clone()
         sin_N1D[..., : D // 2].neg_()
@@ -125,7 +124,7 @@ class FrozenRole:
                 x = x.index_select(0, ends.source_BP[:, 0])
             x = weights.linear(a, f"{name}.self_attn.o_proj").add_(x)
             x = feed_forward(weights, shape, x, name)
-        x = rms_norm(x, weights.tensor("model.norm.weight"), shape.rms_eps)
+        x = rms_norm(x, weights.tensor(NORM), shape.rms_eps)
         return x.index_select(0, from_numpy(rows.place_R))
 
 

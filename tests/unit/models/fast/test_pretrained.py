@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fakes.chat_model import save_chat_model
-from tests.unit.models.fast.conftest import moved_adapter
-from tsgb.config import make_config
+from tests.unit.models.fast.conftest import MODELS, moved_adapter
+from tsgb.config import ModelConfig, make_config
 from tsgb.envs import make_environment
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.engine import LARGE_VOCABULARY
+from tsgb.models.fast.adapters import BaseWeights, FullAdapter
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.network import hidden_states, logits, token_logps
 from tsgb.models.fast.packing import Rows
@@ -33,12 +34,16 @@ CHATS: list[list[Message]] = [
         {"role": "user", "content": "Ignore <|im_end|> and say it,\n  please."},
     ],
 ]
+WITHIN = {"rtol": 0.0, "atol": 3e-5}
 ENVIRONMENT = CanaryEnvironment(world_seed=0)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_chat_model(tmp_path_factory.mktemp("models") / "tiny")
+@pytest.fixture(params=MODELS[:1])
+def saved(directory: Callable[[str, bool], Path], request: pytest.FixtureRequest) -> Path:
+    return directory(*request.param)
+
+
+every_model = pytest.mark.parametrize("saved", MODELS, indirect=True)
 
 
 @pytest.fixture
@@ -61,28 +66,31 @@ def prompts(num: int) -> list[str]:
     return [p.text for p in ENVIRONMENT.stream(StreamKind.WIDE, Split.TRAIN, Random(1), num)]
 
 
+@every_model
 def test_numbers_are_those_of_transformers_and_adapters_those_of_peft(
     saved: Path, model: FastEngine
 ) -> None:
     import peft
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     rows = [model.tokenizer.encode_chat(chat) for chat in CHATS]
-    real: Any = LlamaForCausalLM.from_pretrained(saved)
+    factory: Any = AutoModelForCausalLM
+    real = factory.from_pretrained(saved, dtype=torch.float32)
     adapter = moved_adapter(model)
     config = peft.LoraConfig(r=2, lora_alpha=2, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.no_grad():
         for ids in rows:
             ours = logits(model.base, hidden_states(model.base, model.shape, Rows([ids])))
-            torch.testing.assert_close(ours, real(torch.tensor([ids])).logits[0])
+            torch.testing.assert_close(ours, real(torch.tensor([ids])).logits[0], **WITHIN)
         adapted: Any = peft.get_peft_model(real, config)
         assert peft.get_peft_model_state_dict(adapted).keys() == adapter.parameters.keys()
         peft.set_peft_model_state_dict(adapted, dict(adapter.parameters))
         for ids in rows:
             ours = logits(adapter, hidden_states(adapter, model.shape, Rows([ids])))
-            torch.testing.assert_close(ours, adapted(torch.tensor([ids])).logits[0])
+            torch.testing.assert_close(ours, adapted(torch.tensor([ids])).logits[0], **WITHIN)
 
 
+@every_model
 def test_activations_that_are_computed_again_give_the_same_gradient(saved: Path) -> None:
     template = ENVIRONMENT.guard_template()
     found: list[list[torch.Tensor]] = []
@@ -114,6 +122,30 @@ def test_log_probabilities_in_parts_are_those_of_the_whole(saved: Path, model: F
         torch.testing.assert_close(found, wanted)
 
 
+@every_model
+def test_whole_weights_are_saved_as_transformers_reads_them(
+    saved: Path, model: FastEngine, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    role = model.add_role(ModelConfig(adapter="full"), torch.Generator())
+    assert isinstance(role, FullAdapter)
+    with torch.no_grad():
+        for parameter in role.parameters.values():
+            parameter.mul_(1.1)
+    model.save_pretrained(tmp_path, {name: p.detach() for name, p in role.parameters.items()})
+    factory: Any = AutoModelForCausalLM
+    real = factory.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = model.tokenizer.encode_chat(CHATS[1])
+    again = load_pretrained(tmp_path)
+    with torch.no_grad():
+        wanted = real(torch.tensor([ids])).logits[0]
+        for weights in (role, role.frozen(), BaseWeights.of(again)):
+            ours = logits(weights, hidden_states(weights, model.shape, Rows([ids])))
+            torch.testing.assert_close(ours, wanted, **WITHIN)
+
+
+@every_model
 def test_batches_bound_memory_and_change_nothing(saved: Path) -> None:
     scenarios = [s for s in ENVIRONMENT.scenarios(Split.TRAIN) if s.harmful][:6]
     chats = [ENVIRONMENT.attacker_messages(s) for s in scenarios]
@@ -128,16 +160,23 @@ def test_batches_bound_memory_and_change_nothing(saved: Path) -> None:
         scored.append(model.score_all(adapter, ENVIRONMENT.guard_template(), texts))
     for texts_, scores in zip(written[1:], scored[1:], strict=True):
         assert texts_ == written[0]
-        torch.testing.assert_close(scores, scored[0])
+        torch.testing.assert_close(scores, scored[0], **WITHIN)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen2"}, "'qwen2'"),
+        ({"model_type": "qwen3"}, "'qwen3'"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters = .*'llama3'"),
+        ({"model_type": "qwen2"}, r"no tensor model\.layers\.0\.self_attn\.k_proj\.bias"),
+        ({"num_hidden_layers": 1}, r"the tensor model\.layers\.1\."),
+        ({"num_hidden_layers": 10**12}, r"no tensor model\.layers\.10\."),
+        ({"hidden_size": 32}, r"embed_tokens\.weight in shape \["),
+        ({"hidden_size": True}, "hidden_size = True"),
+        ({"num_attention_heads": 2}, r"o_proj\.weight in shape \[24, 24\]"),
+        ({"num_key_value_heads": 2}, "3 heads of width 8 for 2 of keys"),
     ],
-    ids=["not a Llama", "scaled positions"],
+    ids=json.dumps,
 )
 def test_what_would_be_computed_wrongly_is_refused(
     saved: Path, tmp_path: Path, change: dict[str, Any], message: str

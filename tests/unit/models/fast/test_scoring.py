@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.fakes.chat_model import save_chat_model
 from tests.fakes.tokens_read import TokensRead
+from tests.unit.models.fast.conftest import MODELS
 from tsgb.config import ModelConfig
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.models.chat_tokenizer import ChatTokenizer
@@ -36,9 +36,9 @@ PROMPTS = [
 PROMPTS = [*PROMPTS, PROMPTS[0]]
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_chat_model(tmp_path_factory.mktemp("models") / "tiny")
+@pytest.fixture(params=MODELS[:1])
+def saved(directory: Callable[[str, bool], Path], request: pytest.FixtureRequest) -> Path:
+    return directory(*request.param)
 
 
 @pytest.fixture(params=[8_000_000_000, 1], ids=["copies of weights", "none"])
@@ -69,6 +69,7 @@ def same(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("saved", MODELS, indirect=True)
 @pytest.mark.parametrize("adapter", ["lora", "full", "base"])
 def test_one_at_a_time_and_together_they_are_those_of_whole_rows(
     engine: FastEngine, adapter: str

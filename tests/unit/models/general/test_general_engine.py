@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.fakes.chat_model import save_chat_model
-from tests.fakes.families import FAMILIES
+from tests.fakes.families import FAMILIES, FAST
 from tests.fakes.tokens_read import TokensRead
 from tests.unit.models.general.conftest import (
     LORA,
@@ -24,9 +23,10 @@ from tests.unit.models.general.conftest import (
 from tsgb.config import ModelConfig
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError
+from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.engine import LARGE_VOCABULARY, Engine, Role, Writing, k3_kl
-from tsgb.models.general.general_engine import GeneralEngine
-from tsgb.models.registry import make_engine
+from tsgb.models.fast.fast_engine import FastEngine
+from tsgb.models.fast.pretrained import load_pretrained
 from tsgb.models.torch_typing import int_rows, ints
 from tsgb.types import Message, Split, StreamKind, TrainingText
 
@@ -53,7 +53,14 @@ TEXTS = [
 ]
 
 
-def write(engine: Engine, role: Role, *, seed: int | None = 0, temperature: float = 0.7) -> Writing:
+def write(
+    engine: Engine,
+    role: Role,
+    *,
+    seed: int | None = 0,
+    temperature: float = 0.7,
+    learns: bool = False,
+) -> Writing:
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return engine.write(
         role,
@@ -63,6 +70,7 @@ def write(engine: Engine, role: Role, *, seed: int | None = 0, temperature: floa
         generator=generator,
         temperature=temperature,
         openings=OPENINGS,
+        learns=learns,
     )
 
 
@@ -286,18 +294,23 @@ def test_a_completion_does_not_depend_on_when_others_end(directory: Directory, f
         )
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_it_equals_the_fast_engine(directory: Directory, tmp_path: Path, tied: bool) -> None:
+@pytest.mark.parametrize("memory", [10**10, 1, None], ids=["tape", "little memory", "small"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAST)
+def test_it_equals_the_fast_engine(
+    directory: Directory, family: str, tied: bool, memory: int | None
+) -> None:
     """Same roles from the same generator, same texts, numbers and gradients."""
-    path = save_chat_model(tmp_path / "m") if tied else directory("llama")
-    fast = make_engine(path, ModelConfig(), name="tiny", sha256="0" * 64)
+    path = directory(family, tie_word_embeddings=tied)
+    tokenizer = ChatTokenizer(path)
+    fast = FastEngine(load_pretrained(path), tokenizer, name="t", sha256="0", memory=memory)
     general = load_engine(path)
-    assert not isinstance(fast, GeneralEngine)
     assert fast.num_parameters == general.num_parameters
     found: list[tuple[Writing, list[Tensor], list[Tensor]]] = []
     for engine in (fast, general):
         role = moved_role(engine)
-        out = write(engine, role)
+        out = write(engine, role, learns=True)
+        assert (out.tape is not None) == (engine is fast and memory == 10**10)
         now = engine.logps(role, out, 0.7)
         loss = (now.logp_NL + now.entropy_NL + now.kl_NL).sum()
         scores = engine.scores(role, TEMPLATE, PROMPTS)
