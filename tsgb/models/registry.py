@@ -382,9 +382,9 @@ def make_engine(
     if models is not None and plan is not None:
         check_fits(name, plan, None if part is ModelPart.BLACK_BOX else models.card())
     tokenizer = ChatTokenizer(directory)
-    if device.type == "cpu" and dtype is torch.float32 and can_load(directory):
+    if device.type == "cpu" and can_load(directory):
         return FastEngine(
-            load_pretrained(directory),
+            load_pretrained(directory).to(dtype),
             tokenizer,
             name=name,
             sha256=sha256,

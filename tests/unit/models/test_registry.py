@@ -18,6 +18,7 @@ from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError, UsageError
 from tsgb.models.engine import Engine
 from tsgb.models.fast.fast_engine import FastEngine
+from tsgb.models.fast.network import HEAD
 from tsgb.models.registry import ModelRegistry, make_engine
 
 TEMPLATE = CanaryEnvironment(world_seed=0).guard_template()
@@ -155,7 +156,7 @@ def test_every_family_gets_an_engine_that_computes_it(tmp_path: Path, family: st
 def test_bfloat16_and_absent_devices(changed: Changed) -> None:
     path = changed({})
     engine: Any = engine_of(path, ModelConfig(dtype="bfloat16", device="cpu"))
-    assert engine.lm.module.dtype is torch.bfloat16
+    assert engine.base.tensor(HEAD).dtype is torch.bfloat16
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"'cuda:3': torch finds no CUDA cards here; set it"):
             engine_of(path, ModelConfig(device="cuda:3"))

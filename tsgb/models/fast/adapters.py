@@ -16,7 +16,7 @@ from torch.autograd import Function
 from tsgb.models.engine import Role
 from tsgb.models.fast.budget import Budget
 from tsgb.models.fast.network import EMBEDDING, HEAD, Weights
-from tsgb.models.fast.prepacked import Linear, linear_of
+from tsgb.models.fast.prepacked import Linear, linear_of, multiply, multiply_back
 from tsgb.models.weights import fingerprint
 
 
@@ -40,8 +40,9 @@ class BaseWeights(Role, Weights):
 
     @classmethod
     def of(cls, module: nn.Module, budget: Budget | None = None) -> BaseWeights:
-        """Share a module's tensors, without a copy."""
-        return cls({name: t.detach() for name, t in module.state_dict().items()}, budget)
+        """Share a module's matrices, in its dtype; vectors are small, and float32."""
+        tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+        return cls({n: t.float() if t.dim() == 1 else t for n, t in tensors.items()}, budget)
 
     @property
     def copies(self) -> bool:
@@ -57,10 +58,10 @@ class BaseWeights(Role, Weights):
         if self.copies:
             return side_by_side([self._linear(name)(x) for name in names])
         if len(names) == 1 or not self.small:
-            return side_by_side([F.linear(x, *_layer(self.tensors, name)) for name in names])
+            return side_by_side([multiply(x, *_layer(self.tensors, name)) for name in names])
         if names not in self._joined:
             self._joined[names] = _join(self.tensors, names)
-        return F.linear(x, *self._joined[names])
+        return multiply(x, *self._joined[names])
 
     def _linear(self, name: str) -> Linear:
         if name not in self._linears:
@@ -104,7 +105,7 @@ class FullAdapter(Adapter):
     def __init__(self, base: BaseWeights) -> None:
         tied = base.tensors[HEAD].data_ptr() == base.tensors[EMBEDDING].data_ptr()
         self.parameters = {
-            name: nn.Parameter(tensor.clone())
+            name: nn.Parameter(tensor.to(torch.float32, copy=True))
             for name, tensor in base.tensors.items()
             if not (tied and name == HEAD)
         }
@@ -160,8 +161,8 @@ class LoraAdapter(Adapter):
             if "layers" not in place or weight.dim() != 2:
                 continue
             layer = name.removesuffix(".weight")
-            a = nn.Parameter(weight.new_zeros(rank, weight.shape[1]))
-            b = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+            a = nn.Parameter(weight.new_zeros(rank, weight.shape[1], dtype=torch.float32))
+            b = nn.Parameter(weight.new_zeros(weight.shape[0], rank, dtype=torch.float32))
             self._pairs[layer] = (a, b)
             self.parameters[f"base_model.model.{layer}.lora_A.weight"] = a
             self.parameters[f"base_model.model.{layer}.lora_B.weight"] = b
@@ -216,13 +217,15 @@ class LoraAdapter(Adapter):
         """Return the adapter of a linear layer, and the layer's own weight."""
         return LoraPair(self._base.tensors[f"{name}.weight"], *self._pairs[name])
 
+    def beside(self, name: str) -> Linear:
+        """Return a linear layer with its adapter beside it, without gradients."""
+        _, a, b = self.pair(name)
+        return lambda x: self._base.linear(x, name).addmm_(F.linear(x, a), b.t())
+
     def _linear(self, x: Tensor, name: str) -> Tensor:
         if not self.adapts(name):
             return self._base.linear(x, name)
-        pair = self.pair(name)
-        return pair.apply(
-            x, lambda x: self._base.linear(x, name).addmm_(F.linear(x, pair.a), pair.b.t())
-        )
+        return self.pair(name).apply(x, self.beside(name))
 
 
 class LoraPair(NamedTuple):
@@ -243,7 +246,11 @@ class LoraPair(NamedTuple):
 
 
 class MergedLora(Weights):
-    """A LoRA adapter whose matrices are added to copies of the layers, until the next update."""
+    """A LoRA adapter whose matrices are added to copies of the layers, until the next update.
+
+    Beside a layer in bfloat16 they are left as they are: rounded with its weight to 8 bits, a third
+    of what an adapter has learned would be lost.
+    """
 
     def __init__(self, adapter: LoraAdapter) -> None:
         self.adapter = adapter
@@ -266,8 +273,11 @@ class MergedLora(Weights):
     def _linear(self, name: str) -> Linear:
         if name not in self._linears:
             weight, a, b = self.adapter.pair(name)
-            merged = torch.addmm(weight, b, a)
-            self._linears[name] = linear_of(merged, self.adapter.bias(name))
+            if weight.dtype is torch.float32:
+                made = linear_of(torch.addmm(weight, b, a), self.adapter.bias(name))
+            else:
+                made = self.adapter.beside(name)
+            self._linears[name] = made
         return self._linears[name]
 
     def recomputed(self, layer: int, num_tokens: int, row_tokens: int) -> Sequence[Tensor] | None:
@@ -296,8 +306,10 @@ class _AdaptedLinear(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g_MO,) = grads
         x_MI, weight_OI, a_rI, b_Or = ctx.saved_tensors
-        g_Mr = g_MO @ b_Or
+        # Products with so few columns are four times as fast with the few as rows.
+        g_rM = b_Or.t() @ g_MO.t()
+        g_b_rO = F.linear(x_MI, a_rI).t() @ g_MO
         g_x = None
         if ctx.needs_input_grad[0]:
-            g_x = (g_MO @ weight_OI).addmm_(g_Mr, a_rI)
-        return g_x, None, None, g_Mr.t() @ x_MI, g_MO.t() @ F.linear(x_MI, a_rI)
+            g_x = multiply_back(g_MO, weight_OI).addmm_(g_rM.t(), a_rI)
+        return g_x, None, None, g_rM @ x_MI, g_b_rO.t().contiguous()

@@ -63,7 +63,7 @@ class Budget:
             vocabulary=vocabulary,
             tied=HEAD not in tensors,
         )
-        weights = _FLOAT32 * sizes.parameters
+        weights = tensors[EMBEDDING].element_size() * sizes.parameters
         free = max(0, memory - weights - _LIBRARIES)
         copied = copied_weights(weights, memory)
         return cls(sizes, shape.heads, copied > 0, free - copied)

@@ -110,7 +110,7 @@ class Decoder:
             sin = self._sin.index_select(0, self._position_A)
             self._position_A = self._position_A + 1
             bias = self._bias_SA[:end, :, None]
-        x = F.embedding(token_A, weights.tensor(EMBEDDING))
+        x = F.embedding(token_A, weights.tensor(EMBEDDING)).float()
         for layer in range(shape.layers):
             name = f"model.layers.{layer}"
             h = rms_norm(x, weights.tensor(f"{name}.input_layernorm.weight"), shape.rms_eps)

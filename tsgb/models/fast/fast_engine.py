@@ -1,4 +1,4 @@
-"""The engine over packed kernels: Llama and Qwen2, CPU, float32; tiny models and real ones alike.
+"""The engine over packed kernels: Llama and Qwen2 on a CPU, tiny models and real ones alike.
 
 Shape letters: B prompts; N completions, L tokens of the longest one, V vocabulary; M positions
 that are looked at, E width of the model.
@@ -31,6 +31,7 @@ from tsgb.models.fast.budget import Budget
 from tsgb.models.fast.generation import generate
 from tsgb.models.fast.network import (
     ARCHITECTURES,
+    EMBEDDING,
     HEAD,
     Shape,
     Weights,
@@ -55,7 +56,7 @@ SCORE_BATCH = 512
 
 
 class FastEngine:
-    """Implements `Engine` for a Llama or Qwen2 on a CPU in float32."""
+    """Implements `Engine` for a Llama or Qwen2 on a CPU, in float32 or bfloat16."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class FastEngine:
 
         Args:
             module: its parameters under the names of transformers, and `config`; stays frozen.
+                Products are computed in their dtype, float32 or bfloat16.
             tokenizer: its tokenizer.
             name: name of the base in records.
             sha256: hex digest of the base.
@@ -121,14 +123,15 @@ class FastEngine:
         settings: dict[str, Any] = {"model_type": "llama", **vars(self.module.config)}
         settings.pop("transformers_version", None)
         kind = settings.pop("model_type")
-        settings |= {"architectures": [ARCHITECTURES[kind]], "dtype": "float32"}
+        tensors = self.base.tensors if weights is None else weights
+        dtype = tensors[EMBEDDING].dtype
+        settings["architectures"] = [ARCHITECTURES[kind]]
+        settings["dtype"] = str(dtype).removeprefix("torch.")
         configs: Any = AutoConfig  # transformers types its methods in part only
         configs.for_model(kind, **settings).save_pretrained(directory)
-        tensors = self.base.tensors if weights is None else weights
         tied = settings.get("tie_word_embeddings")
-        save_weights(
-            {k: t for k, t in tensors.items() if not (tied and k == HEAD)}, directory / WEIGHTS
-        )
+        kept = {name: t.to(dtype) for name, t in tensors.items() if not (tied and name == HEAD)}
+        save_weights(kept, directory / WEIGHTS)
         self.tokenizer.transformers().save_pretrained(directory)
 
     # -- guard -----------------------------------------------------------------------------

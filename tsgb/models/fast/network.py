@@ -25,6 +25,7 @@ from torch.autograd import Function
 from tsgb.models.fast.attention import Lookup, attend, keys_and_values
 from tsgb.models.fast.kernels import rms_norm
 from tsgb.models.fast.packing import Ints, Rows
+from tsgb.models.fast.prepacked import multiply, multiply_back
 from tsgb.models.fast.rotary import Rotary
 from tsgb.models.recomputation import recomputed
 from tsgb.models.torch_typing import from_numpy
@@ -143,7 +144,7 @@ def hidden_states(
     Returns:
         [M, E] (or [N, E]) hidden states, normalised, ready for `logits`.
     """
-    x = F.embedding(rows.ids_N, weights.tensor(EMBEDDING))
+    x = F.embedding(rows.ids_N, weights.tensor(EMBEDDING)).float()
     lookup = shape.lookup(rows, None, x.dtype)
     distinct, inverse = None, None
     if select_M is not None:
@@ -198,7 +199,7 @@ def logits(weights: Weights, hidden: Tensor, rows: Tensor | None = None) -> Tens
     if rows is None and not torch.is_grad_enabled():
         return weights.linear(hidden, "lm_head")
     head = weights.tensor(HEAD)
-    return F.linear(hidden, head if rows is None else head.index_select(0, rows))
+    return multiply(hidden, head if rows is None else head.index_select(0, rows).to(hidden.dtype))
 
 
 def token_logps(
@@ -271,7 +272,7 @@ class _TokenLogps(Function):
             g_PV = (logp_PV + entropy_M[here, None]).mul_(-g_entropy).sub_(g_logp)
             g_PV.mul_(logp_PV.exp()).scatter_add_(1, ids_M[here, None], g_logp)
             g_PV.div_(ctx.temperature)
-            torch.mm(g_PV, head_VE, out=g_hidden_ME[here])
+            g_hidden_ME[here] = multiply_back(g_PV, head_VE)
             if g_head_VE is not None:
                 g_head_VE.addmm_(g_PV.t(), hidden_ME[here])
         return g_hidden_ME, g_head_VE, None, None, None, None

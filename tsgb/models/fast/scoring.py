@@ -71,8 +71,10 @@ class FrozenRole:
             begins = len(row) > len(opening) and row[: len(opening)] == opening
             (opened if begins and opening else others).append(number)
         found_R = torch.zeros(len(asked.rows))
-        head_2E = self._weights.tensor(HEAD).index_select(
-            0, torch.tensor([asked.unsafe_id, asked.safe_id])
+        head_2E = (
+            self._weights.tensor(HEAD)
+            .index_select(0, torch.tensor([asked.unsafe_id, asked.safe_id]))
+            .float()
         )
         for numbers, start in ((opened, len(opening)), (others, 0)):
             suffixes = {number: asked.rows[number][start:] for number in numbers}
@@ -96,16 +98,15 @@ class FrozenRole:
     def _run(self, rows: Rows, past: list[_Past] | None, kept: list[_Past] | None) -> Tensor:
         """Return the states [R, E] of the rows' last tokens; `kept` gets those of a single row."""
         shape, weights = self._shape, self._weights
-        embedding = weights.tensor(EMBEDDING)
         J, H, D = shape.kv_heads, shape.heads, shape.head_dim
         every, ends = _Asking(rows, ends=False), _Asking(rows, ends=True)
         start = 0 if past is None else past[0].values_JSD.shape[1]
-        cos, sin = shape.rotary.table(D, start + rows.grid.T, embedding.dtype)
+        cos, sin = shape.rotary.table(D, start + rows.grid.T, torch.float32)
         at_N = from_numpy(rows.columns_N + start)
         cos_N1D, sin_N1D = cos[at_N][:, None], sin[at_N][:, None].clone()
         sin_N1D[..., : D // 2].neg_()
         source_BT = from_numpy(rows.grid.source_BT)
-        x = F.embedding(rows.ids_N, embedding)
+        x = F.embedding(rows.ids_N, weights.tensor(EMBEDDING)).float()
         for number in range(shape.layers):
             name = f"model.layers.{number}"
             asking = ends if number == shape.layers - 1 else every

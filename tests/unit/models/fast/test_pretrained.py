@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -54,12 +55,11 @@ def model(saved: Path) -> FastEngine:
 
 def engines(saved: Path) -> list[FastEngine]:
     """The engine with all memory that it can use, with little, and on a small base."""
-    return [
-        FastEngine(
-            load_pretrained(saved), ChatTokenizer(saved), name="tiny", sha256="0", memory=memory
-        )
-        for memory in (10**10, 1, None)
-    ]
+    return [engine_of(saved, load_pretrained(saved), memory) for memory in (10**10, 1, None)]
+
+
+def engine_of(saved: Path, module: torch.nn.Module, memory: int | None) -> FastEngine:
+    return FastEngine(module, ChatTokenizer(saved), name="tiny", sha256="0", memory=memory)
 
 
 def prompts(num: int) -> list[str]:
@@ -103,6 +103,53 @@ def test_activations_that_are_computed_again_give_the_same_gradient(saved: Path)
         assert kept.abs().max() > 0
         torch.testing.assert_close(again, kept)
         torch.testing.assert_close(small, kept)
+
+
+ROUNDED = {"rtol": 0.05, "atol": 0.05}
+"""Difference between scores of these models that factors of 8 bits make."""
+
+
+@every_model
+def test_weights_in_bfloat16_give_the_scores_and_gradients_of_float32(saved: Path) -> None:
+    template = ENVIRONMENT.guard_template()
+    half = load_pretrained(saved).to(torch.bfloat16)
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for module, memory in ((deepcopy(half).float(), 10**10), (half, 10**10), (half, 1)):
+        engine = engine_of(saved, module, memory)
+        adapter = moved_adapter(engine)
+        assert {p.dtype for p in adapter.parameters.values()} == {torch.float32}
+        z = engine.scores(adapter, template, prompts(5))
+        again = engine.score_all(adapter, template, prompts(5))
+        torch.testing.assert_close(again, z.detach(), **ROUNDED)
+        loss = torch.sigmoid(z).mean()
+        parts = torch.autograd.grad(loss, list(adapter.parameters.values()))
+        found.append((z.detach(), torch.cat([part.flatten() for part in parts])))
+    (wanted, along), *rounded = found
+    for z, gradient in rounded:
+        torch.testing.assert_close(z, wanted, **ROUNDED)
+        assert torch.cosine_similarity(gradient, along, dim=0) > 0.99
+
+
+@every_model
+def test_a_policy_in_bfloat16_learns_from_what_it_wrote(saved: Path) -> None:
+    chats = [ENVIRONMENT.attacker_messages(s) for s in ENVIRONMENT.scenarios(Split.TRAIN)[:3]]
+    found: list[torch.Tensor] = []
+    for learns in (True, False):
+        engine = engine_of(saved, load_pretrained(saved).to(torch.bfloat16), 10**10)
+        adapter = moved_adapter(engine)
+        generator = torch.Generator().manual_seed(7)
+        written = engine.write(
+            adapter, chats, group=2, max_new_tokens=6, generator=generator, learns=learns
+        )
+        assert (written.tape is not None) == learns
+        now = engine.logps(adapter, written, 1.0)
+        torch.testing.assert_close(now.logp_NL.detach(), written.logp_NL, **ROUNDED)
+        assert (now.kl_NL >= 0).all()
+        loss = (now.logp_NL * written.sampled_NL).sum()
+        grads = torch.autograd.grad(loss, list(adapter.parameters.values()))
+        found.append(torch.cat([g.flatten() for g in grads]))
+    assert found[0].abs().max() > 0
+    assert torch.cosine_similarity(found[0], found[1], dim=0) > 0.99
 
 
 def test_log_probabilities_in_parts_are_those_of_the_whole(saved: Path, model: FastEngine) -> None:
