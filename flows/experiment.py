@@ -19,7 +19,7 @@ from flows.progress import watching
 from flows.workers import Workers
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.urls import canonical_url
-from tsgb.config import SEEDS, Arm
+from tsgb.config import Arm
 from tsgb.errors import Interrupted
 from tsgb.run_options import RunOptions
 from tsgb.settings import child_environment, load_settings
@@ -34,8 +34,8 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Train, then evaluate; the same call with the same `options.run` resumes.
 
-    Progress goes to stderr. The profile `paper` trains five seeds from `options.seed` on, each a
-    run of its own, and pools them in one report.
+    Progress goes to stderr. Several seeds are trained one after the other, each in a run of
+    its own, and one report pools them.
 
     Returns:
         The JSON document: `run_id`, `seed`, `profile`, `env`, `wall_seconds`, `stage1`, `stage2`,
@@ -50,7 +50,7 @@ def run_experiment(
     settings.make_cache_dir()
     where = canonical_url(options.store or settings.default_store)
     run_id = options.run or new_run_id(datetime.now().astimezone())
-    seeds = range(options.seed, options.seed + SEEDS[options.profile])
+    seeds = options.training_seeds
     names = [run_id if len(seeds) == 1 else f"{run_id}-s{seed}" for seed in seeds]
     options = choose_models(options, settings, stored_models(Workers(settings, where, names[0])))
     check_targets(options)

@@ -24,7 +24,7 @@ from flows.progress import listener, listening
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import Arm
-from tsgb.run_options import MachineKind, RunOptions, read_options
+from tsgb.run_options import NOT_OF_A_RUN, MachineKind, RunOptions, read_options
 from tsgb.settings import load_settings
 from tsgb.types import CheckpointRef
 
@@ -53,7 +53,7 @@ def _flow_run_name() -> str:
     on_crashed=[release_machines, say_how_to_resume],
     on_cancellation=[release_machines, say_how_to_resume],
 )
-@takes(name for name in RunOptions.model_fields if name != "evaluate")
+@takes(name for name in RunOptions.model_fields if name not in NOT_OF_A_RUN)
 def stage1(**options: Any) -> dict[str, Any]:
     """Train all arms to their last step.
 

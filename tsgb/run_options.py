@@ -19,11 +19,13 @@ from pydantic import (
 )
 
 from tsgb.checkpoint.urls import check_run_id
-from tsgb.config import Arm, Profile, default_arms
+from tsgb.config import SEEDS, Arm, Profile, default_arms
 from tsgb.errors import UsageError
 from tsgb.setting_groups import CloudSettings
 
 S = TypeVar("S", bound=CloudSettings)
+NOT_OF_A_RUN = {"seeds", "evaluate"}
+"""Options that say what happens around a run: the flow stage 1, which trains one, has none."""
 
 
 class MachineKind(StrEnum):
@@ -73,7 +75,7 @@ class RunOptions(BaseModel):
     run: Annotated[RunId | None, Flag("--run-id", "ID")] = None
     """Name of the run; an existing one resumes. Without it a new name is made."""
     profile: Annotated[Profile, Flag("--profile", "|".join(Profile))] = Profile.DEMO
-    """Size of the run: smoke takes a minute, demo minutes, paper hours for five seeds."""
+    """Size of the run: smoke takes a minute, demo minutes, paper hours."""
     env: Annotated[str, Field(min_length=1), Flag("--env", "NAME")] = "glyph"
     """World: glyph, canary, or module:attribute."""
     model: Annotated[Annotated[str, Field(min_length=1)] | None, Flag("--model", "NAME")] = None
@@ -89,6 +91,9 @@ class RunOptions(BaseModel):
     """Pretrained models to evaluate on as they are, named as for --model, on top of the targets."""
     seed: Annotated[int, Field(ge=0), Flag("--seed")] = 0
     """Seed of everything that happens in the world."""
+    seeds: Annotated[Annotated[int, Field(ge=1, le=100)] | None, Flag("--seeds", "N")] = None
+    """Number of training seeds, from --seed on, that one report pools; without it paper trains five
+    and the others one."""
     world_seed: Annotated[int, Field(ge=0), Flag("--world-seed")] = 0
     """Seed of the world itself: policy, weaknesses, models."""
     arms: Annotated[
@@ -132,6 +137,12 @@ class RunOptions(BaseModel):
             return default_arms(self.profile)
         return tuple(arm for arm in Arm if arm in self.arms)
 
+    @property
+    def training_seeds(self) -> range:
+        """The seeds to train, each in a run of its own."""
+        num = SEEDS[self.profile] if self.seeds is None else self.seeds
+        return range(self.seed, self.seed + num)
+
     def model_overrides(self) -> dict[str, Any]:
         """Changes to the configuration by which the options name models."""
         named = {
@@ -144,7 +155,7 @@ class RunOptions(BaseModel):
 
     def parameters(self) -> dict[str, Any]:
         """The options as parameters of the flow stage 1: JSON values, none of them null."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"evaluate"})
+        return self.model_dump(mode="json", exclude_none=True, exclude=NOT_OF_A_RUN)
 
     def applied_to(self, settings: S) -> S:
         """Return the settings, with the rental's options in place of theirs where one is given."""

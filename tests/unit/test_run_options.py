@@ -15,7 +15,7 @@ from flows.stage2 import stage2
 from tsgb.cli import app
 from tsgb.config import ABLATIONS, BASELINES, Arm, Profile
 from tsgb.errors import UsageError
-from tsgb.run_options import RunOptions, flag_of, read_options
+from tsgb.run_options import NOT_OF_A_RUN, RunOptions, flag_of, read_options
 
 ROOT = Path(__file__).parents[2]
 FIELDS = RunOptions.model_fields
@@ -41,12 +41,12 @@ def bounds(schema: dict[str, Any]) -> dict[str, Any]:
     [
         ("experiment", {"machine", "budget", "max_price", "service_url", "evaluate"}, {}),
         ("manager run", {"machine"}, {}),
-        ("manager loop", {"machine", "evaluate"}, {}),
+        ("manager loop", {"machine", "evaluate", "seeds"}, {}),
         (
             "train-local",
             {
                 *("arms", "targets", "target_class", "judge_class", "fresh", "machine"),
-                *("budget", "max_price", "service_url", "evaluate"),
+                *("budget", "max_price", "service_url", "evaluate", "seeds"),
             },
             {"profile": "smoke", "store": "./checkpoints", "run": "local"},
         ),
@@ -69,7 +69,7 @@ def test_a_command_has_the_options_of_the_model(
 
 def test_a_flow_has_the_parameters_of_the_model() -> None:
     schema = parameter_schema(stage1).properties
-    assert list(schema) == [name for name in FIELDS if name != "evaluate"]
+    assert list(schema) == [name for name in FIELDS if name not in NOT_OF_A_RUN]
     for position, (name, shown) in enumerate(schema.items()):
         assert shown["position"] == position
         assert shown["description"].startswith(str(FIELDS[name].description))

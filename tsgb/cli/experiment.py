@@ -28,11 +28,11 @@ TRAINING = (
 """Options of every command that trains and evaluates."""
 
 
-@takes(*TRAINING)
+@takes(*TRAINING, "seeds")
 def experiment(options: RunOptions, as_json: JsonOption = False) -> None:
     """Train by self-play, evaluate on black boxes, report; resumes with the same --run-id.
 
-    demo takes minutes on two cores, smoke about one, paper hours: it trains five seeds.
+    demo takes minutes on two cores, smoke about one, paper hours: it trains five seeds by default.
     """
     from flows.experiment import run_experiment
 

@@ -18,7 +18,7 @@ RENTED = (*TRAINING, "budget", "max_price", "service_url")
 
 
 @manager_app.command("run")
-@takes(*RENTED, "evaluate", machine=MachineKind.RENTED)
+@takes(*RENTED, "seeds", "evaluate", machine=MachineKind.RENTED)
 def manager_run(options: RunOptions, as_json: JsonOption = False) -> None:
     """Train on rented machines, then evaluate here; resumes with the same --run-id.
 

@@ -28,6 +28,7 @@ _USUAL_HOURS = 2.0
     "run",
     "profile",
     "env",
+    "seeds",
     "overrides",
     "model",
     "target_model",
@@ -139,7 +140,6 @@ def _configured(options: RunOptions) -> tuple[RunConfig, Environment]:
 
 def _planned_sample(options: RunOptions) -> PlannedSample:
     """Return the sample of the evaluation that the options ask for."""
-    from tsgb.config import SEEDS
     from tsgb.eval.power import PlannedSample
     from tsgb.types import Split
 
@@ -147,7 +147,7 @@ def _planned_sample(options: RunOptions) -> PlannedSample:
     harmful = sum(scenario.harmful for scenario in env.scenarios(Split.TEST))
     attempts = config.evaluation.prompts
     return PlannedSample(
-        attempts=attempts * SEEDS[options.profile], per_scenario=attempts / max(1, harmful)
+        attempts=attempts * len(options.training_seeds), per_scenario=attempts / max(1, harmful)
     )
 
 

@@ -59,6 +59,8 @@ def command(
     config, seeds = configs[0], sorted(one.seed for one in configs)
     arguments = ["tsgb", "experiment", "--profile", config.profile.value, "--env", config.env]
     arguments += ["--seed", str(seeds[0])]
+    if len(seeds) != SEEDS[config.profile]:
+        arguments += ["--seeds", str(len(seeds))]
     if config.world_seed:
         arguments += ["--world-seed", str(config.world_seed)]
     guards = {name for request in requests for name in request["guards"]}
@@ -77,7 +79,7 @@ def command(
         arguments += ["--judge-class", requests[0]["judge_class"]]
     for name, value in _changed(config, env):
         arguments += ["--set", f"{name}={_text(value)}"]
-    notes = [*_other_seeds(config, seeds), *_other_steps(config, requests)]
+    notes = [*_scattered(seeds), *_other_steps(config, requests)]
     return shlex.join(arguments) + (f"  # reported here: {'; '.join(notes)}" if notes else "")
 
 
@@ -98,10 +100,10 @@ def _text(value: Any) -> str:
     return json.dumps(value)
 
 
-def _other_seeds(config: RunConfig, seeds: Sequence[int]) -> Iterator[str]:
-    usual = list(range(seeds[0], seeds[0] + SEEDS[config.profile]))
-    if list(seeds) != usual:
-        yield f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+def _scattered(seeds: Sequence[int]) -> Iterator[str]:
+    """Yield a note on seeds with gaps between them: one experiment has none."""
+    if list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
+        yield f"seeds {', '.join(map(str, seeds))}"
 
 
 def _other_steps(config: RunConfig, requests: Sequence[Mapping[str, Any]]) -> Iterator[str]:

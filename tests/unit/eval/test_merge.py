@@ -124,7 +124,7 @@ def test_runs_of_several_seeds_count_from_the_first_request(evaluated: Evaluated
     first = evaluated(0, asked=timedelta(seconds=50))
     provenance, _ = made(first, evaluated(1, asked=timedelta(seconds=200)))
     assert provenance.wall_seconds == pytest.approx(210, abs=10)
-    assert provenance.command.endswith("  # reported here: seeds 0, 1")
+    assert " --seed 0 --seeds 2 " in provenance.command
 
 
 @pytest.mark.parametrize("stored", ["{}", '{"items": 5}', '{"items": [{}]}'])

@@ -124,19 +124,29 @@ def test_an_experiment_of_several_seeds_is_started_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "seeds", "step", "comment"),
+    ("profile", "seeds"),
+    [(Profile.PAPER, [3]), (Profile.PAPER, [5, 3, 4]), (Profile.SMOKE, [1, 0])],
+)
+def test_another_number_of_seeds_than_the_profile_has(profile: Profile, seeds: list[int]) -> None:
+    line = printed(configs(default_arms(profile), profile=profile), seeds=seeds)
+    wanted = ["--seed", str(min(seeds)), "--seeds", str(len(seeds))]
+    assert shlex.split(line, comments=True)[-4:] == wanted
+    assert "#" not in line
+
+
+@pytest.mark.parametrize(
+    ("seeds", "step", "comment"),
     [
-        pytest.param(Profile.PAPER, [3], LAST, "seed 3", id="one-of-five"),
-        pytest.param(Profile.SMOKE, [1, 0], LAST, "seeds 0, 1", id="pooled-by-hand"),
-        pytest.param(Profile.SMOKE, [0], 7, r"selfplay at step 7 of \d+", id="older-guard"),
-        pytest.param(Profile.SMOKE, [0, 2], 7, "seeds 0, 2; selfplay at step 7 .*", id="both"),
+        pytest.param([0, 2], LAST, "seeds 0, 2", id="pooled-by-hand"),
+        pytest.param([0], 7, r"selfplay at step 7 of \d+", id="older-guard"),
+        pytest.param([0, 2], 7, "seeds 0, 2; selfplay at step 7 .*", id="both"),
     ],
 )
 def test_a_comment_tells_what_an_experiment_does_otherwise(
-    profile: Profile, seeds: list[int], step: Any, comment: str
+    seeds: list[int], step: Any, comment: str
 ) -> None:
-    ran = configs(default_arms(profile), profile=profile)
-    line = printed(ran, seeds=seeds, step=step)
+    line = printed(configs(default_arms(Profile.SMOKE)), seeds=seeds, step=step)
     words = shlex.split(line, comments=True)
-    assert words[-2:] == ["--seed", str(min(seeds))]
+    assert words[6:8] == ["--seed", "0"]
+    assert words[8:] == (["--seeds", str(len(seeds))] if len(seeds) > 1 else [])
     assert re.fullmatch(f"reported here: {comment}", line.partition("  # ")[2])
