@@ -78,11 +78,12 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         },
         "segments": 1,
     },
-    # CPU seconds on one busy core of 2.x GHz: .3 a text of a supervised start, .85 a prompt of an
-    # attacker update (of which .2 the target's answer), .23 a prompt of a guard update, .086 a
-    # score. All guards are calibrated anew after each round, so the sample is the smallest one that
-    # a budget of 2 % exists for. 300 scripted attacks leave 100 leaking prompts from an un-guarded
-    # ASR of 1/3 on.
+    # CPU seconds on one busy core of 2.x GHz: .3 a text of a supervised start, .75 a prompt of an
+    # attacker update (of which .2 the target's answer), .2 a prompt of a guard update, .07 a
+    # score; in bfloat16, where the CPU has units for it, two thirds of that. All guards are
+    # calibrated anew after each round, so the sample is small: a budget of 5 % leaves three false
+    # alarms of 149, where one of 2 % would make the highest benign score the threshold. 300
+    # scripted attacks leave 100 leaking prompts from an un-guarded ASR of 1/3 on.
     "demo": {
         **_SHARED,
         "attacker": {
@@ -94,20 +95,20 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
             "scenarios_per_step": 5,
             "max_new_tokens": 32,
         },
-        "guard": {**_SHARED["guard"], "sft_steps": 40, "sft_batch": 10, "batch": 20},
+        "guard": {**_SHARED["guard"], "sft_steps": 40, "sft_batch": 14, "batch": 20},
         "selfplay": {
             **_SHARED["selfplay"],
             "attacker_steps": 3,
             "guard_steps": 8,
-            "buffer": 64,
-            "payoff_attacks": 24,
+            "buffer": 48,
+            "payoff_attacks": 16,
         },
-        "calibration": {"fpr": 0.02, "num": 149},
+        "calibration": {"fpr": 0.05, "num": 149},
         "evaluation": {
             **_SHARED["evaluation"],
             "warmup_steps": 3,
             "attack_steps": 3,
-            "prompts": 48,
+            "prompts": 40,
             "scripted": 100,
         },
     },
