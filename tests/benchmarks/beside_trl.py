@@ -9,6 +9,9 @@ of its own on one thread; sides take turns, `--rounds` times, so that a machine 
 burdens all of them. Counted are CPU seconds of an update (writing and learning, the first one left
 out) and the peak of resident memory. Completions never end early, so all sides compute as many
 tokens. Nothing is asserted.
+
+TRL's defaults compute in bfloat16, and so do the sides that end in -bf16: on a CPU without units
+for it (`lscpu` names avx512_bf16 or amx_bf16) they take far longer.
 """
 
 from __future__ import annotations
@@ -57,10 +60,15 @@ PLAIN: dict[str, Any] = {
     "model_init_kwargs": {"dtype": "float32"},
 }
 """What makes TRL compute in float32 and keep activations; its defaults do neither."""
+GENERAL = {"general": torch.float32, "general-bf16": torch.bfloat16}
+"""Sides of the general engine, and the dtype of their base."""
 LEAN = 2 * 10**9
 """Bytes that `fast-lean` may take: half of a machine with 4 GB."""
 VERDICTS = 8
 """Verdicts that TRL samples for a prompt; ours are exact."""
+
+
+SIDES = ("trl", "trl-defaults", "general", "general-bf16", "fast-lean", "fast", "fast-bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +85,10 @@ class Case:
 
 
 CASES = {
-    "attacker": Case(4, 8, 40, "lora", 16, ("trl", "trl-defaults", "general", "fast-lean", "fast")),
+    "attacker": Case(4, 8, 40, "lora", 16, SIDES),
     "small": Case(2, 8, 40, "lora", 16, ("trl", "general", "fast")),
     "tiny": Case(64, 8, 24, "full", 512, ("trl", "fast")),
-    "guard": Case(
-        8, VERDICTS, 1, "lora", 16, ("trl", "trl-defaults", "general", "fast-lean", "fast")
-    ),
+    "guard": Case(8, VERDICTS, 1, "lora", 16, SIDES),
 }
 
 
@@ -109,14 +115,15 @@ def engine(side: str, case: str) -> Engine:
     setup_torch()
     if case == "tiny":
         made: Engine = untrained_model(ModelRecipe(width=64, layers=2, heads=4))
-    elif side == "fast":
-        made = make_engine(smol(), ModelConfig(device="cpu"), name="smol", sha256="0")
+    elif side in {"fast", "fast-bf16"}:
+        config = ModelConfig(device="cpu", dtype="bfloat16" if side == "fast-bf16" else "float32")
+        made = make_engine(smol(), config, name="smol", sha256="0")
     elif side == "fast-lean":
         module, tokenizer = load_pretrained(smol()), ChatTokenizer(smol())
         made = FastEngine(module, tokenizer, name="smol", sha256="0", memory=LEAN)
     else:
         made = GeneralEngine(
-            load_module(smol(), torch.device("cpu"), torch.float32),
+            load_module(smol(), torch.device("cpu"), GENERAL[side]),
             ChatTokenizer(smol()),
             name="smol",
             sha256="0",
