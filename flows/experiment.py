@@ -19,8 +19,8 @@ from flows.progress import watching
 from flows.workers import Workers
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.urls import canonical_url
-from tsgb.config import Arm
-from tsgb.errors import Interrupted
+from tsgb.config import Arm, ModelConfig
+from tsgb.errors import Interrupted, UsageError
 from tsgb.run_options import RunOptions
 from tsgb.settings import child_environment, load_settings
 
@@ -52,7 +52,12 @@ def run_experiment(
     run_id = options.run or new_run_id(datetime.now().astimezone())
     seeds = options.training_seeds
     names = [run_id if len(seeds) == 1 else f"{run_id}-s{seed}" for seed in seeds]
-    options = choose_models(options, settings, stored_models(Workers(settings, where, names[0])))
+
+    def stored(name: str) -> ModelConfig | None:
+        return stored_models(Workers(settings, where, name))
+
+    _check_seeds(run_id, seeds, lambda name: stored(name) is not None)
+    options = choose_models(options, settings, stored(names[0]))
     check_targets(options)
     runs = [
         options.model_copy(update={"run": name, "seed": seed, "store": where})
@@ -63,7 +68,7 @@ def run_experiment(
     name = f"{run_id}-{sha256_hex(where.encode())[:8]}"
     with (
         interruptible(),
-        _resumable(run_id),
+        _resumable(run_id, options.seeds),
         embedded.start(settings.prefect_home, name, child_environment()) as api,
         watching() as listener,
     ):
@@ -129,10 +134,28 @@ def _stage1(state: State[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _resumable(run_id: str) -> Generator[None]:
+def _resumable(run_id: str, seeds: int | None) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted(
-            f"stopped; all that was trained is saved: go on with --run-id {run_id}"
-        ) from error
+        again = f"--run-id {run_id}" + (f" --seeds {seeds}" if seeds else "")
+        raise Interrupted(f"stopped; all that was trained is saved: go on with {again}") from error
+
+
+def _check_seeds(run_id: str, seeds: range, is_begun: Callable[[str], bool]) -> None:
+    """Refuse to begin anew what was begun with one seed, or with several.
+
+    Raises:
+        UsageError: One seed is asked for and there are runs of several, or the other way round.
+    """
+    several = f"{run_id}-s{seeds[0]}"
+    if len(seeds) == 1 and is_begun(several) and not is_begun(run_id):
+        raise UsageError(
+            f"{run_id} was begun with several seeds, the first of them in {several}: give --seeds "
+            "too, or choose another --run-id"
+        )
+    if len(seeds) > 1 and is_begun(run_id):
+        raise UsageError(
+            f"{run_id} was begun with one seed, and several would be trained in {several} and so "
+            "on: leave --seeds away, or choose another --run-id"
+        )

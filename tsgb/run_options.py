@@ -93,7 +93,7 @@ class RunOptions(BaseModel):
     """Seed of everything that happens in the world."""
     seeds: Annotated[Annotated[int, Field(ge=1, le=100)] | None, Flag("--seeds", "N")] = None
     """Number of training seeds, from --seed on, that one report pools; without it paper trains five
-    and the others one."""
+    and the others one. Each has the budget of a run."""
     world_seed: Annotated[int, Field(ge=0), Flag("--world-seed")] = 0
     """Seed of the world itself: policy, weaknesses, models."""
     arms: Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from tsgb.plugins import Trust
 if TYPE_CHECKING:
     from tsgb.export.guard import Source
     from tsgb.export.record import Dtype, GuardFile
-    from tsgb.models.engine import Engine
+    from tsgb.models.registry import ModelRegistry
 
 
 def export_guard(
@@ -116,12 +116,14 @@ def _source(checkpoint: str, name: str, trust: Trust) -> Source:
         config = read_config(run)
         main = run.run_url.removesuffix(f".{config.arm.value}")
         setup_torch()
-        registry = make_registry(config, context, built)
+        # The target and black boxes take no memory here: an export loads the base alone.
+        alone = {"target": "", "target_quantization": "none", "black_boxes": ()}
 
-        def engine_in(dtype: Dtype) -> Engine:
-            model = config.model.model_copy(update={"dtype": dtype})
-            other = config.model_copy(update={"model": model})
-            return make_registry(other, context, built).base()
+        def registry_in(**changes: Any) -> ModelRegistry:
+            model = config.model.model_copy(update=alone | changes)
+            return make_registry(config.model_copy(update={"model": model}), context, built)
+
+        registry = registry_in()
 
         return Source(
             ref=ref,
@@ -131,7 +133,7 @@ def _source(checkpoint: str, name: str, trust: Trust) -> Source:
             config=config,
             env=registry.env,
             engine=registry.base(),
-            engine_in=engine_in,
+            engine_in=lambda dtype: registry_in(dtype=dtype).base(),
         )
 
 

@@ -90,8 +90,10 @@ class Source:
 
     @property
     def dtype(self) -> Dtype:
-        """Dtype that the run computes in on this machine."""
+        """Dtype that the run computes in on this machine; whole weights are float32 always."""
         model = self.config.model
+        if model.adapter == "full":
+            return "float32"
         found = pick_dtype(model.dtype, pick_device(model.device))
         coarse = found is torch.bfloat16 and not self.built_in
         return "bfloat16" if coarse else "float32"
@@ -204,6 +206,8 @@ def _obstacle(source: Source, dtype: Dtype, wanted: Collection[Dtype]) -> str:
     """Return why a dtype is not calibrated here; empty where it is."""
     if source.built_in:
         return f"models of the world {source.env.name!r} are computed in {source.dtype} only"
+    if source.config.model.adapter == "full":
+        return "whole weights were trained in float32"
     if wanted:
         return "" if dtype in wanted else "it was not asked for"
     device = pick_device(source.config.model.device)
@@ -340,6 +344,8 @@ def _write(
     """Write the weights; returns what the record says of their base."""
     engine, config = source.engine, source.config
     with_base = with_base or source.built_in
+    if source.dtype != "float32" and (with_base or is_small(engine)):
+        engine = source.engine_in("float32")  # the base as it is, not rounded to the run's dtype
     written = write_role(scratch, engine, weights, config.model, with_base=with_base)
     on_hub = hub_base(engine, config.model)
     where = engine.name if on_hub is None else on_hub.repository

@@ -306,7 +306,7 @@ class ModelRegistry:
         sha256 = identity.sha256
         if quantization != "none":  # other weights: what is cached for these is not for those
             label, sha256 = f"{label}, {quantization}", cache_key({sha256: quantization})
-        if self.hashes.setdefault(f"{part} {label}", sha256) != sha256:
+        if self.hashes.setdefault(f"{part} {label}", identity.sha256) != identity.sha256:
             raise ConfigError(
                 f"the files of model {label} changed while it was in use: evaluate again"
             )
@@ -384,7 +384,7 @@ def make_engine(
     tokenizer = ChatTokenizer(directory)
     if device.type == "cpu" and can_load(directory):
         return FastEngine(
-            load_pretrained(directory).to(dtype),
+            load_pretrained(directory, dtype),
             tokenizer,
             name=name,
             sha256=sha256,

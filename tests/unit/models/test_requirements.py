@@ -127,7 +127,9 @@ def test_black_boxes_count_one_at_a_time_and_on_this_machine_only(facts: ModelFa
     with pytest.raises(UsageError, match=rf"model {facts.name} beside the black box 8B needs \d+"):
         Requirements.of(facts, None, [huge, *boxes]).check_here()
     unknown = replace(facts, family="novel", sizes=None)
-    assert Requirements.of(facts, None, [unknown]).family == "novel"
+    needs = Requirements.of(facts, None, [unknown])
+    assert not needs.family
+    assert needs.card == Requirements.of(facts).card
 
 
 def test_a_target_that_is_larger_than_the_base_must_fit_itself(facts: ModelFacts) -> None:

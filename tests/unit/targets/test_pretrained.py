@@ -119,3 +119,15 @@ def test_files_that_change_while_it_is_in_use_are_noticed(
         file.write(" ")
     with pytest.raises(ConfigError, match="the files of model one changed while it was in use"):
         registry.black_box(str(tmp_path / "one"))
+
+
+def test_a_report_can_name_the_files_of_a_target_in_four_bits(tmp_path: Path) -> None:
+    base, target = (str(save_chat_model(tmp_path / name)) for name in ("base", "target"))
+    models = {"pretrained": base, "target": target, "target_quantization": "4bit", "device": "cpu"}
+    config = make_config(
+        CANARY.profile("smoke"), {"model": models}, {"profile": "smoke", "env": "canary"}
+    )
+    registry = ModelRegistry(CANARY, config, tmp_path / "cache", lambda *_: None)
+    with pytest.raises(ConfigError, match="needs a CUDA card"):
+        registry.target()
+    assert len(registry.hashes["target target, 4bit"]) == len(registry.hashes["base base"]) == 64

@@ -195,17 +195,23 @@ def can_load(directory: Path) -> bool:
 
 
 class PretrainedLlama(nn.Module):
-    """The weights of a causal LM under the names of transformers, float32."""
+    """The weights of a causal LM under the names of transformers."""
 
-    def __init__(self, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def __init__(
+        self, settings: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.config = SimpleNamespace(**settings)
         for name, tensor in tensors.items():
-            add_parameter(self, name, tensor.float())
+            add_parameter(self, name, tensor.to(dtype))
 
 
-def load_pretrained(directory: Path) -> PretrainedLlama:
-    """Load a model; its weights stay in the file's pages until they are used.
+def load_pretrained(directory: Path, dtype: torch.dtype = torch.float32) -> PretrainedLlama:
+    """Load a model; weights of that dtype stay in the file's pages until they are used.
+
+    Args:
+        directory: the model.
+        dtype: type that its weights get.
 
     Raises:
         ConfigError: no such model there, or one that `network.py` would compute wrongly.
@@ -225,4 +231,4 @@ def load_pretrained(directory: Path) -> PretrainedLlama:
     if obstacle:
         raise ConfigError(f"the fast engine does not compute {directory}: {obstacle}")
     with torch.no_grad():
-        return PretrainedLlama(settings, tensors)
+        return PretrainedLlama(settings, tensors, dtype)
