@@ -43,8 +43,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, summary: Summary) -> 
 
 def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
     words = (
-        "experiment --profile smoke --env canary --seed 3 --world-seed 4 --store /s --run-id r1"
-        " --arms selfplay,sft --target T_s --target B_far"
+        "experiment --profile smoke --env canary --seed 3 --seeds 2 --world-seed 4 --store /s"
+        " --run-id r1 --arms selfplay,sft --target T_s --target B_far"
         " --target-class mine:Bot --judge-class mine:Judge --fresh"
         " --model a/b --target-model c/d --black-box e/f --black-box g/h"
         " --set selfplay.rounds=2 --set guard.loss=exact_pg --set selfplay.pool=false --json"
@@ -58,6 +58,7 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
         "target_model": "c/d",
         "black_boxes": ["e/f", "g/h"],
         "seed": 3,
+        "seeds": 2,
         "world_seed": 4,
         "store": "/s",
         "arms": ["selfplay", "sft"],
