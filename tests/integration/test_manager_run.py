@@ -175,7 +175,8 @@ def test_everything_goes_wrong_once(
         # Both arms train at the same time.
         assert 0 <= machine["useful_seconds"] <= len(configs) * machine["hold_seconds"]
         assert machine["updates"] > 0 or machine["useful_seconds"] == 0
-    assert summary["machines"][-1]["useful_seconds"] > 0
+    # On a busy computer the last machine may find that all is trained.
+    assert sum(machine["useful_seconds"] for machine in summary["machines"]) > 0
     assert json.loads(out)["stage1"]["state"] == "COMPLETED"
     report(f"{len(ends)} attempts {ends}, ${spent} in the books, ${bill['spent']} billed")
 
