@@ -48,7 +48,7 @@ _ANSWERED_ROWS = 16
 _FLOAT32 = 4
 BYTES = {"float32": 4, "bfloat16": 2}
 """Bytes of a number by type."""
-_CARD_OVERHEAD, _CPU_OVERHEAD = 800_000_000, 600_000_000
+_CARD_OVERHEAD, CPU_OVERHEAD = 800_000_000, 600_000_000
 """Bytes that libraries take before there is a model: on a card context, kernels and workspaces."""
 _CARD_SNAPSHOTS = 2
 """Copies of an adapter that are on a card at once; those of past rounds lie in the machine's
@@ -451,7 +451,7 @@ def memory_parts(
         "cache": int(cache),
         "activations": activations,
         "logits": logits,
-        "overhead": _CARD_OVERHEAD if is_card else _CPU_OVERHEAD,
+        "overhead": _CARD_OVERHEAD if is_card else CPU_OVERHEAD,
     }
     for other in beside:  # caches are needed in turn
         larger = rows * other.sizes.cached(work.row_tokens, size) - cache
@@ -613,7 +613,7 @@ def copied_weights(weights: int, memory: int) -> int:
         memory: Bytes that the engine may take in all.
     """
     copies = 3 * weights
-    return copies if copies <= COPIES_SHARE * (memory - weights - _CPU_OVERHEAD) else 0
+    return copies if copies <= COPIES_SHARE * (memory - weights - CPU_OVERHEAD) else 0
 
 
 def _plan(

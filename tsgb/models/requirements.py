@@ -155,10 +155,8 @@ class Requirements:
         trained = [base] if target is None else [base, target]
         unknown = [facts.family for facts in trained if facts.sizes is None]
         here = card = None
-        # A box without an estimate does not hide that of the models that are trained.
-        known = [facts for facts in black_boxes if facts.sizes is not None]
         models = models_in_memory(
-            base, target, known, work=work, quantization=model.target_quantization
+            base, target, black_boxes, work=work, quantization=model.target_quantization
         )
         if models is not None and not unknown:
             found, dtype = find_device(model.device), model.dtype

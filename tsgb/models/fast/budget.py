@@ -13,11 +13,9 @@ from typing import Any
 from torch import nn
 
 from tsgb.models.fast.network import EMBEDDING, HEAD, Shape
-from tsgb.models.planner import FAMILIES, ModelSizes, copied_weights
+from tsgb.models.planner import CPU_OVERHEAD, FAMILIES, ModelSizes, copied_weights
 
 _FLOAT32 = 4
-_LIBRARIES = 600_000_000
-"""Bytes that torch and its libraries take."""
 _SAMPLING_COPIES = 5
 """Tensors as large as the logits of all rows, while a token is sampled."""
 _GRID = 2
@@ -64,7 +62,7 @@ class Budget:
             tied=HEAD not in tensors,
         )
         weights = tensors[EMBEDDING].element_size() * sizes.parameters
-        free = max(0, memory - weights - _LIBRARIES)
+        free = max(0, memory - weights - CPU_OVERHEAD)
         copied = copied_weights(weights, memory)
         return cls(sizes, shape.heads, copied > 0, free - copied)
 
