@@ -186,7 +186,7 @@ def test_another_black_box_may_be_named_at_the_evaluation(tmp_path: Path, signal
     assert len({first, second, third}) == 3, "a model with other files is another question"
 
 
-def test_a_target_whose_files_changed_is_noticed(tmp_path: Path, signals: None) -> None:
+def test_a_model_whose_files_changed_is_noticed(tmp_path: Path, signals: None) -> None:
     base, target = (save_chat_model(tmp_path / name) for name in ("base", "target"))
     workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")
     models = {"pretrained": str(base), "target": str(target)}
@@ -206,6 +206,12 @@ def test_a_target_whose_files_changed_is_noticed(tmp_path: Path, signals: None) 
     assert "\n" not in str(refused.value)
     assert CheckpointReader(workers.open()).newest() == first, "nothing is lost"
     settings.write_text(before)
+    description = base / "config.json"
+    whole = description.read_text()
+    description.write_text(json.dumps({**json.loads(whole), "rms_norm_eps": 0.5}))
+    with pytest.raises(CheckpointError, match="the checkpoint was trained on base base "):
+        train(context, url)
+    description.write_text(whole)
     assert train(context, url).step == configs[Arm.SELFPLAY].total_steps
 
     guards = guards_of(workers, None)

@@ -108,6 +108,9 @@ class Engine(Protocol):
     weights_sha256: str
     """Hex digest of the one file with the base's weights, by which checkpoints of earlier versions
     name the base; empty where the weights are several files."""
+    earlier_sha256: str
+    """Hex digest of the base's files without its configuration, by which checkpoints of earlier
+    versions name it; or empty."""
     num_parameters: int
     """Parameters of the base."""
     tokenizer: Tokenizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from tsgb.checkpoint.documents import parse_json_object
 from tsgb.errors import ConfigError
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
 """Name of the file with a model's weights, where it is one file."""
 INDEX = "model.safetensors.index.json"
@@ -30,37 +31,80 @@ TOKENIZER = (
     "added_tokens.json",
 )
 """Names of the files that a tokenizer may consist of."""
-DESCRIPTION = (CONFIG, "generation_config.json", INDEX, *TOKENIZER)
+DESCRIPTION = (CONFIG, GENERATION, INDEX, *TOKENIZER)
 """Names of all files but the weights; a few MB."""
+_NOT_COMPUTED = frozenset(
+    {
+        "_model_name_or_path",
+        "_name_or_path",
+        "architectures",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "initializer_range",
+        "pad_token_id",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unk_token_id",
+        "use_cache",
+    }
+)
+"""Keys of config.json that no pass depends on; any other key may enter the arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """Hashes by which a checkpoint names the base that it belongs to.
 
-    Example: `identity(Path("models/tiny")).matches("9f3c...")`
+    Example: `identity(Path("models/tiny")).sha256`
     """
 
     sha256: str
-    """Hex digest of the list of weight and tokenizer files, each with its own digest."""
+    """Hex digest of the list of weight, tokenizer and configuration files, each with its own."""
     weights_sha256: str
     """Hex digest of `model.safetensors`; empty where the weights are several files."""
+    earlier_sha256: str = ""
+    """Hex digest of the list without configurations, which earlier versions used; or empty."""
 
 
 def identity(directory: Path) -> ModelIdentity:
-    """Hash the weights and the tokenizer of a model; shards have one identity.
+    """Hash all of a model that its outputs depend on; shards have one identity.
+
+    These are the weights, the tokenizer with its chat template, the keys of `config.json` that may
+    enter the arithmetic, and the tokens of `generation_config.json` that end a turn.
 
     Raises:
-        ConfigError: A weight file is missing.
+        ConfigError: A weight file or `config.json` is missing.
     """
     weights = weight_files(directory)
     names = [*weights, *(name for name in TOKENIZER if (directory / name).is_file())]
-    digests = {name: sha256_of(directory / name) for name in sorted(names)}
-    text = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+    digests = {name: sha256_of(directory / name) for name in names}
     return ModelIdentity(
-        hashlib.sha256(text.encode()).hexdigest(),
+        _digest_of({**digests, **_configurations(directory)}),
         digests[WEIGHTS] if weights == [WEIGHTS] else "",
+        _digest_of(digests),
     )
+
+
+def _configurations(directory: Path) -> dict[str, str]:
+    """Return the digests of what a model's configurations say of its outputs, by file name."""
+    config = read_json(directory / CONFIG)
+    facts: dict[str, dict[str, Any]] = {
+        CONFIG: {k: config[k] for k in config.keys() - _NOT_COMPUTED}
+    }
+    if (directory / GENERATION).is_file():
+        ends = read_json(directory / GENERATION).get("eos_token_id")
+        facts |= {} if ends is None else {GENERATION: {"eos_token_id": ends}}
+    return {
+        name: hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).hexdigest()
+        for name, fact in facts.items()
+    }
+
+
+def _digest_of(digests: Mapping[str, str]) -> str:
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

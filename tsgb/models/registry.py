@@ -303,14 +303,15 @@ class ModelRegistry:
 
     def _load_pretrained(self, part: ModelPart, name: str, quantization: str = "none") -> Engine:
         directory, label, identity = fetch(name, self._hub, self._cache)
-        sha256 = identity.sha256
+        sha256, earlier = identity.sha256, identity.earlier_sha256
         if quantization != "none":  # other weights: what is cached for these is not for those
             label, sha256 = f"{label}, {quantization}", cache_key({sha256: quantization})
+            earlier = cache_key({earlier: quantization}) if earlier else ""
         if self.hashes.setdefault(f"{part} {label}", identity.sha256) != identity.sha256:
             raise ConfigError(
                 f"the files of model {label} changed while it was in use: evaluate again"
             )
-        return make_engine(
+        engine = make_engine(
             directory,
             self._config.model,
             name=label,
@@ -320,6 +321,8 @@ class ModelRegistry:
             models=self._models(),
             part=part,
         )
+        engine.earlier_sha256 = earlier
+        return engine
 
     def _models(self) -> ModelsInMemory | None:
         """Return the sizes of the run's pretrained models; None if that of the base is unknown."""

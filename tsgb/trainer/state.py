@@ -227,7 +227,8 @@ def check_base(about: Mapping[str, Any], engine: Engine, what: str) -> None:
     Raises:
         CheckpointError: `about`, the metadata of `what`, names other base weights than `engine`'s.
     """
-    if about.get("base_sha256") not in {engine.sha256, engine.weights_sha256 or engine.sha256}:
+    earlier = {engine.weights_sha256, engine.earlier_sha256} - {""}
+    if about.get("base_sha256") not in {engine.sha256, *earlier}:
         raise CheckpointError(
             f"{what} was trained on base {about.get('base')} "
             f"{str(about.get('base_sha256'))[:12]}, this machine has {engine.sha256[:12]}: "
@@ -249,7 +250,9 @@ def check_target(about: Mapping[str, Any], target: Engine | None, what: str) -> 
         CheckpointError: `about` names other files than those of `target`.
     """
     trained_on = about.get("target_sha256")
-    if target is not None and trained_on not in {None, target.sha256}:
+    if target is None or (target.earlier_sha256 and trained_on == target.earlier_sha256):
+        return
+    if trained_on not in {None, target.sha256}:
         raise CheckpointError(
             f"{what} was trained on target {about.get('target')} {str(trained_on)[:12]}, this "
             f"machine has {target.sha256[:12]}: put the files of that model back, or start another "

@@ -10,7 +10,16 @@ import torch
 
 from tests.fakes.chat_model import save_chat_model
 from tsgb.errors import ConfigError
-from tsgb.models.files import INDEX, WEIGHTS, identity, sha256_of, tensor_counts, weight_files
+from tsgb.models.files import (
+    CONFIG,
+    GENERATION,
+    INDEX,
+    WEIGHTS,
+    identity,
+    sha256_of,
+    tensor_counts,
+    weight_files,
+)
 
 
 def test_one_file_has_two_names_and_shards_have_one(tmp_path: Path) -> None:
@@ -36,6 +45,32 @@ def test_a_change_of_weights_or_tokenizer_changes_the_identity(
     with (model / changed).open("ab") as file:
         file.write(b" ")
     assert identity(model).sha256 != before.sha256
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "is_noticed"),
+    [
+        pytest.param(CONFIG, {"rms_norm_eps": 0.5}, True, id="arithmetic"),
+        pytest.param(CONFIG, {"some_new_switch": True}, True, id="unknown key"),
+        pytest.param(CONFIG, {"transformers_version": "9"}, False, id="version"),
+        pytest.param(GENERATION, {"eos_token_id": [1, 5]}, True, id="end of turn"),
+        pytest.param(GENERATION, {"temperature": 0.3}, False, id="sampling"),
+    ],
+)
+def test_a_change_of_what_is_computed_changes_the_identity(
+    tmp_path: Path, file: str, change: dict[str, object], is_noticed: bool
+) -> None:
+    model = save_chat_model(tmp_path / "a")
+    (model / GENERATION).write_text("{}")
+    before = identity(model)
+    content = json.loads((model / file).read_text())
+    (model / file).write_text(json.dumps({**content, **change}))
+    after = identity(model)
+    assert (after.sha256 != before.sha256) is is_noticed
+    assert (after.weights_sha256, after.earlier_sha256) == (
+        before.weights_sha256,
+        before.earlier_sha256,
+    )
 
 
 def test_weights_are_counted_without_being_read(tmp_path: Path) -> None:

@@ -139,6 +139,19 @@ def test_a_checkpoint_may_name_the_base_by_the_hash_of_its_one_file() -> None:
         after.load(before.files())
 
 
+def test_a_checkpoint_may_name_the_base_without_its_configuration() -> None:
+    config = miniature_config()
+    before = make_trainer(config)
+    engine = untrained_model()
+    after = Trainer(config, world(), engine, before.surrogate)
+    engine.sha256, engine.weights_sha256 = "f" * 64, ""
+    engine.earlier_sha256 = untrained_model().sha256
+    after.load(before.files())
+    engine.earlier_sha256 = "e" * 64
+    with pytest.raises(CheckpointError, match="this machine has ffffffffffff"):
+        after.load(before.files())
+
+
 def test_a_checkpoint_of_another_version_is_refused() -> None:
     trainer = make_trainer(miniature_config())
     files = trainer.files()

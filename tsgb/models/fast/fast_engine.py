@@ -85,6 +85,7 @@ class FastEngine:
         self.name = name
         self.sha256 = sha256
         self.weights_sha256 = sha256 if weights_sha256 is None else weights_sha256
+        self.earlier_sha256 = ""
         self.num_parameters = sum(p.numel() for p in module.parameters())
         self.shape = Shape.of(self.module.config)
         self.budget = None if memory is None else Budget.of(module, memory)

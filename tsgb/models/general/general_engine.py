@@ -87,6 +87,7 @@ class GeneralEngine:
         self.name = name
         self.sha256 = sha256
         self.weights_sha256 = sha256 if weights_sha256 is None else weights_sha256
+        self.earlier_sha256 = ""
         self.lm = CausalLm(module, gradient_checkpointing=gradient_checkpointing)
         self.base = self.lm.base
         self.num_parameters = int(self.lm.module.num_parameters())  # two a byte in four bits
