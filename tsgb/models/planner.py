@@ -565,15 +565,20 @@ class ModelsInMemory:
                 others.append(Resident(other, sizes, sum(adapters.values())))
         return others
 
-    def fast_memory(self, part: ModelPart, device: DeviceMemory) -> int:
+    def fast_memory(self, part: ModelPart, device: DeviceMemory, dtype: str) -> int:
         """Return the bytes that the fast engine may take for the model of a part.
 
         Others keep theirs, with the copies of weights that it may make of them.
+
+        Args:
+            part: Part of the model.
+            device: Memory of the machine.
+            dtype: Type of the frozen weights of all models, `float32` or `bfloat16`.
         """
-        held = 0
+        size, held = BYTES[dtype], 0
         for other in self.beside(part, is_card=False):
-            weights = other.sizes.weight_bytes(_FLOAT32)
-            held += other.held(_FLOAT32) + copied_weights(weights, device.share)
+            weights = other.sizes.weight_bytes(size)
+            held += other.held(size) + copied_weights(weights, device.share)
         return max(0, device.share - held)
 
     def _sizes(self, part: ModelPart) -> ModelSizes | None:

@@ -378,10 +378,11 @@ def make_engine(
     device = pick_device(config.device)
     check_quantization(quantization, str(device))
     dtype, memory = pick_dtype(config.dtype, device), memory_of(device)
+    dtype_name = str(dtype).removeprefix("torch.")
     sizes = ModelSizes.read(read_json(directory / CONFIG))
     if models is None and sizes is not None:
         models = ModelsInMemory(base=sizes, work=TrainingWork(rank=config.rank))
-    plan = models and models.plan(part, memory, str(dtype).removeprefix("torch."))
+    plan = models and models.plan(part, memory, dtype_name)
     if models is not None and plan is not None:
         check_fits(name, plan, None if part is ModelPart.BLACK_BOX else models.card())
     tokenizer = ChatTokenizer(directory)
@@ -392,7 +393,7 @@ def make_engine(
             name=name,
             sha256=sha256,
             weights_sha256=weights_sha256,
-            memory=memory.share if models is None else models.fast_memory(part, memory),
+            memory=memory.share if models is None else models.fast_memory(part, memory, dtype_name),
         )
     # Importing the models of transformers takes seconds and 200 MB.
     from tsgb.models.general.general_engine import GeneralEngine

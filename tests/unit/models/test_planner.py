@@ -181,16 +181,32 @@ def test_fast_engines_share_the_memory_of_a_machine(gigabytes: int) -> None:
     """Each gets what the others cannot hold: weights, their copies, and adapters."""
     device, sizes = DeviceMemory("cpu", gigabytes * GB), REAL["135M"]
     alone = ModelsInMemory(base=sizes)
-    assert alone.fast_memory(ModelPart.BASE, device) == device.share
+    assert alone.fast_memory(ModelPart.BASE, device, "float32") == device.share
     three = replace(alone, target=sizes, black_box=sizes, work=TrainingWork(target_ranks=(8, 16)))
     weights = 4 * sizes.parameters
     for part in ModelPart:
-        memory = three.fast_memory(part, device)
+        memory = three.fast_memory(part, device, "float32")
         others = three.beside(part, is_card=False)
         held = sum(other.held(4) + copied_weights(weights, memory) for other in others)
         assert len(others) == 2
         assert held > 2 * weights
         assert memory == 0 or memory + held <= device.share
+
+
+def test_models_in_bfloat16_leave_more_memory_to_each_other() -> None:
+    device, sizes = DeviceMemory("cpu", 8 * GB), REAL["135M"]
+    both = ModelsInMemory(base=sizes, target=sizes)
+    coarse, fine = (
+        both.fast_memory(ModelPart.BASE, device, dtype) for dtype in ("bfloat16", "float32")
+    )
+    assert copied_weights(2 * sizes.parameters, device.share) > 0
+    # Weights of two bytes, with three copies of that size; those of four bytes have none.
+    assert coarse == fine + 4 * sizes.parameters - 4 * 2 * sizes.parameters
+    tight = DeviceMemory("cpu", 4 * GB)
+    assert copied_weights(2 * sizes.parameters, tight.share) == 0
+    assert both.fast_memory(ModelPart.BASE, tight, "bfloat16") == (
+        both.fast_memory(ModelPart.BASE, tight, "float32") + 2 * sizes.parameters
+    )
 
 
 # -- sizes ---------------------------------------------------------------------------------
