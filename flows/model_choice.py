@@ -70,7 +70,13 @@ def choose_models(
     chosen = options.model_copy(update=changes)
     config = arm_configs(chosen)[Arm.SELFPLAY]
     needs = Requirements.of(
-        facts, other, [*asked.values()], model=config.model, work=training_work(config, env)
+        facts,
+        other,
+        [*asked.values()],
+        model=config.model,
+        work=training_work(config, env),
+        arms=len(chosen.trained_arms),
+        workers=settings,
     )
     if rented:
         needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)

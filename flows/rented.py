@@ -30,7 +30,10 @@ from tsgb.cloud.rented_machine import RentedMachine
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.config import Arm, RunConfig
+from tsgb.envs import make_environment
 from tsgb.errors import BudgetReached, Preempted, ProviderNoCredit, UsageError
+from tsgb.models.planner import DeviceMemory
+from tsgb.models.requirements import workers_at_a_time
 from tsgb.plugins import Trust
 from tsgb.setting_groups import CloudSettings
 from tsgb.settings import Settings
@@ -133,6 +136,7 @@ class ArmsWork:
             manifest_key=settings.manifest_key,
             boot_seconds=settings.provision_seconds + settings.lease_seconds,
             worker_env={
+                **self._at_a_time(),
                 "TSGB_SKEW_SECONDS": f"{settings.skew_seconds:g}",
                 "TSGB_GRACE_SECONDS": f"{settings.grace_seconds:g}",
             },
@@ -145,6 +149,27 @@ class ArmsWork:
             onstart=made.onstart,
             env=made.env,
         )
+
+    def _at_a_time(self) -> dict[str, str]:
+        """Return the variables that let no more arms train at a time than a card has memory for.
+
+        The smallest card that may be rented decides, so that all machines of a run do the same.
+        """
+        config, settings = next(iter(self._configs.values())), self._workers.settings
+        if not settings.gpu_ram_gb or not config.model.device.startswith(("auto", "cuda")):
+            return {}
+        num = workers_at_a_time(
+            config,
+            make_environment(
+                config.env, world_seed=config.world_seed, trust=Trust.of(self._workers.env)
+            ),
+            settings,
+            settings.cache_dir / "models",
+            most=len(self._configs),
+            evaluates=False,
+            device=DeviceMemory("cuda", int(settings.gpu_ram_gb * 1e9)),
+        )
+        return {"TSGB_MAX_PARALLEL": str(num)} if num < len(self._configs) else {}
 
     def show(self, running: RunningInstance) -> None:
         """Show bars of the arms, or the state of the machine before it tells of them."""

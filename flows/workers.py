@@ -19,6 +19,7 @@ from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.urls import join_run
 from tsgb.cloud.termination import JobEnd, TerminationReason
 from tsgb.config import Arm, RunConfig, arm_run_id, parse_config
+from tsgb.envs import make_environment
 from tsgb.errors import (
     LeaseLost,
     Preempted,
@@ -29,6 +30,8 @@ from tsgb.errors import (
     UsageError,
     WorkerFailed,
 )
+from tsgb.models.requirements import workers_at_a_time
+from tsgb.plugins import Trust
 from tsgb.processes import Job, JobState, LocalProcess, StartedJob, run_processes
 from tsgb.settings import Settings, child_environment
 from tsgb.types import CheckpointRef
@@ -79,7 +82,7 @@ class Workers:
 
     def build(self, arm: Arm) -> None:
         """Build the models that the run needs, in as many parts as there are workers at a time."""
-        run, num = self.open(arm), self.settings.max_parallel
+        run, num = self.open(arm), self._at_a_time(arm, self.settings.max_parallel)
         run.check_writable()  # a run that is resumed has written nothing yet
         jobs = [
             self._job(
@@ -88,10 +91,11 @@ class Workers:
                 f"build-{part}",
                 ["build", "--part", f"{part}/{num}"],
                 heartbeat=f"builds/progress-{part}.json",
+                at_a_time=num,
             )
             for part in range(num)
         ]
-        self._drive("building models", jobs, stall_seconds=None)
+        self._drive("building models", jobs, at_a_time=num, stall_seconds=None)
 
     def train(self, targets: Mapping[Arm, int], attempt: int, label: str) -> list[JobState]:
         """Bring every arm to its target; return how its worker ended, for each that had work left.
@@ -102,12 +106,18 @@ class Workers:
             label: Name of the stage, for people.
         """
         reached = self.reached(targets)
+        # All arms count, or the batches of one would depend on how far the others are.
+        most = min(self.settings.max_parallel, len(targets))
+        num = self._at_a_time(next(iter(targets)), most)
         jobs = [
-            Job(arm.value, lambda arm=arm: self._trainer(self.open(arm), attempt, targets[arm]))
+            Job(
+                arm.value,
+                lambda arm=arm: self._trainer(self.open(arm), attempt, targets[arm], num),
+            )
             for arm in targets
             if arm not in reached
         ]
-        return self._run(label, jobs, stall_seconds=self.settings.stall_seconds)
+        return self._run(label, jobs, at_a_time=num, stall_seconds=self.settings.stall_seconds)
 
     def reached(self, targets: Mapping[Arm, int]) -> Checkpoints:
         """Return the newest checkpoint of each arm that is at its target or beyond, read in full.
@@ -157,7 +167,8 @@ class Workers:
         judge_class: str | None = None,
     ) -> None:
         """Fill the cells of an evaluation, in as many parts as there are workers at a time."""
-        run, num = self.open(arm), self.settings.max_parallel
+        run = self.open(arm)
+        num = self._at_a_time(arm, self.settings.max_parallel, evaluates=True)
         own = [word for path in target_class for word in ("--target-class", path)]
         own += [] if judge_class is None else ["--judge-class", judge_class]
         jobs = [
@@ -167,11 +178,13 @@ class Workers:
                 f"evaluate-{eval_id}-{part}",
                 ["evaluate", "--eval-id", eval_id, "--part", f"{part}/{num}", *own],
                 heartbeat=f"reports/{eval_id}/progress-{part}.json",
+                at_a_time=num,
             )
             for part in range(num)
         ]
         stall_seconds = self.settings.stall_seconds
-        self._drive(f"evaluating {self.run}", jobs, stall_seconds=stall_seconds)
+        label = f"evaluating {self.run}"
+        self._drive(label, jobs, at_a_time=num, stall_seconds=stall_seconds)
 
     def report(self, arm: Arm, eval_id: str, more_urls: Sequence[str]) -> None:
         """Merge the cells of this run and of further seeds into one report, kept in this run."""
@@ -209,13 +222,33 @@ class Workers:
                     raise
             time.sleep(self.settings.poll_seconds)
 
-    def _trainer(self, run: RunStore, attempt: int, target: int) -> StartedJob:
+    def _at_a_time(self, arm: Arm, most: int, *, evaluates: bool = False) -> int:
+        """Return how many workers run at a time: `most`, or as many as memory has room for."""
+        if most == 1:
+            return most
+        config, settings = self.config(arm), self.settings
+        env = make_environment(config.env, world_seed=config.world_seed, trust=Trust.of(self.env))
+        num = workers_at_a_time(
+            config,
+            env,
+            settings,
+            settings.cache_dir / "models",
+            most=most,
+            evaluates=evaluates,
+            shares=settings.memory_shares,
+        )
+        if num < most:
+            listener().note(f"memory has room for {num} of {most} workers at a time")
+        return num
+
+    def _trainer(self, run: RunStore, attempt: int, target: int, at_a_time: int) -> StartedJob:
         return self._begin(
             run,
             f"train-{attempt:04d}",
             ["run", "--attempt", str(attempt), "--until-step", str(target)],
             heartbeat=f"heartbeats/{attempt:04d}.json",
             exit_record=f"exits/{attempt:04d}.json",
+            at_a_time=at_a_time,
         )
 
     def _job(
@@ -225,8 +258,12 @@ class Workers:
         log: str,
         arguments: Sequence[str],
         heartbeat: str | None = None,
+        at_a_time: int = 1,
     ) -> Job:
-        return Job(key, lambda: self._begin(run, log, arguments, heartbeat=heartbeat))
+        return Job(
+            key,
+            lambda: self._begin(run, log, arguments, heartbeat=heartbeat, at_a_time=at_a_time),
+        )
 
     def _begin(
         self,
@@ -236,26 +273,35 @@ class Workers:
         *,
         heartbeat: str | None = None,
         exit_record: str | None = None,
+        at_a_time: int = 1,
     ) -> StartedJob:
         verb, *rest = arguments
         # What the store names as the world is imported only if this flow's user named it too.
         own = ["--env", self.env] if self.env is not None and ":" in self.env else []
         command = [*self.settings.worker_command, verb, "--resume-path", run.run_url, *rest, *own]
+        environment = {**child_environment(self.settings), **self.settings.shared_by(at_a_time)}
         log_path = self.settings.log_dir / run.run_id / f"{log}.log"
         return StartedJob(
-            process=LocalProcess(command, log_path, child_environment(self.settings)),
+            process=LocalProcess(command, log_path, environment),
             exit_record=lambda: _read(run, exit_record) if exit_record else None,
             progress=lambda: _glance(run, heartbeat) if heartbeat else None,
             log=str(log_path),
         )
 
-    def _drive(self, label: str, jobs: Sequence[Job], *, stall_seconds: float | None) -> None:
+    def _drive(
+        self,
+        label: str,
+        jobs: Sequence[Job],
+        *,
+        at_a_time: int = 1,
+        stall_seconds: float | None,
+    ) -> None:
         """Run all jobs to their end; raise unless all end well."""
-        states = self._run(label, jobs, stall_seconds=stall_seconds)
+        states = self._run(label, jobs, at_a_time=at_a_time, stall_seconds=stall_seconds)
         check_ends(label, states)
 
     def _run(
-        self, label: str, jobs: Sequence[Job], *, stall_seconds: float | None
+        self, label: str, jobs: Sequence[Job], *, at_a_time: int, stall_seconds: float | None
     ) -> list[JobState]:
         def look(states: Sequence[JobState]) -> None:
             check_interrupt()
@@ -263,7 +309,7 @@ class Workers:
 
         return run_processes(
             jobs,
-            max_parallel=self.settings.max_parallel,
+            max_parallel=at_a_time,
             on_poll=look,
             stall_seconds=stall_seconds,
             grace_seconds=self.settings.grace_seconds,

@@ -96,7 +96,11 @@ class WorkerSettings(SettingsGroup):
     """Command that starts a worker, split as a shell would split it; without it this Python with
     `-m tsgb.cli worker`."""
     max_parallel: Annotated[int, Field(gt=0)] = Field(default_factory=lambda: os.cpu_count() or 1)
-    """Number of workers that run at a time; without it the number of cores."""
+    """Number of workers that run at a time, at most; without it the number of cores. Fewer run
+    where memory has no room for the models of so many."""
+    memory_shares: Annotated[int, Field(gt=0)] = 1
+    """Number of equal parts that the memory of this machine, and of its cards, is divided into; a
+    process takes one. A flow sets it for the workers that it starts."""
     poll_seconds: Annotated[float, Field(gt=0)] = 0.5
     """Seconds between two looks at the workers."""
     grace_seconds: Annotated[float, Field(ge=0)] = 60.0
@@ -135,6 +139,10 @@ class WorkerSettings(SettingsGroup):
                 "TSGB_CACHE_DIR to a directory that you can write"
             )
         return self.cache_dir
+
+    def shared_by(self, num: int) -> dict[str, str]:
+        """Return the variables of each of `num` processes that divide the share of this one."""
+        return {"TSGB_MEMORY_SHARES": str(self.memory_shares * num)}
 
     @property
     def prefect_home(self) -> Path:

@@ -77,7 +77,13 @@ def _show_model(name: str, options: RunOptions, *, as_json: bool) -> None:
     facts = inspect(name, settings, cache)
     target = options.target_model and inspect(options.target_model, settings, cache)
     boxes = [inspect(box, settings, cache) for box in options.black_boxes or []]
-    needs = Requirements.of(facts, target or None, boxes)
+    needs = Requirements.of(
+        facts,
+        target or None,
+        boxes,
+        arms=len(options.trained_arms),
+        workers=settings,
+    )
     if as_json:
         known = asdict(facts)
         del known["sizes"], known["directory"]

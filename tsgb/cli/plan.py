@@ -121,7 +121,15 @@ def _check_models(options: RunOptions, settings: Settings) -> Requirements | Non
     # A world that trains its own models says nothing about pretrained ones.
     pretrained = env.recipes(options.profile)["base"].pretrained
     work = training_work(config, env) if pretrained else None
-    needs = Requirements.of(base, other, boxes, model=config.model, work=work)
+    needs = Requirements.of(
+        base,
+        other,
+        boxes,
+        model=config.model,
+        work=work,
+        arms=len(options.trained_arms),
+        workers=settings,
+    )
     needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
     return needs
 

@@ -27,8 +27,8 @@ CPU_HEAD_VALUES, HEAD_VALUES = 2**20, 2**25
 USABLE = 0.9
 """Share of a device's memory that a run may take at most: allocators leave gaps."""
 CPU_SHARE = 0.5
-"""Share of a machine's memory that batches are chosen for: workers of other arms run beside, and
-where memory ends the system kills one of them, and nothing can be caught."""
+"""Share of a machine's memory that batches are chosen for: other programs run beside, and where
+memory ends the system kills a process, and nothing can be caught."""
 CARD_CLASSES: Mapping[int, str] = {
     8: "RTX 3070",
     12: "RTX 3060",
@@ -313,6 +313,12 @@ class DeviceMemory:
     """Bytes of memory, used or not."""
     label: str = ""
     """Name of the product, for people."""
+    workers: int = 1
+    """Number of processes that share it in equal parts; the other figures are of one of them."""
+
+    def shared_by(self, num: int) -> DeviceMemory:
+        """Return it as each of `num` processes sees it, which divide what this one has."""
+        return replace(self, workers=self.workers * num)
 
     @property
     def is_card(self) -> bool:
@@ -321,17 +327,18 @@ class DeviceMemory:
 
     @property
     def usable(self) -> int:
-        """Bytes that a run may take at most."""
-        return int(self.total * USABLE)
+        """Bytes that a process may take at most."""
+        return int(self.total * USABLE) // self.workers
 
     @property
     def share(self) -> int:
         """Bytes that batches are chosen for."""
-        return self.usable if self.is_card else int(self.total * CPU_SHARE)
+        return self.usable if self.is_card else int(self.total * CPU_SHARE) // self.workers
 
     def __str__(self) -> str:
         name = f" ({self.label})" if self.label else ""
-        return f"{self.device}{name} with {self.total / 1e9:.3g} GB"
+        shared = f" shared by {self.workers} workers" if self.workers > 1 else ""
+        return f"{self.device}{name} with {self.total / 1e9:.3g} GB{shared}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -528,6 +535,26 @@ class ModelsInMemory:
             return None
         beside = self.beside(part, is_card=device.is_card)
         return plan_memory(sizes, device, dtype=dtype, work=self._work(part), beside=beside)
+
+    def workers(self, device: DeviceMemory, dtype: str, most: int) -> int:
+        """Return how many processes with all of these models a device has room for; at least one.
+
+        Each of them has room if its smallest batches take no more than batches are chosen for; on a
+        card, where smaller batches leave it idle, if full ones do.
+
+        Args:
+            device: Where they compute.
+            dtype: Type of frozen weights, `float32` or `bfloat16`.
+            most: Number of processes that there is work for.
+        """
+        least = MICRO_BATCH_TOKENS if device.is_card else LEAST_MICRO_BATCH_TOKENS
+        for num in range(most, 1, -1):
+            shared = device.shared_by(num)
+            made = [self.plan(part, shared, dtype) for part in ModelPart]
+            plans = [plan for plan in made if plan is not None]
+            if all(p.needed <= shared.share and p.micro_batch_tokens >= least for p in plans):
+                return num
+        return 1
 
     def card(self) -> MemoryPlan | None:
         """Return the base's plan on the smallest class of cards that trains without haste.

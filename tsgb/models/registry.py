@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
-from tsgb.errors import ConfigError, HubUnreachable, UsageError
+from tsgb.errors import ConfigError
 from tsgb.models.cache import Unfinished, cache_key, cached_tensors
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.device import memory_of, pick_device, pick_dtype, release_memory
@@ -40,12 +40,7 @@ from tsgb.models.post_training import (
     post_train,
 )
 from tsgb.models.quantization import check_quantization
-from tsgb.models.requirements import (
-    check_fits,
-    models_in_memory,
-    training_work,
-)
-from tsgb.models.source import ModelFacts, inspect
+from tsgb.models.requirements import check_fits, models_of_run
 from tsgb.models.tokenizer import Tokenizer, WordTokenizer
 from tsgb.models.weights import load_parameters, snapshot
 from tsgb.setting_groups import HubSettings
@@ -67,6 +62,7 @@ class ModelRegistry:
         hub: HubSettings | None = None,
         *,
         evaluates: bool = False,
+        memory_shares: int = 1,
     ) -> None:
         """List the models; none is built yet.
 
@@ -77,13 +73,15 @@ class ModelRegistry:
             progress: told about training.
             hub: settings of the hub that pretrained models come from.
             evaluates: whether black boxes are asked, so that memory is left for the largest one.
+            memory_shares: number of processes that share the memory of this machine.
         """
         self.env = env
         self._config = config
         self._cache = cache
         self._progress = progress
         self._hub = HubSettings() if hub is None else hub
-        self._black_boxes = config.model.black_boxes if evaluates else ()
+        self._evaluates = evaluates
+        self._memory_shares = memory_shares
         self._in_memory: tuple[ModelsInMemory | None] | None = None
         self._recipes: Mapping[str, ModelRecipe] = env.recipes(config.profile.value)
         spec = env.tokenizer()
@@ -320,6 +318,7 @@ class ModelRegistry:
             quantization=quantization,
             models=self._models(),
             part=part,
+            memory_shares=self._memory_shares,
         )
         engine.earlier_sha256 = earlier
         return engine
@@ -327,23 +326,10 @@ class ModelRegistry:
     def _models(self) -> ModelsInMemory | None:
         """Return the sizes of the run's pretrained models; None if that of the base is unknown."""
         if self._in_memory is None:
-            chosen = self._config.model
-
-            def look(name: str) -> ModelFacts | None:
-                try:
-                    return inspect(name, self._hub, self._cache)
-                except (UsageError, HubUnreachable):
-                    return None  # whoever uses it is refused; an export uses the base only
-
-            self._in_memory = (
-                models_in_memory(
-                    look(chosen.pretrained or self._recipes["base"].pretrained),
-                    look(chosen.target) if chosen.target else None,
-                    [facts for name in self._black_boxes if (facts := look(name)) is not None],
-                    work=training_work(self._config, self.env),
-                    quantization=chosen.target_quantization,
-                ),
+            found = models_of_run(
+                self._config, self.env, self._hub, self._cache, evaluates=self._evaluates
             )
+            self._in_memory = (found,)
         return self._in_memory[0]
 
 
@@ -357,6 +343,7 @@ def make_engine(
     quantization: str = "none",
     models: ModelsInMemory | None = None,
     part: ModelPart = ModelPart.BASE,
+    memory_shares: int = 1,
 ) -> Engine:
     """Return the engine for a pretrained model: the fast one where it computes just this model.
 
@@ -369,6 +356,7 @@ def make_engine(
         quantization: how its weights are held, as `ModelConfig.target_quantization` names it.
         models: all that is in memory at the same time; without it this model alone.
         part: what the model is of `models`.
+        memory_shares: number of processes that share the device's memory.
 
     Raises:
         ConfigError: The directory holds no such model, or the device is not there, or it cannot
@@ -377,7 +365,7 @@ def make_engine(
     """
     device = pick_device(config.device)
     check_quantization(quantization, str(device))
-    dtype, memory = pick_dtype(config.dtype, device), memory_of(device)
+    dtype, memory = pick_dtype(config.dtype, device), memory_of(device).shared_by(memory_shares)
     dtype_name = str(dtype).removeprefix("torch.")
     sizes = ModelSizes.read(read_json(directory / CONFIG))
     if models is None and sizes is not None:

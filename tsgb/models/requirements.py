@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
 from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
-from tsgb.errors import UsageError
+from tsgb.errors import HubUnreachable, UsageError
 from tsgb.models.machine_memory import find_device
 from tsgb.models.planner import (
     CARD_CLASSES,
+    DeviceMemory,
     MemoryPlan,
     ModelPart,
     ModelsInMemory,
@@ -24,7 +26,8 @@ from tsgb.models.planner import (
     disk_gb,
 )
 from tsgb.models.quantization import FOUR_BIT, check_quantization
-from tsgb.models.source import ModelFacts
+from tsgb.models.source import ModelFacts, inspect
+from tsgb.setting_groups import HubSettings, WorkerSettings
 from tsgb.types import Message, Messages, Split, StreamKind
 
 NO_ESTIMATE = "no estimate of its memory is available for the architecture"
@@ -103,6 +106,82 @@ def models_in_memory(
     )
 
 
+def models_of_run(
+    config: RunConfig, env: Environment, hub: HubSettings, cache: Path, *, evaluates: bool
+) -> ModelsInMemory | None:
+    """Return the sizes of the pretrained models of a run that are in memory at the same time.
+
+    Args:
+        config: Configuration of the run.
+        env: Its world.
+        hub: Settings of the hub.
+        cache: Directory of converted models.
+        evaluates: Whether black boxes are asked.
+
+    Returns:
+        None where no estimate can be made for the base, or the world trains its own models.
+    """
+    chosen = config.model
+    usual = env.recipes(config.profile.value)["base"].pretrained
+    if not usual:
+        return None
+
+    def look(name: str) -> ModelFacts | None:
+        try:
+            return inspect(name, hub, cache)
+        except (UsageError, HubUnreachable):
+            return None  # whoever uses it is refused; an export uses the base only
+
+    boxes = [look(name) for name in chosen.black_boxes] if evaluates else []
+    return models_in_memory(
+        look(chosen.pretrained or usual),
+        look(chosen.target) if chosen.target else None,
+        [facts for facts in boxes if facts is not None],
+        work=training_work(config, env),
+        quantization=chosen.target_quantization,
+    )
+
+
+def workers_at_a_time(
+    config: RunConfig,
+    env: Environment,
+    hub: HubSettings,
+    cache: Path,
+    *,
+    most: int,
+    evaluates: bool,
+    shares: int = 1,
+    device: DeviceMemory | None = None,
+) -> int:
+    """Return how many worker processes of a run a machine has memory for.
+
+    It depends on the configuration and the machine alone, and not on what runs there, so that a run
+    which is resumed makes the same batches.
+
+    Args:
+        config: Configuration of the run.
+        env: Its world.
+        hub: Settings of the hub.
+        cache: Directory of converted models.
+        most: Number of processes that there is work for; all of them, if the models have no
+            estimate.
+        evaluates: Whether they ask black boxes, of which each process loads its own.
+        shares: Number of parts that the memory is divided into before, of which they have one.
+        device: Where they compute; without it the device of this machine that `config` names.
+    """
+    models = models_of_run(config, env, hub, cache, evaluates=evaluates) if most > 1 else None
+    if models is None:
+        return most
+    device = (device or find_device(config.model.device)).shared_by(shares)
+    return models.workers(device, _dtype(config.model, device), most)
+
+
+def _dtype(model: ModelConfig, device: DeviceMemory) -> str:
+    if model.dtype != "auto":
+        return model.dtype
+    return "bfloat16" if device.is_card else "float32"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
     """Memory and disk that training and evaluating with models take.
@@ -141,6 +220,8 @@ class Requirements:
         *,
         model: ModelConfig | None = None,
         work: TrainingWork | None = None,
+        arms: int = 1,
+        workers: WorkerSettings | None = None,
     ) -> Requirements:
         """Return the requirements of a run.
 
@@ -150,6 +231,8 @@ class Requirements:
             black_boxes: Pretrained black boxes.
             model: Gives device, dtype, and how the target is held; without it as usual.
             work: Sizes of the updates; without it those of a large run.
+            arms: Number of arms that are trained, each by a worker of its own.
+            workers: How workers share this machine; without it one has all of it.
         """
         model, work = model or ModelConfig(), work or TrainingWork()
         trained = [base] if target is None else [base, target]
@@ -159,9 +242,14 @@ class Requirements:
             base, target, black_boxes, work=work, quantization=model.target_quantization
         )
         if models is not None and not unknown:
-            found, dtype = find_device(model.device), model.dtype
-            if dtype == "auto":
-                dtype = "bfloat16" if found.is_card else "float32"
+            found = find_device(model.device)
+            max_parallel = 1
+            if workers is not None:
+                found, max_parallel = found.shared_by(workers.memory_shares), workers.max_parallel
+            dtype = _dtype(model, found)
+            # An evaluation has as many parts as workers, and asks all black boxes in each.
+            most = max_parallel if black_boxes else min(max_parallel, arms)
+            found = found.shared_by(models.workers(found, dtype, most))
             made = [models.plan(part, found, dtype) for part in ModelPart]
             plans = [plan for plan in made if plan is not None]
             here = next((plan for plan in plans if not plan.fits), plans[0])
@@ -258,6 +346,7 @@ class Requirements:
         plan, card = self.here, self.card
         return {
             "device": None if plan is None else plan.device.device,
+            "workers": None if plan is None else plan.device.workers,
             "dtype": None if plan is None else plan.dtype,
             "bytes": None if plan is None else plan.needed,
             "parts": None if plan is None else dict(plan.parts),
@@ -287,6 +376,8 @@ def check_fits(name: str, plan: MemoryPlan, card: MemoryPlan | None) -> None:
     ways = ["name a smaller model"]
     if plan.dtype == "float32":
         ways.append("set model.dtype to bfloat16")
+    if plan.device.workers > 1:
+        ways.append("run fewer workers at a time (TSGB_MEMORY_SHARES)")
     if card is not None:
         ways.append(f"rent a card of {card.device.total / 1e9:.0f} GB")
     raise UsageError(

@@ -37,7 +37,15 @@ def make_registry(
     """
     env = make_environment(config.env, world_seed=config.world_seed, trust=context.trust)
     cache = context.worker.cache_dir / "models"
-    return ModelRegistry(env, config, cache, on_build, context.hub, evaluates=evaluates)
+    return ModelRegistry(
+        env,
+        config,
+        cache,
+        on_build,
+        context.hub,
+        evaluates=evaluates,
+        memory_shares=context.worker.memory_shares,
+    )
 
 
 def build(context: WorkerContext, resume_path: str, part: int, parts: int) -> None:

@@ -230,12 +230,17 @@ class WorkerMachine:
     def _train(self) -> None:
         run_processes(
             [Job(arm, lambda arm=arm: self._worker(arm)) for arm in self._arms.runs],
-            max_parallel=self._context.worker.max_parallel,
+            max_parallel=self._at_a_time,
             on_poll=self._look,
             grace_seconds=self._context.worker.grace_seconds,
             poll_seconds=self._poll_seconds,
             sleep=self._sleep,
         )
+
+    @property
+    def _at_a_time(self) -> int:
+        """Number of workers that run at a time; all arms count, also those that have ended."""
+        return min(self._context.worker.max_parallel, len(self._arms.runs))
 
     def _worker(self, arm: str) -> StartedJob:
         url = self._arms.runs[arm].run_url
@@ -244,9 +249,9 @@ class WorkerMachine:
         path = self._context.worker.log_dir / self._run.run_id / f"{arm}-{self._attempt:04d}.log"
         command = [*self._context.worker.worker_command, *arguments]
         # No exit record is read while workers run, so that the loop never waits for the store.
-        return StartedJob(
-            process=LocalProcess(command, path, self._context.environment), log=str(path)
-        )
+        shared = self._context.worker.shared_by(self._at_a_time)
+        environment = {**self._context.environment, **shared}
+        return StartedJob(process=LocalProcess(command, path, environment), log=str(path))
 
     def _look(self, states: Sequence[JobState]) -> None:
         self._states = states

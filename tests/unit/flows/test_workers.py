@@ -1,21 +1,132 @@
-"""What the traces of an arm's workers say: how many there were, and the next one's number."""
+"""How workers are started, and what their traces say: how many there were, the next number."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from flows.rented import ArmsWork
 from flows.workers import Workers
+from tests.fakes.chat_model import enlarge, save_chat_model
+from tests.fakes.checkpoints import CONFIG, content
 from tsgb.checkpoint.store import CheckpointStore
-from tsgb.config import Arm, make_config
+from tsgb.config import Arm, arm_overrides, make_config
 from tsgb.settings import Settings
 
 
 @pytest.fixture
 def workers(tmp_path: Path) -> Workers:
     return Workers(Settings(cache_dir=tmp_path / "cache"), str(tmp_path / "store"), "r1")
+
+
+SAYS = """
+import json, sys
+from pathlib import Path
+from tsgb.settings import load_settings
+with Path(sys.argv[1]).open("a") as file:
+    file.write(json.dumps([sys.argv[2:], load_settings().memory_shares]) + chr(10))
+"""
+"""A worker that says what it was told, and does nothing."""
+
+
+class TestSharesOfMemory:
+    """Workers that run at the same time divide the memory of the machine."""
+
+    ARMS: ClassVar = {Arm.SELFPLAY: 1, Arm.SFT: 1, Arm.FROZEN: 1}
+
+    @pytest.fixture
+    def started(self, tmp_path: Path) -> Callable[..., Workers]:
+        def start(**more: Any) -> Workers:
+            command = [sys.executable, "-c", SAYS, str(tmp_path / "said")]
+            usual = {"cache_dir": tmp_path / "cache", "worker_command": command, "max_parallel": 2}
+            settings = Settings(**{**usual, "poll_seconds": 0.05, **more})
+            return Workers(settings, str(tmp_path / "store"), "r1")
+
+        return start
+
+    @pytest.fixture
+    def shares(self, tmp_path: Path) -> Callable[[], list[int]]:
+        """What each worker since the last call was told."""
+
+        def read() -> list[int]:
+            lines = (tmp_path / "said").read_text().splitlines()
+            (tmp_path / "said").unlink()
+            return [json.loads(line)[1] for line in lines]
+
+        return read
+
+    @pytest.fixture
+    def base(self, tmp_path: Path) -> Path:
+        return save_chat_model(tmp_path / "base")
+
+    def begin(self, workers: Workers, **more: Any) -> None:
+        for arm in self.ARMS:
+            config = make_config({"profile": "smoke", "env": "glyph", **more}, arm_overrides(arm))
+            workers.open(arm).write_text("config.json", config.canonical())
+
+    def test_each_is_told_how_many_there_are(
+        self, started: Callable[..., Workers], shares: Callable[[], list[int]]
+    ) -> None:
+        workers = started()
+        self.begin(workers)
+        workers.train(self.ARMS, 1, "train")
+        assert shares() == [2, 2, 2]
+        workers.build(Arm.SELFPLAY)
+        assert shares() == [2, 2]
+        workers.evaluate(Arm.SELFPLAY, "e1")
+        assert shares() == [2, 2]
+        workers = started(max_parallel=8)
+        workers.train(self.ARMS, 1, "train")
+        assert shares() == [3, 3, 3]
+        workers.evaluate(Arm.SELFPLAY, "e1")
+        assert shares() == [8] * 8
+        started(max_parallel=1).train(self.ARMS, 1, "train")
+        assert shares() == [1, 1, 1]
+
+    def test_an_arm_that_goes_on_alone_has_the_share_that_it_had(
+        self, started: Callable[..., Workers], shares: Callable[[], list[int]]
+    ) -> None:
+        workers = started()
+        self.begin(workers)
+        for arm in (Arm.SELFPLAY, Arm.SFT):
+            store = CheckpointStore(workers.open(arm))
+            store.claim(1)
+            store.publish(1, 1, content(1), CONFIG)
+        workers.train(self.ARMS, 2, "train")
+        assert shares() == [2]
+
+    def test_fewer_run_where_memory_has_no_room_for_more(
+        self, started: Callable[..., Workers], shares: Callable[[], list[int]], base: Path
+    ) -> None:
+        model = {"env": "canary", "model": {"pretrained": str(base)}}
+        workers = started(memory_shares=100_000)  # a share has no room for one, which will say so
+        self.begin(workers, **model)
+        workers.train(self.ARMS, 1, "train")
+        assert shares() == [100_000] * 3
+        workers.build(Arm.SELFPLAY)
+        assert shares() == [100_000]
+        roomy = started()
+        roomy.build(Arm.SELFPLAY)
+        assert shares() == [2, 2]
+
+    def test_each_part_of_an_evaluation_has_a_black_box(
+        self, started: Callable[..., Workers], shares: Callable[[], list[int]], base: Path
+    ) -> None:
+        box = enlarge(save_chat_model(base.parent / "giant"))
+        model = {"pretrained": str(base), "black_boxes": [str(box)]}
+        workers = started()
+        self.begin(workers, env="canary", model=model)
+        workers.build(Arm.SELFPLAY)
+        assert shares() == [2, 2]
+        workers.evaluate(Arm.SELFPLAY, "e1")
+        assert shares() == [1]
+        for file in box.glob("*.safetensors"):
+            file.unlink()  # a hole of 800 GB, which whoever looks for secrets would read
 
 
 def begun(workers: Workers) -> int:

@@ -209,6 +209,50 @@ def test_models_in_bfloat16_leave_more_memory_to_each_other() -> None:
     )
 
 
+# -- processes that share a machine --------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", [DeviceMemory("cpu", 16 * GB), DeviceMemory("cuda:0", 24 * GB)])
+def test_processes_divide_what_one_has(device: DeviceMemory) -> None:
+    shared = device.shared_by(3)
+    assert shared.total == device.total
+    assert 0 <= device.usable - 3 * shared.usable < 3
+    assert 0 <= device.share - 3 * shared.share < 3
+    assert shared.shared_by(2) == device.shared_by(6)
+    assert str(shared) == f"{device} shared by 3 workers"
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "dtype", "num"),
+    [
+        ("135M", DeviceMemory("cpu", 8 * GB), "float32", 2),
+        ("1.5B", DeviceMemory("cpu", 8 * GB), "float32", 1),
+        ("135M", DeviceMemory("cpu", 64 * GB), "float32", 8),
+        ("135M", DeviceMemory("cuda:0", 8 * GB), "bfloat16", 1),
+        ("0.5B", DeviceMemory("cuda:0", 24 * GB), "bfloat16", 5),
+        ("8B", DeviceMemory("cuda:0", 16 * GB), "bfloat16", 1),
+    ],
+)
+def test_as_many_processes_as_memory_has_room_for(
+    model: str, device: DeviceMemory, dtype: str, num: int
+) -> None:
+    models = ModelsInMemory(base=REAL[model])
+    assert models.workers(device, dtype, most=8) == num
+    assert models.workers(device, dtype, most=1) == 1
+    if num > 1:
+        plan = models.plan(ModelPart.BASE, device.shared_by(num), dtype)
+        assert plan is not None
+        assert num * plan.needed <= device.share
+
+
+def test_each_process_loads_a_black_box_of_its_own() -> None:
+    models = ModelsInMemory(base=REAL["135M"])
+    device = DeviceMemory("cpu", 24 * GB)
+    asks = replace(models, black_box=REAL["0.5B"])
+    assert models.workers(device, "float32", 8) == 6
+    assert asks.workers(device, "float32", 8) == 3
+
+
 # -- sizes ---------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from tsgb.errors import ConfigError, UsageError
 from tsgb.models.engine import Engine
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.network import HEAD
+from tsgb.models.planner import CPU_OVERHEAD
 from tsgb.models.registry import ModelRegistry, make_engine
 
 TEMPLATE = CanaryEnvironment(world_seed=0).guard_template()
@@ -160,6 +161,20 @@ def test_bfloat16_and_absent_devices(changed: Changed) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"'cuda:3': torch finds no CUDA cards here; set it"):
             engine_of(path, ModelConfig(device="cuda:3"))
+
+
+def test_processes_that_share_a_machine_divide_its_memory(changed: Changed) -> None:
+    path = changed({})
+    alone, shared = (
+        make_engine(path, ModelConfig(), name="m", sha256="0" * 64, memory_shares=num)
+        for num in (1, 2)
+    )
+    budgets: list[Any] = [getattr(engine, "budget") for engine in (alone, shared)]  # noqa: B009
+    fixed = CPU_OVERHEAD + 4 * 4 * alone.num_parameters
+    assert budgets[0].free + fixed == pytest.approx(2 * (budgets[1].free + fixed), rel=1e-3)
+    refused = r"cpu with \S+ GB shared by 100000 workers spares 0\.0 GB: .* run fewer workers at a"
+    with pytest.raises(UsageError, match=refused):
+        make_engine(path, ModelConfig(), name="m", sha256="0" * 64, memory_shares=100_000)
 
 
 class TestSeveralModels:

@@ -18,7 +18,7 @@ from tsgb.models.machine_memory import main_memory
 from tsgb.models.planner import DeviceMemory, card_for, plan_memory
 from tsgb.models.requirements import Requirements, check_fits, training_work
 from tsgb.models.source import ModelFacts, inspect
-from tsgb.setting_groups import HubSettings
+from tsgb.setting_groups import HubSettings, WorkerSettings
 from tsgb.types import Split, StreamKind
 
 CANARY = CanaryEnvironment(world_seed=0)
@@ -130,6 +130,28 @@ def test_black_boxes_count_one_at_a_time_and_on_this_machine_only(facts: ModelFa
     needs = Requirements.of(facts, None, [unknown])
     assert not needs.family
     assert needs.card == Requirements.of(facts).card
+
+
+def test_the_figures_are_those_of_one_of_the_workers(facts: ModelFacts) -> None:
+    """Each arm is trained by a worker, and each part of an evaluation asks the black boxes."""
+    machine = main_memory()
+    model, boxes = ModelConfig(device="cpu"), [of_size(facts, "135M")]
+    many = WorkerSettings(cache_dir=Path("cache"), max_parallel=10_000)
+    needs = [
+        Requirements.of(facts, None, asked, model=model, arms=2, workers=many)
+        for asked in ([], boxes)
+    ]
+    for needed, most in zip(
+        needs, (2, machine.share // (4 * REAL["135M"].parameters)), strict=True
+    ):
+        assert needed.here is not None
+        num = needed.document()["workers"]
+        assert needed.here.device == machine.shared_by(num)
+        assert 1 <= num <= most
+        assert num * needed.here.needed <= machine.share
+        assert f"shared by {num} workers, micro-batches" in needed.lines()["here"]
+    one = many.model_copy(update={"max_parallel": 1, "memory_shares": 3})
+    assert Requirements.of(facts, model=model, arms=3, workers=one).document()["workers"] == 3
 
 
 def test_a_target_that_is_larger_than_the_base_must_fit_itself(facts: ModelFacts) -> None:

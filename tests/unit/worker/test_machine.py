@@ -124,6 +124,13 @@ def test_a_worker_that_is_killed_is_a_crash_for_which_there_is_a_guess(scene: Sc
     assert "out of memory" in scene.exit()["message"]
 
 
+@pytest.mark.parametrize(("max_parallel", "shares"), [(1, "1"), (2, "2"), (16, "2")])
+def test_workers_divide_the_memory(scene: Scene, max_parallel: int, shares: str) -> None:
+    code = "import os, sys; print(os.environ['TSGB_MEMORY_SHARES']); sys.exit(3)"
+    scene.work(worker_command=[sys.executable, "-c", code], max_parallel=max_parallel)
+    assert scene.exit()["message"].endswith(f": exit code 3: {shares}")
+
+
 def test_workers_do_not_get_the_key(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     from tsgb.settings import child_environment, load_settings
 
