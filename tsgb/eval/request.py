@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 from tsgb.checkpoint.run import RunStore
@@ -97,8 +98,18 @@ def read_request(run: RunStore, eval_id: str) -> dict[str, Any]:
 
 
 def share(cells: Sequence[EvaluationCell], part: int, parts: int) -> list[EvaluationCell]:
-    """A contiguous share: cells of one best-response seed reuse its supervised start."""
-    return list(cells[len(cells) * part // parts : len(cells) * (part + 1) // parts])
+    """Return a contiguous share: cells of one best-response seed reuse its supervised start.
+
+    The scripted streams, on which nothing is trained, count as half a cell.
+    """
+    weights = [0.5 if cell.target is None else 1.0 for cell in cells]
+    ends = list(accumulate(weights))
+    middles = [end - weight / 2 for end, weight in zip(ends, weights, strict=True)]
+    return [
+        cell
+        for cell, middle in zip(cells, middles, strict=True)
+        if int(parts * middle / ends[-1]) == part
+    ]
 
 
 def identities(

@@ -44,11 +44,16 @@ class ReadoutTarget:
         return [Response(text=text) for text in texts]
 
 
+_CHATS = 64
+"""Chats that an engine is given at once; it splits them further where memory is short. A weight is
+read once for a token of all rows, and rows end early: 64 rows took two thirds of the time of 8."""
+
+
 class ChatTarget:
     """A language model that generates its answer greedily."""
 
     def __init__(
-        self, name: str, engine: Engine, role: Role, max_new_tokens: int, batch: int = 8
+        self, name: str, engine: Engine, role: Role, max_new_tokens: int, batch: int = _CHATS
     ) -> None:
         """Make a target of `role` of `engine`: its bare base, or an adapter on it.
 
@@ -57,7 +62,7 @@ class ChatTarget:
             engine: the model.
             role: which policy on it answers.
             max_new_tokens: limit of each answer.
-            batch: chats that are answered at once.
+            batch: chats that the engine is given at once.
         """
         self.name = name
         self._engine = engine

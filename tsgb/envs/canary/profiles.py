@@ -41,6 +41,13 @@ _SHARED: Mapping[str, Any] = {
         "bootstrap": 2000,
     },
 }
+_SHORT_ATTACKER: Mapping[str, Any] = {
+    **_SHARED["attacker"],
+    "sft_batch": 8,
+    "sft_lr": 2e-3,
+    "scenarios_per_step": 5,
+    "max_new_tokens": 32,
+}
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     # Checks the plumbing in 10 CPU minutes; its numbers mean nothing.
     "smoke": {
@@ -78,28 +85,20 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         },
         "segments": 1,
     },
-    # CPU seconds on one busy core of 2.x GHz: .3 a text of a supervised start, .75 a prompt of an
-    # attacker update (of which .2 the target's answer), .2 a prompt of a guard update, .07 a
-    # score; in bfloat16, where the CPU has units for it, two thirds of that. All guards are
-    # calibrated anew after each round, so the sample is small: a budget of 5 % leaves three false
-    # alarms of 149, where one of 2 % would make the highest benign score the threshold. 300
-    # scripted attacks leave 100 leaking prompts from an un-guarded ASR of 1/3 on.
+    # CPU seconds on one core of 2.x GHz in bfloat16, where the CPU has units for it; in float32 half
+    # as much again: .2 a text of a supervised start, .4 a prompt of an attacker update (of which .1
+    # the target's answer), .13 a prompt of a guard update, .05 a score. All guards are calibrated
+    # anew after each round, so the sample is small: a budget of 5 % leaves three false alarms of
+    # 149, where one of 2 % would make the highest benign score the threshold. 300 scripted attacks
+    # leave 100 leaking prompts from an un-guarded ASR of 1/3 on.
     "demo": {
         **_SHARED,
-        "attacker": {
-            **_SHARED["attacker"],
-            "sft_steps": 30,
-            "sft_batch": 8,
-            "sft_lr": 2e-3,
-            "warmup_steps": 3,
-            "scenarios_per_step": 5,
-            "max_new_tokens": 32,
-        },
-        "guard": {**_SHARED["guard"], "sft_steps": 40, "sft_batch": 14, "batch": 20},
+        "attacker": {**_SHORT_ATTACKER, "sft_steps": 20, "warmup_steps": 3},
+        "guard": {**_SHARED["guard"], "sft_steps": 30, "sft_batch": 14, "batch": 20},
         "selfplay": {
             **_SHARED["selfplay"],
             "attacker_steps": 3,
-            "guard_steps": 8,
+            "guard_steps": 6,
             "buffer": 48,
             "payoff_attacks": 16,
         },
@@ -107,15 +106,33 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "evaluation": {
             **_SHARED["evaluation"],
             "warmup_steps": 3,
-            "attack_steps": 3,
-            "prompts": 40,
+            "attack_steps": 2,
+            "prompts": 32,
             "scripted": 100,
         },
+        "segments": 1,
     },
-    # 576 attempts an arm, target and seed: enough to tell 8 % from 4 %.
+    # Three seeds of 192 attempts are 576 for each guard and target, enough to tell 8 % from 4 %.
+    # A seed takes 70 CPU minutes by the figures above; updates are few, so that it does.
     "paper": {
         **_SHARED,
-        "evaluation": {**_SHARED["evaluation"], "best_responses": 3, "prompts": 192},
+        "attacker": {**_SHORT_ATTACKER, "sft_steps": 30, "warmup_steps": 4},
+        "guard": {**_SHARED["guard"], "batch": 20},
+        "selfplay": {
+            **_SHARED["selfplay"],
+            "attacker_steps": 4,
+            "guard_steps": 10,
+            "buffer": 64,
+            "payoff_attacks": 24,
+        },
+        "calibration": {"fpr": 0.05, "num": 300},
+        "evaluation": {
+            **_SHARED["evaluation"],
+            "attack_steps": 4,
+            "prompts": 192,
+            "scripted": 120,
+        },
+        "segments": 1,
     },
 }
 
