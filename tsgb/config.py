@@ -108,8 +108,8 @@ class ModelConfig(_Frozen):
     """Device of pretrained models: `cpu`, `cuda`, `cuda:1`, `mps`; `auto`: CUDA where torch finds a
     card, else the CPU. `auto` is not stored: configurations of earlier versions keep their hash."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Field(exclude_if=_is("auto"))] = "auto"
-    """Type of a pretrained model's frozen weights; `auto`: bfloat16 on a card that computes in it,
-    else float32. Adapters are float32 always."""
+    """Type of a pretrained model's frozen weights; `auto`: bfloat16 on a card or CPU with
+    units for it, else float32. Adapters are float32 always."""
     target_quantization: Annotated[Literal["none", "4bit"], Field(exclude_if=_is("none"))] = "none"
     """How the weights of `target` are held: `none`: in `dtype`; `4bit`: in NF4, on CUDA cards only.
     `none` is not stored: configurations of earlier versions keep their hash."""

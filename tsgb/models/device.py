@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from tsgb.errors import ConfigError
+from tsgb.models.dtypes import cpu_has_units
 from tsgb.models.machine_memory import main_memory
 from tsgb.models.planner import DeviceMemory
 
@@ -36,21 +36,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of frozen weights; `auto` is bfloat16 on cards that compute in it."""
-    if name == "float32":
-        return torch.float32
-    if name == "bfloat16":
-        return torch.bfloat16
-    on_card = device.type == "cuda" and has_bfloat16_units(device)
-    return torch.bfloat16 if on_card else torch.float32
+    """Return the dtype of frozen weights; `auto` is bfloat16 where a device multiplies in it."""
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name in named:
+        return named[name]
+    return torch.bfloat16 if has_bfloat16_units(device) else torch.float32
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
     """Return whether a device multiplies in bfloat16 itself; without, it takes far longer."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    found: Mapping[str, Any] = torch.cpu.get_capabilities()
-    return device.type == "cpu" and any(found[name] for name in found if "bf16" in name)
+    return device.type == "cpu" and cpu_has_units()
 
 
 def memory_of(device: torch.device) -> DeviceMemory:

@@ -15,6 +15,7 @@ from typing import Any
 from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import HubUnreachable, UsageError
+from tsgb.models.dtypes import auto_dtype
 from tsgb.models.machine_memory import find_device
 from tsgb.models.planner import (
     CARD_CLASSES,
@@ -177,9 +178,7 @@ def workers_at_a_time(
 
 
 def _dtype(model: ModelConfig, device: DeviceMemory) -> str:
-    if model.dtype != "auto":
-        return model.dtype
-    return "bfloat16" if device.is_card else "float32"
+    return auto_dtype(device.device) if model.dtype == "auto" else model.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

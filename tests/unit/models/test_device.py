@@ -9,11 +9,12 @@ from pydantic import ValidationError
 from tsgb.config import ModelConfig, RunConfig
 from tsgb.errors import ConfigError
 from tsgb.models.device import pick_device, pick_dtype
+from tsgb.models.dtypes import auto_dtype
 
 CPU = torch.device("cpu")
 
 
-def test_a_machine_without_cards_computes_in_float32_on_its_cpu() -> None:
+def test_a_machine_without_cards_computes_on_its_cpu() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a card")
     assert pick_device("auto") == pick_device("cpu") == CPU
@@ -22,8 +23,9 @@ def test_a_machine_without_cards_computes_in_float32_on_its_cpu() -> None:
             pick_device(name)
     with pytest.raises(ConfigError, match="'mps': torch finds no Metal device"):
         pick_device("mps")
-    assert pick_dtype("auto", CPU) is pick_dtype("float32", CPU) is torch.float32
+    assert pick_dtype("float32", CPU) is torch.float32
     assert pick_dtype("bfloat16", CPU) is torch.bfloat16
+    assert str(pick_dtype("auto", CPU)) == f"torch.{auto_dtype('cpu')}"
 
 
 def test_defaults_are_not_stored_and_other_values_are() -> None:

@@ -46,7 +46,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(model: Path) -> Engine:
-    return make_engine(model, ModelConfig(), name="model", sha256="0" * 64)
+    return make_engine(model, ModelConfig(dtype="float32"), name="model", sha256="0" * 64)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def registry(model: Path, tmp_path: Path) -> Callable[..., ModelRegistry]:
     def make(progress: Progress = quiet, world_seed: int = 90, target: str = "") -> ModelRegistry:
         env = CanaryEnvironment(world_seed)
         named = {"profile": "smoke", "env": "canary", "world_seed": world_seed}
-        models = {"model": {"pretrained": str(model), "target": target}}
+        models = {"model": {"pretrained": str(model), "target": target, "dtype": "float32"}}
         config = make_config(env.profile("smoke"), models, named)
         return ModelRegistry(env, config, tmp_path / "models", progress)
 

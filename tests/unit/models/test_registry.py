@@ -49,7 +49,9 @@ def changed(tmp_path: Path) -> Changed:
 
 
 def engine_of(path: Path, config: ModelConfig | None = None) -> Engine:
-    return make_engine(path, config or ModelConfig(), name=path.name, sha256="0" * 64)
+    return make_engine(
+        path, config or ModelConfig(dtype="float32"), name=path.name, sha256="0" * 64
+    )
 
 
 def score_by_transformers(path: Path, engine: Engine) -> torch.Tensor:
@@ -184,7 +186,7 @@ class TestSeveralModels:
     def registry(self, tmp_path: Path) -> Iterator[Callable[..., ModelRegistry]]:
         env = CanaryEnvironment(world_seed=0)
         base = save_chat_model(tmp_path / "base")
-        models = {"pretrained": str(base)}
+        models = {"pretrained": str(base), "dtype": "float32"}
 
         def make(*, evaluates: bool = False, **more: object) -> ModelRegistry:
             named = {"profile": "smoke", "env": "canary", "model": models | more}

@@ -34,7 +34,7 @@ def of_size(facts: ModelFacts, name: str) -> ModelFacts:
 
 
 def test_a_small_model_fits_here(facts: ModelFacts) -> None:
-    needs = Requirements.of(facts, model=ModelConfig(device="cpu"))
+    needs = Requirements.of(facts, model=ModelConfig(device="cpu", dtype="float32"))
     needs.check_here()
     needs.check_rented(gpu_ram_gb=8, rented_gb=20)
     document = needs.document()
@@ -66,7 +66,7 @@ def test_a_target_in_four_bits_needs_a_card_and_a_third_of_the_memory(facts: Mod
     small = Requirements.of(
         base,
         target,
-        model=ModelConfig(target="8B", device="cpu", target_quantization="4bit"),
+        model=ModelConfig(target="8B", device="cpu", dtype="float32", target_quantization="4bit"),
     )
     assert (whole.card, small.card) != (None, None)
     assert whole.card is not None
@@ -109,9 +109,9 @@ def test_an_unknown_architecture_has_no_estimate_and_is_not_refused(facts: Model
 
 
 def test_black_boxes_count_one_at_a_time_and_on_this_machine_only(facts: ModelFacts) -> None:
-    alone = Requirements.of(facts, model=ModelConfig(device="cpu"))
+    alone = Requirements.of(facts, model=ModelConfig(device="cpu", dtype="float32"))
     boxes = [of_size(facts, "0.5B"), of_size(facts, "135M")]
-    needs = Requirements.of(facts, None, boxes, model=ModelConfig(device="cpu"))
+    needs = Requirements.of(facts, None, boxes, model=ModelConfig(device="cpu", dtype="float32"))
     assert needs.here is not None
     assert needs.here.needed > 4 * REAL["0.5B"].parameters
     assert "black box" not in (alone.here.parts if alone.here else {})

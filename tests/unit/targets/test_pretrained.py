@@ -79,7 +79,7 @@ def test_hashes_tell_the_files_of_directories(tmp_path: Path) -> None:
 def fixture_registry(tmp_path: Path) -> ModelRegistry:
     """The registry of a run with the black boxes `one` and `two`."""
     base, one, two = (str(save_chat_model(tmp_path / name)) for name in ("base", "one", "two"))
-    models = {"pretrained": base, "black_boxes": [one, two]}
+    models = {"pretrained": base, "black_boxes": [one, two], "dtype": "float32"}
     config = make_config(
         CANARY.profile("smoke"), {"model": models}, {"profile": "smoke", "env": "canary"}
     )

@@ -85,8 +85,8 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         },
         "segments": 1,
     },
-    # CPU seconds on one core of 2.x GHz in bfloat16, where the CPU has units for it; in float32 half
-    # as much again: .2 a text of a supervised start, .4 a prompt of an attacker update (of which .1
+    # CPU seconds on one core of 2.x GHz in bfloat16, where the CPU has units for it; half as many
+    # again in float32: .2 a text of a supervised start, .4 a prompt of an attacker update (.1 of it
     # the target's answer), .13 a prompt of a guard update, .05 a score. All guards are calibrated
     # anew after each round, so the sample is small: a budget of 5 % leaves three false alarms of
     # 149, where one of 2 % would make the highest benign score the threshold. 300 scripted attacks

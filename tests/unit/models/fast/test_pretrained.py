@@ -247,7 +247,11 @@ def registry(env: str, pretrained: str, cache: Path) -> ModelRegistry:
     world = make_environment(env, world_seed=0)
     config = make_config(
         world.profile("smoke"),
-        {"profile": "smoke", "env": env, "model": {"pretrained": pretrained}},
+        {
+            "profile": "smoke",
+            "env": env,
+            "model": {"pretrained": pretrained, "dtype": "float32"},
+        },
     )
     return ModelRegistry(world, config, cache, lambda *_: None)
 
