@@ -57,7 +57,7 @@ def run_experiment(
         return stored_models(Workers(settings, where, name))
 
     _check_seeds(run_id, seeds, lambda name: stored(name) is not None)
-    options = choose_models(options, settings, stored(names[0]))
+    options = choose_models(options, settings, stored(names[0]), evaluates=True)
     check_targets(options)
     runs = [
         options.model_copy(update={"run": name, "seed": seed, "store": where})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -26,7 +27,11 @@ T = TypeVar("T", str, list[str])
 
 
 def choose_models(
-    options: RunOptions, settings: Settings, stored: ModelConfig | None = None
+    options: RunOptions,
+    settings: Settings,
+    stored: ModelConfig | None = None,
+    *,
+    evaluates: bool = False,
 ) -> RunOptions:
     """Return the options with each model named by what does not change: a commit, a full path.
 
@@ -34,6 +39,8 @@ def choose_models(
         options: Options as a user gave them.
         settings: Settings of this process.
         stored: Models of the run that is resumed: it keeps its commit where the option names none.
+        evaluates: Whether this machine evaluates the guards although another one is rented to train
+            them. With black boxes it always does, because a rented machine asks none.
 
     Raises:
         ConfigError: A model does not exist, cannot be used, or the world takes none.
@@ -80,9 +87,28 @@ def choose_models(
     )
     if rented:
         needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
+        if options.evaluate and (evaluates or asked):
+            _check_evaluation(needs)
     else:
         needs.check_here()
     return chosen
+
+
+def _check_evaluation(needs: Requirements) -> None:
+    """Refuse models that this machine cannot evaluate after a rented one has trained.
+
+    Raises:
+        UsageError: It is too small for them, or cannot hold the target's weights as they are to be.
+    """
+    try:
+        replace(needs, card=None).check_here()  # a rented card would not evaluate
+    except UsageError as error:
+        away = (
+            "leave --black-box away" if needs.black_boxes else "evaluate elsewhere: --no-evaluate"
+        )
+        raise UsageError(
+            f"this machine evaluates what a rented one trains, and cannot: {error}, or {away}"
+        ) from None
 
 
 def choose_black_boxes(

@@ -24,7 +24,7 @@ def manager_run(options: RunOptions, as_json: JsonOption = False) -> None:
 
     Ctrl-C lets the machine save and ends it; what was trained is kept.
     """
-    check(options)
+    check(options, evaluates=True)
     from flows.experiment import run_experiment
 
     show(run_experiment(options), as_json=as_json or not options.evaluate)
@@ -54,18 +54,24 @@ def manager_loop(
     serve(interval, options.parameters())
 
 
-def check(options: RunOptions) -> None:
+def check(options: RunOptions, *, evaluates: bool = False) -> None:
     """Refuse what cannot work before Prefect starts.
 
+    Args:
+        options: Options of the run.
+        evaluates: Whether this machine evaluates the guards after the training.
+
     Raises:
-        TSGBError: See `flows.model_choice.choose_models` and `flows.rented.preflight`.
+        TSGBError: See `flows.model_choice.choose_models`, `flows.prepare.check_targets` and
+            `flows.rented.preflight`.
     """
     from flows.model_choice import choose_models
+    from flows.prepare import check_targets
     from flows.rented import preflight
     from tsgb.checkpoint.urls import canonical_url
     from tsgb.settings import load_settings
 
     settings = options.applied_to(load_settings())
     where = canonical_url(options.store or settings.default_store)
-    choose_models(options, settings)
+    check_targets(choose_models(options, settings, evaluates=evaluates))
     preflight(settings, where)

@@ -229,6 +229,27 @@ def test_a_black_box_that_this_machine_is_too_small_for(
     assert f"model {base} beside the black box {giant} needs 1" in line
 
 
+@pytest.mark.parametrize("command", ["manager run", "manager loop"])
+def test_nothing_is_rented_for_guards_that_this_machine_cannot_evaluate(
+    command: str, refused: Callable[[str, str], str], server: HubServer, giant: Path, tmp_path: Path
+) -> None:
+    server.models = {"acme/open": save_chat_model(tmp_path / "open")}
+    base = f"acme/open@{server.commit('acme/open')}"
+    line = refused(command, f"--model acme/open --black-box {giant}")
+    assert line.startswith(
+        "tsgb: this machine evaluates what a rented one trains, and cannot: model "
+        f"{base} beside the black box {giant} needs 1"
+    )
+    assert line.endswith("or leave --black-box away")
+    assert "rent a card" not in line
+    line = refused(command, f"--model acme/open --black-box {giant.parent / 'none'}")
+    assert line.startswith(f"tsgb: model '{giant.parent / 'none'}' is a directory that does not")
+    line = refused(command, "--model acme/open --target GPT-9")
+    assert line.startswith("tsgb: target 'GPT-9' is not in 'canary': choose of T_s")
+    line = refused(command, "--model acme/open --target-class nowhere:Bot")
+    assert "--target-class 'nowhere:Bot'" in line
+
+
 def test_doctor_says_what_does_not_fit(tsgb: Run, giant: Path) -> None:
     ended = tsgb("doctor", "--model", str(giant))
     assert "does NOT fit on" in ended.out

@@ -142,6 +142,29 @@ def test_a_target_in_four_bits_is_refused_without_a_card(model: Path, settings: 
         choose_models(options(model=str(model), target_model=str(model), overrides=asked), settings)
 
 
+def test_a_rented_run_is_refused_where_this_machine_could_not_evaluate_it(
+    model: Path, settings: Settings
+) -> None:
+    four_bit = {"model": {"target_quantization": "4bit", "device": "cpu"}}
+    asked = {
+        "machine": MachineKind.RENTED,
+        "model": "acme/tiny",
+        "target_model": "acme/tiny",
+        "overrides": four_bit,
+    }
+    with hub_server() as server:
+        server.models = {"acme/tiny": model}
+        online = settings.model_copy(update={"hf_endpoint": server.url, "hf_offline": False})
+        message = "cannot: .* needs a CUDA card, .*, or evaluate elsewhere: --no-evaluate$"
+        with pytest.raises(UsageError, match=message):
+            choose_models(options(**asked), online, evaluates=True)
+        choose_models(options(**asked), online)
+        choose_models(options(**asked, evaluate=False), online, evaluates=True)
+        asked["black_boxes"] = [str(model)]
+        with pytest.raises(UsageError, match=r"or leave --black-box away$"):
+            choose_models(options(**asked), online)
+
+
 def test_a_run_without_a_model_of_its_own_is_as_before(settings: Settings) -> None:
     pytest.importorskip("gguf", reason="the extra smollm2 is not installed")
     chosen = choose_models(options(), settings)
