@@ -11,14 +11,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from flows.prepare import arm_configs
+from flows.prepare import arm_configs, world_of
 from flows.workers import Workers
 from tsgb.config import Arm, ModelConfig
-from tsgb.envs import Environment, make_environment
+from tsgb.envs import Environment
 from tsgb.errors import ConfigError, UsageError
 from tsgb.models.requirements import Requirements, training_work
 from tsgb.models.source import ModelFacts, inspect
-from tsgb.plugins import Trust
 from tsgb.run_options import MachineKind, RunOptions
 from tsgb.settings import Settings
 from tsgb.targets.pretrained import with_black_boxes
@@ -47,7 +46,7 @@ def choose_models(
         UsageError: Two options name the same model, a rented machine could not have it, or the
             machine is too small for it.
     """
-    env = make_environment(options.env, world_seed=options.world_seed, trust=Trust.of(options.env))
+    env = world_of(options)
     usual = env.recipes(options.profile.value)["base"].pretrained
     overrides = deepcopy(options.overrides or {})
     model: str | None = _taken(overrides, "pretrained", "--model", options.model)

@@ -22,13 +22,12 @@ from tsgb.config import (
     make_config,
     parse_config,
 )
-from tsgb.envs import Environment, customise, make_environment
-from tsgb.errors import CheckpointError, ConfigError, UsageError
+from tsgb.envs import Environment, make_environment
+from tsgb.errors import CheckpointError, ConfigError
 from tsgb.eval import request as requests
+from tsgb.eval.additions import Additions, choose_targets
 from tsgb.plugins import Trust
 from tsgb.run_options import RunOptions
-from tsgb.targets.plugins import target_specs
-from tsgb.targets.pretrained import table_name, with_black_boxes
 from tsgb.types import CheckpointRef
 
 CONFIG = "config.json"
@@ -53,21 +52,18 @@ def check_targets(options: RunOptions) -> None:
     Raises:
         UsageError: The world lacks one or has one of a class's name, or a class cannot be loaded.
     """
-    target_class = options.target_class or []
-    world = with_black_boxes(_world(options), options.black_boxes or [])
-    world = customise(world, target_specs(target_class), None)
-    unknown = [name for name in options.targets or [] if name not in world.targets()]
-    if unknown:
-        raise UsageError(
-            f"target {unknown[0]!r} is not in {options.env!r}: choose of "
-            f"{', '.join(world.targets())}"
-        )
-    requests.identities(target_class, options.judge_class, fresh=options.fresh)
+    added = Additions(
+        black_boxes=options.black_boxes or (),
+        target_class=options.target_class or (),
+        judge_class=options.judge_class,
+    )
+    choose_targets(added.extend(world_of(options)), options.targets)
+    added.identities(fresh=options.fresh)
 
 
 def arm_configs(options: RunOptions) -> dict[Arm, RunConfig]:
     """Return the configuration of each arm: world, user, then arm."""
-    sizes = _world(options).profile(options.profile)
+    sizes = world_of(options).profile(options.profile)
     named = options.model_dump(mode="json", include={"profile", "env", "world_seed", "seed"})
     overrides = options.overrides or {}
     return {
@@ -76,7 +72,8 @@ def arm_configs(options: RunOptions) -> dict[Arm, RunConfig]:
     }
 
 
-def _world(options: RunOptions) -> Environment:
+def world_of(options: RunOptions) -> Environment:
+    """Return the world that the options name, whose module may be imported: the user named it."""
     return make_environment(options.env, world_seed=options.world_seed, trust=Trust.of(options.env))
 
 
@@ -163,7 +160,7 @@ def evaluation_id(
         guards: Of each run (one a seed), by arm.
         configs: Of each run.
         targets: Their names; None for all of the environment's.
-        own: The user's black boxes and judge, as `tsgb.eval.request.identities` gives them.
+        own: The user's black boxes and judge, as `Additions.identities` gives them.
     """
     shas = {
         run: {arm.value: ref.sha256 for arm, ref in refs.items()} for run, refs in guards.items()
@@ -179,23 +176,18 @@ def write_request(
     eval_id: str,
     guards: Mapping[Arm, CheckpointRef],
     targets: Sequence[str] | None,
-    *,
-    target_class: Sequence[str] = (),
-    judge_class: str | None = None,
+    added: Additions,
 ) -> None:
     """Write the request that tells the worker what to evaluate."""
-    wanted = None
-    if targets is not None:
-        boxes = map(table_name, workers.config().model.black_boxes)
-        wanted = [*sorted({*targets, *boxes}), *target_specs(target_class)]
+    wanted = None if targets is None else sorted({*targets, *added.target_names})
     by_name = {arm.value: ref for arm, ref in guards.items()}
     requests.write_request(
         workers.open(),
         eval_id,
         by_name,
         wanted,
-        target_class=target_class,
-        judge_class=judge_class,
+        target_class=added.target_class,
+        judge_class=added.judge_class,
     )
 
 

@@ -21,7 +21,7 @@ from flows.progress import listener, listening
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import StoreError, StoreUnreachable
-from tsgb.eval.request import identities
+from tsgb.eval.additions import Additions
 from tsgb.run_options import RunId, read_options
 from tsgb.settings import load_settings
 from tsgb.targets.pretrained import file_hashes
@@ -72,18 +72,19 @@ def stage2(
     """
     settings, chosen = load_settings(), read_options(**options)
     where = canonical_url(chosen.store or settings.default_store)
-    targets, judge_class = chosen.targets, chosen.judge_class
-    target_class = chosen.target_class or []
+    targets = chosen.targets
     runs = {name: Workers(settings, where, name, env) for name in [run, *(more_runs or [])]}
     guards = {
         name: guards_of(workers, checkpoint if name == run else None)
         for name, workers in runs.items()
     }
     configs = {name: workers.config() for name, workers in runs.items()}
-    own = {
-        **identities(target_class, judge_class, fresh=chosen.fresh),
-        **file_hashes(configs[run].model.black_boxes),
-    }
+    added = Additions(
+        black_boxes=configs[run].model.black_boxes,
+        target_class=chosen.target_class or (),
+        judge_class=chosen.judge_class,
+    )
+    own = {**added.identities(fresh=chosen.fresh), **file_hashes(added.black_boxes)}
     eval_id = evaluation_id(guards, configs, targets, own)
     directory = f"reports/{eval_id}"
     home = runs[run].open()
@@ -96,16 +97,9 @@ def stage2(
             for name, workers in runs.items():
                 arms = ", ".join(guards[name])
                 listener().note(f"stage 2: run {name}, {arms}, evaluation {eval_id}")
-                write_request(
-                    workers,
-                    eval_id,
-                    guards[name],
-                    targets,
-                    target_class=target_class,
-                    judge_class=judge_class,
-                )
+                write_request(workers, eval_id, guards[name], targets, added)
                 tasks.resilient(tasks.evaluate, settings)(
-                    name, where, eval_id, env, target_class, judge_class
+                    name, where, eval_id, env, added.target_class, added.judge_class
                 )
             summary = tasks.resilient(tasks.report, settings)(
                 run, where, eval_id, more_runs or [], env

@@ -25,6 +25,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, Profile
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import CheckpointError
+from tsgb.eval.additions import Additions
 from tsgb.eval.transcripts import NUM_ADAPTIVE
 from tsgb.models.files import identity
 from tsgb.run_options import RunOptions
@@ -125,7 +126,7 @@ def test_a_tiny_chat_model_goes_the_whole_way(
     assert about["base"] == "model"
     assert all(".lora_" in name for name in tensors), "a checkpoint holds adapters, not the base"
     eval_id = evaluation_id({"r1": guards}, {"r1": configs[Arm.SELFPLAY]}, None)
-    write_request(workers, eval_id, guards, None)
+    write_request(workers, eval_id, guards, None, Additions())
     run = workers.open()
     evaluate(context, run.run_url, eval_id, 0, 1)
     report(context, [run.run_url], eval_id)
@@ -215,7 +216,7 @@ def test_a_model_whose_files_changed_is_noticed(tmp_path: Path, signals: None) -
     assert train(context, url).step == configs[Arm.SELFPLAY].total_steps
 
     guards = guards_of(workers, None)
-    write_request(workers, "e1", guards, ["T_s"])
+    write_request(workers, "e1", guards, ["T_s"], Additions())
     settings.write_text(before + " ")
     with pytest.raises(CheckpointError, match=f"guard 'selfplay' {changed}"):
         evaluate(context, url, "e1", 0, 1)

@@ -29,7 +29,10 @@ WRONG = {
     "arm": ("experiment --arms selfplay,magic", "'magic' is not known: choose from selfplay"),
     "no self-play": ("experiment --arms sft", "lack 'selfplay'"),
     "empty arm": ("experiment --arms sft,,selfplay", "empty name"),
-    "target": ("experiment --target GPT", "'GPT' is not in 'glyph': choose of T_s, B_near"),
+    "target": (
+        "experiment --target GPT",
+        "'GPT' is not in the world 'glyph': choose of T_s, B_near",
+    ),
     "set": ("experiment --set rounds", "--set 'rounds' is not NAME=VALUE"),
     "set unknown": (
         "experiment --set selfplay.round=1",

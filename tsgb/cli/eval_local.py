@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tsgb.checkpoint.run import RunStore
     from tsgb.config import RunConfig
     from tsgb.envs.base import Environment
+    from tsgb.eval.additions import Additions
     from tsgb.eval.records import Summary
     from tsgb.types import CheckpointRef
 
@@ -59,17 +60,16 @@ def eval_local(
     Fixed streams of prompts, and one short best response a target; a few minutes at most.
     """
     from tsgb.cli import display, output
-    from tsgb.eval.request import identities
+    from tsgb.eval.additions import Additions
 
-    target_class = options.target_class or []
+    added = Additions(target_class=options.target_class or (), judge_class=options.judge_class)
     summary, directory = _evaluate(
         _Arguments(
             checkpoint_path=checkpoint_path,
             targets=options.targets,
             black_boxes=options.black_boxes or [],
-            target_class=target_class,
-            judge_class=options.judge_class,
-            identities=identities(target_class, options.judge_class, fresh=options.fresh),
+            added=added,
+            identities=added.identities(fresh=options.fresh),
             trust=Trust.of(env, trust_config=trust_config),
             overrides=options.overrides or {},
             command=shlex.join(["tsgb", *sys.argv[1:]]),
@@ -106,12 +106,10 @@ class _Arguments:
     """Names of the world's targets; None for all."""
     black_boxes: Sequence[str]
     """Pretrained models in place of the black boxes of the run; none keeps those."""
-    target_class: Sequence[str]
-    """The user's black boxes, as `module:attribute`."""
-    judge_class: str | None
-    """The user's judge, as `module:attribute`."""
+    added: Additions
+    """The user's classes."""
     identities: Mapping[str, Any]
-    """Identity of each of the user's classes; see `tsgb.eval.request.identities`."""
+    """Identity of each of the user's classes; see `Additions.identities`."""
     trust: Trust
     """Modules that may be imported although the run's configuration names them."""
     overrides: Mapping[str, Any]
@@ -127,42 +125,15 @@ class _Arguments:
         if not self.black_boxes:
             return config
         before = config.model.black_boxes
-        chosen = choose_black_boxes(self.black_boxes, self._world(config), load_settings(), before)
+        chosen = choose_black_boxes(self.black_boxes, self.world(config), load_settings(), before)
         model = config.model.model_copy(update={"black_boxes": tuple(chosen)})
         return config.model_copy(update={"model": model})
 
-    def _world(self, config: RunConfig) -> Environment:
+    def world(self, config: RunConfig) -> Environment:
+        """Return the world of the run."""
         from tsgb.envs import make_environment
 
         return make_environment(config.env, world_seed=config.world_seed, trust=self.trust)
-
-    def environment(self, config: RunConfig) -> Environment:
-        """Return the run's world, with the user's black boxes and judge."""
-        from tsgb.envs import customise
-        from tsgb.judges.plugins import StrictJudge, load_judge
-        from tsgb.targets.plugins import target_specs
-        from tsgb.targets.pretrained import with_black_boxes
-
-        env = with_black_boxes(self._world(config), config.model.black_boxes)
-        judge = None if self.judge_class is None else load_judge(self.judge_class).made
-        return customise(
-            env, target_specs(self.target_class), None if judge is None else StrictJudge(judge)
-        )
-
-    def wanted(self, env: Environment) -> list[str]:
-        """Return the names of the targets in table order, with all of the user's own."""
-        from tsgb.targets.plugins import target_specs
-
-        known = env.targets()
-        models = [name for name, spec in known.items() if spec.pretrained]
-        unknown = [name for name in self.targets or [] if name not in known]
-        if unknown:
-            raise UsageError(
-                f"--target {unknown[0]!r} is not in the world {env.name!r}: choose of "
-                f"{', '.join(known)}"
-            )
-        chosen = {*(self.targets or known), *models, *target_specs(self.target_class)}
-        return [name for name in known if name in chosen]
 
     def identity(self, ref: CheckpointRef, config: RunConfig, wanted: Sequence[str]) -> str:
         """Return the id of the evaluation, by which an equal one is found again."""
@@ -174,7 +145,7 @@ class _Arguments:
             "guard": ref.sha256,
             "config": config.fingerprint,
             "targets": list(wanted),
-            "judge": self.judge_class or "",
+            "judge": self.added.judge_class or "",
             "sources": {**self.identities, **file_hashes(config.model.black_boxes)},
         }
         return sha256_hex(canonical_json(content))[:12]
@@ -184,6 +155,7 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
     """Return the summary and the URL of its directory."""
     from flows.progress import Bar, watching
     from tsgb.checkpoint.resolve import load
+    from tsgb.eval.additions import choose_targets
     from tsgb.eval.request import write_request
     from tsgb.worker.context import read_config
 
@@ -199,8 +171,10 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
         )
         run = context.open(ref.run_url)
         config = arguments.with_models(reduced(read_config(run), arguments.overrides))
-        env = arguments.environment(config)
-        wanted = arguments.wanted(env)
+        added = replace(arguments.added, black_boxes=config.model.black_boxes)
+        env = added.load_into(arguments.world(config))
+        named = arguments.targets
+        wanted = choose_targets(env, named and [*named, *added.target_names])
         eval_id = arguments.identity(ref, config, wanted)
         directory = f"reports/{eval_id}"
         summary = _earlier(run, directory)
@@ -213,8 +187,8 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             eval_id,
             {config.arm.value: ref},
             wanted,
-            target_class=arguments.target_class,
-            judge_class=arguments.judge_class,
+            target_class=added.target_class,
+            judge_class=added.judge_class,
         )
 
         def show(stage: str, key: str, done: int, total: int, text: str) -> None:
@@ -267,7 +241,6 @@ def _measure(
 ) -> Summary:
     from tsgb.eval.merge import Part, merge
     from tsgb.eval.runner import Evaluation
-    from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes
     from tsgb.worker.build import make_registry, setup_torch
     from tsgb.worker.context import StopSignals
 
@@ -279,10 +252,7 @@ def _measure(
         signals.check()
         show("build", model, done, total, "once; kept in the cache")
 
-    own = {
-        name: BlackBoxTarget(name, plugin.made, signals.check)
-        for name, plugin in load_black_boxes(arguments.target_class).items()
-    }
+    own = arguments.added.load_targets(signals.check)
     registry = make_registry(config, context, built, evaluates=True)
     evaluation = Evaluation(run, config, env, registry, eval_id, context.open, own)
     evaluation.fill(

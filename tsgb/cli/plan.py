@@ -136,14 +136,10 @@ def _check_models(options: RunOptions, settings: Settings) -> Requirements | Non
 
 def _configured(options: RunOptions) -> tuple[RunConfig, Environment]:
     """Return the configuration of the self-play arm, and its world."""
-    from flows.prepare import arm_configs
+    from flows.prepare import arm_configs, world_of
     from tsgb.config import Arm
-    from tsgb.envs import make_environment
-    from tsgb.plugins import Trust
 
-    trust = Trust.of(options.env)
-    env = make_environment(options.env, world_seed=options.world_seed, trust=trust)
-    return arm_configs(options)[Arm.SELFPLAY], env
+    return arm_configs(options)[Arm.SELFPLAY], world_of(options)
 
 
 def _planned_sample(options: RunOptions) -> PlannedSample:

@@ -6,7 +6,6 @@ scripted              every guard's scores and every target's answers on the fix
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,8 +16,6 @@ from typing import Any
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
 from tsgb.errors import UsageError
-from tsgb.judges.plugins import load_judge
-from tsgb.targets.plugins import load_black_boxes
 from tsgb.types import CheckpointRef
 
 _REQUEST = "request.json"
@@ -110,24 +107,3 @@ def share(cells: Sequence[EvaluationCell], part: int, parts: int) -> list[Evalua
         for cell, middle in zip(cells, middles, strict=True)
         if int(parts * middle / ends[-1]) == part
     ]
-
-
-def identities(
-    target_class: Sequence[str], judge_class: str | None, *, fresh: bool
-) -> dict[str, Any]:
-    """Load a user's black boxes and judge, and return what tells their answers from others.
-
-    A class that declares no `name` and `version` gets a random identity, so that it is asked anew:
-    the name of its model or the address of its server may have changed since. So does everything
-    if `fresh` is set.
-
-    Raises:
-        UsageError: One cannot be loaded, or two have one name.
-    """
-    plugins = {f"target {p.path}": p for p in load_black_boxes(target_class).values()}
-    if judge_class is not None:
-        plugins[f"judge {judge_class}"] = load_judge(judge_class)
-    found: dict[str, Any] = {
-        label: plugin.identity or secrets.token_hex(8) for label, plugin in plugins.items()
-    }
-    return {**found, "fresh": secrets.token_hex(8)} if fresh else found

@@ -20,8 +20,9 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.pool import PoolAttack
-from tsgb.errors import CheckpointError, StoreError, StoreUnreachable, UsageError
+from tsgb.errors import CheckpointError, StoreError, StoreUnreachable
 from tsgb.eval import calibrated
+from tsgb.eval.additions import choose_targets
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.cells import adaptive_items, scripted_items
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
@@ -89,12 +90,8 @@ class Evaluation:
         self._open_run = open_run
         self.directory = f"reports/{eval_id}"
         self.request = read_request(run, eval_id)
-        known = env.targets()
-        wanted: Sequence[str] = self.request.get("targets") or list(known)
-        unknown = [name for name in wanted if name not in known]
-        if unknown:
-            raise UsageError(f"unknown target {unknown[0]!r}: {env.name} has {', '.join(known)}")
-        self.specs: dict[str, TargetSpec] = {n: s for n, s in known.items() if n in wanted}
+        chosen = choose_targets(env, self.request.get("targets"))
+        self.specs: dict[str, TargetSpec] = {name: env.targets()[name] for name in chosen}
         self._guards: list[CalibratedGuard] | None = None
         self._targets: dict[str, Target] = dict(own_targets or {})
 

@@ -9,11 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tsgb.checkpoint.run import RunStore
-from tsgb.envs import customise
+from tsgb.eval.additions import Additions
 from tsgb.eval.runner import Evaluation
-from tsgb.judges.plugins import StrictJudge, load_judge
-from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes, target_specs
-from tsgb.targets.pretrained import with_black_boxes
 from tsgb.worker.build import make_registry, setup_torch
 from tsgb.worker.context import StopSignals, WorkerContext, find_run, read_config
 from tsgb.worker.heartbeat import FLUSH_SECONDS, HeartbeatWriter
@@ -113,14 +110,10 @@ def evaluate(
     run.check_writable()
     progress = EvaluationProgress(run, f"reports/{eval_id}/progress-{part}.json", signals.check)
     registry = make_registry(config, context, progress.building, evaluates=True)
-    black_boxes = load_black_boxes(target_class)
-    judge = None if judge_class is None else StrictJudge(load_judge(judge_class).made)
-    world = with_black_boxes(registry.env, config.model.black_boxes)
-    env = customise(world, target_specs(target_class), judge)
-    own = {
-        name: BlackBoxTarget(name, plugin.made, signals.check)
-        for name, plugin in black_boxes.items()
-    }
+    added = Additions(
+        black_boxes=config.model.black_boxes, target_class=target_class, judge_class=judge_class
+    )
+    env, own = added.load_into(registry.env), added.load_targets(signals.check)
     evaluation = Evaluation(run, config, env, registry, eval_id, context.open, own)
     evaluation.fill(part, parts, progress.filled, signals.check)
     progress.flush()

@@ -9,13 +9,12 @@ from typing import Any
 
 from tsgb.checkpoint.documents import parse_json
 from tsgb.config import SEEDS, Arm, RunConfig, arm_overrides, default_arms, make_config
-from tsgb.envs import customise, make_environment
+from tsgb.envs import make_environment
 from tsgb.envs.base import Environment
+from tsgb.eval.additions import Additions
 from tsgb.eval.merge import Part, merge
 from tsgb.eval.request import read_request
 from tsgb.logging import get_logger
-from tsgb.targets.plugins import target_specs
-from tsgb.targets.pretrained import table_name, with_black_boxes
 from tsgb.worker.context import WorkerContext, find_run, read_config
 
 
@@ -32,12 +31,7 @@ def report(context: WorkerContext, resume_paths: Sequence[str], eval_id: str) ->
     first = parts[0].config
     requests = [read_request(run, eval_id) for run in runs]
     world = make_environment(first.env, world_seed=first.world_seed, trust=context.trust)
-    # Only the names of the user's classes count here: nothing that the store names is imported.
-    env = customise(
-        with_black_boxes(world, first.model.black_boxes),
-        target_specs(requests[0].get("target_class") or []),
-        None,
-    )
+    env = _added(first, requests[0]).extend(world)
     get_logger().info("merging the cells", evaluation=eval_id, runs=len(runs))
     done = command([part.config for part in parts], env, requests)
     return merge(parts, env, eval_id, done).verdict.sentence
@@ -68,19 +62,27 @@ def command(
     if set(arms) != set(default_arms(config.profile)):
         arguments += ["--arms", ",".join(arms)]
     targets: Sequence[str] = requests[0].get("targets") or []
-    own: Sequence[str] = requests[0].get("target_class") or []
-    implied = {*target_specs(own), *map(table_name, config.model.black_boxes)}
+    added = _added(config, requests[0])
     for target in targets:
-        if target not in implied:
+        if target not in added.target_names:
             arguments += ["--target", target]
-    for path in own:
+    for path in added.target_class:
         arguments += ["--target-class", path]
-    if requests[0].get("judge_class"):
-        arguments += ["--judge-class", requests[0]["judge_class"]]
+    if added.judge_class is not None:
+        arguments += ["--judge-class", added.judge_class]
     for name, value in _changed(config, env):
         arguments += ["--set", f"{name}={_text(value)}"]
     notes = [*_scattered(seeds), *_other_steps(config, requests)]
     return shlex.join(arguments) + (f"  # reported here: {'; '.join(notes)}" if notes else "")
+
+
+def _added(config: RunConfig, request: Mapping[str, Any]) -> Additions:
+    """Return what the user added, by the run's configuration and the evaluation's request."""
+    return Additions(
+        black_boxes=config.model.black_boxes,
+        target_class=request.get("target_class") or (),
+        judge_class=request.get("judge_class") or None,
+    )
 
 
 def _changed(config: RunConfig, env: Environment) -> Iterator[tuple[str, Any]]:

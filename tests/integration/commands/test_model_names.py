@@ -245,7 +245,7 @@ def test_nothing_is_rented_for_guards_that_this_machine_cannot_evaluate(
     line = refused(command, f"--model acme/open --black-box {giant.parent / 'none'}")
     assert line.startswith(f"tsgb: model '{giant.parent / 'none'}' is a directory that does not")
     line = refused(command, "--model acme/open --target GPT-9")
-    assert line.startswith("tsgb: target 'GPT-9' is not in 'canary': choose of T_s")
+    assert line.startswith("tsgb: target 'GPT-9' is not in the world 'canary': choose of T_s")
     line = refused(command, "--model acme/open --target-class nowhere:Bot")
     assert "--target-class 'nowhere:Bot'" in line
 

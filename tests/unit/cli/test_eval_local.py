@@ -68,7 +68,7 @@ def test_a_checkpoint_without_its_run(tsgb: Run, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target", "GPT"], "--target 'GPT' is not in the world 'glyph': choose of T_s"),
+        (["--target", "GPT"], "target 'GPT' is not in the world 'glyph': choose of T_s"),
         (["--set", "guard.lr=1"], "--set guard: a trained guard's configuration is fixed"),
         (["--set", "evaluation.prompts=0"], "evaluation.prompts = 0"),
         (["--target-class", "mine:T_s"], "has a target 'T_s': rename your class"),

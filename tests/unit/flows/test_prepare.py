@@ -50,7 +50,7 @@ def test_layers_of_a_configuration() -> None:
 
 def test_an_unknown_target_is_refused() -> None:
     check_targets(RunOptions())
-    with pytest.raises(UsageError, match=r"'GPT-9' is not in 'glyph': choose of T_s"):
+    with pytest.raises(UsageError, match=r"'GPT-9' is not in the world 'glyph': choose of T_s"):
         check_targets(RunOptions(targets=["GPT-9"]))
 
 
