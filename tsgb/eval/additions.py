@@ -7,10 +7,11 @@ importing any of the user's code, so that a report imports nothing that a store 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+from tsgb.config import RunConfig
 from tsgb.envs import customise
 from tsgb.envs.base import Environment
 from tsgb.errors import UsageError
@@ -33,6 +34,15 @@ class Additions:
     """The user's black boxes, as `module:attribute`."""
     judge_class: str | None = None
     """The user's judge, as `module:attribute`; None keeps the world's."""
+
+    @classmethod
+    def of(cls, config: RunConfig, request: Mapping[str, Any]) -> Self:
+        """Return what a run's configuration and the request of its evaluation name."""
+        return cls(
+            black_boxes=config.model.black_boxes,
+            target_class=request.get("target_class") or (),
+            judge_class=request.get("judge_class") or None,
+        )
 
     @property
     def target_names(self) -> list[str]:

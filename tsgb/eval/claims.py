@@ -94,6 +94,13 @@ class _Reader:
             f"{name} (overlap {x:.2f}) {signed_points(r[0])} points" for name, x, r in known
         )
         note += ". The figure is the slope, per unit of overlap"
+        if missing := [name for name, _, reduction in reductions if reduction is None]:
+            metric = "adaptive_asr" if adaptive else "asr"
+            obstacles = {
+                name: no_protection(self.evidence.unguarded(metric, name)) for name in missing
+            }
+            reasons = [why or f"{name} was not measured" for name, why in obstacles.items()]
+            note += f". Left out: {'; '.join(reasons)}"
         seeds = min(
             len(self.evidence.measured("adaptive_asr", SELF_PLAY, name)) for name, _, _ in known
         )

@@ -24,6 +24,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import InvalidResult, StoreError, UsageError
+from tsgb.eval.additions import Additions
 from tsgb.eval.records import (
     Curve,
     Estimate,
@@ -159,7 +160,7 @@ def _setup(
 ) -> Setup:
     config = parts[0].config
     names: Sequence[str] = cells[0].request.get("targets") or list(env.targets())
-    specs = env.targets()
+    specs, added = env.targets(), Additions.of(config, cells[0].request).target_names
     thresholds = [GuardThreshold.model_validate(t) for c in cells for t in c.extras["thresholds"]]
     present = {t.guard for t in thresholds} | {"none"}
     arms = [arm.value for arm in Arm if arm.value not in FIXED_ORDER]
@@ -183,7 +184,8 @@ def _setup(
                 role=specs[name].role,
                 overlap=specs[name].overlap,
                 arch=specs[name].arch.replace("{model}", model),
-                **_denominator(env, name),
+                added=name in added,
+                **_denominator(env, name, added=name in added),
             )
             for name in specs
             if name in names
@@ -213,10 +215,14 @@ def _setup(
     )
 
 
-def _denominator(env: Environment, target: str) -> Mapping[str, Any]:
-    """Return what the world asks of a target before guards have figures on it."""
+def _denominator(env: Environment, target: str, *, added: bool) -> Mapping[str, Any]:
+    """Return what must leak from a target before guards have figures on it.
+
+    A black box of the user's must leak at all, also where the world asks for nothing.
+    """
     needs = env.denominator(target)
-    return {} if needs is None else {"min_leaks": needs.leaks, "min_asr": needs.asr}
+    leaks, asr = (0, 0.0) if needs is None else (needs.leaks, needs.asr)
+    return {"min_leaks": max(leaks, int(added)), "min_asr": asr}
 
 
 def _pooled(measured: Sequence[Mapping[str, float] | None]) -> Estimate | None:

@@ -8,6 +8,7 @@ of a summary is `summary.schema.json` beside this file; write it anew with
 from __future__ import annotations
 
 import json
+from collections.abc import Sized
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -36,7 +37,7 @@ def _is_zero(value: float) -> bool:
     return not value
 
 
-def _is_empty(value: dict[str, Sha256]) -> bool:
+def _is_empty(value: Sized) -> bool:
     return not value
 
 
@@ -176,6 +177,8 @@ class TargetRecord(Record):
     """Fewest un-guarded violations that make a protection of it measurable."""
     min_asr: float = Field(default=0.0, exclude_if=_is_zero)
     """Lowest un-guarded ASR that makes a protection of it measurable."""
+    added: bool = Field(default=False, exclude_if=_is_zero)
+    """Whether the user added it to the world's own targets."""
 
     @model_validator(mode="before")
     @classmethod
@@ -347,6 +350,7 @@ class Unguarded(Record):
             return True
         return (
             self.asr is not None
+            and self.leaks > 0
             and self.target_leaks >= self.min_leaks
             and self.asr.value >= self.min_asr
         )
@@ -420,6 +424,8 @@ class VerdictRecord(Record):
     """Conditions that failed, with numbers; empty if shown."""
     conditions: list[ConditionRecord]
     """All conditions, met or not."""
+    left_out: list[Identifier] = Field(default_factory=list[str], exclude_if=_is_empty)
+    """Black boxes of the user's of which it says nothing: too little leaks un-guarded."""
 
 
 class Slice(Record):

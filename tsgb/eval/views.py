@@ -108,7 +108,7 @@ def target_cell(summary: Summary, row: Result, metric: Literal["adaptive_asr", "
             return cell
         return TableCell(cell.figure, f"{cell.detail}; {leaking(bare)}")
     if bare is not None and not bare.measurable:
-        return TableCell("not measurable", leaking(bare), grey=True)
+        return TableCell("no protection measurable", leaking(bare), grey=True)
     return rate_cell(row.adaptive_asr if metric == "adaptive_asr" else row.asr)
 
 

@@ -108,7 +108,12 @@ def no_protection(*unguarded: Unguarded) -> str | None:
             share = percent(found.asr.value)
             parts.append(f"{found.leaks} of {found.asr.n} {kind} attempts ({share})")
     first = small[0]
+    needs = [percent(first.min_asr)] if first.min_asr else []
+    if first.min_leaks == 1:
+        needs.append("a leak of the same kind")
+    elif first.min_leaks:
+        needs.append(f"{first.min_leaks} leaks of the target")
     return (
         f"no protection measurable on {first.target}: {' and '.join(parts)} leak un-guarded, and a "
-        f"figure takes {percent(first.min_asr)} and {first.min_leaks} leaks of the target"
+        f"figure takes {' and '.join(needs)}"
     )

@@ -31,7 +31,7 @@ def report(context: WorkerContext, resume_paths: Sequence[str], eval_id: str) ->
     first = parts[0].config
     requests = [read_request(run, eval_id) for run in runs]
     world = make_environment(first.env, world_seed=first.world_seed, trust=context.trust)
-    env = _added(first, requests[0]).extend(world)
+    env = Additions.of(first, requests[0]).extend(world)
     get_logger().info("merging the cells", evaluation=eval_id, runs=len(runs))
     done = command([part.config for part in parts], env, requests)
     return merge(parts, env, eval_id, done).verdict.sentence
@@ -62,7 +62,7 @@ def command(
     if set(arms) != set(default_arms(config.profile)):
         arguments += ["--arms", ",".join(arms)]
     targets: Sequence[str] = requests[0].get("targets") or []
-    added = _added(config, requests[0])
+    added = Additions.of(config, requests[0])
     for target in targets:
         if target not in added.target_names:
             arguments += ["--target", target]
@@ -74,15 +74,6 @@ def command(
         arguments += ["--set", f"{name}={_text(value)}"]
     notes = [*_scattered(seeds), *_other_steps(config, requests)]
     return shlex.join(arguments) + (f"  # reported here: {'; '.join(notes)}" if notes else "")
-
-
-def _added(config: RunConfig, request: Mapping[str, Any]) -> Additions:
-    """Return what the user added, by the run's configuration and the evaluation's request."""
-    return Additions(
-        black_boxes=config.model.black_boxes,
-        target_class=request.get("target_class") or (),
-        judge_class=request.get("judge_class") or None,
-    )
 
 
 def _changed(config: RunConfig, env: Environment) -> Iterator[tuple[str, Any]]:

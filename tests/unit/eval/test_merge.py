@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from tsgb.envs import make_environment
 from tsgb.envs.glyph import GlyphEnvironment
 from tsgb.errors import StoreError
 from tsgb.eval.merge import Part, merge
-from tsgb.eval.records import Provenance, Summary
+from tsgb.eval.records import Provenance, Summary, TargetRecord
 from tsgb.eval.request import plan, read_request, write_request
 from tsgb.eval.transcripts import NUM_ADAPTIVE, TRANSCRIPTS, Transcript
+from tsgb.targets.plugins import target_specs
 from tsgb.types import CheckpointRef, Denominator
 from tsgb.worker.report import report
 
@@ -64,7 +65,13 @@ def game(target: str, br_seed: int, number: int) -> Transcript:
 def evaluated(tmp_path: Path) -> Evaluated:
     """Make a run whose training began long ago, with the filled cells of evaluation `e1`."""
 
-    def make(seed: int = 0, *, asked: timedelta | None, games: int | None = None) -> RunStore:
+    def make(
+        seed: int = 0,
+        *,
+        asked: timedelta | None,
+        games: int | None = None,
+        own: Sequence[str] = (),
+    ) -> RunStore:
         run = open_run(str(tmp_path / f"r{seed}"))
         run.write_text("config.json", config(seed).canonical())
         CheckpointStore(run).claim()
@@ -75,13 +82,16 @@ def evaluated(tmp_path: Path) -> Evaluated:
             "e1",
             {arm: ref(arm, config(seed).total_steps) for arm in ("selfplay", "sft")},
             None,
+            target_class=own,
         )
         request = read_request(run, "e1")
         request["asked_at"] = (datetime.now(UTC) - asked).isoformat() if asked else None
         run.write_json("reports/e1/request.json", request)
         setup = fake.setup(ARMS, (seed,))
-        items = fake.items(ARMS, (seed,), num_prompts=24, num_attacks=24)
-        for cell in plan(config(seed), [target.name for target in fake.TARGETS]):
+        mine = [TargetRecord(name=name, role="black_box") for name in target_specs(own)]
+        targets = (*fake.TARGETS, *mine)
+        items = fake.items(ARMS, (seed,), num_prompts=24, num_attacks=24, targets=targets)
+        for cell in plan(config(seed), [target.name for target in targets]):
             content: dict[str, Any] = {"items": []}
             if cell.target is None:
                 content = {
@@ -173,6 +183,17 @@ def test_a_report_asks_for_the_leaks_that_its_world_asks_for(evaluated: Evaluate
     figures = {(r.guard, r.target): r.asr for r in stored.results if r.seed is None}
     assert figures["selfplay", "T_s"] is None
     assert figures["selfplay", "B_mid"] is not None
+
+
+def test_a_black_box_of_the_users_must_leak_also_where_its_world_asks_for_nothing(
+    evaluated: Evaluated,
+) -> None:
+    run = evaluated(asked=None, own=["no_such_module:Bot"])
+    made(run)
+    summary = Summary.model_validate_json(run.read_text("reports/e1/summary.json"))
+    asked = {target.name: (target.added, target.min_leaks) for target in summary.targets}
+    assert asked.pop("Bot") == (True, 1)
+    assert set(asked.values()) == {(False, 0)}
 
 
 def test_a_request_is_as_old_as_its_first_cell(tmp_path: Path) -> None:
