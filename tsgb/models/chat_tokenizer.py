@@ -15,7 +15,8 @@ from tsgb.checkpoint.documents import parse_json_object
 from tsgb.errors import ConfigError
 from tsgb.logging import get_logger
 from tsgb.models.chat_template import ChatTemplate
-from tsgb.models.tokenizer import Slot, Tokenizer, VerdictTokens
+from tsgb.models.continuation import Continuation, VerdictTokens
+from tsgb.models.tokenizer import Slot, Tokenizer
 from tsgb.types import GuardTemplate, Message, Messages
 
 _SLOT = "\u241e"
@@ -48,12 +49,10 @@ class ChatTokenizer(Tokenizer):
         self._real, self._template = _load(directory)
         self._backend: Any = self._real.backend_tokenizer
         added = cast("dict[int, Any]", self._real.added_tokens_decoder)
-        self._marks = {str(t.content): number for number, t in added.items() if t.special}
-        self._special = set(self._marks.values()) - {self._real.unk_token_id}
+        self._chat = Continuation(self._backend, self._template, added, str(directory))
         self._slots: dict[Any, Slot] = {}
         self._verdicts: dict[GuardTemplate, VerdictTokens] = {}
-        self._folds_system = not self._template.keeps_system()
-        if self._folds_system:
+        if self._chat.folds_system:
             get_logger().warning(
                 "the chat template has no system role: system texts go before the first user "
                 "message",
@@ -83,8 +82,7 @@ class ChatTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
-        self._backend.encode_special_tokens = False
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return self._chat.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""
@@ -92,7 +90,7 @@ class ChatTokenizer(Tokenizer):
 
     def slot(self, messages: Messages, answer: str = "") -> Slot:
         """See `Tokenizer`."""
-        chat, last, head = self._arranged(messages)
+        chat, last, head = self._chat.arrange(messages)
         chat[last] = {"role": "user", "content": f"{head}{_SPACE}{_SLOT}{_SPACE}"}
         key = (answer, *((m["role"], m["content"]) for m in chat))
         found = self._slots.get(key)
@@ -112,12 +110,14 @@ class ChatTokenizer(Tokenizer):
         rows: list[list[int]] = []
         for one, text in zip(encoded, placed, strict=True):
             ids = list(one.ids)[bool(start) : len(one.ids) - bool(end)]
-            rows.append(ids if self._special.isdisjoint(ids) else self._encode_plain(text))
+            rows.append(
+                ids if self._chat.special.isdisjoint(ids) else self._chat.encode_plain(text)
+            )
         return rows
 
     def encode_answer(self, messages: Messages, text: str) -> list[int]:
         """See `Tokenizer`."""
-        return self._continuation(self.chat_text(messages), text)
+        return self._chat.ids_after(self.chat_text(messages), text)
 
     def encode_turn(self, messages: Messages) -> tuple[list[int], list[int]]:
         """See `Tokenizer`; the last message is the assistant's or a user's."""
@@ -129,7 +129,7 @@ class ChatTokenizer(Tokenizer):
         ids, empty = self.encode_in(slot, [text, ""])
         pairs = enumerate(zip(ids, empty, strict=False))
         common = next((i for i, (one, other) in pairs if one != other), min(len(ids), len(empty)))
-        end = [index for index in slot.after[:1] if index in self._special]
+        end = [index for index in slot.after[:1] if index in self._chat.special]
         return [*slot.before, *ids[:common]], [*ids[common:], *end]
 
     def single(self, word: str) -> int:
@@ -143,47 +143,14 @@ class ChatTokenizer(Tokenizer):
         """See `Tokenizer`; each word is read where it would stand, behind the answer's start."""
         # Every batch of prompts asks for it, and finding it renders the template.
         if template not in self._verdicts:
-            self._verdicts[template] = self._find_verdict(template)
+            self._verdicts[template] = self._chat.verdict(template)
         return self._verdicts[template]
-
-    def _find_verdict(self, template: GuardTemplate) -> VerdictTokens:
-        messages: list[Message] = [{"role": "user", "content": "prompt"}]
-        if template.system:
-            messages.insert(0, {"role": "system", "content": template.system})
-        context = self.chat_text(messages) + template.answer
-        for unsafe, safe in template.pairs:
-            one, other = (self._continuation(context, word) for word in (unsafe, safe))
-            if len(one) == len(other) == 1 and one != other:
-                return VerdictTokens(unsafe, safe, one[0], other[0])
-        listed = ", ".join(f"{unsafe!r}/{safe!r}" for unsafe, safe in template.pairs)
-        raise ConfigError(
-            f"{self._directory}: no pair of verdict words is one token each of this tokenizer "
-            f"after {template.answer!r} ({listed}): give the world's guard_template another pair"
-        )
 
     def chat_text(self, messages: Messages) -> str:
         """Return a whole chat as text, ready for the answer."""
-        chat, last, head = self._arranged(messages)
-        chat[last] = {"role": "user", "content": head + chat[last]["content"]}
-        return self._template.render(chat)
+        return self._chat.chat_text(messages)
 
     # -- the template ----------------------------------------------------------------------
-
-    def _arranged(self, messages: Messages) -> tuple[list[Message], int, str]:
-        """Put the system text where the template keeps it.
-
-        Returns:
-            The chat, the number of its last user message, and the text to put in front of that.
-        """
-        chat, head = list(messages), ""
-        if self._folds_system and chat[0]["role"] == "system":
-            head = f"{chat.pop(0)['content']}\n\n"
-        users = [number for number, message in enumerate(chat) if message["role"] == "user"]
-        first, last = users[0], users[-1]
-        if head and first != last:
-            chat[first] = {"role": "user", "content": head + chat[first]["content"]}
-            head = ""
-        return chat, last, head
 
     def _around(self, chat: Messages) -> tuple[str, str]:
         """Return the text before and after the slot of a chat.
@@ -217,28 +184,23 @@ class ChatTokenizer(Tokenizer):
             return []
         _, _, after = text.partition(_SLOT)
         at, mark = self._first_mark(after)
-        return [self._marks[mark]] if mark and not after[:at].strip() else []
+        return [self._chat.marks[mark]] if mark and not after[:at].strip() else []
 
     # -- ids -------------------------------------------------------------------------------
 
     def _first_mark(self, text: str) -> tuple[int, str]:
         """Return where the first special token of a text begins, and the token; "" if none."""
-        found = [(at, -len(mark), mark) for mark in self._marks if (at := text.find(mark)) >= 0]
+        found = [
+            (at, -len(mark), mark) for mark in self._chat.marks if (at := text.find(mark)) >= 0
+        ]
         at, _, mark = min(found, default=(len(text), 0, ""))
         return at, mark
-
-    def _last_mark(self, text: str) -> int:
-        """Return where the last special token of a text begins; -1 if there is none."""
-        return max(
-            ((at + len(mark), at) for mark in self._marks if (at := text.rfind(mark)) >= 0),
-            default=(0, -1),
-        )[1]
 
     def _cut(self, before: str, after: str, answer: str) -> Slot:
         """Cut a chat at the special tokens next to the user's text."""
         trim_start, trim_end = not before.endswith(_SPACE), not after.startswith(_SPACE)
         before, after = before.removesuffix(_SPACE), after.removeprefix(_SPACE) + answer
-        at = self._last_mark(before)
+        at = self._chat.last_mark(before)
         head = self.encode(before[at:])[:1] if at >= 0 else []
         start = at + len(self._mark(head))
         behind, _ = self._first_mark(after)
@@ -253,24 +215,9 @@ class ChatTokenizer(Tokenizer):
 
     def _mark(self, ids: Sequence[int]) -> str:
         """Return the text of one special token, "" for no id."""
-        return next((mark for mark, number in self._marks.items() if [number] == list(ids)), "")
-
-    def _continuation(self, context: str, text: str) -> list[int]:
-        """Return the ids by which a text goes on after a chat, as a model would write it."""
-        tail = context[max(0, self._last_mark(context)) :]
-        before, whole = self.encode(tail), self.encode(tail + text)
-        if whole[: len(before)] == before and self._special.isdisjoint(whole[len(before) :]):
-            return whole[len(before) :]
-        return self._encode_plain(text)
-
-    def _encode_plain(self, text: str) -> list[int]:
-        """Return ids without any special token, whatever the text looks like."""
-        self._backend.encode_special_tokens = True
-        try:
-            ids = self._backend.encode(text, add_special_tokens=False).ids
-        finally:
-            self._backend.encode_special_tokens = False
-        return [index for index in ids if index not in self._special]
+        return next(
+            (mark for mark, number in self._chat.marks.items() if [number] == list(ids)), ""
+        )
 
     def _check(self) -> None:
         """Compare the ids of stored chats with those of transformers.
@@ -287,7 +234,7 @@ class ChatTokenizer(Tokenizer):
         for context in contexts:
             for text in _PROBES:
                 chat: list[Message] = [*context, {"role": "user", "content": text}]
-                arranged, last, head = self._arranged(chat)
+                arranged, last, head = self._chat.arrange(chat)
                 arranged[last] = {"role": "user", "content": head + text}
                 try:
                     wanted = self._real.apply_chat_template(

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tsgb.errors import ConfigError, UsageError
 from tsgb.models import smollm2
 from tsgb.models.chat_template import ChatTemplate
+from tsgb.models.continuation import Continuation
 from tsgb.models.files import (
     CONFIG,
     read_json,
@@ -37,7 +38,7 @@ from tsgb.models.gguf_file import read_header
 from tsgb.models.hub import ModelHub
 from tsgb.models.planner import ModelSizes
 from tsgb.setting_groups import HubSettings
-from tsgb.types import GuardTemplate, Message
+from tsgb.types import GuardTemplate
 
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _GGUF = "gguf:"
@@ -152,7 +153,7 @@ class ModelFacts:
     def check_verdicts(self, asked: GuardTemplate) -> None:
         """Refuse a tokenizer that spells every verdict word of a world in several tokens.
 
-        It is asked here without transformers, which asks again when the model is loaded.
+        It is asked here without transformers, and by the same rule when the model is loaded.
 
         Args:
             asked: The prompt in which the guard is asked.
@@ -163,21 +164,12 @@ class ModelFacts:
         if self.directory is None:
             return
         tokenizer = FastTokenizer.from_file(str(self.directory / "tokenizer.json"))
-        chat: list[Message] = [{"role": "user", "content": "prompt"}]
-        context = ChatTemplate.from_directory(self.directory).render(chat) + asked.answer
-
-        def count(text: str) -> int:
-            return len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-        before = count(context)
-        if any(all(count(context + word) == before + 1 for word in pair) for pair in asked.pairs):
-            return
-        listed = ", ".join(f"{unsafe!r}/{safe!r}" for unsafe, safe in asked.pairs)
-        raise ConfigError(
-            f"model {self.name}: no pair of verdict words is one token each of its tokenizer after "
-            f"{asked.answer!r} ({listed}): name another model, or give the world's guard_template "
-            "another pair"
-        )
+        Continuation(
+            tokenizer,
+            ChatTemplate.from_directory(self.directory),
+            tokenizer.get_added_tokens_decoder(),
+            f"model {self.name}",
+        ).verdict(asked)
 
 
 def inspect(

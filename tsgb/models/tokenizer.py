@@ -14,20 +14,8 @@ from typing import Any, NamedTuple
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tsgb.errors import ConfigError
+from tsgb.models.continuation import VerdictTokens
 from tsgb.types import GuardTemplate, Message, Messages, TokenizerSpec
-
-
-class VerdictTokens(NamedTuple):
-    """The tokens between which the guard decides."""
-
-    unsafe: str
-    """Text of the first one."""
-    safe: str
-    """Text of the other one."""
-    unsafe_id: int
-    """Id of the first one."""
-    safe_id: int
-    """Id of the other one."""
 
 
 class GuardRows(NamedTuple):
