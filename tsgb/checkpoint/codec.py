@@ -229,14 +229,29 @@ def optimizer_content(
 
 
 def decode_optimizer(data: Buffer, optimizer: Optimizer, names: Mapping[str, Tensor]) -> None:
+    """Put the state of a file into an optimizer; see `restore_optimizer`."""
+    restore_optimizer(*decode_tensors(data), optimizer, names)
+
+
+def restore_optimizer(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    optimizer: Optimizer,
+    names: Mapping[str, Tensor],
+) -> None:
     """Put a stored state into an optimizer over parameters of the same names and groups.
 
-    Not by `load_state_dict`, which goes by index and casts the moments to the parameter's dtype.
+    `load_state_dict` would go by index and cast the moments to the parameter's dtype.
+
+    Args:
+        tensors: As `optimizer_content` gave them.
+        metadata: The same.
+        optimizer: Whose state is replaced.
+        names: Its parameters by name; more do no harm.
 
     Raises:
         CheckpointError: The state belongs to another model or another optimizer.
     """
-    tensors, metadata = decode_tensors(data)
     name_of = _names(optimizer, names)
     by_name = {name: parameter for parameter, name in name_of.items()}
     groups: list[dict[str, Any]] = metadata.get("param_groups", [])

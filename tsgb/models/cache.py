@@ -86,14 +86,14 @@ class Unfinished:
         """Name the state of `key` in the cache `directory`."""
         self._entry = directory / f"{key}.unfinished"
 
-    def read(self) -> dict[str, Tensor] | None:
-        """Return the tensors that were written last; None where there are none."""
+    def read(self) -> bytes | None:
+        """Return the safetensors file that was written last; None where there is none."""
         found = _read(self._entry, WEIGHTS)
-        return None if found is None else load(found[0])
+        return None if found is None else found[0]
 
-    def write(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the tensors."""
-        _publish(self._entry, WEIGHTS, _bytes(tensors))
+    def write(self, data: bytes) -> None:
+        """Replace the file."""
+        _publish(self._entry, WEIGHTS, data)
 
     def drop(self) -> None:
         """Delete what is there."""

@@ -16,6 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tsgb.checkpoint.codec import (
+    decode_tensors,
+    encode_tensors,
+    optimizer_content,
+    restore_optimizer,
+)
 from tsgb.errors import ConfigError
 from tsgb.models.cache import Unfinished, cache_key, cached_file
 from tsgb.models.engine import Engine, Role
@@ -32,7 +38,8 @@ ASKED_AT_ONCE = 16
 """Chats that the bare model is asked before its answers are saved."""
 SAVED_EVERY = 5
 """Updates after which the state is saved."""
-_DONE = "done/"
+_ADAPTER, _OPTIMIZER, _DONE = "adapter/", "optimizer/", "done"
+"""Names in a saved state: of parameters, of the optimizer's tensors, and of its metadata."""
 _SENTENCE = re.compile(r".*?\w\w[\"')\]]?[.!?](?=\s|$)", re.DOTALL)
 _EXCUSE = re.compile(r"\bsorry\b|\bapologi[sz]e\b", re.IGNORECASE)
 """An answer with an excuse would teach a target to refuse where it should answer."""
@@ -190,32 +197,28 @@ def freeze_lower_layers(parameters: Mapping[str, nn.Parameter], share: float) ->
         parameters[name].requires_grad_(number >= first)
 
 
-def _state(
-    parameters: Mapping[str, nn.Parameter], optimizer: AdamW, done: int
-) -> dict[str, Tensor]:
-    tensors = {f"adapter/{name}": p.detach().cpu() for name, p in parameters.items()}
-    for name, p in parameters.items():
-        moments = optimizer.state.get(p, {})
-        tensors |= {f"{kind}/{name}": tensor.cpu() for kind, tensor in moments.items()}
-    return tensors | {_DONE: torch.tensor(done, device="cpu")}
+def _state(parameters: Mapping[str, nn.Parameter], optimizer: AdamW, done: int) -> bytes:
+    moments, layout = optimizer_content(optimizer, parameters)
+    tensors: dict[str, Tensor] = {f"{_ADAPTER}{name}": p for name, p in parameters.items()}
+    tensors |= {f"{_OPTIMIZER}{name}": tensor for name, tensor in moments.items()}
+    return encode_tensors(tensors, {**layout, _DONE: done})
 
 
-def _restore(
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: AdamW,
-    tensors: Mapping[str, Tensor] | None,
-) -> int:
+def _restore(parameters: Mapping[str, nn.Parameter], optimizer: AdamW, data: bytes | None) -> int:
     """Put a saved state back, bit for bit, and return the number of updates that it holds."""
-    if tensors is None:
+    if data is None:
         return 0
-    load_parameters(parameters, {n: tensors[f"adapter/{n}"] for n in parameters})
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition("/")
-        if kind in {"exp_avg", "exp_avg_sq", "step"}:
-            p = parameters[name]
-            place = "cpu" if kind == "step" else p.device
-            optimizer.state.setdefault(p, {})[kind] = tensor.to(place)
-    return int(tensors[_DONE])
+    tensors, about = decode_tensors(data)
+    if _DONE not in about:  # an earlier version wrote it in another form
+        return 0
+    load_parameters(parameters, {name: tensors[f"{_ADAPTER}{name}"] for name in parameters})
+    moments = {
+        name.removeprefix(_OPTIMIZER): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_OPTIMIZER)
+    }
+    restore_optimizer(moments, about, optimizer, parameters)
+    return int(about[_DONE])
 
 
 @contextmanager
