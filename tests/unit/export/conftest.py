@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.command_line import Run
+from tests.fakes.families import save_family
 from tests.fakes.miniature import MINIATURE, miniature_config
 from tests.fakes.runs import save_run
+from tsgb.config import RunConfig, make_config
+from tsgb.envs import make_environment
 from tsgb.export.record import GuardFile
 
 CALIBRATED = {"calibration": {"fpr": 0.02, "delta": 0.05, "num": 300}}
@@ -64,3 +67,23 @@ def refused(tsgb: Run, here: Path, pattern: str, *words: str) -> None:
     assert (ended.code, ended.out) == (2, "")
     assert re.search(rf"^tsgb: .*{pattern}.*\n\Z", ended.err, re.MULTILINE)
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == kept
+
+
+def tiny_config(pretrained: str) -> RunConfig:
+    return make_config(
+        make_environment("canary", world_seed=0).profile("smoke"),
+        {
+            "profile": "smoke",
+            "env": "canary",
+            "model": {"pretrained": pretrained, "rank": 2, "dtype": "float32"},
+        },
+        {"calibration": {"fpr": 0.3, "delta": 0.3, "num": 8}},
+    )
+
+
+def export_family(tsgb: Run, tmp_path: Path, family: str) -> Path:
+    base = save_family(tmp_path / "base", family)
+    save_run(tmp_path / "run", tiny_config(str(base)), tmp_path / "cache", until_step=3)
+    ended = tsgb("export-guard", str(tmp_path / "run"), "out", "--env", "canary")
+    assert ended.code == 0, ended
+    return Path("out")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.command_line import Run
+from tests.unit.export.conftest import export_family
 from tsgb.export.loading import load_guard
 from tsgb.export.scoring import BLOCK, MAX_LINE_BYTES
 
@@ -61,6 +62,36 @@ def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_file(
         out.write_bytes(whole[:kept])
         assert score(str(source), "--output", str(out)).code == 0
         assert out.read_bytes() == whole
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft
+def test_scores_of_an_earlier_go_may_differ_by_the_rounding_of_their_dtype(
+    tsgb: Run, tmp_path: Path
+) -> None:
+    """As those of another machine do, whose kernels add up in another order."""
+    export_family(tsgb, tmp_path, "llama3")
+    source, out = prompts(tmp_path / "prompts"), tmp_path / "scores"
+    codes: dict[tuple[str, float], int] = {}
+    for dtype in ("float32", "bfloat16"):
+        words = ("score", "--guard", "out", str(source), "--output", str(out), "--dtype", dtype)
+        for difference in (5e-4, 0.15, 0.4):
+            out.unlink(missing_ok=True)
+            assert tsgb(*words).code == 0
+            earlier = lines_of(out)
+            for record in earlier:
+                record["score"] += difference
+            out.write_text("".join(json.dumps(record) + "\n" for record in earlier[:-3]))
+            before = out.read_bytes()
+            codes[dtype, difference] = tsgb(*words).code
+            assert (out.read_bytes() == before) == (codes[dtype, difference] == 2)
+    assert codes == {
+        ("float32", 5e-4): 0,
+        ("float32", 0.15): 2,
+        ("float32", 0.4): 2,
+        ("bfloat16", 5e-4): 0,
+        ("bfloat16", 0.15): 0,
+        ("bfloat16", 0.4): 2,
+    }
 
 
 def test_what_is_no_prompt_is_recorded_in_its_line(score: Run, tmp_path: Path) -> None:
