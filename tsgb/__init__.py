@@ -28,7 +28,7 @@ def load_guard(
         base: directory or name of the base, if the export does not hold the one that it needs;
             without it one from the hub is fetched, by the settings of the environment.
         preset: name of the operating point; the export's default when left out.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; on the CPU for whole weights.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; whole weights take the first two.
         dtype: `float32` or `bfloat16`, if the export has thresholds in it; the dtype of its run
             when left out.
 

@@ -48,9 +48,16 @@ def score(
         str | None,
         typer.Option(
             "--dtype",
-            help="float32 or bfloat16, each with thresholds of its own; the run's without it.",
+            help="float32 or bfloat16, each with thresholds of its own; the export's own without "
+            "it.",
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device", metavar="NAME", help="cpu, cuda, cuda:N or mps; auto: a card if any."
+        ),
+    ] = "auto",
 ) -> int:
     """Score prompts with an exported guard: a JSON object a line, an error in place of a score.
 
@@ -68,7 +75,7 @@ def score(
 
     disable_progress_bar()  # stderr is for ours
     with stream:
-        loaded = load_guard(guard, base=base, preset=preset, dtype=dtype)
+        loaded = load_guard(guard, base=base, preset=preset, device=device, dtype=dtype)
         items = read_items(stream, field)
         if output is None:
             progress = score_stream(loaded, items, _write)

@@ -20,6 +20,7 @@ from tsgb.config import ModelConfig
 from tsgb.errors import ConfigError, UsageError
 from tsgb.export.directory import ADAPTER, BASE
 from tsgb.export.record import Dtype, GuardFile
+from tsgb.models.device import pick_device
 from tsgb.models.files import CONFIG, WEIGHTS, sha256_of
 from tsgb.models.registry import make_engine
 from tsgb.models.tokenizer import Slot
@@ -169,22 +170,29 @@ def load_guard(
         directory: what `tsgb export-guard` wrote.
         base: directory or name of the base model, if the export does not hold the one it needs.
         preset: name of the operating point; the export's default when left out.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; on the CPU for whole weights.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; whole weights take the first two.
         dtype: `float32` or `bfloat16`, if the export has thresholds in it; the dtype of its run
             when left out.
         fetch_base: gives the directory of a model by its name; without it a base that is no
             directory here is refused.
 
     Raises:
-        UsageError: The directory holds no guard, or no thresholds in that dtype; its base is
-            missing or another one; or a prompt of the self-test gets another score.
+        UsageError: The directory holds no guard, or no thresholds in that dtype; there is no such
+            device; its base is missing or another one; or a prompt of the self-test gets another
+            score.
         ConfigError: The base cannot be loaded.
     """
     directory = Path(directory)
     about = read_guard_file(directory)
+    _check_device(device)
     chosen = _dtype(directory, about, dtype)
     place = _base_of(directory, about, base, fetch_base) if about.adapter == "lora" else None
     if place is None or about.template.words is not None:
+        if device not in {"auto", "cpu"}:
+            raise UsageError(
+                f"device {device!r}: this guard is a tiny model of its own, which is computed on "
+                "the CPU: choose auto or cpu"
+            )
         score = _by_script(directory, place, chosen)
     else:
         score = _by_engine(directory, about, place, device, chosen)
@@ -199,6 +207,17 @@ def load_guard(
                 "those that were exported, export the guard again"
             )
     return guard
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that does not exist, or that this machine lacks."""
+    try:
+        ModelConfig(device=name)
+    except ValidationError:
+        raise UsageError(
+            f"device {name!r} is not known: choose of auto, cpu, cuda, cuda:N and mps"
+        ) from None
+    pick_device(name)
 
 
 def _dtype(directory: Path, about: GuardFile, wanted: str | None) -> Dtype:

@@ -25,12 +25,12 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= cards:
         raise ConfigError(
-            f"model.device = {name!r}: torch finds {cards or 'no'} CUDA cards here; set it to "
+            f"device {name!r}: torch finds {cards or 'no'} CUDA cards here; set it to "
             "'cpu' or 'auto'"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(
-            f"model.device = {name!r}: torch finds no Metal device here; set it to 'cpu' or 'auto'"
+            f"device {name!r}: torch finds no Metal device here; set it to 'cpu' or 'auto'"
         )
     return device
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.fakes.command_line import Run
 from tests.unit.export.conftest import export_family
@@ -92,6 +93,18 @@ def test_scores_of_an_earlier_go_may_differ_by_the_rounding_of_their_dtype(
         ("bfloat16", 0.15): 0,
         ("bfloat16", 0.4): 2,
     }
+
+
+def test_the_device_is_an_option(score: Run, tmp_path: Path) -> None:
+    source = prompts(tmp_path / "prompts")
+    assert score(str(source), "--device", "cpu").out == score(str(source)).out
+    refusals = {"tpu": "device 'tpu' is not known: choose of auto, cpu, cuda, cuda:N and mps"}
+    if not torch.cuda.is_available():
+        refusals["cuda:1"] = "device 'cuda:1': torch finds no CUDA cards here; set it to 'cpu' or"
+    for device, reason in refusals.items():
+        ended = score(str(source), "--device", device)
+        assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+        assert reason in ended.err
 
 
 def test_what_is_no_prompt_is_recorded_in_its_line(score: Run, tmp_path: Path) -> None:
