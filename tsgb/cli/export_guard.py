@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tsgb.cli.options import JsonOption, OwnEnvOption, TrustOption, read_context
-from tsgb.errors import UsageError
+from tsgb.errors import Interrupted, UsageError
 from tsgb.plugins import Trust
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def export_guard(
         exports.export_attacker(source, directory, with_base=with_base)
         lines = [f"attacker of {source.ref.name} in {directory}: read its README.md"]
     else:
-        record = exports.export_guard(source, directory, with_base=with_base, dtypes=wanted)
+        record = _export(source, directory, with_base=with_base, dtypes=wanted)
         document |= record.model_dump(mode="json")
         lines = _summary_lines(record, directory)
     if as_json:
@@ -91,10 +92,33 @@ def export_guard(
         typer.echo(line)
 
 
+def _export(
+    source: Source, directory: Path, *, with_base: bool, dtypes: Sequence[Dtype]
+) -> GuardFile:
+    """Export the guard, and show how far its calibration is."""
+    from flows.progress import Bar, watching
+    from tsgb.export.guard import export_guard as export
+
+    with watching() as listener:
+
+        def calibrated(dtype: str, done: int, total: int) -> None:
+            bar = Bar(key=dtype, done=done, total=total, text="prompts scored")
+            listener.bars("calibrate", [bar])
+
+        try:
+            return export(
+                source, directory, with_base=with_base, dtypes=dtypes, on_calibration=calibrated
+            )
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "interrupted: nothing was exported, the same command starts anew"
+            ) from None
+
+
 def _source(checkpoint: str, name: str, trust: Trust) -> Source:
     from flows.progress import Bar, watching
     from tsgb.checkpoint.resolve import load
-    from tsgb.export.guard import Source
+    from tsgb.export.guard import Bases, Source
     from tsgb.worker.build import make_registry, setup_torch
     from tsgb.worker.context import read_config
 
@@ -123,18 +147,17 @@ def _source(checkpoint: str, name: str, trust: Trust) -> Source:
             model = config.model.model_copy(update=alone | changes)
             return make_registry(config.model_copy(update={"model": model}), context, built)
 
-        registry = registry_in()
-
-        return Source(
+        source = Source(
             ref=ref,
             files=files,
             run=run,
             main_run=context.open(main),
             config=config,
-            env=registry.env,
-            engine=registry.base(),
-            engine_in=lambda dtype: registry_in(dtype=dtype).base(),
+            env=registry_in().env,
+            bases=Bases(lambda dtype: registry_in(dtype=dtype).base()),
         )
+        source.bases.load(source.dtype)  # which may have to be downloaded or built
+        return source
 
 
 def _summary_lines(record: GuardFile, directory: Path) -> list[str]:

@@ -57,7 +57,7 @@ def guard_card(
         f"with the temperature of the dtype. Nothing is truncated.",
         "## Operating points",
         "Rounding moves scores, so each dtype of the base's weights has thresholds of its own, "
-        f"measured on the same prompts; the run computed in {guard.dtype}.",
+        f"measured on the same prompts; {_dtype_of_run(guard)}.",
         _operating_points(guard),
         *(f"`{name}` has no thresholds: {why}." for name, why in guard.uncalibrated.items()),
         *(f"`{name}` is left out: {reason}." for name, reason in guard.omitted.items()),
@@ -157,6 +157,15 @@ def _snippet(guard: GuardFile) -> str:
         f"print(float(logits[{guard.unsafe.id}] - logits[{guard.safe.id}]))",
     ]
     return "\n".join(["```python", *lines, "```"])
+
+
+def _dtype_of_run(guard: GuardFile) -> str:
+    if guard.run_dtype == "auto":
+        return (
+            "each machine of the run chose its dtype, and the machine that exported the guard "
+            f"takes {guard.dtype}"
+        )
+    return f"the run computed in {guard.run_dtype}"
 
 
 def _operating_points(guard: GuardFile) -> str:

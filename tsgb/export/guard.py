@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import CheckpointError, UsageError
-from tsgb.eval.calibrated import CalibratedGuard, trained
+from tsgb.eval.calibrated import CalibratedGuard, calibrate
 from tsgb.export.card import attacker_card, guard_card
 from tsgb.export.directory import (
     BASE,
@@ -42,17 +44,20 @@ from tsgb.export.record import (
     DtypeCalibration,
     GuardFile,
     OperatingPoint,
+    RunDtype,
     SelfTest,
     Template,
     Verdict,
     WordList,
 )
 from tsgb.export.reports import figures_of
+from tsgb.guards.model import ModelGuard
 from tsgb.models import smollm2
-from tsgb.models.device import has_bfloat16_units, pick_device, pick_dtype
+from tsgb.models.device import has_bfloat16_units, pick_device, pick_dtype, release_memory
 from tsgb.models.engine import Engine
 from tsgb.models.files import WEIGHTS, sha256_of
-from tsgb.protocols import Scores
+from tsgb.models.weights import load_parameters
+from tsgb.protocols import Guard, Scores
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.state import read_role
 from tsgb.trainer.threshold import PRESETS, Threshold, min_calibration_size, preset_thresholds
@@ -65,6 +70,35 @@ GUARD_WEIGHTS = "guard.safetensors"
 ATTACKER_WEIGHTS = "attacker.safetensors"
 SELF_TEST_PROMPTS = 4
 """Calibration prompts that an export holds with their scores."""
+_REPORTED = 64
+"""Prompts that are scored between two reports."""
+
+
+OnCalibration = Callable[[Dtype, int, int], None]
+"""Callback with a dtype, and with prompts scored and prompts in all of one pass over them."""
+
+
+class Bases:
+    """One base model in one dtype at a time: loading it in another one frees the first."""
+
+    def __init__(self, make: Callable[[Dtype], Engine]) -> None:
+        """Load nothing yet.
+
+        Args:
+            make: Loads the base in a dtype.
+        """
+        self._make = make
+        self._dtype: Dtype | None = None
+        self.loaded: Engine | None = None
+        """The engine that is in memory; None before the first one."""
+
+    def load(self, dtype: Dtype) -> Engine:
+        """Return the engine in a dtype; callers keep no other one."""
+        if self.loaded is None or self._dtype != dtype:
+            self._dtype, self.loaded = dtype, None
+            release_memory()
+            self.loaded = self._make(dtype)
+        return self.loaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,20 +117,28 @@ class Source:
     """Configuration of that run."""
     env: Environment
     """The run's world."""
-    engine: Engine
-    """The base that the environment and the profile name, in the run's own dtype."""
-    engine_in: Callable[[Dtype], Engine]
-    """Makes an engine on that base in another dtype."""
+    bases: Bases
+    """The base that the environment and the profile name."""
+
+    @property
+    def engine(self) -> Engine:
+        """The base in the dtype in which it was loaded last, at first in that of the export."""
+        return self.bases.loaded or self.bases.load(self.dtype)
+
+    @property
+    def run_dtype(self) -> RunDtype:
+        """Dtype that the run computed in; `auto` where each of its machines chose one."""
+        own = self.config.model.adapter == "full" or self.built_in
+        return "float32" if own else self.config.model.dtype
 
     @property
     def dtype(self) -> Dtype:
-        """Dtype that the run computes in on this machine; whole weights are float32 always."""
-        model = self.config.model
-        if model.adapter == "full":
-            return "float32"
+        """Dtype of the run; where its machines chose one, the one that this machine takes."""
+        model, run = self.config.model, self.run_dtype
+        if run != "auto":
+            return run
         found = pick_dtype(model.dtype, pick_device(model.device))
-        coarse = found is torch.bfloat16 and not self.built_in
-        return "bfloat16" if coarse else "float32"
+        return "bfloat16" if found is torch.bfloat16 else "float32"
 
     @property
     def built_in(self) -> bool:
@@ -110,6 +152,7 @@ def export_guard(
     *,
     with_base: bool = False,
     dtypes: Collection[Dtype] = (),
+    on_calibration: OnCalibration = lambda _dtype, _done, _total: None,
 ) -> GuardFile:
     """Write the selected guard of a checkpoint, calibrated, to a new directory.
 
@@ -119,21 +162,26 @@ def export_guard(
         with_base: put the base beside an adapter even if it is large.
         dtypes: dtypes to calibrate beside the run's own; when left out, all that this machine
             computes in without great cost.
+        on_calibration: called while prompts are scored.
 
     Raises:
         CheckpointError: there is no guard in it, or it belongs to another base.
         UsageError: the directory cannot be made, the calibration is too small for its budget, or a
             dtype cannot be had.
     """
-    config, engine = source.config, source.engine
+    config = source.config
     what = f"checkpoint {source.ref.name}"
-    columns, column = read_role(source.files, GUARD_WEIGHTS, engine, config.model, what)
-    guard = trained(config.arm.value, source.files, source.env, engine, config, source.ref.sha256)
+    columns, column = read_role(source.files, GUARD_WEIGHTS, source.engine, config.model, what)
+
+    def measure(dtype: Dtype) -> _Measured:
+        return _measured(source, columns[column], dtype, on_calibration)
+
     with published(directory) as scratch:
+        own = measure(source.dtype)
         base = _write(source, columns[column], scratch, with_base=with_base)
-        others, uncalibrated = _in_other_dtypes(source, dtypes)
-        own: dict[Dtype, DtypeCalibration] = {source.dtype: _measured(source, guard, source.dtype)}
-        record = _record(source, guard, column, base, own | others, uncalibrated)
+        others, uncalibrated = _in_other_dtypes(source, dtypes, measure)
+        measured: dict[Dtype, DtypeCalibration] = {source.dtype: own.calibration, **others}
+        record = _record(source, own.rule, column, base, measured, uncalibrated)
         write_json(scratch / GUARD_FILE, record.model_dump(mode="json"))
         shutil.copyfile(SCRIPT, scratch / SCRIPT.name)
         figures = figures_of([source.run, source.main_run], source.ref, config.seed)
@@ -149,11 +197,11 @@ def export_attacker(source: Source, directory: Path, *, with_base: bool = False)
         CheckpointError: the run trains none, or it belongs to another base.
         UsageError: the directory cannot be made.
     """
-    config, engine = source.config, source.engine
+    config = source.config
     if config.arm is Arm.SFT:
         raise CheckpointError(f"{source.ref.name} is of the arm 'sft', which trains no attacker")
     what = f"checkpoint {source.ref.name}"
-    columns, _ = read_role(source.files, ATTACKER_WEIGHTS, engine, config.model, what)
+    columns, _ = read_role(source.files, ATTACKER_WEIGHTS, source.engine, config.model, what)
     with published(directory) as scratch:
         base = _write(source, columns["current"], scratch, with_base=with_base)
         about = _checkpoint(source, "current")
@@ -168,11 +216,17 @@ def license_of(source: Source) -> str | None:
     return "mit" if source.built_in else None
 
 
+class _Measured(NamedTuple):
+    calibration: DtypeCalibration
+    """Operating points in a dtype, and scores of the self-test."""
+    rule: Threshold
+    """The run's own operating point among them."""
+
+
 def _in_other_dtypes(
-    source: Source, wanted: Collection[Dtype]
+    source: Source, wanted: Collection[Dtype], measure: Callable[[Dtype], _Measured]
 ) -> tuple[dict[Dtype, DtypeCalibration], dict[Dtype, str]]:
-    """Calibrate the guard anew in each dtype but the run's own; say why one is left out."""
-    config = source.config
+    """Calibrate the guard anew in each dtype but the export's own; say why one is left out."""
     measured: dict[Dtype, DtypeCalibration] = {}
     uncalibrated: dict[Dtype, str] = {}
     for dtype in DTYPES:
@@ -184,21 +238,12 @@ def _in_other_dtypes(
             uncalibrated[dtype] = reason
             continue
         try:
-            guard = trained(
-                config.arm.value,
-                source.files,
-                source.env,
-                source.engine_in(dtype),
-                config,
-                source.ref.sha256,
-            )
+            measured[dtype] = measure(dtype).calibration
         except UsageError as error:  # such as too little memory for it
             if dtype in wanted:
                 raise UsageError(f"the guard cannot be calibrated in {dtype}: {error}") from error
             # The error may name paths of this machine, which an export never does.
             uncalibrated[dtype] = f"the exporting machine could not: --dtype {dtype} says why"
-            continue
-        measured[dtype] = _measured(source, guard, dtype)
     return measured, uncalibrated
 
 
@@ -219,11 +264,36 @@ def _obstacle(source: Source, dtype: Dtype, wanted: Collection[Dtype]) -> str:
     return ""
 
 
-def _measured(source: Source, guard: CalibratedGuard, dtype: Dtype) -> DtypeCalibration:
-    """Return the operating points of a calibrated guard, and a few scores to compare with."""
+class _Watched:
+    """A guard that tells how far it is with its prompts."""
+
+    def __init__(self, guard: Guard, report: Callable[[int, int], None]) -> None:
+        self._guard = guard
+        self._report = report
+
+    def score(self, prompts: Sequence[str]) -> Scores:
+        """Return the scores of prompts, [N]."""
+        parts: list[Scores] = []
+        for start in range(0, len(prompts), _REPORTED):
+            parts.append(self._guard.score(prompts[start : start + _REPORTED]))
+            self._report(min(start + _REPORTED, len(prompts)), len(prompts))
+        return np.concatenate(parts) if parts else self._guard.score(prompts)
+
+
+def _measured(
+    source: Source, weights: Mapping[str, Tensor], dtype: Dtype, on_calibration: OnCalibration
+) -> _Measured:
+    """Calibrate the guard in a dtype, with a few scores to compare with; keeps no engine."""
+    engine, config = source.bases.load(dtype), source.config
+    role = engine.add_role(config.model, torch.Generator().manual_seed(0))
+    load_parameters(engine.parameters(role), weights)
+    watched = _Watched(
+        ModelGuard(engine, role, source.env.guard_template()), partial(on_calibration, dtype)
+    )
+    guard = calibrate(config.arm.value, watched, source.env, config, source.ref.sha256)
     rule, benign = _calibrated(guard)
-    prompts = calibration_prompts(source.env, source.config)[:SELF_TEST_PROMPTS]
-    return DtypeCalibration(
+    prompts = calibration_prompts(source.env, config)[:SELF_TEST_PROMPTS]
+    calibration = DtypeCalibration(
         thresholds={
             RUN_PRESET: _point(rule),
             **{
@@ -237,6 +307,7 @@ def _measured(source: Source, guard: CalibratedGuard, dtype: Dtype) -> DtypeCali
             for prompt, score in zip(prompts, guard.score(prompts), strict=True)
         ],
     )
+    return _Measured(calibration, rule)
 
 
 def _calibrated(guard: CalibratedGuard) -> tuple[Threshold, Scores]:
@@ -247,13 +318,13 @@ def _calibrated(guard: CalibratedGuard) -> tuple[Threshold, Scores]:
 
 def _record(
     source: Source,
-    guard: CalibratedGuard,
+    rule: Threshold,
     column: str,
     base: Base,
     measured: dict[Dtype, DtypeCalibration],
     uncalibrated: dict[Dtype, str],
 ) -> GuardFile:
-    config, (rule, _) = source.config, _calibrated(guard)
+    config = source.config
     template = source.env.guard_template()
     verdict = source.engine.tokenizer.verdict(template)
     return GuardFile(
@@ -269,6 +340,7 @@ def _record(
             if rule.num < (least := min_calibration_size(alpha, rule.delta))
         },
         dtype=source.dtype,
+        run_dtype=source.run_dtype,
         dtypes=measured,
         uncalibrated=uncalibrated,
         calibration=_calibration(source, rule),
@@ -342,10 +414,11 @@ def _write(
     source: Source, weights: Mapping[str, Tensor], scratch: Path, *, with_base: bool
 ) -> Base:
     """Write the weights; returns what the record says of their base."""
-    engine, config = source.engine, source.config
+    config = source.config
     with_base = with_base or source.built_in
-    if source.dtype != "float32" and (with_base or is_small(engine)):
-        engine = source.engine_in("float32")  # the base as it is, not rounded to the run's dtype
+    if source.dtype != "float32" and (with_base or is_small(source.engine)):
+        source.bases.load("float32")  # the base as it is, not rounded to the run's dtype
+    engine = source.engine
     written = write_role(scratch, engine, weights, config.model, with_base=with_base)
     on_hub = hub_base(engine, config.model)
     where = engine.name if on_hub is None else on_hub.repository

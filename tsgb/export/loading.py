@@ -76,7 +76,7 @@ class LoadedGuard:
                 f"{', '.join(measured.thresholds)}"
             )
         self.about = about
-        self.dtype = dtype
+        self.dtype: Dtype = dtype
         self.threshold = measured.thresholds[name].value
         self._temperature = measured.temperature
         self._score = score

@@ -18,6 +18,8 @@ Dtype = Literal["float32", "bfloat16"]
 """Dtype of the frozen weights while a guard computes; adapters are in float32 always."""
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 """All of them."""
+RunDtype = Literal["auto", "float32", "bfloat16"]
+"""Dtype that a run's configuration asks for; `auto` leaves it to each machine."""
 SELF_TEST_TOLERANCE: Mapping[Dtype, float] = {"float32": 0.01, "bfloat16": 0.5}
 """Difference of two scores of one prompt that is put down to rounding."""
 RUN_PRESET = "run"
@@ -190,7 +192,10 @@ class GuardFile(Record):
     omitted: dict[str, str]
     """Presets that the calibration is too small for, and why."""
     dtype: Dtype
-    """Dtype of the run, to compute in unless another is wanted."""
+    """Dtype to compute in unless another is wanted: that of the run, or the exporting machine's."""
+    run_dtype: RunDtype = "auto"
+    """Dtype of the run; with `auto` each of its machines chose one, and `dtype` is the choice of
+    the machine that exported. Exports of earlier versions do not tell."""
     dtypes: dict[Dtype, DtypeCalibration] = Field(min_length=1)
     """What was measured in each dtype that the guard may be computed in."""
     uncalibrated: dict[Dtype, str] = Field(default_factory=dict[Dtype, str])

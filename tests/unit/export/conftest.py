@@ -69,14 +69,11 @@ def refused(tsgb: Run, here: Path, pattern: str, *words: str) -> None:
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == kept
 
 
-def tiny_config(pretrained: str) -> RunConfig:
+def tiny_config(pretrained: str, dtype: str = "float32") -> RunConfig:
+    model = {"pretrained": pretrained, "rank": 2, "dtype": dtype}
     return make_config(
         make_environment("canary", world_seed=0).profile("smoke"),
-        {
-            "profile": "smoke",
-            "env": "canary",
-            "model": {"pretrained": pretrained, "rank": 2, "dtype": "float32"},
-        },
+        {"profile": "smoke", "env": "canary", "model": model},
         {"calibration": {"fpr": 0.3, "delta": 0.3, "num": 8}},
     )
 

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
+from flows import progress
 from tests.fakes.command_line import Run
+from tests.fakes.families import save_family
 from tests.fakes.miniature import miniature_config
 from tests.fakes.runs import save_run
-from tests.unit.export.conftest import CONFIGS, checkpoint_of, names, read, refused
+from tests.unit.export.conftest import (
+    CONFIGS,
+    checkpoint_of,
+    names,
+    read,
+    refused,
+    tiny_config,
+)
+from tsgb.checkpoint.resolve import load
+from tsgb.checkpoint.run import open_run
 from tsgb.config import RunConfig, parse_config
+from tsgb.envs import make_environment
+from tsgb.export.guard import Bases, Source, export_guard
+from tsgb.export.record import Dtype
+from tsgb.models.engine import Engine
+from tsgb.models.files import identity
+from tsgb.models.registry import make_engine
+
+ROOT = Path(__file__).parents[3]
 
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 WHOLE = {"config.json", "model.safetensors", *TOKENIZER}
@@ -102,6 +128,90 @@ class TestGuard:
         card = (here / "out" / "README.md").read_text()
         assert "update 1 of" in card
         assert read(here / "out").checkpoint.column == "current"
+
+
+class TestDtypes:
+    """A dtype after the other, and which of them is the run's."""
+
+    pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+    @pytest.mark.parametrize(
+        ("asked", "first"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("auto", None)]
+    )
+    def test_one_engine_is_in_memory_at_a_time(
+        self, tsgb: Run, tmp_path: Path, asked: str, first: str | None
+    ) -> None:
+        base = save_family(tmp_path / "base", "llama3")
+        config = tiny_config(str(base), dtype=asked)
+        save_run(tmp_path / "run", config, tmp_path / "cache", until_step=1)
+        ref, files = load(str(tmp_path / "run"), None, None, names=["guard.safetensors"])
+        made: list[tuple[Dtype, weakref.ref[Any]]] = []
+
+        def make(dtype: Dtype) -> Engine:
+            assert [name for name, engine in made if engine() is not None] == []
+            chosen = config.model.model_copy(update={"dtype": dtype})
+            sha256 = identity(base).sha256
+            engine = make_engine(base, chosen, name="base", sha256=sha256)
+            made.append((dtype, weakref.ref(engine)))
+            return engine
+
+        run = open_run(str(tmp_path / "run"))
+        source = Source(
+            ref=ref,
+            files=files,
+            run=run,
+            main_run=run,
+            config=config,
+            env=make_environment("canary", world_seed=0),
+            bases=Bases(make),
+        )
+        passes: list[tuple[str, int, int]] = []
+        record = export_guard(
+            source,
+            tmp_path / "out",
+            dtypes=["float32", "bfloat16"],
+            on_calibration=lambda *said: passes.append(said),
+        )
+        assert sorted(record.dtypes) == ["bfloat16", "float32"]
+        assert sorted(dtype for dtype, _ in made) == ["bfloat16", "float32"], "each is loaded once"
+        assert record.run_dtype == asked
+        assert record.dtype == made[0][0] == (first or record.dtype)
+        num = config.calibration.num
+        for dtype in record.dtypes:
+            assert (dtype, num, num) in passes
+        weights = tmp_path / "out" / "base" / "model.safetensors"
+        assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float32}
+        card = (tmp_path / "out" / "README.md").read_text()
+        by_run = f"the run computed in {asked}."
+        by_this = f"the machine that exported the guard takes {record.dtype}."
+        assert (by_this if asked == "auto" else by_run) in card
+
+    def test_progress_is_on_stderr(
+        self, tsgb: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(progress, "FIRST_SECONDS", -1.0)
+        ended = tsgb("export-guard", "../store/lora", "out", "--json")
+        assert ended.code == 0
+        assert json.loads(ended.out)["exported"] == "guard"
+        assert "calibrate: float32 64/300 prompts scored" in ended.err
+
+    def test_an_interrupt_leaves_nothing(self, tsgb: Run, runs: Path, here: Path) -> None:
+        reconfigure(here, {"calibration": {"num": 40_000}})
+        command = [sys.executable, "-m", "tsgb.cli", "export-guard", "../store/full", "out"]
+        with subprocess.Popen(
+            [*command, "--env", "tests.fakes.miniature:MiniatureEnvironment"],
+            cwd=here,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TSGB_CACHE_DIR": str(runs / "cache")},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            assert "calibrate: float32" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            last = process.stderr.read().splitlines()[-1]
+            assert process.wait() == 130
+        assert last == "tsgb: interrupted: nothing was exported, the same command starts anew"
+        assert names(here) == set()
 
 
 class TestAttacker:
