@@ -22,6 +22,7 @@ from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import StoreError, StoreUnreachable
 from tsgb.eval.additions import Additions
+from tsgb.models.hash_cache import HashCache
 from tsgb.run_options import RunId, read_options
 from tsgb.settings import load_settings
 from tsgb.targets.pretrained import file_hashes
@@ -84,7 +85,11 @@ def stage2(
         target_class=chosen.target_class or (),
         judge_class=chosen.judge_class,
     )
-    own = {**added.identities(fresh=chosen.fresh), **file_hashes(added.black_boxes)}
+    hashes = HashCache(settings.cache_dir / "models")
+    own = {
+        **added.identities(fresh=chosen.fresh),
+        **file_hashes(added.black_boxes, hashes.sha256_of),
+    }
     eval_id = evaluation_id(guards, configs, targets, own)
     directory = f"reports/{eval_id}"
     home = runs[run].open()

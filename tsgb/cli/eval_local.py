@@ -139,14 +139,20 @@ class _Arguments:
         """Return the id of the evaluation, by which an equal one is found again."""
         from tsgb.checkpoint.documents import canonical_json
         from tsgb.checkpoint.manifest import sha256_hex
+        from tsgb.models.hash_cache import HashCache
+        from tsgb.settings import load_settings
         from tsgb.targets.pretrained import file_hashes
 
+        hashes = HashCache(load_settings().cache_dir / "models")
         content = {
             "guard": ref.sha256,
             "config": config.fingerprint,
             "targets": list(wanted),
             "judge": self.added.judge_class or "",
-            "sources": {**self.identities, **file_hashes(config.model.black_boxes)},
+            "sources": {
+                **self.identities,
+                **file_hashes(config.model.black_boxes, hashes.sha256_of),
+            },
         }
         return sha256_hex(canonical_json(content))[:12]
 

@@ -2,7 +2,7 @@
 
     <cache_dir>/<name>-<first 12 of the file's sha256>/
         config.json model.safetensors tokenizer.json ...
-        SHA256SUMS          of every other file; checked at each read
+        SHA256SUMS          of every other file; checked at each read, see `hash_cache.py`
 
 The directory is renamed into place when it is complete. Two processes may convert at once: both
 do the work, one rename wins and both read the winner's files.
@@ -25,6 +25,7 @@ from tsgb.errors import UsageError
 from tsgb.models import smollm2
 from tsgb.models.files import WEIGHTS, sha256_of
 from tsgb.models.gguf_file import open_gguf, transformers_name, value
+from tsgb.models.hash_cache import HashCache
 
 SUMS = "SHA256SUMS"
 
@@ -47,14 +48,15 @@ def find_converted(gguf: Path, cache_dir: Path) -> tuple[Path, str]:
     Raises:
         UsageError: The file cannot be converted.
     """
-    digest = sha256_of(gguf)
+    digest = HashCache(cache_dir).sha256_of(gguf)
     return _converted(cache_dir / f"{gguf.stem}-{digest[:12]}", lambda: gguf), digest
 
 
 def _converted(cached: Path, find: Callable[[], Path]) -> Path:
-    if not verified(cached):
+    hash_file = HashCache(cached.parent).sha256_of
+    if not verified(cached, hash_file):
         convert(find(), cached)
-        if not verified(cached):
+        if not verified(cached, hash_file):
             raise UsageError(f"{cached} does not match its {SUMS}: remove it and try again")
     return cached
 
@@ -96,12 +98,12 @@ def publish(scratch: Path, cached: Path) -> None:
         scratch.rename(cached)
 
 
-def verified(cached: Path) -> bool:
-    """Whether every file listed in `SHA256SUMS` is there with that content."""
+def verified(cached: Path, hash_file: Callable[[Path], str] = sha256_of) -> bool:
+    """Whether every file listed in `SHA256SUMS` is there with that content, by `hash_file`."""
     try:
         entries = sums(cached)
         return bool(entries) and all(
-            sha256_of(cached / name) == digest for name, digest in entries.items()
+            hash_file(cached / name) == digest for name, digest in entries.items()
         )
     except (OSError, ValueError):
         return False

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tsgb.models import conversion
 from tsgb.models.files import WEIGHTS, ModelIdentity, identity, weight_files
+from tsgb.models.hash_cache import HashCache
 from tsgb.models.hub import ModelHub
 from tsgb.models.source import ModelSource, SourceKind
 from tsgb.setting_groups import HubSettings
@@ -54,4 +55,5 @@ def fetch(name: str, hub: HubSettings, cache_dir: Path) -> ModelFiles:
             source = ModelSource(source.kind, source.location, found.commit)
         case SourceKind.DIRECTORY:
             directory = Path(source.location)
-    return ModelFiles(directory, source.label, identity(directory))
+    hashes = HashCache(cache_dir)
+    return ModelFiles(directory, source.label, identity(directory, hashes.sha256_of))

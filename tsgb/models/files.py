@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -68,18 +68,28 @@ class ModelIdentity:
     """Hex digest of the list without configurations, which earlier versions used; or empty."""
 
 
-def identity(directory: Path) -> ModelIdentity:
+def sha256_of(path: Path) -> str:
+    """Return the hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(directory: Path, hash_file: Callable[[Path], str] = sha256_of) -> ModelIdentity:
     """Hash all of a model that its outputs depend on; shards have one identity.
 
     These are the weights, the tokenizer with its chat template, the keys of `config.json` that may
     enter the arithmetic, and the tokens of `generation_config.json` that end a turn.
+
+    Args:
+        directory: Directory of the model.
+        hash_file: Returns the hex digest of a file's content.
 
     Raises:
         ConfigError: A weight file or `config.json` is missing.
     """
     weights = weight_files(directory)
     names = [*weights, *(name for name in TOKENIZER if (directory / name).is_file())]
-    digests = {name: sha256_of(directory / name) for name in names}
+    digests = {name: hash_file(directory / name) for name in names}
     return ModelIdentity(
         _digest_of({**digests, **_configurations(directory)}),
         digests[WEIGHTS] if weights == [WEIGHTS] else "",
@@ -105,12 +115,6 @@ def _configurations(directory: Path) -> dict[str, str]:
 def _digest_of(digests: Mapping[str, str]) -> str:
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weight_files(directory: Path, present: Collection[str] | None = None) -> list[str]:

@@ -7,7 +7,7 @@ are made where no model is.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tsgb.envs import Environment, customise
@@ -74,11 +74,14 @@ def table_name(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last)[:_LONGEST_NAME]
 
 
-def file_hashes(models: Sequence[str]) -> dict[str, str]:
+def file_hashes(
+    models: Sequence[str], hash_file: Callable[[Path], str] = sha256_of
+) -> dict[str, str]:
     """Hash the files of models of this machine, whose names do not say what they hold.
 
     Args:
         models: Names of models; repositories with a commit and packaged models are left out.
+        hash_file: Returns the hex digest of a file's content.
 
     Returns:
         Hex digests by name.
@@ -92,7 +95,8 @@ def file_hashes(models: Sequence[str]) -> dict[str, str]:
         if not _is_path(model):
             continue
         try:
-            hashes[model] = sha256_of(path) if path.is_file() else identity(path).sha256
+            is_gguf = path.is_file()
+            hashes[model] = hash_file(path) if is_gguf else identity(path, hash_file).sha256
         except OSError as error:
             raise ConfigError(f"model {model} cannot be read ({error})") from None
     return hashes

@@ -88,7 +88,10 @@ def test_two_processes_convert_at_once(cache: Path) -> None:
     with get_context("spawn").Pool(2) as pool:
         digests = pool.map(_load, [cache, cache])
     assert digests == [OF_TRANSFORMERS] * 2
-    assert len(list(cache.iterdir())) == 1
+    assert {path.name for path in cache.iterdir()} == {
+        "hashes",
+        conversion.find_smollm2(cache).name,
+    }
 
 
 @pytest.mark.smollm2
@@ -102,7 +105,7 @@ def test_real_weights_answer_and_a_damaged_file_is_rebuilt(cache: Path) -> None:
         [[{"role": "user", "content": "What is the capital of France?"}]]
     )
     assert "Paris" in response.text
-    (entry,) = cache.iterdir()
+    (entry,) = cache.glob("smollm2-*")
     weights = entry / "model.safetensors"
     with weights.open("r+b") as file:
         file.seek(100_000)

@@ -1,0 +1,95 @@
+"""Hashes of large files that were hashed before, kept in this machine's cache directory.
+
+A hash is used again while the file has the path, size, times and inode that it had. Whatever else
+an entry holds, or whoever else wrote it, it is ignored, and the file is hashed anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from tsgb.checkpoint.documents import parse_json_object
+from tsgb.models.files import sha256_of
+
+DIRECTORY = "hashes"
+"""Name of the directory in the cache of models."""
+_LEAST_BYTES = 2**20
+"""Size below which a file is hashed as fast as its entry is read."""
+_SETTLED_NS = 2 * 10**9
+"""Nanoseconds for which a file must not have changed before it was hashed: with coarser clocks of a
+file system, a change right after the hash would leave the times as they were."""
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class HashCache:
+    """Hashes of files, by where they lie and when they changed.
+
+    Example: `HashCache(Path("cache/models")).sha256_of(Path("model.safetensors"))`
+    """
+
+    def __init__(self, cache_dir: Path) -> None:
+        """Name the cache of models; nothing is read or written yet."""
+        self._directory = cache_dir / DIRECTORY
+
+    def sha256_of(self, path: Path) -> str:
+        """Return the hex digest of a file's content, from the cache if it has not changed.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        path = path.resolve()
+        before = _facts(path)
+        if int(before["size"]) < _LEAST_BYTES:
+            return sha256_of(path)
+        entry = self._directory / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
+        known = _read(entry, before)
+        if known is not None:
+            return known
+        digest = sha256_of(path)
+        if _facts(path) == before:
+            with suppress(OSError):  # a full or closed cache costs time only
+                _write(entry, {**before, "sha256": digest})
+        return digest
+
+
+def _facts(path: Path) -> dict[str, int | str]:
+    """Return all by which a changed file is noticed without reading it."""
+    found = path.stat()
+    return {
+        "path": os.fsencode(path).hex(),
+        "machine": os.uname().nodename,  # a cache directory may lie on a network
+        "device": found.st_dev,
+        "inode": found.st_ino,
+        "size": found.st_size,
+        "mtime_ns": found.st_mtime_ns,
+        "ctime_ns": found.st_ctime_ns,
+    }
+
+
+def _read(entry: Path, facts: dict[str, int | str]) -> str | None:
+    """Return the hash in an entry; None unless it is of this very file, ours and whole."""
+    try:
+        written = entry.stat(follow_symlinks=False)
+        if written.st_uid != os.geteuid() or written.st_size > 2**14:
+            return None
+        said = parse_json_object(entry.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    digest = said.pop("sha256", None)
+    settled = written.st_mtime_ns - int(facts["mtime_ns"]) > _SETTLED_NS
+    if said != facts or not settled or not isinstance(digest, str):
+        return None
+    return digest if _SHA256.fullmatch(digest) else None
+
+
+def _write(entry: Path, content: dict[str, int | str]) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=entry.parent, delete=False) as file:
+        json.dump(content, file)
+    Path(file.name).replace(entry)
