@@ -279,7 +279,9 @@ class Requirements:
         """
         check_quantization(self.quantization, find_device(self.device).device)
         if self.here is not None:
-            check_fits(self.name + self.beside, self.here, self.card)
+            # A rented card asks no black box: with one, this machine must have the memory.
+            card = None if self.black_boxes else self.card
+            check_fits(self.name + self.beside, self.here, card)
 
     def check_rented(self, *, gpu_ram_gb: float, rented_gb: float) -> None:
         """Refuse a model that the machines which may be rented are too small for.
