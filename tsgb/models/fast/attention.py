@@ -55,24 +55,26 @@ class Lookup:
         self.key_turn = cos.index_select(0, at_N)[:, None], sin.index_select(0, at_N)[:, None]
         self.key_there, self.key_back = keys.moves(2 * kv_heads)
         self.key_shared = keys.shared(2 * kv_heads)
-        row_M, column_M, at_M = rows.rows_N, rows.columns_N, at_N
-        self.query_turn = self.key_turn
+        row_M, column_M = rows.rows_N, rows.columns_N
+        cos_M, sin_M = self.key_turn
         if select_M is not None:
             row_M, column_M = row_M[select_M], column_M[select_M]
             at_M = from_numpy(column_M)
-            self.query_turn = cos.index_select(0, at_M)[:, None], sin.index_select(0, at_M)[:, None]
+            cos_M, sin_M = cos.index_select(0, at_M)[:, None], sin.index_select(0, at_M)[:, None]
+        # Queries are scaled where they are turned.
+        self.query_turn = cos_M * head_dim**-0.5, sin_M * head_dim**-0.5
         queries = Grid.filled_from_left(np.bincount(row_M, minlength=keys.B))
         self.P = queries.T
-        self.query_there, self.query_back = queries.moves(heads)
+        self.query_there, self.query_back = queries.grouped_moves(kv_heads, self.G)
         self.filled = queries.filled(heads, dtype)
+        if self.filled is not None:
+            filled = self.filled.view(kv_heads, self.G, self.B, self.P)
+            self.filled = filled.transpose(1, 2).reshape(-1, 1)
         self.bias = _causal(keys.T, dtype)
         if select_M is not None or self.key_shared is not None:
             at_BP = from_numpy(column_M[queries.source_BT])
             self.bias = self.bias.index_select(0, at_BP.view(-1)).view(self.B, self.P, self.T)
-
-    def spread(self) -> Tensor:
-        """The bias, [P, T] or [J * G * B, P, T]."""
-        return self.bias if self.bias.dim() == 2 else self.bias.repeat(self.J * self.G, 1, 1)
+            self.bias = self.bias[:, None]
 
 
 def attend(q_MC: Tensor, kv_NC: Tensor, lookup: Lookup) -> Tensor:
@@ -98,12 +100,13 @@ def attend_recorded(q_MC: Tensor, kv_NC: Tensor, lookup: Lookup) -> Tensor:
     k = _halves(k_NJD, *lookup.key_turn)
     kv = torch.cat((k, v_NJD), 1).view(-1, D).index_select(0, lookup.key_there)
     k, v = pieces(kv.view(2 * lookup.J, lookup.B, lookup.T, D).transpose(0, 1), lookup.J, 1)
-    q = q.reshape(-1, D).index_select(0, lookup.query_there).view(H, lookup.B, lookup.P, D)
-    bias = lookup.bias if lookup.bias.dim() == 2 else lookup.bias[:, None]
+    q = q.reshape(-1, D).index_select(0, lookup.query_there)
+    q_BHPD = q.view(lookup.J, lookup.B, lookup.G, lookup.P, D).transpose(0, 1).flatten(1, 2)
     out = F.scaled_dot_product_attention(
-        q.transpose(0, 1), k, v, attn_mask=bias, enable_gqa=lookup.G > 1
+        q_BHPD, k, v, attn_mask=lookup.bias, enable_gqa=lookup.G > 1, scale=1.0
     )
-    return out.transpose(0, 1).reshape(-1, D).index_select(0, lookup.query_back).view(-1, H * D)
+    out = out.view(lookup.B, lookup.J, -1, D).transpose(0, 1).reshape(-1, D)
+    return out.index_select(0, lookup.query_back).view(-1, H * D)
 
 
 def keys_and_values(kv_NC: Tensor, lookup: Lookup) -> Tensor:
@@ -137,12 +140,10 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     J, G, D, P, T = lookup.J, lookup.G, lookup.D, lookup.P, lookup.T
     q = _turn(q_MC.view(-1, J * G, D), *lookup.query_turn, J * G, 1).view(-1, D)
-    q = q.index_select(0, lookup.query_there).view(-1, P, D)
-    kv = keys_and_values(kv_NC, lookup)
-    if G > 1:
-        kv = kv.repeat_interleave(G, 0)
-    k, v = kv[: J * G].view(-1, T, D), kv[J * G :].view(-1, T, D)
-    scores = torch.baddbmm(lookup.spread(), q, k.transpose(1, 2), alpha=D**-0.5)
+    q = q.index_select(0, lookup.query_there).view(-1, G * P, D)
+    k, v = keys_and_values(kv_NC, lookup).view(2, -1, T, D).unbind(0)
+    scores = torch.bmm(q, k.transpose(1, 2))
+    scores.view(J, -1, G, P, T).add_(lookup.bias)
     share = torch.softmax(scores, -1)
     out = torch.bmm(share, v).view(-1, D).index_select(0, lookup.query_back)
     return out.view(-1, J * G * D), q, k, v, share
@@ -164,19 +165,19 @@ class _Attend(Function):
         g = grads[0].reshape(-1, D).index_select(0, lookup.query_there)
         if lookup.filled is not None:
             g.mul_(lookup.filled)
-        g = g.view(-1, P, D)
+        g = g.view(-1, G * P, D)
         g_share = torch.bmm(g, v.transpose(1, 2))
         # Torch's own backward of softmax; it has no public name.
         softmax_backward: Any = vars(torch)["_softmax_backward_data"]
-        g_scores = cast("Tensor", softmax_backward(g_share, share, -1, share.dtype)).mul_(D**-0.5)
+        g_scores = cast("Tensor", softmax_backward(g_share, share, -1, share.dtype))
         g_q = torch.bmm(g_scores, k).view(-1, D).index_select(0, lookup.query_back)
         g_q = _turn(g_q.view(-1, J * G, D), *lookup.query_turn, J * G, -1)
         g_kv = torch.empty(2, len(k), T, D, dtype=k.dtype)
-        product = torch.mul if P == 1 else torch.bmm  # the product kernel is slow at outer products
+        product = (
+            torch.mul if G * P == 1 else torch.bmm
+        )  # the product kernel is slow at outer products
         product(g_scores.transpose(1, 2), q, out=g_kv[0])
         product(share.transpose(1, 2), g, out=g_kv[1])
-        if G > 1:
-            g_kv = g_kv.view(2 * J, G, -1).sum(1)
         # No real token looks at a pad, so a pad's gradient is zero and need not be collected.
         grid = g_kv.view(-1, D)
         g_kv = grid.index_select(0, lookup.key_back)

@@ -62,6 +62,15 @@ class Grid:
             (owned[:, None] + heads * (self.B * self.T)).view(-1),
         )
 
+    def grouped_moves(self, J: int, G: int) -> tuple[Tensor, Tensor]:
+        """Row indices between things [N, J * G] and grid [J, B, G, T]: to the grid, and back."""
+        there, _ = self.moves(J * G)
+        there = there.view(J, G, self.B, self.T).transpose(1, 2).reshape(-1)
+        row_N, column_N = np.divmod(self.owned_N, self.T)
+        first_N = from_numpy(row_N * (G * self.T) + column_N)
+        heads = torch.arange(J)[:, None] * (self.B * G * self.T) + torch.arange(G) * self.T
+        return there, (first_N[:, None] + heads.view(-1)).view(-1)
+
     def shared(self, C: int) -> tuple[Tensor, Tensor] | None:
         """The real slots that do not own what they show: rows of the grid, rows of the things."""
         if not len(self._shared):
