@@ -231,7 +231,9 @@ class FastEngine:
         weights = _weights(role).merged()
         if self.vocabulary > LARGE_VOCABULARY:
             with torch.no_grad():
-                reference_NL, _ = self._token_logps(self.base, writing, temperature)
+                reference_NL, _ = self._token_logps(
+                    self.base, writing, temperature, entropies=False
+                )
             logp_NL, entropy_NL = self._token_logps(weights, writing, temperature)
             return TokenStatistics(logp_NL, entropy_NL, k3_kl(logp_NL, reference_NL))
         logp_NLV = self._distributions(weights, writing, temperature)
@@ -253,7 +255,7 @@ class FastEngine:
         return nn.functional.log_softmax(logits_NLV.float() / temperature, -1)
 
     def _token_logps(
-        self, weights: Weights, writing: Writing, temperature: float
+        self, weights: Weights, writing: Writing, temperature: float, *, entropies: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each token and entropy there, [N, L]; 0 on padding."""
         N, L = writing.ids_NL.shape
@@ -263,7 +265,9 @@ class FastEngine:
         hidden_ME, slots_M = self._predicting(weights, writing, tape)
         ids_M = writing.ids_NL.reshape(-1).index_select(0, slots_M)
         given = None if tape is None else tape.logits(writing.lengths_N.numpy())
-        logp_M, entropy_M = token_logps(weights, hidden_ME, ids_M, temperature, given)
+        logp_M, entropy_M = token_logps(
+            weights, hidden_ME, ids_M, temperature, given, entropies=entropies
+        )
         empty = logp_M.new_zeros(N * L)
         return (
             empty.index_copy(0, slots_M, logp_M).view(N, L),
@@ -359,5 +363,5 @@ def labelled_loss(weights: Weights, shape: Shape, texts: LabelledRows) -> Tensor
     """Return the mean cross-entropy of all labels, in nats."""
     hidden = hidden_states(weights, shape, texts.rows, texts.select_M)
     if weights.tensor(HEAD).shape[0] > LARGE_VOCABULARY:
-        return -token_logps(weights, hidden, texts.labels_M)[0].mean()
+        return -token_logps(weights, hidden, texts.labels_M, entropies=False)[0].mean()
     return nn.functional.cross_entropy(logits(weights, hidden).float(), texts.labels_M)

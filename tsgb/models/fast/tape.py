@@ -94,7 +94,8 @@ class Tape:
             rows_A = self._numbers_N[lengths_N > step]
             if step:
                 rows_A = np.searchsorted(self._fed_LA[step - 1], rows_A)
-            found.append(logits_AV.index_select(0, from_numpy(rows_A)))
+            whole = np.array_equal(rows_A, np.arange(len(logits_AV)))
+            found.append(logits_AV if whole else logits_AV.index_select(0, from_numpy(rows_A)))
         return found
 
     def replay(self, rows: Rows, owner_R: Ints, select_M: Ints) -> Replay:
