@@ -171,7 +171,7 @@ def test_a_chat_model_whose_base_lies_elsewhere(
     """Tied weights, shared key heads, byte pairs, a base that counts as large."""
     base = save(tmp_path / "model")
     monkeypatch.setattr(directories, "SMALL_BASE", 0)
-    config = smoke("canary", TINY_CHAT, {"model": {"pretrained": str(base)}})
+    config = smoke("canary", TINY_CHAT, {"model": {"pretrained": str(base), "dtype": "float32"}})
     context = worker_context(tmp_path / "cache")
     save_run(tmp_path / "r1", config, context.worker.cache_dir)
     alone, whole = tmp_path / "alone", tmp_path / "whole"
@@ -225,7 +225,11 @@ def elsewhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_plain_transformers_and_peft_in_another_environment(
     tmp_path: Path, elsewhere: Path, family: str
 ) -> None:
-    model = {"pretrained": str(save_family(tmp_path / "base", family)), "rank": 4}
+    model = {
+        "pretrained": str(save_family(tmp_path / "base", family)),
+        "rank": 4,
+        "dtype": "float32",
+    }
     context = worker_context(tmp_path / "cache")
     save_run(tmp_path / "r1", smoke("canary", TINY_CHAT, {"model": model}), tmp_path / "cache")
     out = tmp_path / "out"
@@ -286,7 +290,11 @@ def test_smollm2(tmp_path: Path) -> None:
     from tsgb.settings import load_settings
 
     context = worker_context(load_settings().cache_dir)
-    save_run(tmp_path / "r1", smoke("canary", TINY_CHAT), context.worker.cache_dir)
+    save_run(
+        tmp_path / "r1",
+        smoke("canary", TINY_CHAT, {"model": {"dtype": "float32"}}),
+        context.worker.cache_dir,
+    )
     export(context, tmp_path / "r1", tmp_path / "out")
     adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -105,6 +105,8 @@ class Engine(Protocol):
     """Name of the base in records."""
     sha256: str
     """Hex digest of the base's files; a checkpoint of adapters names the base it belongs to."""
+    dtype: str
+    """Dtype of the base's weights, by its name in torch; adapters are float32."""
     weights_sha256: str
     """Hex digest of the one file with the base's weights, by which checkpoints of earlier versions
     name the base; empty where the weights are several files."""

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def floats(values: Tensor) -> list[float]:
@@ -33,6 +33,11 @@ def int_rows(values: Tensor) -> list[list[int]]:
 def from_numpy(array: NDArray[np.generic]) -> Tensor:
     """Share an array's memory."""
     return cast("Tensor", cast("Any", torch).from_numpy(array))
+
+
+def dtype_name(module: nn.Module) -> str:
+    """Return the name of the dtype that a model's first weights have, as in `bfloat16`."""
+    return str(next(module.parameters()).dtype).removeprefix("torch.")
 
 
 def pieces(tensor: Tensor, size: int, dim: int = 0) -> tuple[Tensor, ...]:

@@ -31,6 +31,7 @@ from tsgb.checkpoint.documents import canonical_json, parse_json_object
 from tsgb.config import ModelConfig
 from tsgb.envs.pool import PoolAttack, PoolMember
 from tsgb.errors import CheckpointError
+from tsgb.logging import get_logger
 from tsgb.models.engine import Engine
 from tsgb.models.weights import load_parameters
 from tsgb.trainer.players import Player
@@ -135,6 +136,7 @@ def checkpoint_files(
         "adapter": config.adapter,
         "rank": config.rank,
         "selected": state.guards[state.best_guard] if state.guards else "",
+        **({"dtype": engine.dtype} if config.adapter == "lora" else {}),
         **({} if target is None else {"target": target.name, "target_sha256": target.sha256}),
     }
     files: dict[str, Buffer] = {}
@@ -183,6 +185,12 @@ def restore(
         groups, about = read_weights(files, role.weights_file)
         check_base(about, engine, "the checkpoint")
         check_target(about, target, "the checkpoint")
+        if about.get("dtype") not in {None, engine.dtype}:
+            get_logger().warning(
+                f"{role.weights_file} was trained on a base in {about['dtype']}, this machine has "
+                f"it in {engine.dtype}, which moves its scores: the threshold is chosen anew when "
+                "the next phase begins; to keep one dtype on all machines set model.dtype"
+            )
         load_parameters(role.player.parameters, groups.pop("current"))
         role.kept.clear()
         role.kept.update({name: FrozenTensors(tensors) for name, tensors in groups.items()})

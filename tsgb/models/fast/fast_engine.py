@@ -46,7 +46,7 @@ from tsgb.models.files import WEIGHTS
 from tsgb.models.labels import label_texts
 from tsgb.models.sampling import join, writing_of
 from tsgb.models.tokenizer import GuardRows, Tokenizer
-from tsgb.models.torch_typing import from_numpy, int_rows, ints
+from tsgb.models.torch_typing import dtype_name, from_numpy, int_rows, ints
 from tsgb.models.weights import save_weights
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
@@ -86,6 +86,7 @@ class FastEngine:
         self.sha256 = sha256
         self.weights_sha256 = sha256 if weights_sha256 is None else weights_sha256
         self.earlier_sha256 = ""
+        self.dtype = dtype_name(module)
         self.num_parameters = sum(p.numel() for p in module.parameters())
         self.shape = Shape.of(self.module.config)
         self.budget = None if memory is None else Budget.of(module, memory)

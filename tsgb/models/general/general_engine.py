@@ -40,7 +40,7 @@ from tsgb.models.planner import (
 from tsgb.models.recomputation import recomputed
 from tsgb.models.sampling import Completions, draw_uniforms, join, sample, writing_of
 from tsgb.models.tokenizer import GuardRows, Tokenizer
-from tsgb.models.torch_typing import int_rows, ints
+from tsgb.models.torch_typing import dtype_name, int_rows, ints
 from tsgb.models.weights import fingerprint
 from tsgb.types import GuardTemplate, Messages, TrainingText
 
@@ -88,6 +88,7 @@ class GeneralEngine:
         self.sha256 = sha256
         self.weights_sha256 = sha256 if weights_sha256 is None else weights_sha256
         self.earlier_sha256 = ""
+        self.dtype = dtype_name(module)
         self.lm = CausalLm(module, gradient_checkpointing=gradient_checkpointing)
         self.base = self.lm.base
         self.num_parameters = int(self.lm.module.num_parameters())  # two a byte in four bits
