@@ -82,8 +82,9 @@ class Workers:
 
     def build(self, arm: Arm) -> None:
         """Build the models that the run needs, in as many parts as there are workers at a time."""
-        run, num = self.open(arm), self._at_a_time(arm, self.settings.max_parallel)
+        run = self.open(arm)
         run.check_writable()  # a run that is resumed has written nothing yet
+        num = self._at_a_time(arm, self.settings.max_parallel)
         jobs = [
             self._job(
                 f"part {part + 1}",
