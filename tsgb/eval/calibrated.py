@@ -9,7 +9,7 @@ the arms   trained guards, from their checkpoints
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -21,6 +21,7 @@ from tsgb.envs.base import Environment
 from tsgb.guards.baselines import AllowAll, Oracle
 from tsgb.guards.classifier import TfidfClassifier
 from tsgb.guards.model import ModelGuard
+from tsgb.guards.watched import WatchedGuard
 from tsgb.models.engine import Engine
 from tsgb.models.weights import load_parameters
 from tsgb.protocols import Guard, Scores
@@ -98,10 +99,12 @@ def tfidf(env: Environment, config: RunConfig) -> CalibratedGuard:
     return calibrate("tfidf", TfidfClassifier(data), env, config)
 
 
-def untrained(env: Environment, engine: Engine, config: RunConfig) -> CalibratedGuard:
-    """Calibrate the base with its adapter off."""
+def untrained(
+    env: Environment, engine: Engine, config: RunConfig, tick: Callable[[], None]
+) -> CalibratedGuard:
+    """Calibrate the base with its adapter off; `tick` is called while it scores."""
     guard = ModelGuard(engine, engine.base, env.guard_template())
-    return calibrate("untrained", guard, env, config)
+    return calibrate("untrained", _watched(guard, tick), env, config)
 
 
 def trained(
@@ -111,8 +114,9 @@ def trained(
     engine: Engine,
     config: RunConfig,
     checkpoint_sha256: str,
+    tick: Callable[[], None],
 ) -> CalibratedGuard:
-    """Calibrate the selected guard of a checkpoint.
+    """Calibrate the selected guard of a checkpoint; `tick` is called while it scores.
 
     Raises:
         CheckpointError: It holds no guard yet, or belongs to another base.
@@ -123,4 +127,8 @@ def trained(
     role = engine.add_role(config.model, torch.Generator().manual_seed(0))
     load_parameters(engine.parameters(role), columns[selected])
     guard = ModelGuard(engine, role, env.guard_template())
-    return calibrate(name, guard, env, config, checkpoint_sha256)
+    return calibrate(name, _watched(guard, tick), env, config, checkpoint_sha256)
+
+
+def _watched(guard: Guard, tick: Callable[[], None]) -> Guard:
+    return WatchedGuard(guard, lambda _done, _total: tick())

@@ -94,6 +94,7 @@ class Evaluation:
         self.specs: dict[str, TargetSpec] = {name: env.targets()[name] for name in chosen}
         self._guards: list[CalibratedGuard] | None = None
         self._targets: dict[str, Target] = dict(own_targets or {})
+        self._on_tick: Callable[[], None] = lambda: None
 
     def fill(self, part: int, parts: int, report: Report, check: Callable[[], None]) -> None:
         """Make this part's cells.
@@ -101,20 +102,18 @@ class Evaluation:
         Args:
             part: from 0.
             parts: how many share the work.
-            report: progress.
-            check: called often; raises to stop.
+            report: progress, told again while a cell is made; a worker that is silent for long
+                counts as stalled.
+            check: called at each update and each piece of a score or answer; raises to stop.
         """
         cells = share(plan(self.config, list(self.specs)), part, parts)
         attackers: dict[int, FreshAttacker] = {}
-        ticks = 0
 
         def tick() -> None:
-            nonlocal ticks
             check()
-            ticks += 1
-            if ticks % 10 == 0:
-                report(done, len(cells), label)
+            report(done, len(cells), label)
 
+        self._on_tick = tick
         for done, cell in enumerate(cells):
             label = cell.name
             report(done, len(cells), label)
@@ -131,6 +130,9 @@ class Evaluation:
             self.registry.free_black_box()
             self.run.write_text(f"{self.directory}/cells/{cell.name}.json", json.dumps(content))
         report(len(cells), len(cells), "done")
+
+    def _tick(self) -> None:
+        self._on_tick()
 
     # -- cells -----------------------------------------------------------------------------
 
@@ -177,17 +179,17 @@ class Evaluation:
     def target(self, name: str) -> Target:
         """A target by name."""
         if name not in self._targets:
-            self._targets[name] = build_target(self.registry, self.specs[name])
+            self._targets[name] = build_target(self.registry, self.specs[name], self._tick)
         return self._targets[name]
 
     def guards(self) -> list[CalibratedGuard]:
         """All guards in table order."""
         if self._guards is None:
-            model = self.registry.base()
+            model, tick = self.registry.base(), self._tick
             found: list[CalibratedGuard | None] = [
                 calibrated.no_guard(),
                 calibrated.tfidf(self.env, self.config),
-                calibrated.untrained(self.env, model, self.config),
+                calibrated.untrained(self.env, model, self.config, tick),
             ]
             order = ["sft", "frozen", "selfplay"]
             refs = self.refs()
@@ -196,7 +198,9 @@ class Evaluation:
                 _, about = read_weights(files, "guard.safetensors")
                 check_target(about, self.registry.own_target(), f"guard {arm!r}")
                 found.append(
-                    calibrated.trained(arm, files, self.env, model, self.config, refs[arm].sha256)
+                    calibrated.trained(
+                        arm, files, self.env, model, self.config, refs[arm].sha256, tick
+                    )
                 )
             found.append(calibrated.oracle(self.env))
             self._guards = [guard for guard in found if guard is not None]

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,12 +51,13 @@ from tsgb.export.record import (
 )
 from tsgb.export.reports import figures_of
 from tsgb.guards.model import ModelGuard
+from tsgb.guards.watched import WatchedGuard
 from tsgb.models import smollm2
 from tsgb.models.device import has_bfloat16_units, pick_device, pick_dtype, release_memory
 from tsgb.models.engine import Engine
 from tsgb.models.files import WEIGHTS, sha256_of
 from tsgb.models.weights import load_parameters
-from tsgb.protocols import Guard, Scores
+from tsgb.protocols import Scores
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.state import read_role
 from tsgb.trainer.threshold import PRESETS, Threshold, min_calibration_size, preset_thresholds
@@ -70,10 +70,6 @@ GUARD_WEIGHTS = "guard.safetensors"
 ATTACKER_WEIGHTS = "attacker.safetensors"
 SELF_TEST_PROMPTS = 4
 """Calibration prompts that an export holds with their scores."""
-_REPORTED = 64
-"""Prompts that are scored between two reports."""
-
-
 OnCalibration = Callable[[Dtype, int, int], None]
 """Callback with a dtype, and with prompts scored and prompts in all of one pass over them."""
 
@@ -264,22 +260,6 @@ def _obstacle(source: Source, dtype: Dtype, wanted: Collection[Dtype]) -> str:
     return ""
 
 
-class _Watched:
-    """A guard that tells how far it is with its prompts."""
-
-    def __init__(self, guard: Guard, report: Callable[[int, int], None]) -> None:
-        self._guard = guard
-        self._report = report
-
-    def score(self, prompts: Sequence[str]) -> Scores:
-        """Return the scores of prompts, [N]."""
-        parts: list[Scores] = []
-        for start in range(0, len(prompts), _REPORTED):
-            parts.append(self._guard.score(prompts[start : start + _REPORTED]))
-            self._report(min(start + _REPORTED, len(prompts)), len(prompts))
-        return np.concatenate(parts) if parts else self._guard.score(prompts)
-
-
 def _measured(
     source: Source, weights: Mapping[str, Tensor], dtype: Dtype, on_calibration: OnCalibration
 ) -> _Measured:
@@ -287,7 +267,7 @@ def _measured(
     engine, config = source.bases.load(dtype), source.config
     role = engine.add_role(config.model, torch.Generator().manual_seed(0))
     load_parameters(engine.parameters(role), weights)
-    watched = _Watched(
+    watched = WatchedGuard(
         ModelGuard(engine, role, source.env.guard_template()), partial(on_calibration, dtype)
     )
     guard = calibrate(config.arm.value, watched, source.env, config, source.ref.sha256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from tsgb.errors import ConfigError
@@ -11,14 +12,22 @@ from tsgb.targets.local import ChatTarget, LoadedTarget, ReadoutTarget
 from tsgb.types import TargetSpec
 
 
-def build_target(registry: ModelRegistry, spec: TargetSpec) -> Target:
-    """Build the model behind a target spec: of the environment's own, or pretrained."""
+def build_target(
+    registry: ModelRegistry, spec: TargetSpec, tick: Callable[[], None] = lambda: None
+) -> Target:
+    """Build the model behind a target spec: of the environment's own, or pretrained.
+
+    Args:
+        registry: has the models.
+        spec: says which one.
+        tick: called between two batches of chats; what it raises ends the answering.
+    """
     if spec.pretrained:
         load = partial(registry.black_box, spec.pretrained)
-        return LoadedTarget(spec.name, load, spec.max_new_tokens)
+        return LoadedTarget(spec.name, load, spec.max_new_tokens, tick)
     if spec.max_new_tokens:
         role = registry.role(spec.name)
-        return ChatTarget(spec.name, registry.target(), role, spec.max_new_tokens)
+        return ChatTarget(spec.name, registry.target(), role, spec.max_new_tokens, tick)
     readout = registry.readout(spec.name)
     return ReadoutTarget(spec.name, readout, registry.tokenizer(), spec.answer)
 

@@ -44,16 +44,21 @@ class ReadoutTarget:
         return [Response(text=text) for text in texts]
 
 
+Tick = Callable[[], None]
 _CHATS = 64
 """Chats that an engine is given at once; it splits them further where memory is short. A weight is
 read once for a token of all rows, and rows end early: 64 rows took two thirds of the time of 8."""
+
+
+def _pass() -> None:
+    """Do nothing between two batches."""
 
 
 class ChatTarget:
     """A language model that generates its answer greedily."""
 
     def __init__(
-        self, name: str, engine: Engine, role: Role, max_new_tokens: int, batch: int = _CHATS
+        self, name: str, engine: Engine, role: Role, max_new_tokens: int, tick: Tick = _pass
     ) -> None:
         """Make a target of `role` of `engine`: its bare base, or an adapter on it.
 
@@ -62,21 +67,21 @@ class ChatTarget:
             engine: the model.
             role: which policy on it answers.
             max_new_tokens: limit of each answer.
-            batch: chats that the engine is given at once.
+            tick: called after each batch of chats; what it raises ends the answering.
         """
         self.name = name
         self._engine = engine
         self._role = role
         self._max_new_tokens = max_new_tokens
-        self._batch = batch
+        self._tick = tick
 
     def answer(self, chats: Sequence[Messages]) -> list[Response]:
         """See `tsgb.protocols.Target`."""
         responses: list[Response] = []
-        for start in range(0, len(chats), self._batch):
+        for start in range(0, len(chats), _CHATS):
             writing = self._engine.write(
                 self._role,
-                chats[start : start + self._batch],
+                chats[start : start + _CHATS],
                 group=1,
                 max_new_tokens=self._max_new_tokens,
                 generator=None,
@@ -85,28 +90,34 @@ class ChatTarget:
                 _response(text, finished=finished)
                 for text, finished in zip(writing.texts, flags(writing.finished_N), strict=True)
             ]
+            self._tick()
         return responses
 
 
 class LoadedTarget:
     """A chat model as it is, on an engine that is loaded only when it is asked."""
 
-    def __init__(self, name: str, load: Callable[[], Engine], max_new_tokens: int) -> None:
+    def __init__(
+        self, name: str, load: Callable[[], Engine], max_new_tokens: int, tick: Tick = _pass
+    ) -> None:
         """Load nothing yet.
 
         Args:
             name: name in tables.
             load: returns the engine; called for each batch, so that its owner may free it between.
             max_new_tokens: limit of each answer.
+            tick: as of `ChatTarget`.
         """
         self.name = name
         self._load = load
+        self._tick = tick
         self._max_new_tokens = max_new_tokens
 
     def answer(self, chats: Sequence[Messages]) -> list[Response]:
         """See `tsgb.protocols.Target`."""
         engine = self._load()
-        return ChatTarget(self.name, engine, engine.base, self._max_new_tokens).answer(chats)
+        chat = ChatTarget(self.name, engine, engine.base, self._max_new_tokens, self._tick)
+        return chat.answer(chats)
 
 
 def _response(text: str, *, finished: bool) -> Response:

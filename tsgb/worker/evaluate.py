@@ -42,6 +42,7 @@ class EvaluationProgress:
         self._clock = clock
         self._written_at = -1e9
         self._cells = (0, 0)
+        self._facts: dict[str, Any] = {}
 
     def filled(self, done: int, total: int, label: str) -> None:
         """Report that `done` of `total` cells are filled, and the name of the next one."""
@@ -58,12 +59,24 @@ class EvaluationProgress:
         facts = {"label": f"build {model}", "phase": f"build {model}"}
         self._write({**facts, "built": done, "build_total": total}, force=False)
 
+    def going_on(self) -> None:
+        """Report that the work of the last report goes on.
+
+        A flow takes a worker that reports nothing for `TSGB_STALL_SECONDS` for a stalled one.
+
+        Raises:
+            Interrupted: A signal came.
+        """
+        self._check()
+        if self._facts:
+            self._write(self._facts, force=False)
+
     def flush(self) -> None:
         """Wait a few seconds at most until the newest heartbeat is written."""
         self._writer.flush(FLUSH_SECONDS)
 
     def _write(self, facts: dict[str, Any], *, force: bool) -> None:
-        now = self._clock()
+        now, self._facts = self._clock(), facts
         if not force and now - self._written_at < self._writer.every_seconds:
             return
         self._written_at = now
@@ -113,7 +126,7 @@ def evaluate(
     added = Additions(
         black_boxes=config.model.black_boxes, target_class=target_class, judge_class=judge_class
     )
-    env, own = added.load_into(registry.env), added.load_targets(signals.check)
+    env, own = added.load_into(registry.env), added.load_targets(progress.going_on)
     evaluation = Evaluation(run, config, env, registry, eval_id, context.open, own)
     evaluation.fill(part, parts, progress.filled, signals.check)
     progress.flush()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.contexts import signalled, worker_context
-from tests.fakes.miniature import TRUST, miniature_config
+from tests.fakes.miniature import TRUST, miniature_config, world
 from tests.fakes.runs import save_run
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.errors import Interrupted, UsageError
 from tsgb.eval.request import plan, write_request
+from tsgb.eval.runner import Evaluation
+from tsgb.worker.build import make_registry
 from tsgb.worker.evaluate import EvaluationProgress, evaluate
 
 NAME = "reports/e1/progress-0.json"
@@ -72,6 +75,19 @@ class TestProgress:
         assert (told["phase"], told["built"], told["build_total"]) == ("build B_far", 200, 900)
         assert (told["done"], told["total"]) == (3, 40)
 
+    def test_an_answer_that_takes_long_is_no_stall(self) -> None:
+        self.progress.going_on()
+        self.progress.filled(1, 40, "B_far.0")
+        before = self.told()
+        self.seconds += 60
+        self.progress.going_on()
+        told = self.told()
+        assert told["updated_at"] != before["updated_at"]
+        assert (told["done"], told["label"]) == (1, "B_far.0")
+        self.stopped = True
+        with pytest.raises(Interrupted):
+            self.progress.going_on()
+
     def test_a_signal_ends_a_build(self) -> None:
         self.stopped = True
         with pytest.raises(Interrupted):
@@ -120,3 +136,26 @@ class TestEvaluate:
         context = worker_context(tmp_path / "cache", trust=TRUST)
         with pytest.raises(UsageError, match="has no evaluation 'e2'"):
             evaluate(context, run.run_url, "e2", 0, 1)
+
+    def test_the_streams_are_told_of_and_can_be_stopped_while_they_are_scored(
+        self, run: RunStore, tmp_path: Path
+    ) -> None:
+        """The scripted cell alone took longer than a stall on a slow machine."""
+        context = worker_context(tmp_path / "cache", trust=TRUST)
+        env, registry = world(), make_registry(CONFIG, context, lambda *_: None)
+        evaluation = Evaluation(run, CONFIG, env, registry, "e1", context.open)
+        told: list[str] = []
+        with pytest.raises(Interrupted):
+            evaluation.fill(0, 1, lambda *now: told.append(now[2]), stop_after(3))
+        assert told == ["scripted"] * 4
+        assert not run.list_if_present("reports/e1/cells")
+
+
+def stop_after(calls: int) -> Callable[[], None]:
+    left = iter(range(calls))
+
+    def check() -> None:
+        if next(left, None) is None:
+            raise Interrupted("stopped")
+
+    return check
