@@ -58,12 +58,12 @@ def read_verdict(evidence: Evidence, setup: Setup, *, min_seeds: int = MIN_SEEDS
 
 
 def left_out(evidence: Evidence, setup: Setup) -> list[str]:
-    """Return the names of added black boxes that leak too little un-guarded."""
-    return [
-        target.name
-        for target in setup.targets
-        if target.added and not evidence.measurable("adaptive_asr", target.name)
-    ]
+    """Return the names of added black boxes that were attacked un-guarded, and leak too little.
+
+    One that was not attacked is a condition that was not measured.
+    """
+    added = [evidence.unguarded("adaptive_asr", t.name) for t in setup.targets if t.added]
+    return [found.target for found in added if found.asr is not None and not found.measurable]
 
 
 def _beats(evidence: Evidence, metric: str, versus: str, target: str | None) -> ConditionRecord:

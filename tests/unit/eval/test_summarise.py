@@ -426,6 +426,21 @@ def test_a_black_box_of_the_users_that_never_leaks_is_left_out_by_name(
     )
 
 
+def test_a_black_box_of_the_users_that_was_not_attacked_is_not_left_out(
+    with_mine: list[Item],
+) -> None:
+    for gone in (None, "none"):
+        kept = [
+            i
+            for i in with_mine
+            if (i.target, i.source) != ("mine", ItemSource.ADAPTIVE)
+            or gone not in {None, i.against}
+        ]
+        verdict = read(kept, *fake.TARGETS, MINE).verdict
+        assert (verdict.shown, verdict.left_out) == (False, [])
+        assert [c.met for c in verdict.conditions if "mine" in c.text] == [None]
+
+
 def test_one_kind_of_attack_that_never_leaks_has_no_denominator(with_mine: list[Item]) -> None:
     few = MINE.model_copy(update={"min_leaks": 1, "min_asr": 0.0})
     quiet = without_leaks(with_mine, "mine", keep=0)
