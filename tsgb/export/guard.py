@@ -133,7 +133,7 @@ class Source:
         model, run = self.config.model, self.run_dtype
         if run != "auto":
             return run
-        found = pick_dtype(model.dtype, pick_device(model.device))
+        found = pick_dtype(model, pick_device(model.device))
         return "bfloat16" if found is torch.bfloat16 else "float32"
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tsgb.config import ModelConfig
 from tsgb.errors import ConfigError
 from tsgb.models.dtypes import cpu_has_units
 from tsgb.models.machine_memory import main_memory
@@ -35,12 +36,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of frozen weights; `auto` is bfloat16 where a device multiplies in it."""
+def pick_dtype(model: ModelConfig, device: torch.device) -> torch.dtype:
+    """Return the dtype of frozen weights; `auto` is bfloat16 where a device multiplies in it.
+
+    Whole weights that are trained begin as they are: with them `auto` is float32.
+    """
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name in named:
-        return named[name]
-    return torch.bfloat16 if has_bfloat16_units(device) else torch.float32
+    if model.dtype in named:
+        return named[model.dtype]
+    coarse = model.adapter == "lora" and has_bfloat16_units(device)
+    return torch.bfloat16 if coarse else torch.float32
 
 
 def has_bfloat16_units(device: torch.device) -> bool:

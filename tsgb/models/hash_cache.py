@@ -91,5 +91,10 @@ def _read(entry: Path, facts: dict[str, int | str]) -> str | None:
 def _write(entry: Path, content: dict[str, int | str]) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=entry.parent, delete=False) as file:
-        json.dump(content, file)
+        try:
+            json.dump(content, file)
+            file.flush()
+        except OSError:
+            Path(file.name).unlink()
+            raise
     Path(file.name).replace(entry)

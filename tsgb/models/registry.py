@@ -257,7 +257,7 @@ class ModelRegistry:
             start=start,
             texts=digest(texts),
             device=device.type,
-            dtype=str(pick_dtype(self._config.model.dtype, device)),
+            dtype=str(pick_dtype(self._config.model, device)),
         )
         unfinished = Unfinished(self._cache, key)
 
@@ -365,7 +365,7 @@ def make_engine(
     """
     device = pick_device(config.device)
     check_quantization(quantization, str(device))
-    dtype, memory = pick_dtype(config.dtype, device), memory_of(device).shared_by(memory_shares)
+    dtype, memory = pick_dtype(config, device), memory_of(device).shared_by(memory_shares)
     dtype_name = str(dtype).removeprefix("torch.")
     sizes = ModelSizes.read(read_json(directory / CONFIG))
     if models is None and sizes is not None:

@@ -178,7 +178,9 @@ def workers_at_a_time(
 
 
 def _dtype(model: ModelConfig, device: DeviceMemory) -> str:
-    return auto_dtype(device.device) if model.dtype == "auto" else model.dtype
+    if model.dtype != "auto":
+        return model.dtype
+    return "float32" if model.adapter == "full" else auto_dtype(device.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +235,7 @@ class Requirements:
             arms: Number of arms that are trained, each by a worker of its own.
             workers: How workers share this machine; without it one has all of it.
         """
-        model, work = model or ModelConfig(), work or TrainingWork()
+        model, work = model or ModelConfig(adapter="lora"), work or TrainingWork()
         trained = [base] if target is None else [base, target]
         unknown = [facts.family for facts in trained if facts.sizes is None]
         here = card = None

@@ -23,9 +23,10 @@ def test_a_machine_without_cards_computes_on_its_cpu() -> None:
             pick_device(name)
     with pytest.raises(ConfigError, match="'mps': torch finds no Metal device"):
         pick_device("mps")
-    assert pick_dtype("float32", CPU) is torch.float32
-    assert pick_dtype("bfloat16", CPU) is torch.bfloat16
-    assert str(pick_dtype("auto", CPU)) == f"torch.{auto_dtype('cpu')}"
+    assert pick_dtype(ModelConfig(dtype="float32"), CPU) is torch.float32
+    assert pick_dtype(ModelConfig(dtype="bfloat16"), CPU) is torch.bfloat16
+    assert str(pick_dtype(ModelConfig(adapter="lora"), CPU)) == f"torch.{auto_dtype('cpu')}"
+    assert pick_dtype(ModelConfig(adapter="full"), CPU) is torch.float32
 
 
 def test_defaults_are_not_stored_and_other_values_are() -> None:
