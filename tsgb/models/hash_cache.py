@@ -10,9 +10,11 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tsgb.checkpoint.documents import parse_json_object
 from tsgb.models.files import sha256_of
@@ -21,6 +23,8 @@ DIRECTORY = "hashes"
 """Name of the directory in the cache of models."""
 _LEAST_BYTES = 2**20
 """Size below which a file is hashed as fast as its entry is read."""
+_MOST_BYTES = 2**14
+"""Size above which an entry is not ours: paths are much shorter."""
 _SETTLED_NS = 2 * 10**9
 """Nanoseconds for which a file must not have changed before it was hashed: with coarser clocks of a
 file system, a change right after the hash would leave the times as they were."""
@@ -75,17 +79,34 @@ def _facts(path: Path) -> dict[str, int | str]:
 def _read(entry: Path, facts: dict[str, int | str]) -> str | None:
     """Return the hash in an entry; None unless it is of this very file, ours and whole."""
     try:
-        written = entry.stat(follow_symlinks=False)
-        if written.st_uid != os.geteuid() or written.st_size > 2**14:
-            return None
-        said = parse_json_object(entry.read_text("utf-8"))
+        said, written_ns = _content(entry)
     except (OSError, ValueError):
         return None
     digest = said.pop("sha256", None)
-    settled = written.st_mtime_ns - int(facts["mtime_ns"]) > _SETTLED_NS
-    if said != facts or not settled or not isinstance(digest, str):
+    # A file's mtime can be set to any time, its ctime cannot.
+    changed_ns = max(int(facts["mtime_ns"]), int(facts["ctime_ns"]))
+    if said != facts or written_ns - changed_ns <= _SETTLED_NS or not isinstance(digest, str):
         return None
     return digest if _SHA256.fullmatch(digest) else None
+
+
+def _content(entry: Path) -> tuple[dict[str, Any], int]:
+    """Return what an entry says, and the time at which it was written, in ns.
+
+    Raises:
+        OSError: It is not there, or no file of this user.
+        ValueError: It is longer than any entry, or no JSON object.
+    """
+    # Without O_NONBLOCK opening a pipe would wait for a writer.
+    descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(f"{entry} is no file of this user")
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"{entry} is too long")
+    return parse_json_object(data), found.st_mtime_ns
 
 
 def _write(entry: Path, content: dict[str, int | str]) -> None:

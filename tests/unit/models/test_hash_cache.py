@@ -20,6 +20,8 @@ from tsgb.setting_groups import HubSettings
 SIZE = 2**20
 OTHER = "0" * 64
 """A hash that is no file's: where it comes out, an entry was believed."""
+BLANKS = " " * 2**14
+"""What makes an entry longer than any that is written."""
 
 
 @pytest.fixture
@@ -54,6 +56,19 @@ def change(entry: Path, **changes: Any) -> None:
     entry.write_text(json.dumps(json.loads(entry.read_text()) | changes))
 
 
+def behind_a_link(entry: Path) -> None:
+    """Put an entry elsewhere, with a link in its place."""
+    real = entry.parent.parent / "real"
+    entry.rename(real)
+    entry.symlink_to(real)
+
+
+def settle(entry: Path) -> None:
+    """Let an entry be written long after its file changed; only a clock sets a file's ctime."""
+    at = entry.stat().st_mtime_ns + 3600 * 10**9
+    os.utime(entry, ns=(at, at))
+
+
 def hash_of(letter: bytes) -> str:
     return sha256(SIZE * letter).hexdigest()
 
@@ -63,6 +78,7 @@ def test_a_file_that_has_not_changed_is_not_read_again(
 ) -> None:
     assert cache.sha256_of(path) == hash_of(b"a")
     change(entry_of(tmp_path), sha256=OTHER)
+    settle(entry_of(tmp_path))
     assert cache.sha256_of(path) == OTHER
     link = tmp_path / "link"
     link.symlink_to(path)
@@ -73,13 +89,16 @@ def test_a_changed_file_of_the_same_size_is_noticed(
     cache: HashCache, path: Path, tmp_path: Path
 ) -> None:
     cache.sha256_of(path)
+    settle(entry_of(tmp_path))
     fill(path, b"b", hours_ago=1)
     assert cache.sha256_of(path) == hash_of(b"b")
+    settle(entry_of(tmp_path))
     kept = path.stat()
     fill(path, b"c")
     os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
     assert path.stat().st_mtime_ns == kept.st_mtime_ns
     assert cache.sha256_of(path) == hash_of(b"c"), "its time was put back"
+    settle(entry_of(tmp_path))
     other = tmp_path / "other"
     fill(other, b"d")
     os.utime(other, ns=(kept.st_atime_ns, kept.st_mtime_ns))
@@ -87,11 +106,12 @@ def test_a_changed_file_of_the_same_size_is_noticed(
     assert cache.sha256_of(path) == hash_of(b"d"), "another file took its place"
 
 
+@pytest.mark.parametrize("hours_ago", [0, 2], ids=["written", "written, and its time put back"])
 def test_a_file_that_changed_a_moment_ago_may_change_again_unnoticed(
-    cache: HashCache, path: Path, tmp_path: Path
+    cache: HashCache, path: Path, tmp_path: Path, hours_ago: int
 ) -> None:
     """Clocks of file systems may be coarse: its entry is believed when it was hashed later."""
-    path.write_bytes(SIZE * b"e")
+    fill(path, b"e", hours_ago=hours_ago)
     cache.sha256_of(path)
     change(entry_of(tmp_path), sha256=OTHER)
     assert cache.sha256_of(path) == hash_of(b"e")
@@ -112,13 +132,18 @@ def test_a_file_that_changed_a_moment_ago_may_change_again_unnoticed(
         lambda entry: change(entry, sha256=OTHER, path="2f"),
         lambda entry: change(entry, sha256=OTHER, more=1),
         lambda entry: (entry.unlink(), entry.mkdir()),
+        lambda entry: change(entry, sha256=OTHER) or entry.write_text(entry.read_text() + BLANKS),
+        lambda entry: (change(entry, sha256=OTHER), behind_a_link(entry)),
+        lambda entry: (entry.unlink(), os.mkfifo(entry)),
     ],
 )
 def test_a_damaged_entry_is_ignored(
     cache: HashCache, path: Path, tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
     cache.sha256_of(path)
-    damage(entry_of(tmp_path))
+    entry = entry_of(tmp_path)
+    damage(entry)
+    settle(entry)
     assert cache.sha256_of(path) == hash_of(b"a")
 
 
@@ -127,6 +152,7 @@ def test_an_entry_of_another_user_is_ignored(cache: HashCache, path: Path, tmp_p
     cache.sha256_of(path)
     change(entry_of(tmp_path), sha256=OTHER)
     os.chown(entry_of(tmp_path), 12345, -1)
+    settle(entry_of(tmp_path))
     assert cache.sha256_of(path) == hash_of(b"a")
 
 
@@ -149,7 +175,8 @@ def test_a_model_is_known_by_its_hashes_and_a_changed_one_by_others(tmp_path: Pa
     fill(weights, b"a")
     first = fetch(str(model), HubSettings(), cache_dir).identity
     assert first == fetch(str(model), HubSettings(), cache_dir).identity == identity(model)
-    assert entry_of(tmp_path).is_file()
+    settle(entry_of(tmp_path))
+    assert first == fetch(str(model), HubSettings(), cache_dir).identity
     fill(weights, b"b", hours_ago=1)
     changed = fetch(str(model), HubSettings(), cache_dir).identity
     assert changed == identity(model)
