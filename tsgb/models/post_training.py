@@ -209,8 +209,6 @@ def _restore(parameters: Mapping[str, nn.Parameter], optimizer: AdamW, data: byt
     if data is None:
         return 0
     tensors, about = decode_tensors(data)
-    if _DONE not in about:  # an earlier version wrote it in another form
-        return 0
     load_parameters(parameters, {name: tensors[f"{_ADAPTER}{name}"] for name in parameters})
     moments = {
         name.removeprefix(_OPTIMIZER): tensor

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from tests.fakes.chat_model import save_chat_model
@@ -104,14 +103,6 @@ def test_a_damaged_state_is_left_out(engine: Engine, tmp_path: Path) -> None:
     [file] = (tmp_path / "b.unfinished").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert equal(train(engine, Unfinished(tmp_path, "b")), train(engine, Unfinished(tmp_path, "a")))
-
-
-def test_a_state_in_the_form_of_an_earlier_version_is_left_out(
-    engine: Engine, tmp_path: Path
-) -> None:
-    earlier = Unfinished(tmp_path, "b")
-    earlier.write(save({"done/": torch.tensor(8)}))
-    assert equal(train(engine, earlier), train(engine, Unfinished(tmp_path, "a")))
 
 
 def test_it_learns_what_the_texts_say_whatever_the_number_of_threads(
