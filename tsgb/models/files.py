@@ -33,7 +33,7 @@ TOKENIZER = (
 """Names of the files that a tokenizer may consist of."""
 DESCRIPTION = (CONFIG, GENERATION, INDEX, *TOKENIZER)
 """Names of all files but the weights; a few MB."""
-_NOT_COMPUTED = frozenset(
+NOT_COMPUTED = frozenset(
     {
         "_model_name_or_path",
         "_name_or_path",
@@ -50,7 +50,7 @@ _NOT_COMPUTED = frozenset(
         "use_cache",
     }
 )
-"""Keys of config.json that no pass depends on; any other key may enter the arithmetic."""
+"""Keys of config.json that no pass of any model depends on; others may enter the arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def _configurations(directory: Path) -> dict[str, str]:
     """Return the digests of what a model's configurations say of its outputs, by file name."""
     config = read_json(directory / CONFIG)
     facts: dict[str, dict[str, Any]] = {
-        CONFIG: {k: config[k] for k in config.keys() - _NOT_COMPUTED}
+        CONFIG: {k: config[k] for k in config.keys() - NOT_COMPUTED}
     }
     if (directory / GENERATION).is_file():
         ends = read_json(directory / GENERATION).get("eos_token_id")

@@ -20,7 +20,7 @@ from tsgb.checkpoint.documents import parse_json_object
 from tsgb.errors import ConfigError
 from tsgb.models.fast.network import EMBEDDING, HEAD, NORM, Shape
 from tsgb.models.fast.recipes import add_parameter
-from tsgb.models.files import weight_files
+from tsgb.models.files import NOT_COMPUTED, weight_files
 
 Check = Callable[[Any], bool]
 """Tells whether `network.py` computes a model with this value of a key."""
@@ -67,27 +67,15 @@ _ALLOWED: Mapping[str, Check] = {
     "rms_norm_eps": lambda value: isinstance(value, int | float),
     **dict.fromkeys(
         (
+            *NOT_COMPUTED,
+            "attention_dropout",
+            "is_llama_config",
+            "max_position_embeddings",
             "model_type",
             "rope_parameters",
             "rope_scaling",
             "rope_theta",
             "tie_word_embeddings",
-            "_model_name_or_path",
-            "_name_or_path",
-            "architectures",
-            "attention_dropout",
-            "bos_token_id",
-            "dtype",
-            "eos_token_id",
-            "initializer_range",
-            "is_llama_config",
-            "max_position_embeddings",
-            "pad_token_id",
-            "torch_dtype",
-            "transformers.js_config",
-            "transformers_version",
-            "unk_token_id",
-            "use_cache",
         ),
         _anything,
     ),
