@@ -5,10 +5,12 @@ It knows the layout of a run in the store. It starts nothing and knows no Prefec
 
 from __future__ import annotations
 
+import json
 import secrets
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from flows.workers import Workers
 from tsgb.checkpoint.documents import canonical_json
@@ -27,11 +29,18 @@ from tsgb.errors import CheckpointError, ConfigError
 from tsgb.eval import request as requests
 from tsgb.eval.additions import Additions, choose_targets
 from tsgb.plugins import Trust
-from tsgb.run_options import RunOptions
+from tsgb.run_options import RunOptions, flag_of
 from tsgb.types import CheckpointRef
 
 CONFIG = "config.json"
 IDENTITY = "flow.json"
+_OPTIONS = {
+    **{name: name for name in ("profile", "env", "seed", "world_seed")},
+    "model.pretrained": "model",
+    "model.target": "target_model",
+    "model.black_boxes": "black_boxes",
+}
+"""Options of a run by the value of its configuration that they decide; --set decides the others."""
 
 
 def new_run_id(now: datetime) -> str:
@@ -108,12 +117,42 @@ def _write_config(workers: Workers, arm: Arm, config: RunConfig) -> None:
     except FileNotFoundError:
         run.write_text(CONFIG, config.canonical())
         return
-    for name, there, here in parse_config(text, origin).differences(config):
-        raise ConfigError(
-            f"run {run.run_id!r} exists with another configuration "
-            f"({name} is {there!r} there, {here!r} here): "
-            "resume it with the options it was started with, or choose another --run-id"
-        )
+    differences = list(parse_config(text, origin).differences(config))
+    if not differences:
+        return
+    values = ", ".join(
+        f"{name} is {there!r} there, {here!r} here" for name, there, here in differences
+    )
+    raise ConfigError(
+        f"run {run.run_id!r} exists with another configuration ({values}): it was begun with "
+        "other options, or by a version of tsgb whose profile "
+        f"{config.profile.value!r} had other values. To resume it {_way_back(differences)}, or "
+        "choose another --run-id"
+    )
+
+
+def _way_back(differences: Sequence[tuple[str, Any, Any]]) -> str:
+    """Return what to change in a command so that it describes the run that exists."""
+    changes = [
+        _change(flag_of(_OPTIONS[name]).name, there)
+        for name, there, _ in differences
+        if name in _OPTIONS
+    ]
+    if {"profile", "env"}.isdisjoint(name for name, _, _ in differences):
+        pairs = [
+            f"{name}={json.dumps(there)}" for name, there, _ in differences if name not in _OPTIONS
+        ]
+        added = " ".join(f"--set {shlex.quote(pair)}" for pair in pairs)
+        changes += [f"add {added}"] if added else []
+    # Otherwise the sizes follow from the profile of that world.
+    return " and ".join(changes)
+
+
+def _change(option: str, value: Any) -> str:
+    if not value and not isinstance(value, int):
+        return f"leave {option} away"
+    values = cast("Sequence[object]", value) if isinstance(value, tuple) else [value]
+    return "give " + " ".join(f"{option} {shlex.quote(str(one))}" for one in values)
 
 
 def trained_arms(workers: Workers) -> dict[Arm, CheckpointRef]:

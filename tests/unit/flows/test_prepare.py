@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from flows.prepare import (
 from flows.workers import Workers
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.checkpoint.urls import is_run_id
+from tsgb.cli.options import parse_overrides
 from tsgb.config import Arm, Profile, RunConfig
 from tsgb.errors import ConfigError, UsageError
 from tsgb.run_options import RunOptions
@@ -63,6 +66,47 @@ def test_configs_are_written_once_and_not_changed(workers: Workers, tmp_path: Pa
         ConfigError, match=r"'r1' .*guard\.batch is \d+ there, 7 here.*another --run-id"
     ):
         write_configs(workers, configs(overrides={"guard": {"batch": 7}}))
+
+
+EARLIER = {
+    "segments": 3,
+    "attacker": {"sft_steps": 7},
+    "guard": {"batch": 9, "loss": "sampled_pg"},
+    "checkpoint_interval": 4,
+}
+
+
+def test_a_run_of_an_earlier_profile_is_resumed_by_what_the_message_says(workers: Workers) -> None:
+    """The sizes of a profile change between versions; the command that began a run does not."""
+    write_configs(workers, configs(overrides=EARLIER))
+    with pytest.raises(ConfigError) as refused:
+        write_configs(workers, configs())
+    message = str(refused.value)
+    assert "guard.batch is 9 there, 64 here" in message
+    assert "by a version of tsgb whose profile 'smoke' had other values" in message
+    found = re.search(r"To resume it add (.*), or choose another --run-id", message)
+    assert found
+    words = shlex.split(found[1])
+    assert set(words[::2]) == {"--set"}
+    write_configs(workers, configs(overrides=parse_overrides(words[1::2])))
+
+
+@pytest.mark.parametrize(
+    ("began", "now", "way"),
+    [
+        ({"seed": 1}, {}, "give --seed 1"),
+        ({"seed": 0}, {"seed": 1}, "give --seed 0"),
+        ({}, {"profile": Profile.DEMO}, "give --profile smoke"),
+        ({}, {"model": "a/b"}, "leave --model away"),
+        ({"black_boxes": ["a b", "c"]}, {}, "give --black-box 'a b' --black-box c"),
+    ],
+)
+def test_another_option_is_named_with_the_value_that_it_had(
+    workers: Workers, began: dict[str, Any], now: dict[str, Any], way: str
+) -> None:
+    write_configs(workers, configs(**began))
+    with pytest.raises(ConfigError, match=f"To resume it {way}, or choose another --run-id"):
+        write_configs(workers, configs(**now))
 
 
 def test_the_key_changes_with_the_run(workers: Workers, tmp_path: Path) -> None:
