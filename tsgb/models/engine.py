@@ -98,6 +98,14 @@ class TokenStatistics(NamedTuple):
     """[N, L] KL(role || base): exact, or estimated from the token alone (`k3_kl`)."""
 
 
+Tick = Callable[[], None]
+"""Called while something takes long; what it raises ends that."""
+
+
+def no_tick() -> None:
+    """Report nothing."""
+
+
 class Engine(Protocol):
     """A causal language model with roles."""
 
@@ -119,6 +127,8 @@ class Engine(Protocol):
     """Tokenizer of the base and all roles."""
     micro_batch_tokens: int
     """Most tokens whose activations are kept at once; 0 for an engine that splits no batches."""
+    tick: Tick
+    """Called after each batch of scores or losses and each token of a writing."""
 
     @property
     def base(self) -> Role:

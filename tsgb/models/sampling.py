@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsgb.models.engine import Writing
+from tsgb.models.engine import Tick, Writing, no_tick
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import flags, from_numpy, int_rows, ints
 
@@ -65,6 +65,7 @@ def sample(
     uniforms_NL: Tensor | None,
     temperature: float = 1.0,
     openings: Sequence[Sequence[int]] | None = None,
+    tick: Tick = no_tick,
 ) -> Completions:
     """Sample one completion for each row of a decoder.
 
@@ -77,6 +78,7 @@ def sample(
         uniforms_NL: [N, max_new_tokens] numbers in [0, 1) that decide; greedy when None.
         temperature: divides the logits, here and in every recomputed log-probability.
         openings: N forced starts (may be empty lists), one a completion.
+        tick: called after each token.
     """
     logits_AV = decoder.logits()
     device = logits_AV.device
@@ -118,6 +120,7 @@ def sample(
             decoder.keep(keep)
         decoder.feed(token)
         logits_AV = decoder.logits()
+        tick()
     L, wrote = len(slots), torch.cat(written).cpu()
     slot = torch.cat(slots).cpu()[wrote]
     empty = torch.full((num * max_new_tokens,), pad, device="cpu")

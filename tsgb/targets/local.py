@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tsgb.models.engine import Engine, Readout, Role
+from tsgb.models.engine import Engine, Readout, Role, Tick, no_tick
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import flags, int_rows
 from tsgb.types import Messages, Response
@@ -44,21 +44,16 @@ class ReadoutTarget:
         return [Response(text=text) for text in texts]
 
 
-Tick = Callable[[], None]
 _CHATS = 64
 """Chats that an engine is given at once; it splits them further where memory is short. A weight is
 read once for a token of all rows, and rows end early: 64 rows took two thirds of the time of 8."""
-
-
-def _pass() -> None:
-    """Do nothing between two batches."""
 
 
 class ChatTarget:
     """A language model that generates its answer greedily."""
 
     def __init__(
-        self, name: str, engine: Engine, role: Role, max_new_tokens: int, tick: Tick = _pass
+        self, name: str, engine: Engine, role: Role, max_new_tokens: int, tick: Tick = no_tick
     ) -> None:
         """Make a target of `role` of `engine`: its bare base, or an adapter on it.
 
@@ -98,7 +93,7 @@ class LoadedTarget:
     """A chat model as it is, on an engine that is loaded only when it is asked."""
 
     def __init__(
-        self, name: str, load: Callable[[], Engine], max_new_tokens: int, tick: Tick = _pass
+        self, name: str, load: Callable[[], Engine], max_new_tokens: int, tick: Tick = no_tick
     ) -> None:
         """Load nothing yet.
 

@@ -18,15 +18,13 @@ from torch import Tensor
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.rollout import judge_attacks, play
-from tsgb.models.engine import Engine
+from tsgb.models.engine import Engine, Tick
 from tsgb.models.weights import load_parameters, snapshot
 from tsgb.protocols import Target
 from tsgb.trainer.players import AttackerPlayer, draw_openings
 from tsgb.types import Attack, Judgement, Response, Scenario, Split
 
 Score = Callable[[Sequence[str]], Sequence[float]]
-Tick = Callable[[], None]
-"""Called after each update, for progress and for signals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from tsgb.checkpoint.run import RunLock, RunStore
@@ -159,6 +160,9 @@ class TrainingAttempt:
             trainer.load(files)
             self._metrics = self.checkpointer.earlier_metrics(trainer.state.step)
         self.trainer = trainer
+        # What takes long between two updates, such as a calibration, is no stall.
+        for engine in (registry.base(), registry.target()):
+            engine.tick = partial(self._write_heartbeat, trainer)
         return trainer
 
     def _metrics_text(self) -> str:
@@ -183,7 +187,8 @@ class TrainingAttempt:
                 **self.checkpointer.facts(),
                 "metrics": _rounded(self._last),
             }
-            self._put_heartbeat(trainer.state.step, facts)
+            # Within an update the trainer may have counted it already, but it is not done.
+            self._put_heartbeat(self._last.get("step", trainer.state.step), facts)
         if force:
             self._heartbeat.flush(FLUSH_SECONDS)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Mapping
-from itertools import count
+from contextlib import suppress
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.contexts import worker_context
-from tests.fakes.miniature import TRUST, miniature_config
+from tests.fakes.miniature import TRUST, MiniatureEnvironment, miniature_config
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.errors import Interrupted, LeaseLost, TrainingFailed, UsageError
@@ -125,6 +126,34 @@ def test_work_after_the_last_checkpoint_is_done_again_and_told_once(
     other = open_run(str(tmp_path / "store" / "r2"))
     undisturbed = attempt(other, context).train(None)
     assert content(run, ref) == content(other, undisturbed)
+
+
+def test_a_calibration_is_told_of_while_it_goes_on(
+    run: RunStore, context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that reports nothing for ten minutes is killed; large models take longer."""
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def watched(name: str) -> None:
+        method = getattr(MiniatureEnvironment, name)
+
+        def call(*given: Any) -> Any:
+            with suppress(FileNotFoundError):
+                seen.append((name, run.read_json("heartbeats/0001.json")))
+            return method(*given)
+
+        monkeypatch.setattr(MiniatureEnvironment, name, call)
+
+    watched("stream")  # draws prompts of a calibration
+    watched("read")  # reads what the attacker wrote after it
+    attempt(run, context).train(None)
+    told = [
+        (before["updated_at"], after["updated_at"])
+        for (name, before), (following, after) in pairwise(seen)
+        if (name, following) == ("stream", "read") and before["step"] == after["step"]
+    ]
+    assert told
+    assert all(before != after for before, after in told)
 
 
 def test_heartbeats_say_what_would_survive(run: RunStore, context: WorkerContext) -> None:

@@ -21,10 +21,12 @@ from tsgb.config import ModelConfig
 from tsgb.models.engine import (
     LARGE_VOCABULARY,
     Role,
+    Tick,
     TokenStatistics,
     Writing,
     full_kl,
     k3_kl,
+    no_tick,
 )
 from tsgb.models.fast.adapters import Adapter, BaseWeights, FullAdapter, LoraAdapter, MergedLora
 from tsgb.models.fast.budget import Budget
@@ -93,6 +95,7 @@ class FastEngine:
         self.base = BaseWeights.of(module, self.budget)
         self.vocabulary = self.base.tensor(HEAD).shape[0]
         self.micro_batch_tokens = 0
+        self.tick: Tick = no_tick
         self._frozen: FrozenRole | None = None
 
     # -- roles -----------------------------------------------------------------------------
@@ -155,15 +158,15 @@ class FastEngine:
         verdict = (asked.unsafe_id, asked.safe_id)
         if self.base.small:
             frozen = own.frozen()
-            parts = [
-                self._score(frozen, asked.rows[start : start + SCORE_BATCH], verdict)
-                for start in range(0, len(asked.rows), SCORE_BATCH)
-            ]
+            parts: list[Tensor] = []
+            for start in range(0, len(asked.rows), SCORE_BATCH):
+                parts.append(self._score(frozen, asked.rows[start : start + SCORE_BATCH], verdict))
+                self.tick()
             return torch.cat(parts)
         if self._frozen is None or not self._frozen.is_of(own):
             self._frozen = None  # its memory goes first
             self._frozen = FrozenRole(own, self.shape)
-        return self._frozen.score_rows(asked)
+        return self._frozen.score_rows(asked, self.tick)
 
     def _scores(self, weights: Weights, template: GuardTemplate, prompts: Sequence[str]) -> Tensor:
         words = self.tokenizer.verdict(template)
@@ -219,6 +222,7 @@ class FastEngine:
                     temperature=temperature,
                     openings=forced and forced[number * num * group : (number + 1) * num * group],
                     tape=tape,
+                    tick=self.tick,
                 )
                 for number, rows in enumerate(batches)
             ],

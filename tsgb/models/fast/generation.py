@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from tsgb.models.engine import Tick, no_tick
 from tsgb.models.fast.decoding import Decoder
 from tsgb.models.fast.network import Shape, Weights
 from tsgb.models.fast.packing import Rows
@@ -27,6 +28,7 @@ def generate(
     temperature: float = 1.0,
     openings: Sequence[Sequence[int]] | None = None,
     tape: Tape | None = None,
+    tick: Tick = no_tick,
 ) -> Completions:
     """Sample `group` completions for each prompt; greedy when `generator` is None.
 
@@ -42,6 +44,7 @@ def generate(
         temperature: divides the logits, here and in every recomputed log-probability.
         openings: N forced starts (may be empty lists), one a completion.
         tape: keeps what is computed.
+        tick: called after each token.
     """
     num = len(prompts.counts_R) * group
     return sample(
@@ -53,4 +56,5 @@ def generate(
         uniforms_NL=draw_uniforms(generator, num, max_new_tokens),
         temperature=temperature,
         openings=openings,
+        tick=tick,
     )

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from tsgb.models.engine import LEAST_OPENING
+from tsgb.models.engine import LEAST_OPENING, Tick
 from tsgb.models.fast.adapters import Adapter, BaseWeights
 from tsgb.models.fast.kernels import rms_norm
 from tsgb.models.fast.network import EMBEDDING, HEAD, NORM, Shape, feed_forward
@@ -62,8 +62,8 @@ class FrozenRole:
         return role is self._role and _state(role) == self._state
 
     @torch.no_grad()
-    def score_rows(self, asked: GuardRows) -> Tensor:
-        """Return logit(unsafe) - logit(safe) after each row, [R]."""
+    def score_rows(self, asked: GuardRows, tick: Tick) -> Tensor:
+        """Return logit(unsafe) - logit(safe) after each row, [R]; `tick` follows each batch."""
         opening = asked.opening if len(asked.opening) >= LEAST_OPENING else []
         opened: list[int] = []
         others: list[int] = []
@@ -83,6 +83,7 @@ class FrozenRole:
                 states_RE = self._run(rows, self._past(opening[:start]), None)
                 unsafe_R, safe_R = F.linear(states_RE, head_2E).float().unbind(-1)
                 found_R[batch] = unsafe_R - safe_R
+                tick()
         return found_R
 
     def _past(self, opening: list[int]) -> list[_Past] | None:

@@ -21,10 +21,12 @@ from tsgb.models.engine import (
     LARGE_VOCABULARY,
     LEAST_OPENING,
     Role,
+    Tick,
     TokenStatistics,
     Writing,
     full_kl,
     k3_kl,
+    no_tick,
 )
 from tsgb.models.general.batches import Row, flattened, micro_batches
 from tsgb.models.general.cache_decoder import CacheDecoder
@@ -95,6 +97,7 @@ class GeneralEngine:
         self.vocabulary = int(self.lm.module.config.get_text_config().vocab_size)
         self._directory = directory
         self.micro_batch_tokens = micro_batch_tokens
+        self.tick: Tick = no_tick
         values = CPU_HEAD_VALUES if self.lm.device.type == "cpu" else HEAD_VALUES
         self._read_opening: tuple[Any, ReadRows] | None = None
         self._head_positions = max(1, values // self.vocabulary)
@@ -249,6 +252,7 @@ class GeneralEngine:
                 uniforms_NL=None if uniforms_NL is None else uniforms_NL[rows],
                 temperature=temperature,
                 openings=forced and [forced[row] for row in rows],
+                tick=self.tick,
             )
 
         parts: list[Completions] = []
@@ -384,6 +388,7 @@ class GeneralEngine:
             parts.append(
                 run(numbers_M) if len(batches) == 1 else recomputed(run, numbers_M, parameters)
             )
+            self.tick()
         inverse = torch.tensor(order, device=self.lm.device).argsort()
         return torch.cat(parts).index_select(0, inverse)
 
