@@ -114,6 +114,11 @@ class ModelConfig(_Frozen):
     """How the weights of `target` are held: `none`: in `dtype`; `4bit`: in NF4, on CUDA cards only.
     `none` is not stored: configurations of earlier versions keep their hash."""
 
+    @property
+    def earlier_dtype(self) -> str:
+        """Dtype of files that name none: before they did, `auto` was float32 on every CPU."""
+        return "float32" if self.dtype == "auto" else self.dtype
+
     @model_validator(mode="after")
     def _only_a_target_is_quantized(self) -> ModelConfig:
         if self.target_quantization != "none" and not self.target:

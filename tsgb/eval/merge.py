@@ -37,9 +37,10 @@ from tsgb.eval.records import (
     TargetRecord,
 )
 from tsgb.eval.report import render_report
-from tsgb.eval.request import plan, read_request
+from tsgb.eval.request import dtype_of_cell, plan, read_request
 from tsgb.eval.summarise import summarise
 from tsgb.eval.transcripts import TRANSCRIPTS, Transcript, choose_adaptive
+from tsgb.logging import get_logger
 
 FIXED_ORDER = ("none", "tfidf", "untrained", "sft", "frozen", "selfplay")
 NOT_MEASURED = (
@@ -69,6 +70,8 @@ class _Cells:
     """Games that the report shows: scripted ones, then a few of each guard and target."""
     request: Mapping[str, Any]
     """The evaluation's request."""
+    dtype: str
+    """Dtype that the models were computed in."""
 
 
 def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -> Summary:
@@ -86,6 +89,9 @@ def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -
     """
     _check(parts)
     cells = [_read(part, env, eval_id) for part in parts]
+    if len({c.dtype for c in cells}) > 1:
+        found = ", ".join(f"{p.run.run_id} in {c.dtype}" for p, c in zip(parts, cells, strict=True))
+        get_logger().warning(f"the report pools seeds that were computed in two dtypes: {found}")
     try:
         summary = summarise(
             (item for c in cells for item in c.items),
@@ -133,6 +139,7 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
     extras: Mapping[str, Any] = {}
     scripted: list[Transcript] = []
     adaptive: list[Transcript] = []
+    dtypes: set[str] = set()
     for cell in plan(part.config, targets):
         try:
             content = part.run.read_json(f"{directory}/cells/{cell.name}.json")
@@ -148,11 +155,18 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
                 f"{part.run.run_url}/{directory}/cells/{cell.name}.json is no cell of this version "
                 f"({type(error).__name__}): delete it, then evaluate again"
             ) from error
+        dtypes.add(dtype_of_cell(content, part.config))
         if cell.target is None:
             extras, scripted = content, games
         else:
             adaptive += games
-    return _Cells(items, extras, [*scripted, *choose_adaptive(adaptive)], request)
+    if len(dtypes) > 1:
+        raise UsageError(
+            f"cells of evaluation {eval_id} of {part.run.run_url} were computed in "
+            f"{' and '.join(sorted(dtypes))}, which a report does not mix: evaluate again, on "
+            "machines that compute in the same one"
+        )
+    return _Cells(items, extras, [*scripted, *choose_adaptive(adaptive)], request, dtypes.pop())
 
 
 def _setup(

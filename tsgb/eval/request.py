@@ -19,6 +19,8 @@ from tsgb.errors import UsageError
 from tsgb.types import CheckpointRef
 
 _REQUEST = "request.json"
+_DTYPES = ("float32", "bfloat16")
+"""Dtypes that a cell may name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,12 @@ def read_request(run: RunStore, eval_id: str) -> dict[str, Any]:
         raise UsageError(
             f"run {run.run_url} has no evaluation {eval_id!r}: stage 2 writes its request first"
         ) from error
+
+
+def dtype_of_cell(content: Mapping[str, Any], config: RunConfig) -> str:
+    """Return the dtype that the models of a cell of a run were computed in."""
+    named = content.get("dtype", config.model.earlier_dtype)
+    return named if named in _DTYPES else "an unknown dtype"
 
 
 def share(cells: Sequence[EvaluationCell], part: int, parts: int) -> list[EvaluationCell]:

@@ -26,9 +26,10 @@ from tsgb.eval.additions import choose_targets
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.cells import adaptive_items, scripted_items
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
-from tsgb.eval.request import EvaluationCell, plan, read_request, share
+from tsgb.eval.request import EvaluationCell, dtype_of_cell, plan, read_request, share
 from tsgb.eval.transcripts import TRANSCRIPTS
 from tsgb.judges.exact import ExactJudge
+from tsgb.logging import get_logger
 from tsgb.models.registry import ModelRegistry
 from tsgb.models.weights import load_parameters
 from tsgb.protocols import Target
@@ -106,7 +107,10 @@ class Evaluation:
                 counts as stalled.
             check: called at each update and each piece of a score or answer; raises to stop.
         """
-        cells = share(plan(self.config, list(self.specs)), part, parts)
+        everything = plan(self.config, list(self.specs))
+        cells = share(everything, part, parts)
+        dtype, dtypes = self.registry.dtype, {self._dtype_of(cell) for cell in everything}
+        complete = len(dtypes) == 1 and None not in dtypes
         attackers: dict[int, FreshAttacker] = {}
 
         def tick() -> None:
@@ -117,8 +121,15 @@ class Evaluation:
         for done, cell in enumerate(cells):
             label = cell.name
             report(done, len(cells), label)
-            if self._exists(f"cells/{cell.name}.json"):
+            found = self._dtype_of(cell)
+            if found == dtype or (found is not None and complete):
                 continue
+            if found is not None:
+                get_logger().warning(
+                    f"cell {cell.name} was computed in {found}, this machine computes in {dtype}: "
+                    "it is made anew, since a report does not mix them; to keep one dtype on all "
+                    "machines set model.dtype in new runs"
+                )
             if cell.target is None:
                 content = self._scripted()
             else:
@@ -127,6 +138,7 @@ class Evaluation:
                         self.env, self.registry.base(), self.config, cell.br_seed, tick
                     )
                 content = self._adaptive(cell, attackers[cell.br_seed])
+            content["dtype"] = dtype
             self.registry.free_black_box()
             self.run.write_text(f"{self.directory}/cells/{cell.name}.json", json.dumps(content))
         report(len(cells), len(cells), "done")
@@ -164,15 +176,15 @@ class Evaluation:
             "transcripts": TRANSCRIPTS.dump_python(games, mode="json"),
         }
 
-    def _exists(self, name: str) -> bool:
-        """Return whether a cell is there and whole; half of one, of a killed worker, is not."""
+    def _dtype_of(self, cell: EvaluationCell) -> str | None:
+        """Return the dtype of a cell that is there and whole; half of one is none."""
         try:
-            self.run.read_json(f"{self.directory}/{name}")
+            content = self.run.read_json(f"{self.directory}/cells/{cell.name}.json")
         except StoreUnreachable:
             raise
         except (FileNotFoundError, StoreError):
-            return False
-        return True
+            return None
+        return dtype_of_cell(content, self.config)
 
     # -- what is evaluated -------------------------------------------------------------------
 

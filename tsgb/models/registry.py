@@ -93,6 +93,14 @@ class ModelRegistry:
         self.hashes: dict[str, str] = {}
         """Hash of each pretrained model that was loaded, by what it is and its short name."""
 
+    @property
+    def dtype(self) -> str:
+        """Dtype of frozen weights on this machine, by its name in torch; nothing is loaded."""
+        if not self._recipes["base"].pretrained:
+            return "float32"
+        model = self._config.model
+        return str(pick_dtype(model, pick_device(model.device))).removeprefix("torch.")
+
     def names(self) -> list[str]:
         """Return the names of all recipes; a recipe follows the one that it starts from."""
         return sorted(self._recipes, key=lambda name: len(self._ancestors(name)))

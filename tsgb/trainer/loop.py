@@ -476,6 +476,7 @@ class Trainer:
             rng=self.rng,
             generator=self.generator,
             target=self.target,
+            earlier_dtype=self.config.model.earlier_dtype,
         )
 
     def _roles(self) -> list[SavedRole]:

@@ -172,8 +172,18 @@ def restore(
     rng: Random,
     generator: torch.Generator,
     target: Engine | None = None,
+    earlier_dtype: str = "float32",
 ) -> TrainerState:
     """Put what five files and their parts hold into fresh roles and generators.
+
+    Args:
+        files: the five files and their parts.
+        engine: the base that they must belong to.
+        roles: attacker and guard.
+        rng: generator of the game.
+        generator: generator of the models.
+        target: the model of the targets, if it is one of its own.
+        earlier_dtype: dtype of the base where adapters name none, as of earlier versions.
 
     Returns:
         The other state.
@@ -185,11 +195,14 @@ def restore(
         groups, about = read_weights(files, role.weights_file)
         check_base(about, engine, "the checkpoint")
         check_target(about, target, "the checkpoint")
-        if about.get("dtype") not in {None, engine.dtype}:
+        named = about.get("dtype")
+        if about.get("adapter") == "lora" and (named or earlier_dtype) != engine.dtype:
+            origin = named or f"{earlier_dtype} (by an earlier version, whose files name no dtype)"
             get_logger().warning(
-                f"{role.weights_file} was trained on a base in {about['dtype']}, this machine has "
-                f"it in {engine.dtype}, which moves its scores: the threshold is chosen anew when "
-                "the next phase begins; to keep one dtype on all machines set model.dtype"
+                f"{role.weights_file} was trained on a base in {origin}, this machine has it in "
+                f"{engine.dtype}, which moves its scores: the threshold is chosen anew when the "
+                "next phase begins, and targets that are trained on the base are trained anew; to "
+                "keep one dtype on all machines set model.dtype in new runs"
             )
         load_parameters(role.player.parameters, groups.pop("current"))
         role.kept.clear()

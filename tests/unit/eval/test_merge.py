@@ -18,7 +18,7 @@ from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig, make_config
 from tsgb.envs import make_environment
 from tsgb.envs.glyph import GlyphEnvironment
-from tsgb.errors import StoreError
+from tsgb.errors import StoreError, UsageError
 from tsgb.eval.merge import Part, merge
 from tsgb.eval.records import Provenance, Summary, TargetRecord
 from tsgb.eval.request import plan, read_request, write_request
@@ -128,6 +128,16 @@ def test_the_time_is_that_of_the_evaluation_not_of_the_training(evaluated: Evalu
         "tsgb experiment --profile smoke --env glyph --seed 0 --arms selfplay,sft "
         "--set evaluation.bootstrap=100"
     )
+
+
+def test_cells_of_two_dtypes_are_no_report(evaluated: Evaluated) -> None:
+    run = evaluated(asked=timedelta(seconds=50))
+    name = f"reports/e1/cells/{run.list('reports/e1/cells')[0]}"
+    run.write_json(name, {**run.read_json(name), "dtype": "bfloat16"})
+    with pytest.raises(UsageError, match=r"in bfloat16 and float32, .*: evaluate again"):
+        made(run)
+    run.write_json(name, {**run.read_json(name), "dtype": "float32"})
+    assert made(run), "cells of earlier versions, which name none, are in float32"
 
 
 def test_runs_of_several_seeds_count_from_the_first_request(evaluated: Evaluated) -> None:

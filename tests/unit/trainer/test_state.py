@@ -165,6 +165,23 @@ def test_a_base_in_another_dtype_goes_on_with_a_warning(capsys: pytest.CaptureFi
     )
 
 
+def test_adapters_of_an_earlier_version_count_as_of_a_base_in_float32(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = open_run(str(GOLDEN))
+    config = parse_config(run.read_text("config.json"), "config.json")
+    found = CheckpointReader(run).newest_valid(pytest.fail)
+    assert found is not None
+    trainer = make_trainer(config)
+    trainer.load(found[1])
+    assert not capsys.readouterr().err
+    trainer.engine.dtype = "bfloat16"  # as on a machine with units for it
+    trainer.load(found[1])
+    told = capsys.readouterr().err
+    assert "float32 (by an earlier version, whose files name no dtype)" in told
+    assert "this machine has it in bfloat16" in told
+
+
 def test_a_checkpoint_of_another_version_is_refused() -> None:
     trainer = make_trainer(miniature_config())
     files = trainer.files()

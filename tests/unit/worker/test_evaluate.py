@@ -126,6 +126,28 @@ class TestEvaluate:
         assert run.read_json(f"reports/e1/cells/{marked}") == {"items": []}, "it was there already"
         assert run.read_bytes(f"reports/e1/cells/{name}") == before[name], "it is made again alike"
 
+    def test_cells_of_another_dtype_are_made_anew_where_one_is_missing(
+        self, run: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A run of an earlier version, or of another machine, may go on in another dtype."""
+        context = worker_context(tmp_path / "cache", trust=TRUST)
+        evaluate(context, run.run_url, "e1", 0, 1)
+        folder, names = "reports/e1/cells", run.list("reports/e1/cells")
+        made = {name: run.read_bytes(f"{folder}/{name}") for name in names}
+        for name in names:
+            run.write_json(f"{folder}/{name}", {"items": [], "dtype": "bfloat16"})
+        evaluate(context, run.run_url, "e1", 0, 1)
+        assert all(run.read_json(f"{folder}/{name}")["items"] == [] for name in names)
+
+        run.delete(f"{folder}/{names[0]}")
+        capsys.readouterr()
+        evaluate(context, run.run_url, "e1", 0, 1)
+        assert {name: run.read_bytes(f"{folder}/{name}") for name in names} == made
+        told = capsys.readouterr().err
+        assert told.count("was computed in bfloat16, this machine computes in float32") == (
+            len(names) - 1
+        )
+
     def test_a_signal_ends_it_and_no_cell_is_half_made(self, run: RunStore, tmp_path: Path) -> None:
         with pytest.raises(Interrupted, match="stopped by SIGTERM"):
             evaluate(signalled(tmp_path / "cache", trust=TRUST), run.run_url, "e1", 0, 1)
