@@ -56,9 +56,27 @@ class CalibratedGuard:
 
 
 def calibrate(
-    name: str, guard: Guard, env: Environment, config: RunConfig, checkpoint_sha256: str = ""
+    name: str,
+    guard: Guard,
+    env: Environment,
+    config: RunConfig,
+    checkpoint_sha256: str = "",
+    report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> CalibratedGuard:
-    """Put a guard at the run's false-positive budget."""
+    """Put a guard at the run's false-positive budget.
+
+    It is asked piece by piece, here and afterwards. In bfloat16 a score depends on what else is in
+    its batch, so one guard has one threshold only where all who calibrate it take equal pieces.
+
+    Args:
+        name: name in tables.
+        guard: gives the scores.
+        env: the run's world.
+        config: the run's configuration.
+        checkpoint_sha256: hash (hex) of the guard's checkpoint.
+        report: called with the numbers of prompts scored and in all, see `WatchedGuard`.
+    """
+    guard = WatchedGuard(guard, report)
     benign = guard.score(calibration_prompts(env, config))
     rule = config.calibration
     threshold = np_threshold(benign, rule.fpr, rule.delta)
@@ -104,7 +122,7 @@ def untrained(
 ) -> CalibratedGuard:
     """Calibrate the base with its adapter off; `tick` is called while it scores."""
     guard = ModelGuard(engine, engine.base, env.guard_template())
-    return calibrate("untrained", _watched(guard, tick), env, config)
+    return calibrate("untrained", guard, env, config, report=_calls(tick))
 
 
 def trained(
@@ -127,8 +145,8 @@ def trained(
     role = engine.add_role(config.model, torch.Generator().manual_seed(0))
     load_parameters(engine.parameters(role), columns[selected])
     guard = ModelGuard(engine, role, env.guard_template())
-    return calibrate(name, _watched(guard, tick), env, config, checkpoint_sha256)
+    return calibrate(name, guard, env, config, checkpoint_sha256, _calls(tick))
 
 
-def _watched(guard: Guard, tick: Callable[[], None]) -> Guard:
-    return WatchedGuard(guard, lambda _done, _total: tick())
+def _calls(tick: Callable[[], None]) -> Callable[[int, int], None]:
+    return lambda _done, _total: tick()

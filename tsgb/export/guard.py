@@ -51,7 +51,6 @@ from tsgb.export.record import (
 )
 from tsgb.export.reports import figures_of
 from tsgb.guards.model import ModelGuard
-from tsgb.guards.watched import WatchedGuard
 from tsgb.models import smollm2
 from tsgb.models.device import has_bfloat16_units, pick_device, pick_dtype, release_memory
 from tsgb.models.engine import Engine
@@ -267,10 +266,14 @@ def _measured(
     engine, config = source.bases.load(dtype), source.config
     role = engine.add_role(config.model, torch.Generator().manual_seed(0))
     load_parameters(engine.parameters(role), weights)
-    watched = WatchedGuard(
-        ModelGuard(engine, role, source.env.guard_template()), partial(on_calibration, dtype)
+    guard = calibrate(
+        config.arm.value,
+        ModelGuard(engine, role, source.env.guard_template()),
+        source.env,
+        config,
+        source.ref.sha256,
+        partial(on_calibration, dtype),
     )
-    guard = calibrate(config.arm.value, watched, source.env, config, source.ref.sha256)
     rule, benign = _calibrated(guard)
     prompts = calibration_prompts(source.env, config)[:SELF_TEST_PROMPTS]
     calibration = DtypeCalibration(
