@@ -128,7 +128,8 @@ class Engine(Protocol):
     micro_batch_tokens: int
     """Most tokens whose activations are kept at once; 0 for an engine that splits no batches."""
     tick: Tick
-    """Called after each batch of scores or losses and each token of a writing."""
+    """Called after each batch of `score_all`, each token of a writing, and each part of an update
+    that is split. It changes nothing of what is computed."""
 
     @property
     def base(self) -> Role:
