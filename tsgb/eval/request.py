@@ -16,7 +16,7 @@ from typing import Any
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
 from tsgb.errors import UsageError
-from tsgb.types import CheckpointRef
+from tsgb.types import CheckpointRef, StreamKind
 
 _REQUEST = "request.json"
 _DTYPES = ("float32", "bfloat16")
@@ -102,12 +102,35 @@ def dtype_of_cell(content: Mapping[str, Any], config: RunConfig) -> str:
     return named if named in _DTYPES else "an unknown dtype"
 
 
-def share(cells: Sequence[EvaluationCell], part: int, parts: int) -> list[EvaluationCell]:
+def scripted_weight(config: RunConfig, num_targets: int, num_guards: int) -> float:
+    """Return the time of the scripted streams over that of an adaptive cell, in answers of targets.
+
+    It came within a tenth of measured times of canary's `demo` (1.5) and `paper` (.7).
+
+    Args:
+        config: Configuration of the run.
+        num_targets: Targets that each scripted attack is sent to.
+        num_guards: Guards that a fresh attacker is trained against, the absent one included.
+    """
+    sizes, attacker = config.evaluation, config.attacker
+    updates = sizes.warmup_steps + sizes.attack_steps
+    trained = updates * attacker.scenarios_per_step * attacker.group_size
+    streams = sum(stream.harmful for stream in StreamKind)
+    return streams * sizes.scripted * num_targets / (num_guards * (trained + sizes.prompts))
+
+
+def share(
+    cells: Sequence[EvaluationCell], part: int, parts: int, scripted: float
+) -> list[EvaluationCell]:
     """Return a contiguous share: cells of one best-response seed reuse its supervised start.
 
-    The scripted streams, on which nothing is trained, count as half a cell.
+    Args:
+        cells: All cells.
+        part: Number of the share, from 0.
+        parts: Number of shares.
+        scripted: Time of the scripted streams, in adaptive cells.
     """
-    weights = [0.5 if cell.target is None else 1.0 for cell in cells]
+    weights = [scripted if cell.target is None else 1.0 for cell in cells]
     ends = list(accumulate(weights))
     middles = [end - weight / 2 for end, weight in zip(ends, weights, strict=True)]
     return [

@@ -26,7 +26,14 @@ from tsgb.eval.additions import choose_targets
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.cells import adaptive_items, scripted_items
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
-from tsgb.eval.request import EvaluationCell, dtype_of_cell, plan, read_request, share
+from tsgb.eval.request import (
+    EvaluationCell,
+    dtype_of_cell,
+    plan,
+    read_request,
+    scripted_weight,
+    share,
+)
 from tsgb.eval.transcripts import TRANSCRIPTS
 from tsgb.judges.exact import ExactJudge
 from tsgb.logging import get_logger
@@ -108,7 +115,10 @@ class Evaluation:
             check: called at each update and each piece of a score or answer; raises to stop.
         """
         everything = plan(self.config, list(self.specs))
-        cells = share(everything, part, parts)
+        # Without a guard, before the baselines, and before each trained guard.
+        attacked = 3 + len(self.refs())
+        weight = scripted_weight(self.config, len(self.specs), attacked)
+        cells = share(everything, part, parts, weight)
         dtype, dtypes = self.registry.dtype, {self._dtype_of(cell) for cell in everything}
         complete = len(dtypes) == 1 and None not in dtypes
         attackers: dict[int, FreshAttacker] = {}

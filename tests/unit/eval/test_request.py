@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsgb.eval.request import EvaluationCell, share
+from tsgb.config import make_config
+from tsgb.envs.canary import CanaryEnvironment
+from tsgb.eval.request import EvaluationCell, scripted_weight, share
 
 
 @given(targets=st.integers(0, 6), seeds=st.integers(1, 4), parts=st.integers(1, 9))
 def test_shares_are_pieces_of_the_whole(targets: int, seeds: int, parts: int) -> None:
     attacked = [EvaluationCell(f"B{n}", seed) for seed in range(seeds) for n in range(targets)]
     cells = [EvaluationCell(), *attacked]
-    shares = [share(cells, part, parts) for part in range(parts)]
+    shares = [share(cells, part, parts, 0.5) for part in range(parts)]
     assert [cell for part in shares for cell in part] == cells
     most = max(sum(cell.target is not None for cell in part) for part in shares)
     assert most <= len(attacked) / parts + 1
 
 
-def test_the_streams_of_four_targets_go_with_two_of_them() -> None:
+@pytest.mark.parametrize(("profile", "num_cells"), [("demo", [2, 3]), ("paper", [3, 2])])
+def test_streams_count_by_the_answers_that_they_ask_for(profile: str, num_cells: list[int]) -> None:
+    """Canary's `demo` asks for more answers than its attackers do, and its `paper` for fewer."""
+    sizes = CanaryEnvironment(world_seed=0).profile(profile)
+    config = make_config({"profile": profile, "env": "canary"}, sizes)
     cells = [EvaluationCell(), *(EvaluationCell(name) for name in ("T", "A", "B", "C"))]
-    assert [len(share(cells, part, 2)) for part in range(2)] == [3, 2]
+    weight = scripted_weight(config, 4, 6)
+    assert [len(share(cells, part, 2, weight)) for part in range(2)] == num_cells

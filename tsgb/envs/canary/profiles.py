@@ -90,7 +90,8 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
     # the target's answer), .13 a prompt of a guard update, .05 a score. All guards are calibrated
     # anew after each round, so the sample is small: a budget of 5 % leaves three false alarms of
     # 149, where one of 2 % would make the highest benign score the threshold. 300 scripted attacks
-    # leave 100 leaking prompts from an un-guarded ASR of 1/3 on.
+    # leave 100 leaking prompts from an un-guarded ASR of 1/3 on; with 240, and attackers of one
+    # update less, B_near had no denominator.
     "demo": {
         **_SHARED,
         "attacker": {**_SHORT_ATTACKER, "sft_steps": 20, "warmup_steps": 3},
