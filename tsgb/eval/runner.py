@@ -119,8 +119,8 @@ class Evaluation:
         attacked = 3 + len(self.refs())
         weight = scripted_weight(self.config, len(self.specs), attacked)
         cells = share(everything, part, parts, weight)
-        dtype, dtypes = self.registry.dtype, {self._dtype_of(cell) for cell in everything}
-        complete = len(dtypes) == 1 and None not in dtypes
+        dtype, dtypes = self.registry.dtype, {cell: self._dtype_of(cell) for cell in everything}
+        complete = len(set(dtypes.values())) == 1 and None not in dtypes.values()
         attackers: dict[int, FreshAttacker] = {}
 
         def tick() -> None:
@@ -131,7 +131,7 @@ class Evaluation:
         for done, cell in enumerate(cells):
             label = cell.name
             report(done, len(cells), label)
-            found = self._dtype_of(cell)
+            found = dtypes[cell]
             if found == dtype or (found is not None and complete):
                 continue
             if found is not None:
