@@ -123,7 +123,7 @@ def check_same(
     ref, files = load(str(run))
     config = read_config(context.open(ref.run_url))
     registry = make_registry(config, context, lambda _name, _done, _total: None)
-    ours = trained(config.arm.value, files, registry.env, registry.base(), config, ref.sha256, int)
+    ours = trained(config.arm.value, files, registry.env, registry.base(), config, ref.sha256)
     scores = ours.score(prompts)
     said = theirs(out, without_tsgb(tmp_path), prompts, *words)
     assert len(prompts) >= 50

@@ -117,12 +117,10 @@ def tfidf(env: Environment, config: RunConfig) -> CalibratedGuard:
     return calibrate("tfidf", TfidfClassifier(data), env, config)
 
 
-def untrained(
-    env: Environment, engine: Engine, config: RunConfig, tick: Callable[[], None]
-) -> CalibratedGuard:
-    """Calibrate the base with its adapter off; `tick` is called while it scores."""
+def untrained(env: Environment, engine: Engine, config: RunConfig) -> CalibratedGuard:
+    """Calibrate the base with its adapter off."""
     guard = ModelGuard(engine, engine.base, env.guard_template())
-    return calibrate("untrained", guard, env, config, report=_calls(tick))
+    return calibrate("untrained", guard, env, config)
 
 
 def trained(
@@ -132,9 +130,8 @@ def trained(
     engine: Engine,
     config: RunConfig,
     checkpoint_sha256: str,
-    tick: Callable[[], None],
 ) -> CalibratedGuard:
-    """Calibrate the selected guard of a checkpoint; `tick` is called while it scores.
+    """Calibrate the selected guard of a checkpoint.
 
     Raises:
         CheckpointError: It holds no guard yet, or belongs to another base.
@@ -145,8 +142,4 @@ def trained(
     role = engine.add_role(config.model, torch.Generator().manual_seed(0))
     load_parameters(engine.parameters(role), columns[selected])
     guard = ModelGuard(engine, role, env.guard_template())
-    return calibrate(name, guard, env, config, checkpoint_sha256, _calls(tick))
-
-
-def _calls(tick: Callable[[], None]) -> Callable[[int, int], None]:
-    return lambda _done, _total: tick()
+    return calibrate(name, guard, env, config, checkpoint_sha256)

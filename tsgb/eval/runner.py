@@ -102,7 +102,6 @@ class Evaluation:
         self.specs: dict[str, TargetSpec] = {name: env.targets()[name] for name in chosen}
         self._guards: list[CalibratedGuard] | None = None
         self._targets: dict[str, Target] = dict(own_targets or {})
-        self._on_tick: Callable[[], None] = lambda: None
 
     def fill(self, part: int, parts: int, report: Report, check: Callable[[], None]) -> None:
         """Make this part's cells.
@@ -127,7 +126,7 @@ class Evaluation:
             check()
             report(done, len(cells), label)
 
-        self._on_tick = tick
+        self.registry.tick = tick
         for done, cell in enumerate(cells):
             label = cell.name
             report(done, len(cells), label)
@@ -152,9 +151,6 @@ class Evaluation:
             self.registry.free_black_box()
             self.run.write_text(f"{self.directory}/cells/{cell.name}.json", json.dumps(content))
         report(len(cells), len(cells), "done")
-
-    def _tick(self) -> None:
-        self._on_tick()
 
     # -- cells -----------------------------------------------------------------------------
 
@@ -201,17 +197,17 @@ class Evaluation:
     def target(self, name: str) -> Target:
         """A target by name."""
         if name not in self._targets:
-            self._targets[name] = build_target(self.registry, self.specs[name], self._tick)
+            self._targets[name] = build_target(self.registry, self.specs[name])
         return self._targets[name]
 
     def guards(self) -> list[CalibratedGuard]:
         """All guards in table order."""
         if self._guards is None:
-            model, tick = self.registry.base(), self._tick
+            model = self.registry.base()
             found: list[CalibratedGuard | None] = [
                 calibrated.no_guard(),
                 calibrated.tfidf(self.env, self.config),
-                calibrated.untrained(self.env, model, self.config, tick),
+                calibrated.untrained(self.env, model, self.config),
             ]
             order = ["sft", "frozen", "selfplay"]
             refs = self.refs()
@@ -220,9 +216,7 @@ class Evaluation:
                 _, about = read_weights(files, "guard.safetensors")
                 check_target(about, self.registry.own_target(), f"guard {arm!r}")
                 found.append(
-                    calibrated.trained(
-                        arm, files, self.env, model, self.config, refs[arm].sha256, tick
-                    )
+                    calibrated.trained(arm, files, self.env, model, self.config, refs[arm].sha256)
                 )
             found.append(calibrated.oracle(self.env))
             self._guards = [guard for guard in found if guard is not None]

@@ -20,7 +20,7 @@ from tsgb.errors import ConfigError
 from tsgb.models.cache import Unfinished, cache_key, cached_tensors
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.device import memory_of, pick_device, pick_dtype, release_memory
-from tsgb.models.engine import Engine, Readout, Role
+from tsgb.models.engine import Engine, Readout, Role, Tick, no_tick
 from tsgb.models.fast.fast_engine import FastEngine
 from tsgb.models.fast.pretrained import can_load, load_pretrained
 from tsgb.models.fast.recipes import make_module, readout, train
@@ -92,6 +92,8 @@ class ModelRegistry:
         self._adapters: dict[str, tuple[Role, str]] = {}
         self.hashes: dict[str, str] = {}
         """Hash of each pretrained model that was loaded, by what it is and its short name."""
+        self.tick: Tick = no_tick
+        """What all engines of this registry call, loaded or not yet; see `Engine.tick`."""
 
     @property
     def dtype(self) -> str:
@@ -155,6 +157,7 @@ class ModelRegistry:
             else:
                 module, sha256 = self._module("base")
                 self._base = FastEngine(module, self.tokenizer(), name="base", sha256=sha256)
+                self._base.tick = self._tick
         return self._base
 
     def target(self) -> Engine:
@@ -329,7 +332,11 @@ class ModelRegistry:
             memory_shares=self._memory_shares,
         )
         engine.earlier_sha256 = earlier
+        engine.tick = self._tick
         return engine
+
+    def _tick(self) -> None:
+        self.tick()
 
     def _models(self) -> ModelsInMemory | None:
         """Return the sizes of the run's pretrained models; None if that of the base is unknown."""

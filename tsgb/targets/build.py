@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from tsgb.errors import ConfigError
@@ -12,22 +11,14 @@ from tsgb.targets.local import ChatTarget, LoadedTarget, ReadoutTarget
 from tsgb.types import TargetSpec
 
 
-def build_target(
-    registry: ModelRegistry, spec: TargetSpec, tick: Callable[[], None] = lambda: None
-) -> Target:
-    """Build the model behind a target spec: of the environment's own, or pretrained.
-
-    Args:
-        registry: has the models.
-        spec: says which one.
-        tick: called between two batches of chats; what it raises ends the answering.
-    """
+def build_target(registry: ModelRegistry, spec: TargetSpec) -> Target:
+    """Build the model behind a target spec: of the environment's own, or pretrained."""
     if spec.pretrained:
         load = partial(registry.black_box, spec.pretrained)
-        return LoadedTarget(spec.name, load, spec.max_new_tokens, tick)
+        return LoadedTarget(spec.name, load, spec.max_new_tokens)
     if spec.max_new_tokens:
         role = registry.role(spec.name)
-        return ChatTarget(spec.name, registry.target(), role, spec.max_new_tokens, tick)
+        return ChatTarget(spec.name, registry.target(), role, spec.max_new_tokens)
     readout = registry.readout(spec.name)
     return ReadoutTarget(spec.name, readout, registry.tokenizer(), spec.answer)
 

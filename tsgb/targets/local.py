@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tsgb.models.engine import Engine, Readout, Role, Tick, no_tick
+from tsgb.models.engine import Engine, Readout, Role
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import flags, int_rows
 from tsgb.types import Messages, Response
@@ -52,9 +52,7 @@ read once for a token of all rows, and rows end early: 64 rows took two thirds o
 class ChatTarget:
     """A language model that generates its answer greedily."""
 
-    def __init__(
-        self, name: str, engine: Engine, role: Role, max_new_tokens: int, tick: Tick = no_tick
-    ) -> None:
+    def __init__(self, name: str, engine: Engine, role: Role, max_new_tokens: int) -> None:
         """Make a target of `role` of `engine`: its bare base, or an adapter on it.
 
         Args:
@@ -62,13 +60,11 @@ class ChatTarget:
             engine: the model.
             role: which policy on it answers.
             max_new_tokens: limit of each answer.
-            tick: called after each batch of chats; what it raises ends the answering.
         """
         self.name = name
         self._engine = engine
         self._role = role
         self._max_new_tokens = max_new_tokens
-        self._tick = tick
 
     def answer(self, chats: Sequence[Messages]) -> list[Response]:
         """See `tsgb.protocols.Target`."""
@@ -85,34 +81,28 @@ class ChatTarget:
                 _response(text, finished=finished)
                 for text, finished in zip(writing.texts, flags(writing.finished_N), strict=True)
             ]
-            self._tick()
         return responses
 
 
 class LoadedTarget:
     """A chat model as it is, on an engine that is loaded only when it is asked."""
 
-    def __init__(
-        self, name: str, load: Callable[[], Engine], max_new_tokens: int, tick: Tick = no_tick
-    ) -> None:
+    def __init__(self, name: str, load: Callable[[], Engine], max_new_tokens: int) -> None:
         """Load nothing yet.
 
         Args:
             name: name in tables.
             load: returns the engine; called for each batch, so that its owner may free it between.
             max_new_tokens: limit of each answer.
-            tick: as of `ChatTarget`.
         """
         self.name = name
         self._load = load
-        self._tick = tick
         self._max_new_tokens = max_new_tokens
 
     def answer(self, chats: Sequence[Messages]) -> list[Response]:
         """See `tsgb.protocols.Target`."""
         engine = self._load()
-        chat = ChatTarget(self.name, engine, engine.base, self._max_new_tokens, self._tick)
-        return chat.answer(chats)
+        return ChatTarget(self.name, engine, engine.base, self._max_new_tokens).answer(chats)
 
 
 def _response(text: str, *, finished: bool) -> Response:

@@ -161,8 +161,7 @@ class TrainingAttempt:
             self._metrics = self.checkpointer.earlier_metrics(trainer.state.step)
         self.trainer = trainer
         # What takes long between two updates, such as a calibration, is no stall.
-        for engine in (registry.base(), registry.target()):
-            engine.tick = partial(self._write_heartbeat, trainer)
+        registry.tick = partial(self._write_heartbeat, trainer)
         return trainer
 
     def _metrics_text(self) -> str:
