@@ -268,7 +268,13 @@ def _load(directory: Path) -> tuple[Any, ChatTemplate]:
         "writes them"
     )
     try:
-        real = factory.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        real = factory.from_pretrained(
+            directory,
+            config=_config_for_tokenizer(directory),
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+        _check_encodes(real)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{directory} holds no chat tokenizer ({reason}): {needs}") from error
@@ -279,6 +285,38 @@ def _load(directory: Path) -> tuple[Any, ChatTemplate]:
     except ConfigError as error:
         raise ConfigError(f"{directory}: {error}") from None
     return real, template
+
+
+def _check_encodes(real: Any) -> None:
+    """Encode a text: a class that does not fit its vocabulary is noticed only then."""
+    try:
+        real.encode("\n".join(_PROBES))
+    except Exception as error:
+        raise ValueError(f"it cannot encode text: {error}") from error
+
+
+def _config_for_tokenizer(directory: Path) -> Any:
+    """Return what `AutoTokenizer` asks of a configuration; None where it has to read its own.
+
+    The configuration class of a family imports torch's compiler, which takes 6 s of a process that
+    never compiles. A tokenizer that names its class needs the model's type alone.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        model = parse_json_object((directory / "config.json").read_text("utf-8"))
+        tokenizer = parse_json_object((directory / "tokenizer_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    kind = model.get("model_type")
+    if not isinstance(kind, str) or "auto_map" in tokenizer:
+        return None
+    if not isinstance(tokenizer.get("tokenizer_class"), str):
+        return None
+    factory: Any = PreTrainedConfig  # transformers types its fields in part only
+    config = factory(name_or_path=str(directory))
+    config.model_type = kind
+    return config
 
 
 def _generation_stops(directory: Path) -> list[int]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.chat_styles import STYLES, Style, save_tokenizer
+from tests.fakes.families import FAMILIES, FAST, family_config
 from tsgb.errors import ConfigError
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.types import GuardTemplate, Message, Messages
@@ -230,3 +234,45 @@ def test_of_a_list_of_templates_the_default_counts(tmp_path: Path) -> None:
     path.write_text(json.dumps({**settings, "chat_template": named[:1]}))
     with pytest.raises(ConfigError, match="no chat template named default among tool_use"):
         ChatTokenizer(tmp_path)
+
+
+CLASSES = ("TokenizersBackend", "LlamaTokenizer", "Qwen2TokenizerFast", "GemmaTokenizer", "Unheard")
+
+
+@pytest.mark.parametrize("family", sorted({*FAMILIES, *FAST}))
+def test_the_tokenizer_is_the_one_that_transformers_loads_for_each_family(
+    family: str, tmp_path: Path
+) -> None:
+    directory = save_tokenizer(tmp_path, STYLES["chatml"])
+    family_config(family, 400).save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    written = json.loads(path.read_text())
+    factory: Any = transformers.AutoTokenizer
+    for name in CLASSES:
+        path.write_text(json.dumps({**written, "tokenizer_class": name}))
+        wanted = factory.from_pretrained(directory, local_files_only=True)
+        try:
+            wanted.encode("<|im_start|>user\n")
+        except Exception:  # noqa: BLE001 - the class wants a token that this vocabulary lacks
+            with pytest.raises(ConfigError, match="cannot encode text"):
+                ChatTokenizer(directory)
+            continue
+        real = ChatTokenizer(directory).transformers()
+        assert type(real) is type(wanted), name
+        assert real.backend_tokenizer.to_str() == wanted.backend_tokenizer.to_str(), name
+        assert real.special_tokens_map == wanted.special_tokens_map, name
+
+
+def test_loading_a_tokenizer_does_not_load_a_compiler(directories: dict[str, Path]) -> None:
+    directory = directories["chatml"]
+    (directory / "config.json").write_text('{"model_type": "llama"}')
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from tsgb.models.chat_tokenizer import ChatTokenizer\n"
+        f"ChatTokenizer(Path({str(directory)!r}))\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
