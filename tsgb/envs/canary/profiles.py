@@ -94,14 +94,19 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
     # update less, B_near had no denominator.
     "demo": {
         **_SHARED,
-        "attacker": {**_SHORT_ATTACKER, "sft_steps": 20, "warmup_steps": 3},
-        "guard": {**_SHARED["guard"], "sft_steps": 30, "sft_batch": 14, "batch": 20},
+        "attacker": {
+            **_SHORT_ATTACKER,
+            "sft_steps": 20,
+            "warmup_steps": 3,
+            "scenarios_per_step": 4,
+        },
+        "guard": {**_SHARED["guard"], "sft_steps": 28, "sft_batch": 14, "batch": 16},
         "selfplay": {
             **_SHARED["selfplay"],
             "attacker_steps": 3,
             "guard_steps": 6,
-            "buffer": 48,
-            "payoff_attacks": 16,
+            "buffer": 32,
+            "payoff_attacks": 12,
         },
         "calibration": {"fpr": 0.05, "num": 149},
         "evaluation": {

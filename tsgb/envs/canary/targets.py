@@ -109,8 +109,8 @@ def target_recipes(*, smoke: bool) -> Mapping[str, ModelRecipe]:
         SURROGATE: replace(common, steps=260),
         "B_near": replace(common, steps=60, init_from=SURROGATE),
         # Made in another way, too: with another rank, other batches and smaller steps.
-        "B_mid": replace(common, steps=160, rank=16, batch=8, lr=1.5e-3),
-        "B_far": replace(common, steps=260),
+        "B_mid": replace(common, steps=140, rank=16, batch=8, lr=1.5e-3),
+        "B_far": replace(common, steps=220),
     }
     sizes = {"steps": 2, "batch": 4} if smoke else {}
     return {name: replace(made, corpus=name, **sizes) for name, made in recipes.items()}
