@@ -107,7 +107,7 @@ def target_recipes(*, smoke: bool) -> Mapping[str, ModelRecipe]:
     common = ModelRecipe(rank=8, frozen_share=1 / 3, batch=6, lr=2e-3, init_from="base")
     recipes = {
         SURROGATE: replace(common, steps=260),
-        "B_near": replace(common, steps=60, init_from=SURROGATE),
+        "B_near": replace(common, steps=120, init_from=SURROGATE),
         # Made in another way, too: with another rank, other batches and smaller steps.
         "B_mid": replace(common, steps=140, rank=16, batch=8, lr=1.5e-3),
         "B_far": replace(common, steps=220),
