@@ -167,7 +167,7 @@ class ArmsWork:
             settings.cache_dir / "models",
             most=len(self._configs),
             evaluates=False,
-            device=DeviceMemory("cuda", int(settings.gpu_ram_gb * 1e9)),
+            device=DeviceMemory("cuda", int(settings.gpu_ram_gb * 1e9), has_bfloat16_units=True),
         )
         return {"TSGB_MAX_PARALLEL": str(num)} if num < len(self._configs) else {}
 

@@ -52,7 +52,7 @@ from tsgb.export.record import (
 from tsgb.export.reports import figures_of
 from tsgb.guards.model import ModelGuard
 from tsgb.models import smollm2
-from tsgb.models.device import has_bfloat16_units, pick_device, pick_dtype, release_memory
+from tsgb.models.device import memory_of, pick_device, pick_dtype, release_memory
 from tsgb.models.engine import Engine
 from tsgb.models.files import WEIGHTS, sha256_of
 from tsgb.models.weights import load_parameters
@@ -250,8 +250,8 @@ def _obstacle(source: Source, dtype: Dtype, wanted: Collection[Dtype]) -> str:
         return "whole weights were trained in float32"
     if wanted:
         return "" if dtype in wanted else "it was not asked for"
-    device = pick_device(source.config.model.device)
-    if dtype == "bfloat16" and not is_small(source.engine) and not has_bfloat16_units(device):
+    device = memory_of(pick_device(source.config.model.device))
+    if dtype == "bfloat16" and not is_small(source.engine) and not device.has_bfloat16_units:
         return (
             "the exporting machine has no units for it and would take long: export with "
             "--dtype bfloat16, or on another machine"

@@ -9,7 +9,7 @@ import torch
 
 from tsgb.config import ModelConfig
 from tsgb.errors import ConfigError
-from tsgb.models.dtypes import cpu_has_units
+from tsgb.models.dtypes import card_has_units, dtype_of
 from tsgb.models.machine_memory import main_memory
 from tsgb.models.planner import DeviceMemory
 
@@ -37,22 +37,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(model: ModelConfig, device: torch.device) -> torch.dtype:
-    """Return the dtype of frozen weights; `auto` is bfloat16 where a device multiplies in it.
-
-    Whole weights that are trained begin as they are: with them `auto` is float32.
-    """
+    """Return the dtype of frozen weights on a device, by the rule of `dtypes.dtype_of`."""
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if model.dtype in named:
-        return named[model.dtype]
-    coarse = model.adapter == "lora" and has_bfloat16_units(device)
-    return torch.bfloat16 if coarse else torch.float32
-
-
-def has_bfloat16_units(device: torch.device) -> bool:
-    """Return whether a device multiplies in bfloat16 itself; without, it takes far longer."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and cpu_has_units()
+    return named[dtype_of(model, memory_of(device))]
 
 
 def memory_of(device: torch.device) -> DeviceMemory:
@@ -61,7 +48,12 @@ def memory_of(device: torch.device) -> DeviceMemory:
         return main_memory()
     cuda: Any = torch.cuda  # torch types its properties in part only
     found = cuda.get_device_properties(device)
-    return DeviceMemory(str(device), found.total_memory, found.name)
+    return DeviceMemory(
+        str(device),
+        found.total_memory,
+        found.name,
+        has_bfloat16_units=card_has_units((found.major, found.minor)),
+    )
 
 
 def release_memory() -> None:

@@ -1,8 +1,11 @@
-"""The dtype that `auto` stands for, found without torch."""
+"""The dtype of frozen weights, chosen without torch: planning and loading share the rule."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from tsgb.config import ModelConfig
+from tsgb.models.planner import DeviceMemory
 
 UNITS = ("avx512_bf16", "amx_bf16")
 """Flags of CPUs that multiply in bfloat16 themselves, as Linux names them. Others are not measured,
@@ -25,10 +28,17 @@ def cpu_has_units(facts: Path | None = None) -> bool:
     return not set(UNITS).isdisjoint(flags.split())
 
 
-def auto_dtype(device: str) -> str:
-    """Return the dtype of `auto` on a device whose kind is `device`, as in `cuda:1` or `cpu`.
+def card_has_units(capability: tuple[int, int]) -> bool:
+    """Return whether a CUDA card multiplies in bfloat16 itself, by its compute capability."""
+    return capability >= (8, 0)
 
-    A card counts as one that computes in bfloat16: whoever loads a model asks torch.
+
+def dtype_of(model: ModelConfig, device: DeviceMemory) -> str:
+    """Return the dtype of frozen weights; `auto` is bfloat16 where a device multiplies in it.
+
+    Whole weights that are trained begin as they are: with them `auto` is float32.
     """
-    kind = device.partition(":")[0]
-    return "bfloat16" if kind == "cuda" or (kind == "cpu" and cpu_has_units()) else "float32"
+    if model.dtype != "auto":
+        return model.dtype
+    coarse = model.adapter == "lora" and device.has_bfloat16_units
+    return "bfloat16" if coarse else "float32"

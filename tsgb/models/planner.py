@@ -315,6 +315,8 @@ class DeviceMemory:
     """Name of the product, for people."""
     workers: int = 1
     """Number of processes that share it in equal parts; the other figures are of one of them."""
+    has_bfloat16_units: bool = False
+    """Whether it multiplies in bfloat16 itself; without, it takes far longer."""
 
     def shared_by(self, num: int) -> DeviceMemory:
         """Return it as each of `num` processes sees it, which divide what this one has."""

@@ -15,7 +15,7 @@ from typing import Any
 from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import HubUnreachable, UsageError
-from tsgb.models.dtypes import auto_dtype
+from tsgb.models.dtypes import dtype_of
 from tsgb.models.machine_memory import find_device
 from tsgb.models.planner import (
     CARD_CLASSES,
@@ -174,13 +174,7 @@ def workers_at_a_time(
     if models is None:
         return most
     device = (device or find_device(config.model.device)).shared_by(shares)
-    return models.workers(device, _dtype(config.model, device), most)
-
-
-def _dtype(model: ModelConfig, device: DeviceMemory) -> str:
-    if model.dtype != "auto":
-        return model.dtype
-    return "float32" if model.adapter == "full" else auto_dtype(device.device)
+    return models.workers(device, dtype_of(config.model, device), most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +241,7 @@ class Requirements:
             max_parallel = 1
             if workers is not None:
                 found, max_parallel = found.shared_by(workers.memory_shares), workers.max_parallel
-            dtype = _dtype(model, found)
+            dtype = dtype_of(model, found)
             # An evaluation has as many parts as workers, and asks all black boxes in each.
             most = max_parallel if black_boxes else min(max_parallel, arms)
             found = found.shared_by(models.workers(found, dtype, most))

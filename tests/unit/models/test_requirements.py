@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from tests.fakes.chat_model import save_chat_model
+from tests.fakes.cuda_driver import T4, install_driver
 from tests.unit.models.test_planner import REAL
 from tsgb.config import ModelConfig, make_config
 from tsgb.envs.canary import CanaryEnvironment
@@ -152,6 +153,22 @@ def test_the_figures_are_those_of_one_of_the_workers(facts: ModelFacts) -> None:
         assert f"shared by {num} workers, micro-batches" in needed.lines()["here"]
     one = many.model_copy(update={"max_parallel": 1, "memory_shares": 3})
     assert Requirements.of(facts, model=model, arms=3, workers=one).document()["workers"] == 3
+
+
+def test_a_card_without_units_for_bfloat16_is_planned_in_float32(
+    facts: ModelFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loads them so, and a worker then takes twice the memory for its weights."""
+    many = WorkerSettings(cache_dir=tmp_path, max_parallel=16)
+    base, found = of_size(facts, "0.5B"), []
+    for card in (T4, (*T4[:2], 80)):
+        install_driver(tmp_path, monkeypatch, card)
+        model = ModelConfig(adapter="lora")
+        found.append(Requirements.of(base, model=model, arms=3, workers=many).document())
+    assert [one["device"] for one in found] == ["cuda:0", "cuda:0"]
+    assert [one["dtype"] for one in found] == ["float32", "bfloat16"]
+    assert found[0]["parts"]["weights"] == 2 * found[1]["parts"]["weights"]
+    assert found[0]["workers"] < found[1]["workers"]
 
 
 def test_a_target_that_is_larger_than_the_base_must_fit_itself(facts: ModelFacts) -> None:
