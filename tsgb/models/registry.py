@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
-from tsgb.errors import ConfigError
+from tsgb.errors import ConfigError, HubUnreachable
 from tsgb.models.cache import Unfinished, cache_key, cached_tensors
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.device import memory_of, pick_device, pick_dtype, release_memory
@@ -341,9 +341,12 @@ class ModelRegistry:
     def _models(self) -> ModelsInMemory | None:
         """Return the sizes of the run's pretrained models; None if that of the base is unknown."""
         if self._in_memory is None:
-            found = models_of_run(
-                self._config, self.env, self._hub, self._cache, evaluates=self._evaluates
-            )
+            try:
+                found = models_of_run(
+                    self._config, self.env, self._hub, self._cache, evaluates=self._evaluates
+                )
+            except HubUnreachable:
+                found = None  # an export needs the base only, and that is there
             self._in_memory = (found,)
         return self._in_memory[0]
 

@@ -121,6 +121,9 @@ def models_of_run(
 
     Returns:
         None where no estimate can be made for the base, or the world trains its own models.
+
+    Raises:
+        HubUnreachable: A model is not in its local cache, and the hub does not answer.
     """
     chosen = config.model
     usual = env.recipes(config.profile.value)["base"].pretrained
@@ -130,7 +133,9 @@ def models_of_run(
     def look(name: str) -> ModelFacts | None:
         try:
             return inspect(name, hub, cache)
-        except (UsageError, HubUnreachable):
+        except HubUnreachable:
+            raise  # with no estimate all workers would have room, and the models may come later
+        except UsageError:
             return None  # whoever uses it is refused; an export uses the base only
 
     boxes = [look(name) for name in chosen.black_boxes] if evaluates else []
@@ -169,6 +174,9 @@ def workers_at_a_time(
         evaluates: Whether they ask black boxes, of which each process loads its own.
         shares: Number of parts that the memory is divided into before, of which they have one.
         device: Where they compute; without it the device of this machine that `config` names.
+
+    Raises:
+        HubUnreachable: A model is not in its local cache, and the hub does not answer.
     """
     models = models_of_run(config, env, hub, cache, evaluates=evaluates) if most > 1 else None
     if models is None:

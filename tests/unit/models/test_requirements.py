@@ -13,11 +13,16 @@ from tests.fakes.cuda_driver import T4, install_driver
 from tests.unit.models.test_planner import REAL
 from tsgb.config import ModelConfig, make_config
 from tsgb.envs.canary import CanaryEnvironment
-from tsgb.errors import ConfigError, UsageError
+from tsgb.errors import ConfigError, HubUnreachable, UsageError
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.machine_memory import main_memory
 from tsgb.models.planner import DeviceMemory, card_for, plan_memory
-from tsgb.models.requirements import Requirements, check_fits, training_work
+from tsgb.models.requirements import (
+    Requirements,
+    check_fits,
+    training_work,
+    workers_at_a_time,
+)
 from tsgb.models.source import ModelFacts, inspect
 from tsgb.setting_groups import HubSettings, WorkerSettings
 from tsgb.types import Split, StreamKind
@@ -218,3 +223,12 @@ def test_no_row_is_longer_than_the_one_that_is_planned_for(tmp_path: Path) -> No
     ]
     longest = max(map(len, [*asked, *answered])) + CANARY.targets()["T_s"].max_new_tokens
     assert planned / 4 < longest <= planned
+
+
+def test_a_hub_that_does_not_answer_is_no_room_for_all_workers(tmp_path: Path) -> None:
+    """The model may come a moment later, and as many of it as there are workers."""
+    nowhere = HubSettings(hf_endpoint="http://127.0.0.1:9", hf_cache=tmp_path)
+    model = {"model": {"pretrained": "acme/open"}}
+    config = make_config(CANARY.profile("smoke"), {"profile": "smoke", "env": "canary"}, model)
+    with pytest.raises(HubUnreachable, match="does not answer"):
+        workers_at_a_time(config, CANARY, nowhere, tmp_path, most=2, evaluates=False)
