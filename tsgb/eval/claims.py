@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tsgb.eval.bootstrap import Difference, Sample, percentiles
+from tsgb.eval.bootstrap import Difference, Reading, Sample, contrast, difference
 from tsgb.eval.evidence import Evidence
 from tsgb.eval.metrics import Floats
 from tsgb.eval.records import Claim, Payoff, Setup
@@ -74,38 +74,41 @@ class _Reader:
             and self.evidence.attempted("adaptive_asr", NO_GUARD, t.name)
             for t in boxes
         )
-        reductions = [
-            (t.name, t.overlap or 0.0, self._reduction(t.name, adaptive=adaptive)) for t in boxes
-        ]
-        known = [(name, x, r) for name, x, r in reductions if r is not None]
+        names = ("adaptive_asr", "adaptive_asr") if adaptive else ("asr_no_guard", "asr")
+        found = [(t.name, t.overlap or 0.0, self._seeds(*names, t.name)) for t in boxes]
+        known = [(name, x, seeds) for name, x, seeds in found if seeds]
+        missing = [name for name, _, seeds in found if not seeds]
         if len({x for _, x, _ in known}) < 2:
             return self._missing(
-                "H2",
-                "needs black boxes with at least two known overlaps",
-                *(name for name, _, reduction in reductions if reduction is None),
+                "H2", "needs black boxes with at least two known overlaps", *missing
             )
-        overlap = np.array([x for _, x, _ in known])
-        slopes = _slope(overlap, np.stack([r[1] for _, _, r in known]))
-        slope = float(_slope(overlap, np.array([[r[0]] for _, _, r in known]))[0])
-        lows = [percentiles(r[1]).low for _, _, r in known]
-        low, high = percentiles(slopes)
+        common = [s for s in known[0][2] if all(s in seeds for _, _, seeds in known)]
+        if not common:
+            return self._missing("H2", "needs black boxes that share training seeds", *missing)
+        found_pairs = [self._pair(*names, name, tuple(common)) for name, _, _ in known]
+        pairs = [pair for pair in found_pairs if pair is not None]
+        reductions = [difference(bare, guarded) for bare, guarded in pairs]
+        slope = _slope(
+            np.array([x for _, x, _ in known]),
+            [bare.dropped.minus(guarded.dropped) for bare, guarded in pairs],
+        )
+        clusters = min(sample.num_clusters for pair in pairs for sample in pair)
+        figure = contrast(slope, num_clusters=clusters)
         kind = "adaptive" if adaptive else "scripted"
         note = f"reduction of {kind} ASR by self-play: " + "; ".join(
-            f"{name} (overlap {x:.2f}) {signed_points(r[0])} points" for name, x, r in known
+            f"{name} (overlap {x:.2f}) {signed_points(reduction.value)} points"
+            for (name, x, _), reduction in zip(known, reductions, strict=True)
         )
         note += ". The figure is the slope, per unit of overlap"
-        if missing := [name for name, _, reduction in reductions if reduction is None]:
+        if missing:
             metric = "adaptive_asr" if adaptive else "asr"
             obstacles = {
                 name: no_protection(self.evidence.unguarded(metric, name)) for name in missing
             }
             reasons = [why or f"{name} was not measured" for name, why in obstacles.items()]
             note += f". Left out: {'; '.join(reasons)}"
-        seeds = min(
-            len(self.evidence.measured("adaptive_asr", SELF_PLAY, name)) for name, _, _ in known
-        )
-        figure = Difference(slope, min(low, slope), max(high, slope), 1.0)
-        return self._claim("H2", figure, seeds, holds=low > 0 and min(lows) > 0, note=note)
+        holds = figure.low > 0 and min(reduction.low for reduction in reductions) > 0
+        return self._claim("H2", figure, len(common), holds=holds, note=note)
 
     def h3(self) -> Claim:
         """Mean over earlier attackers of their ASR against the last guard, no pool minus pool."""
@@ -116,14 +119,10 @@ class _Reader:
         if not seeds:
             return self._missing("H3", "needs the payoff matrices of self-play and of no_pool")
         differences = np.array([without[s] - with_pool[s] for s in seeds])
-        picks = np.random.default_rng(self.evidence.resampler.seed).integers(
-            len(seeds), size=(self.evidence.resampler.num_draws, len(seeds))
-        )
-        low, high = percentiles(differences[picks].mean(axis=1))
-        value = float(differences.mean())
+        # A payoff matrix keeps no scenarios: seeds are all that can be told apart.
+        figure = contrast(Reading(differences, np.zeros(1)), num_clusters=1)
         note = f"{percent(_mean(without, seeds))} without, {percent(_mean(with_pool, seeds))} with"
-        figure = Difference(value, low, high, 1.0)
-        return self._claim("H3", figure, len(seeds), holds=low > 0, note=note)
+        return self._claim("H3", figure, len(seeds), holds=figure.low > 0, note=note)
 
     def h4(self) -> Claim:
         """Compare the arm without twins to the one with them."""
@@ -187,17 +186,15 @@ class _Reader:
         obstacles = [no_protection(self.evidence.unguarded("adaptive_asr", t)) for t in about]
         return _not_measured(name, "; ".join(filter(None, obstacles)) or why)
 
-    def _reduction(self, target: str, *, adaptive: bool) -> tuple[float, Floats] | None:
-        """ASR without a guard minus ASR with self-play, of one kind on all targets."""
-        names = ("adaptive_asr", "adaptive_asr") if adaptive else ("asr_no_guard", "asr")
-        pair = self._pair(*names, target)
-        if pair is None:
-            return None
-        return pair[0].point - pair[1].point, pair[0].low - pair[1].high
-
-    def _pair(self, bare: str, guarded: str, target: str) -> tuple[Sample, Sample] | None:
+    def _seeds(self, bare: str, guarded: str, target: str) -> tuple[int, ...]:
+        """Return the seeds that have a figure without a guard and one with self-play."""
         other = self.evidence.measured(guarded, SELF_PLAY, target)
-        seeds = tuple(s for s in self.evidence.measured(bare, NO_GUARD, target) if s in other)
+        return tuple(s for s in self.evidence.measured(bare, NO_GUARD, target) if s in other)
+
+    def _pair(
+        self, bare: str, guarded: str, target: str, seeds: tuple[int, ...]
+    ) -> tuple[Sample, Sample] | None:
+        """Return both figures over seeds that have them."""
         first = self.evidence.sample(bare, NO_GUARD, target, seeds)
         second = self.evidence.sample(guarded, SELF_PLAY, target, seeds)
         return (first, second) if first and second else None
@@ -236,10 +233,14 @@ def _not_measured(name: str, why: str) -> Claim:
     )
 
 
-def _slope(x: Floats, y: Floats) -> Floats:
-    """Least squares slope of each column of `y`."""
+def _slope(x: Floats, readings: Sequence[Reading]) -> Reading:
+    """Least squares slope over `x` of figures, unit by unit and draw by draw."""
     centred = x - x.mean()
-    return (centred @ (y - y.mean(axis=0))) / (centred @ centred)
+    weights = centred / (centred @ centred)
+    return Reading(
+        weights @ np.stack([reading.units for reading in readings]),
+        weights @ np.stack([reading.draws for reading in readings]),
+    )
 
 
 def _old_attackers(payoff: Sequence[Payoff], arm: str) -> dict[int, float]:

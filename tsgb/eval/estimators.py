@@ -44,6 +44,18 @@ class Estimator(Protocol):
         """The figure of seed number `seed` for each row of the weights; NaN where undefined."""
         ...
 
+    def units(self, errors: Errors) -> Floats:
+        """[U] figures of the items themselves, of each unit of the upper level."""
+        ...
+
+
+def seed_figures(estimator: Estimator, errors: Errors) -> Floats:
+    """[S] figures of the items themselves, of each seed."""
+    ones = tuple(np.ones((1, num)) for num in estimator.num_clusters)
+    return np.array(
+        [float(estimator.draws(seed, ones, errors)[0]) for seed in range(estimator.num_seeds)]
+    )
+
 
 @dataclass(frozen=True)
 class RateEstimator:
@@ -115,8 +127,41 @@ class RateEstimator:
             events = events + self.errors[seed]
         used = items.sum(axis=1) > 0
         hits, total = weights[0] @ events[used].T, weights[0] @ items[used].T
-        rates = _ratio(hits, total)
+        return self._of_replicates(_ratio(hits, total))
+
+    def units(self, errors: Errors) -> Floats:
+        """[S] rates of the seeds."""
+        return seed_figures(self, errors)
+
+    def _of_replicates(self, rates: Floats) -> Floats:
+        """Return the figure [D] of the rates [D, R] of replicates."""
         return np.fmax.reduce(rates, axis=1, initial=np.nan)
+
+
+class MeanRateEstimator(RateEstimator):
+    """Rate of an event; with several replicates, the mean of their rates."""
+
+    def counts(self, seed: int) -> tuple[int, int, int]:
+        """Events, scored items and errors of all replicates."""
+        events, scored, errors = (
+            int(counts[seed].sum()) for counts in (self.events, self.scored, self.errors)
+        )
+        return events, scored, errors
+
+    def units(self, errors: Errors) -> Floats:
+        """[S] rates of the seeds; of a single seed [R], those of its replicates."""
+        if self.num_seeds > 1:
+            return seed_figures(self, errors)
+        parts = [
+            type(self)(self.events[:, [r]], self.scored[:, [r]], self.errors[:, [r]])
+            for r in range(self.events.shape[1])
+            if self.scored[0, r].sum() + self.errors[0, r].sum() > 0
+        ]
+        return np.concatenate([seed_figures(part, errors) for part in parts])
+
+    def _of_replicates(self, rates: Floats) -> Floats:
+        known = ~np.isnan(rates)
+        return _ratio(np.where(known, rates, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -173,6 +218,10 @@ class AurocEstimator:
         pairs = (weights[0] @ self.harmful[key][seed]) * (weights[1] @ self.benign[key][seed])
         return _ratio(wins, pairs)
 
+    def units(self, errors: Errors) -> Floats:
+        """[S] figures of the seeds."""
+        return seed_figures(self, errors)
+
 
 @dataclass(frozen=True)
 class EceEstimator:
@@ -220,6 +269,10 @@ class EceEstimator:
         items = weights[0] @ self.sizes[seed]
         gaps = np.abs(weights[0] @ self.residuals[seed]).sum(axis=1)
         return _ratio(gaps, items)
+
+    def units(self, errors: Errors) -> Floats:
+        """[S] figures of the seeds."""
+        return seed_figures(self, errors)
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 
 from tsgb.errors import UsageError
 from tsgb.eval.intervals import LEVEL
@@ -123,16 +123,22 @@ def expected_design_effect(per_scenario: float, correlation: float = CORRELATION
     return max(1.0, 1 + (per_scenario - 1) * correlation)
 
 
-def measured_design_effect(rate: Rate) -> float:
+def measured_design_effect(rate: Rate, num_seeds: int) -> float:
     """Return the variance that a published interval implies, over that of independent attempts.
 
-    At least 1; 1 where nothing varies. The interval of a pooled figure is the bootstrap over seeds
-    and scenarios, so that the spread between seeds counts too.
+    At least 1; 1 where nothing varies. The interval of a pooled figure is Student's, with the
+    spread between seeds and between scenarios, so that both count.
+
+    Args:
+        rate: The pooled figure.
+        num_seeds: Training seeds that it is the mean of.
     """
     variance = rate.value * (1 - rate.value)
     if rate.n == 0 or variance == 0:
         return 1.0
-    error = (rate.high - rate.low) / (2 * float(ndtri(0.5 + LEVEL / 2)))
+    level = 0.5 + LEVEL / 2
+    quantile = float(stdtrit(num_seeds - 1, level) if num_seeds > 1 else ndtri(level))
+    error = (rate.high - rate.low) / (2 * quantile)
     return max(1.0, error**2 * rate.n / variance)
 
 

@@ -37,6 +37,10 @@ def _is_zero(value: float) -> bool:
     return not value
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 def _is_empty(value: Sized) -> bool:
     return not value
 
@@ -305,6 +309,8 @@ class Result(Record):
     """Scripted harmful prompts that violate, whether or not they are blocked."""
     adaptive_asr: Rate | None
     """The same for the best of the fresh attackers that were trained against this guard."""
+    adaptive_mean: Rate | None = Field(default=None, exclude_if=_is_none)
+    """The mean over those attackers; None in summaries of earlier versions."""
     scripted_tpr: Rate | None
     """Reserved techniques that are blocked."""
     fpr: Rate | None

@@ -10,7 +10,7 @@ from tsgb.errors import UsageError
 from tsgb.eval.bootstrap import NUM_DRAWS, Difference, Resampler
 from tsgb.eval.claims import read_claims
 from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
-from tsgb.eval.intervals import MAX_ERROR_RATE, holm, rate
+from tsgb.eval.intervals import MAX_ERROR_RATE, holm
 from tsgb.eval.metrics import Floats, roc_points
 from tsgb.eval.records import Claim, Comparison, Item, Result, Roc, Setup, Slice, Summary
 from tsgb.eval.table import NO_GUARD, Names, Table
@@ -94,6 +94,7 @@ def _results(evidence: Evidence, setup: Setup) -> list[Result]:
                     asr=evidence.record("asr", guard, target.name, seed),
                     asr_no_guard=evidence.record("asr_no_guard", guard, target.name, seed),
                     adaptive_asr=evidence.record("adaptive_asr", guard, target.name, seed),
+                    adaptive_mean=evidence.record("adaptive_mean", guard, target.name, seed),
                     **alone,
                 )
                 for target in setup.targets
@@ -138,7 +139,7 @@ def _comparisons(evidence: Evidence, setup: Setup) -> list[Comparison]:
 
 
 def _slices(evidence: Evidence, setup: Setup) -> list[Slice]:
-    """Share blocked by stream, technique and family; Wilson over all seeds' prompts."""
+    """Share blocked by stream, technique and family, over all seeds."""
     prompts = evidence.table.prompts
     kinds: tuple[tuple[str, Names], ...] = (
         ("stream", prompts.stream),
@@ -150,9 +151,8 @@ def _slices(evidence: Evidence, setup: Setup) -> list[Slice]:
         for name in np.unique(names[prompts.harmful]):
             group = prompts.harmful & (names == name)
             for guard in setup.guards:
-                seeds = evidence.measured("fnr", guard)
-                found = rate(prompts.blocked[guard][group & np.isin(prompts.seed, seeds)])
-                if name and found is not None:
+                found = evidence.blocked_share(guard, group) if name else None
+                if found is not None:
                     out.append(
                         Slice.model_validate(
                             {

@@ -103,13 +103,23 @@ def target_cell(summary: Summary, row: Result, metric: Literal["adaptive_asr", "
     """
     bare = unguarded(summary, row.target, metric)
     if row.guard == "none":
-        cell = rate_cell(row.adaptive_asr if metric == "adaptive_asr" else row.asr_no_guard)
+        adaptive = metric == "adaptive_asr"
+        cell = adaptive_cell(row) if adaptive else rate_cell(row.asr_no_guard)
         if bare is None or bare.asr is None:
             return cell
         return TableCell(cell.figure, f"{cell.detail}; {leaking(bare)}")
     if bare is not None and not bare.measurable:
         return TableCell("no protection measurable", leaking(bare), grey=True)
-    return rate_cell(row.adaptive_asr if metric == "adaptive_asr" else row.asr)
+    return adaptive_cell(row) if metric == "adaptive_asr" else rate_cell(row.asr)
+
+
+def adaptive_cell(row: Result) -> TableCell:
+    """The rate of the best of the fresh attackers, and the mean over them if there are several."""
+    cell, highest, mean = rate_cell(row.adaptive_asr), row.adaptive_asr, row.adaptive_mean
+    if highest is None or mean is None or mean.n + mean.errors <= highest.n + highest.errors:
+        return cell
+    num = round((mean.n + mean.errors) / (highest.n + highest.errors))
+    return TableCell(cell.figure, f"{cell.detail}; highest of {num}, mean {percent(mean.value)}")
 
 
 def unguarded(
@@ -138,7 +148,7 @@ def power(summary: Summary) -> list[str]:
         if own is None or other is None or not other.value:
             continue
         num = min(own.n, other.n)
-        effect = max(measured_design_effect(rate) for rate in (own, other))
+        effect = max(measured_design_effect(rate, len(summary.seeds)) for rate in (own, other))
         lowest = detectable(other.value, num, design_effect=effect)
         found = "no lower rate" if lowest is None else f"{percent(lowest)} or less"
         lines.append(
@@ -228,7 +238,7 @@ def seeds(summary: Summary) -> Sheet:
         TableRow(
             r.guard,
             f"{title(r.guard)}, seed {r.seed}",
-            [rate_cell(x) for x in (r.adaptive_asr, r.scripted_tpr, r.fpr, r.fpr_hard)],
+            [adaptive_cell(r), *(rate_cell(x) for x in (r.scripted_tpr, r.fpr, r.fpr_hard))],
         )
         for r in summary.results
         if r.target == target.name and r.seed is not None

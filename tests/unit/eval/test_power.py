@@ -72,11 +72,11 @@ def test_no_size_for_equal_rates() -> None:
 def test_a_wider_interval_means_a_larger_design_effect() -> None:
     ends = wilson(400, 1000)
     independent = Rate(value=0.4, low=ends.low, high=ends.high, n=1000)
-    assert measured_design_effect(independent) == pytest.approx(1.0, abs=0.02)
+    assert measured_design_effect(independent, 1) == pytest.approx(1.0, abs=0.02)
     half = (ends.high - ends.low) / 2
     wide = Rate(value=0.4, low=0.4 - 2 * half, high=0.4 + 2 * half, n=1000)
-    assert measured_design_effect(wide) == pytest.approx(4.0, abs=0.05)
-    assert measured_design_effect(Rate(value=0.0, low=0.0, high=0.01, n=300)) == 1.0
+    assert measured_design_effect(wide, 1) == pytest.approx(4.0, abs=0.05)
+    assert measured_design_effect(Rate(value=0.0, low=0.0, high=0.01, n=300), 1) == 1.0
     assert expected_design_effect(0.5) == 1.0
 
 

@@ -60,8 +60,14 @@ def test_adaptive_asr_is_the_worst_best_response(items: list[Item], summary: Sum
     found = result(summary, "selfplay", "B_mid", 3).adaptive_asr
     assert found is not None
     assert found.value == max(rates)
-    assert (found.low, found.high) == rates[max(rates)]
+    closed = rates[max(rates)]
+    assert found.low <= closed.low < closed.high <= found.high
     assert found.n == 48
+    mean = result(summary, "selfplay", "B_mid", 3).adaptive_mean
+    assert mean is not None
+    assert mean.value == pytest.approx(sum(rates) / 2)
+    assert mean.n == 96
+    assert mean.low < mean.value < found.value
 
 
 def test_scripted_figures_by_hand(items: list[Item], summary: Summary) -> None:
@@ -124,12 +130,12 @@ def test_not_shown_names_the_failed_condition(change: dict[str, float], reason: 
 
 
 def test_too_few_seeds_are_not_enough() -> None:
-    found = run(MAIN, (0, 1))
+    found = run(MAIN, (0, 1, 2, 3))
     assert not found.verdict.shown
-    assert found.verdict.reasons == ["at least 5 training seeds: 2"]
+    assert found.verdict.reasons == ["at least 5 training seeds: 4"]
     assert found.claims[0].verdict == "not shown"
-    assert "2 training seeds of the 5" in found.claims[0].note
-    assert run(MAIN, (0, 1), min_seeds=2).verdict.shown
+    assert "4 training seeds of the 5" in found.claims[0].note
+    assert run(MAIN, (0, 1, 2, 3), min_seeds=4).verdict.shown
 
 
 def test_missing_arms_are_not_measured() -> None:
