@@ -168,7 +168,7 @@ def _summary_lines(record: GuardFile, directory: Path) -> list[str]:
     for dtype, measured in record.dtypes.items():
         for name, point in measured.thresholds.items():
             lines.append(
-                f"  {name:<11}{dtype:<9}unsafe iff score > {point.value:.6g}: FPR at most "
+                f"  {name:<11}{dtype:<9}unsafe iff score > {point.value:.6g}: FPR budget "
                 f"{point.alpha:.2%}, bound {point.fpr_upper:.2%} on {record.calibration.n} benign "
                 "prompts"
             )

@@ -6,8 +6,8 @@ seeds, `s^2 / S`, and between scenarios, from a cluster bootstrap that draws one
 for all seeds. Both hold the noise of single items, so their sum errs on the wide side. The interval
 is Student's with S - 1 degrees of freedom, on the scale of log-odds for a figure in [0, 1] and on
 its own scale for a difference. (A percentile bootstrap over five seeds, with normal quantiles and
-`(S - 1) / S` of the variance, covers .85 in place of .95.) `tests/unit/eval/test_coverage.py`
-simulates both kinds of error of what is here.
+`(S - 1) / S` of the variance, covers .85 in place of .95.) Both kinds of error are simulated in
+`tests/unit/eval/test_bootstrap_coverage.py`.
 
 A single seed is one guard: its interval speaks of that guard over other scenarios, with C - 1
 degrees of freedom, and not of the method that trained it. Where several fresh attackers met it and
@@ -56,7 +56,7 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Replicates:
     """A figure with its errors read in one way."""
 
     units: Floats
@@ -75,25 +75,25 @@ class Reading:
         """The figures of the units that have one."""
         return self.units[~np.isnan(self.units)]
 
-    def minus(self, other: Reading) -> Reading:
+    def minus(self, other: Replicates) -> Replicates:
         """Return the difference, unit by unit and draw by draw.
 
         Attackers of two guards are no pairs: where their numbers differ, their means are compared.
         """
         if self.units.size == other.units.size:
-            return Reading(self.units - other.units, self.draws - other.draws)
-        return Reading(np.array([self.mean - other.mean]), self.draws - other.draws)
+            return Replicates(self.units - other.units, self.draws - other.draws)
+        return Replicates(np.array([self.mean - other.mean]), self.draws - other.draws)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A figure as it is, and with every error read so that it is low, and so that it is high."""
 
-    dropped: Reading
+    dropped: Replicates
     """Errors are left out."""
-    low: Reading
+    low: Replicates
     """Every error is read so that the figure is low."""
-    high: Reading
+    high: Replicates
     """Every error is read so that the figure is high."""
     n: int
     """Scored items."""
@@ -111,20 +111,20 @@ class Sample:
 
     def interval(self) -> Interval:
         """Return the 95 % interval of a figure in [0, 1]; all of that if nothing was repeated."""
-        ends = [_spread(reading, self.num_clusters) for reading in (self.low, self.high)]
+        ends = [_spread(replicates, self.num_clusters) for replicates in (self.low, self.high)]
         if any(spread is None for spread in ends):
             return Interval(0.0, 1.0)
         low, high = (
-            self._reach(reading, spread or 0.0, sign)
-            for reading, spread, sign in zip((self.low, self.high), ends, (-1, 1), strict=True)
+            self._reach(replicates, spread or 0.0, sign)
+            for replicates, spread, sign in zip((self.low, self.high), ends, (-1, 1), strict=True)
         )
         if np.isnan(self.point):
             return Interval(low, high)
         return Interval(min(low, self.point), max(high, self.point))
 
-    def _reach(self, reading: Reading, spread: float, sign: int) -> float:
+    def _reach(self, replicates: Replicates, spread: float, sign: int) -> float:
         """One end of the interval, on the scale of log-odds."""
-        mean = reading.mean
+        mean = replicates.mean
         if 0 < mean < 1:
             return float(expit(logit(mean) + sign * spread / (mean * (1 - mean))))
         # Nothing varied at the edge: the clusters could as well have been single outcomes.
@@ -158,7 +158,11 @@ def difference(first: Sample, second: Sample) -> Difference:
 
 
 def contrast(
-    figure: Reading, low: Reading | None = None, high: Reading | None = None, *, num_clusters: int
+    figure: Replicates,
+    low: Replicates | None = None,
+    high: Replicates | None = None,
+    *,
+    num_clusters: int,
 ) -> Difference:
     """Return a signed figure with the interval and the p-value of "it is zero".
 
@@ -181,27 +185,27 @@ def contrast(
     )
 
 
-def _error(reading: Reading, num_clusters: int) -> tuple[float, int] | None:
+def _error(replicates: Replicates, num_clusters: int) -> tuple[float, int] | None:
     """Standard error and degrees of freedom; None if nothing was repeated."""
-    num_units = reading.known.size
+    num_units = replicates.known.size
     if num_units < 2 and num_clusters < 2:
         return None
     variance = 0.0
     if num_clusters > 1:
-        known = reading.draws[~np.isnan(reading.draws)]
+        known = replicates.draws[~np.isnan(replicates.draws)]
         variance += float(known.var()) * num_clusters / (num_clusters - 1) if known.size else 0.0
     if num_units > 1:
-        variance += float(reading.known.var(ddof=1)) / num_units
+        variance += float(replicates.known.var(ddof=1)) / num_units
     return float(np.sqrt(variance)), (num_units if num_units > 1 else num_clusters) - 1
 
 
-def _spread(reading: Reading, num_clusters: int) -> float | None:
+def _spread(replicates: Replicates, num_clusters: int) -> float | None:
     """Half of the width of the interval on the figure's own scale."""
-    error = _error(reading, num_clusters)
+    error = _error(replicates, num_clusters)
     return None if error is None else error[0] * float(stdtrit(error[1], 0.5 + LEVEL / 2))
 
 
-def _p_value(figure: Reading, num_clusters: int) -> float:
+def _p_value(figure: Replicates, num_clusters: int) -> float:
     """Two-sided p-value of Student's test; 1 where the figure is 0."""
     error = _error(figure, num_clusters)
     if error is None or figure.mean == 0:
@@ -233,7 +237,7 @@ class Resampler:
             rate=estimator if isinstance(estimator, RateEstimator) else None,
         )
 
-    def _read(self, estimator: Estimator, errors: Errors) -> Reading:
+    def _read(self, estimator: Estimator, errors: Errors) -> Replicates:
         total, num = np.zeros(self.num_draws), np.zeros(self.num_draws)
         start = 0
         for weights in self._blocks(estimator.num_clusters):
@@ -244,7 +248,7 @@ class Resampler:
                 total[rows] += np.nan_to_num(figures)
             start = rows.stop
         draws = np.divide(total, num, out=np.full_like(total, np.nan), where=num > 0)
-        return Reading(estimator.units(errors), draws)
+        return Replicates(estimator.units(errors), draws)
 
     def _blocks(self, sizes: tuple[int, ...]) -> Iterable[Weights]:
         """How often each cluster of each population is drawn; kept if small."""

@@ -26,9 +26,9 @@ from tsgb.models.engine import Engine
 from tsgb.models.weights import load_parameters
 from tsgb.protocols import Guard, Scores
 from tsgb.trainer.batches import clean_prompts
-from tsgb.trainer.calibration import calibration_prompts
+from tsgb.trainer.calibration import calibrate_scores, calibration_prompts
 from tsgb.trainer.state import read_role
-from tsgb.trainer.threshold import Threshold, fit_temperature, np_threshold
+from tsgb.trainer.threshold import Threshold, fit_temperature
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ def calibrate(
         report: called with the numbers of prompts scored and in all, see `WatchedGuard`.
     """
     guard = WatchedGuard(guard, report)
-    benign = guard.score(calibration_prompts(env, config))
-    rule = config.calibration
-    threshold = np_threshold(benign, rule.fpr, rule.delta)
+    prompts = calibration_prompts(env, config)
+    benign = guard.score([prompt.text for prompt in prompts])
+    threshold = calibrate_scores(benign, prompts, config)
     rng = Random(f"temperature-{config.seed}")
-    drawn = clean_prompts(env, rng, min(400, rule.num))
+    drawn = clean_prompts(env, rng, min(400, config.calibration.num))
     harmful = guard.score([p.text for p in drawn if p.harmful])
     temperature = fit_temperature(
         np.concatenate((harmful, benign)),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tsgb.eval.bootstrap import Difference, Reading, Sample, contrast, difference
+from tsgb.eval.bootstrap import Difference, Replicates, Sample, contrast, difference
 from tsgb.eval.evidence import Evidence
 from tsgb.eval.metrics import Floats
 from tsgb.eval.records import Claim, Payoff, Setup
@@ -120,7 +120,7 @@ class _Reader:
             return self._missing("H3", "needs the payoff matrices of self-play and of no_pool")
         differences = np.array([without[s] - with_pool[s] for s in seeds])
         # A payoff matrix keeps no scenarios: seeds are all that can be told apart.
-        figure = contrast(Reading(differences, np.zeros(1)), num_clusters=1)
+        figure = contrast(Replicates(differences, np.zeros(1)), num_clusters=1)
         note = f"{percent(_mean(without, seeds))} without, {percent(_mean(with_pool, seeds))} with"
         return self._claim("H3", figure, len(seeds), holds=figure.low > 0, note=note)
 
@@ -233,13 +233,13 @@ def _not_measured(name: str, why: str) -> Claim:
     )
 
 
-def _slope(x: Floats, readings: Sequence[Reading]) -> Reading:
+def _slope(x: Floats, figures: Sequence[Replicates]) -> Replicates:
     """Least squares slope over `x` of figures, unit by unit and draw by draw."""
     centred = x - x.mean()
     weights = centred / (centred @ centred)
-    return Reading(
-        weights @ np.stack([reading.units for reading in readings]),
-        weights @ np.stack([reading.draws for reading in readings]),
+    return Replicates(
+        weights @ np.stack([figure.units for figure in figures]),
+        weights @ np.stack([figure.draws for figure in figures]),
     )
 
 

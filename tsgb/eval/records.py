@@ -161,7 +161,12 @@ class GuardThreshold(Record):
     order: NonNegativeInt | None = None
     """Rank of the threshold among the benign scores, from 1."""
     fpr_upper: float | None = None
-    """Upper bound of the false-positive rate, at level 1 - delta."""
+    """Upper bound of the false-positive rate, at level 1 - delta; above alpha where too few
+    scenarios speak for the budget."""
+    num_scenarios: NonNegativeInt | None = Field(default=None, exclude_if=_is_none)
+    """Scenarios of the benign scores; None in summaries of earlier versions."""
+    correlation: float = Field(default=0.0, exclude_if=_is_zero)
+    """Correlation of scores within a scenario."""
     temperature: float = 1.0
     """`sigmoid(z / temperature)` is the calibrated probability."""
 

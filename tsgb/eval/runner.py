@@ -246,6 +246,8 @@ class Evaluation:
                     num=rule.num if rule else None,
                     order=rule.order if rule else None,
                     fpr_upper=rule.fpr_upper if rule else None,
+                    num_scenarios=rule.num_scenarios if rule else None,
+                    correlation=rule.correlation if rule else 0.0,
                 )
             )
         return thresholds

@@ -131,12 +131,31 @@ def unguarded(
 
 
 def obstacles(summary: Summary) -> list[str]:
-    """One sentence for each target that has no measurable protection from some kind of attack."""
+    """One sentence for each target without measurable protection, and one on budgets.
+
+    The latter names the guards whose false-positive budget the calibration could not certify.
+    """
     found = [
         no_protection(*(u for u in summary.unguarded if u.target == target.name))
         for target in summary.targets
     ]
+    found.append(_uncertified(summary))
     return [f"{text[0].upper()}{text[1:]}." for text in found if text is not None]
+
+
+def _uncertified(summary: Summary) -> str | None:
+    """Name the guards with a bound above their budget, and the highest of those bounds."""
+    over = [t for t in summary.thresholds if (t.fpr_upper or 0.0) > (t.alpha or 1.0)]
+    if not over:
+        return None
+    worst = max(over, key=lambda t: t.fpr_upper or 0.0)
+    guards = ", ".join(title(g) for g in summary.guards if any(t.guard == g for t in over))
+    return (
+        f"the budget of {percent(worst.alpha or 0.0)} is not certified for {guards}: "
+        f"{worst.num} calibration prompts of {worst.num_scenarios} scenarios, whose scores "
+        f"correlate within a scenario by up to {worst.correlation:.2f}, bound the FPR by "
+        f"{percent(worst.fpr_upper or 0.0)} at best"
+    )
 
 
 def power(summary: Summary) -> list[str]:

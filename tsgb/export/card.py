@@ -64,8 +64,9 @@ def guard_card(
         f"Calibrated on {guard.calibration.n} prompts ({guard.calibration.stream}) by the "
         "Neyman-Pearson order statistic: with confidence "
         f"{1 - guard.calibration.delta:.3g} over draws of these, the false-positive rate on "
-        "such prompts is within the budget. For any other benign traffic nothing is promised: "
-        "calibrate on your own.",
+        "such prompts is at most the upper bound, which is above the budget where too few "
+        "scenarios speak for it. For any other benign traffic nothing is promised: calibrate on "
+        "your own.",
         "## Training",
         _training(guard.base, about, config, guard.arm),
         f"The guard is the state `{about.column}` of its run, "

@@ -275,13 +275,15 @@ def _measured(
         partial(on_calibration, dtype),
     )
     rule, benign = _calibrated(guard)
-    prompts = calibration_prompts(source.env, config)[:SELF_TEST_PROMPTS]
+    drawn = calibration_prompts(source.env, config)
+    scenarios = [prompt.scenario_id for prompt in drawn]
+    prompts = [prompt.text for prompt in drawn[:SELF_TEST_PROMPTS]]
     calibration = DtypeCalibration(
         thresholds={
             RUN_PRESET: _point(rule),
             **{
                 name: _point(threshold)
-                for name, threshold in preset_thresholds(benign, rule.delta).items()
+                for name, threshold in preset_thresholds(benign, rule.delta, scenarios).items()
             },
         },
         temperature=guard.temperature,
@@ -369,7 +371,7 @@ def _template(engine: Engine, template: GuardTemplate) -> Template:
 def _calibration(source: Source, rule: Threshold) -> Calibration:
     config = source.config.calibration
     hard, twins = round(rule.num * config.hard_share), round(rule.num * config.twins_share)
-    prompts = calibration_prompts(source.env, source.config)
+    prompts = [prompt.text for prompt in calibration_prompts(source.env, source.config)]
     return Calibration(
         alpha=rule.alpha,
         delta=rule.delta,

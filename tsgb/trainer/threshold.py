@@ -3,18 +3,24 @@
 It knows scores (`z = logit(unsafe) - logit(safe)`) and labels, and neither models nor torch.
 The promise holds for benign traffic that is exchangeable with the calibration scores, and only
 there: measure the realised rate on every other stream and print it beside the nominal one.
+
+Prompts of one scenario are not independent: a guard that misjudges one of them misjudges others.
+False alarms among them are counted by the one-factor model of credit risk (Vasicek 2002, Risk):
+the normal scores of prompts of a scenario have a correlation, which their ranks tell. Without any
+it is the binomial of independent prompts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtrc, betaincinv
+from scipy.special import bdtr, betaincinv, betaln, fdtri, ndtr, ndtri, xlog1py, xlogy
 
 from tsgb.errors import UsageError
 
@@ -25,6 +31,13 @@ PRESETS: Mapping[str, float] = MappingProxyType(
 
 LOG_TEMPERATURE_BOUND = math.log(1e3)
 """Separable (or useless) scores have no finite best temperature: stop at 1/1000 (or 1000)."""
+
+CORRELATION_LEVEL = 0.16
+"""Probability that the correlation within scenarios is above the one that is reckoned with."""
+MOST_CORRELATION = 0.95
+"""Above it the quadrature would be too coarse; a scenario's prompts are one prompt by then."""
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
+"""Gauss-Hermite quadrature over the effect of a scenario."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +58,16 @@ class Threshold:
     order: int
     """`value` is the order-th smallest of them, counted from 1."""
     fpr_upper: float
-    """Upper 1 - delta bound of the false-positive rate at `value`; at most `alpha`."""
+    """Upper 1 - delta bound of the false-positive rate at `value`."""
+    num_scenarios: int | None = None
+    """Scenarios that the scores belong to; None where each is its own."""
+    correlation: float = 0.0
+    """Correlation of scores within a scenario that was reckoned with, in [0, 1)."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the budget holds; it cannot where too few scenarios speak for it."""
+        return self.fpr_upper <= self.alpha
 
     def blocks(self, scores: ArrayLike) -> NDArray[np.bool_]:
         """Verdicts for scores of any shape."""
@@ -62,46 +84,130 @@ def min_calibration_size(alpha: float, delta: float = 0.05) -> int:
     return math.ceil(math.log(delta) / math.log1p(-alpha))
 
 
-def np_threshold(scores: ArrayLike, alpha: float = 0.01, delta: float = 0.05) -> Threshold:
+def np_threshold(
+    scores: ArrayLike,
+    alpha: float = 0.01,
+    delta: float = 0.05,
+    scenarios: Sequence[str] | None = None,
+) -> Threshold:
     """Neyman-Pearson order-statistic threshold from benign calibration scores.
 
-    `k* = min{k : P(Bin(n, 1 - alpha) >= k) <= delta}`, `value = s_(k*)`; then
-    `P(FPR > alpha) <= delta`, ties only making it safer (Tong, Feng & Li 2018, Science Advances
-    4:eaao1659, proposition 1). `fpr_upper` is the Clopper-Pearson bound for `n - k*` false alarms.
+    `j* = max{j : P(N <= j) <= delta}` false alarms N among n prompts of a guard whose rate is
+    `alpha`, `value = s_(n - j*)`; then `P(FPR > alpha) <= delta`, ties only making it safer (Tong,
+    Feng & Li 2018, Science Advances 4:eaao1659, proposition 1, where N is binomial). `fpr_upper` is
+    the rate at which `P(N <= n - order)` is delta: the Clopper-Pearson bound where prompts are
+    independent. With too few scenarios for the budget the threshold is the highest score, and
+    `fpr_upper` is above `alpha`.
+
+    Args:
+        scores: [n] benign scores.
+        alpha: Budget, in (0, 1).
+        delta: Probability that the budget may be exceeded, in (0, 1).
+        scenarios: [n] scenario of each score; without it scores are independent.
 
     Raises:
         UsageError: too few scores for this budget, or a score that is not a number.
     """
-    ordered = np.sort(np.asarray(scores, dtype=np.float64).ravel())
-    num, least = ordered.size, min_calibration_size(alpha, delta)
+    z = np.asarray(scores, dtype=np.float64).ravel()
+    num, least = z.size, min_calibration_size(alpha, delta)
     if num < least:
         raise UsageError(
             f"a false-positive budget of {alpha:.3g} at confidence {1 - delta:.3g} needs at least "
             f"{least} benign calibration scores, got {num}: calibrate on more benign prompts, or "
             f"take a larger budget"
         )
-    if np.isnan(ordered[-1]):
+    if np.isnan(z).any():
         raise UsageError(
             "calibration scores contain NaN: the guard's forward pass is broken, nothing to fit"
         )
-    # bdtrc(k - 1, n, p) = P(Bin(n, p) >= k), falling in k; k = n always qualifies (see `least`).
-    exceedance = np.asarray(bdtrc(np.arange(num - 1), num, 1 - alpha))
-    order = min(int(np.count_nonzero(exceedance > delta)) + 1, num)
+    groups = np.unique(scenarios, return_inverse=True)[1] if scenarios is not None else None
+    correlation = 0.0 if groups is None else _correlation(z, groups)
+    # Prompts that are independent allow most false alarms: bdtr(j, n, p) = P(Bin(n, p) <= j).
+    most = int(np.count_nonzero(np.asarray(bdtr(np.arange(num), num, alpha)) <= delta)) - 1
+    if groups is None or correlation == 0:
+        allowed = max(0, most)
+        upper = float(betaincinv(allowed + 1, num - allowed, 1 - delta))
+    else:
+        sizes = np.bincount(groups)
+        held = _cumulative(alpha, correlation, sizes, most) <= delta
+        allowed = max(0, int(np.count_nonzero(held)) - 1)
+        upper = _bound(delta, correlation, sizes, allowed)
     return Threshold(
-        value=float(ordered[order - 1]),
+        value=float(np.sort(z)[num - allowed - 1]),
         alpha=alpha,
         delta=delta,
         num=num,
-        order=order,
-        fpr_upper=float(betaincinv(num - order + 1, order, 1 - delta)),
+        order=num - allowed,
+        fpr_upper=upper,
+        num_scenarios=None if groups is None else int(groups.max()) + 1,
+        correlation=correlation,
     )
 
 
-def preset_thresholds(scores: ArrayLike, delta: float = 0.05) -> dict[str, Threshold]:
+def _correlation(z: NDArray[np.float64], groups: NDArray[np.int_]) -> float:
+    """Return a bound of the correlation within groups of the normal scores of ranks, in [0, 1).
+
+    It is that of the one-way analysis of variance (Donner 1986, International Statistical Review
+    54:67), one standard error above the estimate: few groups tell little of how they differ, and
+    with the estimate itself budgets are exceeded too often. Ranks make it blind to the scale of
+    the scores. An estimate of zero or less is zero.
+    """
+    sizes = np.bincount(groups).astype(np.float64)
+    num, num_groups = z.size, sizes.size
+    if num_groups < 2 or num_groups == num:
+        return 0.0
+    _, place, ties = np.unique(z, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(ties) - (ties - 1) / 2
+    normal = np.asarray(ndtri((ranks[place] - 0.5) / num))
+    means = np.bincount(groups, weights=normal) / sizes
+    between = float(sizes @ (means - normal.mean()) ** 2) / (num_groups - 1)
+    within = float(((normal - means[groups]) ** 2).sum()) / (num - num_groups)
+    size = (num - float(sizes @ sizes) / num) / (num_groups - 1)
+    if between <= within:
+        return 0.0
+    least = within * float(fdtri(num_groups - 1, num - num_groups, CORRELATION_LEVEL))
+    return min(MOST_CORRELATION, (between - least) / (between + (size - 1) * least))
+
+
+def _cumulative(
+    rate: float, correlation: float, sizes: NDArray[np.int_], most: int
+) -> NDArray[np.float64]:
+    """P(N <= j) for j = 0 .. `most` false alarms among groups of these sizes."""
+    shift = math.sqrt(correlation) * _NODES
+    rates = np.asarray(ndtr((float(ndtri(rate)) + shift) / math.sqrt(1 - correlation)))
+    alarms = np.arange(most + 1)
+    total = np.eye(1, most + 1)[0]
+    for size, times in Counter(map(int, sizes)).items():
+        counts = np.minimum(alarms, size)
+        choices = np.asarray(betaln(size - counts + 1, counts + 1)) + math.log1p(size)
+        hits = np.asarray(xlogy(counts, rates[:, None]))
+        log_pmf = hits + np.asarray(xlog1py(size - counts, -rates[:, None])) - choices
+        pmf = np.where(alarms <= size, np.exp(log_pmf), 0.0)
+        one = _WEIGHTS @ pmf / _WEIGHTS.sum()
+        for _ in range(times):
+            total = np.convolve(total, one)[: most + 1]
+    return np.cumsum(total)
+
+
+def _bound(delta: float, correlation: float, sizes: NDArray[np.int_], allowed: int) -> float:
+    """Return the rate at which no more than `allowed` false alarms have the probability delta."""
+    # Not at the top: the import costs half a second, and not all thresholds need it.
+    from scipy.optimize import brentq
+
+    def excess(rate: float) -> float:
+        return float(_cumulative(rate, correlation, sizes, allowed)[-1]) - delta
+
+    highest = 1 - 1e-9
+    return highest if excess(highest) > 0 else float(brentq(excess, 1e-9, highest, xtol=1e-7))
+
+
+def preset_thresholds(
+    scores: ArrayLike, delta: float = 0.05, scenarios: Sequence[str] | None = None
+) -> dict[str, Threshold]:
     """The presets that this many benign scores can support; the others are left out."""
     benign = np.asarray(scores, dtype=np.float64).ravel()
     return {
-        name: np_threshold(benign, alpha, delta)
+        name: np_threshold(benign, alpha, delta, scenarios)
         for name, alpha in PRESETS.items()
         if benign.size >= min_calibration_size(alpha, delta)
     }

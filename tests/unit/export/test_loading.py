@@ -46,7 +46,8 @@ def test_it_scores_as_plain_transformers_and_peft(tsgb: Run, tmp_path: Path, fam
             assert found.probability == pytest.approx(said["p_unsafe"], abs=difference)
             if abs(found.score - guard.threshold) > difference:
                 assert found.verdict == said["verdict"]
-        rule = np_threshold([plain.score(prompt) for prompt in calibration], 0.3, 0.3)
+        scores = [plain.score(prompt.text) for prompt in calibration]
+        rule = np_threshold(scores, 0.3, 0.3, [prompt.scenario_id for prompt in calibration])
         assert guard.threshold == said["threshold"] == pytest.approx(rule.value, abs=difference)
     guard = package.load_guard(out)
     assert guard.dtype == "float32"

@@ -24,8 +24,9 @@ def test_thresholds_are_of_the_scores_that_the_export_gives(tsgb: Run, here: Pat
     tsgb("export-guard", "../store/lora", "out")
     guard, config = ExportedGuard(here / "out"), CONFIGS["lora"]
     env = make_environment(config.env, world_seed=config.world_seed, trust=TRUST)
-    scores = [guard.score(prompt) for prompt in calibration_prompts(env, config)]
-    found = np_threshold(scores, 0.05, 0.05)
+    prompts = calibration_prompts(env, config)
+    scores = [guard.score(prompt.text) for prompt in prompts]
+    found = np_threshold(scores, 0.05, 0.05, [prompt.scenario_id for prompt in prompts])
     strict = read(here / "out").dtypes["float32"].thresholds["strict"]
     assert strict.value == pytest.approx(found.value, abs=1e-4)
 

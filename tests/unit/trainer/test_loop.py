@@ -122,7 +122,8 @@ def test_the_price_of_false_positives_rises_and_falls_within_its_bounds() -> Non
 def test_the_operating_point_is_a_benign_score_within_the_budget() -> None:
     trainer = make_trainer(miniature_config())
     threshold = trainer.calibrate()
-    scores = trainer.guard.score(calibration_prompts(world(), trainer.config))
+    prompts = calibration_prompts(world(), trainer.config)
+    scores = trainer.guard.score([prompt.text for prompt in prompts])
     assert threshold in scores.tolist()
     assert (scores > threshold).float().mean() < trainer.config.calibration.fpr
     assert trainer.state.threshold == threshold
@@ -133,7 +134,7 @@ def test_calibration_prompts_are_benign_and_the_same_for_all_guards() -> None:
     prompts = calibration_prompts(world(), config)
     assert prompts == calibration_prompts(world(), config)
     assert len(prompts) == 40
-    assert not any(world().label(prompt) for prompt in prompts)
+    assert not any(world().label(prompt.text) for prompt in prompts)
     assert prompts != calibration_prompts(world(), miniature_config({"seed": 1}))
 
 

@@ -60,6 +60,53 @@ def test_promise_holds_in_simulation(num: int) -> None:
     assert over / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize(("scenarios", "prompts"), [(24, 62), (60, 12)])
+def test_promise_holds_among_prompts_of_few_scenarios(
+    scenarios: int, prompts: int, correlation: float
+) -> None:
+    """As independent prompts these would exceed their budget in up to a quarter of samples."""
+    rng = np.random.default_rng([8, scenarios, int(10 * correlation)])
+    names = np.repeat([f"S-{number}" for number in range(scenarios)], prompts).tolist()
+    trials, over, naive = 400, 0, 0
+    for _ in range(trials):
+        effects = np.sqrt(correlation) * np.repeat(rng.normal(size=scenarios), prompts)
+        z = effects + np.sqrt(1 - correlation) * rng.normal(size=scenarios * prompts)
+        found = np_threshold(z, 0.01, 0.05, names)
+        over += found.holds and stats.norm.sf(found.value) > 0.01
+        naive += stats.norm.sf(np_threshold(z, 0.01, 0.05).value) > 0.01
+    assert over / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
+    if scenarios == 24 and correlation == 0.4:
+        assert naive / trials > 0.15
+
+
+def test_a_budget_that_too_few_scenarios_speak_for_does_not_hold() -> None:
+    """Prompts of a scenario that are all alike are one prompt."""
+    names = [f"S-{number % 24}" for number in range(1500)]
+    rng = np.random.default_rng(9)
+    z = rng.normal(size=24)[np.arange(1500) % 24] + 0.1 * rng.normal(size=1500)
+    found = np_threshold(z, 0.01, 0.05, names)
+    assert not found.holds
+    assert found.order == found.num
+    assert found.value == z.max()
+    assert found.num_scenarios == 24
+    assert found.correlation > 0.9
+    # Three in 24 would be the bound of Clopper and Pearson for 24 scenarios without an alarm.
+    assert 0.03 < found.fpr_upper < 0.125
+
+
+def test_scenarios_of_one_prompt_each_are_independent_prompts() -> None:
+    z = np.random.default_rng(10).normal(size=1000)
+    alone = np_threshold(z, 0.01, 0.05, [str(number) for number in range(1000)])
+    assert (alone.value, alone.order, alone.fpr_upper) == (
+        (same := np_threshold(z, 0.01, 0.05)).value,
+        same.order,
+        same.fpr_upper,
+    )
+    assert alone.holds
+    assert alone.num_scenarios == 1000
+
+
 def test_ties_only_make_it_safer() -> None:
     rng = np.random.default_rng(3)
     scores = np.round(rng.normal(size=2000), 1)
