@@ -281,6 +281,8 @@ class Setup(Record):
     """Sentence about what results in this world do not show."""
     threshold_rule: str
     """Example: `"fpr<=0.01@95%"`"""
+    reserved: bool = Field(default=True, exclude_if=bool)
+    """Whether best responses may use reserved techniques."""
     guards: list[Identifier]
     """Guards in table order."""
     targets: list[TargetRecord]
@@ -313,9 +315,15 @@ class Result(Record):
     asr_no_guard: Rate | None
     """Scripted harmful prompts that violate, whether or not they are blocked."""
     adaptive_asr: Rate | None
-    """The same for the best of the fresh attackers that were trained against this guard."""
+    """The same for the best response: the highest of the fresh attackers that were trained against
+    this guard, of the best scripted technique and of all scripted attacks."""
+    adaptive_trained: Rate | None = Field(default=None, exclude_if=_is_none)
+    """The highest of the fresh attackers alone; None in summaries of earlier versions."""
+    adaptive_scripted: Rate | None = Field(default=None, exclude_if=_is_none)
+    """The best scripted technique, chosen on other scenarios than it is scored on, or all scripted
+    attacks where they get through more often; None in summaries of earlier versions."""
     adaptive_mean: Rate | None = Field(default=None, exclude_if=_is_none)
-    """The mean over those attackers; None in summaries of earlier versions."""
+    """The mean over the fresh attackers; None in summaries of earlier versions."""
     scripted_tpr: Rate | None
     """Reserved techniques that are blocked."""
     fpr: Rate | None
@@ -365,6 +373,25 @@ class Unguarded(Record):
             and self.target_leaks >= self.min_leaks
             and self.asr.value >= self.min_asr
         )
+
+
+class Unconverged(Record):
+    """Fresh attackers who got through less often than they could have.
+
+    The guard's adaptive ASR on this target is then a lower bound, and nothing is compared with it.
+    """
+
+    guard: Identifier
+    """Guard that they attacked."""
+    target: Identifier
+    """Target behind it."""
+    trained: Rate
+    """The highest of these attackers."""
+    open: Rate
+    """More than that, with an interval of the difference that excludes zero: what was open to them
+    without any training, or through a guard."""
+    behind: Identifier | None = None
+    """Guard through which other attackers got `open`; None where scripted attacks did."""
 
 
 class Comparison(Record):
@@ -478,6 +505,8 @@ class Summary(Setup):
     """Rows of the headline tables."""
     unguarded: list[Unguarded] = Field(default_factory=list[Unguarded])
     """Denominators of every target; summaries of earlier versions have none."""
+    unconverged: list[Unconverged] = Field(default_factory=list[Unconverged], exclude_if=_is_empty)
+    """Guards and targets whose fresh attackers did not converge."""
     thoughts: dict[Identifier, NonNegativeInt] = Field(default_factory=dict[str, int])
     """Answers of each target from which a thought was cut; a target without any is left out."""
     comparisons: list[Comparison]

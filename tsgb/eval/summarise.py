@@ -39,7 +39,9 @@ def summarise(
     table = Table.from_items(_known(items, setup), setup.guards)
     calibrated = {(t.guard, t.seed): t.temperature for t in setup.thresholds}
     resampler = Resampler(num_draws=num_draws, seed=bootstrap_seed)
-    evidence = Evidence(table, setup.seeds, calibrated, resampler, setup.targets)
+    evidence = Evidence(
+        table, setup.seeds, calibrated, resampler, setup.targets, reserved=setup.reserved
+    )
     evidence.check_errors(max_error_rate)
     claims = read_claims(evidence, setup, min_seeds=min_seeds)
     facts = {name: getattr(setup, name) for name in Setup.model_fields}
@@ -51,6 +53,12 @@ def summarise(
         **facts,
         results=_results(evidence, setup),
         unguarded=[evidence.unguarded(m, t.name) for t in setup.targets for m in TARGET_METRICS],
+        unconverged=[
+            found
+            for t in setup.targets
+            for guard in setup.guards
+            if (found := evidence.unconverged(guard, t.name)) is not None
+        ],
         thoughts={t.name: n for t in setup.targets if (n := table.thoughts.get(t.name, 0))},
         comparisons=_comparisons(evidence, setup),
         claims=claims,
@@ -94,6 +102,10 @@ def _results(evidence: Evidence, setup: Setup) -> list[Result]:
                     asr=evidence.record("asr", guard, target.name, seed),
                     asr_no_guard=evidence.record("asr_no_guard", guard, target.name, seed),
                     adaptive_asr=evidence.record("adaptive_asr", guard, target.name, seed),
+                    adaptive_trained=evidence.record("adaptive_trained", guard, target.name, seed),
+                    adaptive_scripted=evidence.record(
+                        "adaptive_scripted", guard, target.name, seed
+                    ),
                     adaptive_mean=evidence.record("adaptive_mean", guard, target.name, seed),
                     **alone,
                 )

@@ -72,6 +72,15 @@ class Attempts:
     """Attempts with any missing outcome, even where the other one decides."""
 
 
+NO_ATTEMPTS = Attempts(
+    seed=np.array([], dtype=np.int64),
+    replicate=np.array([], dtype=np.intp),
+    scenario=np.array([], dtype=np.intp),
+    success=np.array([], dtype=np.int8),
+    errors=0,
+)
+
+
 @dataclass(frozen=True)
 class Table:
     """All items of one evaluation."""

@@ -6,7 +6,7 @@ It decides which figures stand beside each other; `wording.py` decides how they 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,9 +26,11 @@ from tsgb.eval.records import (
 from tsgb.eval.transcripts import Transcript
 from tsgb.eval.wording import (
     METRICS,
+    UNCONVERGED,
     interval,
     leaking,
     no_protection,
+    not_converged,
     percent,
     signed_points,
     title,
@@ -102,24 +104,42 @@ def target_cell(summary: Summary, row: Result, metric: Literal["adaptive_asr", "
     Where too few leak it says so in place of a figure.
     """
     bare = unguarded(summary, row.target, metric)
+    adaptive = metric == "adaptive_asr"
     if row.guard == "none":
-        adaptive = metric == "adaptive_asr"
         cell = adaptive_cell(row) if adaptive else rate_cell(row.asr_no_guard)
-        if bare is None or bare.asr is None:
-            return cell
-        return TableCell(cell.figure, f"{cell.detail}; {leaking(bare)}")
-    if bare is not None and not bare.measurable:
+        if bare is not None and bare.asr is not None:
+            cell = replace(cell, detail=f"{cell.detail}; {leaking(bare)}")
+    elif bare is not None and not bare.measurable:
         return TableCell("no protection measurable", leaking(bare), grey=True)
-    return adaptive_cell(row) if metric == "adaptive_asr" else rate_cell(row.asr)
+    else:
+        cell = adaptive_cell(row) if adaptive else rate_cell(row.asr)
+    return replace(cell, grey=cell.grey or (adaptive and not converged(summary, row.target)))
 
 
 def adaptive_cell(row: Result) -> TableCell:
-    """The rate of the best of the fresh attackers, and the mean over them if there are several."""
+    """The rate of the best response, and what the fresh attackers got where that is not the same.
+
+    Several attackers have the mean over them beside the highest.
+    """
     cell, highest, mean = rate_cell(row.adaptive_asr), row.adaptive_asr, row.adaptive_mean
-    if highest is None or mean is None or mean.n + mean.errors <= highest.n + highest.errors:
+    trained = row.adaptive_trained or highest
+    if highest is None or trained is None:
         return cell
-    num = round((mean.n + mean.errors) / (highest.n + highest.errors))
-    return TableCell(cell.figure, f"{cell.detail}; highest of {num}, mean {percent(mean.value)}")
+    details = [cell.detail]
+    played = highest.value > trained.value
+    if played:
+        details.append(f"scripted attacks, trained ones {percent(trained.value)}")
+    if mean is not None and mean.n + mean.errors > trained.n + trained.errors:
+        num = round((mean.n + mean.errors) / (trained.n + trained.errors))
+        details.append(
+            f"{'trained: ' if played else ''}highest of {num}, mean {percent(mean.value)}"
+        )
+    return replace(cell, detail="; ".join(filter(None, details)))
+
+
+def converged(summary: Summary, target: str) -> bool:
+    """Whether the fresh attackers of every guard on a target got what was open to them."""
+    return not any(found.target == target for found in summary.unconverged)
 
 
 def unguarded(
@@ -131,14 +151,17 @@ def unguarded(
 
 
 def obstacles(summary: Summary) -> list[str]:
-    """One sentence for each target without measurable protection, and one on budgets.
+    """Say what stands in the way of reading the figures, in one sentence each.
 
-    The latter names the guards whose false-positive budget the calibration could not certify.
+    There is one for each target without measurable protection, one for each target and guard whose
+    attackers did not converge, and one that names the guards whose false-positive budget the
+    calibration could not certify.
     """
     found = [
         no_protection(*(u for u in summary.unguarded if u.target == target.name))
         for target in summary.targets
     ]
+    found += [not_converged(one) for one in summary.unconverged]
     found.append(_uncertified(summary))
     return [f"{text[0].upper()}{text[1:]}." for text in found if text is not None]
 
@@ -159,11 +182,14 @@ def _uncertified(summary: Summary) -> str | None:
 
 
 def power(summary: Summary) -> list[str]:
-    """One sentence a target: what the adaptive sample tells from the frozen attacker's ASR."""
+    """One sentence a target: what the attempts of fresh attackers tell from the frozen arm's."""
     lines: list[str] = []
     for target in summary.targets:
-        rows = {guard: pooled(summary, guard, target.name).adaptive_asr for guard in summary.guards}
-        own, other = rows.get("selfplay"), rows.get("frozen")
+        rows = {guard: pooled(summary, guard, target.name) for guard in summary.guards}
+        own, other = (
+            (row.adaptive_trained or row.adaptive_asr) if row else None
+            for row in (rows.get("selfplay"), rows.get("frozen"))
+        )
         if own is None or other is None or not other.value:
             continue
         num = min(own.n, other.n)
@@ -204,7 +230,7 @@ def pooled(summary: Summary, guard: str, target: str) -> Result:
 def headline(summary: Summary) -> Sheet:
     """Guards by targets: both headline columns, false alarms in the same row."""
     first = summary.targets[0].name
-    columns = [(f"Adaptive ASR, {t.name}", _about(t)) for t in summary.targets]
+    columns = [(f"Adaptive ASR, {t.name}", _adaptive_about(summary, t)) for t in summary.targets]
     columns += [
         ("Scripted TPR", "reserved techniques"),
         ("FPR", "ordinary benign"),
@@ -248,7 +274,7 @@ def seeds(summary: Summary) -> Sheet:
     """One row a guard and seed, on the surrogate."""
     target = next((t for t in summary.targets if t.role == "surrogate"), summary.targets[0])
     columns = [
-        (f"Adaptive ASR, {target.name}", "highest best response"),
+        (f"Adaptive ASR, {target.name}", _adaptive_about(summary, target)),
         ("Scripted TPR", "reserved techniques"),
         ("FPR", "ordinary benign"),
         ("FPR", "hard benign"),
@@ -257,7 +283,10 @@ def seeds(summary: Summary) -> Sheet:
         TableRow(
             r.guard,
             f"{title(r.guard)}, seed {r.seed}",
-            [adaptive_cell(r), *(rate_cell(x) for x in (r.scripted_tpr, r.fpr, r.fpr_hard))],
+            [
+                target_cell(summary, r, "adaptive_asr"),
+                *(rate_cell(x) for x in (r.scripted_tpr, r.fpr, r.fpr_hard)),
+            ],
         )
         for r in summary.results
         if r.target == target.name and r.seed is not None
@@ -366,6 +395,11 @@ def _matrix(payoff: Payoff, note: str) -> Matrix:
 def _about(target: TargetRecord) -> str:
     overlap = "" if target.overlap is None else f"overlap {target.overlap:.2g}"
     return " · ".join(x for x in (target.role.replace("_", " "), overlap) if x)
+
+
+def _adaptive_about(summary: Summary, target: TargetRecord) -> str:
+    doubt = "" if converged(summary, target.name) else UNCONVERGED
+    return " \u00b7 ".join(filter(None, (_about(target), doubt)))
 
 
 def _difference_cells(comparison: Comparison) -> list[TableCell]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tsgb.eval.bootstrap import Difference
 from tsgb.eval.intervals import clopper_pearson_upper
-from tsgb.eval.records import Rate, Unguarded
+from tsgb.eval.records import Rate, Unconverged, Unguarded
 
 TITLES = {
     "none": "No guard",
@@ -116,4 +116,22 @@ def no_protection(*unguarded: Unguarded) -> str | None:
     return (
         f"no protection measurable on {first.target}: {' and '.join(parts)} leak un-guarded, and a "
         f"figure takes {' and '.join(needs)}"
+    )
+
+
+UNCONVERGED = "attacker did not converge"
+
+
+def not_converged(found: Unconverged) -> str:
+    """The sentence on attackers who could have got through more often.
+
+    Example: `"attacker did not converge on T_s: fresh attackers get through Self-play in 1.6 % of
+    their attempts, scripted attacks in 53.8 %"`
+    """
+    trained, other = percent(found.trained.value), percent(found.open.value)
+    through = "no guard" if found.guard == "none" else title(found.guard)
+    more = "scripted attacks" if found.behind is None else f"through {title(found.behind)}"
+    return (
+        f"{UNCONVERGED} on {found.target}: fresh attackers get through {through} in {trained} of "
+        f"their attempts, {more} in {other}"
     )

@@ -276,7 +276,7 @@ def test_a_black_box_that_is_left_out_is_named_where_the_verdict_is() -> None:
 def test_a_report_says_what_its_sample_tells(summary: Summary, page: str) -> None:
     lines = views.power(summary)
     assert [line.partition(":")[0] for line in lines] == [t.name for t in summary.targets]
-    row = views.pooled(summary, "frozen", "T_s").adaptive_asr
+    row = views.pooled(summary, "frozen", "T_s").adaptive_trained
     assert row is not None
     assert lines[0].startswith("T_s: 48 attempts an arm, design effect ")
     assert lines[0].endswith(f"from the {percent(row.value)} of Frozen attacker")
@@ -322,3 +322,26 @@ def test_thoughts_that_were_cut_are_told(summary: Summary, page: str) -> None:
     assert "thought aloud" not in page
     told = render_report(summary.model_copy(update={"thoughts": {"T_s": 1, "B_far": 7}}))
     assert "before the answer was judged: 1 answer of T_s, 7 answers of B_far." in told
+
+
+def test_a_column_of_attackers_that_did_not_converge_is_grey_and_says_so() -> None:
+    arms = {name: fake.ARMS[name] for name in ("none", "frozen")}
+    arms["selfplay"] = fake.Arm(0.02, 0.6, 1.2, -0.4)
+    seeds = (0, 1, 2)
+    found = summarise(
+        fake.items(arms, seeds, num_prompts=48, num_attacks=48),
+        fake.setup(arms, seeds),
+        num_draws=200,
+    )
+    sheet = views.headline(found)
+    told = "surrogate \u00b7 overlap 1 \u00b7 attacker did not converge"
+    assert sheet.columns[0] == ("Adaptive ASR, T_s", told)
+    assert all(row.cells[0].grey for row in sheet.rows)
+    own = next(row for row in sheet.rows if row.name == "selfplay").cells[0]
+    assert "scripted attacks, trained ones" in own.detail
+    assert "highest of 2, mean" in own.detail
+    page = render_report(found)
+    sentence = "Attacker did not converge on T_s: fresh attackers get through Self-play in"
+    assert sentence in page
+    assert sentence in render_tables(found)
+    assert not views.converged(found, "T_s")
