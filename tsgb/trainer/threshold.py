@@ -86,6 +86,26 @@ def min_calibration_size(alpha: float, delta: float = 0.05) -> int:
     return math.ceil(math.log(delta) / math.log1p(-alpha))
 
 
+def certifies(
+    sizes: Sequence[int], alpha: float = 0.01, delta: float = 0.05, correlation: float = 0.0
+) -> bool:
+    """Tell whether benign prompts can hold a budget at all: `P(N = 0) <= delta` at rate `alpha`.
+
+    Args:
+        sizes: Benign prompts of each scenario.
+        alpha: Budget, in (0, 1).
+        delta: Probability that the budget may be exceeded, in (0, 1).
+        correlation: Correlation of scores within a scenario, in [0, 1); 0 counts prompts.
+    """
+    num = sum(sizes)
+    if num < min_calibration_size(alpha, delta):
+        return False
+    if correlation == 0:
+        return True
+    counts = np.asarray(sizes, dtype=np.intp)
+    return bool(_cumulative(alpha, min(correlation, MOST_CORRELATION), counts, 0)[0] <= delta)
+
+
 def np_threshold(
     scores: ArrayLike,
     alpha: float = 0.01,

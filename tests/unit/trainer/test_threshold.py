@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit
 
 from tsgb.errors import UsageError
 from tsgb.trainer.threshold import (
     PRESETS,
+    certifies,
     fit_temperature,
     min_calibration_size,
     np_threshold,
@@ -157,3 +160,20 @@ def test_temperature_of_separable_scores_is_bounded() -> None:
 def test_temperature_refuses(scores: list[float], labels: list[bool]) -> None:
     with pytest.raises(UsageError, match="temperature"):
         fit_temperature(scores, labels)
+
+
+def test_prompts_certify_a_budget_where_no_false_alarm_says_enough() -> None:
+    assert not certifies([1] * 298)
+    assert certifies([1] * 299)
+    assert certifies([1] * 299, correlation=0.5)  # each is a scenario of its own
+    assert not certifies([30] * 10, correlation=0.5)
+    assert certifies([2] * 1000, correlation=0.5)
+    assert not certifies([1] * 299, alpha=0.001)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.sampled_from([0.2, 0.5, 0.9]))
+def test_what_is_certified_in_spite_of_a_correlation_is_certified_without(
+    sizes: list[int], correlation: float
+) -> None:
+    sizes = [*sizes, *[1] * 280]
+    assert certifies(sizes) or not certifies(sizes, correlation=correlation)
