@@ -1,0 +1,1 @@
+"""Prompts that a user brings in files: formats, mapping, groups, splits and a check. No torch."""

@@ -1,0 +1,58 @@
+"""Characters that a terminal or a page would obey, hide or reorder, and how they are shown."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_KINDS = {
+    "control": re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
+    "bidi": re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"),
+    "invisible": re.compile(
+        "[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200d\u2028\u2029\u2060-\u2065"
+        "\u206a-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
+    ),
+}
+"""Kinds of suspicious characters; tabs and ends of lines are none."""
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+"""Letters, marks and symbols that draw nothing."""
+
+
+def suspicious(text: str) -> list[str]:
+    """Return the kinds of characters in a text that a reader would not see as they are.
+
+    Returns:
+        Some of `control` (C0 and C1, NUL included), `bidi` (marks and overrides of direction) and
+        `invisible` (zero width, fillers, variation selectors, tags).
+    """
+    if text.isascii() and text.isprintable():
+        return []
+    return [kind for kind, found in _KINDS.items() if found.search(text)]
+
+
+def visible(text: str, limit: int | None = None) -> str:
+    r"""Return a text for a terminal or a page: one line, each hidden character by its number.
+
+    Control and format characters, ends of lines, halves of surrogate pairs, spaces other than the
+    usual one, variation selectors and blank letters become `<U+202E>`.
+
+    Args:
+        text: anything.
+        limit: characters of `text` that are kept; what is left out is counted.
+
+    >>> visible("a\u202eb\n")
+    'a<U+202E>b<U+000A>'
+    """
+    kept = text if limit is None else text[:limit]
+    shown = "".join(f"<U+{ord(c):04X}>" if _is_hidden(c) else c for c in kept)
+    return shown if len(kept) == len(text) else f"{shown}… ({len(text) - len(kept)} more)"
+
+
+def _is_hidden(character: str) -> bool:
+    if " " <= character <= "~":
+        return False
+    return (
+        unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
+        or character in _BLANK
+        or unicodedata.name(character, "").startswith(("VARIATION SELECTOR", "MONGOLIAN FREE"))
+    )
