@@ -15,6 +15,7 @@ import typer
 
 from tsgb.cli import (
     checkpoint,
+    data,
     doctor,
     eval_local,
     experiment,
@@ -49,6 +50,7 @@ app.add_typer(machines.machines_app, name="machines")
 app.add_typer(worker.worker_app, name="worker")
 app.add_typer(manager.manager_app, name="manager")
 app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
+app.add_typer(data.data_app, name="data")
 
 
 def main() -> None:
