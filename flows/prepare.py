@@ -216,8 +216,10 @@ def write_request(
     guards: Mapping[Arm, CheckpointRef],
     targets: Sequence[str] | None,
     added: Additions,
+    *,
+    fresh: bool = False,
 ) -> None:
-    """Write the request that tells the worker what to evaluate."""
+    """Write the request that tells the worker what to evaluate, and whether all is asked anew."""
     wanted = None if targets is None else sorted({*targets, *added.target_names})
     by_name = {arm.value: ref for arm, ref in guards.items()}
     requests.write_request(
@@ -227,6 +229,7 @@ def write_request(
         wanted,
         target_class=added.target_class,
         judge_class=added.judge_class,
+        fresh=fresh,
     )
 
 

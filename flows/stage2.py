@@ -22,6 +22,8 @@ from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import StoreError, StoreUnreachable
 from tsgb.eval.additions import Additions
+from tsgb.eval.responses import DIRECTORY
+from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
 from tsgb.models.hash_cache import HashCache
 from tsgb.run_options import RunId, read_options
 from tsgb.settings import load_settings
@@ -85,12 +87,15 @@ def stage2(
         target_class=chosen.target_class or (),
         judge_class=chosen.judge_class,
     )
-    hashes = HashCache(settings.cache_dir / "models")
-    own = {
-        **added.identities(fresh=chosen.fresh),
-        **file_hashes(added.black_boxes, hashes.sha256_of),
-    }
-    eval_id = evaluation_id(guards, configs, targets, own)
+    models = HashCache(settings.cache_dir / "models")
+    hashes = file_hashes(added.black_boxes, models.sha256_of)
+    unfinished = UnfinishedEvaluation(
+        settings.cache_dir / DIRECTORY,
+        {"evaluation": evaluation_id(guards, configs, targets, hashes)},
+        added.identities(fresh=chosen.fresh),
+    )
+    identities = unfinished.join()
+    eval_id = evaluation_id(guards, configs, targets, {**identities, **hashes})
     directory = f"reports/{eval_id}"
     home = runs[run].open()
     try:
@@ -102,13 +107,15 @@ def stage2(
             for name, workers in runs.items():
                 arms = ", ".join(guards[name])
                 listener().note(f"stage 2: run {name}, {arms}, evaluation {eval_id}")
-                write_request(workers, eval_id, guards[name], targets, added)
+                fresh = FRESH in identities
+                write_request(workers, eval_id, guards[name], targets, added, fresh=fresh)
                 tasks.resilient(tasks.evaluate, settings)(
                     name, where, eval_id, env, added.target_class, added.judge_class
                 )
             summary = tasks.resilient(tasks.report, settings)(
                 run, where, eval_id, more_runs or [], env
             )
+    unfinished.finish()
     report = _place(f"{home.run_url}/{directory}/report.html")
     _publish(run, report, summary)
     return {

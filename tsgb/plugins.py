@@ -62,12 +62,22 @@ class Plugin:
         The code declares it with attributes `name` and `version`, texts or integers. Only then an
         earlier evaluation can stand for a new one.
         """
-        declared = {key: getattr(self.made, key, None) for key in ("name", "version")}
-        if not all(isinstance(value, (str, int)) and str(value) for value in declared.values()):
-            return None
+        found = declared(self.made)
+        return None if found is None else {**found, "sha256": self.source_sha256}
+
+    @property
+    def source_sha256(self) -> str:
+        """The hash of the file that the attribute came from; empty if it has none."""
         file = sys.modules[self.path.partition(":")[0]].__file__
-        source = "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        return {**{key: str(value) for key, value in declared.items()}, "sha256": source}
+        return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def declared(made: object) -> Mapping[str, str] | None:
+    """Return the `name` and `version` that an object declares; None unless it declares both."""
+    found = {key: getattr(made, key, None) for key in ("name", "version")}
+    if not all(isinstance(value, (str, int)) and str(value) for value in found.values()):
+        return None
+    return {key: str(value) for key, value in found.items()}
 
 
 def load_attribute(path: str, label: str, error: type[UsageError] = UsageError) -> Any:

@@ -22,6 +22,8 @@ from tsgb.plugins import Trust
 from tsgb.run_options import RunOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tsgb.checkpoint.run import RunStore
     from tsgb.config import RunConfig
     from tsgb.envs.base import Environment
@@ -135,26 +137,30 @@ class _Arguments:
 
         return make_environment(config.env, world_seed=config.world_seed, trust=self.trust)
 
-    def identity(self, ref: CheckpointRef, config: RunConfig, wanted: Sequence[str]) -> str:
-        """Return the id of the evaluation, by which an equal one is found again."""
-        from tsgb.checkpoint.documents import canonical_json
-        from tsgb.checkpoint.manifest import sha256_hex
-        from tsgb.models.hash_cache import HashCache
-        from tsgb.settings import load_settings
-        from tsgb.targets.pretrained import file_hashes
-
-        hashes = HashCache(load_settings().cache_dir / "models")
-        content = {
+    def question(
+        self, ref: CheckpointRef, config: RunConfig, wanted: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return what is evaluated, without the identities of the user's classes."""
+        return {
             "guard": ref.sha256,
             "config": config.fingerprint,
             "targets": list(wanted),
             "judge": self.added.judge_class or "",
-            "sources": {
-                **self.identities,
-                **file_hashes(config.model.black_boxes, hashes.sha256_of),
-            },
         }
-        return sha256_hex(canonical_json(content))[:12]
+
+
+def _eval_id(
+    question: Mapping[str, Any], identities: Mapping[str, Any], config: RunConfig, cache_dir: Path
+) -> str:
+    """Return the id of an evaluation, by which an equal one is found again."""
+    from tsgb.checkpoint.documents import canonical_json
+    from tsgb.checkpoint.manifest import sha256_hex
+    from tsgb.models.hash_cache import HashCache
+    from tsgb.targets.pretrained import file_hashes
+
+    hashes = file_hashes(config.model.black_boxes, HashCache(cache_dir / "models").sha256_of)
+    content = {**question, "sources": {**identities, **hashes}}
+    return sha256_hex(canonical_json(content))[:12]
 
 
 def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
@@ -163,6 +169,8 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
     from tsgb.checkpoint.resolve import load
     from tsgb.eval.additions import choose_targets
     from tsgb.eval.request import write_request
+    from tsgb.eval.responses import DIRECTORY
+    from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
     from tsgb.worker.context import read_config
 
     context = read_context(arguments.trust)
@@ -181,10 +189,15 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
         env = added.load_into(arguments.world(config))
         named = arguments.targets
         wanted = choose_targets(env, named and [*named, *added.target_names])
-        eval_id = arguments.identity(ref, config, wanted)
+        question = arguments.question(ref, config, wanted)
+        cache_dir = context.worker.cache_dir
+        unfinished = UnfinishedEvaluation(cache_dir / DIRECTORY, question, arguments.identities)
+        identities = unfinished.join()
+        eval_id = _eval_id(question, identities, config, cache_dir)
         directory = f"reports/{eval_id}"
         summary = _earlier(run, directory)
         if summary is not None:
+            unfinished.finish()
             listener.note("evaluated already")
             return summary, f"{run.run_url}/{directory}"
         listener.note(f"eval-local: {ref.name} of {ref.run_url}, on {', '.join(wanted)}")
@@ -195,12 +208,14 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             wanted,
             target_class=added.target_class,
             judge_class=added.judge_class,
+            fresh=FRESH in identities,
         )
 
         def show(stage: str, key: str, done: int, total: int, text: str) -> None:
             listener.bars(stage, [Bar(key=key, done=done, total=total, text=text)])
 
         summary = _measure(run, config, env, eval_id, arguments, show)
+        unfinished.finish()
     return summary, f"{run.run_url}/{directory}"
 
 
@@ -245,7 +260,10 @@ def _measure(
     arguments: _Arguments,
     show: Callable[[str, str, int, int, str], None],
 ) -> Summary:
+    from tsgb.eval.logged_target import LoggedTargets
     from tsgb.eval.merge import Part, merge
+    from tsgb.eval.request import read_request
+    from tsgb.eval.responses import DIRECTORY
     from tsgb.eval.runner import Evaluation
     from tsgb.worker.build import make_registry, setup_torch
     from tsgb.worker.context import StopSignals
@@ -260,10 +278,17 @@ def _measure(
 
     own = arguments.added.load_targets(signals.check)
     registry = make_registry(config, context, built, evaluates=True)
-    evaluation = Evaluation(run, config, env, registry, eval_id, context.open, own)
-    evaluation.fill(
-        0, 1, lambda done, total, text: show("evaluate", "cells", done, total, text), signals.check
-    )
+    directory = context.worker.cache_dir / DIRECTORY
+    shared = not read_request(run, eval_id).get("fresh")
+    with LoggedTargets(directory, eval_id, config, shared=shared, check=signals.check) as logged:
+        asked = logged.wrap(own.values())
+        evaluation = Evaluation(run, config, env, registry, eval_id, context.open, asked)
+        evaluation.fill(
+            0,
+            1,
+            lambda done, total, text: show("evaluate", "cells", done, total, text),
+            signals.check,
+        )
     try:
         return merge([Part(run, config)], env, eval_id, arguments.command)
     except InvalidResult:

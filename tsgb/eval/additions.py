@@ -15,6 +15,7 @@ from tsgb.config import RunConfig
 from tsgb.envs import customise
 from tsgb.envs.base import Environment
 from tsgb.errors import UsageError
+from tsgb.eval.unfinished import ANEW, FRESH
 from tsgb.judges.plugins import StrictJudge, load_judge
 from tsgb.protocols import Target
 from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes, target_specs
@@ -98,9 +99,10 @@ class Additions:
         if self.judge_class is not None:
             plugins[f"judge {self.judge_class}"] = load_judge(self.judge_class)
         found: dict[str, Any] = {
-            label: plugin.identity or secrets.token_hex(8) for label, plugin in plugins.items()
+            label: plugin.identity or {ANEW: secrets.token_hex(8), "sha256": plugin.source_sha256}
+            for label, plugin in plugins.items()
         }
-        return {**found, "fresh": secrets.token_hex(8)} if fresh else found
+        return {**found, FRESH: secrets.token_hex(8)} if fresh else found
 
 
 def choose_targets(world: Environment, named: Sequence[str] | None) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from tsgb.config import ABLATIONS, LOSSES, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.eval.calibrated import CalibratedGuard
+from tsgb.eval.logged_target import ask
 from tsgb.eval.records import Item, ItemSource
 from tsgb.eval.transcripts import Transcript, choose, choose_adaptive, transcribe
 from tsgb.protocols import Judge, JudgeItem, Target
@@ -83,7 +84,8 @@ def scripted_items(
             env.target_messages(target.name, scenario, drawn[i].text)
             for scenario, i in zip(chosen, harmful, strict=True)
         ]
-        for i, scenario, response in zip(harmful, chosen, target.answer(chats), strict=True):
+        answers = ask(target, chats, "harmful")
+        for i, scenario, response in zip(harmful, chosen, answers, strict=True):
             judged = judge.judge(
                 JudgeItem(scenario=scenario, prompt=drawn[i].text, response=response)
             )

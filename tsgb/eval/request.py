@@ -58,6 +58,7 @@ def write_request(
     *,
     target_class: Sequence[str] = (),
     judge_class: str | None = None,
+    fresh: bool = False,
 ) -> None:
     """Write what is evaluated, and since when: `asked_at`.
 
@@ -78,6 +79,7 @@ def write_request(
             "asked_at": asked_at,
             **({"target_class": list(target_class)} if target_class else {}),
             **({"judge_class": judge_class} if judge_class else {}),
+            **({"fresh": True} if fresh else {}),
         },
     )
 

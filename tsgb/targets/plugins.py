@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from tsgb.errors import UsageError
 from tsgb.logging import get_logger
-from tsgb.plugins import Plugin, load_plugin
+from tsgb.plugins import Plugin, declared, load_plugin
 from tsgb.protocols import BlackBoxLLM
 from tsgb.types import Messages, Response, TargetSpec
 
@@ -66,6 +66,14 @@ class BlackBoxTarget:
         self._llm = llm
         self._check = check
         self._has_warned = False
+
+    @property
+    def identity(self) -> Mapping[str, str] | None:
+        """The declared name and version, under which answers are kept; None if there are none.
+
+        The file that it is written in does not count: a judge in it may change.
+        """
+        return declared(self._llm)
 
     def answer(self, chats: Sequence[Messages]) -> list[Response]:
         """Return one response a chat; a call that raised has the error's class as `error`."""

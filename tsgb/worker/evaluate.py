@@ -10,6 +10,9 @@ from typing import Any
 
 from tsgb.checkpoint.run import RunStore
 from tsgb.eval.additions import Additions
+from tsgb.eval.logged_target import LoggedTargets
+from tsgb.eval.request import read_request
+from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.runner import Evaluation
 from tsgb.worker.build import make_registry, setup_torch
 from tsgb.worker.context import StopSignals, WorkerContext, find_run, read_config
@@ -127,6 +130,12 @@ def evaluate(
         black_boxes=config.model.black_boxes, target_class=target_class, judge_class=judge_class
     )
     env, own = added.load_into(registry.env), added.load_targets(progress.going_on)
-    evaluation = Evaluation(run, config, env, registry, eval_id, context.open, own)
-    evaluation.fill(part, parts, progress.filled, signals.check)
+    shared = not read_request(run, eval_id).get("fresh")
+    directory = context.worker.cache_dir / DIRECTORY
+    with LoggedTargets(
+        directory, eval_id, config, shared=shared, check=progress.going_on
+    ) as logged:
+        asked = logged.wrap(own.values())
+        evaluation = Evaluation(run, config, env, registry, eval_id, context.open, asked)
+        evaluation.fill(part, parts, progress.filled, signals.check)
     progress.flush()

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ from tsgb.envs.canary import CanaryEnvironment
 from tsgb.envs.rollout import judge_attacks
 from tsgb.eval.calibrated import CalibratedGuard, no_guard
 from tsgb.eval.cells import adaptive_items, scripted_items
+from tsgb.eval.logged_target import LoggedTargets
 from tsgb.eval.records import Item
 from tsgb.eval.transcripts import NUM_ADAPTIVE, Transcript
 from tsgb.judges.exact import ExactJudge
-from tsgb.protocols import Scores, Target
+from tsgb.protocols import Judge, JudgeItem, Scores, Target
 from tsgb.trainer.best_response import BestResponseAttack, FreshAttacker, Score
-from tsgb.types import Messages, Response, Split
+from tsgb.types import Judgement, Label, Messages, Response, Split
 
 WORLD = CanaryEnvironment(world_seed=0)
 CONFIG = make_config({"env": "canary", "evaluation": {"prompts": 24, "scripted": 40}})
@@ -161,3 +163,49 @@ def test_scripted_games_and_items_of_the_same_target() -> None:
     assert {item.technique for item in answered if item.thought} >= {"poem"}
     assert any(item.violated for item in answered)
     assert not any(item.violated or item.thought for item in items if not item.harmful)
+
+
+class Counting(Leaky):
+    """Counts what it is asked."""
+
+    name = "Mine"
+    identity = {"name": "mine", "version": "1"}  # noqa: RUF012 - as users write it
+
+    def __init__(self) -> None:
+        self.num = 0
+
+    def answer(self, chats: Sequence[Messages]) -> list[Response]:
+        self.num += len(chats)
+        return super().answer(chats)
+
+
+WORLDS_OWN = ExactJudge(WORLD)
+
+
+class AllHarmful:
+    def judge(self, item: JudgeItem) -> Judgement:
+        return Judgement(label=Label.HARMFUL)
+
+
+def test_another_arm_guard_threshold_and_judge_ask_nothing(tmp_path: Path) -> None:
+    """They are applied to the answers that are there."""
+    bot = Counting()
+
+    def items(
+        *guards: CalibratedGuard, arm: str = "selfplay", judge: Judge = WORLDS_OWN
+    ) -> list[Item]:
+        config = make_config(CONFIG.model_dump(mode="json"), {"arm": arm})
+        with LoggedTargets(tmp_path, f"e-{arm}", config) as logs:
+            return scripted_items(WORLD, config, guards, list(logs.wrap([bot]).values()), judge)[0]
+
+    first = items(*GUARDS)
+    assert bot.num == 120
+    other = CalibratedGuard("sft", WordGuard("letter"), threshold=3.0)
+    for again in (
+        items(*GUARDS, arm="frozen"),
+        items(no_guard(), other),
+        items(*GUARDS, judge=AllHarmful()),
+    ):
+        assert bot.num == 120
+        assert [item.item_id for item in again] == [item.item_id for item in first]
+    assert all(item.violated for item in again if item.target)
