@@ -107,7 +107,7 @@ class PromptGroups:
             self._parents.append(group)
             self._ordered.append(prompt.group)
         text = normalised(prompt.text)
-        digest = hashlib.sha256(text.encode()).digest()[:16]
+        digest = _digest(text)
         first = self._first.setdefault(digest, place)
         self._groups.append(group)
         self._files.append(file)
@@ -177,6 +177,15 @@ class PromptGroups:
     def _join(self, one: int, other: int) -> None:
         first, second = sorted((self._root(one), self._root(other)))
         self._parents[second] = first
+
+
+def digest_of(text: str) -> bytes:
+    """Return 16 bytes that texts share which are equal once normalised."""
+    return _digest(normalised(text))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:16]
 
 
 def signature(text: str) -> NDArray[np.uint32] | None:
