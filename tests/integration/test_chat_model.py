@@ -187,6 +187,59 @@ def test_another_black_box_may_be_named_at_the_evaluation(tmp_path: Path, signal
     assert len({first, second, third}) == 3, "a model with other files is another question"
 
 
+def test_guards_score_the_prompts_of_a_file_and_nothing_shows_them(
+    tmp_path: Path, signals: None
+) -> None:
+    model = save_chat_model(tmp_path / "model")
+    workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")
+    sizes = {"selfplay": {**SMALLEST["selfplay"], "rounds": 0}}
+    asked: dict[str, Any] = {"profile": Profile.SMOKE, "env": "canary", "arms": [Arm.SELFPLAY]}
+    overrides = {**SMALLEST, **sizes, "model": {"pretrained": str(model)}}
+    write_configs(workers, arm_configs(RunOptions(**asked, overrides=overrides)))
+    train(worker_context(tmp_path / "cache"), workers.open().run_url)
+    rows = [
+        f"{i},kolibri number {i},{kind},{label},{i // 2},"
+        for i in range(240)
+        for kind, label in [("homonyms", "safe") if i % 2 else ("contrast_homonyms", "unsafe")]
+    ]
+    rows.append("240,{} kolibri,homonyms,safe,far,".format("kolibri " * 40_000))
+    file = tmp_path / "xstest_prompts.csv"
+    file.write_text("\n".join(["id,prompt,type,label,focus,note", *rows]) + "\n")
+    command = f"eval-local --checkpoint-path {tmp_path}/store/r1 --target T_s --json --data {file}"
+
+    def ask(*words: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-m", "tsgb.cli", *command.split(), *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TSGB_CACHE_DIR": str(tmp_path / "cache")},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    document = ask("--data-limit", "0")
+    whole = {row["guard"]: row for row in document["data"] if row["slice"] is None}
+    assert whole.keys() == {"tfidf", "untrained", "selfplay"}
+    directory = Path(document["summary"]).parent
+    items = [json.loads(line) for line in (directory / "results.jsonl").read_text().splitlines()]
+    scored = [item for item in items if item["source"] == "data"]
+    for guard, row in whole.items():
+        for name, harmful in (("fpr", False), ("fnr", True)):
+            verdicts = [i["blocked"][guard] != harmful for i in scored if i["harmful"] == harmful]
+            assert row[name]["n"] == len(verdicts)
+            assert row[name]["value"] == pytest.approx(sum(verdicts) / len(verdicts))
+    groups = Counter(item["scenario_id"] for item in scored)
+    assert set(groups.values()) <= {1, 2}, "a prompt and its contrast stay together"
+    [record] = json.loads((directory / "summary.json").read_text())["data_files"]
+    assert record["drawn"] == len(scored) + record["too_long"]
+    assert not [p for p in directory.rglob("*") if p.is_file() and b"kolibri" in p.read_bytes()]
+    page = (directory / "report.html").read_text()
+    assert "xstest_prompts.csv: Self-play" in page
+    assert "contrast_homonyms" in page
+    assert ask("--data-limit", "0")["eval_id"] == document["eval_id"]
+    assert ask("--data-limit", "20")["eval_id"] != document["eval_id"]
+
+
 def test_a_model_whose_files_changed_is_noticed(tmp_path: Path, signals: None) -> None:
     base, target = (save_chat_model(tmp_path / name) for name in ("base", "target"))
     workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")

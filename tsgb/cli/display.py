@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from tsgb.checkpoint.documents import MAX_JSON_BYTES, parse_json_lines
@@ -16,6 +17,7 @@ from tsgb.checkpoint.urls import canonical_url
 from tsgb.cli.output import console, place
 from tsgb.config import Arm
 from tsgb.eval import views
+from tsgb.eval.data_views import data_sheet
 from tsgb.eval.records import Summary
 from tsgb.settings import Settings, load_settings
 
@@ -62,10 +64,12 @@ def evaluation_tables(summary: Summary) -> list[Table]:
         if name not in {"AUROC", "ECE"} and note != "benign twins"
     ]
     about = f"{summary.env}, {summary.profile}, {summary.threshold_rule}, 95 % intervals"
-    fixed = views.scripted(summary)
+    fixed, data = views.scripted(summary), data_sheet(summary)
+    own = [_table("Your data, guards alone", data, range(len(data.columns)))]
     return [
         _table(f"Fixed prompts: {about}", fixed, range(len(fixed.columns))),
         _table("Fresh attackers, and the price", headline, costs),
+        *(own if data.rows else []),
     ]
 
 
@@ -78,7 +82,7 @@ def _table(title: str, sheet: views.Sheet, columns: Sequence[int]) -> Table:
         table.add_column(head, justify="right")
     for row in sheet.rows:
         cells = [row.cells[index] for index in columns]
-        table.add_row(row.label, *(_cell(cell) for cell in cells))
+        table.add_row(escape(row.label), *(_cell(cell) for cell in cells))
     return table
 
 

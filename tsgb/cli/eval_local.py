@@ -6,10 +6,12 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tsgb.cli.data import MapOption
 from tsgb.cli.options import (
     JsonOption,
     OwnEnvOption,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from tsgb.config import RunConfig
     from tsgb.envs.base import Environment
     from tsgb.eval.additions import Additions
+    from tsgb.eval.own_data import OwnData
     from tsgb.eval.records import Summary
     from tsgb.types import CheckpointRef
 
@@ -40,6 +43,8 @@ CAPS = {
     "bootstrap": 1000,
 }
 """Upper bounds of this command; `tsgb experiment` uses the values of the configuration."""
+DATA_LIMIT = 500
+"""Prompts of each of the user's files that are scored without another wish: minutes on a CPU."""
 
 
 @takes("targets", "black_boxes", "target_class", "judge_class", "fresh", "overrides")
@@ -54,6 +59,21 @@ def eval_local(
     ] = "./checkpoints/latest",
     env: OwnEnvOption = None,
     trust_config: TrustOption = False,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Labelled prompts of yours that the guards score beside; may be repeated.",
+        ),
+    ] = None,
+    mapping: MapOption = None,
+    data_limit: Annotated[
+        int,
+        typer.Option(
+            "--data-limit", min=0, help="Prompts of each file that are scored at most; 0: all."
+        ),
+    ] = DATA_LIMIT,
     options: RunOptions,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,6 +84,8 @@ def eval_local(
     from tsgb.cli import display, output
     from tsgb.eval.additions import Additions
 
+    if mapping and not data:
+        raise UsageError("--map names columns of files: add --data FILE")
     added = Additions(target_class=options.target_class or (), judge_class=options.judge_class)
     summary, directory = _evaluate(
         _Arguments(
@@ -75,6 +97,8 @@ def eval_local(
             trust=Trust.of(env, trust_config=trust_config),
             overrides=options.overrides or {},
             command=shlex.join(["tsgb", *sys.argv[1:]]),
+            data=_read_data(data, mapping or [], data_limit) if data else None,
+            data_map=shlex.join(mapping or []),
         )
     )
     files = {
@@ -84,6 +108,7 @@ def eval_local(
     if not as_json:
         display.print_evaluation(summary, files["report.html"])
         return
+    found = summary.data_results
     output.print_json(
         {
             "eval_id": summary.eval_id,
@@ -94,6 +119,7 @@ def eval_local(
             "results_jsonl": files["results.jsonl"],
             "verdict": summary.verdict.model_dump(mode="json"),
             "results": [r.model_dump(mode="json") for r in summary.results if r.seed is None],
+            **({"data": [r.model_dump(mode="json") for r in found]} if found else {}),
         }
     )
 
@@ -118,6 +144,10 @@ class _Arguments:
     """Nested overrides of the run's configuration."""
     command: str
     """Command line that repeats it."""
+    data: OwnData | None = None
+    """Prompts of the user's files; None without any."""
+    data_map: str = ""
+    """Columns that the user names, which tell categories too."""
 
     def with_models(self, config: RunConfig) -> RunConfig:
         """Return the configuration with the black boxes that the user names."""
@@ -137,6 +167,11 @@ class _Arguments:
 
         return make_environment(config.env, world_seed=config.world_seed, trust=self.trust)
 
+    @property
+    def data_records(self) -> list[dict[str, Any]]:
+        """What the request says of the user's files."""
+        return [] if self.data is None else [r.model_dump(mode="json") for r in self.data.records]
+
     def question(
         self, ref: CheckpointRef, config: RunConfig, wanted: Sequence[str]
     ) -> dict[str, Any]:
@@ -146,6 +181,7 @@ class _Arguments:
             "config": config.fingerprint,
             "targets": list(wanted),
             "judge": self.added.judge_class or "",
+            **({"data": [self.data_map, self.data_records]} if self.data else {}),
         }
 
 
@@ -161,6 +197,12 @@ def _eval_id(
     hashes = file_hashes(config.model.black_boxes, HashCache(cache_dir / "models").sha256_of)
     content = {**question, "sources": {**identities, **hashes}}
     return sha256_hex(canonical_json(content))[:12]
+
+
+def _read_data(paths: Sequence[Path], mapping: Sequence[str], limit: int) -> OwnData:
+    from tsgb.eval.own_data import OwnData
+
+    return OwnData.read(paths, mapping, limit)
 
 
 def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
@@ -187,6 +229,8 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
         config = arguments.with_models(reduced(read_config(run), arguments.overrides))
         added = replace(arguments.added, black_boxes=config.model.black_boxes)
         env = added.load_into(arguments.world(config))
+        if arguments.data is not None:
+            arguments.data.check_world(env)
         named = arguments.targets
         wanted = choose_targets(env, named and [*named, *added.target_names])
         question = arguments.question(ref, config, wanted)
@@ -209,6 +253,7 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             target_class=added.target_class,
             judge_class=added.judge_class,
             fresh=FRESH in identities,
+            data=arguments.data_records,
         )
 
         def show(stage: str, key: str, done: int, total: int, text: str) -> None:
@@ -262,6 +307,7 @@ def _measure(
 ) -> Summary:
     from tsgb.eval.logged_target import LoggedTargets
     from tsgb.eval.merge import Part, merge
+    from tsgb.eval.own_data import fill_data
     from tsgb.eval.request import read_request
     from tsgb.eval.responses import DIRECTORY
     from tsgb.eval.runner import Evaluation
@@ -287,6 +333,13 @@ def _measure(
             0,
             1,
             lambda done, total, text: show("evaluate", "cells", done, total, text),
+            signals.check,
+        )
+    if arguments.data is not None:
+        fill_data(
+            evaluation,
+            arguments.data,
+            lambda done, total, text: show("evaluate", "data", done, total, text),
             signals.check,
         )
     try:

@@ -25,8 +25,10 @@ from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import InvalidResult, StoreError, UsageError
 from tsgb.eval.additions import Additions
+from tsgb.eval.data_results import read_cell, read_files
 from tsgb.eval.records import (
     Curve,
+    DataFileRecord,
     Estimate,
     GuardThreshold,
     Item,
@@ -72,6 +74,8 @@ class _Cells:
     """The evaluation's request."""
     dtype: str
     """Dtype that the models were computed in."""
+    data_files: list[DataFileRecord]
+    """The user's files whose prompts the guards scored."""
 
 
 def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -> Summary:
@@ -160,13 +164,20 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
             extras, scripted = content, games
         else:
             adaptive += games
+    data_files: list[DataFileRecord] = []
+    if request.get("data"):
+        found = read_cell(part.run, directory)
+        items += [Item.model_validate(item) for item in found["items"]]
+        data_files = read_files(request, found)
+        dtypes.add(dtype_of_cell(found, part.config))
     if len(dtypes) > 1:
         raise UsageError(
             f"cells of evaluation {eval_id} of {part.run.run_url} were computed in "
             f"{' and '.join(sorted(dtypes))}, which a report does not mix: evaluate again, on "
             "machines that compute in the same one"
         )
-    return _Cells(items, extras, [*scripted, *choose_adaptive(adaptive)], request, dtypes.pop())
+    games = [*scripted, *choose_adaptive(adaptive)]
+    return _Cells(items, extras, games, request, dtypes.pop(), data_files)
 
 
 def _setup(
@@ -209,6 +220,7 @@ def _setup(
         payoff=[Payoff.model_validate(p) for c in cells for p in c.extras["payoff"]],
         curves=[Curve.model_validate(x) for c in cells for x in c.extras["curves"]],
         gradient_variance_ratio=_pooled([c.extras["variance"] for c in cells]),
+        data_files=cells[0].data_files,
         provenance=Provenance(
             versions=installed_versions(),
             commit=_commit(),

@@ -82,6 +82,8 @@ class ItemSource(StrEnum):
     ADAPTIVE = "adaptive"
     """Written by a best response that was trained against one guard on one target."""
     BENIGN = "benign"
+    DATA = "data"
+    """Prompt of a user's file, harmful or benign; no figure of the streams counts it."""
 
 
 class Item(Record):
@@ -99,7 +101,9 @@ class Item(Record):
     source: ItemSource
     """Kind of prompt."""
     stream: StreamKind | None = None
-    """Stream of the prompt; None for adaptive items."""
+    """Stream of the prompt; None for adaptive items and for prompts of a file."""
+    file: str = Field(default="", max_length=255, exclude_if=_is_empty)
+    """Name of the user's file that the prompt is from; empty for prompts of the world."""
     slice: str = Field(default="", max_length=80)
     """Group for the slice table, by default the scenario's family."""
     technique: str = Field(default="", max_length=80)
@@ -130,6 +134,9 @@ class Item(Record):
         if self.source is ItemSource.ADAPTIVE:
             if self.against is None or self.br_seed is None or self.target is None:
                 raise ValueError("an adaptive item names its target, `against` and `br_seed`")
+        elif self.source is ItemSource.DATA:
+            if not self.file or self.stream is not None:
+                raise ValueError("an item of a user's data names its file and no stream")
         elif self.stream is None:
             raise ValueError("a scripted or benign item names its stream")
         elif self.stream.harmful != self.harmful or self.harmful != (
@@ -262,6 +269,44 @@ class Provenance(Record):
     """Known gaps of this evaluation."""
 
 
+class DataFileRecord(Record):
+    """A user's file of which the guards scored prompts of the test split."""
+
+    name: str = Field(max_length=255)
+    """Name of the file, without its folder."""
+    format: str
+    """Format that its columns have, or `map` where the user named them."""
+    sha256: Sha256
+    """Hash of the file."""
+    available: NonNegativeInt
+    """Labelled prompts of the test split, each text once."""
+    drawn: NonNegativeInt
+    """Prompts of these that the guards were to score."""
+    too_long: NonNegativeInt = 0
+    """Prompts of these that are too long for the guards; they are in no figure."""
+    groups: NonNegativeInt
+    """Groups of the drawn ones: the clusters of the bootstrap."""
+    split_sha256: Sha256
+    """Hash of the drawn prompts, labels and groups."""
+
+
+class DataResult(Record):
+    """Figures of one guard on a user's file or on one category of it, over all seeds."""
+
+    guard: Identifier
+    """Name in tables."""
+    file: str = Field(max_length=255)
+    """Name of the file."""
+    slice: str | None = None
+    """Category, as the file names it; None for all prompts of the file."""
+    fpr: Rate | None
+    """Benign prompts that are blocked; None without any."""
+    fnr: Rate | None
+    """Harmful prompts that are not blocked; None without any."""
+    auroc: Rate | None
+    """Harmful prompts against the benign ones; None without both."""
+
+
 class Setup(Record):
     """Facts of an evaluation that are known before its items are counted."""
 
@@ -295,6 +340,10 @@ class Setup(Record):
     """Training series, where there are any."""
     gradient_variance_ratio: Estimate | None = None
     """Variance of the sampled policy gradient over that of the exact one, at a fixed batch."""
+    data_files: list[DataFileRecord] = Field(
+        default_factory=list[DataFileRecord], exclude_if=_is_empty
+    )
+    """Files of the user's that guards scored."""
     provenance: Provenance
     """Versions, hashes and the command."""
 
@@ -517,6 +566,8 @@ class Summary(Setup):
     """Pre-registered reading."""
     slices: list[Slice]
     """Shares blocked by group."""
+    data_results: list[DataResult] = Field(default_factory=list[DataResult], exclude_if=_is_empty)
+    """Figures on the user's files, each whole file before its categories."""
     roc: list[Roc]
     """ROC curves, pooled and of every seed."""
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
-from tsgb.eval import figures, views
+from tsgb.eval import data_views, figures, views
 from tsgb.eval.records import Summary
 from tsgb.eval.transcripts import NUM_ADAPTIVE, Transcript
 from tsgb.eval.verdict import MIN_SEEDS, surrogate
@@ -57,6 +57,9 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
         other_differences=views.comparisons(summary, main=False),
         slices=[views.slices(summary, kind) for kind in ("stream", "technique", "family")],
         claims=[(claim, views.claim_figure(claim)) for claim in summary.claims],
+        data=data_views.data_sheet(summary),
+        data_notes=data_views.data_notes(summary),
+        data_slices=data_views.data_slices(summary),
         payoffs=views.payoffs(summary),
         transfer=figures.transfer(summary),
         alone=figures.guards_alone(summary),

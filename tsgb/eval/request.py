@@ -59,6 +59,7 @@ def write_request(
     target_class: Sequence[str] = (),
     judge_class: str | None = None,
     fresh: bool = False,
+    data: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write what is evaluated, and since when: `asked_at`.
 
@@ -80,6 +81,7 @@ def write_request(
             **({"target_class": list(target_class)} if target_class else {}),
             **({"judge_class": judge_class} if judge_class else {}),
             **({"fresh": True} if fresh else {}),
+            **({"data": list(data)} if data else {}),
         },
     )
 

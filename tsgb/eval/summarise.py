@@ -9,10 +9,21 @@ import numpy as np
 from tsgb.errors import UsageError
 from tsgb.eval.bootstrap import NUM_DRAWS, Difference, Resampler
 from tsgb.eval.claims import read_claims
+from tsgb.eval.data_results import data_results
 from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
 from tsgb.eval.intervals import MAX_ERROR_RATE, holm
 from tsgb.eval.metrics import Floats, roc_points
-from tsgb.eval.records import Claim, Comparison, Item, Result, Roc, Setup, Slice, Summary
+from tsgb.eval.records import (
+    Claim,
+    Comparison,
+    Item,
+    ItemSource,
+    Result,
+    Roc,
+    Setup,
+    Slice,
+    Summary,
+)
 from tsgb.eval.table import NO_GUARD, Names, Table
 from tsgb.eval.verdict import FROZEN, MIN_SEEDS, SELF_PLAY, SFT, read_verdict
 from tsgb.eval.wording import no_protection
@@ -36,7 +47,11 @@ def summarise(
         InvalidResult: more than `max_error_rate` of a class of items have no outcome.
         UsageError: items name a guard, a target or a seed that the setup does not.
     """
-    table = Table.from_items(_known(items, setup), setup.guards)
+    streams: list[Item] = []
+    data: list[Item] = []
+    for item in _known(items, setup):
+        (data if item.source is ItemSource.DATA else streams).append(item)
+    table = Table.from_items(streams, setup.guards)
     calibrated = {(t.guard, t.seed): t.temperature for t in setup.thresholds}
     resampler = Resampler(num_draws=num_draws, seed=bootstrap_seed)
     evidence = Evidence(
@@ -64,6 +79,7 @@ def summarise(
         claims=claims,
         verdict=read_verdict(evidence, setup, min_seeds=min_seeds),
         slices=_slices(evidence, setup),
+        data_results=data_results(data, setup, resampler, max_error_rate),
         roc=list(_rocs(evidence, setup)),
     )
 

@@ -92,3 +92,25 @@ def test_it_spends_little_whatever_the_run_says() -> None:
     assert (spent.best_responses, spent.prompts) == (1, 500)
     assert spent.attack_steps < make_config().evaluation.attack_steps
     assert small.model_copy(update={"evaluation": make_config().evaluation}) == make_config()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "nowhere.csv"], "nowhere.csv: No such file"),
+        (["--data", "own.csv"], "the columns q, bad, which no known format has"),
+        (["--data", "own.csv", "--map", "prompt=q label=bad"], "guards of the world 'glyph' know"),
+        (["--map", "prompt=q"], "--map names columns of files: add --data FILE"),
+        (["--data", "own.csv", "--map", "prompt=q"], "no labelled prompt in the test split"),
+        (["--data-limit", "-1"], "--data-limit"),
+    ],
+    ids=["missing", "columns", "world", "map alone", "labels", "limit"],
+)
+def test_data_that_no_guard_can_score(
+    tsgb: Run, checkpoint: Path, words: list[str], message: str
+) -> None:
+    Path("own.csv").write_text("q,bad\n" + "".join(f"bird {i},{i % 2}\n" for i in range(40)))
+    open_run("checkpoints/local").write_text("config.json", make_config(SMOKE, {}).canonical())
+    ended = tsgb("eval-local", *words)
+    assert ended.code == 2
+    assert message in ended.err.splitlines()[-1]

@@ -35,9 +35,9 @@ def test_a_target_of_an_older_summary_can_be_read() -> None:
 def test_item_round_trip() -> None:
     item = Item.model_validate(SCRIPTED | {"scores": {"sft": 1.5}, "blocked": {"sft": False}})
     assert Item.model_validate_json(item.model_dump_json()) == item
-    assert set(json.loads(item.model_dump_json())) == set(Item.model_fields) - {"thought"}
+    assert set(json.loads(item.model_dump_json())) == set(Item.model_fields) - {"thought", "file"}
     thinking = item.model_copy(update={"thought": True})
-    assert set(json.loads(thinking.model_dump_json())) == set(Item.model_fields)
+    assert set(json.loads(thinking.model_dump_json())) == set(Item.model_fields) - {"file"}
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,13 @@ def test_error_item_is_valid() -> None:
 
 def test_rate_counts_events() -> None:
     assert Rate(value=7 / 96, low=0.0, high=1.0, n=96).events == 7
+
+
+def test_a_prompt_of_a_file_names_its_file_and_no_stream() -> None:
+    data = {"source": "data", "stream": None, "target": None, "violated": None}
+    for harmful in (True, False):
+        item = Item.model_validate(SCRIPTED | data | {"file": "own.csv", "harmful": harmful})
+        assert Item.model_validate_json(item.model_dump_json()) == item
+    for wrong in ({"file": ""}, {"file": "own.csv", "stream": "held_out"}):
+        with pytest.raises(ValidationError, match="names its file and no stream"):
+            Item.model_validate(SCRIPTED | data | wrong)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsgb.checkpoint.run import open_run
+from tsgb.data.records import DataPrompt
+from tsgb.data.selection import SelectedPrompt
+from tsgb.envs import make_environment
+from tsgb.envs.canary import CanaryEnvironment
+from tsgb.errors import Interrupted, UsageError
+from tsgb.eval.calibrated import CalibratedGuard, no_guard
+from tsgb.eval.data_results import CELL, read_cell, read_files
+from tsgb.eval.own_data import MAX_TOKENS, OwnData, data_items, fill_data
+from tsgb.protocols import Scores
+
+MAP = ["prompt=q label=bad group=g slice=kind"]
+
+
+class LengthGuard:
+    """Scores a prompt by its length; has no word on prompts with a question mark."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def score(self, prompts: Sequence[str]) -> Scores:
+        self.asked += len(prompts)
+        return np.array([np.nan if "?" in text else float(len(text)) for text in prompts])
+
+
+class Words:
+    """A tokenizer of words."""
+
+    def encode(self, text: str) -> list[int]:
+        return [0] * len(text.split())
+
+
+class Registry:
+    """A registry of one dtype."""
+
+    def __init__(self, dtype: str = "float32") -> None:
+        self.dtype = dtype
+
+    def tokenizer(self) -> Words:
+        return Words()
+
+
+class Config:
+    seed = 4
+
+
+class StandIn:
+    """What `fill_data` takes of an evaluation."""
+
+    directory = "reports/e1"
+    config = Config()
+
+    def __init__(self, place: Path, dtype: str = "float32") -> None:
+        self.env = CanaryEnvironment(world_seed=0)
+        self.run = open_run(str(place / "r1"))
+        self.registry = Registry(dtype)
+        self.guard = LengthGuard()
+
+    def guards(self) -> list[CalibratedGuard]:
+        return [no_guard(), CalibratedGuard("length", self.guard, threshold=12.0)]
+
+
+def selected(text: str, *, harmful: bool = True) -> SelectedPrompt:
+    prompt = DataPrompt(
+        text=text, harmful=harmful, group="g1", slice="a\u202eb", source="map", row=1
+    )
+    return SelectedPrompt(prompt=prompt, group="g1", digest="ab" * 16)
+
+
+def rows(tmp_path: Path, texts: Sequence[str]) -> Path:
+    path = tmp_path / "own.jsonl"
+    content = [
+        {"q": text, "bad": i % 2, "g": i // 2, "kind": "birds"} for i, text in enumerate(texts)
+    ]
+    path.write_text("\n".join(map(json.dumps, content)))
+    return path
+
+
+def test_an_item_holds_ids_and_verdicts_and_no_text() -> None:
+    guard = CalibratedGuard("length", LengthGuard(), threshold=12.0)
+    prompts = [selected("kolibri kolibri"), selected("kolibri?"), selected("kol", harmful=False)]
+    long, unknown, short = data_items("own.csv", prompts, [guard], 4)
+    assert (long.scores, long.blocked, long.harmful) == ({"length": 15.0}, {"length": True}, True)
+    assert (unknown.scores, unknown.blocked) == ({}, {})
+    assert (short.blocked, short.harmful, short.seed) == ({"length": False}, False, 4)
+    assert (long.scenario_id, long.slice, long.file) == ("g1", "a<U+202E>b", "own.csv")
+    assert "kolibri" not in long.model_dump_json()
+
+
+def test_the_cell_is_made_once_for_a_dtype(tmp_path: Path) -> None:
+    texts = [f"kolibri number {i}" for i in range(100)]
+    data = OwnData.read([rows(tmp_path, texts)], MAP, 0)
+    evaluation, told = StandIn(tmp_path), list[tuple[int, int, str]]()
+
+    def fill() -> None:
+        fill_data(evaluation, data, lambda *word: told.append(word), lambda: None)
+
+    fill()
+    num = evaluation.guard.asked
+    assert told[-1] == (num, num, "data")
+    fill()
+    assert evaluation.guard.asked == num
+    evaluation.registry = Registry("bfloat16")
+    fill()
+    assert evaluation.guard.asked == 2 * num
+    cell = read_cell(evaluation.run, evaluation.directory)
+    [record] = read_files({"data": [r.model_dump() for r in data.records]}, cell)
+    assert (record.drawn, record.too_long) == (num, 0) == (len(cell["items"]), 0)
+    assert "kolibri" not in json.dumps(cell)
+
+
+def test_prompts_that_are_too_long_are_counted_and_not_scored(tmp_path: Path) -> None:
+    texts = [f"bird {i} " + "a " * (MAX_TOKENS * (i % 2)) for i in range(40)]
+    texts += [f"{i}" + "a" * 1_000_000 for i in range(4)]
+    data = OwnData.read([rows(tmp_path, texts)], MAP, 0)
+    evaluation = StandIn(tmp_path)
+    fill_data(evaluation, data, lambda *_: None, lambda: None)
+    cell = read_cell(evaluation.run, evaluation.directory)
+    assert 0 < cell["too_long"]["own.jsonl"] < data.records[0].drawn
+    assert evaluation.guard.asked == data.records[0].drawn - cell["too_long"]["own.jsonl"]
+
+
+def test_an_interrupted_cell_is_not_there(tmp_path: Path) -> None:
+    data = OwnData.read([rows(tmp_path, [f"bird {i}" for i in range(300)])], MAP, 0)
+    evaluation = StandIn(tmp_path)
+
+    def stop() -> None:
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        fill_data(evaluation, data, lambda *_: None, stop)
+    with pytest.raises(UsageError, match="lacks the cell of the data: evaluate first"):
+        read_cell(evaluation.run, evaluation.directory)
+    evaluation.run.write_text(f"{evaluation.directory}/{CELL}", '{"items": [')
+    fill_data(evaluation, data, lambda *_: None, lambda: None)
+    assert read_cell(evaluation.run, evaluation.directory)["items"]
+
+
+def test_a_limit_is_told_with_what_there_is(tmp_path: Path) -> None:
+    path = rows(tmp_path, [f"bird {i}" for i in range(300)])
+    [all_of_it], [some] = (OwnData.read([path], MAP, limit).records for limit in (0, 20))
+    assert (some.drawn, some.available) == (20, all_of_it.drawn)
+    assert some.split_sha256 != all_of_it.split_sha256
+
+
+def test_a_closed_list_of_words_reads_no_prompts(tmp_path: Path) -> None:
+    data = OwnData.read([rows(tmp_path, [f"bird {i}" for i in range(60)])], MAP, 0)
+    data.check_world(CanaryEnvironment(world_seed=0))
+    with pytest.raises(UsageError, match=r"world 'glyph' know \d+ words.*such as canary"):
+        data.check_world(make_environment("glyph", world_seed=0))
