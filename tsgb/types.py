@@ -120,6 +120,19 @@ class Demonstration:
     """Text as the attacker would write it, opening included, without the end of its turn."""
 
 
+class Outcome(StrEnum):
+    """The way in which a question to a target ended."""
+
+    ANSWERED = "answered"
+    """The target wrote an answer to its end."""
+    REFUSED = "refused"
+    """The endpoint said itself that it refuses; words of refusal are left to a judge."""
+    TRUNCATED = "truncated"
+    """The answer was cut at its limit of tokens."""
+    ERROR = "error"
+    """There is no answer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """A target's answer.
@@ -134,14 +147,33 @@ class Response:
     refusal: bool = False
     """Whether the endpoint said itself that it refused (content filter, `message.refusal`)."""
     error: str | None = None
-    """Reason why the call failed for good; such an item has no outcome and is never dropped
-    silently."""
+    """Class of the failure if the call failed for good, such as `http_500` or `timeout`; such an
+    item has no outcome and is never dropped silently."""
     thought: bool = False
     """Whether the model thought aloud first; the thought is left out of `text`."""
     attempts: int = 1
     """Number of calls that were made for it."""
     latency_seconds: float = 0.0
     """Seconds that the last call took."""
+    detail: str = ""
+    """One line about an error, for people; a service's own words, so it is shown escaped only."""
+    status: int | None = None
+    """HTTP status of the last call; None if there was none."""
+    tokens_in: int | None = None
+    """Tokens of the prompt, as the endpoint counts them; None if it does not say."""
+    tokens_out: int | None = None
+    """Tokens of the answer, likewise."""
+    billed_unknown: int = 0
+    """Calls that may have been billed although no answer came back, such as timeouts."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """The way in which the question ended."""
+        if self.error is not None:
+            return Outcome.ERROR
+        if self.refusal:
+            return Outcome.REFUSED
+        return Outcome.TRUNCATED if self.finish_reason == "length" else Outcome.ANSWERED
 
 
 class Label(StrEnum):

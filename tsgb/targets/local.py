@@ -9,10 +9,8 @@ import torch
 from tsgb.models.engine import Engine, Readout, Role
 from tsgb.models.tokenizer import Tokenizer
 from tsgb.models.torch_typing import flags, int_rows
+from tsgb.targets.thoughts import without_thought
 from tsgb.types import Messages, Response
-
-_THOUGHT = ("<think>", "</think>")
-"""Marks around a thought, in the models that think aloud although they are asked not to."""
 
 
 class ReadoutTarget:
@@ -108,7 +106,5 @@ class LoadedTarget:
 def _response(text: str, *, finished: bool) -> Response:
     """Return an answer without the thought before it; an unfinished thought has no answer."""
     reason = "stop" if finished else "length"
-    if not text.lstrip().startswith(_THOUGHT[0]):
-        return Response(text=text, finish_reason=reason)
-    _, end, answer = text.partition(_THOUGHT[1])
-    return Response(text=answer.lstrip() if end else "", finish_reason=reason, thought=True)
+    answer, thought = without_thought(text)
+    return Response(text=answer, finish_reason=reason, thought=thought)
