@@ -83,6 +83,21 @@ class HubSettings(SettingsGroup):
     """Directory of downloaded models; without it hub below HF_HOME, or ~/.cache/huggingface/hub."""
 
 
+class EndpointSettings(SettingsGroup):
+    """Keys of the services that black boxes are asked at; nothing else may hold one.
+
+    A targets file may name other variables, which `tsgb.settings.endpoint_key` reads likewise.
+
+    Example: `EndpointSettings(openai_api_key=SecretStr("..."))`
+    """
+
+    openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    """Key for targets of the kind openai, at the address that the target names; a rented machine
+    never gets it."""
+    anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
+    """Key for targets of the kind anthropic, likewise."""
+
+
 class WorkerSettings(SettingsGroup):
     """How worker processes are started and watched on the machine that drives a run.
 

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from dotenv import dotenv_values
+from pydantic import SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tsgb.errors import ConfigError
 from tsgb.setting_groups import (
     CloudSettings,
+    EndpointSettings,
     HubSettings,
     InstanceSettings,
     SettingsGroup,
@@ -33,7 +35,13 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Settings(  # pyright: ignore[reportIncompatibleVariableOverride] - pydantic merges the configs
-    StoreSettings, CloudSettings, HubSettings, InstanceSettings, WorkerSettings, BaseSettings
+    StoreSettings,
+    CloudSettings,
+    HubSettings,
+    EndpointSettings,
+    InstanceSettings,
+    WorkerSettings,
+    BaseSettings,
 ):
     """All settings, from environment variables and an `.env` file in the working directory.
 
@@ -99,6 +107,22 @@ def load_settings() -> Settings:
         raise ConfigError(
             f"{found} {name}: {first['msg']}; give it an allowed value or unset it"
         ) from error
+
+
+def endpoint_key(variable: str) -> SecretStr | None:
+    """Return the key that a variable of the environment or of the `.env` file holds, if it does.
+
+    Args:
+        variable: Name of the variable, as an endpoint's declaration gives it.
+
+    Raises:
+        ConfigError: The `.env` file cannot be read.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        _check_env_file()
+        value = dotenv_values(ENV_FILE, encoding="utf-8-sig").get(variable)
+    return SecretStr(value) if value else None
 
 
 def _variable(name: str) -> str:

