@@ -1,0 +1,118 @@
+"""Bounds on what the endpoints of a run may cost, and an estimate before anything is asked.
+
+A request is counted before it is sent, at the most that it may cost, and corrected when its answer
+says what it did cost. A request that may have been billed without an answer stays counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+from tsgb.errors import UsageError
+from tsgb.targets.endpoint import FILE_OPTION, EndpointSpec
+
+COST_OPTION = "--max-cost"
+_MILLION = 1_000_000
+_BYTES_A_TOKEN = 4.0
+"""Bytes of English text in a token, by which a likely number is estimated."""
+
+
+def dollars(spec: EndpointSpec, tokens_in: float, tokens_out: float) -> float:
+    """Return the price of so many tokens; 0 where the endpoint has no price."""
+    price_in, price_out = spec.dollars_in or 0.0, spec.dollars_out or 0.0
+    return (tokens_in * price_in + tokens_out * price_out) / _MILLION
+
+
+class Spending:
+    """Counts the requests and dollars of a run, over all its endpoints; threads share it.
+
+    Example: `Spending(max_requests=1000, max_dollars=3.0)`
+    """
+
+    def __init__(self, max_requests: int | None = None, max_dollars: float | None = None) -> None:
+        """Spend nothing yet; None sets no limit."""
+        self._max_requests = max_requests
+        self._max_dollars = max_dollars
+        self._lock = Lock()
+        self.requests = 0
+        """Requests that were sent, repeated ones included."""
+        self.dollars = 0.0
+        """Dollars that they cost, or may have cost."""
+
+    def check_prices(self, specs: Sequence[EndpointSpec]) -> None:
+        """Check that a limit in dollars means something.
+
+        Raises:
+            UsageError: An endpoint's prices are not known.
+        """
+        if self._max_dollars is None:
+            return
+        for spec in specs:
+            if spec.dollars_in is None or spec.dollars_out is None:
+                raise UsageError(
+                    f"{COST_OPTION} {self._max_dollars:g}: the price of {spec.name!r} is not "
+                    f"known: declare it in a file for {FILE_OPTION} with dollars_in and "
+                    "dollars_out (0 where it is free), or use --max-requests"
+                )
+
+    def reserve(self, most_dollars: float) -> bool:
+        """Count a request that costs so much at most; False if it could pass a limit."""
+        with self._lock:
+            if self._max_requests is not None and self.requests + 1 > self._max_requests:
+                return False
+            if self._max_dollars is not None and self.dollars + most_dollars > self._max_dollars:
+                return False
+            self.requests += 1
+            self.dollars += most_dollars
+            return True
+
+    def settle(self, most_dollars: float, actual_dollars: float) -> None:
+        """Correct the cost of a request that was counted."""
+        with self._lock:
+            self.dollars = max(0.0, self.dollars + actual_dollars - most_dollars)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostEstimate:
+    """Cost of asking one endpoint, before it is asked.
+
+    Example: `CostEstimate(name="gpt", requests=400, tokens_in=9000, tokens_out=204800, ...)`
+    """
+
+    name: str
+    """Name of the endpoint in tables."""
+    host: str
+    """Host that is asked."""
+    requests: int
+    """Questions; each is one request if none fails."""
+    tokens_in: int
+    """Tokens of the prompts, likely: a token has about four bytes."""
+    tokens_out: int
+    """Tokens of the answers if each is as long as it may be."""
+    dollars: float | None
+    """Cost of these; None if the endpoint's prices are not known."""
+    most_dollars: float | None
+    """Upper bound: each byte of a prompt a token, and every question asked as often as allowed."""
+
+
+def estimate_cost(spec: EndpointSpec, prompt_bytes: Sequence[int]) -> CostEstimate:
+    """Estimate the cost of asking prompts of these sizes.
+
+    Args:
+        spec: The endpoint.
+        prompt_bytes: Bytes of each prompt, as `tsgb.targets.dialects.prompt_bytes` counts them.
+    """
+    num, size = len(prompt_bytes), sum(prompt_bytes)
+    tokens_in, tokens_out = round(size / _BYTES_A_TOKEN), num * spec.max_tokens
+    has_price = spec.dollars_in is not None and spec.dollars_out is not None
+    return CostEstimate(
+        name=spec.name,
+        host=spec.host,
+        requests=num,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        dollars=dollars(spec, tokens_in, tokens_out) if has_price else None,
+        most_dollars=dollars(spec, size, tokens_out) * spec.most_attempts if has_price else None,
+    )
