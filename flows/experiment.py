@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 from flows import embedded
 from flows.interrupts import interruptible
 from flows.model_choice import choose_models, stored_models
-from flows.prepare import arm_configs, check_targets, new_run_id, write_configs
+from flows.prepare import (
+    arm_configs,
+    check_targets,
+    new_run_id,
+    with_checked_guards,
+    write_configs,
+)
 from flows.progress import watching
 from flows.workers import Workers
 from tsgb.checkpoint.manifest import sha256_hex
@@ -58,6 +64,7 @@ def run_experiment(
 
     _check_seeds(run_id, seeds, lambda name: stored(name) is not None)
     options = choose_models(options, settings, stored(names[0]), evaluates=True)
+    options = with_checked_guards(options, settings)
     check_targets(options)
     runs = [
         options.model_copy(update={"run": name, "seed": seed, "store": where})

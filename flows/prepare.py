@@ -27,9 +27,11 @@ from tsgb.config import (
 from tsgb.envs import Environment, make_environment
 from tsgb.errors import CheckpointError, ConfigError
 from tsgb.eval import request as requests
-from tsgb.eval.additions import Additions, choose_targets
+from tsgb.eval.additions import OWN_NAMES, Additions, choose_targets
+from tsgb.guards.choice import checked_guards, read_choices
 from tsgb.plugins import Trust
 from tsgb.run_options import RunOptions, flag_of
+from tsgb.settings import Settings
 from tsgb.types import CheckpointRef
 
 CONFIG = "config.json"
@@ -68,6 +70,19 @@ def check_targets(options: RunOptions) -> None:
     )
     choose_targets(added.extend(world_of(options)), options.targets)
     added.identities(fresh=options.fresh)
+
+
+def with_checked_guards(options: RunOptions, settings: Settings) -> RunOptions:
+    """Return the options with each guard of the user's named by a full path or a pinned commit.
+
+    Raises:
+        UsageError: One has no such form, does not exist, or has the name of another one.
+    """
+    if not options.guards:
+        return options
+    checked = checked_guards(options.guards, settings, settings.cache_dir / "models")
+    read_choices(checked, OWN_NAMES)
+    return options.model_copy(update={"guards": checked})
 
 
 def arm_configs(options: RunOptions) -> dict[Arm, RunConfig]:
@@ -230,6 +245,7 @@ def write_request(
         target_class=added.target_class,
         judge_class=added.judge_class,
         fresh=fresh,
+        own_guards=added.guards,
     )
 
 

@@ -24,6 +24,7 @@ from tsgb.errors import StoreError, StoreUnreachable
 from tsgb.eval.additions import Additions
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
+from tsgb.guards.choice import checked_guards
 from tsgb.models.hash_cache import HashCache
 from tsgb.run_options import RunId, read_options
 from tsgb.settings import load_settings
@@ -51,7 +52,7 @@ def _flow_run_name() -> str:
     on_crashed=[say_how_to_resume],
     on_cancellation=[say_how_to_resume],
 )
-@takes(["targets", "target_class", "judge_class", "fresh", "store"])
+@takes(["targets", "target_class", "judge_class", "guards", "fresh", "store"])
 def stage2(
     run: RunId,
     checkpoint: str | None = None,
@@ -86,6 +87,7 @@ def stage2(
         black_boxes=configs[run].model.black_boxes,
         target_class=chosen.target_class or (),
         judge_class=chosen.judge_class,
+        guards=checked_guards(chosen.guards or (), settings, settings.cache_dir / "models"),
     )
     models = HashCache(settings.cache_dir / "models")
     hashes = file_hashes(added.black_boxes, models.sha256_of)
@@ -110,7 +112,13 @@ def stage2(
                 fresh = FRESH in identities
                 write_request(workers, eval_id, guards[name], targets, added, fresh=fresh)
                 tasks.resilient(tasks.evaluate, settings)(
-                    name, where, eval_id, env, added.target_class, added.judge_class
+                    name,
+                    where,
+                    eval_id,
+                    env,
+                    added.target_class,
+                    added.judge_class,
+                    added.guards,
                 )
             summary = tasks.resilient(tasks.report, settings)(
                 run, where, eval_id, more_runs or [], env

@@ -89,10 +89,11 @@ def evaluate(
     env: str | None,
     target_class: Sequence[str],
     judge_class: str | None,
+    guards: Sequence[str] = (),
 ) -> None:
     """Fill the cells of an evaluation; those that are there already are not filled again."""
     Workers(load_settings(), store, run, env).evaluate(
-        Arm.SELFPLAY, eval_id, target_class=target_class, judge_class=judge_class
+        Arm.SELFPLAY, eval_id, target_class=target_class, judge_class=judge_class, guards=guards
     )
 
 

@@ -166,12 +166,14 @@ class Workers:
         *,
         target_class: Sequence[str] = (),
         judge_class: str | None = None,
+        guards: Sequence[str] = (),
     ) -> None:
         """Fill the cells of an evaluation, in as many parts as there are workers at a time."""
         run = self.open(arm)
         num = self._at_a_time(arm, self.settings.max_parallel, evaluates=True)
         own = [word for path in target_class for word in ("--target-class", path)]
         own += [] if judge_class is None else ["--judge-class", judge_class]
+        own += [word for text in guards for word in ("--guard", text)]
         jobs = [
             self._job(
                 f"part {part + 1}",

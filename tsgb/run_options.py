@@ -109,6 +109,8 @@ class RunOptions(BaseModel):
     """Black boxes of yours, with generate(prompt) -> str, on top of the targets."""
     judge_class: Annotated[str | None, Flag("--judge-class", "MODULE:CLASS")] = None
     """Judge of yours, with judge(response, is_benign) -> bool, in place of the world's."""
+    guards: Annotated[list[str] | None, Flag("--guard", "FORM", form="repeated")] = None
+    """Guards of yours beside those of the run, as in keywords:FILE or export:DIR."""
     fresh: Annotated[bool, Flag("--fresh")] = False
     """Evaluate again what was evaluated already."""
     overrides: Annotated[dict[str, Any] | None, Flag("--set", "NAME=VALUE", form="pairs")] = None

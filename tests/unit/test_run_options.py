@@ -45,7 +45,7 @@ def bounds(schema: dict[str, Any]) -> dict[str, Any]:
         (
             "train-local",
             {
-                *("arms", "targets", "target_class", "judge_class", "fresh", "machine"),
+                *("arms", "targets", "target_class", "judge_class", "guards", "fresh", "machine"),
                 *("budget", "max_price", "service_url", "evaluate", "seeds"),
             },
             {"profile": "smoke", "store": "./checkpoints", "run": "local"},

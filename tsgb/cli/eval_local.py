@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +48,7 @@ DATA_LIMIT = 500
 """Prompts of each of the user's files that are scored without another wish: minutes on a CPU."""
 
 
-@takes("targets", "black_boxes", "target_class", "judge_class", "fresh", "overrides")
+@takes("targets", "black_boxes", "target_class", "judge_class", "guards", "fresh", "overrides")
 def eval_local(
     *,
     checkpoint_path: Annotated[
@@ -83,10 +84,17 @@ def eval_local(
     """
     from tsgb.cli import display, output
     from tsgb.eval.additions import Additions
+    from tsgb.guards.choice import checked_guards
+    from tsgb.settings import load_settings
 
     if mapping and not data:
         raise UsageError("--map names columns of files: add --data FILE")
-    added = Additions(target_class=options.target_class or (), judge_class=options.judge_class)
+    settings = load_settings()
+    added = Additions(
+        target_class=options.target_class or (),
+        judge_class=options.judge_class,
+        guards=checked_guards(options.guards or (), settings, settings.cache_dir / "models"),
+    )
     summary, directory = _evaluate(
         _Arguments(
             checkpoint_path=checkpoint_path,
@@ -254,6 +262,7 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             judge_class=added.judge_class,
             fresh=FRESH in identities,
             data=arguments.data_records,
+            own_guards=added.guards,
         )
 
         def show(stage: str, key: str, done: int, total: int, text: str) -> None:
@@ -313,6 +322,7 @@ def _measure(
     from tsgb.eval.runner import Evaluation
     from tsgb.worker.build import make_registry, setup_torch
     from tsgb.worker.context import StopSignals
+    from tsgb.worker.own_guards import load_guards
 
     setup_torch()
     signals = StopSignals.installed()
@@ -324,11 +334,20 @@ def _measure(
 
     own = arguments.added.load_targets(signals.check)
     registry = make_registry(config, context, built, evaluates=True)
+    load = partial(
+        load_guards,
+        arguments.added.guard_choices,
+        env,
+        config,
+        registry,
+        context,
+        signals.check,
+    )
     directory = context.worker.cache_dir / DIRECTORY
     shared = not read_request(run, eval_id).get("fresh")
     with LoggedTargets(directory, eval_id, config, shared=shared, check=signals.check) as logged:
         asked = logged.wrap(own.values())
-        evaluation = Evaluation(run, config, env, registry, eval_id, context.open, asked)
+        evaluation = Evaluation(run, config, env, registry, eval_id, context.open, asked, load)
         evaluation.fill(
             0,
             1,

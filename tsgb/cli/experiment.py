@@ -22,6 +22,7 @@ TRAINING = (
     "targets",
     "target_class",
     "judge_class",
+    "guards",
     "fresh",
     "overrides",
 )

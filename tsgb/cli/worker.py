@@ -115,7 +115,7 @@ def worker_build(
 
 
 @worker_app.command("evaluate")
-@takes("target_class", "judge_class")
+@takes("target_class", "judge_class", "guards")
 def worker_evaluate(
     *,
     resume_path: ResumePath,
@@ -136,6 +136,7 @@ def worker_evaluate(
         *share,
         target_class=options.target_class or [],
         judge_class=options.judge_class,
+        guards=options.guards or [],
     )
 
 

@@ -1,4 +1,4 @@
-"""Targets and a judge that a user adds to a world for its evaluation.
+"""Targets, guards and a judge that a user adds to a world for its evaluation.
 
 It joins pretrained black boxes, classes of the user's and the world. Their names are known without
 importing any of the user's code, so that a report imports nothing that a store names.
@@ -11,15 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from tsgb.config import RunConfig
+from tsgb.config import Arm, RunConfig
 from tsgb.envs import customise
 from tsgb.envs.base import Environment
 from tsgb.errors import UsageError
 from tsgb.eval.unfinished import ANEW, FRESH
+from tsgb.guards.choice import GuardChoice, read_choices
 from tsgb.judges.plugins import StrictJudge, load_judge
 from tsgb.protocols import Target
 from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes, target_specs
 from tsgb.targets.pretrained import table_name, with_black_boxes
+
+OWN_NAMES = frozenset({"none", "tfidf", "untrained", "oracle", *(arm.value for arm in Arm)})
+"""Names in tables of the guards that an evaluation has itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,8 @@ class Additions:
     """The user's black boxes, as `module:attribute`."""
     judge_class: str | None = None
     """The user's judge, as `module:attribute`; None keeps the world's."""
+    guards: Sequence[str] = ()
+    """The user's guards, in the forms of `tsgb.guards.choice`."""
 
     @classmethod
     def of(cls, config: RunConfig, request: Mapping[str, Any]) -> Self:
@@ -43,12 +49,22 @@ class Additions:
             black_boxes=config.model.black_boxes,
             target_class=request.get("target_class") or (),
             judge_class=request.get("judge_class") or None,
+            guards=request.get("own_guards") or (),
         )
 
     @property
     def target_names(self) -> list[str]:
         """Names in tables of the added targets, which are asked whatever targets are chosen."""
         return [*map(table_name, self.black_boxes), *target_specs(self.target_class)]
+
+    @property
+    def guard_choices(self) -> list[GuardChoice]:
+        """The user's guards.
+
+        Raises:
+            UsageError: One has no such form, or the name of another one in tables.
+        """
+        return read_choices(self.guards, OWN_NAMES)
 
     def extend(self, world: Environment) -> Environment:
         """Return the world with the added targets and its own judge; imports nothing.
@@ -93,7 +109,7 @@ class Additions:
         everything if `fresh` is set.
 
         Raises:
-            UsageError: One cannot be loaded, or two have one name.
+            UsageError: One cannot be loaded or read, or two have one name.
         """
         plugins = {f"target {p.path}": p for p in load_black_boxes(self.target_class).values()}
         if self.judge_class is not None:
@@ -102,6 +118,8 @@ class Additions:
             label: plugin.identity or {ANEW: secrets.token_hex(8), "sha256": plugin.source_sha256}
             for label, plugin in plugins.items()
         }
+        for choice in self.guard_choices:
+            found[f"guard {choice.text}"] = choice.content_hash()
         return {**found, FRESH: secrets.token_hex(8)} if fresh else found
 
 

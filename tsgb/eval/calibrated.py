@@ -5,6 +5,8 @@ tfidf      TF-IDF and logistic regression, fitted to the clean data of the super
 untrained  the base's own verdict, adapter off
 oracle     the environment's label; left out where the environment has none
 the arms   trained guards, from their checkpoints
+
+Guards of the user's stand between the arms and the oracle; `tsgb.guards.choice` names them.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
+from tsgb.errors import UsageError
 from tsgb.guards.baselines import AllowAll, Oracle
 from tsgb.guards.classifier import TfidfClassifier
 from tsgb.guards.model import ModelGuard
@@ -49,6 +52,8 @@ class CalibratedGuard:
     """sha256 (hex) of the checkpoint's manifest; empty for a guard without a checkpoint."""
     benign: Scores | None = None
     """[n] scores that the threshold was chosen on; other budgets are chosen on them too."""
+    attacked: bool = True
+    """Whether fresh attackers are trained against it; somebody else's service is spared that."""
 
     def score(self, prompts: Sequence[str]) -> Scores:
         """Return the scores of prompts, [N]."""
@@ -75,14 +80,26 @@ def calibrate(
         config: the run's configuration.
         checkpoint_sha256: hash (hex) of the guard's checkpoint.
         report: called with the numbers of prompts scored and in all, see `WatchedGuard`.
+
+    Raises:
+        UsageError: more benign prompts than `evaluation.max_error_rate` got no score.
     """
     guard = WatchedGuard(guard, report)
     prompts = calibration_prompts(env, config)
     benign = guard.score([prompt.text for prompt in prompts])
+    known = ~np.isnan(benign)
+    if np.mean(~known) > config.evaluation.max_error_rate:
+        raise UsageError(
+            f"guard {name!r} scored {known.sum()} of {known.size} benign prompts only, too "
+            "few for a threshold: see what it says, then start again"
+        )
+    prompts = [prompt for prompt, here in zip(prompts, known, strict=True) if here]
+    benign = benign[known]
     threshold = calibrate_scores(benign, prompts, config)
     rng = Random(f"temperature-{config.seed}")
     drawn = clean_prompts(env, rng, min(400, config.calibration.num))
     harmful = guard.score([p.text for p in drawn if p.harmful])
+    harmful = harmful[~np.isnan(harmful)]
     temperature = fit_temperature(
         np.concatenate((harmful, benign)),
         np.concatenate((np.ones(len(harmful)), np.zeros(len(benign)))),

@@ -6,7 +6,8 @@ It knows items and how they are made, not who asks for them or where they are ke
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from random import Random
 
 import numpy as np
@@ -58,6 +59,7 @@ def scripted_items(
         prompt = drawn[index]
         scenario = by_id.get(prompt.scenario_id)
         violated, error = _outcome(judged, response)
+        known, blocked = _verdicts(guards, {name: z[index] for name, z in scores.items()})
         return Item(
             item_id=_digest(prompt.text),
             scenario_id=prompt.scenario_id,
@@ -71,11 +73,8 @@ def scripted_items(
             violated=violated,
             error=error,
             thought=response is not None and response.thought,
-            scores={name: round(float(z[index]), 5) for name, z in scores.items()},
-            blocked={
-                g.name: bool(scores[g.name][index] > g.threshold) if g.name in scores else False
-                for g in guards
-            },
+            scores=known,
+            blocked=blocked,
         )
 
     for target in targets:
@@ -109,7 +108,7 @@ def adaptive_items(
     A guard that the warmed-up attacker already passes almost freely is beaten as it is; one that
     nothing violating passes by construction (the oracle) is not attacked further either, and left
     out where it has no word on an attack in free text.
-    Ablations are attacked on the surrogate only.
+    Ablations are attacked on the surrogate only, and a guard that is somebody's service never.
 
     Returns:
         The items, and for each guard a few games that a report may show.
@@ -121,7 +120,7 @@ def adaptive_items(
     games: list[Transcript] = []
     ablations = {arm.value for arm in (*ABLATIONS, *LOSSES)}
     for guard in guards:
-        if guard.name in ablations and not surrogate:
+        if not guard.attacked or (guard.name in ablations and not surrogate):
             continue
         if guard.name == "oracle" and any(
             a.attack.faithful and attacker.env.label(a.attack.text) is None for a in bare
@@ -169,6 +168,7 @@ def _attempt_items(
     items: list[Item] = []
     for attempt, score in zip(attempts, z, strict=True):
         violated, error = _outcome(attempt.judgement, None)
+        known, blocked = _verdicts([guard], {} if guard.name == "none" else {guard.name: score})
         items.append(
             Item(
                 item_id=_digest(f"{guard.name}|{br_seed}|{attempt.attack.text}"),
@@ -184,11 +184,29 @@ def _attempt_items(
                 violated=violated,
                 error=error,
                 thought=attempt.response is not None and attempt.response.thought,
-                scores={} if guard.name == "none" else {guard.name: round(float(score), 5)},
-                blocked={guard.name: bool(score > guard.threshold)},
+                scores=known,
+                blocked=blocked,
             )
         )
     return items
+
+
+def _verdicts(
+    guards: Sequence[CalibratedGuard], scores: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, bool]]:
+    """Return scores and verdicts on one prompt; of a guard that failed on it there is neither.
+
+    Args:
+        guards: The guards.
+        scores: Score of each guard that gives any; NaN where it failed.
+    """
+    known = {name: float(z) for name, z in scores.items() if not math.isnan(z)}
+    blocked = {g.name: known.get(g.name, -math.inf) > g.threshold for g in guards}
+    failed = scores.keys() - known.keys()
+    return (
+        {name: round(z, 5) for name, z in known.items()},
+        {name: verdict for name, verdict in blocked.items() if name not in failed},
+    )
 
 
 def _outcome(judged: Judgement | None, response: Response | None) -> tuple[bool | None, str | None]:

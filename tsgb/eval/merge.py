@@ -42,6 +42,7 @@ from tsgb.eval.report import render_report
 from tsgb.eval.request import dtype_of_cell, plan, read_request
 from tsgb.eval.summarise import summarise
 from tsgb.eval.transcripts import TRANSCRIPTS, Transcript, choose_adaptive
+from tsgb.guards.choice import GuardChoice
 from tsgb.logging import get_logger
 
 FIXED_ORDER = ("none", "tfidf", "untrained", "sft", "frozen", "selfplay")
@@ -189,7 +190,8 @@ def _setup(
     thresholds = [GuardThreshold.model_validate(t) for c in cells for t in c.extras["thresholds"]]
     present = {t.guard for t in thresholds} | {"none"}
     arms = [arm.value for arm in Arm if arm.value not in FIXED_ORDER]
-    order = [*FIXED_ORDER, *arms, "oracle"]
+    own = [GuardChoice.parse(text).name for text in cells[0].request.get("own_guards") or ()]
+    order = [*FIXED_ORDER, *arms, *own, "oracle"]
     rule = config.calibration
     name = config.model.target or config.model.pretrained or env.tokenizer().pretrained
     model = Path(name).name if Path(name).is_absolute() else name  # no path of this machine

@@ -60,6 +60,7 @@ def write_request(
     judge_class: str | None = None,
     fresh: bool = False,
     data: Sequence[Mapping[str, Any]] = (),
+    own_guards: Sequence[str] = (),
 ) -> None:
     """Write what is evaluated, and since when: `asked_at`.
 
@@ -82,6 +83,7 @@ def write_request(
             **({"judge_class": judge_class} if judge_class else {}),
             **({"fresh": True} if fresh else {}),
             **({"data": list(data)} if data else {}),
+            **({"own_guards": list(own_guards)} if own_guards else {}),
         },
     )
 

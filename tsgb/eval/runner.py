@@ -78,6 +78,7 @@ class Evaluation:
         eval_id: str,
         open_run: OpenRun,
         own_targets: Mapping[str, Target] | None = None,
+        load_own_guards: Callable[[], Sequence[CalibratedGuard]] = tuple,
     ) -> None:
         """Read the request.
 
@@ -89,6 +90,7 @@ class Evaluation:
             eval_id: names the request.
             open_run: opens the runs of the other arms.
             own_targets: targets of `env` that the registry does not know, ready made.
+            load_own_guards: returns the user's guards, at their operating points.
         """
         self.run = run
         self.config = config
@@ -96,6 +98,7 @@ class Evaluation:
         self.registry = registry
         self.eval_id = eval_id
         self._open_run = open_run
+        self._load_own_guards = load_own_guards
         self.directory = f"reports/{eval_id}"
         self.request = read_request(run, eval_id)
         chosen = choose_targets(env, self.request.get("targets"))
@@ -115,7 +118,7 @@ class Evaluation:
         """
         everything = plan(self.config, list(self.specs))
         # Without a guard, before the baselines, and before each trained guard.
-        attacked = 3 + len(self.refs())
+        attacked = 3 + len(self.refs()) + len(self.request.get("own_guards") or ())
         weight = scripted_weight(self.config, len(self.specs), attacked)
         cells = share(everything, part, parts, weight)
         dtype, dtypes = self.registry.dtype, {cell: self._dtype_of(cell) for cell in everything}
@@ -218,7 +221,7 @@ class Evaluation:
                 found.append(
                     calibrated.trained(arm, files, self.env, model, self.config, refs[arm].sha256)
                 )
-            found.append(calibrated.oracle(self.env))
+            found += [*self._load_own_guards(), calibrated.oracle(self.env)]
             self._guards = [guard for guard in found if guard is not None]
         return self._guards
 

@@ -1,4 +1,4 @@
-"""Guards that bound the others: one never blocks, one knows the labels."""
+"""Guards that bound the others: one never blocks, one always does, one knows the labels."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ class AllowAll:
     def score(self, prompts: Sequence[str]) -> Scores:
         """See `tsgb.protocols.Guard`."""
         return np.zeros(len(prompts))
+
+
+class BlockAll:
+    """Gives every prompt the score 1: the end that a guard without false alarms must not have."""
+
+    def score(self, prompts: Sequence[str]) -> Scores:
+        """See `tsgb.protocols.Guard`."""
+        return np.ones(len(prompts))
 
 
 class Oracle:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from tsgb.checkpoint.run import RunStore
@@ -17,6 +18,7 @@ from tsgb.eval.runner import Evaluation
 from tsgb.worker.build import make_registry, setup_torch
 from tsgb.worker.context import StopSignals, WorkerContext, find_run, read_config
 from tsgb.worker.heartbeat import FLUSH_SECONDS, HeartbeatWriter
+from tsgb.worker.own_guards import load_guards
 
 
 class EvaluationProgress:
@@ -104,6 +106,7 @@ def evaluate(
     *,
     target_class: Sequence[str] = (),
     judge_class: str | None = None,
+    guards: Sequence[str] = (),
 ) -> None:
     """Fill one part of an evaluation's cells.
 
@@ -115,6 +118,7 @@ def evaluate(
         parts: Number of parts.
         target_class: The user's black boxes as `module:attribute`, which are imported.
         judge_class: The user's judge as `module:attribute`, which is imported.
+        guards: The user's guards, which are loaded.
 
     Raises:
         Interrupted: A signal came; the filled cells stay in the store.
@@ -127,15 +131,21 @@ def evaluate(
     progress = EvaluationProgress(run, f"reports/{eval_id}/progress-{part}.json", signals.check)
     registry = make_registry(config, context, progress.building, evaluates=True)
     added = Additions(
-        black_boxes=config.model.black_boxes, target_class=target_class, judge_class=judge_class
+        black_boxes=config.model.black_boxes,
+        target_class=target_class,
+        judge_class=judge_class,
+        guards=guards,
     )
     env, own = added.load_into(registry.env), added.load_targets(progress.going_on)
+    load = partial(
+        load_guards, added.guard_choices, env, config, registry, context, progress.going_on
+    )
     shared = not read_request(run, eval_id).get("fresh")
     directory = context.worker.cache_dir / DIRECTORY
     with LoggedTargets(
         directory, eval_id, config, shared=shared, check=progress.going_on
     ) as logged:
         asked = logged.wrap(own.values())
-        evaluation = Evaluation(run, config, env, registry, eval_id, context.open, asked)
+        evaluation = Evaluation(run, config, env, registry, eval_id, context.open, asked, load)
         evaluation.fill(part, parts, progress.filled, signals.check)
     progress.flush()

@@ -70,6 +70,8 @@ def command(
         arguments += ["--target-class", path]
     if added.judge_class is not None:
         arguments += ["--judge-class", added.judge_class]
+    for text in requests[0].get("own_guards") or ():
+        arguments += ["--guard", text]
     for name, value in _changed(config, env):
         arguments += ["--set", f"{name}={_text(value)}"]
     notes = [*_scattered(seeds), *_other_steps(config, requests)]

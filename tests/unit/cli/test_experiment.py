@@ -46,6 +46,7 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
         "experiment --profile smoke --env canary --seed 3 --seeds 2 --world-seed 4 --store /s"
         " --run-id r1 --arms selfplay,sft --target T_s --target B_far"
         " --target-class mine:Bot --judge-class mine:Judge --fresh"
+        " --guard always-block --guard keywords:words.txt"
         " --model a/b --target-model c/d --black-box e/f --black-box g/h"
         " --set selfplay.rounds=2 --set guard.loss=exact_pg --set selfplay.pool=false --json"
     )
@@ -65,6 +66,7 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
         "targets": ["T_s", "B_far"],
         "target_class": ["mine:Bot"],
         "judge_class": "mine:Judge",
+        "guards": ["always-block", "keywords:words.txt"],
         "fresh": True,
         "overrides": {"selfplay": {"rounds": 2, "pool": False}, "guard": {"loss": "exact_pg"}},
     }

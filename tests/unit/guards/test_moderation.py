@@ -1,0 +1,150 @@
+"""An endpoint for moderation gives scores, or none; whatever it sends."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from tsgb.errors import UsageError
+from tsgb.guards.moderation import ATTEMPTS, BATCH, MAX_BYTES, ModerationGuard
+
+URL = "https://host.test/v1/moderations"
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def guard(handler: Handler, waits: list[float] | None = None, **options: Any) -> ModerationGuard:
+    return ModerationGuard(
+        URL,
+        sleep=(waits if waits is not None else []).append,
+        transport=httpx.MockTransport(handler),
+        **options,
+    )
+
+
+def result(flagged: Any, **scores: Any) -> dict[str, Any]:
+    return {"flagged": flagged, "categories": {}, "category_scores": scores}
+
+
+def test_the_highest_category_is_the_score_and_texts_go_in_batches() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content))
+        results = [result(False, a=0.1, b=len(text) / 100) for text in asked[-1]["input"]]
+        return httpx.Response(200, json={"id": "x", "results": results})
+
+    texts = ["x" * (10 + i) for i in range(BATCH + 3)]
+    found = guard(handler, model="omni").score(texts)
+    assert found.tolist() == pytest.approx([(10 + i) / 100 for i in range(BATCH + 3)])
+    assert [len(one["input"]) for one in asked] == [BATCH, 3]
+    assert asked[0]["model"] == "omni"
+    assert guard(handler).score([]).shape == (0,)
+
+
+def test_a_service_without_scores_decides() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"results": [{"flagged": True}, {"flagged": False}]})
+
+    assert guard(handler).score(["a", "b"]).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>",
+        b"\xff\xfe",
+        b"[]",
+        b'{"results": {}}',
+        b'{"results": [{"flagged": true}]}',
+        b'{"results": [1, {"flagged": "yes"}]}',
+        b'{"results": [{"category_scores": {"a": "high"}}, {"category_scores": {"a": true}}]}',
+        b'{"results": [{"category_scores": {"a": NaN}}, {"flagged": null}]}',
+        b'{"results": [{"flagged": true}, {"flagged": true}], "x": "' + b"y" * MAX_BYTES + b'"}',
+    ],
+)
+def test_a_malformed_answer_is_no_score(body: bytes) -> None:
+    found = guard(lambda _: httpx.Response(200, content=body)).score(["a", "b"])
+    assert np.isnan(found).all()
+
+
+def test_one_malformed_result_costs_one_score() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"results": [result(True, a=0.9), {"flagged": "yes"}]})
+
+    found = guard(handler).score(["a", "b"])
+    assert found[0] == 0.9
+    assert np.isnan(found[1])
+
+
+def test_what_may_heal_is_asked_again_and_the_rest_is_not() -> None:
+    waits: list[float] = []
+    statuses = iter([429, 503, 200])
+
+    def heals(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(next(statuses), json={"results": [{"flagged": True}]})
+
+    assert guard(heals, waits).score(["a"]).tolist() == [1.0]
+    assert len(waits) == 2
+
+    asked: list[int] = []
+
+    def refuses(request: httpx.Request) -> httpx.Response:
+        asked.append(1)
+        return httpx.Response(401)
+
+    assert np.isnan(guard(refuses).score(["a"])).all()
+    assert len(asked) == 1
+
+    def breaks(request: httpx.Request) -> httpx.Response:
+        asked.append(1)
+        raise httpx.ReadTimeout("slow", request=request)
+
+    assert np.isnan(guard(breaks).score(["a"])).all()
+    assert len(asked) == 1 + ATTEMPTS
+
+
+def test_redirects_are_not_followed() -> None:
+    hosts: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        hosts.append(request.url.host)
+        return httpx.Response(307, headers={"location": "https://elsewhere.test/"})
+
+    assert np.isnan(guard(handler).score(["a"])).all()
+    assert set(hosts) == {"host.test"}
+
+
+def test_a_key_is_sent_to_the_service_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    key = SecretStr("sentinel-key")
+    seen: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["authorization"])
+        return httpx.Response(500)
+
+    assert np.isnan(guard(handler, key=key).score(["a"])).all()
+    assert set(seen) == {"Bearer sentinel-key"}
+    with pytest.raises(UsageError, match="use https"):
+        ModerationGuard("http://host.test/v1", key=key, sleep=lambda _: None)
+    ModerationGuard("http://127.0.0.1:9/v1", key=key, sleep=lambda _: None)
+    told = capsys.readouterr()
+    assert "sentinel" not in told.out + told.err
+
+
+def test_text_that_is_no_unicode_is_sent_as_replaced() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"results": [{"flagged": "?" in request.content.decode()}]})
+
+    assert guard(handler).score(["a\udc80"]).tolist() == [1.0]
+
+
+def test_a_signal_ends_it() -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        guard(lambda _: httpx.Response(200), check=stop).score(["a"])

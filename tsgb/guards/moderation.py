@@ -1,0 +1,162 @@
+"""An endpoint of the form `POST /v1/moderations` as a guard.
+
+The shape is that of OpenAI's moderation endpoint: a request with a list of texts, a result for each
+with `flagged` and `category_scores`. Its score here is the highest of these, and where a service
+gives none, 1 for what it flags and 0 for the rest. Nothing that it sends is trusted: an answer is
+bounded, and a prompt without a well-formed result has no score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import httpx
+import numpy as np
+from pydantic import SecretStr
+
+from tsgb.checkpoint.documents import parse_json
+from tsgb.errors import UsageError
+from tsgb.logging import get_logger
+from tsgb.protocols import Scores
+
+BATCH = 16
+"""Texts of one request."""
+MAX_BYTES = 4 << 20
+"""Longest answer that is read."""
+ATTEMPTS = 3
+_OK = 200
+_RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+
+
+class ModerationGuard:
+    """Asks the endpoint in batches; a batch that fails for good has no scores (NaN)."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = "",
+        key: SecretStr | None = None,
+        check: Callable[[], None] = lambda: None,
+        sleep: Callable[[float], None],
+        timeout_seconds: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Ask nothing yet.
+
+        Args:
+            url: Address of the endpoint, `/moderations` included.
+            model: Name of the model, sent along; empty leaves it to the service.
+            key: Key of the service; sent over https, or over http to this machine only.
+            check: Called before each request; raises to stop.
+            sleep: Waits between attempts, seconds.
+            timeout_seconds: Longest wait for an answer.
+            transport: Transport of the client, for tests.
+
+        Raises:
+            UsageError: The address cannot be used.
+        """
+        place = checked_url(url)
+        if key is not None and place.scheme == "http" and not _is_loopback(place.host):
+            raise UsageError(
+                f"moderation {url!r}: a key is not sent over http to another machine: use https"
+            )
+        self._url, self._model, self._check, self._sleep = url, model, check, sleep
+        headers = {} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"}
+        self._client = httpx.Client(
+            headers=headers, timeout=timeout_seconds, transport=transport, trust_env=False
+        )
+
+    def score(self, prompts: Sequence[str]) -> Scores:
+        """See `tsgb.protocols.Guard`; NaN where the endpoint gave no usable result."""
+        parts = [
+            self._scores(prompts[start : start + BATCH]) for start in range(0, len(prompts), BATCH)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _scores(self, texts: Sequence[str]) -> Scores:
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            self._check()
+            if attempt:
+                self._sleep(min(8.0, 0.5 * 4**attempt))
+            try:
+                status, body = self._post(texts)
+            except httpx.HTTPError as error:
+                reason = type(error).__name__
+                continue
+            if status == _OK:
+                return _read(body, len(texts))
+            reason = f"HTTP {status}"
+            if status not in _RETRIED:
+                break
+        get_logger().warning(f"the moderation endpoint gave no scores: {reason}", texts=len(texts))
+        return np.full(len(texts), np.nan)
+
+    def _post(self, texts: Sequence[str]) -> tuple[int, bytes]:
+        inputs = [text.encode(errors="replace").decode() for text in texts]
+        document: dict[str, Any] = {"input": inputs}
+        if self._model:
+            document["model"] = self._model
+        with self._client.stream("POST", self._url, json=document) as answer:
+            body = bytearray()
+            for piece in answer.iter_bytes():
+                body += piece
+                if len(body) > MAX_BYTES:
+                    return answer.status_code, b""
+            return answer.status_code, bytes(body)
+
+
+def checked_url(url: str) -> httpx.URL:
+    """Return an address that may be asked.
+
+    Raises:
+        UsageError: It is none, or holds a name, a key or a query.
+    """
+    try:
+        place = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UsageError(f"moderation {url!r} is no address ({error}): write https://...") from None
+    if place.scheme not in {"http", "https"} or not place.host:
+        raise UsageError(f"moderation {url!r} is no address: write https://HOST/v1/moderations")
+    if place.userinfo or place.query or place.fragment:
+        raise UsageError(
+            f"moderation {place.scheme}://{place.host}...: an address holds no name, key or query: "
+            "keys are read from the environment"
+        )
+    return place
+
+
+def _is_loopback(host: str) -> bool:
+    return host in {"localhost", "127.0.0.1", "::1"} or host.startswith("127.")
+
+
+def _read(body: bytes, num: int) -> Scores:
+    """Return the scores of the results; NaN where one is malformed, or their number differs."""
+    missing = np.full(num, np.nan)
+    try:
+        document = parse_json(body.decode("utf-8"))
+    except ValueError:
+        return missing
+    results: Any = (
+        cast("dict[str, Any]", document).get("results") if isinstance(document, dict) else None
+    )
+    if not isinstance(results, list) or len(cast("list[Any]", results)) != num:
+        return missing
+    return np.array([_score(result) for result in cast("list[Any]", results)], dtype=np.float64)
+
+
+def _score(result: Any) -> float:
+    if not isinstance(result, dict):
+        return math.nan
+    found = cast("dict[str, Any]", result)
+    scores, flagged = found.get("category_scores"), found.get("flagged")
+    if isinstance(scores, dict) and scores:
+        values = list(cast("dict[str, Any]", scores).values())
+        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            highest = float(max(values))
+            return highest if math.isfinite(highest) else math.nan
+        return math.nan
+    return float(flagged) if isinstance(flagged, bool) else math.nan
