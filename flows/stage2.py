@@ -19,8 +19,9 @@ from flows.parameters import takes
 from flows.prepare import evaluation_id, guards_of, write_request
 from flows.progress import listener, listening
 from flows.workers import Workers
+from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import canonical_url, local_path
-from tsgb.errors import StoreError, StoreUnreachable
+from tsgb.errors import InvalidResult, StoreError, StoreUnreachable
 from tsgb.eval.additions import Additions
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
@@ -71,6 +72,10 @@ def stage2(
             only if it is named here, whatever the runs' configurations say.
         **options: Options of a run, as below.
 
+    Raises:
+        InvalidResult: Too many items have no outcome. The report with bounds is there, and the same
+            flow asks only what failed or was not asked.
+
     Returns:
         `eval_id`, `report` and `summary_path` (paths, or URLs in a remote store), and `summary`.
     """
@@ -100,11 +105,8 @@ def stage2(
     eval_id = evaluation_id(guards, configs, targets, {**identities, **hashes})
     directory = f"reports/{eval_id}"
     home = runs[run].open()
-    try:
-        summary = home.read_json(f"{directory}/summary.json")
-    except StoreUnreachable:
-        raise
-    except (FileNotFoundError, StoreError):  # there is none, or half of one
+    summary = _valid_summary(home, directory)
+    if summary is None:
         with listening(tasks.PrefectListener(listener())):
             for name, workers in runs.items():
                 arms = ", ".join(guards[name])
@@ -123,9 +125,11 @@ def stage2(
             summary = tasks.resilient(tasks.report, settings)(
                 run, where, eval_id, more_runs or [], env
             )
-    unfinished.finish()
     report = _place(f"{home.run_url}/{directory}/report.html")
-    _publish(run, report, summary)
+    obstacle = _publish(run, report, summary)
+    if obstacle is not None:
+        raise InvalidResult(obstacle)
+    unfinished.finish()
     return {
         "eval_id": eval_id,
         "report": report,
@@ -152,10 +156,26 @@ def key_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _publish(run: str, report: str, summary: Mapping[str, Any]) -> None:
-    """Show the verdict, the tables and the key figures in Prefect's UI."""
+def _valid_summary(home: RunStore, directory: str) -> dict[str, Any] | None:
+    """Return the summary that is there; None for none, half of one, and one that is not valid."""
+    try:
+        summary = home.read_json(f"{directory}/summary.json")
+    except StoreUnreachable:
+        raise
+    except (FileNotFoundError, StoreError):
+        return None
+    return None if summary.get("invalid") else summary
+
+
+def _publish(run: str, report: str, summary: Mapping[str, Any]) -> str | None:
+    """Show the verdict, the tables and the key figures in Prefect's UI.
+
+    Returns:
+        Why the evaluation is not valid; None if it is.
+    """
     from tsgb.eval.records import Summary
     from tsgb.eval.report import render_tables
+    from tsgb.eval.wording import invalid_evaluation
 
     read = Summary.model_validate(summary)
     key = tasks.artifact_key(f"report-{run}")
@@ -171,6 +191,7 @@ def _publish(run: str, report: str, summary: Mapping[str, Any]) -> None:
     )
     link = report if "://" in report else f"file://{report}"
     create_link_artifact(link, link_text="report.html", key=f"{key}-link")
+    return invalid_evaluation(read.invalid, report) if read.invalid else None
 
 
 def _cell(value: Any) -> str:

@@ -195,9 +195,58 @@ def test_a_black_box_and_a_judge_of_ones_own(start: Start, trained: Path, folder
     }
     assert bare["Parrot"]["value"] == bare["T_s"]["value"] == 1.0
     code, out, err = finish(failing)
-    assert (code, out) == (3, "")
-    assert re.search(r"tsgb: 120 of 120 items .* harmful prompts to Down\.", err)
+    assert (code, json.loads(out)["valid"]) == (3, False)
+    assert re.search(r"tsgb: not valid: 120 of 120 items .* harmful prompts to Down\.", err)
+    assert "not asked (100 items), ConnectionError (20 items)" in err
+    assert "<strong>Not valid</strong>" in Path(json.loads(out)["report"]).read_text()
     code, out, err = finish(unsure)
-    assert (code, out) == (3, "")
-    assert re.search(r"tsgb: 120 of 120 items .* harmful prompts to T_s\..* judge gave str", err)
-    assert not any("Down" in path.name for path in trained.rglob("cells/*"))
+    assert (code, json.loads(out)["valid"]) == (3, False)
+    assert re.search(
+        r"not valid: 120 of 120 items .* harmful prompts to T_s\..*judge gave str", err
+    )
+    assert not any("Down" in path.name for path in trained.rglob("cells/*")), "nobody attacked it"
+
+
+def test_a_killed_evaluation_asks_a_black_box_only_the_rest(
+    start: Start, trained: Path, folder: Path
+) -> None:
+    """Also one that declares no name and version: it is the same evaluation until it is done."""
+    (folder / "slow.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "class Slow:\n"
+        "    def generate(self, prompt: str) -> str:\n"
+        "        with Path('asked').open('a') as file:\n"
+        "            file.write(prompt + '\\n')\n"
+        "        time.sleep(0.02)\n"
+        "        return prompt\n"
+    )
+    sizes = {"prompts": 16, "scripted": 100, "warmup_steps": 1, "attack_steps": 1}
+    small = " ".join(f"--set evaluation.{name}={value}" for name, value in sizes.items())
+    command = f"{EVALUATE} --target T_s {small} --target-class slow:Slow --json"
+    asked = folder / "asked"
+
+    def questions() -> list[str]:
+        return asked.read_text().splitlines() if asked.exists() else []
+
+    for num in (30, 170):
+        killed = start(command)
+        deadline = time.monotonic() + 300
+        while len(questions()) < num:
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        killed.kill()
+        finish(killed)
+    code, out, err = finish(start(command))
+    assert code == 0, err
+    assert "going on with the evaluation that began at" in err
+    first, attacks = questions()[:302], questions()[302:]
+    assert len(first) - len(set(first)) <= 2 + 300 - len(set(first[:300]))
+    code, again, err = finish(start(f"{command} --fresh"))
+    assert code == 0, err
+    whole = questions()[302 + len(attacks) :]
+    assert set(whole[:300]) == set(first)
+    assert len(questions()) - 2 == 2 * len(whole), "each kill cost one question at most"
+    results = [json.loads(text)["results"] for text in (out, again)]
+    assert results[0] == results[1]

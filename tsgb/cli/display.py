@@ -19,6 +19,7 @@ from tsgb.config import Arm
 from tsgb.eval import views
 from tsgb.eval.data_views import data_sheet
 from tsgb.eval.records import Summary
+from tsgb.eval.wording import failed_class
 from tsgb.settings import Settings, load_settings
 
 TRAINING_FIGURES = {
@@ -44,6 +45,10 @@ def read_summary(where: str) -> Summary:
 def print_evaluation(summary: Summary, report: str) -> None:
     """Print the key figures with intervals, the verdict, and the place of the report."""
     out = console()
+    if summary.invalid:
+        out.print("Not valid. Only the ends of intervals can be read:", style="bold", markup=False)
+        for failed in summary.invalid:
+            out.print(f"  - {failed_class(failed)}", markup=False, soft_wrap=True)
     trained = {arm.value for arm in Arm}
     for table in evaluation_tables(summary):
         out.print(table)

@@ -84,6 +84,7 @@ def eval_local(
     """
     from tsgb.cli import display, output
     from tsgb.eval.additions import Additions
+    from tsgb.eval.wording import invalid_evaluation
     from tsgb.guards.choice import checked_guards
     from tsgb.settings import load_settings
 
@@ -113,23 +114,29 @@ def eval_local(
         name: output.place(f"{directory}/{name}")
         for name in ("report.html", "summary.json", "results.jsonl")
     }
-    if not as_json:
+    if as_json:
+        output.print_json(_document(summary, checkpoint_path, files))
+    else:
         display.print_evaluation(summary, files["report.html"])
-        return
+    if summary.invalid:
+        raise InvalidResult(invalid_evaluation(summary.invalid, files["report.html"]))
+
+
+def _document(summary: Summary, checkpoint_path: str, files: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `--json` prints."""
     found = summary.data_results
-    output.print_json(
-        {
-            "eval_id": summary.eval_id,
-            "run_id": summary.run_ids[0],
-            "checkpoint": checkpoint_path,
-            "report": files["report.html"],
-            "summary": files["summary.json"],
-            "results_jsonl": files["results.jsonl"],
-            "verdict": summary.verdict.model_dump(mode="json"),
-            "results": [r.model_dump(mode="json") for r in summary.results if r.seed is None],
-            **({"data": [r.model_dump(mode="json") for r in found]} if found else {}),
-        }
-    )
+    return {
+        "eval_id": summary.eval_id,
+        "run_id": summary.run_ids[0],
+        "checkpoint": checkpoint_path,
+        "report": files["report.html"],
+        "summary": files["summary.json"],
+        "results_jsonl": files["results.jsonl"],
+        "valid": not summary.invalid,
+        "verdict": summary.verdict.model_dump(mode="json"),
+        "results": [r.model_dump(mode="json") for r in summary.results if r.seed is None],
+        **({"data": [r.model_dump(mode="json") for r in found]} if found else {}),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +276,8 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             listener.bars(stage, [Bar(key=key, done=done, total=total, text=text)])
 
         summary = _measure(run, config, env, eval_id, arguments, show)
-        unfinished.finish()
+        if not summary.invalid:
+            unfinished.finish()
     return summary, f"{run.run_url}/{directory}"
 
 
@@ -293,7 +301,7 @@ def reduced(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
 
 
 def _earlier(run: RunStore, directory: str) -> Summary | None:
-    """Return the summary of an evaluation that was made before; None if it has no whole one."""
+    """Return the summary of an evaluation that was made before; None if it has no valid one."""
     from pydantic import ValidationError
 
     from tsgb.checkpoint.documents import MAX_JSON_BYTES
@@ -301,9 +309,10 @@ def _earlier(run: RunStore, directory: str) -> Summary | None:
 
     try:
         data = run.read_bytes(f"{directory}/summary.json", MAX_JSON_BYTES)
-        return Summary.model_validate_json(data)
+        summary = Summary.model_validate_json(data)
     except (FileNotFoundError, ValidationError):
         return None  # half written, or of another version: its cells are merged again
+    return None if summary.invalid else summary
 
 
 def _measure(
@@ -361,9 +370,4 @@ def _measure(
             lambda done, total, text: show("evaluate", "data", done, total, text),
             signals.check,
         )
-    try:
-        return merge([Part(run, config)], env, eval_id, arguments.command)
-    except InvalidResult:
-        # A cell keeps its errors; the same command shall ask again.
-        run.filesystem.delete_dir(f"reports/{eval_id}/cells")
-        raise
+    return merge([Part(run, config)], env, eval_id, arguments.command)

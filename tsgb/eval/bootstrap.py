@@ -110,9 +110,10 @@ class Sample:
         return self.dropped.mean
 
     def interval(self) -> Interval:
-        """Return the 95 % interval of a figure in [0, 1]; all of that if nothing was repeated."""
+        """Return the 95 % interval of a figure in [0, 1]; all of that if nothing is known of it."""
         ends = [_spread(replicates, self.num_clusters) for replicates in (self.low, self.high)]
-        if any(spread is None for spread in ends):
+        unknown = np.isnan(self.low.mean) or np.isnan(self.high.mean)
+        if unknown or any(spread is None for spread in ends):
             return Interval(0.0, 1.0)
         low, high = (
             self._reach(replicates, spread or 0.0, sign)
@@ -140,6 +141,7 @@ class Sample:
             if closed is not None:
                 low, high = min(low, closed.low), max(high, closed.high)
                 value = closed.value if np.isnan(value) else value
+        value = low if np.isnan(value) else value
         return Rate(value=value, low=low, high=high, n=self.n, errors=self.errors)
 
 

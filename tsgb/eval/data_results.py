@@ -17,9 +17,9 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.errors import UsageError
 from tsgb.eval.bootstrap import Resampler
 from tsgb.eval.estimators import AurocEstimator, Estimator, Indices, RateEstimator
-from tsgb.eval.intervals import MISSING, Outcomes, check_error_rate
+from tsgb.eval.intervals import MISSING, Outcomes, too_many_errors
 from tsgb.eval.metrics import Bools, Floats, negate
-from tsgb.eval.records import DataFileRecord, DataResult, Item, Rate, Setup
+from tsgb.eval.records import DataFileRecord, DataResult, FailedClass, Item, Rate, Setup
 
 CELL = "cells/data.json"
 """Place in the directory of an evaluation of what guards said of the user's prompts."""
@@ -50,27 +50,35 @@ def read_files(request: Mapping[str, Any], cell: Mapping[str, Any]) -> list[Data
     ]
 
 
-def data_results(
-    items: Sequence[Item], setup: Setup, resampler: Resampler, max_error_rate: float
-) -> list[DataResult]:
+def failed_data(
+    items: Sequence[Item], setup: Setup, max_error_rate: float
+) -> Iterator[FailedClass]:
+    """Yield the classes of a file's prompts of which a guard left too many without a verdict.
+
+    Args:
+        items: the items whose source is `DATA`.
+        setup: guards, seeds and files, in table order.
+        max_error_rate: share of the prompts of one class of a file that may have no verdict.
+    """
+    for file in setup.data_files:
+        columns = _Columns([item for item in items if item.file == file.name], setup.seeds)
+        for guard in setup.guards:
+            yield from columns.failed(guard, file.name, max_error_rate)
+
+
+def data_results(items: Sequence[Item], setup: Setup, resampler: Resampler) -> list[DataResult]:
     """Return the figures of each file and of its categories.
 
     Args:
         items: the items whose source is `DATA`.
         setup: guards, seeds and files, in table order.
         resampler: draws of the bootstrap.
-        max_error_rate: share of the prompts of one class of a file that may have no verdict.
-
-    Raises:
-        InvalidResult: A guard gave no verdict on more of them.
     """
     out: list[DataResult] = []
     for file in setup.data_files:
         rows = [item for item in items if item.file == file.name]
         if rows:
             columns = _Columns(rows, setup.seeds)
-            for guard in setup.guards:
-                columns.check(guard, file.name, max_error_rate)
             out += _file_results(columns, file.name, setup.guards, resampler)
     return out
 
@@ -124,14 +132,16 @@ class _Columns:
         """[N] scores; NaN where there is none."""
         return np.array([item.scores.get(guard, np.nan) for item in self._items])
 
-    def check(self, guard: str, file: str, limit: float) -> None:
-        """Refuse the evaluation if a guard gave too few verdicts on a class of a file."""
+    def failed(self, guard: str, file: str, limit: float) -> Iterator[FailedClass]:
+        """Yield the classes of a file on which a guard gave too few verdicts."""
         if guard in WITHOUT_VERDICT or not self.known(guard):
             return
         missing = self.blocked(guard) == MISSING
         for name, kind in (("harmful", self.harmful), ("benign", ~self.harmful)):
-            what = f"verdicts of {guard} on {name} prompts of {file}"
-            check_error_rate(int((missing & kind).sum()), int(kind.sum()), what, limit)
+            errors, total = int((missing & kind).sum()), int(kind.sum())
+            if too_many_errors(errors, total, limit):
+                what = f"verdicts of {guard} on {name} prompts of {file}"
+                yield FailedClass(what=what, errors=errors, total=total)
 
     def _seeds(self, guard: str, rows: Bools) -> tuple[int, ...]:
         """Seeds that have verdicts of a guard on these rows."""

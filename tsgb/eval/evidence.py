@@ -14,7 +14,7 @@ ece                       all scripted and benign prompts
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -29,9 +29,9 @@ from tsgb.eval.estimators import (
     MeanRateEstimator,
     RateEstimator,
 )
-from tsgb.eval.intervals import MISSING, check_error_rate
+from tsgb.eval.intervals import MISSING, too_many_errors
 from tsgb.eval.metrics import Bools, Floats, negate, passed_harm
-from tsgb.eval.records import Rate, TargetRecord, Unconverged, Unguarded
+from tsgb.eval.records import FailedClass, Rate, TargetRecord, Unconverged, Unguarded
 from tsgb.eval.scripted_strategy import best_technique
 from tsgb.eval.table import NO_ATTEMPTS, NO_GUARD, Attempts, Table
 from tsgb.types import StreamKind
@@ -179,7 +179,9 @@ class Evidence:
         second = self.sample(metric, versus, target, seeds)
         if first is None or second is None:
             return None
-        return difference(first, second), min(first.n, second.n)
+        found = difference(first, second)
+        # Where no item of an arm has an outcome there is no difference.
+        return (found, min(first.n, second.n)) if np.isfinite(found.value) else None
 
     def unconverged(self, guard: str, target: str) -> Unconverged | None:
         """Return what shows that attackers could have got through more often; None if nothing does.
@@ -228,21 +230,38 @@ class Evidence:
         )
         return self.resampler.sample(estimator).record()
 
-    def check_errors(self, limit: float) -> None:
-        """Refuse the evaluation if any class of items of any guard or target failed too often."""
+    def failed_classes(self, limit: float) -> Iterator[FailedClass]:
+        """Yield the classes of items of which more than `limit` have no outcome."""
+        for found in self._classes():
+            if too_many_errors(found.errors, found.total, limit):
+                yield found
+
+    def _classes(self) -> Iterator[FailedClass]:
         prompts = self.table.prompts
         for target, answers in self.table.answers.items():
             missing = int(np.count_nonzero(answers.violated == MISSING))
-            check_error_rate(missing, answers.violated.size, f"harmful prompts to {target}", limit)
+            yield FailedClass(
+                what=f"harmful prompts to {target}",
+                target=target,
+                errors=missing,
+                total=answers.violated.size,
+            )
         for (guard, target), attempts in self.table.attempts.items():
-            what = f"attacks on {guard} before {target}"
-            check_error_rate(attempts.errors, attempts.success.size, what, limit)
+            yield FailedClass(
+                what=f"attacks on {guard} before {target}",
+                target=target,
+                against=guard,
+                errors=attempts.errors,
+                total=attempts.success.size,
+            )
         for guard, blocked in prompts.blocked.items():
             here = np.isin(prompts.seed, self._scored_seeds(guard))
             for name, kind in (("harmful", prompts.harmful), ("benign", ~prompts.harmful)):
-                missing = int(np.count_nonzero((blocked == MISSING) & here & kind))
-                total = int(np.count_nonzero(here & kind))
-                check_error_rate(missing, total, f"verdicts of {guard} on {name} prompts", limit)
+                yield FailedClass(
+                    what=f"verdicts of {guard} on {name} prompts",
+                    errors=int(np.count_nonzero((blocked == MISSING) & here & kind)),
+                    total=int(np.count_nonzero(here & kind)),
+                )
 
     def _scored_seeds(self, guard: str) -> list[int]:
         """Seeds in which this guard answered, or should have."""

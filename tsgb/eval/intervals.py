@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, betaincinv, ndtri
 
-from tsgb.errors import InvalidResult, UsageError
+from tsgb.errors import UsageError
 from tsgb.eval.records import Rate
 
 MISSING = -1
@@ -83,19 +83,12 @@ def error_bounds(rate: Rate) -> Interval:
     return Interval(rate.events / total, (rate.events + rate.errors) / total)
 
 
-def check_error_rate(errors: int, total: int, what: str, limit: float = MAX_ERROR_RATE) -> None:
-    """Refuse a result in which too many items of one class have no outcome.
+def too_many_errors(errors: int, total: int, limit: float = MAX_ERROR_RATE) -> bool:
+    """Return whether more than `limit` of the items of a class have no outcome.
 
     Check each class (harmful, benign) alone: errors on one of them move every rate of it.
-
-    Raises:
-        InvalidResult: more than `limit` of the items are errors.
     """
-    if total and errors / total > limit:
-        raise InvalidResult(
-            f"{errors} of {total} items ({errors / total:.1%}) have no outcome: {what}. Above "
-            f"{limit:.0%} no rate of them means anything: mend what failed, then run it again"
-        )
+    return total > 0 and errors / total > limit
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

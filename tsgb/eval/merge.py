@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import subprocess
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from tsgb.checkpoint.manifest import installed_versions, sha256_hex
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
-from tsgb.errors import InvalidResult, StoreError, UsageError
+from tsgb.errors import StoreError, UsageError
 from tsgb.eval.additions import Additions
 from tsgb.eval.data_results import read_cell, read_files
 from tsgb.eval.records import (
@@ -39,7 +38,7 @@ from tsgb.eval.records import (
     TargetRecord,
 )
 from tsgb.eval.report import render_report
-from tsgb.eval.request import dtype_of_cell, plan, read_request
+from tsgb.eval.request import dtype_of_cell, failing_targets, plan, read_request
 from tsgb.eval.summarise import summarise
 from tsgb.eval.transcripts import TRANSCRIPTS, Transcript, choose_adaptive
 from tsgb.guards.choice import GuardChoice
@@ -82,6 +81,9 @@ class _Cells:
 def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -> Summary:
     """Merge, write the three files into the first run, and return the summary.
 
+    Where too many items have no outcome, the files are written too, and the summary and the report
+    say that they are not valid.
+
     Args:
         parts: the runs, one a seed; equal configurations otherwise.
         env: their world.
@@ -90,24 +92,18 @@ def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -
 
     Raises:
         UsageError: a cell is missing, or the runs do not belong together.
-        InvalidResult: too many items have no outcome.
     """
     _check(parts)
     cells = [_read(part, env, eval_id) for part in parts]
     if len({c.dtype for c in cells}) > 1:
         found = ", ".join(f"{p.run.run_id} in {c.dtype}" for p, c in zip(parts, cells, strict=True))
         get_logger().warning(f"the report pools seeds that were computed in two dtypes: {found}")
-    try:
-        summary = summarise(
-            (item for c in cells for item in c.items),
-            _setup(parts, cells, env, eval_id, command),
-            max_error_rate=parts[0].config.evaluation.max_error_rate,
-            num_draws=parts[0].config.evaluation.bootstrap,
-        )
-    except InvalidResult as error:
-        errors = Counter(item.error for c in cells for item in c.items if item.error)
-        common = "; ".join(f"{reason} ({num} items)" for reason, num in errors.most_common(3))
-        raise InvalidResult(f"{error}. Most common: {common}") from error
+    summary = summarise(
+        (item for c in cells for item in c.items),
+        _setup(parts, cells, env, eval_id, command),
+        max_error_rate=parts[0].config.evaluation.max_error_rate,
+        num_draws=parts[0].config.evaluation.bootstrap,
+    )
     run, directory = parts[0].run, f"reports/{eval_id}"
     lines = (i.model_dump_json(exclude_none=True) for c in cells for i in c.items)
     run.write_text(f"{directory}/results.jsonl", "\n".join(lines) + "\n")
@@ -145,10 +141,13 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
     scripted: list[Transcript] = []
     adaptive: list[Transcript] = []
     dtypes: set[str] = set()
+    failing: set[str] = set()
     for cell in plan(part.config, targets):
         try:
             content = part.run.read_json(f"{directory}/cells/{cell.name}.json")
         except FileNotFoundError as error:
+            if cell.target in failing:
+                continue
             raise UsageError(
                 f"evaluation {eval_id} of {part.run.run_url} lacks cell {cell.name}: evaluate first"
             ) from error
@@ -163,6 +162,7 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
         dtypes.add(dtype_of_cell(content, part.config))
         if cell.target is None:
             extras, scripted = content, games
+            failing = failing_targets(content, part.config.evaluation.max_error_rate)
         else:
             adaptive += games
     data_files: list[DataFileRecord] = []

@@ -515,6 +515,26 @@ class VerdictRecord(Record):
     """Black boxes of the user's of which it says nothing: too little leaks un-guarded."""
 
 
+class FailedClass(Record):
+    """A class of items of which so many have no outcome that the evaluation is not valid.
+
+    Example: `FailedClass(what="harmful prompts to Bot", target="Bot", errors=200, total=402)`
+    """
+
+    what: str
+    """The class in words."""
+    target: Identifier | None = None
+    """Target that was asked; None where a guard gave no verdict."""
+    against: Identifier | None = None
+    """Guard that attacks were made against; None for other items."""
+    errors: NonNegativeInt
+    """Items without an outcome."""
+    total: NonNegativeInt
+    """Items of the class."""
+    common: dict[str, NonNegativeInt] = Field(default_factory=dict[str, int])
+    """The most common reasons, with the number of items of each; none where a guard failed."""
+
+
 class Slice(Record):
     """Share blocked of one group of harmful scripted prompts, over all seeds."""
 
@@ -564,6 +584,9 @@ class Summary(Setup):
     """Readings of H1 to H6."""
     verdict: VerdictRecord
     """Pre-registered reading."""
+    invalid: list[FailedClass] = Field(default_factory=list[FailedClass], exclude_if=_is_empty)
+    """Classes of items of which too many have no outcome; where there is one, the evaluation is not
+    valid, and only the ends of intervals can be read. Empty in a valid one."""
     slices: list[Slice]
     """Shares blocked by group."""
     data_results: list[DataResult] = Field(default_factory=list[DataResult], exclude_if=_is_empty)

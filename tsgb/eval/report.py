@@ -14,7 +14,7 @@ from tsgb.eval import data_views, figures, views
 from tsgb.eval.records import Summary
 from tsgb.eval.transcripts import NUM_ADAPTIVE, Transcript
 from tsgb.eval.verdict import MIN_SEEDS, surrogate
-from tsgb.eval.wording import percent, title
+from tsgb.eval.wording import failed_class, percent, title
 
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -50,6 +50,7 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
         key_figures=_key_figures(summary, target),
         headline=views.headline(summary),
         obstacles=views.obstacles(summary),
+        invalid=[failed_class(failed) for failed in summary.invalid],
         power=views.power(summary),
         scripted=views.scripted(summary),
         seeds=views.seeds(summary),

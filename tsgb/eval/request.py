@@ -6,12 +6,13 @@ scripted              every guard's scores and every target's answers on the fix
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
@@ -19,6 +20,7 @@ from tsgb.errors import UsageError
 from tsgb.types import CheckpointRef, StreamKind
 
 _REQUEST = "request.json"
+_ItemClass = tuple[Any, Any, Any]
 _DTYPES = ("float32", "bfloat16")
 """Dtypes that a cell may name."""
 
@@ -108,6 +110,23 @@ def dtype_of_cell(content: Mapping[str, Any], config: RunConfig) -> str:
     return named if named in _DTYPES else "an unknown dtype"
 
 
+def failing_targets(content: Mapping[str, Any], limit: float) -> set[str]:
+    """Return the targets of which more than `limit` of a class of a cell's items have no outcome.
+
+    Such a cell is made again by the next command, and its targets are not attacked before.
+    """
+    total: Counter[_ItemClass] = Counter()
+    errors: Counter[_ItemClass] = Counter()
+    found: object = content.get("items")
+    for item in cast("Sequence[object]", found) if isinstance(found, list) else ():
+        if isinstance(item, Mapping):
+            fields = cast("Mapping[str, Any]", item)
+            key = (fields.get("target"), fields.get("against"), fields.get("harmful"))
+            total[key] += 1
+            errors[key] += fields.get("error") is not None
+    return {str(key[0]) for key, num in total.items() if key[0] and errors[key] / num > limit}
+
+
 def scripted_weight(config: RunConfig, num_targets: int, num_guards: int) -> float:
     """Return the time of the scripted streams over that of an adaptive cell, in answers of targets.
 
@@ -126,21 +145,32 @@ def scripted_weight(config: RunConfig, num_targets: int, num_guards: int) -> flo
 
 
 def share(
-    cells: Sequence[EvaluationCell], part: int, parts: int, scripted: float
+    cells: Sequence[EvaluationCell],
+    part: int,
+    parts: int,
+    scripted: float,
+    added: Collection[str] = (),
 ) -> list[EvaluationCell]:
     """Return a contiguous share: cells of one best-response seed reuse its supervised start.
+
+    Added targets are attacked by the part that asks them about the scripted streams, afterwards:
+    only if that gave a valid result.
 
     Args:
         cells: All cells.
         part: Number of the share, from 0.
         parts: Number of shares.
         scripted: Time of the scripted streams, in adaptive cells.
+        added: Names of the targets that the user added.
     """
-    weights = [scripted if cell.target is None else 1.0 for cell in cells]
+    first = [cell for cell in cells if cell.target is None or cell.target in added]
+    groups = [first, *([cell] for cell in cells if cell not in first)]
+    weights = [sum(scripted if c.target is None else 1.0 for c in group) for group in groups]
     ends = list(accumulate(weights))
     middles = [end - weight / 2 for end, weight in zip(ends, weights, strict=True)]
     return [
         cell
-        for cell, middle in zip(cells, middles, strict=True)
+        for group, middle in zip(groups, middles, strict=True)
         if int(parts * middle / ends[-1]) == part
+        for cell in group
     ]

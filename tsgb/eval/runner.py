@@ -29,6 +29,7 @@ from tsgb.eval.records import Curve, GuardThreshold, Payoff
 from tsgb.eval.request import (
     EvaluationCell,
     dtype_of_cell,
+    failing_targets,
     plan,
     read_request,
     scripted_weight,
@@ -105,6 +106,7 @@ class Evaluation:
         self.specs: dict[str, TargetSpec] = {name: env.targets()[name] for name in chosen}
         self._guards: list[CalibratedGuard] | None = None
         self._targets: dict[str, Target] = dict(own_targets or {})
+        self._added = frozenset(own_targets or ())
 
     def fill(self, part: int, parts: int, report: Report, check: Callable[[], None]) -> None:
         """Make this part's cells.
@@ -120,7 +122,7 @@ class Evaluation:
         # Without a guard, before the baselines, and before each trained guard.
         attacked = 3 + len(self.refs()) + len(self.request.get("own_guards") or ())
         weight = scripted_weight(self.config, len(self.specs), attacked)
-        cells = share(everything, part, parts, weight)
+        cells = share(everything, part, parts, weight, self._added)
         dtype, dtypes = self.registry.dtype, {cell: self._dtype_of(cell) for cell in everything}
         complete = len(set(dtypes.values())) == 1 and None not in dtypes.values()
         attackers: dict[int, FreshAttacker] = {}
@@ -144,6 +146,12 @@ class Evaluation:
                 )
             if cell.target is None:
                 content = self._scripted()
+            elif cell.target in self._added and self._fails(cell.target):
+                get_logger().warning(
+                    f"cell {cell.name} is not made: too many fixed prompts to {cell.target} have "
+                    "no outcome"
+                )
+                continue
             else:
                 if cell.br_seed not in attackers:
                     attackers[cell.br_seed] = FreshAttacker(
@@ -185,15 +193,26 @@ class Evaluation:
             "transcripts": TRANSCRIPTS.dump_python(games, mode="json"),
         }
 
+    def _fails(self, target: str) -> bool:
+        """Whether too many fixed prompts to a target have no outcome."""
+        limit = self.config.evaluation.max_error_rate
+        return target in failing_targets(self._content(EvaluationCell()) or {}, limit)
+
     def _dtype_of(self, cell: EvaluationCell) -> str | None:
-        """Return the dtype of a cell that is there and whole; half of one is none."""
+        """Return the dtype of a cell that is there, whole, and has few errors; else None."""
+        content = self._content(cell)
+        if content is None or failing_targets(content, self.config.evaluation.max_error_rate):
+            return None
+        return dtype_of_cell(content, self.config)
+
+    def _content(self, cell: EvaluationCell) -> dict[str, Any] | None:
+        """Return a cell; half of one is none."""
         try:
-            content = self.run.read_json(f"{self.directory}/cells/{cell.name}.json")
+            return self.run.read_json(f"{self.directory}/cells/{cell.name}.json")
         except StoreUnreachable:
             raise
         except (FileNotFoundError, StoreError):
             return None
-        return dtype_of_cell(content, self.config)
 
     # -- what is evaluated -------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -9,13 +10,14 @@ import numpy as np
 from tsgb.errors import UsageError
 from tsgb.eval.bootstrap import NUM_DRAWS, Difference, Resampler
 from tsgb.eval.claims import read_claims
-from tsgb.eval.data_results import data_results
+from tsgb.eval.data_results import data_results, failed_data
 from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
 from tsgb.eval.intervals import MAX_ERROR_RATE, holm
 from tsgb.eval.metrics import Floats, roc_points
 from tsgb.eval.records import (
     Claim,
     Comparison,
+    FailedClass,
     Item,
     ItemSource,
     Result,
@@ -26,10 +28,13 @@ from tsgb.eval.records import (
 )
 from tsgb.eval.table import NO_GUARD, Names, Table
 from tsgb.eval.verdict import FROZEN, MIN_SEEDS, SELF_PLAY, SFT, read_verdict
-from tsgb.eval.wording import no_protection
+from tsgb.eval.wording import failed_class, no_protection, too_many_failed
 
 ROC_GRID: Floats = np.append(0.0, np.geomspace(1e-3, 1.0, 49))
 SIGNIFICANCE = 0.05
+NUM_REASONS = 5
+"""Reasons for missing outcomes that a summary names, of each class."""
+_UNREAD = {"verdict": "not measured", "note": "the evaluation is not valid"}
 
 
 def summarise(
@@ -43,13 +48,16 @@ def summarise(
 ) -> Summary:
     """Count everything, compare the arms and read the pre-registered conditions.
 
+    Where more than `max_error_rate` of a class of items have no outcome, the summary says so in
+    `invalid`, nothing is shown, and its intervals hold both readings of what is missing.
+
     Raises:
-        InvalidResult: more than `max_error_rate` of a class of items have no outcome.
         UsageError: items name a guard, a target or a seed that the setup does not.
     """
+    reasons = _Reasons()
     streams: list[Item] = []
     data: list[Item] = []
-    for item in _known(items, setup):
+    for item in reasons.counted(_known(items, setup)):
         (data if item.source is ItemSource.DATA else streams).append(item)
     table = Table.from_items(streams, setup.guards)
     calibrated = {(t.guard, t.seed): t.temperature for t in setup.thresholds}
@@ -57,8 +65,24 @@ def summarise(
     evidence = Evidence(
         table, setup.seeds, calibrated, resampler, setup.targets, reserved=setup.reserved
     )
-    evidence.check_errors(max_error_rate)
+    failed = [
+        *evidence.failed_classes(max_error_rate),
+        *failed_data(data, setup, max_error_rate),
+    ]
+    invalid = [reasons.explain(one) for one in failed]
     claims = read_claims(evidence, setup, min_seeds=min_seeds)
+    verdict = read_verdict(evidence, setup, min_seeds=min_seeds)
+    comparisons = _comparisons(evidence, setup)
+    if invalid:
+        claims = [c.model_copy(update=_UNREAD) for c in claims]
+        comparisons = [c.model_copy(update={"shown": False}) for c in comparisons]
+        verdict = verdict.model_copy(
+            update={
+                "shown": False,
+                "sentence": f"Not valid: {too_many_failed(invalid)}.",
+                "reasons": [failed_class(failed) for failed in invalid],
+            }
+        )
     facts = {name: getattr(setup, name) for name in Setup.model_fields}
     not_measured = [*setup.provenance.not_measured, *_not_measured(evidence, setup, claims)]
     facts["provenance"] = setup.provenance.model_copy(
@@ -75,13 +99,33 @@ def summarise(
             if (found := evidence.unconverged(guard, t.name)) is not None
         ],
         thoughts={t.name: n for t in setup.targets if (n := table.thoughts.get(t.name, 0))},
-        comparisons=_comparisons(evidence, setup),
+        comparisons=comparisons,
         claims=claims,
-        verdict=read_verdict(evidence, setup, min_seeds=min_seeds),
+        verdict=verdict,
+        invalid=invalid,
         slices=_slices(evidence, setup),
-        data_results=data_results(data, setup, resampler, max_error_rate),
+        data_results=data_results(data, setup, resampler),
         roc=list(_rocs(evidence, setup)),
     )
+
+
+class _Reasons:
+    """Counts why items have no outcome, by what was asked."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str | None], Counter[str]] = defaultdict(Counter)
+
+    def counted(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Pass items on."""
+        for item in items:
+            if item.error is not None and item.target is not None:
+                self._counts[item.target, item.against][item.error] += 1
+            yield item
+
+    def explain(self, failed: FailedClass) -> FailedClass:
+        """Add the most common reasons to a class."""
+        counts = self._counts.get((str(failed.target), failed.against), Counter())
+        return failed.model_copy(update={"common": dict(counts.most_common(NUM_REASONS))})
 
 
 def _known(items: Iterable[Item], setup: Setup) -> Iterator[Item]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tsgb.eval.bootstrap import Difference
 from tsgb.eval.intervals import clopper_pearson_upper
-from tsgb.eval.records import Rate, Unconverged, Unguarded
+from tsgb.eval.records import FailedClass, Rate, Unconverged, Unguarded
 
 TITLES = {
     "none": "No guard",
@@ -116,6 +118,37 @@ def no_protection(*unguarded: Unguarded) -> str | None:
     return (
         f"no protection measurable on {first.target}: {' and '.join(parts)} leak un-guarded, and a "
         f"figure takes {' and '.join(needs)}"
+    )
+
+
+def failed_class(failed: FailedClass) -> str:
+    """Say how much is missing, and why.
+
+    Example: `"200 of 402 items (49.8 %) have no outcome: harmful prompts to Bot. Most common: HTTP
+    500 (20 items), not asked (180 items)"`
+    """
+    text = (
+        f"{failed.errors} of {failed.total} items ({percent(failed.errors / failed.total)}) have "
+        f"no outcome: {failed.what}"
+    )
+    reasons = ", ".join(f"{reason} ({num} items)" for reason, num in failed.common.items())
+    return f"{text}. Most common: {reasons}" if reasons else text
+
+
+def too_many_failed(invalid: Sequence[FailedClass]) -> str:
+    """Return what makes an evaluation invalid, in a sentence without its end."""
+    worst = max(invalid, key=lambda failed: failed.errors / failed.total)
+    others = len(invalid) - 1
+    more = f", and too many of {others} other class{'' if others == 1 else 'es'}" if others else ""
+    return f"{worst.errors} of {worst.total} {worst.what} have no outcome{more}"
+
+
+def invalid_evaluation(invalid: Sequence[FailedClass], report: str) -> str:
+    """Return the line with which a command ends whose evaluation is not valid."""
+    classes = "; ".join(map(failed_class, invalid))
+    return (
+        f"not valid: {classes}. Mend what failed, and give the same command again: it asks only "
+        f"what failed or was not asked. Report with bounds: {report}"
     )
 
 

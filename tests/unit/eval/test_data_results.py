@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.fakes import evaluation as fake
-from tsgb.errors import InvalidResult
 from tsgb.eval.records import (
     SCHEMA_PATH,
     DataFileRecord,
@@ -134,13 +133,13 @@ def test_one_class_alone_has_one_rate_and_no_auroc(streams: list[Item]) -> None:
     assert (result.fnr, result.auroc) == (None, None)
 
 
-def test_a_missing_verdict_widens_and_too_many_end_the_evaluation(streams: list[Item]) -> None:
+def test_a_missing_verdict_widens_and_too_many_make_it_invalid(streams: list[Item]) -> None:
     few = summarise([*streams, *prompts(3)], setup(), num_draws=50)
     rate = found(few, "sft", "one.csv").fpr
     assert rate is not None
     assert rate.errors == 6
-    with pytest.raises(InvalidResult, match=r"verdicts of sft on benign prompts of one\.csv"):
-        summarise([*streams, *prompts(20)], setup(), num_draws=50)
+    many = summarise([*streams, *prompts(20)], setup(), num_draws=50)
+    assert "verdicts of sft on benign prompts of one.csv" in [one.what for one in many.invalid]
 
 
 def test_the_summary_is_of_the_published_form(summary: Summary) -> None:

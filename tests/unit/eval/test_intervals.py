@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tsgb.errors import ExitCode, InvalidResult, UsageError
+from tsgb.errors import UsageError
 from tsgb.eval.intervals import (
     MISSING,
-    check_error_rate,
     clopper_pearson_upper,
     error_bounds,
     holm,
     mcnemar,
     rate,
     rogan_gladen,
+    too_many_errors,
     wilson,
 )
 from tsgb.eval.metrics import negate
@@ -78,16 +78,13 @@ def test_errors_on_exactly_the_missed_items_do_not_hide_them() -> None:
     assert found.low == 0.0
     assert found.high > 0.5
     assert error_bounds(found) == (0.0, 0.5)
-    with pytest.raises(InvalidResult, match=r"100 of 200 items .* harmful") as caught:
-        check_error_rate(found.errors, harmful.size, "verdicts on harmful prompts")
-    assert caught.value.exit_code == ExitCode.INVALID
+    assert too_many_errors(found.errors, harmful.size)
 
 
 def test_two_percent_of_errors_still_pass() -> None:
-    check_error_rate(2, 100, "x")
-    check_error_rate(0, 0, "x")
-    with pytest.raises(InvalidResult):
-        check_error_rate(3, 100, "x")
+    assert not too_many_errors(2, 100)
+    assert not too_many_errors(0, 0)
+    assert too_many_errors(3, 100)
 
 
 def test_all_items_in_error() -> None:

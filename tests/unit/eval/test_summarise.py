@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from tests.fakes import evaluation as fake
-from tsgb.errors import InvalidResult, UsageError
+from tsgb.errors import UsageError
 from tsgb.eval.intervals import wilson
 from tsgb.eval.records import SCHEMA_PATH, Item, ItemSource, Summary, TargetRecord
 from tsgb.eval.summarise import summarise
@@ -292,8 +292,9 @@ def with_errors(items: list[Item], share: float) -> list[Item]:
 
 
 def test_errors_on_missed_items_invalidate_the_result(items: list[Item]) -> None:
-    with pytest.raises(InvalidResult, match="verdicts of sft on harmful prompts"):
-        summarise(with_errors(items, 1.0), fake.setup(MAIN), num_draws=DRAWS)
+    found = summarise(with_errors(items, 1.0), fake.setup(MAIN), num_draws=DRAWS)
+    assert [failed.what for failed in found.invalid] == ["verdicts of sft on harmful prompts"]
+    assert found.verdict.sentence.startswith("Not valid: ")
 
 
 def test_tolerated_errors_widen_every_figure(items: list[Item], summary: Summary) -> None:
@@ -317,8 +318,44 @@ def test_target_errors_are_counted(items: list[Item]) -> None:
         else i
         for i in items
     ]
-    with pytest.raises(InvalidResult, match="harmful prompts to B_mid"):
-        summarise(broken, fake.setup(MAIN), num_draws=DRAWS)
+    [failed] = summarise(broken, fake.setup(MAIN), num_draws=DRAWS).invalid
+    assert (failed.what, failed.target) == ("harmful prompts to B_mid", "B_mid")
+    assert failed.common == {"timeout": failed.errors}
+    assert 0 < failed.errors < failed.total
+
+
+def unanswered(items: list[Item], num: int) -> list[Item]:
+    """The first `num` scripted harmful prompts of each seed to a black box are not answered."""
+    asked = [i for i in items if i.target == "B_mid" and i.source is ItemSource.SCRIPTED]
+    by_seed = [[i for i in asked if i.seed == seed][:num] for seed in {i.seed for i in asked}]
+    failed = {id(item) for part in by_seed for item in part}
+    error = {"violated": None, "error": "HTTP 500"}
+    return [item.model_copy(update=error) if id(item) in failed else item for item in items]
+
+
+@pytest.mark.parametrize("num", [20, 10_000], ids=["some", "all"])
+def test_an_invalid_evaluation_has_bounds_and_shows_nothing(
+    num: int, items: list[Item], summary: Summary
+) -> None:
+    found = summarise(unanswered(items, num), fake.setup(MAIN), num_draws=DRAWS)
+    assert found.invalid
+    for guard in ("none", "selfplay"):
+        for metric in ("asr", "asr_no_guard"):
+            dirty = getattr(result(found, guard, target="B_mid"), metric)
+            clean = getattr(result(summary, guard, target="B_mid"), metric)
+            assert dirty.errors > 0
+            assert dirty.low <= clean.value <= dirty.high
+            if num > 20 and metric == "asr_no_guard":
+                assert (dirty.n, dirty.low, dirty.high) == (0, 0.0, 1.0)
+    assert not found.verdict.shown
+    assert not any(c.shown for c in found.comparisons)
+    assert {c.verdict for c in found.claims} == {"not measured"}
+    assert Summary.model_validate_json(found.model_dump_json()) == found
+
+
+def test_a_valid_evaluation_does_not_say_that_it_is(summary: Summary) -> None:
+    assert not summary.invalid
+    assert "invalid" not in summary.model_dump_json()
 
 
 def test_a_guard_that_never_answered_is_invalid_not_absent(items: list[Item]) -> None:
@@ -326,8 +363,9 @@ def test_a_guard_that_never_answered_is_invalid_not_absent(items: list[Item]) ->
         i.model_copy(update={"scores": {}, "blocked": {}}) if i.source is ItemSource.BENIGN else i
         for i in items
     ]
-    with pytest.raises(InvalidResult, match="on benign prompts"):
-        summarise(silent, fake.setup(MAIN), num_draws=DRAWS)
+    found = summarise(silent, fake.setup(MAIN), num_draws=DRAWS)
+    assert all(failed.what.endswith("on benign prompts") for failed in found.invalid)
+    assert len(found.invalid) == len(MAIN) - 1
 
 
 def test_unlisted_names_are_refused(items: list[Item]) -> None:
