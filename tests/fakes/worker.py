@@ -5,6 +5,7 @@
 `TSGB_FAKE` in its environment is a JSON object, from a run id to what its attempts do:
 `{"r1": {"vanish": [1, 2], "crash": [3]}, "r1.sft": {"hang": [1]}}`; any other attempt finishes.
 A vanishing one publishes a checkpoint half way and then kills itself without a trace.
+`"unanswered": true` makes a report in which a black box answered nothing.
 """
 
 from __future__ import annotations
@@ -109,6 +110,9 @@ def report(runs: list[RunStore], eval_id: str) -> int:
         update={"eval_id": eval_id, "run_ids": [run.run_id for run in runs]}
     )
     items = evaluation.items(seeds=[0], num_prompts=24, num_attacks=24)
+    if plan_of(first.run_id).get("unanswered"):
+        error = {"violated": None, "error": "HTTP 500"}
+        items = [i.model_copy(update=error) if i.target == "B_mid" else i for i in items]
     summary = summarise(items, setup, num_draws=50)
     first.write_text(f"reports/{eval_id}/report.html", "<p>fake</p>")
     first.write_text(f"reports/{eval_id}/summary.json", summary.model_dump_json())

@@ -13,7 +13,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from flows.stage2 import key_figures, stage2
 from tests.flows.conftest import Behave
 from tests.flows.test_stage1 import train
-from tsgb.errors import CheckpointError
+from tsgb.errors import CheckpointError, InvalidResult
 
 pytestmark = [pytest.mark.flows, pytest.mark.usefixtures("prefect_api")]
 
@@ -67,6 +67,32 @@ def test_a_class_of_the_users_is_asked_anew_unless_it_says_what_it_is(store: Pat
     asked, request = evaluated(target_class=[f"{__name__}:Mine"])
     assert request["target_class"] == [f"{__name__}:Mine"]
     assert evaluated(target_class=[f"{__name__}:Mine"])[0] != asked
+
+
+def test_an_invalid_evaluation_fails_with_its_report_and_is_made_again(
+    store: Path, behave: Behave
+) -> None:
+    assert train("broken").is_completed()
+    behave({"broken": {"unanswered": True}})
+    state = stage2("broken", return_state=True)
+    assert state.is_failed()
+    assert "not valid: " in str(state.message)
+    with pytest.raises(InvalidResult, match=r"harmful prompts to B_mid\. Most common: HTTP 500"):
+        state.result()
+    [summary] = (store / "broken" / "reports").glob("*/summary.json")
+    assert json.loads(summary.read_text())["invalid"]
+    assert (summary.parent / "report.html").exists()
+    assert list((summary.parent / "cells").iterdir()), "nothing is deleted"
+    with get_client(sync_client=True) as client:
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["report-broken"]))
+        )
+    assert "Not valid: " in artifacts[0].data
+
+    behave({})
+    mended = stage2("broken")
+    assert mended["eval_id"] == summary.parent.name
+    assert "invalid" not in json.loads(summary.read_text())
 
 
 def test_runs_of_several_seeds_share_a_report(store: Path) -> None:

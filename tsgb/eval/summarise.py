@@ -9,7 +9,7 @@ import numpy as np
 
 from tsgb.errors import UsageError
 from tsgb.eval.bootstrap import NUM_DRAWS, Difference, Resampler
-from tsgb.eval.claims import read_claims
+from tsgb.eval.claims import read_claims, unread_claims
 from tsgb.eval.data_results import data_results, failed_data
 from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
 from tsgb.eval.intervals import MAX_ERROR_RATE, holm
@@ -34,7 +34,6 @@ ROC_GRID: Floats = np.append(0.0, np.geomspace(1e-3, 1.0, 49))
 SIGNIFICANCE = 0.05
 NUM_REASONS = 5
 """Reasons for missing outcomes that a summary names, of each class."""
-_UNREAD = {"verdict": "not measured", "note": "the evaluation is not valid"}
 
 
 def summarise(
@@ -70,11 +69,14 @@ def summarise(
         *failed_data(data, setup, max_error_rate),
     ]
     invalid = [reasons.explain(one) for one in failed]
-    claims = read_claims(evidence, setup, min_seeds=min_seeds)
+    claims = (
+        unread_claims("the evaluation is not valid")
+        if invalid
+        else read_claims(evidence, setup, min_seeds=min_seeds)
+    )
     verdict = read_verdict(evidence, setup, min_seeds=min_seeds)
     comparisons = _comparisons(evidence, setup)
     if invalid:
-        claims = [c.model_copy(update=_UNREAD) for c in claims]
         comparisons = [c.model_copy(update={"shown": False}) for c in comparisons]
         verdict = verdict.model_copy(
             update={

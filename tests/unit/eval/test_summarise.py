@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import jsonschema
@@ -11,6 +12,7 @@ from tests.fakes import evaluation as fake
 from tsgb.errors import UsageError
 from tsgb.eval.intervals import wilson
 from tsgb.eval.records import SCHEMA_PATH, Item, ItemSource, Summary, TargetRecord
+from tsgb.eval.report import render_report, render_tables
 from tsgb.eval.summarise import summarise
 
 DRAWS = 400
@@ -351,6 +353,30 @@ def test_an_invalid_evaluation_has_bounds_and_shows_nothing(
     assert not any(c.shown for c in found.comparisons)
     assert {c.verdict for c in found.claims} == {"not measured"}
     assert Summary.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("limit", [0.02, 1.0], ids=["invalid", "tolerated"])
+@pytest.mark.parametrize(
+    "fails",
+    [
+        lambda item: item.target == "T_s",
+        lambda item: item.target == "B_far",
+        lambda item: item.source is ItemSource.ADAPTIVE,
+        lambda item: item.target is not None,
+    ],
+    ids=["surrogate", "black box", "attacks", "all"],
+)
+def test_whatever_is_missing_there_is_a_report(
+    fails: Callable[[Item], bool], limit: float, items: list[Item]
+) -> None:
+    seeds = (0, 1)
+    error = {"violated": None, "error": "HTTP 500"}
+    broken = [i.model_copy(update=error) if fails(i) else i for i in items if i.seed in seeds]
+    setup = fake.setup(MAIN, seeds)
+    found = summarise(broken, setup, num_draws=50, max_error_rate=limit)
+    assert bool(found.invalid) == (limit < 1)
+    assert ("<strong>Not valid</strong>" in render_report(found)) == (limit < 1)
+    assert ("Not valid: " in render_tables(found)) == (limit < 1)
 
 
 def test_a_valid_evaluation_does_not_say_that_it_is(summary: Summary) -> None:
