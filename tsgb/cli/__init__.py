@@ -23,6 +23,7 @@ from tsgb.cli import (
     machines,
     manager,
     plan,
+    recalibrate,
     score,
     train_local,
     worker,
@@ -43,6 +44,7 @@ app.command()(train_local.train_local)
 app.command()(eval_local.eval_local)
 app.command()(export_guard.export_guard)
 app.command()(score.score)
+app.command()(recalibrate.recalibrate)
 app.command()(plan.plan)
 app.command()(machines.reap)
 app.command()(doctor.doctor)

@@ -343,7 +343,7 @@ def _record(
 
 def _point(threshold: Threshold) -> OperatingPoint:
     fields: dict[str, Any] = asdict(threshold)
-    return OperatingPoint(**{name: fields[name] for name in OperatingPoint.model_fields})
+    return OperatingPoint(**{n: fields[n] for n in OperatingPoint.model_fields if n in fields})
 
 
 def _template(engine: Engine, template: GuardTemplate) -> Template:

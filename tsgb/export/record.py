@@ -26,6 +26,10 @@ RUN_PRESET = "run"
 """The operating point that the run trained and was evaluated at."""
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class WordList(Record):
     """How a tokenizer of whole words reads user text."""
 
@@ -69,6 +73,40 @@ class Verdict(Record):
     """Its id in the vocabulary."""
 
 
+class CalibrationFile(Record):
+    """A user's file on whose benign prompts a threshold was chosen."""
+
+    name: str
+    """Name of the file, without its folder."""
+    format: str
+    """Format that its columns have, or `map` where the user named them."""
+    sha256: Sha256
+    """Hash of the file."""
+    drawn: NonNegativeInt
+    """Benign prompts that were to be scored."""
+    split_sha256: Sha256
+    """Hash of these prompts, their labels and groups."""
+
+
+class OwnCalibration(Record):
+    """Sample of an operating point that was chosen after the export, on a user's prompts."""
+
+    delta: float
+    """P(false-positive rate > alpha) is at most this, over draws of these prompts."""
+    n: NonNegativeInt
+    """Benign scores, each text once."""
+    groups: NonNegativeInt
+    """Groups of these prompts, by which false alarms were counted."""
+    correlation: float
+    """Correlation of scores within a group that was reckoned with."""
+    too_long: NonNegativeInt
+    """Prompts that the guard does not read as a whole, which have no score."""
+    all_splits: bool
+    """Whether prompts of every split of the files calibrate, so that none is left to measure on."""
+    files: list[CalibrationFile]
+    """Where the prompts are from."""
+
+
 class OperatingPoint(Record):
     """Unsafe iff `score > value`."""
 
@@ -80,6 +118,8 @@ class OperatingPoint(Record):
     """`value` is the order-th smallest calibration score, counted from 1."""
     fpr_upper: float
     """Upper 1 - delta bound of the false-positive rate on the calibration's stream."""
+    own: OwnCalibration | None = Field(default=None, exclude_if=_is_none)
+    """Sample of a point that `tsgb recalibrate` added; None for those of the run."""
 
 
 class Calibration(Record):

@@ -44,7 +44,7 @@ def here(runs: Path, tsgb: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def tsgb(tsgb: Run) -> Run:
     """The command line of a user who names the world of these runs."""
-    named = {"--env", "score"}  # an export is scored without its world
+    named = {"--env", "score", "recalibrate"}  # an export is read without its world
     return lambda *words: tsgb(*words, *([] if named & {*words} else ["--env", MINIATURE["env"]]))
 
 

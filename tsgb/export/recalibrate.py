@@ -1,0 +1,230 @@
+"""Another operating point for an exported guard, chosen on benign prompts that a user brings.
+
+The threshold of a run holds its budget for traffic like its world's. On one's own benign prompts it
+is chosen anew by the same rule, with groups of prompts as scenarios. The export gains a point under
+a name of its own; no point that was there is changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from tsgb.checkpoint.documents import parse_json_object
+from tsgb.data.characters import visible
+from tsgb.data.check import DataScan
+from tsgb.data.selection import FileSelection, select
+from tsgb.data.splits import SplitFractions
+from tsgb.errors import StoreFull, UsageError
+from tsgb.export.directory import write_json
+from tsgb.export.loading import BATCH_SIZE, LoadedGuard, read_guard_file
+from tsgb.export.record import (
+    SCHEMA_VERSION,
+    CalibrationFile,
+    Dtype,
+    GuardFile,
+    OperatingPoint,
+    OwnCalibration,
+)
+from tsgb.trainer.threshold import np_threshold
+from tsgb.types import Split
+
+DELTA = 0.05
+"""Probability that the budget may be exceeded, over draws of the prompts."""
+ALL = SplitFractions(test=0.0, calibration=1.0, train=0.0)
+"""Every prompt calibrates; none is left to measure on."""
+
+
+class BenignScores(NamedTuple):
+    """Scores of a user's benign prompts."""
+
+    scores: list[float]
+    """One score a prompt."""
+    groups: list[str]
+    """Group of each prompt."""
+    too_long: int
+    """Prompts that the guard does not read as a whole; they have no score."""
+
+
+def benign_prompts(scan: DataScan, *, everything: bool, limit: int = 0) -> list[FileSelection]:
+    """Return the benign prompts of the calibration split, each text once a file.
+
+    Args:
+        scan: what the files hold.
+        everything: whether all benign prompts calibrate, those of the other splits too.
+        limit: prompts of each file at most; 0: all.
+
+    Raises:
+        UsageError: A file has none.
+    """
+    shares = {"fractions": ALL} if everything else {}
+    return select(
+        scan, Split.CALIBRATION, limit=limit, wanted=lambda harmful: not harmful, **shares
+    )
+
+
+def read_recalibrated(directory: Path) -> GuardFile:
+    """Read the `guard.json` of an export that can get another operating point.
+
+    Raises:
+        UsageError: There is none; it is of version 1, whose script would not read the new one; or
+            the guard's tokenizer is a closed list of words.
+    """
+    about = read_guard_file(directory)
+    content = parse_json_object((directory / "guard.json").read_bytes())
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise UsageError(
+            f"{directory} was exported by an earlier version, whose score.py would not read the "
+            "new guard.json: export the guard again"
+        )
+    if about.template.words is not None:
+        raise UsageError(
+            f"this guard of the world {about.env!r} knows a closed list of words and cannot read "
+            "prompts of a file: recalibrate a guard on a chat model"
+        )
+    return about
+
+
+def check_name(about: GuardFile, name: str, dtype: Dtype) -> None:
+    """Refuse the name of a point that is there.
+
+    Raises:
+        UsageError: It is, or it is no name.
+    """
+    if not name or not name.isprintable() or " " in name or len(name) > 64:
+        raise UsageError(f"--name {visible(name, 70)!r} is not 1 to 64 printable characters")
+    if name in about.dtypes[dtype].thresholds:
+        raise UsageError(
+            f"the guard has an operating point {name!r} in {dtype}, which is kept: choose another "
+            "--name"
+        )
+
+
+def score_benign(
+    guard: LoadedGuard,
+    files: Sequence[FileSelection],
+    report: Callable[[int, int], None] = lambda _done, _total: None,
+) -> BenignScores:
+    """Score prompts; those that are too long for the guard are counted.
+
+    A text that several files hold is scored once.
+    """
+    chosen = {p.digest: p for file in files for p in reversed(file.prompts)}
+    prompts = sorted(chosen.values(), key=lambda p: len(p.prompt.text))  # batches of one length
+    found = BenignScores([], [], 0)
+    for start in range(0, len(prompts), BATCH_SIZE):
+        piece = prompts[start : start + BATCH_SIZE]
+        scores = _assess(guard, [p.prompt.text for p in piece])
+        for one, score in zip(piece, scores, strict=True):
+            if score is None:
+                found = found._replace(too_long=found.too_long + 1)
+            else:
+                found.scores.append(score)
+                found.groups.append(one.group)
+        report(start + len(piece), len(prompts))
+    return found
+
+
+def _assess(guard: LoadedGuard, texts: list[str]) -> list[float | None]:
+    """Return scores; a prompt that is too long has none and does not stop the others."""
+    try:
+        return [found.score for found in guard.assess(texts)]
+    except UsageError:
+        if len(texts) == 1:
+            return [None]
+    return [score for text in texts for score in _assess(guard, [text])]
+
+
+def operating_point(
+    found: BenignScores, files: Sequence[FileSelection], alpha: float, *, everything: bool
+) -> OperatingPoint:
+    """Choose the threshold of a budget.
+
+    Args:
+        found: scores of the prompts of `files`.
+        files: what was scored.
+        alpha: false-positive budget, in (0, 1).
+        everything: whether the prompts of all splits calibrate.
+
+    Raises:
+        UsageError: Too few scores for this budget.
+    """
+    rule = np_threshold(found.scores, alpha, DELTA, found.groups)
+    return OperatingPoint(
+        value=rule.value,
+        alpha=alpha,
+        order=rule.order,
+        fpr_upper=rule.fpr_upper,
+        own=OwnCalibration(
+            delta=DELTA,
+            n=rule.num,
+            groups=rule.num_scenarios or rule.num,
+            correlation=rule.correlation,
+            too_long=found.too_long,
+            all_splits=everything,
+            files=[
+                CalibrationFile(
+                    name=visible(file.name)[:255],
+                    format=file.format,
+                    sha256=file.sha256,
+                    drawn=len(file.prompts),
+                    split_sha256=file.split_sha256,
+                )
+                for file in files
+            ],
+        ),
+    )
+
+
+def add_point(
+    directory: Path, name: str, dtype: Dtype, point: OperatingPoint, *, default: bool
+) -> GuardFile:
+    """Write an operating point into `guard.json`, beside those that are there.
+
+    The file is replaced as a whole, so it is the old or the new one at any moment.
+
+    Args:
+        directory: the export.
+        name: name of the point.
+        dtype: dtype of its scores.
+        point: what is added.
+        default: whether the guard uses it unless another one is wanted.
+
+    Raises:
+        UsageError: The name is taken; the point shall be the default and another dtype lacks one
+            of its name; or the file cannot be written.
+        StoreFull: No space.
+    """
+    about = read_recalibrated(directory)
+    check_name(about, name, dtype)
+    measured = about.dtypes[dtype]
+    changed = measured.model_copy(update={"thresholds": {**measured.thresholds, name: point}})
+    dtypes = {**about.dtypes, dtype: changed}
+    lacking = [other for other, found in dtypes.items() if name not in found.thresholds]
+    if default and lacking:
+        raise UsageError(
+            f"{name!r} cannot be the default: the guard has no such point in {lacking[0]} yet; "
+            f"calibrate with --dtype {lacking[0]} and this name first, without --default"
+        )
+    update = {"dtypes": dtypes, **({"default": name} if default else {})}
+    about = GuardFile.model_validate(about.model_copy(update=update).model_dump())
+    _replace(directory / "guard.json", about)
+    return about
+
+
+def _replace(path: Path, about: GuardFile) -> None:
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        write_json(scratch, about.model_dump(mode="json"))
+        scratch.replace(path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StoreFull(f"{path}: no space left: the file is as it was") from error
+        raise UsageError(f"{path}: {error.strerror}: make its directory writable") from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
