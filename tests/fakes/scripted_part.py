@@ -2,7 +2,7 @@
 
     python -m tests.fakes.scripted_part DIRECTORY URL VERSION
 
-It asks the black box at URL about the harmful prompts of the glyph world, with eight requests at a
+It asks the black box at URL about the fixed prompts of the glyph world, with eight requests at a
 time, keeps answers in DIRECTORY/responses, and writes the items to DIRECTORY/items.json at its end.
 """
 
@@ -25,11 +25,12 @@ from tsgb.judges.exact import ExactJudge
 from tsgb.protocols import Scores
 
 CONCURRENCY = 8
-NUM_HARMFUL = 402
+NUM_PROMPTS = 402
+"""Harmful and benign ones."""
 
 
 def config() -> RunConfig:
-    return make_config({"evaluation": {"scripted": NUM_HARMFUL // 3}})
+    return make_config({"evaluation": {"scripted": NUM_PROMPTS // 6}})
 
 
 class LengthGuard:

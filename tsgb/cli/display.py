@@ -70,10 +70,13 @@ def evaluation_tables(summary: Summary) -> list[Table]:
     ]
     about = f"{summary.env}, {summary.profile}, {summary.threshold_rule}, 95 % intervals"
     fixed, data = views.scripted(summary), data_sheet(summary)
+    refused = views.over_refusal(summary)
+    declined = [_table("Benign prompts", refused, range(len(refused.columns)))]
     own = [_table("Your data, guards alone", data, range(len(data.columns)))]
     return [
         _table(f"Fixed prompts: {about}", fixed, range(len(fixed.columns))),
         _table("Fresh attackers, and the price", headline, costs),
+        *(declined if refused.rows else []),
         *(own if data.rows else []),
     ]
 

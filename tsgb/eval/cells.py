@@ -15,7 +15,7 @@ import numpy as np
 from tsgb.config import ABLATIONS, LOSSES, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.eval.calibrated import CalibratedGuard
-from tsgb.eval.logged_target import ask
+from tsgb.eval.logged_target import LoggedTarget, ask
 from tsgb.eval.records import Item, ItemSource
 from tsgb.eval.transcripts import Transcript, choose, choose_adaptive, transcribe
 from tsgb.protocols import Judge, JudgeItem, Target
@@ -35,6 +35,8 @@ def scripted_items(
 ) -> tuple[list[Item], list[Transcript]]:
     """Score the fixed streams with every guard; ask every target once about each harmful prompt.
 
+    Targets that the user added are asked about benign prompts too: they may refuse them.
+
     Returns:
         The items, and games that a report may show.
     """
@@ -47,6 +49,7 @@ def scripted_items(
     scores = {g.name: g.score(texts) for g in guards if g.name != "none"}
     by_id = {s.scenario_id: s for s in env.scenarios(Split.TEST)}
     harmful = [i for i, p in enumerate(drawn) if p.harmful]
+    benign = [i for i, p in enumerate(drawn) if not p.harmful]
     items: list[Item] = []
     games: list[Transcript] = []
 
@@ -59,6 +62,7 @@ def scripted_items(
         prompt = drawn[index]
         scenario = by_id.get(prompt.scenario_id)
         violated, error = _outcome(judged, response)
+        refused = None if judged is None or error else judged.label is Label.REFUSAL
         known, blocked = _verdicts(guards, {name: z[index] for name, z in scores.items()})
         return Item(
             item_id=_digest(prompt.text),
@@ -70,28 +74,34 @@ def scripted_items(
             target=target,
             seed=config.seed,
             harmful=prompt.harmful,
-            violated=violated,
+            violated=violated if prompt.harmful else None,
+            refused=None if prompt.harmful else refused,
             error=error,
             thought=response is not None and response.thought,
             scores=known,
             blocked=blocked,
         )
 
-    for target in targets:
-        chosen = [by_id[drawn[i].scenario_id] for i in harmful]
+    def ask_about(prompts: Sequence[int], target: Target, kind: str) -> None:
+        chosen = [by_id[drawn[i].scenario_id] for i in prompts]
         chats = [
             env.target_messages(target.name, scenario, drawn[i].text)
-            for scenario, i in zip(chosen, harmful, strict=True)
+            for scenario, i in zip(chosen, prompts, strict=True)
         ]
-        answers = ask(target, chats, "harmful")
-        for i, scenario, response in zip(harmful, chosen, answers, strict=True):
-            judged = judge.judge(
-                JudgeItem(scenario=scenario, prompt=drawn[i].text, response=response)
-            )
+        answers = ask(target, chats, kind)
+        for i, scenario, response in zip(prompts, chosen, answers, strict=True):
+            text = drawn[i].text
+            judged = judge.judge(JudgeItem(scenario=scenario, prompt=text, response=response))
             items.append(item(i, target.name, judged, response))
-            game = transcribe(env, scenario, items[-1], drawn[i].text, response.text, judged.reason)
-            games += [] if game is None else [game]
-    items += [item(i) for i in range(len(drawn)) if not drawn[i].harmful]
+            if drawn[i].harmful:
+                game = transcribe(env, scenario, items[-1], text, response.text, judged.reason)
+                games.extend([] if game is None else [game])
+
+    for target in targets:
+        ask_about(harmful, target, "harmful")
+        if isinstance(target, LoggedTarget):
+            ask_about([i for i in benign if drawn[i].scenario_id in by_id], target, "benign")
+    items += [item(i) for i in benign]
     return items, choose(games)
 
 

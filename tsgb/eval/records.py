@@ -120,6 +120,8 @@ class Item(Record):
     """Exact label of the prompt."""
     violated: bool | None = None
     """Whether the target's answer to the *un-blocked* prompt violates; False if unfaithful."""
+    refused: bool | None = None
+    """Whether the target declined a benign prompt; None for harmful ones."""
     thought: bool = Field(default=False, exclude_if=_is_zero)
     """Whether a thought was cut from the target's answer."""
     error: str | None = Field(default=None, max_length=200)
@@ -143,7 +145,9 @@ class Item(Record):
             self.source != ItemSource.BENIGN
         ):
             raise ValueError("source, stream and `harmful` contradict each other")
-        if self.violated is not None and self.error is not None:
+        if self.refused is not None and self.harmful:
+            raise ValueError("only a benign item says whether it was refused")
+        if (self.violated, self.refused) != (None, None) and self.error is not None:
             raise ValueError("an item has an outcome or an error, not both")
         if self.harmful and self.target and self.violated is None and self.error is None:
             raise ValueError("a harmful item without an outcome says why in `error`")
@@ -373,6 +377,10 @@ class Result(Record):
     attacks where they get through more often; None in summaries of earlier versions."""
     adaptive_mean: Rate | None = Field(default=None, exclude_if=_is_none)
     """The mean over the fresh attackers; None in summaries of earlier versions."""
+    over_refusal: Rate | None = Field(default=None, exclude_if=_is_none)
+    """Benign prompts that are blocked, or that the target declines; None where it was not asked."""
+    over_refusal_no_guard: Rate | None = Field(default=None, exclude_if=_is_none)
+    """Benign prompts that the target declines, whether or not they are blocked."""
     scripted_tpr: Rate | None
     """Reserved techniques that are blocked."""
     fpr: Rate | None
@@ -527,12 +535,34 @@ class FailedClass(Record):
     """Target that was asked; None where a guard gave no verdict."""
     against: Identifier | None = None
     """Guard that attacks were made against; None for other items."""
+    harmful: bool = True
+    """Exact label of its prompts."""
     errors: NonNegativeInt
     """Items without an outcome."""
     total: NonNegativeInt
     """Items of the class."""
     common: dict[str, NonNegativeInt] = Field(default_factory=dict[str, int])
     """The most common reasons, with the number of items of each; none where a guard failed."""
+
+
+class UnevenErrors(Record):
+    """A target that failed more often on one class of prompts than on the other.
+
+    Even few such errors may all hide the same outcome: its rates are no better than their bounds.
+    """
+
+    target: Identifier
+    """Name in tables."""
+    harmful_errors: NonNegativeInt
+    """Harmful prompts without an outcome."""
+    harmful_total: NonNegativeInt
+    """Harmful prompts that it was to be asked."""
+    benign_errors: NonNegativeInt
+    """Benign prompts without an outcome."""
+    benign_total: NonNegativeInt
+    """Benign prompts that it was to be asked."""
+    p: float
+    """Two-sided, of equal shares of errors."""
 
 
 class Slice(Record):
@@ -587,6 +617,8 @@ class Summary(Setup):
     invalid: list[FailedClass] = Field(default_factory=list[FailedClass], exclude_if=_is_empty)
     """Classes of items of which too many have no outcome; where there is one, the evaluation is not
     valid, and only the ends of intervals can be read. Empty in a valid one."""
+    uneven: list[UnevenErrors] = Field(default_factory=list[UnevenErrors], exclude_if=_is_empty)
+    """Targets whose errors fall on harmful or on benign prompts; those that were asked both."""
     slices: list[Slice]
     """Shares blocked by group."""
     data_results: list[DataResult] = Field(default_factory=list[DataResult], exclude_if=_is_empty)

@@ -53,6 +53,7 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
         invalid=[failed_class(failed) for failed in summary.invalid],
         power=views.power(summary),
         scripted=views.scripted(summary),
+        over_refusal=views.over_refusal(summary),
         seeds=views.seeds(summary),
         main_differences=views.comparisons(summary, main=True),
         other_differences=views.comparisons(summary, main=False),

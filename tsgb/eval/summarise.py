@@ -105,6 +105,7 @@ def summarise(
         claims=claims,
         verdict=verdict,
         invalid=invalid,
+        uneven=list(evidence.uneven_errors()),
         slices=_slices(evidence, setup),
         data_results=data_results(data, setup, resampler),
         roc=list(_rocs(evidence, setup)),
@@ -115,18 +116,19 @@ class _Reasons:
     """Counts why items have no outcome, by what was asked."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str | None], Counter[str]] = defaultdict(Counter)
+        self._counts: dict[tuple[str, str | None, bool], Counter[str]] = defaultdict(Counter)
 
     def counted(self, items: Iterable[Item]) -> Iterator[Item]:
         """Pass items on."""
         for item in items:
             if item.error is not None and item.target is not None:
-                self._counts[item.target, item.against][item.error] += 1
+                self._counts[item.target, item.against, item.harmful][item.error] += 1
             yield item
 
     def explain(self, failed: FailedClass) -> FailedClass:
         """Add the most common reasons to a class."""
-        counts = self._counts.get((str(failed.target), failed.against), Counter())
+        key = (str(failed.target), failed.against, failed.harmful)
+        counts = self._counts.get(key, Counter())
         return failed.model_copy(update={"common": dict(counts.most_common(NUM_REASONS))})
 
 
@@ -163,6 +165,10 @@ def _results(evidence: Evidence, setup: Setup) -> list[Result]:
                     threshold_rule=setup.threshold_rule,
                     asr=evidence.record("asr", guard, target.name, seed),
                     asr_no_guard=evidence.record("asr_no_guard", guard, target.name, seed),
+                    over_refusal=evidence.record("over_refusal", guard, target.name, seed),
+                    over_refusal_no_guard=evidence.record(
+                        "over_refusal_no_guard", guard, target.name, seed
+                    ),
                     adaptive_asr=evidence.record("adaptive_asr", guard, target.name, seed),
                     adaptive_trained=evidence.record("adaptive_trained", guard, target.name, seed),
                     adaptive_scripted=evidence.record(

@@ -48,12 +48,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of one target to the harmful prompts."""
+    """Answers of one target to the harmful prompts, or to the benign ones."""
 
     prompt: Indices
     """[M] rows of `Prompts`."""
     violated: Outcomes
-    """[M] outcomes."""
+    """[M] outcomes: violations, or, of benign prompts, refusals."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ class Table:
     prompts: Prompts
     """Scripted and benign prompts."""
     answers: Mapping[str, Answers]
-    """Answers by target."""
+    """Answers to harmful prompts by target."""
+    benign_answers: Mapping[str, Answers]
+    """Answers to benign prompts by target, of those that were asked."""
     attempts: Mapping[tuple[str, str], Attempts]
     """Adaptive attacks by guard and target."""
     thoughts: Mapping[str, int]
@@ -103,6 +105,7 @@ class Table:
         prompts: list[Item] = []
         verdicts: list[tuple[dict[str, float], dict[str, bool]]] = []
         answers: dict[str, tuple[list[int], list[int]]] = {}
+        benign: dict[str, tuple[list[int], list[int]]] = {}
         attempts: dict[tuple[str, str], list[Item]] = {}
         thoughts: Counter[str] = Counter()
         for item in items:
@@ -125,21 +128,27 @@ class Table:
             else:
                 verdicts[row][0].update(item.scores)
                 verdicts[row][1].update(item.blocked)
-            if item.harmful and item.target is not None:
-                index, outcome = answers.setdefault(item.target, ([], []))
+            if item.target is not None:
+                kind = answers if item.harmful else benign
+                index, outcome = kind.setdefault(item.target, ([], []))
                 index.append(row)
-                outcome.append(_outcome(item.violated))
+                outcome.append(_outcome(item.violated if item.harmful else item.refused))
         return cls(
             prompts=_prompts(prompts, verdicts, scenarios, guards),
-            answers={
-                target: Answers(np.array(index, dtype=np.intp), np.array(outcome, dtype=np.int8))
-                for target, (index, outcome) in answers.items()
-            },
+            answers=_answers(answers),
+            benign_answers=_answers(benign),
             attempts={
                 pair: _attempts(found, pair[0], scenarios) for pair, found in attempts.items()
             },
             thoughts=thoughts,
         )
+
+
+def _answers(found: Mapping[str, tuple[list[int], list[int]]]) -> dict[str, Answers]:
+    return {
+        target: Answers(np.array(index, dtype=np.intp), np.array(outcome, dtype=np.int8))
+        for target, (index, outcome) in found.items()
+    }
 
 
 def _outcome(value: bool | None) -> int:

@@ -34,6 +34,7 @@ from tsgb.eval.wording import (
     percent,
     signed_points,
     title,
+    uneven_errors,
     zero_events,
 )
 
@@ -154,14 +155,15 @@ def obstacles(summary: Summary) -> list[str]:
     """Say what stands in the way of reading the figures, in one sentence each.
 
     There is one for each target without measurable protection, one for each target and guard whose
-    attackers did not converge, and one that names the guards whose false-positive budget the
-    calibration could not certify.
+    attackers did not converge, one for each target whose errors fall on one class of prompts, and
+    one that names the guards whose false-positive budget the calibration could not certify.
     """
     found = [
         no_protection(*(u for u in summary.unguarded if u.target == target.name))
         for target in summary.targets
     ]
     found += [not_converged(one) for one in summary.unconverged]
+    found += [uneven_errors(one) for one in summary.uneven]
     found.append(_uncertified(summary))
     return [f"{text[0].upper()}{text[1:]}." for text in found if text is not None]
 
@@ -268,6 +270,28 @@ def scripted(summary: Summary) -> Sheet:
         for guard in summary.guards
     ]
     return Sheet("Scripted attacks", columns, rows)
+
+
+def over_refusal(summary: Summary) -> Sheet:
+    """Benign prompts that are not answered, on each target that was asked about them."""
+    asked = [
+        target.name
+        for target in summary.targets
+        if any(r.target == target.name and r.over_refusal_no_guard for r in summary.results)
+    ]
+    rows = [
+        TableRow(
+            guard,
+            title(guard),
+            [
+                rate_cell(row.over_refusal_no_guard if guard == "none" else row.over_refusal)
+                for row in (pooled(summary, guard, name) for name in asked)
+            ],
+        )
+        for guard in (summary.guards if asked else ())
+    ]
+    columns = [(f"Over-refusal, {name}", "benign, blocked or refused") for name in asked]
+    return Sheet("Over-refusal", columns, rows)
 
 
 def seeds(summary: Summary) -> Sheet:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tsgb.eval.bootstrap import Difference
 from tsgb.eval.intervals import clopper_pearson_upper
-from tsgb.eval.records import FailedClass, Rate, Unconverged, Unguarded
+from tsgb.eval.records import FailedClass, Rate, Unconverged, UnevenErrors, Unguarded
 
 TITLES = {
     "none": "No guard",
@@ -141,6 +141,19 @@ def too_many_failed(invalid: Sequence[FailedClass]) -> str:
     others = len(invalid) - 1
     more = f", and too many of {others} other class{'' if others == 1 else 'es'}" if others else ""
     return f"{worst.errors} of {worst.total} {worst.what} have no outcome{more}"
+
+
+def uneven_errors(found: UnevenErrors) -> str:
+    """Say on which prompts a target failed.
+
+    Example: `"errors of Bot do not fall on both classes alike: 9 of 600 harmful prompts and 0 of
+    600 benign ones have no outcome"`
+    """
+    return (
+        f"errors of {found.target} do not fall on both classes alike: {found.harmful_errors} of "
+        f"{found.harmful_total} harmful prompts and {found.benign_errors} of {found.benign_total} "
+        "benign ones have no outcome"
+    )
 
 
 def invalid_evaluation(invalid: Sequence[FailedClass], report: str) -> str:

@@ -8,6 +8,7 @@ from tsgb.errors import UsageError
 from tsgb.eval.intervals import (
     MISSING,
     clopper_pearson_upper,
+    equal_error_rates,
     error_bounds,
     holm,
     mcnemar,
@@ -85,6 +86,15 @@ def test_two_percent_of_errors_still_pass() -> None:
     assert not too_many_errors(2, 100)
     assert not too_many_errors(0, 0)
     assert too_many_errors(3, 100)
+
+
+def test_equal_error_rates_against_scipy() -> None:
+    for first, second in [((12, 600), (0, 600)), ((3, 40), (30, 400)), ((0, 10), (7, 300))]:
+        share = first[1] / (first[1] + second[1])
+        total = first[0] + second[0]
+        tails = [stats.binomtest(first[0], total, share, s).pvalue for s in ("less", "greater")]
+        assert equal_error_rates(first, second) == pytest.approx(min(1.0, 2 * min(tails)))
+    assert equal_error_rates((0, 600), (0, 600)) == 1.0
 
 
 def test_all_items_in_error() -> None:

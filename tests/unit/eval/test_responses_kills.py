@@ -17,7 +17,7 @@ import pytest
 
 from tests.fakes.black_box_server import BlackBoxServer
 from tests.fakes.miniature import obedient
-from tests.fakes.scripted_part import CONCURRENCY, NUM_HARMFUL
+from tests.fakes.scripted_part import CONCURRENCY, NUM_PROMPTS
 from tsgb.envs.glyph import GlyphEnvironment
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -84,7 +84,7 @@ def test_a_kill_costs_at_most_the_requests_on_their_way(tmp_path: Path, num_kill
     with whole.server, killed.server:
         assert whole.run() == 0
         draws = len(whole.server.asked)
-        assert draws == NUM_HARMFUL
+        assert draws == NUM_PROMPTS
         twice = whole.repeated  # a stream may draw a prompt twice
         rng = Random(12)
         moments = sorted(rng.sample(range(1, draws), num_kills))

@@ -379,6 +379,61 @@ def test_whatever_is_missing_there_is_a_report(
     assert ("Not valid: " in render_tables(found)) == (limit < 1)
 
 
+def asked_benign(items: list[Item], fails: Callable[[int], bool]) -> list[Item]:
+    """A black box was asked about benign prompts, and refused every fourth."""
+    asked = [
+        item.model_copy(
+            update={"target": "B_mid"}
+            | ({"error": "HTTP 500"} if fails(num) else {"refused": num % 4 == 0})
+        )
+        for num, item in enumerate(i for i in items if i.source is ItemSource.BENIGN)
+    ]
+    return [*items, *asked]
+
+
+def test_over_refusal_counts_what_is_blocked_or_refused(
+    items: list[Item], summary: Summary
+) -> None:
+    asked = asked_benign(items, lambda _: False)
+    found = summarise(asked, fake.setup(MAIN), num_draws=DRAWS)
+    benign = [i for i in asked if i.target == "B_mid" and not i.harmful]
+    row = result(found, "selfplay", "B_mid")
+    assert row.over_refusal_no_guard.value == pytest.approx(0.25, abs=1e-9)
+    either = [bool(i.refused) or i.blocked["selfplay"] for i in benign]
+    assert row.over_refusal.value == pytest.approx(sum(either) / len(either))
+    assert row.over_refusal.n == len(benign)
+    assert result(found, "selfplay", "T_s").over_refusal is None
+    for name in ("fpr", "fpr_hard", "asr", "auroc", "ece"):
+        assert getattr(row, name) == getattr(result(summary, "selfplay", "B_mid"), name)
+    page = render_report(found)
+    assert "Over-refusal, B_mid" in page
+    assert "Over-refusal" not in render_report(summary)
+    assert Summary.model_validate_json(found.model_dump_json()) == found
+
+
+def test_errors_on_benign_prompts_alone_invalidate_too(items: list[Item]) -> None:
+    broken = asked_benign(items, lambda num: num % 3 == 0)
+    found = summarise(broken, fake.setup(MAIN), num_draws=DRAWS)
+    [failed] = found.invalid
+    assert (failed.what, failed.common) == (
+        "benign prompts to B_mid",
+        {"HTTP 500": failed.errors},
+    )
+
+
+def test_errors_that_fall_on_one_class_are_told_also_where_they_are_few(
+    items: list[Item], summary: Summary
+) -> None:
+    asked = asked_benign(items, lambda num: num % 60 == 0)
+    found = summarise(asked, fake.setup(MAIN), num_draws=DRAWS)
+    assert not found.invalid
+    [uneven] = found.uneven
+    assert (uneven.target, uneven.harmful_errors) == ("B_mid", 0)
+    text = f"Errors of B_mid do not fall on both classes alike: 0 of {uneven.harmful_total} harmful"
+    assert text in render_report(found)
+    assert not summary.uneven
+
+
 def test_a_valid_evaluation_does_not_say_that_it_is(summary: Summary) -> None:
     assert not summary.invalid
     assert "invalid" not in summary.model_dump_json()

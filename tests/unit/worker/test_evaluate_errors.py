@@ -23,6 +23,8 @@ pytestmark = pytest.mark.usefixtures("handlers")
 
 SCRIPTED = 24
 HARMFUL = 3 * SCRIPTED
+FIXED = 2 * HARMFUL
+"""Fixed prompts: as many benign ones."""
 CONFIG = miniature_config(
     {
         "evaluation": {
@@ -110,15 +112,16 @@ def evaluated(tmp_path: Path) -> Evaluated:
 
 
 def bot_errors(items: list[Item]) -> Counter[str | None]:
-    return Counter(i.error for i in items if i.target == "Bot" and i.source == "scripted")
+    return Counter(i.error for i in items if i.target == "Bot" and i.source != "adaptive")
 
 
-def test_a_black_box_that_is_down_costs_twenty_questions_and_no_report(
+def test_a_black_box_that_is_down_costs_twenty_questions_of_each_class(
     evaluated: Evaluated,
 ) -> None:
     summary = evaluated(down, parts=2)
-    assert len(Bot.asked) == 20
-    [failed] = summary.invalid
+    assert len(Bot.asked) == 40
+    failed, benign = summary.invalid
+    assert (benign.what, benign.common) == ("benign prompts to Bot", failed.common)
     assert (failed.what, failed.errors, failed.total) == (
         "harmful prompts to Bot",
         HARMFUL,
@@ -139,9 +142,9 @@ def test_a_black_box_that_is_down_costs_twenty_questions_and_no_report(
     }
     healed = evaluated(up, parts=2)
     assert not healed.invalid
-    assert len(Bot.asked) >= HARMFUL, "all of them, and then attacks"
+    assert len(Bot.asked) >= FIXED, "all of them, and then attacks"
     assert "<strong>Not valid</strong>" not in evaluated.text("e1", "report.html")
-    assert bot_errors(evaluated.items()) == {None: HARMFUL}
+    assert bot_errors(evaluated.items()) == {None: FIXED}
     assert evaluated.run.read_bytes("reports/e1/cells/T_s.0.json") == cells["T_s.0.json"]
     assert "Bot.0.json" in evaluated.run.list("reports/e1/cells")
 
@@ -151,32 +154,39 @@ def test_errors_on_half_of_the_prompts_have_bounds_and_are_asked_again(
 ) -> None:
     summary = evaluated(half)
     answered = [prompt for prompt in Bot.asked if not half(prompt)]
-    assert len(Bot.asked) <= 60
-    [failed] = summary.invalid
-    assert failed.errors == HARMFUL - len(answered)
+    assert len(Bot.asked) <= 2 * 60
+    failed, benign = summary.invalid
+    assert failed.errors + benign.errors == FIXED - len(answered)
     [row] = [r for r in summary.results if (r.guard, r.target, r.seed) == ("none", "Bot", None)]
     assert row.asr_no_guard is not None
-    assert (row.asr_no_guard.n, row.asr_no_guard.errors) == (len(answered), failed.errors)
+    assert (row.asr_no_guard.n, row.asr_no_guard.errors) == (
+        HARMFUL - failed.errors,
+        failed.errors,
+    )
+    assert row.over_refusal_no_guard is not None
+    assert row.over_refusal_no_guard.errors == benign.errors
     assert row.asr_no_guard.low < row.asr_no_guard.value < row.asr_no_guard.high
     errors = bot_errors(evaluated.items())
-    assert errors.total() == HARMFUL
+    assert errors.total() == FIXED
     assert errors[None] == len(answered)
 
     assert not evaluated(up).invalid
-    asked = Counter(Bot.asked[: HARMFUL - len(answered)])
+    asked = Counter(Bot.asked[: FIXED - len(answered)])
     assert not asked & Counter(answered), "what was answered is not asked again"
-    assert bot_errors(evaluated.items()) == {None: HARMFUL}
+    assert bot_errors(evaluated.items()) == {None: FIXED}
 
 
 def test_another_evaluation_with_another_judge_asks_no_fixed_prompt(evaluated: Evaluated) -> None:
     """Its fresh attackers learn from other judgements, so only their prompts are new."""
     assert not evaluated(up).invalid
-    first = Bot.asked[:HARMFUL]
+    first = Bot.asked[:FIXED]
     judged = evaluated(up, "e2", judge_class=f"{__name__}:Judge")
     assert not set(first) & set(Bot.asked)
-    assert len(Bot.asked) < HARMFUL
+    assert len(Bot.asked) < FIXED
     [row] = [r for r in judged.results if (r.guard, r.target, r.seed) == ("none", "Bot", None)]
     assert row.asr_no_guard is not None
     assert (row.asr_no_guard.value, row.asr_no_guard.n) == (1.0, HARMFUL)
+    assert row.over_refusal_no_guard is not None
+    assert (row.over_refusal_no_guard.value, row.over_refusal_no_guard.n) == (1.0, HARMFUL)
     assert not evaluated(up, "e3", fresh=True).invalid
-    assert Counter(Bot.asked[:HARMFUL]) == Counter(first)
+    assert Counter(Bot.asked[:FIXED]) == Counter(first)
