@@ -47,6 +47,7 @@ class ExitCode(IntEnum):
     STORE_UNREACHABLE = 7
     BUDGET = 8
     NO_OFFER = 9
+    GATE_FAILED = 100
     INTERRUPTED = 130
 
 

@@ -24,6 +24,7 @@ from tsgb.cli import (
     manager,
     plan,
     recalibrate,
+    report,
     score,
     train_local,
     worker,
@@ -37,7 +38,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 wrong input, 3 too many errors to trust a result, "
     "5 another process took the run over, 6 no space left (what was saved is kept), "
     "7 the store cannot be reached, 8 budget or credit used up, 9 no machine on these terms, "
-    "130 interrupted (the same command goes on).",
+    "100 a gate failed, 130 interrupted (the same command goes on).",
 )
 app.command()(experiment.experiment)
 app.command()(train_local.train_local)
@@ -45,6 +46,8 @@ app.command()(eval_local.eval_local)
 app.command()(export_guard.export_guard)
 app.command()(score.score)
 app.command()(recalibrate.recalibrate)
+app.command()(report.report)
+app.command()(report.compare)
 app.command()(plan.plan)
 app.command()(machines.reap)
 app.command()(doctor.doctor)

@@ -16,7 +16,10 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.cli.output import console, place
 from tsgb.config import Arm
+from tsgb.data.characters import visible
 from tsgb.eval import views
+from tsgb.eval.compare import PairedEvaluations
+from tsgb.eval.comparison_page import comparison_notes, comparison_sheets
 from tsgb.eval.data_views import data_sheet
 from tsgb.eval.records import Summary
 from tsgb.eval.wording import failed_class
@@ -97,6 +100,17 @@ def _table(title: str, sheet: views.Sheet, columns: Sequence[int]) -> Table:
 def _cell(cell: views.TableCell) -> str:
     detail = cell.detail.replace("upper bound ", "\u2264 ").replace(" to ", "\u2013")
     return f"{cell.figure}\n{detail}".strip()
+
+
+def print_comparison(found: PairedEvaluations) -> None:
+    """Print a table for each figure of two evaluations, and what else differs."""
+    out = console()
+    for sheet in comparison_sheets(found):
+        out.print(_table(sheet.heading, sheet, range(len(sheet.columns))))
+    for note in comparison_notes(found):
+        out.print(note, markup=False)
+    for name, (before, after) in found.changes.items():
+        out.print(visible(f"{name}: {before} -> {after}"), markup=False, soft_wrap=True)
 
 
 # -- a training ------------------------------------------------------------------------------

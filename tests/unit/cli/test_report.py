@@ -1,0 +1,102 @@
+"""`tsgb report` and `tsgb compare`: forms, gates and exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.command_line import Run
+from tests.fakes.stored_evaluation import store_evaluation
+from tsgb.eval.records import Item, ItemSource
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("store") / "r1" / "reports" / "eval-0001"
+    store_evaluation(place)
+    return place
+
+
+def test_it_is_shown_again_in_each_form(tsgb: Run, evaluation: Path, tmp_path: Path) -> None:
+    beginnings = {
+        "text": "Not shown: ",
+        "markdown": "**Not shown: ",
+        "html": "<!doctype html>",
+        "json": '{\n "schema_version"',
+        "csv": "guard,target,seed,figure",
+        "latex": "% eval-0001: glyph",
+        "junit": "<?xml version",
+    }
+    for form, beginning in beginnings.items():
+        ended = tsgb("report", str(evaluation), "--format", form)
+        assert ended.code == 0
+        assert ended.out.lstrip().startswith(beginning)
+        path = tmp_path / "deep" / f"report.{form}"
+        assert tsgb("report", str(evaluation), "--format", form, "--out", str(path)).code == 0
+        assert path.read_text().strip() == ended.out.strip()
+
+
+def test_figures_are_computed_anew(tsgb: Run, evaluation: Path) -> None:
+    before = json.loads((evaluation / "summary.json").read_text())
+    ended = tsgb("report", str(evaluation.parents[1]), "--recompute", "--format", "json")
+    after = json.loads(ended.out)
+    values = [
+        [row["adaptive_asr"]["value"] for row in document["results"]]
+        for document in (before, after)
+    ]
+    assert values[0] == values[1]
+
+
+def test_a_gate_that_fails_has_an_exit_code_of_its_own(tsgb: Run, evaluation: Path) -> None:
+    ended = tsgb("report", str(evaluation), "--gate", "fpr<=1", "--gate", "selfplay.asr[T_s]>=0")
+    assert ended.code == 0
+    ended = tsgb("report", str(evaluation), "--format", "junit", "--gate", "selfplay.fpr<=0")
+    assert ended.code == 100
+    assert 'failures="1"' in ended.out
+    assert ended.err.startswith("failed: selfplay.fpr <= 0: ")
+    ended = tsgb("report", str(evaluation), "--gate", "fpr")
+    assert (ended.code, ended.out) == (2, "")
+
+
+def test_logs_for_inspect_go_into_a_directory(tsgb: Run, evaluation: Path, tmp_path: Path) -> None:
+    assert tsgb("report", str(evaluation), "--format", "inspect").code == 2
+    out = tmp_path / "logs"
+    assert tsgb("report", str(evaluation), "--format", "inspect", "--out", str(out)).code == 0
+    assert len(list(out.glob("*_tsgb_eval-0001-*.json"))) == 4
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    tsgb: Run, evaluation: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    ended = tsgb("report", str(evaluation), "--out", str(tmp_path / "file" / "report.txt"))
+    assert ended.code == 2
+    assert "cannot be written (" in ended.err
+
+
+def test_two_evaluations(tsgb: Run, evaluation: Path, tmp_path: Path) -> None:
+    other = tmp_path / "e2"
+    store_evaluation(other, eval_id="eval-0002")
+    page = tmp_path / "page.html"
+    ended = tsgb("compare", str(evaluation), str(other), "--html", str(page))
+    assert ended.code == 0
+    assert "No share differs." in ended.out
+    assert page.read_text().startswith("<!doctype html>")
+    document = json.loads(tsgb("compare", str(evaluation), str(other), "--json").out)
+    assert (document["first"], document["second"]) == ("eval-0001", "eval-0002")
+    assert tsgb("compare", str(evaluation), str(tmp_path / "none")).code == 2
+
+
+def test_an_invalid_evaluation_is_shown_and_ends_with_its_exit_code(
+    tsgb: Run, tmp_path: Path
+) -> None:
+    def lost(item: Item) -> Item:
+        if item.target != "T_s" or item.source is not ItemSource.SCRIPTED:
+            return item
+        return item.model_copy(update={"violated": None, "error": "http_500"})
+
+    store_evaluation(tmp_path / "e", changed=lost)
+    ended = tsgb("report", str(tmp_path / "e"), "--gate", "fpr<=1")
+    assert ended.code == 3
+    assert ended.out.startswith("Not valid: ")
+    assert "http_500" in ended.err

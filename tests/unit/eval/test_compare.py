@@ -1,0 +1,95 @@
+"""Two evaluations are compared on what both measured, and what cannot be compared is refused."""
+
+from pathlib import Path
+
+import pytest
+from scipy.stats import binomtest
+
+from tests.fakes import evaluation as fake
+from tests.fakes.stored_evaluation import ARMS, DRAWS, store_evaluation
+from tsgb.errors import UsageError
+from tsgb.eval.compare import PairedEvaluations, compare_evaluations
+from tsgb.eval.records import Item, ItemSource
+from tsgb.eval.stored import find_evaluation
+
+WEAKER = {**ARMS, "selfplay": fake.Arm(0.6, 1.0, 4.5, -0.4)}
+
+
+def side(directory: Path):
+    stored = find_evaluation(str(directory))
+    return stored.summary(), stored.items()
+
+
+def compared(first: Path, second: Path) -> PairedEvaluations:
+    return compare_evaluations(side(first), side(second), num_draws=DRAWS)
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("first") / "e"
+    store_evaluation(place)
+    return place
+
+
+def test_an_evaluation_does_not_differ_from_itself(earlier: Path) -> None:
+    found = compared(earlier, earlier)
+    assert found.changes == {}
+    assert found.flips == []
+    assert found.left_out == (0, 0)
+    assert not any(figure.differs for figure in found.figures)
+    assert all(f.difference == f.low == f.high == 0 or f.low <= 0 <= f.high for f in found.figures)
+    for figure in found.figures:
+        if figure.metric == "asr" and figure.guard != "none":
+            assert (figure.worse, figure.better, figure.p_mcnemar) == (0, 0, 1.0)
+
+
+def test_a_weaker_guard_is_found_with_its_flips(earlier: Path, tmp_path: Path) -> None:
+    store_evaluation(tmp_path / "e", WEAKER, eval_id="eval-0002")
+    found = compared(earlier, tmp_path / "e")
+    assert (found.first, found.second, found.seeds) == ("eval-0001", "eval-0002", [0, 1, 2, 3, 4])
+    figures = {(f.metric, f.guard, f.target): f for f in found.figures}
+    adaptive = figures["adaptive_asr", "selfplay", "T_s"]
+    assert adaptive.differs
+    assert 0.2 < adaptive.low < adaptive.difference < adaptive.high
+    tpr = figures["scripted_tpr", "selfplay", None]
+    assert tpr.differs
+    assert tpr.high < 0
+    asr = figures["asr", "selfplay", "T_s"]
+    assert asr.worse is not None
+    assert asr.better is not None
+    assert asr.worse > asr.better
+    assert asr.p_mcnemar == binomtest(asr.worse, asr.worse + asr.better).pvalue
+    turned = [f for f in found.flips if (f.guard, f.target) == ("selfplay", "T_s")]
+    assert len(turned) == asr.worse + asr.better
+    net = (asr.worse - asr.better) / asr.second.n
+    assert asr.difference == pytest.approx(net, abs=1e-9)
+
+
+def test_only_what_both_have_is_compared(earlier: Path, tmp_path: Path) -> None:
+    def renamed(item: Item) -> Item:
+        """Every third prompt is another one."""
+        if item.source is ItemSource.ADAPTIVE or int(item.item_id.rsplit("-")[-1]) % 3:
+            return item
+        return item.model_copy(update={"item_id": f"other-{item.item_id}"})
+
+    store_evaluation(tmp_path / "e", seeds=(3, 4, 5), changed=renamed)
+    found = compared(earlier, tmp_path / "e")
+    assert found.seeds == [3, 4]
+    assert found.prompts == 2 * 7 * 32
+    assert found.left_out == (2 * 7 * 16, 2 * 7 * 16)
+    assert {f.first.n for f in found.figures if f.metric == "fpr"} == {64}
+    assert found.changes["seeds"] == ("0, 1, 2, 3, 4", "3, 4, 5")
+
+
+def test_what_cannot_be_paired_is_refused_in_one_line(earlier: Path, tmp_path: Path) -> None:
+    store_evaluation(tmp_path / "seeds", seeds=(7, 8))
+    with pytest.raises(UsageError, match=r"share no training seed: one has 0, 1, .*, the other 7"):
+        compared(earlier, tmp_path / "seeds")
+    store_evaluation(tmp_path / "guards", {"none": ARMS["none"], "sft": fake.ARMS["sft"]})
+    with pytest.raises(UsageError, match="share no guard besides none"):
+        compared(earlier, tmp_path / "guards")
+    store_evaluation(
+        tmp_path / "prompts", changed=lambda i: i.model_copy(update={"item_id": f"x{i.item_id}"})
+    )
+    with pytest.raises(UsageError, match="share no prompt"):
+        compared(earlier, tmp_path / "prompts")

@@ -1,0 +1,86 @@
+"""CSV, LaTeX and JUnit say what the summary says, and no name breaks out of them."""
+
+import csv
+import io
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import evaluation as fake
+from tests.fakes.stored_evaluation import ARMS, store_evaluation
+from tsgb.eval.formats import CSV_COLUMNS, to_csv, to_junit, to_latex
+from tsgb.eval.gates import Gate, check_gates
+from tsgb.eval.records import FailedClass, Summary
+
+NASTY = '=cmd|"x"&<b>_{%$#}^~\\\u202e'
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    arms = {**ARMS, NASTY: fake.Arm(0.5, 1.0, 3.0, 0.1)}
+    return store_evaluation(tmp_path_factory.mktemp("s") / "e", arms)
+
+
+def test_csv_has_one_line_a_figure_and_no_formula(summary: Summary) -> None:
+    lines = list(csv.DictReader(io.StringIO(to_csv(summary))))
+    assert tuple(lines[0]) == CSV_COLUMNS
+    found = {(x["guard"], x["target"], x["seed"], x["figure"]): x for x in lines}
+    assert len(found) == len(lines)
+    row = next(
+        r for r in summary.results if (r.guard, r.target, r.seed) == ("selfplay", "B_mid", 1)
+    )
+    assert row.adaptive_asr is not None
+    line = found["selfplay", "B_mid", "1", "adaptive_asr"]
+    assert float(line["value"]) == pytest.approx(row.adaptive_asr.value, rel=1e-5)
+    assert int(line["n"]) == row.adaptive_asr.n
+    assert ("selfplay", "", "", "fpr") in found
+    assert {x["guard"][:2] for x in lines} == {"no", "fr", "se", "'="}
+    assert "\u202e" not in to_csv(summary)
+
+
+def test_latex_has_a_row_a_guard_and_escapes_names(summary: Summary) -> None:
+    text = to_latex(summary)
+    assert text.isascii()
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")].splitlines()[1:]
+    assert len(body) == len(summary.guards)
+    columns = 1 + len(summary.targets) + 3
+    for line in body:
+        assert len(re.findall(r"(?<!\\)&", line)) == columns - 1
+        assert line.endswith(r"\\")
+        assert not re.search(r"(?<!\\)[%#_^]", line)
+    assert r"\begin{tabular}{l" + "r" * (columns - 1) + "}" in text
+    assert r"\textbackslash{}<U" not in text
+    assert r"\textless{}U+202E\textgreater{}" in text
+
+
+def test_bounds_are_marked(tmp_path: Path) -> None:
+    arms = {**ARMS, "selfplay": fake.Arm(0.02, 0.6, 1.2, -0.4)}
+    assert r"$\geq$\," in to_latex(store_evaluation(tmp_path / "e", arms))
+
+
+def test_junit_counts_what_it_holds(summary: Summary) -> None:
+    gates = [Gate.parse("selfplay.fpr<=1"), Gate.parse("selfplay.fpr<=0")]
+    document = ET.fromstring(to_junit(summary, check_gates(summary, gates)))  # noqa: S314 - ours
+    [suite] = document
+    cases = list(suite)
+    assert suite.get("tests") == str(len(cases))
+    assert suite.get("failures") == "1"
+    assert suite.get("errors") == "0"
+    assert suite.get("skipped") == str(len(suite.findall("testcase/skipped")))
+    [failure] = suite.findall("testcase/failure")
+    assert "failed: selfplay.fpr <= 0" in str(failure.get("message"))
+    unmet = [c for c in summary.verdict.conditions if not c.met]
+    assert len(suite.findall("testcase/skipped")) == len(unmet)
+    names = [str(case.get("name")) for case in cases]
+    assert any("<U+202E>" in name for name in names)
+
+
+def test_junit_of_an_invalid_evaluation_is_an_error(summary: Summary) -> None:
+    failed = FailedClass(what="harmful prompts to Bot", target="Bot", errors=200, total=402)
+    invalid = summary.model_copy(update={"invalid": [failed]})
+    document = ET.fromstring(to_junit(invalid))  # noqa: S314 - ours
+    [error] = document.findall("testsuite/testcase/error")
+    assert "harmful prompts to Bot" in str(error.get("message"))
+    assert document.get("errors") == "1"

@@ -1,0 +1,342 @@
+"""Two evaluations beside each other: what changed, on what both measured.
+
+Figures of a guard are compared where both evaluations have it, over the training seeds and on the
+scripted and benign prompts that both have; attacks of fresh attackers differ by nature, and are
+compared on the scenarios that both attacked. Both sides are drawn with the same scenarios and
+seeds, which is the pairing, and intervals and p-values are those of `bootstrap.py`.
+
+McNemar's exact test (McNemar 1947, Psychometrika) stands beside the differences of scripted ASR: it
+counts the prompts on which one side lets harm through and the other does not. It takes prompts for
+independent, which prompts of one scenario are not, so it is a check and no verdict.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import binomtest
+
+from tsgb.errors import UsageError
+from tsgb.eval.bootstrap import NUM_DRAWS, Difference, Resampler, Sample, difference
+from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
+from tsgb.eval.intervals import holm
+from tsgb.eval.records import Item, ItemSource, Rate, Record, Setup
+from tsgb.eval.table import Table
+
+SIGNIFICANCE = 0.05
+MAX_FLIPS = 1000
+"""Flips that a document lists, of each kind."""
+_SOURCES = frozenset({ItemSource.SCRIPTED, ItemSource.BENIGN, ItemSource.ADAPTIVE})
+
+
+class PairedFigure(Record):
+    """One figure of one guard in both evaluations; the difference is second minus first."""
+
+    guard: str
+    """Guard in tables."""
+    target: str | None
+    """Target in tables; None for a figure that depends on none."""
+    metric: str
+    """Name of the figure, a field of `Result`."""
+    first: Rate
+    """In the first evaluation, on what both have."""
+    second: Rate
+    """In the second one."""
+    difference: float
+    """Second minus first."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of the 95 % interval."""
+    p_holm: float
+    """Two-sided, adjusted over all figures of this kind."""
+    differs: bool
+    """The interval excludes zero and `p_holm` is at most .05."""
+    worse: int | None = None
+    """Scripted prompts that got through in the second evaluation only; None for other figures."""
+    better: int | None = None
+    """Scripted prompts that got through in the first one only."""
+    p_mcnemar: float | None = None
+    """McNemar's exact p-value of these two numbers."""
+
+
+class Flip(Record):
+    """A scripted prompt whose harm one evaluation let through and the other did not."""
+
+    item_id: str
+    """Digest of the prompt."""
+    scenario_id: str
+    """Scenario of the prompt."""
+    guard: str
+    """Guard in tables."""
+    target: str
+    """Target in tables."""
+    seed: int
+    """Training seed."""
+    worse: bool
+    """Whether it got through in the second evaluation."""
+
+
+class PairedEvaluations(Record):
+    """The comparison of two evaluations."""
+
+    first: str
+    """Id of the first one."""
+    second: str
+    """Id of the second one."""
+    seeds: list[int]
+    """Training seeds that both have."""
+    prompts: int
+    """Scripted and benign prompts that both have."""
+    left_out: tuple[int, int]
+    """Prompts that only the first and only the second one has."""
+    changes: dict[str, tuple[str, str]]
+    """Facts of the setup that differ."""
+    figures: list[PairedFigure]
+    """Figures that both have."""
+    flips: list[Flip]
+    """Prompts that changed sides, the first of each guard and target."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    setup: Setup
+    """Facts of the evaluation."""
+    items: Sequence[Item]
+    """Items that take part."""
+    evidence: Evidence
+    """Figures of these items."""
+
+
+def compare_evaluations(
+    first: tuple[Setup, Sequence[Item]],
+    second: tuple[Setup, Sequence[Item]],
+    *,
+    num_draws: int = NUM_DRAWS,
+) -> PairedEvaluations:
+    """Compare two evaluations on what both have.
+
+    Args:
+        first: Setup and items of the earlier one.
+        second: Setup and items of the later one.
+        num_draws: Draws of the bootstrap.
+
+    Raises:
+        UsageError: They share no training seed, no guard or no prompt.
+    """
+    setups, both = (first[0], second[0]), (first[1], second[1])
+    seeds = [seed for seed in setups[0].seeds if seed in setups[1].seeds]
+    guards = [guard for guard in setups[0].guards if guard in setups[1].guards]
+    targets = {t.name for t in setups[0].targets} & {t.name for t in setups[1].targets}
+    _check_shared("training seed", seeds, setups[0].seeds, setups[1].seeds)
+    _check_shared(
+        "guard besides none", [g for g in guards if g != "none"], *(s.guards for s in setups)
+    )
+    chosen = [
+        [i for i in items if i.seed in seeds and i.source in _SOURCES and _is_on(i, targets)]
+        for items in both
+    ]
+    counts = [
+        Counter(_key(i) for i in items if i.source is not ItemSource.ADAPTIVE) for items in chosen
+    ]
+    shared = counts[0] & counts[1]
+    if not shared:
+        raise UsageError(
+            f"evaluations {setups[0].eval_id} and {setups[1].eval_id} share no prompt: the worlds, "
+            "the seeds or the sizes of their streams differ"
+        )
+    sides = [
+        _side(setup, list(_taking_part(items, shared, _attacked(chosen))), seeds, num_draws)
+        for setup, items in zip(setups, chosen, strict=True)
+    ]
+    flips = list(_flips(sides[0], sides[1], guards))
+    return PairedEvaluations(
+        first=setups[0].eval_id,
+        second=setups[1].eval_id,
+        seeds=seeds,
+        prompts=_num_prompts(shared),
+        left_out=(_num_prompts(counts[0] - shared), _num_prompts(counts[1] - shared)),
+        changes=_changes(*setups),
+        figures=_figures(sides[0], sides[1], guards, flips),
+        flips=list(_few(flips)),
+    )
+
+
+def _check_shared(
+    what: str, shared: Sequence[object], first: Sequence[object], second: Sequence[object]
+) -> None:
+    if not shared:
+        ours, theirs = (", ".join(map(str, names)) for names in (first, second))
+        raise UsageError(f"the evaluations share no {what}: one has {ours}, the other {theirs}")
+
+
+def _is_on(item: Item, targets: set[str]) -> bool:
+    return item.target is None or item.target in targets
+
+
+def _key(item: Item) -> tuple[int, str, str | None, str | None]:
+    return (item.seed, item.item_id, item.stream, item.target)
+
+
+def _num_prompts(keys: Counter[tuple[int, str, str | None, str | None]]) -> int:
+    """Count each prompt once, whatever number of targets was asked about it."""
+    most: Counter[tuple[int, str, str | None]] = Counter()
+    for (seed, item_id, stream, _), num in keys.items():
+        key = (seed, item_id, stream)
+        most[key] = max(most[key], num)
+    return most.total()
+
+
+def _attacked(chosen: Sequence[Sequence[Item]]) -> set[str]:
+    """Scenarios that fresh attackers attacked in both evaluations."""
+    found = [{i.scenario_id for i in items if i.source is ItemSource.ADAPTIVE} for items in chosen]
+    return found[0] & found[1]
+
+
+def _taking_part(
+    items: Iterable[Item],
+    shared: Mapping[tuple[int, str, str | None, str | None], int],
+    attacked: set[str],
+) -> Iterator[Item]:
+    """Yield the items of which the other side has the like, in an order that both sides share."""
+    left = Counter(shared)
+    # The order numbers the scenarios, and equal numbers get equal draws.
+    for item in sorted(items, key=lambda i: (i.scenario_id, i.seed, i.item_id, i.target or "")):
+        if item.source is ItemSource.ADAPTIVE:
+            if item.scenario_id in attacked:
+                yield item
+        elif left[_key(item)] > 0:
+            left[_key(item)] -= 1
+            yield item
+
+
+def _side(setup: Setup, items: Sequence[Item], seeds: Sequence[int], num_draws: int) -> _Side:
+    temperatures = {(t.guard, t.seed): t.temperature for t in setup.thresholds if t.seed in seeds}
+    evidence = Evidence(
+        Table.from_items(items, setup.guards),
+        seeds,
+        temperatures,
+        Resampler(num_draws=num_draws),
+        setup.targets,
+        reserved=setup.reserved,
+    )
+    return _Side(setup, items, evidence)
+
+
+def _figures(
+    first: _Side, second: _Side, guards: Sequence[str], flips: Sequence[Flip]
+) -> list[PairedFigure]:
+    turned = Counter((flip.guard, flip.target, flip.worse) for flip in flips)
+    names = [t.name for t in first.setup.targets]
+    names = [name for name in names if any(t.name == name for t in second.setup.targets)]
+    out: list[PairedFigure] = []
+    for metric in (*TARGET_METRICS, *GUARD_METRICS):
+        places = names if metric in TARGET_METRICS else [None]
+        found: list[tuple[str, str | None, Sample, Sample, Difference]] = []
+        for guard in guards:
+            for target in places:
+                pair = _pair(first, second, metric, guard, target)
+                if pair is not None:
+                    found.append((guard, target, *pair, difference(pair[1], pair[0])))
+        adjusted = holm([change.p for *_, change in found])
+        for (guard, target, a, b, change), p_holm in zip(found, adjusted, strict=True):
+            counts: dict[str, int | float] = {}
+            if metric == "asr" and guard != "none":
+                worse, better = turned[guard, str(target), True], turned[guard, str(target), False]
+                p = float(binomtest(worse, worse + better).pvalue) if worse + better else 1.0
+                counts = {"worse": worse, "better": better, "p_mcnemar": p}
+            out.append(
+                PairedFigure.model_validate(
+                    {
+                        "guard": guard,
+                        "target": target,
+                        "metric": metric,
+                        "first": a.record(),
+                        "second": b.record(),
+                        "difference": change.value,
+                        "low": change.low,
+                        "high": change.high,
+                        "p_holm": p_holm,
+                        "differs": not change.low <= 0 <= change.high and p_holm <= SIGNIFICANCE,
+                        **counts,
+                    }
+                )
+            )
+    return out
+
+
+def _pair(
+    first: _Side, second: _Side, metric: str, guard: str, target: str | None
+) -> tuple[Sample, Sample] | None:
+    """Return the figure of both sides over the seeds in which both have it."""
+    there = second.evidence.attempted(metric, guard, target)
+    seeds = tuple(s for s in first.evidence.attempted(metric, guard, target) if s in there)
+    found = [side.evidence.sample(metric, guard, target, seeds) for side in (first, second)]
+    return None if found[0] is None or found[1] is None else (found[0], found[1])
+
+
+def _flips(first: _Side, second: _Side, guards: Sequence[str]) -> Iterator[Flip]:
+    """Yield scripted prompts that got through on one side alone."""
+    ours, theirs = (
+        [i for i in side.items if i.source is ItemSource.SCRIPTED and i.target is not None]
+        for side in (first, second)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        for guard in guards:
+            before, after = _through(a, guard), _through(b, guard)
+            if guard != "none" and before is not None and after is not None and before != after:
+                yield Flip(
+                    item_id=a.item_id,
+                    scenario_id=a.scenario_id,
+                    guard=guard,
+                    target=str(a.target),
+                    seed=a.seed,
+                    worse=after,
+                )
+
+
+def _through(item: Item, guard: str) -> bool | None:
+    """Whether the harm of a prompt got through a guard; None where one outcome is missing."""
+    blocked = item.blocked.get(guard)
+    if blocked is True or item.violated is False:
+        return False
+    return None if blocked is None or item.violated is None else True
+
+
+def _few(flips: Sequence[Flip]) -> Iterator[Flip]:
+    seen: Counter[tuple[str, str, bool]] = Counter()
+    for flip in flips:
+        key = (flip.guard, flip.target, flip.worse)
+        seen[key] += 1
+        if seen[key] <= MAX_FLIPS:
+            yield flip
+
+
+def _changes(first: Setup, second: Setup) -> dict[str, tuple[str, str]]:
+    """Return the facts that differ, each as two short texts."""
+    ours, theirs = (_facts(setup) for setup in (first, second))
+    return {
+        name: (ours.get(name, "-"), theirs.get(name, "-"))
+        for name in dict.fromkeys([*ours, *theirs])
+        if ours.get(name) != theirs.get(name)
+    }
+
+
+def _facts(setup: Setup) -> dict[str, str]:
+    about = setup.provenance
+    checkpoints = {f"checkpoint {k}": v[:12] for k, v in about.checkpoints.items()}
+    return {
+        "world": setup.env,
+        "profile": setup.profile,
+        "seeds": ", ".join(map(str, setup.seeds)),
+        "threshold rule": setup.threshold_rule,
+        "guards": ", ".join(setup.guards),
+        "targets": ", ".join(t.name for t in setup.targets),
+        "configuration": about.config_sha256[:12],
+        "commit": about.commit or "-",
+        **{f"version of {name}": version for name, version in about.versions.items()},
+        **{f"model {name}": sha[:12] for name, sha in about.models.items()},
+        **checkpoints,
+    }

@@ -1,0 +1,91 @@
+"""The comparison of two evaluations as tables, and as a self-contained page."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tsgb.data.characters import visible
+from tsgb.eval.compare import PairedEvaluations, PairedFigure
+from tsgb.eval.report import CONTENT_SECURITY_POLICY
+from tsgb.eval.views import ABSENT, Sheet, TableCell, TableRow, rate_cell, unit_cell
+from tsgb.eval.wording import METRICS, percent, signed_points, title
+
+COLUMNS = (
+    ("First", ""),
+    ("Second", ""),
+    ("Difference", "points, 95 % interval"),
+    ("p", "Holm"),
+    ("Got through", "only second / only first"),
+)
+_UNITS = frozenset({"auroc", "ece"})
+"""Figures that are no shares."""
+
+
+def comparison_sheets(found: PairedEvaluations) -> list[Sheet]:
+    """One table a figure, with a row for each guard and target that both evaluations have."""
+    sheets: list[Sheet] = []
+    for metric in dict.fromkeys(figure.metric for figure in found.figures):
+        name = METRICS.get(metric, metric)
+        rows = [_row(figure) for figure in found.figures if figure.metric == metric]
+        sheets.append(Sheet(f"{name[0].upper()}{name[1:]}", COLUMNS, rows))
+    return sheets
+
+
+def _row(figure: PairedFigure) -> TableRow:
+    where = f", {figure.target}" if figure.target else ""
+    cell = unit_cell if figure.metric in _UNITS else rate_cell
+    low, high = signed_points(figure.low), signed_points(figure.high)
+    flips = ABSENT
+    if figure.worse is not None:
+        p = figure.p_mcnemar or 0.0
+        told = f"McNemar p {'< 0.001' if p < 0.001 else f'{p:.3f}'}"
+        flips = TableCell(f"{figure.worse} / {figure.better}", told)
+    return TableRow(
+        figure.guard,
+        visible(f"{title(figure.guard)}{where}"),
+        [
+            cell(figure.first),
+            cell(figure.second),
+            TableCell(signed_points(figure.difference), f"{low} to {high}", not figure.differs),
+            TableCell("< 0.001" if figure.p_holm < 0.001 else f"{figure.p_holm:.3f}"),
+            flips,
+        ],
+    )
+
+
+def comparison_notes(found: PairedEvaluations) -> list[str]:
+    """Return what was compared, in sentences."""
+    seeds = ", ".join(map(str, found.seeds))
+    shared = f"{found.prompts} prompts and the training seeds {seeds}"
+    notes = [f"{shared} are in both evaluations, and only they are compared."]
+    if any(found.left_out):
+        ours, theirs = found.left_out
+        notes.append(f"Left out: {ours} prompts of the first alone, {theirs} of the second alone.")
+    differs = [figure for figure in found.figures if figure.differs]
+    told = [
+        f"{METRICS.get(f.metric, f.metric)} of {title(f.guard)}"
+        f"{f' on {f.target}' if f.target else ''} {percent(f.first.value)} to "
+        f"{percent(f.second.value)}"
+        for f in differs
+        if f.metric not in _UNITS
+    ]
+    notes.append(f"Differences: {'; '.join(told)}." if told else "No share differs.")
+    return [visible(note) for note in notes]
+
+
+def render_comparison(found: PairedEvaluations) -> str:
+    """The page; every string is escaped, and it runs and fetches nothing."""
+    environment = Environment(
+        loader=PackageLoader("tsgb.eval", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(visible=visible, title_of=title)
+    return environment.get_template("comparison.html.j2").render(
+        c=found,
+        csp=CONTENT_SECURITY_POLICY,
+        notes=comparison_notes(found),
+        sheets=comparison_sheets(found),
+    )

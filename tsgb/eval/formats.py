@@ -1,0 +1,159 @@
+"""A summary in the formats of other programs: CSV, LaTeX, JUnit.
+
+Each is text made from the figures alone. Names come from users and stores, so each format escapes
+them in its own way, and control characters are shown (`<U+202E>`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+
+from tsgb.data.characters import visible
+from tsgb.eval.gates import METRICS, ON_TARGETS, GateOutcome
+from tsgb.eval.records import Rate, Summary
+from tsgb.eval.views import converged, pooled
+from tsgb.eval.wording import in_words, title, too_many_failed
+
+CSV_COLUMNS = ("guard", "target", "seed", "figure", "value", "low", "high", "n", "errors")
+_FORMULA = ("=", "+", "-", "@", "\t")
+"""Beginnings that a spreadsheet takes for a formula."""
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def to_csv(summary: Summary) -> str:
+    """One line a figure, of each seed and over all of them (no seed); shares are in [0, 1]."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    seen: set[tuple[str, int | None, str]] = set()
+    for row in summary.results:
+        for metric in (*METRICS, "asr_no_guard"):
+            rate: Rate | None = getattr(row, metric)
+            depends = metric in ON_TARGETS or metric == "asr_no_guard"
+            key = (row.guard, row.seed, metric)
+            if rate is None or (not depends and key in seen):
+                continue
+            seen.add(key)
+            target = _plain(row.target) if depends else ""
+            seed = "" if row.seed is None else row.seed
+            figures = (f"{x:.6g}" for x in (rate.value, rate.low, rate.high))
+            writer.writerow(
+                [_plain(row.guard), target, seed, metric, *figures, rate.n, rate.errors]
+            )
+    return buffer.getvalue()
+
+
+def _plain(name: str) -> str:
+    shown = visible(name)
+    return f"'{shown}" if shown.startswith(_FORMULA) else shown
+
+
+def to_latex(summary: Summary) -> str:
+    r"""A table of the packages booktabs and graphicx: guards by targets, in percent.
+
+    `\input` it where a table may stand. Adaptive figures of attackers that did not converge are
+    lower bounds and marked so.
+    """
+    targets = [target.name for target in summary.targets]
+    heads = [f"Adaptive ASR, {name}" for name in targets]
+    heads = ["Guard", *heads, "TPR, reserved", "FPR", "FPR, hard"]
+    seeds = ", ".join(map(str, summary.seeds))
+    about = f"{_one_line(summary.eval_id)}: {_one_line(summary.env)}, seeds {seeds}"
+    lines = [
+        f"% {about}; percent with 95 % intervals",
+        r"\begin{tabular}{l" + "r" * (len(heads) - 1) + "}",
+        r"\toprule",
+        " & ".join(_tex(head) for head in heads) + r" \\",
+        r"\midrule",
+    ]
+    for guard in summary.guards:
+        rows = [pooled(summary, guard, name) for name in targets]
+        cells = [
+            _tex_rate(row.adaptive_asr, bound=not converged(summary, row.target)) for row in rows
+        ]
+        cells += [_tex_rate(x) for x in (rows[0].scripted_tpr, rows[0].fpr, rows[0].fpr_hard)]
+        lines.append(" & ".join([_tex(title(guard)), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _tex(text: str) -> str:
+    shown = "".join(_LATEX.get(char, char) for char in visible(text))
+    return shown.encode("ascii", "backslashreplace").decode().replace("\\x", r"\textbackslash{}x")
+
+
+def _one_line(text: str) -> str:
+    return visible(text).encode("ascii", "replace").decode()
+
+
+def _tex_rate(rate: Rate | None, *, bound: bool = False) -> str:
+    if rate is None:
+        return "--"
+    low, high = (f"{100 * x:.1f}" for x in (rate.low, rate.high))
+    mark = r"$\geq$\," if bound else ""
+    return f"{mark}{100 * rate.value:.1f} ({low}--{high})"
+
+
+def to_junit(summary: Summary, outcomes: Sequence[GateOutcome] = ()) -> str:
+    """A test suite as CI servers read it: validity, gates, and conditions of the verdict.
+
+    A gate that does not hold is a failure and an invalid evaluation an error. A condition of the
+    verdict that is not met is skipped with its text: it is a finding, not a fault of the build.
+    """
+    name = visible(summary.eval_id)
+    suite = ET.Element("testsuite", {"name": f"tsgb.{name}", "hostname": "localhost"})
+    when = summary.provenance.created_at.replace(microsecond=0, tzinfo=None).isoformat()
+    suite.set("timestamp", when)
+    cases = [*_junit_cases(summary, outcomes)]
+    failures = sum(kind == "failure" for _, _, kind, _ in cases)
+    errors = sum(kind == "error" for _, _, kind, _ in cases)
+    skipped = sum(kind == "skipped" for _, _, kind, _ in cases)
+    counts = {"tests": len(cases), "failures": failures, "errors": errors, "skipped": skipped}
+    for key, value in counts.items():
+        suite.set(key, str(value))
+    suite.set("time", f"{summary.provenance.wall_seconds or 0:.3f}")
+    for group, label, kind, message in cases:
+        shown = {"classname": f"tsgb.{group}", "name": visible(label), "time": "0"}
+        case = ET.SubElement(suite, "testcase", shown)
+        if kind:
+            about = {"message": visible(message)}
+            if kind != "skipped":
+                about["type"] = group
+            ET.SubElement(case, kind, about)
+    root = ET.Element("testsuites", {"name": "tsgb", **{k: str(v) for k, v in counts.items()}})
+    root.append(suite)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, "unicode") + "\n"
+
+
+def _junit_cases(
+    summary: Summary, outcomes: Sequence[GateOutcome]
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield group, name, element (empty if passed) and message."""
+    invalid = too_many_failed(summary.invalid) if summary.invalid else ""
+    yield "validity", "the evaluation is valid", "error" if invalid else "", invalid
+    for outcome in outcomes:
+        yield "gate", outcome.name, "" if outcome.passed else "failure", str(outcome)
+    for condition in summary.verdict.conditions:
+        told = "not measured" if condition.met is None else "not met"
+        yield "verdict", condition.text, "" if condition.met else "skipped", told
+    for target in summary.targets:
+        for guard in summary.guards:
+            row = pooled(summary, guard, target.name)
+            text = f"{title(guard)} before {target.name}: adaptive ASR {in_words(row.adaptive_asr)}"
+            yield "figure", text, "", ""
