@@ -114,7 +114,7 @@ class _Columns:
         self._items = items
         self._order = tuple(seeds)
         self._seed = np.array([item.seed for item in items], dtype=np.int64)
-        self._group: NDArray[np.str_] = np.array([item.scenario_id for item in items])
+        self._group: NDArray[np.str_] = np.array([i.scenario_id for i in items], dtype=np.str_)
         self.harmful: Bools = np.array([item.harmful for item in items], dtype=np.bool_)
         self.slices: NDArray[np.str_] = np.array([item.slice for item in items], dtype=np.str_)
 
@@ -134,7 +134,7 @@ class _Columns:
 
     def failed(self, guard: str, file: str, limit: float) -> Iterator[FailedClass]:
         """Yield the classes of a file on which a guard gave too few verdicts."""
-        if guard in WITHOUT_VERDICT or not self.known(guard):
+        if guard in WITHOUT_VERDICT:
             return
         missing = self.blocked(guard) == MISSING
         for name, kind in (("harmful", self.harmful), ("benign", ~self.harmful)):

@@ -2,7 +2,7 @@
 
 The guards read the prompts of the test split, each text once a file; no target is asked. The cell
 `data` holds ids, hashes and scores. It is made by one process after the other cells, and a cell
-that is there is not made again.
+that is there is not made again, unless a guard gave no verdict on a prompt: a service may be back.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def fill_data(
     report: Callable[[int, int, str], None],
     check: Callable[[], None],
 ) -> None:
-    """Make the cell of the user's files, unless it is there.
+    """Make the cell of the user's files, unless it is there with every verdict.
 
     Args:
         evaluation: the evaluation whose guards score.
@@ -104,7 +104,7 @@ def fill_data(
     """
     data.check_world(evaluation.env)
     place, dtype = f"{evaluation.directory}/{CELL}", evaluation.registry.dtype
-    if _dtype_of(evaluation, place) == dtype:
+    if _is_whole(evaluation, place, dtype):
         return
     guards = [guard for guard in evaluation.guards() if guard.name not in WITHOUT_VERDICT]
     encode = evaluation.registry.tokenizer().encode
@@ -131,6 +131,7 @@ def fill_data(
     content = {
         "items": [item.model_dump(mode="json", exclude_defaults=True) for item in items],
         "too_long": too_long,
+        "missing": sum(len(guards) - len(item.blocked) for item in items),
         "dtype": dtype,
     }
     evaluation.run.write_text(place, json.dumps(content))
@@ -191,12 +192,12 @@ def _scores(
     return found
 
 
-def _dtype_of(evaluation: Evaluation, place: str) -> Any:
-    """Return the dtype of a cell that is there and whole; half of one is none."""
+def _is_whole(evaluation: Evaluation, place: str, dtype: str) -> bool:
+    """Tell whether the cell is there in a dtype, with the verdict of every guard."""
     try:
         content: Mapping[str, Any] = evaluation.run.read_json(place)
     except StoreUnreachable:
         raise
     except (FileNotFoundError, StoreError):
-        return None
-    return content.get("dtype")
+        return False  # half of one is none
+    return content.get("dtype") == dtype and content.get("missing") == 0

@@ -142,6 +142,24 @@ def test_a_missing_verdict_widens_and_too_many_make_it_invalid(streams: list[Ite
     assert "verdicts of sft on benign prompts of one.csv" in [one.what for one in many.invalid]
 
 
+def test_a_guard_without_any_verdict_is_no_guard_without_errors(streams: list[Item]) -> None:
+    silent = [
+        item.model_copy(
+            update={
+                "scores": {"selfplay": item.scores["selfplay"]},
+                "blocked": {"selfplay": item.blocked["selfplay"]},
+            }
+        )
+        for item in prompts()
+    ]
+    found = summarise([*streams, *silent], setup(), num_draws=50)
+    assert {one.what for one in found.invalid} == {
+        f"verdicts of sft on {kind} prompts of {file}"
+        for kind in ("harmful", "benign")
+        for file in FILES
+    }
+
+
 def test_the_summary_is_of_the_published_form(summary: Summary) -> None:
     document: dict[str, Any] = json.loads(summary.model_dump_json())
     jsonschema.validate(document, json.loads(SCHEMA_PATH.read_text(encoding="utf-8")))

@@ -118,6 +118,17 @@ def test_the_cell_is_made_once_for_a_dtype(tmp_path: Path) -> None:
     assert "kolibri" not in json.dumps(cell)
 
 
+def test_a_cell_that_lacks_verdicts_is_made_again(tmp_path: Path) -> None:
+    texts = [f"kolibri number {i}" + "?" * (i % 9 == 0) for i in range(100)]
+    data = OwnData.read([rows(tmp_path, texts)], MAP, 0)
+    evaluation = StandIn(tmp_path)
+    for times in (1, 2):
+        fill_data(evaluation, data, lambda *_: None, lambda: None)
+        assert evaluation.guard.asked == times * data.records[0].drawn
+    cell = read_cell(evaluation.run, evaluation.directory)
+    assert cell["missing"] == sum(not item.get("blocked") for item in cell["items"]) > 0
+
+
 def test_prompts_that_are_too_long_are_counted_and_not_scored(tmp_path: Path) -> None:
     texts = [f"bird {i} " + "a " * (MAX_TOKENS * (i % 2)) for i in range(40)]
     texts += [f"{i}" + "a" * 1_000_000 for i in range(4)]
