@@ -12,6 +12,7 @@ import typer
 from tsgb.cli.data import MapOption
 from tsgb.cli.options import JsonOption
 from tsgb.errors import UsageError
+from tsgb.types import Split
 
 if TYPE_CHECKING:
     from tsgb.export.record import GuardFile, OperatingPoint
@@ -36,6 +37,12 @@ def recalibrate(
         bool,
         typer.Option(
             "--all", help="Calibrate on the prompts of all splits: none is left to measure on."
+        ),
+    ] = False,
+    measured: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Also print what the old and the new point do on the test split."
         ),
     ] = False,
     default: Annotated[
@@ -66,10 +73,12 @@ def recalibrate(
     """
     from tsgb.data.check import DataScan
     from tsgb.data.mapping import ColumnMap
+    from tsgb.data.selection import select
     from tsgb.export.recalibrate import (
         add_point,
         benign_prompts,
         check_name,
+        measure,
         operating_point,
         read_recalibrated,
         score_benign,
@@ -81,16 +90,23 @@ def recalibrate(
             check_name(about, name, known)
     if not 0 < fpr < 1:
         raise UsageError(f"--fpr {fpr:g} is no budget: name a share between 0 and 1, such as 0.01")
-    chosen = benign_prompts(DataScan(files, ColumnMap.parse(mapping or [])), everything=everything)
+    if measured and everything:
+        raise UsageError("--all leaves no prompt to measure on: leave out --all or --measure")
+    scan = DataScan(files, ColumnMap.parse(mapping or []))
+    chosen = benign_prompts(scan, everything=everything)
+    tested = select(scan, Split.TEST) if measured else []
     from transformers.utils.logging import disable_progress_bar
 
     from tsgb import load_guard
+    from tsgb.eval.wording import in_words
 
     disable_progress_bar()  # stderr is for ours
     guard = load_guard(directory, base=base, device=device, dtype=dtype)
     found = score_benign(guard, chosen, _progress())
     point = operating_point(found, chosen, fpr, everything=everything)
     about = add_point(directory, name, guard.dtype, point, default=default)
+    thresholds = {p: x.value for p, x in about.dtypes[guard.dtype].thresholds.items()}
+    figures = measure(guard, thresholds, tested, _progress()) if measured else {}
     if as_json:
         from tsgb.cli.output import print_json
 
@@ -101,11 +117,18 @@ def recalibrate(
                 "dtype": guard.dtype,
                 "default": about.default,
                 "point": point.model_dump(mode="json"),
+                "measured": {
+                    p: {k: None if r is None else r.model_dump() for k, r in f._asdict().items()}
+                    for p, f in figures.items()
+                },
             }
         )
         return
     for line in _lines(about, name, guard.dtype, point):
         typer.echo(line)
+    for point_name, at_point in figures.items():
+        alarms, misses = in_words(at_point.fpr), in_words(at_point.fnr)
+        typer.echo(f"test split, {point_name}: false alarms {alarms}; misses {misses}")
 
 
 def _lines(about: GuardFile, name: str, dtype: str, point: OperatingPoint) -> list[str]:

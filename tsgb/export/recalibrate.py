@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import errno
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tsgb.checkpoint.documents import parse_json_object
 from tsgb.data.characters import visible
 from tsgb.data.check import DataScan
-from tsgb.data.selection import FileSelection, select
+from tsgb.data.selection import FileSelection, SelectedPrompt, select
 from tsgb.data.splits import SplitFractions
 from tsgb.errors import StoreFull, UsageError
+from tsgb.eval.bootstrap import Resampler
+from tsgb.eval.estimators import RateEstimator
+from tsgb.eval.records import Rate
 from tsgb.export.directory import write_json
 from tsgb.export.loading import BATCH_SIZE, LoadedGuard, read_guard_file
 from tsgb.export.record import (
@@ -48,6 +54,15 @@ class BenignScores(NamedTuple):
     """Group of each prompt."""
     too_long: int
     """Prompts that the guard does not read as a whole; they have no score."""
+
+
+class MeasuredPoint(NamedTuple):
+    """What an operating point does on labelled prompts, with intervals over their groups."""
+
+    fpr: Rate | None
+    """Benign prompts that are unsafe to it; None without any."""
+    fnr: Rate | None
+    """Harmful prompts that are safe to it; None without any."""
 
 
 def benign_prompts(scan: DataScan, *, everything: bool, limit: int = 0) -> list[FileSelection]:
@@ -113,18 +128,25 @@ def score_benign(
 
     A text that several files hold is scored once.
     """
-    chosen = {p.digest: p for file in files for p in reversed(file.prompts)}
-    prompts = sorted(chosen.values(), key=lambda p: len(p.prompt.text))  # batches of one length
-    found = BenignScores([], [], 0)
+    found = _scored(guard, files, report)
+    return BenignScores(
+        scores=[score for _, score in found],
+        groups=[chosen.group for chosen, _ in found],
+        too_long=len({p.digest for file in files for p in file.prompts}) - len(found),
+    )
+
+
+def _scored(
+    guard: LoadedGuard, files: Sequence[FileSelection], report: Callable[[int, int], None]
+) -> list[tuple[SelectedPrompt, float]]:
+    """Return each text once with its score, those that are too long left out."""
+    texts = {p.digest: p for file in files for p in reversed(file.prompts)}
+    prompts = sorted(texts.values(), key=lambda p: len(p.prompt.text))  # batches of one length
+    found: list[tuple[SelectedPrompt, float]] = []
     for start in range(0, len(prompts), BATCH_SIZE):
         piece = prompts[start : start + BATCH_SIZE]
         scores = _assess(guard, [p.prompt.text for p in piece])
-        for one, score in zip(piece, scores, strict=True):
-            if score is None:
-                found = found._replace(too_long=found.too_long + 1)
-            else:
-                found.scores.append(score)
-                found.groups.append(one.group)
+        found += [(p, score) for p, score in zip(piece, scores, strict=True) if score is not None]
         report(start + len(piece), len(prompts))
     return found
 
@@ -178,6 +200,42 @@ def operating_point(
             ],
         ),
     )
+
+
+def measure(
+    guard: LoadedGuard,
+    thresholds: Mapping[str, float],
+    files: Sequence[FileSelection],
+    report: Callable[[int, int], None] = lambda _done, _total: None,
+) -> dict[str, MeasuredPoint]:
+    """Return what operating points do on labelled prompts that none was chosen on.
+
+    Args:
+        guard: gives the scores.
+        thresholds: operating points by name.
+        files: the prompts, such as those of the test split.
+        report: called with the numbers of prompts scored and in all.
+    """
+    found = _scored(guard, files, report)
+    scores = np.array([score for _, score in found])
+    harmful = np.array([bool(chosen.prompt.harmful) for chosen, _ in found], dtype=np.bool_)
+    groups = np.array([chosen.group for chosen, _ in found], dtype=np.str_)
+    resampler = Resampler()
+
+    def rate(events: NDArray[np.bool_], rows: NDArray[np.bool_]) -> Rate | None:
+        if not rows.any():
+            return None
+        names, clusters = np.unique(groups[rows], return_inverse=True)
+        outcomes = events[rows].astype(np.int8)
+        estimator = RateEstimator.from_outcomes(
+            outcomes, np.zeros(len(outcomes), dtype=np.intp), clusters, (1, names.size)
+        )
+        return resampler.sample(estimator).record()
+
+    return {
+        name: MeasuredPoint(rate(scores > value, ~harmful), rate(scores <= value, harmful))
+        for name, value in thresholds.items()
+    }
 
 
 def add_point(

@@ -13,11 +13,12 @@ from tests.unit.export.conftest import export_family, read
 from tsgb import load_guard
 from tsgb.data.check import DataScan
 from tsgb.data.mapping import ColumnMap
-from tsgb.data.selection import FileSelection
+from tsgb.data.selection import FileSelection, select
 from tsgb.errors import UsageError
 from tsgb.export.loading import Assessment, LoadedGuard
-from tsgb.export.recalibrate import benign_prompts, operating_point, score_benign
+from tsgb.export.recalibrate import benign_prompts, measure, operating_point, score_benign
 from tsgb.trainer.threshold import np_threshold
+from tsgb.types import Split
 
 MAP = ["--map", "prompt=q label=bad group=g"]
 
@@ -86,6 +87,24 @@ def test_a_text_of_two_files_is_scored_once(tmp_path: Path) -> None:
     assert len(score_benign(guard, files).scores) == 330 == len(set(guard.asked))
 
 
+def test_points_are_measured_on_prompts_that_none_was_chosen_on(tmp_path: Path) -> None:
+    mapping = ColumnMap(prompt="q", label="bad", group="g")
+    scan = DataScan([own(tmp_path / "x.jsonl", 800, size=2)], mapping)
+    files = select(scan, Split.TEST)
+    found = measure(Lengths(), {"low": 0.0, "middle": 22.5, "high": 99.0}, files)
+    prompts = [chosen.prompt for file in files for chosen in file.prompts]
+    for name, value in (("low", 0.0), ("middle", 22.5), ("high", 99.0)):
+        blocked = [len(p.text) > value for p in prompts if not p.harmful]
+        passed = [len(p.text) <= value for p in prompts if p.harmful]
+        for rate, events in ((found[name].fpr, blocked), (found[name].fnr, passed)):
+            assert rate is not None
+            assert (rate.n, rate.value) == (len(events), pytest.approx(sum(events) / len(events)))
+            assert rate.low <= rate.value <= rate.high
+    assert not {c.group for c in files[0].prompts} & {
+        c.group for c in benign_prompts(scan, everything=False)[0].prompts
+    }
+
+
 @pytest.fixture
 def export(tsgb: Run, tmp_path: Path) -> Path:
     return export_family(tsgb, tmp_path, "qwen2")
@@ -95,8 +114,10 @@ def test_a_point_is_added_and_nothing_else_changes(tsgb: Run, export: Path) -> N
     own(Path("own.jsonl"), 1600)
     before = read(export)
     command = ("recalibrate", str(export), "own.jsonl", *MAP, "--dtype", "float32")
-    ended = tsgb(*command)
+    ended = tsgb(*command, "--measure")
     assert ended.code == 0, ended.err
+    assert "test split, run: false alarms" in ended.out
+    assert "test split, own: false alarms" in ended.out
     assert "kept: run " in ended.out
     assert "the guard uses run; --preset own uses the new one" in ended.out
     after = read(export)
@@ -142,6 +163,7 @@ def test_a_default_takes_the_point_in_every_dtype(tsgb: Run, export: Path) -> No
         (["few.jsonl"], "needs at least 299 benign calibration scores, got"),
         (["nowhere.jsonl"], "No such file"),
         (["few.jsonl", "--fpr", "0"], "--fpr 0 is no budget"),
+        (["few.jsonl", "--all", "--measure"], "--all leaves no prompt to measure on"),
         (["few.jsonl", "--name", "run"], "has an operating point 'run'"),
         (["few.jsonl", "--name", "a b"], "--name 'a b' is not"),
     ],
