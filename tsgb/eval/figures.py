@@ -17,6 +17,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from tsgb.data.characters import visible
 from tsgb.eval.records import Curve, Rate, Roc, Summary
 from tsgb.eval.wording import title
 
@@ -29,9 +30,12 @@ SERIES = ("none", "sft", "frozen", "selfplay", "tfidf", "untrained", "oracle")
 MARKERS = "osD^vPX"
 MAIN_GUARDS = ("none", "sft", "frozen", "selfplay")
 MAX_CURVES = 10
+MAX_TITLE = 80
+"""Characters of the name of a series that are shown."""
 SIZE = (4.4, 2.9)
 STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar sign in a name is no formula
     "font.size": 8.5,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -94,7 +98,7 @@ def transfer(summary: Summary) -> Markup | None:
         axes.set_xticks(
             range(len(targets)),
             [
-                f"{t.name}\n{'?' if t.overlap is None else f'{t.overlap:.2g}'}"
+                f"{visible(t.name)}\n{'?' if t.overlap is None else f'{t.overlap:.2g}'}"
                 + ("\nsurrogate" if t.role == "surrogate" else "")
                 for t in targets
             ],
@@ -160,10 +164,14 @@ def training(curves: Sequence[Curve]) -> list[Markup]:
         for point in curve.points:
             names.update(dict.fromkeys(k for k in point if k != "step"))
     arms = list(dict.fromkeys(curve.arm for curve in curves))
-    return [_training_figure(curves, arms, name) for name in list(names)[:MAX_CURVES]]
+    chosen = list(names)[:MAX_CURVES]
+    return [
+        _training_figure(curves, arms, name, f"training-{index}")
+        for index, name in enumerate(chosen)
+    ]
 
 
-def _training_figure(curves: Sequence[Curve], arms: Sequence[str], name: str) -> Markup:
+def _training_figure(curves: Sequence[Curve], arms: Sequence[str], name: str, salt: str) -> Markup:
     with _style(STYLE):
         figure, axes = _axes((3.4, 2.2))
         for arm in arms:
@@ -178,11 +186,11 @@ def _training_figure(curves: Sequence[Curve], arms: Sequence[str], name: str) ->
             mean = _mean_series(series)
             if mean:
                 axes.plot(list(mean), list(mean.values()), color=colour(arm), label=_name(arm))
-        axes.set_title(name.replace("_", " "))
+        axes.set_title(visible(name.replace("_", " "), MAX_TITLE))
         axes.set_xlabel("step")
         axes.margins(x=0.01)
         _legend(axes)
-        return _svg(figure, f"Training series {name}", f"training-{name}")
+        return _svg(figure, f"Training series {visible(name, MAX_TITLE)}", salt)
 
 
 def _mean_series(series: Sequence[Mapping[float, float]]) -> dict[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tsgb.data.characters import visible
 from tsgb.eval.bootstrap import Difference
 from tsgb.eval.intervals import clopper_pearson_upper
 from tsgb.eval.records import FailedClass, Rate, Unconverged, UnevenErrors, Unguarded
@@ -41,8 +42,8 @@ MINUS = "\u2212"
 
 
 def title(guard: str) -> str:
-    """A guard's name for people; an unknown one keeps its own."""
-    return TITLES.get(guard, guard)
+    """A guard's name for people; an unknown one keeps its own, with hidden characters shown."""
+    return TITLES.get(guard) or visible(guard)
 
 
 def percent(value: float) -> str:
