@@ -30,7 +30,7 @@ def suspicious(text: str) -> list[str]:
     return [kind for kind, found in _KINDS.items() if found.search(text)]
 
 
-def visible(text: str, limit: int | None = None) -> str:
+def visible(text: str, limit: int | None = None, *, keep: str = "") -> str:
     r"""Return a text for a terminal or a page: one line, each hidden character by its number.
 
     Control and format characters, ends of lines, halves of surrogate pairs, spaces other than the
@@ -39,12 +39,13 @@ def visible(text: str, limit: int | None = None) -> str:
     Args:
         text: anything.
         limit: characters of `text` that are kept; what is left out is counted.
+        keep: characters that stay as they are, such as the ends of lines for a page that has lines.
 
     >>> visible("a\u202eb\n")
     'a<U+202E>b<U+000A>'
     """
     kept = text if limit is None else text[:limit]
-    shown = "".join(f"<U+{ord(c):04X}>" if _is_hidden(c) else c for c in kept)
+    shown = "".join(c if c in keep or not _is_hidden(c) else f"<U+{ord(c):04X}>" for c in kept)
     return shown if len(kept) == len(text) else f"{shown}… ({len(text) - len(kept)} more)"
 
 

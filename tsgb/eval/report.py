@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
 from rich.console import Console
+from rich.markup import escape as markup_escape
 from rich.table import Table
 
+from tsgb.data.characters import visible
 from tsgb.eval import data_views, figures, views
 from tsgb.eval.records import Summary
-from tsgb.eval.transcripts import NUM_ADAPTIVE, Transcript
+from tsgb.eval.transcripts import MAX_CHARACTERS, NUM_ADAPTIVE, Transcript
 from tsgb.eval.verdict import MIN_SEEDS, surrogate
 from tsgb.eval.wording import failed_class, percent, title
 
@@ -20,7 +24,7 @@ CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-sr
 
 
 def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> str:
-    """The page; every string is escaped.
+    """The page; every string is escaped, and each hidden character is shown by its number.
 
     Args:
         summary: what is reported.
@@ -28,18 +32,9 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
 
     Example: `Path("report.html").write_text(render_report(summary), encoding="utf-8")`
     """
-    environment = Environment(
-        loader=PackageLoader("tsgb.eval", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, title_of=title, keep_together=_keep_together)
     target = surrogate(summary) or summary.targets[0].name
-    return environment.get_template("report.html.j2").render(
+    return page_template("report.html.j2").render(
         s=summary,
-        csp=CONTENT_SECURITY_POLICY,
         min_seeds=MIN_SEEDS,
         min_slice=views.MIN_SLICE,
         surrogate=target,
@@ -71,18 +66,48 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
     )
 
 
+def page_template(name: str) -> Template:
+    """Return a template of a page that runs and fetches nothing, whatever it is filled with.
+
+    Strings are escaped, and hidden characters in them shown as `<U+202E>`. In it, `csp` is the
+    policy that a page names to the browser.
+    """
+    environment = Environment(
+        loader=PackageLoader("tsgb.eval", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent, title_of=title, keep_together=_keep_together, sample=_sample
+    )
+    return environment.get_template(name, globals={"csp": CONTENT_SECURITY_POLICY})
+
+
+def _shown(value: object) -> object:
+    """Show the hidden characters of whatever a template puts out, except of markup of our own."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
+
+
+def _sample(text: str) -> Markup:
+    """Show a prompt or an answer with its lines; what is left out of a long one is counted."""
+    return escape(visible(text, MAX_CHARACTERS, keep="\n\t"))
+
+
 def _after_the_word(sentence: str) -> str:
     """The sentence without its opening "Shown:" or "Not shown:", which the box shows large."""
     _, _, rest = sentence.partition(": ")
     return rest[:1].upper() + rest[1:]
 
 
-def _keep_together(text: str) -> str:
+def _keep_together(text: str) -> Markup:
     """Break a cell's small line only before an upper bound's figure and between its parts."""
-    text = text.replace(" ", "\u00a0")
+    text = visible(text).replace(" ", "\u00a0")
     for end in ("bound", ";", "\u00b7"):
         text = text.replace(f"{end}\u00a0", f"{end} ")
-    return text
+    return escape(text)
 
 
 def _key_figures(summary: Summary, target: str) -> list[tuple[str, str, views.TableCell]]:
@@ -115,20 +140,21 @@ def render_tables(summary: Summary, style: Literal["text", "markdown"] = "text")
 
 
 def _text(summary: Summary) -> Iterator[str]:
-    yield summary.verdict.sentence
+    yield visible(summary.verdict.sentence)
     if summary.verdict.reasons:
-        yield "\n".join(f"  - {reason}" for reason in summary.verdict.reasons)
-    yield from views.obstacles(summary)
+        yield "\n".join(f"  - {visible(reason)}" for reason in summary.verdict.reasons)
+    yield from map(visible, views.obstacles(summary))
     for heading, header, rows in _sheets(summary):
         table = Table(title=heading, title_justify="left", show_lines=heading != "Differences")
         for index, name in enumerate(header):
-            table.add_column(name, justify="right" if index else "left", overflow="fold")
+            head = markup_escape(visible(name))
+            table.add_column(head, justify="right" if index else "left", overflow="fold")
         for row in rows:
-            table.add_row(*[cell.replace("[", "\\[") for cell in row])
+            table.add_row(*[markup_escape(visible(cell)) for cell in row])
         buffer = io.StringIO()
         Console(file=buffer, width=140, color_system=None).print(table)
         yield buffer.getvalue().rstrip()
-    yield f"Limits: {summary.limits}"
+    yield f"Limits: {visible(summary.limits)}"
 
 
 def _markdown(summary: Summary) -> Iterator[str]:
@@ -144,10 +170,9 @@ def _markdown(summary: Summary) -> Iterator[str]:
 
 
 def _escape(text: str) -> str:
-    """A pipe would end the cell, a line break the row; angle brackets would be read as HTML."""
-    for mark, safe in (("|", "\\|"), ("\n", " "), ("<", "&lt;"), (">", "&gt;")):
-        text = text.replace(mark, safe)
-    return text
+    """Nothing in a text ends its cell or its row, and it makes no HTML, link, image or emphasis."""
+    text = re.sub(r"([\\`*|\[\]])", r"\\\1", visible(text))
+    return text.replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _sheets(summary: Summary) -> Iterator[tuple[str, list[str], list[list[str]]]]:
