@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from tsgb.data.characters import visible
 from tsgb.eval.compare import PairedEvaluations, PairedFigure
-from tsgb.eval.report import CONTENT_SECURITY_POLICY
+from tsgb.eval.report import page_template
 from tsgb.eval.views import ABSENT, Sheet, TableCell, TableRow, rate_cell, unit_cell
 from tsgb.eval.wording import METRICS, percent, signed_points, title
 
@@ -75,17 +73,8 @@ def comparison_notes(found: PairedEvaluations) -> list[str]:
 
 def render_comparison(found: PairedEvaluations) -> str:
     """The page; every string is escaped, and it runs and fetches nothing."""
-    environment = Environment(
-        loader=PackageLoader("tsgb.eval", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(visible=visible, title_of=title)
-    return environment.get_template("comparison.html.j2").render(
+    return page_template("comparison.html.j2").render(
         c=found,
-        csp=CONTENT_SECURITY_POLICY,
         notes=comparison_notes(found),
         sheets=comparison_sheets(found),
     )
