@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from random import Random
 
 import numpy as np
 
@@ -17,10 +16,11 @@ from tsgb.envs.base import Environment
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.logged_target import LoggedTarget, ask
 from tsgb.eval.records import Item, ItemSource
+from tsgb.eval.streams import fixed_prompts
 from tsgb.eval.transcripts import Transcript, choose, choose_adaptive, transcribe
 from tsgb.protocols import Judge, JudgeItem, Target
 from tsgb.trainer.best_response import BestResponseAttack, FreshAttacker
-from tsgb.types import Judgement, Label, LabelledPrompt, Response, Split, StreamKind
+from tsgb.types import Judgement, Label, Response, Split
 
 SATURATED = 0.9
 """A guard that lets this share of the un-guarded success through is beaten as it is."""
@@ -40,11 +40,7 @@ def scripted_items(
     Returns:
         The items, and games that a report may show.
     """
-    rng = Random(f"scripted-{config.seed}")
-    drawn: list[LabelledPrompt] = []
-    for kind in StreamKind:
-        if kind is not StreamKind.STATIC_BENIGN:
-            drawn += env.stream(kind, Split.TEST, rng, config.evaluation.scripted)
+    drawn = fixed_prompts(env, config)
     texts = [p.text for p in drawn]
     scores = {g.name: g.score(texts) for g in guards if g.name != "none"}
     by_id = {s.scenario_id: s for s in env.scenarios(Split.TEST)}
