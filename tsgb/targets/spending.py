@@ -6,15 +6,21 @@ says what it did cost. A request that may have been billed without an answer sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fcntl
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 
-from tsgb.errors import UsageError
+from tsgb.errors import StoreError, UsageError
 from tsgb.targets.endpoint import FILE_OPTION, EndpointSpec
 
 COST_OPTION = "--max-cost"
 _MILLION = 1_000_000
+_LINE_BYTES = 64
+"""Bytes of the file with the counts: one line of one length, which a write replaces whole."""
 _BYTES_A_TOKEN = 4.0
 """Bytes of English text in a token, by which a likely number is estimated."""
 
@@ -28,18 +34,37 @@ def dollars(spec: EndpointSpec, tokens_in: float, tokens_out: float) -> float:
 class Spending:
     """Counts the requests and dollars of a run, over all its endpoints; threads share it.
 
+    With a file, processes share it too: those of several seeds, and those of a run that goes on.
+
     Example: `Spending(max_requests=1000, max_dollars=3.0)`
     """
 
-    def __init__(self, max_requests: int | None = None, max_dollars: float | None = None) -> None:
-        """Spend nothing yet; None sets no limit."""
+    def __init__(
+        self,
+        max_requests: int | None = None,
+        max_dollars: float | None = None,
+        path: Path | None = None,
+    ) -> None:
+        """Go on from what the file says was spent.
+
+        Args:
+            max_requests: Requests that may be sent; None sets no limit.
+            max_dollars: Dollars that they may cost; None sets no limit.
+            path: File that keeps what was spent; None keeps it in this object.
+
+        Raises:
+            StoreError: The file cannot be written.
+        """
         self._max_requests = max_requests
         self._max_dollars = max_dollars
+        self._path = path
         self._lock = Lock()
         self.requests = 0
         """Requests that were sent, repeated ones included."""
         self.dollars = 0.0
         """Dollars that they cost, or may have cost."""
+        with self._counting():
+            pass
 
     def check_prices(self, specs: Sequence[EndpointSpec]) -> None:
         """Check that a limit in dollars means something.
@@ -59,7 +84,7 @@ class Spending:
 
     def reserve(self, most_dollars: float) -> bool:
         """Count a request that costs so much at most; False if it could pass a limit."""
-        with self._lock:
+        with self._counting():
             if self._max_requests is not None and self.requests + 1 > self._max_requests:
                 return False
             if self._max_dollars is not None and self.dollars + most_dollars > self._max_dollars:
@@ -70,8 +95,47 @@ class Spending:
 
     def settle(self, most_dollars: float, actual_dollars: float) -> None:
         """Correct the cost of a request that was counted."""
-        with self._lock:
+        with self._counting():
             self.dollars = max(0.0, self.dollars + actual_dollars - most_dollars)
+
+    @contextmanager
+    def _counting(self) -> Generator[None]:
+        """Hold the counts; with a file, read them from there before and write them after."""
+        with self._lock:
+            if self._path is None:
+                yield
+                return
+            try:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise StoreError(f"{self._path} cannot be written ({error.strerror})") from error
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                self._read(os.pread(file, _LINE_BYTES, 0))
+                before = self.requests, self.dollars
+                yield
+                if before != (self.requests, self.dollars):
+                    line = f"{self.requests} {self.dollars!r}"
+                    os.pwrite(file, line.ljust(_LINE_BYTES - 1).encode() + b"\n", 0)
+            finally:
+                os.close(file)
+
+    def _read(self, line: bytes) -> None:
+        """Take the counts of a file; an empty one says nothing.
+
+        Raises:
+            StoreError: It holds anything else, so that nobody knows what was spent.
+        """
+        if not line:
+            return
+        try:
+            requests, dollars_spent = line.split()
+            self.requests, self.dollars = int(requests), float(dollars_spent)
+        except ValueError:
+            raise StoreError(
+                f"{self._path} does not say what was spent: delete it to count from 0"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from tsgb.errors import UsageError
+from tsgb.errors import StoreError, UsageError
 from tsgb.targets.endpoint import EndpointSpec, parse_endpoint
 from tsgb.targets.spending import Spending, estimate_cost
 
@@ -37,6 +38,22 @@ def test_a_request_that_could_pass_the_limit_is_not_allowed() -> None:
     spending.settle(0.6, 0.1)
     assert spending.dollars == pytest.approx(0.5)
     assert spending.reserve(0.5)
+
+
+def test_a_file_keeps_the_counts_for_other_processes_and_later_ones(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "spending"
+    first = Spending(max_requests=3, max_dollars=1.0, path=path)
+    second = Spending(max_requests=3, max_dollars=1.0, path=path)
+    assert first.reserve(0.5)
+    assert second.reserve(0.25)
+    first.settle(0.5, 0.1)
+    later = Spending(max_requests=3, max_dollars=1.0, path=path)
+    assert (later.requests, later.dollars) == (2, pytest.approx(0.35))
+    assert later.reserve(0.0)
+    assert not first.reserve(0.0)
+    path.write_text("garbage")
+    with pytest.raises(StoreError, match="does not say what was spent"):
+        Spending(path=path)
 
 
 def test_a_limit_in_dollars_needs_prices() -> None:
