@@ -27,11 +27,13 @@ from tsgb.config import (
 from tsgb.envs import Environment, make_environment
 from tsgb.errors import CheckpointError, ConfigError
 from tsgb.eval import request as requests
-from tsgb.eval.additions import OWN_NAMES, Additions, choose_targets
+from tsgb.eval.additions import OWN_NAMES, Additions, choose_targets, split_targets
+from tsgb.eval.streams import estimate_costs
 from tsgb.guards.choice import checked_guards, read_choices
 from tsgb.plugins import Trust
 from tsgb.run_options import RunOptions, flag_of
-from tsgb.settings import Settings
+from tsgb.settings import Settings, endpoint_key
+from tsgb.targets.spending import CostEstimate
 from tsgb.types import CheckpointRef
 
 CONFIG = "config.json"
@@ -55,7 +57,7 @@ def new_run_id(now: datetime) -> str:
 
 
 def check_targets(options: RunOptions) -> None:
-    """Check the named targets, the black boxes, and that the user's classes can be loaded.
+    """Check the named targets, the black boxes, the user's classes, and the endpoints' keys.
 
     Args:
         options: Options whose models are named by what does not change.
@@ -63,13 +65,33 @@ def check_targets(options: RunOptions) -> None:
     Raises:
         UsageError: The world lacks one or has one of a class's name, or a class cannot be loaded.
     """
-    added = Additions(
-        black_boxes=options.black_boxes or (),
+    targets, added = additions_of(options, options.black_boxes or ())
+    choose_targets(added.extend(world_of(options)), targets)
+    added.identities(fresh=options.fresh)
+    added.check_endpoints(endpoint_key)
+
+
+def additions_of(
+    options: RunOptions, black_boxes: Sequence[str]
+) -> tuple[list[str] | None, Additions]:
+    """Return the names of the chosen targets, and what the options add to the world.
+
+    Args:
+        options: Options of a run.
+        black_boxes: Names of its pretrained black boxes, as its configuration stores them.
+
+    Raises:
+        UsageError: An endpoint or the file that declares endpoints breaks a rule.
+    """
+    targets, endpoints = split_targets(options.targets, options.targets_file)
+    return targets, Additions(
+        black_boxes=black_boxes,
         target_class=options.target_class or (),
         judge_class=options.judge_class,
+        endpoints=endpoints,
+        max_requests=options.max_requests,
+        max_cost=options.max_cost,
     )
-    choose_targets(added.extend(world_of(options)), options.targets)
-    added.identities(fresh=options.fresh)
 
 
 def with_checked_guards(options: RunOptions, settings: Settings) -> RunOptions:
@@ -83,6 +105,20 @@ def with_checked_guards(options: RunOptions, settings: Settings) -> RunOptions:
     checked = checked_guards(options.guards, settings, settings.cache_dir / "models")
     read_choices(checked, OWN_NAMES)
     return options.model_copy(update={"guards": checked})
+
+
+def costs_of(options: RunOptions) -> list[CostEstimate]:
+    """Estimate what asking the endpoints of an experiment costs; nothing is asked.
+
+    Raises:
+        UsageError: An option breaks its rule.
+    """
+    _, added = additions_of(options, options.black_boxes or ())
+    configs = [
+        arm_configs(options.model_copy(update={"seed": seed}))[Arm.SELFPLAY]
+        for seed in options.training_seeds
+    ]
+    return estimate_costs(world_of(options), configs, added.endpoints)
 
 
 def arm_configs(options: RunOptions) -> dict[Arm, RunConfig]:
@@ -244,6 +280,7 @@ def write_request(
         wanted,
         target_class=added.target_class,
         judge_class=added.judge_class,
+        endpoints=added.endpoints,
         fresh=fresh,
         own_guards=added.guards,
     )

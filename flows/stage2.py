@@ -7,6 +7,7 @@ that is there already is not made again.
 # No postponed annotations: see `flows.stage1`.
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from prefect import flow
@@ -16,19 +17,18 @@ from prefect.runtime import flow_run
 from flows import tasks
 from flows.hooks import say_how_to_resume
 from flows.parameters import takes
-from flows.prepare import evaluation_id, guards_of, write_request
+from flows.prepare import additions_of, evaluation_id, guards_of, write_request
 from flows.progress import listener, listening
 from flows.workers import Workers
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import InvalidResult, StoreError, StoreUnreachable
-from tsgb.eval.additions import Additions
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
 from tsgb.guards.choice import checked_guards
 from tsgb.models.hash_cache import HashCache
 from tsgb.run_options import RunId, read_options
-from tsgb.settings import load_settings
+from tsgb.settings import endpoint_key, load_settings
 from tsgb.targets.pretrained import file_hashes
 
 RATES = (
@@ -53,7 +53,12 @@ def _flow_run_name() -> str:
     on_crashed=[say_how_to_resume],
     on_cancellation=[say_how_to_resume],
 )
-@takes(["targets", "target_class", "judge_class", "guards", "fresh", "store"])
+@takes(
+    [
+        *("targets", "targets_file", "max_requests", "max_cost"),
+        *("target_class", "judge_class", "guards", "fresh", "store"),
+    ]
+)
 def stage2(
     run: RunId,
     checkpoint: str | None = None,
@@ -81,19 +86,16 @@ def stage2(
     """
     settings, chosen = load_settings(), read_options(**options)
     where = canonical_url(chosen.store or settings.default_store)
-    targets = chosen.targets
     runs = {name: Workers(settings, where, name, env) for name in [run, *(more_runs or [])]}
     guards = {
         name: guards_of(workers, checkpoint if name == run else None)
         for name, workers in runs.items()
     }
     configs = {name: workers.config() for name, workers in runs.items()}
-    added = Additions(
-        black_boxes=configs[run].model.black_boxes,
-        target_class=chosen.target_class or (),
-        judge_class=chosen.judge_class,
-        guards=checked_guards(chosen.guards or (), settings, settings.cache_dir / "models"),
-    )
+    targets, added = additions_of(chosen, configs[run].model.black_boxes)
+    guard_texts = checked_guards(chosen.guards or (), settings, settings.cache_dir / "models")
+    added = replace(added, guards=guard_texts)
+    added.check_endpoints(endpoint_key)
     models = HashCache(settings.cache_dir / "models")
     hashes = file_hashes(added.black_boxes, models.sha256_of)
     unfinished = UnfinishedEvaluation(
@@ -113,15 +115,7 @@ def stage2(
                 listener().note(f"stage 2: run {name}, {arms}, evaluation {eval_id}")
                 fresh = FRESH in identities
                 write_request(workers, eval_id, guards[name], targets, added, fresh=fresh)
-                tasks.resilient(tasks.evaluate, settings)(
-                    name,
-                    where,
-                    eval_id,
-                    env,
-                    added.target_class,
-                    added.judge_class,
-                    added.guards,
-                )
+                tasks.resilient(tasks.evaluate, settings)(name, where, eval_id, env, added)
             summary = tasks.resilient(tasks.report, settings)(
                 run, where, eval_id, more_runs or [], env
             )

@@ -26,6 +26,7 @@ from tsgb.cloud.bill import RentalBill
 from tsgb.cloud.lifecycle import Machine
 from tsgb.config import Arm
 from tsgb.errors import Preempted, StoreUnreachable
+from tsgb.eval.additions import Additions
 from tsgb.settings import Settings, load_settings
 
 _ARTIFACT_SECONDS = 5.0
@@ -87,14 +88,10 @@ def evaluate(
     store: str,
     eval_id: str,
     env: str | None,
-    target_class: Sequence[str],
-    judge_class: str | None,
-    guards: Sequence[str] = (),
+    added: Additions,
 ) -> None:
     """Fill the cells of an evaluation; those that are there already are not filled again."""
-    Workers(load_settings(), store, run, env).evaluate(
-        Arm.SELFPLAY, eval_id, target_class=target_class, judge_class=judge_class, guards=guards
-    )
+    Workers(load_settings(), store, run, env).evaluate(Arm.SELFPLAY, eval_id, added)
 
 
 @task(name="report", retry_condition_fn=only_preemption)

@@ -30,6 +30,7 @@ from tsgb.errors import (
     UsageError,
     WorkerFailed,
 )
+from tsgb.eval.additions import Additions
 from tsgb.models.requirements import workers_at_a_time
 from tsgb.plugins import Trust
 from tsgb.processes import Job, JobState, LocalProcess, StartedJob, run_processes
@@ -163,17 +164,12 @@ class Workers:
         self,
         arm: Arm,
         eval_id: str,
-        *,
-        target_class: Sequence[str] = (),
-        judge_class: str | None = None,
-        guards: Sequence[str] = (),
+        added: Additions | None = None,
     ) -> None:
         """Fill the cells of an evaluation, in as many parts as there are workers at a time."""
         run = self.open(arm)
         num = self._at_a_time(arm, self.settings.max_parallel, evaluates=True)
-        own = [word for path in target_class for word in ("--target-class", path)]
-        own += [] if judge_class is None else ["--judge-class", judge_class]
-        own += [word for text in guards for word in ("--guard", text)]
+        own = _arguments(added or Additions())
         jobs = [
             self._job(
                 f"part {part + 1}",
@@ -320,6 +316,22 @@ class Workers:
             clock=time.monotonic,
             sleep=time.sleep,
         )
+
+
+def _arguments(added: Additions) -> list[str]:
+    """Return the arguments by which a worker gets what the user added; it reads keys itself."""
+    words = [word for path in added.target_class for word in ("--target-class", path)]
+    words += [word for text in added.guards for word in ("--guard", text)]
+    for endpoint in added.endpoints:
+        words += ["--endpoint", endpoint.model_dump_json()]
+    values = {
+        "--judge-class": added.judge_class,
+        "--max-requests": added.max_requests,
+        "--max-cost": added.max_cost,
+    }
+    return words + [
+        word for name, value in values.items() if value is not None for word in (name, str(value))
+    ]
 
 
 def check_ends(label: str, states: Sequence[JobState]) -> None:

@@ -102,7 +102,17 @@ class RunOptions(BaseModel):
     ] = None
     """Arms to train, selfplay among them; without it those of the profile."""
     targets: Annotated[list[str] | None, Flag("--target", "NAME", form="repeated")] = None
-    """Targets to evaluate on; without it all of the world."""
+    """Targets to evaluate on, endpoints as openai:MODEL@URL too; without it all of the world."""
+    targets_file: Annotated[
+        Annotated[str, Field(min_length=1)] | None, Flag("--targets-file", "FILE")
+    ] = None
+    """TOML file that declares endpoints as [targets.NAME], which are asked like the world's."""
+    max_requests: Annotated[Annotated[int, Field(ge=0)] | None, Flag("--max-requests", "N")] = None
+    """Requests that the evaluation may send to endpoints, repeated ones included."""
+    max_cost: Annotated[
+        Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, Flag("--max-cost")
+    ] = None
+    """Dollars that endpoints may cost in the evaluation, by the prices of the targets file."""
     target_class: Annotated[
         list[str] | None, Flag("--target-class", "MODULE:CLASS", form="repeated")
     ] = None

@@ -45,7 +45,8 @@ def bounds(schema: dict[str, Any]) -> dict[str, Any]:
         (
             "train-local",
             {
-                *("arms", "targets", "target_class", "judge_class", "guards", "fresh", "machine"),
+                *("arms", "targets", "targets_file", "max_requests", "max_cost"),
+                *("target_class", "judge_class", "guards", "fresh", "machine"),
                 *("budget", "max_price", "service_url", "evaluate", "seeds"),
             },
             {"profile": "smoke", "store": "./checkpoints", "run": "local"},

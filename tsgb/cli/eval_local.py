@@ -14,10 +14,12 @@ import typer
 
 from tsgb.cli.data import MapOption
 from tsgb.cli.options import (
+    DryRunOption,
     JsonOption,
     OwnEnvOption,
     TrustOption,
     read_context,
+    show_estimate,
     takes,
 )
 from tsgb.errors import InvalidResult, UsageError
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from tsgb.eval.additions import Additions
     from tsgb.eval.own_data import OwnData
     from tsgb.eval.records import Summary
+    from tsgb.targets.spending import CostEstimate
     from tsgb.types import CheckpointRef
+    from tsgb.worker.context import WorkerContext
 
 CAPS = {
     "best_responses": 1,
@@ -48,7 +52,10 @@ DATA_LIMIT = 500
 """Prompts of each of the user's files that are scored without another wish: minutes on a CPU."""
 
 
-@takes("targets", "black_boxes", "target_class", "judge_class", "guards", "fresh", "overrides")
+@takes(
+    *("targets", "targets_file", "max_requests", "max_cost", "black_boxes"),
+    *("target_class", "judge_class", "guards", "fresh", "overrides"),
+)
 def eval_local(
     *,
     checkpoint_path: Annotated[
@@ -75,6 +82,7 @@ def eval_local(
             "--data-limit", min=0, help="Prompts of each file that are scored at most; 0: all."
         ),
     ] = DATA_LIMIT,
+    dry_run: DryRunOption = False,
     options: RunOptions,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,34 +90,35 @@ def eval_local(
 
     Fixed streams of prompts, and one short best response a target; a few minutes at most.
     """
+    from flows.prepare import additions_of
     from tsgb.cli import display, output
-    from tsgb.eval.additions import Additions
     from tsgb.eval.wording import invalid_evaluation
     from tsgb.guards.choice import checked_guards
-    from tsgb.settings import load_settings
+    from tsgb.settings import endpoint_key, load_settings
 
     if mapping and not data:
         raise UsageError("--map names columns of files: add --data FILE")
     settings = load_settings()
-    added = Additions(
-        target_class=options.target_class or (),
-        judge_class=options.judge_class,
-        guards=checked_guards(options.guards or (), settings, settings.cache_dir / "models"),
+    targets, added = additions_of(options, ())
+    checked = checked_guards(options.guards or (), settings, settings.cache_dir / "models")
+    added = replace(added, guards=checked)
+    arguments = _Arguments(
+        checkpoint_path=checkpoint_path,
+        targets=targets,
+        black_boxes=options.black_boxes or [],
+        added=added,
+        identities=added.identities(fresh=options.fresh),
+        trust=Trust.of(env, trust_config=trust_config),
+        overrides=options.overrides or {},
+        command=shlex.join(["tsgb", *sys.argv[1:]]),
+        data=_read_data(data, mapping or [], data_limit) if data else None,
+        data_map=shlex.join(mapping or []),
     )
-    summary, directory = _evaluate(
-        _Arguments(
-            checkpoint_path=checkpoint_path,
-            targets=options.targets,
-            black_boxes=options.black_boxes or [],
-            added=added,
-            identities=added.identities(fresh=options.fresh),
-            trust=Trust.of(env, trust_config=trust_config),
-            overrides=options.overrides or {},
-            command=shlex.join(["tsgb", *sys.argv[1:]]),
-            data=_read_data(data, mapping or [], data_limit) if data else None,
-            data_map=shlex.join(mapping or []),
-        )
-    )
+    if dry_run:
+        show_estimate(_estimate(arguments), as_json=as_json)
+        return
+    added.check_endpoints(endpoint_key)
+    summary, directory = _evaluate(arguments)
     files = {
         name: output.place(f"{directory}/{name}")
         for name in ("report.html", "summary.json", "results.jsonl")
@@ -220,34 +229,70 @@ def _read_data(paths: Sequence[Path], mapping: Sequence[str], limit: int) -> Own
     return OwnData.read(paths, mapping, limit)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """A checkpoint's run, as it is evaluated."""
+
+    ref: CheckpointRef
+    """The checkpoint."""
+    run: RunStore
+    """Its run."""
+    config: RunConfig
+    """The run's configuration, reduced, with the user's overrides and black boxes."""
+    added: Additions
+    """Everything that is added to the world."""
+    env: Environment
+    """The world with all that."""
+    wanted: Sequence[str]
+    """Names of the targets."""
+
+
+def _open(arguments: _Arguments, context: WorkerContext, note: Callable[[str], None]) -> _Opened:
+    from tsgb.checkpoint.resolve import load
+    from tsgb.eval.additions import choose_targets
+    from tsgb.worker.context import read_config
+
+    ref, _ = load(
+        arguments.checkpoint_path,
+        context.store.webdav_user,
+        context.store.webdav_pass,
+        manifest_key=context.store.manifest_key,
+        cache=context.file_cache,
+        on_skip=note,
+    )
+    run = context.open(ref.run_url)
+    config = arguments.with_models(reduced(read_config(run), arguments.overrides))
+    added = replace(arguments.added, black_boxes=config.model.black_boxes)
+    env = added.load_into(arguments.world(config))
+    named = arguments.targets
+    wanted = choose_targets(env, named and [*named, *added.target_names])
+    return _Opened(ref=ref, run=run, config=config, added=added, env=env, wanted=wanted)
+
+
+def _estimate(arguments: _Arguments) -> list[CostEstimate]:
+    """Return the cost of asking the endpoints; nothing is asked."""
+    from flows.progress import watching
+    from tsgb.eval.streams import estimate_costs
+
+    with watching() as listener:
+        opened = _open(arguments, read_context(arguments.trust), listener.note)
+    return estimate_costs(opened.env, [opened.config], opened.added.endpoints)
+
+
 def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
     """Return the summary and the URL of its directory."""
     from flows.progress import Bar, watching
-    from tsgb.checkpoint.resolve import load
-    from tsgb.eval.additions import choose_targets
     from tsgb.eval.request import write_request
     from tsgb.eval.responses import DIRECTORY
     from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
-    from tsgb.worker.context import read_config
 
     context = read_context(arguments.trust)
     with watching() as listener:
-        ref, _ = load(
-            arguments.checkpoint_path,
-            context.store.webdav_user,
-            context.store.webdav_pass,
-            manifest_key=context.store.manifest_key,
-            cache=context.file_cache,
-            on_skip=listener.note,
-        )
-        run = context.open(ref.run_url)
-        config = arguments.with_models(reduced(read_config(run), arguments.overrides))
-        added = replace(arguments.added, black_boxes=config.model.black_boxes)
-        env = added.load_into(arguments.world(config))
+        opened = _open(arguments, context, listener.note)
+        ref, run, config = opened.ref, opened.run, opened.config
+        added, env, wanted = opened.added, opened.env, opened.wanted
         if arguments.data is not None:
             arguments.data.check_world(env)
-        named = arguments.targets
-        wanted = choose_targets(env, named and [*named, *added.target_names])
         question = arguments.question(ref, config, wanted)
         cache_dir = context.worker.cache_dir
         unfinished = UnfinishedEvaluation(cache_dir / DIRECTORY, question, arguments.identities)
@@ -267,6 +312,7 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             wanted,
             target_class=added.target_class,
             judge_class=added.judge_class,
+            endpoints=added.endpoints,
             fresh=FRESH in identities,
             data=arguments.data_records,
             own_guards=added.guards,
@@ -323,6 +369,7 @@ def _measure(
     arguments: _Arguments,
     show: Callable[[str, str, int, int, str], None],
 ) -> Summary:
+    from tsgb.eval.additions import spending_file
     from tsgb.eval.logged_target import LoggedTargets
     from tsgb.eval.merge import Part, merge
     from tsgb.eval.own_data import fill_data
@@ -341,7 +388,8 @@ def _measure(
         signals.check()
         show("build", model, done, total, "once; kept in the cache")
 
-    own = arguments.added.load_targets(signals.check)
+    ledger = spending_file(context.worker.cache_dir, eval_id)
+    own = arguments.added.load_targets(signals.check, context.keys, ledger)
     registry = make_registry(config, context, built, evaluates=True)
     load = partial(
         load_guards,

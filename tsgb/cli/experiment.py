@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tsgb.cli.options import JsonOption, takes
+from tsgb.cli.options import DryRunOption, JsonOption, show_estimate, takes
 from tsgb.run_options import RunOptions
 
 TRAINING = (
@@ -20,6 +20,9 @@ TRAINING = (
     "run",
     "arms",
     "targets",
+    "targets_file",
+    "max_requests",
+    "max_cost",
     "target_class",
     "judge_class",
     "guards",
@@ -30,13 +33,19 @@ TRAINING = (
 
 
 @takes(*TRAINING, "seeds")
-def experiment(options: RunOptions, as_json: JsonOption = False) -> None:
+def experiment(
+    options: RunOptions, dry_run: DryRunOption = False, as_json: JsonOption = False
+) -> None:
     """Train by self-play, evaluate on black boxes, report; resumes with the same --run-id.
 
     demo takes minutes on two cores, smoke about one, paper hours: it trains five seeds by default.
     """
     from flows.experiment import run_experiment
+    from flows.prepare import costs_of
 
+    if dry_run:
+        show_estimate(costs_of(options), as_json=as_json)
+        return
     show(run_experiment(options), as_json=as_json)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,6 +16,7 @@ from tsgb.plugins import NO_TRUST, Trust
 from tsgb.run_options import RunOptions, flag_of, read_options, value_schema
 
 if TYPE_CHECKING:
+    from tsgb.targets.spending import CostEstimate
     from tsgb.worker.context import WorkerContext
 
 OwnEnvOption = Annotated[
@@ -32,6 +34,11 @@ TrustOption = Annotated[
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on stdout, all else on stderr."),
+]
+
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print what asking endpoints would cost, and ask nothing."),
 ]
 
 R = TypeVar("R")
@@ -175,11 +182,32 @@ def _check_name(text: str, path: Sequence[str]) -> None:
         raise UsageError(f"--set {text!r}: name one of its values: {inside}")
 
 
+def show_estimate(estimates: Sequence[CostEstimate], *, as_json: bool) -> None:
+    """Print what asking the endpoints would cost."""
+    from tsgb.cli import output
+
+    if as_json:
+        output.print_json({"estimate": [asdict(one) for one in estimates]})
+        return
+    if not estimates:
+        typer.echo("no endpoint is asked: name one with --target KIND:MODEL@URL")
+    for one in estimates:
+        cost = "price not known"
+        if one.dollars is not None and one.most_dollars is not None:
+            cost = f"about ${one.dollars:.2f}, at most ${one.most_dollars:.2f}"
+        typer.echo(
+            f"{one.name} at {one.host}: {one.requests:,} requests, about {one.tokens_in:,} tokens "
+            f"in, at most {one.tokens_out:,} out: {cost}"
+        )
+
+
 def read_context(trust: Trust = NO_TRUST) -> WorkerContext:
     """Return the context of a worker from the environment, with `trust` from the command line."""
-    from tsgb.settings import load_settings
+    from tsgb.settings import endpoint_key, load_settings
     from tsgb.worker.context import WorkerContext
 
     settings = load_settings()
     settings.make_cache_dir()
-    return WorkerContext(store=settings, worker=settings, hub=settings, trust=trust)
+    return WorkerContext(
+        store=settings, worker=settings, hub=settings, trust=trust, keys=endpoint_key
+    )

@@ -115,18 +115,24 @@ def worker_build(
 
 
 @worker_app.command("evaluate")
-@takes("target_class", "judge_class", "guards")
+@takes("target_class", "judge_class", "guards", "max_requests", "max_cost")
 def worker_evaluate(
     *,
     resume_path: ResumePath,
     eval_id: EvalId,
     part: PartOption = "0/1",
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="JSON", help="Declaration of an endpoint; may be repeated."),
+    ] = None,
     options: RunOptions,
     env: OwnEnvOption = None,
     trust_config: TrustOption = False,
 ) -> None:
     """Fill a share of an evaluation's cells."""
     path, share = _one(resume_path), _part(part)
+    from tsgb.eval.additions import Additions
+    from tsgb.targets.endpoint import endpoint_from_json
     from tsgb.worker.evaluate import evaluate
 
     evaluate(
@@ -134,9 +140,14 @@ def worker_evaluate(
         path,
         eval_id,
         *share,
-        target_class=options.target_class or [],
-        judge_class=options.judge_class,
-        guards=options.guards or [],
+        added=Additions(
+            target_class=options.target_class or (),
+            judge_class=options.judge_class,
+            guards=options.guards or (),
+            endpoints=[endpoint_from_json(text) for text in endpoint or ()],
+            max_requests=options.max_requests,
+            max_cost=options.max_cost,
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """Targets, guards and a judge that a user adds to a world for its evaluation.
 
-It joins pretrained black boxes, classes of the user's and the world. Their names are known without
-importing any of the user's code, so that a report imports nothing that a store names.
+It joins pretrained black boxes, classes of the user's, endpoints and the world. Their names are
+known without importing any of the user's code, so that a report imports nothing that a store names.
 """
 
 from __future__ import annotations
@@ -9,18 +9,35 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
+
+from pydantic import SecretStr, ValidationError
 
 from tsgb.config import Arm, RunConfig
 from tsgb.envs import customise
 from tsgb.envs.base import Environment
 from tsgb.errors import UsageError
+from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import ANEW, FRESH
 from tsgb.guards.choice import GuardChoice, read_choices
 from tsgb.judges.plugins import StrictJudge, load_judge
 from tsgb.protocols import Target
+from tsgb.targets.endpoint import (
+    EndpointSpec,
+    by_name,
+    is_endpoint,
+    parse_endpoint,
+    read_targets_file,
+)
+from tsgb.targets.http import HttpTarget
+from tsgb.targets.pacing import RepeatBudget, RepeatRules
 from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes, target_specs
 from tsgb.targets.pretrained import table_name, with_black_boxes
+from tsgb.targets.spending import Spending
+
+Keys = Callable[[str], SecretStr | None]
+"""Returns the key in a variable of the environment, by the variable's name."""
 
 OWN_NAMES = frozenset({"none", "tfidf", "untrained", "oracle", *(arm.value for arm in Arm)})
 """Names in tables of the guards that an evaluation has itself."""
@@ -41,21 +58,42 @@ class Additions:
     """The user's judge, as `module:attribute`; None keeps the world's."""
     guards: Sequence[str] = ()
     """The user's guards, in the forms of `tsgb.guards.choice`."""
+    endpoints: Sequence[EndpointSpec] = ()
+    """Black boxes that are asked over HTTP."""
+    max_requests: int | None = None
+    """Requests that may be sent to them, all together; None for any number."""
+    max_cost: float | None = None
+    """Dollars that they may cost, all together; None for any sum."""
 
     @classmethod
     def of(cls, config: RunConfig, request: Mapping[str, Any]) -> Self:
-        """Return what a run's configuration and the request of its evaluation name."""
+        """Return what a run's configuration and the request of its evaluation name.
+
+        Raises:
+            UsageError: The request declares an endpoint that breaks a rule.
+        """
+        try:
+            endpoints = [
+                EndpointSpec.model_validate(values) for values in request.get("endpoints") or ()
+            ]
+        except ValidationError as error:
+            raise UsageError(
+                f"the evaluation's request has an endpoint of another form ({error.title}): "
+                "evaluate with the version that wrote it"
+            ) from None
         return cls(
             black_boxes=config.model.black_boxes,
             target_class=request.get("target_class") or (),
             judge_class=request.get("judge_class") or None,
             guards=request.get("own_guards") or (),
+            endpoints=endpoints,
         )
 
     @property
     def target_names(self) -> list[str]:
         """Names in tables of the added targets, which are asked whatever targets are chosen."""
-        return [*map(table_name, self.black_boxes), *target_specs(self.target_class)]
+        added = [*map(table_name, self.black_boxes), *target_specs(self.target_class)]
+        return [*added, *(endpoint.name for endpoint in self.endpoints)]
 
     @property
     def guard_choices(self) -> list[GuardChoice]:
@@ -72,9 +110,15 @@ class Additions:
         Raises:
             UsageError: Two targets have one name in tables, or the world takes no such model.
         """
-        return customise(
-            with_black_boxes(world, self.black_boxes), target_specs(self.target_class), None
-        )
+        theirs = target_specs(self.target_class)
+        extended = customise(with_black_boxes(world, self.black_boxes), theirs, None)
+        for name in by_name(self.endpoints):
+            if name in extended.targets():
+                raise UsageError(
+                    f"endpoint {name!r} has the name of another target: declare it in a file for "
+                    "--targets-file as [targets.ANOTHER_NAME]"
+                )
+        return customise(extended, {e.name: e.target for e in self.endpoints}, None)
 
     def load_into(self, world: Environment) -> Environment:
         """Return the world with the added targets and the added judge, which is imported.
@@ -87,18 +131,53 @@ class Additions:
             return world
         return customise(world, {}, StrictJudge(load_judge(self.judge_class).made))
 
-    def load_targets(self, check: Callable[[], None]) -> dict[str, Target]:
+    def load_targets(
+        self,
+        check: Callable[[], None],
+        keys: Keys = lambda _: None,
+        ledger: Path | None = None,
+    ) -> dict[str, Target]:
         """Load the user's black boxes, by name; a registry knows the pretrained ones.
 
         Args:
-            check: Called before each prompt; raises to stop.
+            check: Called before each prompt, and while endpoints are asked; raises to stop.
+            keys: Returns the key in a variable of the environment.
+            ledger: File that keeps what endpoints were sent and what it cost.
 
         Raises:
-            UsageError: One cannot be loaded.
+            UsageError: One cannot be loaded, or an endpoint lacks its key or its price.
         """
-        return {
+        classes = {
             name: BlackBoxTarget(name, plugin.made, check)
             for name, plugin in load_black_boxes(self.target_class).items()
+        }
+        return {**classes, **self._endpoint_targets(check, keys, ledger)}
+
+    def check_endpoints(self, keys: Keys) -> None:
+        """Check before anything is asked that keys and prices are known.
+
+        Raises:
+            UsageError: An endpoint lacks its key or its price.
+        """
+        self._endpoint_targets(lambda: None, keys, None)
+
+    def _endpoint_targets(
+        self, check: Callable[[], None], keys: Keys, ledger: Path | None
+    ) -> dict[str, Target]:
+        if not self.endpoints:
+            return {}
+        spending = Spending(self.max_requests, self.max_cost, ledger)
+        spending.check_prices(self.endpoints)
+        repeats = RepeatBudget(RepeatRules())
+        return {
+            spec.name: HttpTarget(
+                spec,
+                keys(spec.key_name) if spec.key_name else None,
+                check=check,
+                spending=spending,
+                repeats=repeats,
+            )
+            for spec in self.endpoints
         }
 
     def identities(self, *, fresh: bool) -> dict[str, Any]:
@@ -120,7 +199,38 @@ class Additions:
         }
         for choice in self.guard_choices:
             found[f"guard {choice.text}"] = choice.content_hash()
+        found |= {f"endpoint {spec.name}": spec.identity for spec in self.endpoints}
         return {**found, FRESH: secrets.token_hex(8)} if fresh else found
+
+
+def spending_file(cache_dir: Path, eval_id: str) -> Path:
+    """Return the file that keeps what the endpoints of an evaluation cost, beside their answers."""
+    return cache_dir / DIRECTORY / f"spending-{eval_id}"
+
+
+def split_targets(
+    named: Sequence[str] | None, targets_file: str | None
+) -> tuple[list[str] | None, list[EndpointSpec]]:
+    """Tell the endpoints among the named targets from the names.
+
+    Args:
+        named: Values of `--target`: names, and endpoints as `parse_endpoint` takes them.
+        targets_file: File that declares endpoints. All of them count if no target is named.
+
+    Returns:
+        The names of all chosen targets, None for all of the world; and the endpoints.
+
+    Raises:
+        UsageError: An endpoint or the file breaks a rule, or two endpoints have one name.
+    """
+    declared = [] if targets_file is None else read_targets_file(Path(targets_file))
+    if named is None:
+        return None, [*by_name(declared).values()]
+    parsed = [parse_endpoint(text) for text in named if is_endpoint(text)]
+    names = [text for text in named if not is_endpoint(text)]
+    chosen = [endpoint for endpoint in declared if endpoint.name in names]
+    found = by_name([*chosen, *parsed])
+    return [*names, *(endpoint.name for endpoint in parsed)], [*found.values()]
 
 
 def choose_targets(world: Environment, named: Sequence[str] | None) -> list[str]:

@@ -38,7 +38,13 @@ from tsgb.eval.records import (
     TargetRecord,
 )
 from tsgb.eval.report import render_report
-from tsgb.eval.request import dtype_of_cell, failing_targets, plan, read_request
+from tsgb.eval.request import (
+    attacked_targets,
+    dtype_of_cell,
+    failing_targets,
+    plan,
+    read_request,
+)
 from tsgb.eval.summarise import summarise
 from tsgb.eval.transcripts import TRANSCRIPTS, Transcript, choose_adaptive
 from tsgb.guards.choice import GuardChoice
@@ -142,7 +148,7 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
     adaptive: list[Transcript] = []
     dtypes: set[str] = set()
     failing: set[str] = set()
-    for cell in plan(part.config, targets):
+    for cell in plan(part.config, attacked_targets(request, targets)):
         try:
             content = part.run.read_json(f"{directory}/cells/{cell.name}.json")
         except FileNotFoundError as error:

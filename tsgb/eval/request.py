@@ -7,7 +7,7 @@ scripted              every guard's scores and every target's answers on the fix
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from typing import Any, cast
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
 from tsgb.errors import UsageError
+from tsgb.targets.endpoint import EndpointSpec
 from tsgb.types import CheckpointRef, StreamKind
 
 _REQUEST = "request.json"
@@ -52,6 +53,12 @@ def plan(config: RunConfig, targets: Sequence[str]) -> list[EvaluationCell]:
     ]
 
 
+def attacked_targets(request: Mapping[str, Any], targets: Iterable[str]) -> list[str]:
+    """Return the targets that fresh attackers learn on: all but endpoints, which cost money."""
+    endpoints = {spec.get("name") for spec in request.get("endpoints") or ()}
+    return [name for name in targets if name not in endpoints]
+
+
 def write_request(
     run: RunStore,
     eval_id: str,
@@ -63,6 +70,7 @@ def write_request(
     fresh: bool = False,
     data: Sequence[Mapping[str, Any]] = (),
     own_guards: Sequence[str] = (),
+    endpoints: Sequence[EndpointSpec] = (),
 ) -> None:
     """Write what is evaluated, and since when: `asked_at`.
 
@@ -86,6 +94,7 @@ def write_request(
             **({"fresh": True} if fresh else {}),
             **({"data": list(data)} if data else {}),
             **({"own_guards": list(own_guards)} if own_guards else {}),
+            **({"endpoints": [e.model_dump(mode="json") for e in endpoints]} if endpoints else {}),
         },
     )
 

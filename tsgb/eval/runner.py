@@ -28,6 +28,7 @@ from tsgb.eval.cells import adaptive_items, scripted_items
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
 from tsgb.eval.request import (
     EvaluationCell,
+    attacked_targets,
     dtype_of_cell,
     failing_targets,
     plan,
@@ -118,7 +119,7 @@ class Evaluation:
                 counts as stalled.
             check: called at each update and each piece of a score or answer; raises to stop.
         """
-        everything = plan(self.config, list(self.specs))
+        everything = plan(self.config, attacked_targets(self.request, self.specs))
         # Without a guard, before the baselines, and before each trained guard.
         attacked = 3 + len(self.refs()) + len(self.request.get("own_guards") or ())
         weight = scripted_weight(self.config, len(self.specs), attacked)

@@ -205,6 +205,11 @@ class EndpointSpec(BaseModel):
         }
 
     @property
+    def form(self) -> str:
+        """The endpoint as the command line names it, without what only a file can say."""
+        return f"{self.kind.value}:{self.model}" + (f"@{self.url}" if self.url else "")
+
+    @property
     def target(self) -> TargetSpec:
         """The endpoint as tables show it."""
         return TargetSpec(
@@ -243,6 +248,18 @@ def parse_endpoint(text: str, option: str = OPTION) -> EndpointSpec:
     values = {"name": name or "model", "kind": kind, "model": model, "url": url}
     shown = "".join(c if c.isprintable() else "?" for c in model[:100])
     return make_endpoint(values, f"{option} {kind}:{shown}")
+
+
+def endpoint_from_json(text: str, where: str = "--endpoint") -> EndpointSpec:
+    """Return the endpoint that a JSON document declares, as `model_dump_json` writes it.
+
+    Raises:
+        UsageError: It is no such document.
+    """
+    try:
+        return EndpointSpec.model_validate_json(text)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_complaint(error)}") from None
 
 
 def make_endpoint(values: Mapping[str, Any], where: str) -> EndpointSpec:

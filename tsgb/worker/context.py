@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
+
+from pydantic import SecretStr
 
 from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.documents import MAX_JSON_BYTES
@@ -43,6 +45,8 @@ class WorkerContext:
     """The hub that pretrained models come from."""
     trust: Trust = NO_TRUST
     """Modules that may be imported although only a stored configuration names them."""
+    keys: Callable[[str], SecretStr | None] = lambda _: None
+    """Returns the key of an endpoint in a variable of the environment, by the variable's name."""
 
     def open(self, run_url: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> RunStore:
         """Open a run, which need not exist yet.

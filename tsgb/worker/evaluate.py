@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from tsgb.checkpoint.run import RunStore
-from tsgb.eval.additions import Additions
+from tsgb.eval.additions import Additions, spending_file
 from tsgb.eval.logged_target import LoggedTargets
 from tsgb.eval.request import read_request
 from tsgb.eval.responses import DIRECTORY
@@ -104,9 +105,7 @@ def evaluate(
     part: int,
     parts: int,
     *,
-    target_class: Sequence[str] = (),
-    judge_class: str | None = None,
-    guards: Sequence[str] = (),
+    added: Additions | None = None,
 ) -> None:
     """Fill one part of an evaluation's cells.
 
@@ -116,9 +115,8 @@ def evaluate(
         eval_id: Name of the evaluation.
         part: Number of the part, from 0.
         parts: Number of parts.
-        target_class: The user's black boxes as `module:attribute`, which are imported.
-        judge_class: The user's judge as `module:attribute`, which is imported.
-        guards: The user's guards, which are loaded.
+        added: The user's black boxes and judge, whose code is imported, and endpoints, which are
+            sent their keys; the run's pretrained black boxes take the place of its own.
 
     Raises:
         Interrupted: A signal came; the filled cells stay in the store.
@@ -130,13 +128,10 @@ def evaluate(
     run.check_writable()
     progress = EvaluationProgress(run, f"reports/{eval_id}/progress-{part}.json", signals.check)
     registry = make_registry(config, context, progress.building, evaluates=True)
-    added = Additions(
-        black_boxes=config.model.black_boxes,
-        target_class=target_class,
-        judge_class=judge_class,
-        guards=guards,
-    )
-    env, own = added.load_into(registry.env), added.load_targets(progress.going_on)
+    added = replace(added or Additions(), black_boxes=config.model.black_boxes)
+    ledger = spending_file(context.worker.cache_dir, eval_id)
+    env = added.load_into(registry.env)
+    own = added.load_targets(progress.going_on, context.keys, ledger)
     load = partial(
         load_guards, added.guard_choices, env, config, registry, context, progress.going_on
     )

@@ -15,6 +15,7 @@ from tsgb.eval.additions import Additions
 from tsgb.eval.merge import Part, merge
 from tsgb.eval.request import read_request
 from tsgb.logging import get_logger
+from tsgb.targets.endpoint import EndpointSpec, parse_endpoint
 from tsgb.worker.context import WorkerContext, find_run, read_config
 
 
@@ -68,6 +69,8 @@ def command(
             arguments += ["--target", target]
     for path in added.target_class:
         arguments += ["--target-class", path]
+    by_hand = [e for e in added.endpoints if e != parse_endpoint(e.form)]
+    arguments += _endpoint_arguments(added.endpoints, by_hand, chosen=bool(targets))
     if added.judge_class is not None:
         arguments += ["--judge-class", added.judge_class]
     for text in requests[0].get("own_guards") or ():
@@ -75,7 +78,23 @@ def command(
     for name, value in _changed(config, env):
         arguments += ["--set", f"{name}={_text(value)}"]
     notes = [*_scattered(seeds), *_other_steps(config, requests)]
+    notes += [f"FILE declares {', '.join(e.name for e in by_hand)}"] if by_hand else []
     return shlex.join(arguments) + (f"  # reported here: {'; '.join(notes)}" if notes else "")
+
+
+def _endpoint_arguments(
+    endpoints: Sequence[EndpointSpec], by_hand: Sequence[EndpointSpec], *, chosen: bool
+) -> list[str]:
+    """Return the arguments that name endpoints; those that only a file can declare by their names.
+
+    Args:
+        endpoints: All of them.
+        by_hand: Those that need a file.
+        chosen: Whether targets were chosen; else the file's are asked without being named.
+    """
+    named = [e.name if e in by_hand else e.form for e in endpoints if chosen or e not in by_hand]
+    file = ["--targets-file", "FILE"] if by_hand else []
+    return [*(word for name in named for word in ("--target", name)), *file]
 
 
 def _changed(config: RunConfig, env: Environment) -> Iterator[tuple[str, Any]]:

@@ -68,13 +68,21 @@ def test_a_checkpoint_without_its_run(tsgb: Run, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--target", "openai:m"], "endpoint 'm' at api.openai.com needs a key: set OPENAI_API"),
+        (["--target", "openai:m@http://h/v1"], "openai:m: url sends to h what others can read"),
+        (["--target", "open:m"], "--target 'open' is no endpoint: write KIND:MODEL"),
+        (["--targets-file", "none.toml"], "--targets-file none.toml cannot be read"),
+        (
+            ["--target", "openai:m@http://[::1]:9/v1", "--max-cost", "3"],
+            "--max-cost 3: the price of 'm' is not known",
+        ),
         (["--target", "GPT"], "target 'GPT' is not in the world 'glyph': choose of T_s"),
         (["--set", "guard.lr=1"], "--set guard: a trained guard's configuration is fixed"),
         (["--set", "evaluation.prompts=0"], "evaluation.prompts = 0"),
         (["--target-class", "mine:T_s"], "has a target 'T_s': rename your class"),
         (["--black-box", "a/b"], "'a/b': the world 'glyph' trains its own models, so name none"),
     ],
-    ids=["target", "set", "value", "name", "black box"],
+    ids=["key", "http", "kind", "file", "price", "target", "set", "value", "name", "black box"],
 )
 def test_what_does_not_fit_the_run(
     tsgb: Run, checkpoint: Path, words: list[str], message: str

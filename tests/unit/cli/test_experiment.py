@@ -44,7 +44,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, summary: Summary) -> 
 def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
     words = (
         "experiment --profile smoke --env canary --seed 3 --seeds 2 --world-seed 4 --store /s"
-        " --run-id r1 --arms selfplay,sft --target T_s --target B_far"
+        " --run-id r1 --arms selfplay,sft --target T_s --target openai:m@https://h/v1"
+        " --targets-file t.toml --max-requests 900 --max-cost 3"
         " --target-class mine:Bot --judge-class mine:Judge --fresh"
         " --guard always-block --guard keywords:words.txt"
         " --model a/b --target-model c/d --black-box e/f --black-box g/h"
@@ -63,7 +64,10 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
         "world_seed": 4,
         "store": "/s",
         "arms": ["selfplay", "sft"],
-        "targets": ["T_s", "B_far"],
+        "targets": ["T_s", "openai:m@https://h/v1"],
+        "targets_file": "t.toml",
+        "max_requests": 900,
+        "max_cost": 3.0,
         "target_class": ["mine:Bot"],
         "judge_class": "mine:Judge",
         "guards": ["always-block", "keywords:words.txt"],

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tsgb.config import make_config
 from tsgb.envs import make_environment
 from tsgb.errors import ConfigError, UsageError
-from tsgb.eval.additions import Additions, choose_targets
+from tsgb.eval.additions import Additions, choose_targets, split_targets
+from tsgb.eval.request import attacked_targets
 from tsgb.protocols import JudgeItem
+from tsgb.targets.endpoint import parse_endpoint
 from tsgb.types import Label, Response, Split
 
 CANARY = make_environment("canary", world_seed=0)
@@ -90,3 +94,76 @@ def test_the_worlds_own_judge_stays_where_none_is_added() -> None:
     assert world.judge(item.scenario, item.prompt, item.response) == CANARY.judge(
         item.scenario, item.prompt, item.response
     )
+
+
+# -- endpoints -------------------------------------------------------------------------------
+
+FILE = """
+[targets.big]
+kind = "openai"
+model = "gpt"
+url = "https://h/v1"
+key_variable = "BIG_KEY"
+[targets.wise]
+kind = "anthropic"
+model = "c"
+"""
+
+
+def test_named_targets_and_endpoints_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "targets.toml"
+    file.write_text(FILE)
+    names, endpoints = split_targets(None, str(file))
+    assert names is None
+    assert [e.name for e in endpoints] == ["big", "wise"]
+    names, endpoints = split_targets(["T_s", "wise", "openai:m@http://[::1]:8/v1"], str(file))
+    assert names == ["T_s", "wise", "m"]
+    assert [e.name for e in endpoints] == ["wise", "m"]
+    assert split_targets(["T_s"], None) == (["T_s"], [])
+    with pytest.raises(UsageError, match="two endpoints are called 'big'"):
+        split_targets(["big", "openai:big"], str(file))
+
+
+def test_endpoints_are_targets_whose_names_are_their_own() -> None:
+    endpoint = parse_endpoint("openai:m@https://h/v1")
+    added = Additions(endpoints=[endpoint])
+    assert added.target_names == ["m"]
+    world = added.extend(CANARY)
+    assert world.targets()["m"].arch == "openai m at h"
+    assert choose_targets(world, ["m"]) == ["m"]
+    for other in (Additions(endpoints=[parse_endpoint("openai:T_s")]),
+                  Additions(endpoints=[endpoint], target_class=["mine:m"])):  # fmt: skip
+        with pytest.raises(UsageError, match="has the name of another target: declare it in a"):
+            other.extend(CANARY)
+
+
+def test_what_determines_an_endpoints_answers_makes_another_question() -> None:
+    endpoint = parse_endpoint("openai:m@https://h/v1")
+    same = endpoint.model_copy(update={"concurrency": 2, "dollars_in": 1.0})
+    other = endpoint.model_copy(update={"temperature": 1.0})
+    assert identities(endpoints=[endpoint]) == identities(endpoints=[same])
+    assert identities(endpoints=[endpoint]) != identities(endpoints=[other])
+
+
+def test_keys_and_prices_are_looked_for_before_anything_is_asked() -> None:
+    asked: list[str] = []
+
+    def none(name: str) -> None:
+        asked.append(name)
+
+    with pytest.raises(UsageError, match=r"'m' at api\.openai\.com needs a key: set OPENAI"):
+        Additions(endpoints=[parse_endpoint("openai:m")]).check_endpoints(none)
+    assert asked == ["OPENAI_API_KEY"]
+    mine = parse_endpoint("openai:m@http://localhost:9/v1")
+    with pytest.raises(UsageError, match="--max-cost 3: the price of 'm' is not known"):
+        Additions(endpoints=[mine], max_cost=3.0).check_endpoints(none)
+    Additions(endpoints=[mine]).check_endpoints(none)
+
+
+def test_a_request_of_another_form_is_one_line() -> None:
+    config = make_config(CANARY.profile("smoke"), {"env": "canary"})
+    kept = parse_endpoint("openai:m").model_dump(mode="json")
+    assert Additions.of(config, {"endpoints": [kept]}).target_names == ["m"]
+    with pytest.raises(UsageError, match="has an endpoint of another form"):
+        Additions.of(config, {"endpoints": [{**kept, "url": "http://evil.example.org"}]})
+    assert attacked_targets({"endpoints": [kept]}, ["T_s", "m"]) == ["T_s"]

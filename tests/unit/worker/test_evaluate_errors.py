@@ -13,6 +13,7 @@ from tests.fakes.contexts import worker_context
 from tests.fakes.miniature import TRUST, miniature_config
 from tests.fakes.runs import save_run
 from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.eval.additions import Additions
 from tsgb.eval.records import Item, Summary
 from tsgb.eval.request import write_request
 from tsgb.types import CheckpointRef
@@ -93,7 +94,7 @@ class Evaluated:
         write_request(self.run, eval_id, {"selfplay": self._ref}, ["T_s", "Bot"], **own)
         own.pop("fresh", None)
         for part in range(parts):
-            evaluate(self._context, self.run.run_url, eval_id, part, parts, **own)
+            evaluate(self._context, self.run.run_url, eval_id, part, parts, added=Additions(**own))
         report(self._context, [self.run.run_url], eval_id)
         return Summary.model_validate_json(self.text(eval_id, "summary.json"))
 

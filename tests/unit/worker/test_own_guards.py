@@ -78,7 +78,7 @@ def measured(tmp_path: Path, *guards: str) -> Summary:
     checked = checked_guards(guards, context.hub, tmp_path / "cache" / "models")
     run = open_run(str(tmp_path / "r1"))
     write_request(run, "e1", {"selfplay": ref}, ["T_s"], own_guards=checked)
-    evaluate(context, run.run_url, "e1", 0, 1, guards=checked)
+    evaluate(context, run.run_url, "e1", 0, 1, added=Additions(guards=checked))
     env = Additions.of(CONFIG, read_request(run, "e1")).extend(world())
     told = command([CONFIG], env, [read_request(run, "e1")])
     assert all(f"--guard {text}" in told for text in checked)
