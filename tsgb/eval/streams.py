@@ -26,7 +26,7 @@ def fixed_prompts(env: Environment, config: RunConfig) -> list[LabelledPrompt]:
 def estimate_costs(
     env: Environment, configs: Sequence[RunConfig], endpoints: Sequence[EndpointSpec]
 ) -> list[CostEstimate]:
-    """Estimate the cost of asking each endpoint about the harmful prompts; sends nothing.
+    """Estimate the cost of asking each endpoint about the prompts of scenarios; sends nothing.
 
     Args:
         env: The world.
@@ -34,9 +34,8 @@ def estimate_costs(
         endpoints: Black boxes that are asked.
     """
     by_id = {scenario.scenario_id: scenario for scenario in env.scenarios(Split.TEST)}
-    asked = [
-        prompt for config in configs for prompt in fixed_prompts(env, config) if prompt.harmful
-    ]
+    drawn = [prompt for config in configs for prompt in fixed_prompts(env, config)]
+    asked = [prompt for prompt in drawn if prompt.scenario_id in by_id]
     return [
         estimate_cost(
             spec,

@@ -22,8 +22,8 @@ def test_each_seed_is_asked_its_own_prompts() -> None:
     spec = parse_endpoint("openai:m").model_copy(update={"dollars_in": 1.0, "dollars_out": 2.0})
     [one] = estimate_costs(world(), [config], [spec])
     [two] = estimate_costs(world(), [config, other], [spec])
-    assert (one.requests, two.requests) == (36, 72)
-    assert one.tokens_out == 36 * spec.max_tokens
+    assert (one.requests, two.requests) == (72, 144)
+    assert one.tokens_out == 72 * spec.max_tokens
     assert one.dollars is not None
     assert one.most_dollars is not None
     assert 0 < one.dollars < one.most_dollars

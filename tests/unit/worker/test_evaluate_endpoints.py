@@ -76,9 +76,9 @@ def test_endpoints_are_black_boxes_that_are_asked_each_prompt_once(tmp_path: Pat
         endpoints = [spec(first, OPENAI, "big"), spec(second, ANTHROPIC, "wise", max_tokens=9)]
         expected = estimate_costs(world(), [CONFIG], endpoints)
         summary = measured(tmp_path, key, endpoints=endpoints)
-        assert [one.requests for one in expected] == [first.requests, second.requests] == [36, 36]
+        assert [one.requests for one in expected] == [first.requests, second.requests] == [72, 72]
         again = measured(tmp_path, key, endpoints=endpoints)
-        assert (first.requests, second.requests) == (36, 36)
+        assert (first.requests, second.requests) == (72, 72)
     assert again.results == summary.results
     shown = {target.name: target for target in summary.targets}
     assert [*shown] == ["T_s", "big", "wise"]
@@ -100,9 +100,9 @@ def test_endpoints_are_black_boxes_that_are_asked_each_prompt_once(tmp_path: Pat
 def test_a_limit_on_requests_holds_over_both_and_over_a_second_try(tmp_path: Path) -> None:
     with serving() as server:
         endpoints = [spec(server, OPENAI, "big"), spec(server, OPENAI, "small")]
-        few = Additions(endpoints=endpoints, max_requests=50)
+        few = Additions(endpoints=endpoints, max_requests=90)
         for _ in range(2):
             asked(tmp_path, new_key(), few)
-            assert server.requests == 50
+            assert server.requests == 90
         asked(tmp_path, new_key(), replace(few, max_requests=200))
-        assert server.requests == 72
+        assert server.requests == 144
