@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from threading import Event
 from typing import Any
@@ -94,6 +94,15 @@ def test_a_stop_ends_everything_that_is_on_its_way(fault: Fault) -> None:
         assert server.requests == 4
 
 
+@pytest.fixture
+def control_c() -> Iterator[None]:
+    """Python's own handler: a test of a worker before this one may have left another."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("control_c")
 def test_control_c_ends_it() -> None:
     with serving(otherwise=NEVER) as server:
         target = HttpTarget(spec_of(server, timeout_seconds=3000.0), None)
