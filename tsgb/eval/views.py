@@ -111,7 +111,7 @@ def target_cell(summary: Summary, row: Result, metric: Literal["adaptive_asr", "
         if bare is not None and bare.asr is not None:
             cell = replace(cell, detail=f"{cell.detail}; {leaking(bare)}")
     elif bare is not None and bare.asr is None:
-        return TableCell("not measured", "nobody asked it", grey=True)
+        return TableCell("not measured", "no attacks were made", grey=True)
     elif bare is not None and not bare.measurable:
         return TableCell("no protection measurable", leaking(bare), grey=True)
     else:
