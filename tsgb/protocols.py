@@ -68,12 +68,31 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchJudge(Judge, Protocol):
+    """A judge that takes many responses at once, such as one that asks an endpoint."""
+
+    def judge_many(self, items: Sequence[JudgeItem]) -> list[Judgement]:
+        """Judge responses; one judgement each, in order."""
+        ...
+
+
 class Guard(Protocol):
     """Anything that can stand in front of a target and score the prompts for it."""
 
     def score(self, prompts: Sequence[str]) -> Scores:
         """Return one score a prompt, [N]; higher means more harmful."""
         ...
+
+
+def judge_all(judge: Judge, items: Sequence[JudgeItem]) -> list[Judgement]:
+    """Judge responses, all at once where the judge can; what is no `Judgement` is unscored."""
+    found: Sequence[object]
+    if isinstance(judge, BatchJudge):
+        found = judge.judge_many(items)
+    else:
+        found = [judge.judge(item) for item in items]
+    return [checked_judgement(one) for one in found]
 
 
 def checked_judgement(given: object) -> Judgement:
@@ -87,4 +106,8 @@ def checked_judgement(given: object) -> Judgement:
     if not isinstance(label, Label) or not isinstance(reason, str):
         reason = f"judge gave a Judgement with a label of type {type(label).__name__}"
         return Judgement(label=Label.UNSCORED, reason=reason)
-    return given
+    probability = cast("object", given.probability)
+    if probability is None or (isinstance(probability, int | float) and 0 <= probability <= 1):
+        return given
+    reason = "judge gave a Judgement with a probability that is none in [0, 1]"
+    return Judgement(label=Label.UNSCORED, reason=reason)

@@ -202,6 +202,9 @@ class Judgement:
     """Outcome."""
     reason: str = ""
     """Explanation for people; may be empty."""
+    probability: float | None = None
+    """Probability of a violation, in [0, 1], by a judge that gives one; `label` is what it is at
+    the judge's threshold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

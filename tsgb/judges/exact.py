@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from tsgb.envs.base import Environment
 from tsgb.envs.rollout import judge_response
+from tsgb.judges.facts import JudgeFacts
 from tsgb.protocols import JudgeItem
 from tsgb.types import Judgement
+
+NAME = "exact"
 
 
 class ExactJudge:
@@ -14,6 +17,11 @@ class ExactJudge:
     def __init__(self, env: Environment) -> None:
         """Judge by the rules of `env`."""
         self._env = env
+
+    @property
+    def facts(self) -> JudgeFacts:
+        """See `tsgb.judges.facts.NamedJudge`; right where nobody put another judge into `env`."""
+        return JudgeFacts(name=NAME, version=self._env.name, exact=True)
 
     def judge(self, item: JudgeItem) -> Judgement:
         """See `tsgb.protocols.Judge`."""
