@@ -131,7 +131,7 @@ def adaptive_cell(row: Result) -> TableCell:
     details = [cell.detail]
     played = highest.value > trained.value
     if played:
-        details.append(f"scripted attacks, trained ones {percent(trained.value)}")
+        details.append(f"scripted, trained {percent(trained.value)}")
     if mean is not None and mean.n + mean.errors > trained.n + trained.errors:
         num = round((mean.n + mean.errors) / (trained.n + trained.errors))
         details.append(

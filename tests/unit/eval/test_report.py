@@ -338,7 +338,7 @@ def test_a_column_of_attackers_that_did_not_converge_is_grey_and_says_so() -> No
     assert sheet.columns[0] == ("Adaptive ASR, T_s", told)
     assert all(row.cells[0].grey for row in sheet.rows)
     own = next(row for row in sheet.rows if row.name == "selfplay").cells[0]
-    assert "scripted attacks, trained ones" in own.detail
+    assert "scripted, trained" in own.detail
     assert "highest of 2, mean" in own.detail
     page = render_report(found)
     sentence = "Attacker did not converge on T_s: fresh attackers get through Self-play in"
