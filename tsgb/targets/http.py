@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from random import SystemRandom
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Semaphore, Thread
 from typing import Any
 
 from pydantic import SecretStr
@@ -320,9 +320,11 @@ class _Questions:
         self._done: SimpleQueue[tuple[int, Response] | Exception] = SimpleQueue()
         self._stop = Event()
         self._threads: list[Thread] = []
+        self._places = Semaphore(0)
 
     def start(self, num: int) -> None:
         for _ in range(num):
+            self._places.release()
             # A daemon, because looking up a host's name cannot be interrupted.
             thread = Thread(target=self._work, name="tsgb-endpoint", daemon=True)
             self._threads.append(thread)
@@ -343,6 +345,8 @@ class _Questions:
                 continue
             waited -= 1
             yield found
+            # Only now may another one be asked: what is not handed over would be lost by a kill.
+            self._places.release()
         if isinstance(failure, _HopelessError):
             raise UsageError(str(failure)) from None
         if failure is not None:
@@ -374,6 +378,9 @@ class _Questions:
             self._done.put((index, response))
 
     def _take(self) -> int | None:
+        while not self._places.acquire(timeout=_POLL_SECONDS):
+            if self._stop.is_set():
+                return None
         with self._lock:
             if self._stop.is_set() or self._next >= len(self._chats):
                 return None

@@ -61,6 +61,21 @@ def test_answers_come_in_order_and_as_many_are_asked_at_once_as_allowed() -> Non
     assert not left_threads()
 
 
+def test_no_more_is_asked_than_whoever_keeps_the_answers_may_lose() -> None:
+    """A process that is killed loses what it was not handed, so that is bounded too."""
+    with serving(otherwise=GOOD) as server:
+        target = HttpTarget(spec_of(server, concurrency=4), None)
+        each = target.answer_each(chats(64))
+        for num in range(1, 65):
+            next(each)
+            if num in {1, 20}:
+                time.sleep(0.3)  # time to ask all the others, if that were allowed
+                assert server.requests <= num - 1 + 4
+        assert next(each, None) is None
+        assert server.requests == 64
+    assert not left_threads()
+
+
 def test_each_answer_is_handed_out_when_it_arrives() -> None:
     with serving({"q0": [NEVER]}, otherwise=GOOD) as server:
         target = HttpTarget(spec_of(server), None)
