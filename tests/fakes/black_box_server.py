@@ -1,29 +1,27 @@
-"""A black box behind HTTP on loopback, and a target that asks it with several requests at a time.
+"""A black box that answers by a function of the prompt: an OpenAI-compatible server on loopback.
 
-with BlackBoxServer(answer) as server:
-    target = HttpBot("Bot", server.url, version="1", concurrency=8)
-    ...
-    server.asked    # every prompt in order of arrival, also of requests that were cut off
+    with BlackBoxServer(answer) as server:
+        EndpointSpec(name="Bot", kind="openai", model="m", url=server.url)
+        server.asked
+
+It keeps every prompt in order of arrival, also of requests that were cut off.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
-from urllib.parse import urlsplit
 
-from tsgb.types import Messages, Response
+from tests.fakes.endpoint_server import OPENAI, good_body
 
 
 class BlackBoxServer:
-    """Answers by a function of the prompt; what that raises is a status 500."""
+    """Answers each prompt after some seconds."""
 
     def __init__(
         self,
@@ -42,17 +40,15 @@ class BlackBoxServer:
 
             def do_POST(self) -> None:
                 size = int(self.headers["Content-Length"])
-                prompt = json.loads(self.rfile.read(size))["prompt"]
+                prompt = json.loads(self.rfile.read(size))["messages"][-1]["content"]
                 with outer._lock:
                     outer.asked.append(prompt)
                     num = len(outer.asked)
                 on_request(num)
                 time.sleep(seconds)
-                try:
-                    body, status = answer(prompt).encode(), 200
-                except RuntimeError as error:
-                    body, status = str(error).encode(), 500
-                self.send_response(status)
+                body = json.dumps(good_body(OPENAI, answer(prompt))).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -68,7 +64,7 @@ class BlackBoxServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/"
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -77,46 +73,3 @@ class BlackBoxServer:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-
-class HttpBot:
-    """A target with `answer_each`, as endpoints have it, and the least of everything else."""
-
-    def __init__(self, name: str, url: str, *, version: str, concurrency: int) -> None:
-        self.name = name
-        self.identity = {"url": url, "version": version}
-        self._url = urlsplit(url)
-        self._concurrency = concurrency
-
-    def answer(self, chats: Sequence[Messages]) -> list[Response]:
-        found = dict(self.answer_each(chats))
-        return [found[index] for index in range(len(chats))]
-
-    def answer_each(self, chats: Sequence[Messages]) -> Iterator[tuple[int, Response]]:
-        waiting = iter(enumerate(chats))
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            on_the_way: dict[Future[Response], int] = {}
-
-            def send() -> None:
-                for index, chat in waiting:
-                    on_the_way[pool.submit(self._ask, chat[-1]["content"])] = index
-                    return
-
-            for _ in range(self._concurrency):
-                send()
-            while on_the_way:
-                done = next(as_completed(on_the_way))
-                yield on_the_way.pop(done), done.result()
-                send()
-
-    def _ask(self, prompt: str) -> Response:
-        connection = http.client.HTTPConnection(str(self._url.hostname), self._url.port, timeout=60)
-        try:
-            connection.request("POST", "/", json.dumps({"prompt": prompt}))
-            reply = connection.getresponse()
-            text = reply.read().decode()
-        finally:
-            connection.close()
-        if reply.status != 200:
-            return Response(text="", finish_reason="error", error=f"HTTP {reply.status}")
-        return Response(text=text)

@@ -1,8 +1,8 @@
 """The scripted part of an evaluation as a process of its own, which a test may kill.
 
-    python -m tests.fakes.scripted_part DIRECTORY URL VERSION
+    python -m tests.fakes.scripted_part DIRECTORY URL MODEL
 
-It asks the black box at URL about the fixed prompts of the glyph world, with eight requests at a
+It asks the endpoint at URL about the fixed prompts of the glyph world, with eight requests at a
 time, keeps answers in DIRECTORY/responses, and writes the items to DIRECTORY/items.json at its end.
 """
 
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.fakes.black_box_server import HttpBot
 from tsgb.config import RunConfig, make_config
 from tsgb.envs import make_environment
 from tsgb.eval.calibrated import CalibratedGuard, no_guard
@@ -23,6 +22,8 @@ from tsgb.eval.cells import scripted_items
 from tsgb.eval.logged_target import LoggedTargets
 from tsgb.judges.exact import ExactJudge
 from tsgb.protocols import Scores
+from tsgb.targets.endpoint import EndpointSpec
+from tsgb.targets.http import HttpTarget
 
 CONCURRENCY = 8
 NUM_PROMPTS = 402
@@ -44,9 +45,20 @@ def guards() -> list[CalibratedGuard]:
     return [no_guard(), CalibratedGuard("tfidf", LengthGuard(), threshold=30.0)]
 
 
-def main(directory: Path, url: str, version: str) -> None:
+def main(directory: Path, url: str, model: str) -> None:
     """Make the items, asking what the log does not answer."""
-    bot = HttpBot("Bot", url, version=version, concurrency=CONCURRENCY)
+    bot = HttpTarget(
+        EndpointSpec.model_validate(
+            {
+                "name": "Bot",
+                "kind": "openai",
+                "model": model,
+                "url": url,
+                "concurrency": CONCURRENCY,
+            }
+        ),
+        None,
+    )
     env = make_environment("glyph", world_seed=0)
     with LoggedTargets(directory / "responses", "e1", config()) as logged:
         targets = list(logged.wrap([bot]).values())

@@ -224,7 +224,8 @@ class LoggedTarget:
         with closing(self._arriving([chats[index] for index in mine])) as arriving:
             for number, response in arriving:
                 index = mine[number]
-                self._log.append(keys[index], response)
+                if response.attempts:  # otherwise nothing was sent, as where the money is used up
+                    self._log.append(keys[index], response)
                 self._log.release(keys[index])
                 tally.count(failed=response.error is not None)
                 yield index, response

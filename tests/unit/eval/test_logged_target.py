@@ -67,6 +67,11 @@ class Session:
         self._path = directory / "log.jsonl"
         self.notes: list[str] = []
 
+    @property
+    def num_kept(self) -> int:
+        with ResponseLog(self._path, "x", {}) as log:
+            return len(log)
+
     def ask(self, target: Target, *asked: tuple[str, Sequence[Messages]]) -> list[list[Response]]:
         with ResponseLog(self._path, "x", {}) as log:
             logged = LoggedTarget(target, log, limit=0.02, note=self.notes.append)
@@ -166,6 +171,13 @@ def test_a_tally_waits_until_the_evaluation_cannot_be_valid() -> None:
         assert not tally.hopeless
     tally.count(failed=True)
     assert tally.hopeless
+
+
+def test_what_was_never_sent_is_not_kept(session: Session) -> None:
+    spent = Response(text="", finish_reason="error", error="budget", attempts=0)
+    [found] = session.ask(ScriptedTarget(lambda _: spent), ("harmful", numbered(3)))
+    assert [response.error for response in found] == ["budget"] * 3
+    assert not session.num_kept
 
 
 def test_a_command_that_is_stopped_keeps_what_was_answered(session: Session) -> None:

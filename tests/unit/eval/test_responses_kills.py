@@ -43,13 +43,13 @@ class Scene:
             assert self._process is not None
             self._process.send_signal(signal.SIGKILL)
 
-    def run(self, version: str = "1", kill_after: int | None = None) -> int:
+    def run(self, model: str = "m1", kill_after: int | None = None) -> int:
         """Run a process to its end, or until so many requests came; gives its exit status."""
         self.kill_at = -1 if kill_after is None else len(self.server.asked) + kill_after
         command = [sys.executable, "-m", "tests.fakes.scripted_part"]
         self._started.clear()
         with subprocess.Popen(
-            [*command, str(self.directory), self.server.url, version], cwd=ROOT
+            [*command, str(self.directory), self.server.url, model], cwd=ROOT
         ) as self._process:
             self._started.set()
             return self._process.wait()
@@ -99,6 +99,6 @@ def test_a_kill_costs_at_most_the_requests_on_their_way(tmp_path: Path, num_kill
         before = len(killed.server.asked)
         assert killed.run() == 0
         assert len(killed.server.asked) == before, "all is known"
-        assert killed.run(version="2") == 0
-        assert len(killed.server.asked) == before + draws, "another identity is asked anew"
+        assert killed.run(model="m2") == 0
+        assert len(killed.server.asked) == before + draws, "another model is asked anew"
         assert killed.items == whole.items
