@@ -29,6 +29,9 @@ WINDOW = 40
 TOO_MANY = 0.25
 """Share of errors in a window from which a target that makes the evaluation invalid anyway is not
 asked on."""
+MOST_CLAIMS = 1024
+"""Questions that a target is given at once. A kernel looks through all claims of a file for each of
+them; a hundred thousand took minutes."""
 _POLL_SECONDS = 0.2
 
 
@@ -215,7 +218,7 @@ class LoggedTarget:
         """Return how many questions the target is given: few until it is known to answer."""
         if not isinstance(self._target, ConcurrentTarget):
             return 1
-        return FIRST - tally.asked % FIRST if tally.asked < WINDOW else max(tally.total, 1)
+        return FIRST - tally.asked % FIRST if tally.asked < WINDOW else MOST_CLAIMS
 
     def _asked(
         self, chats: Sequence[Messages], keys: Sequence[str], mine: Sequence[int], tally: Tally

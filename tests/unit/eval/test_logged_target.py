@@ -11,7 +11,14 @@ import pytest
 from tests.fakes.miniature import ScriptedTarget
 from tsgb.config import make_config
 from tsgb.errors import Interrupted
-from tsgb.eval.logged_target import NOT_ASKED, LoggedTarget, LoggedTargets, Tally, identity_of
+from tsgb.eval.logged_target import (
+    MOST_CLAIMS,
+    NOT_ASKED,
+    LoggedTarget,
+    LoggedTargets,
+    Tally,
+    identity_of,
+)
 from tsgb.eval.responses import ResponseLog, questions
 from tsgb.protocols import Target
 from tsgb.types import Messages, Response
@@ -97,6 +104,20 @@ def test_each_question_is_asked_once(
     assert again == first
     assert more[:20] == first[80:]
     assert len(bot.asked) == 140
+
+
+def test_many_questions_are_given_in_pieces(session: Session) -> None:
+    """A kernel looks through all claims of a file for each of them."""
+    sizes: list[int] = []
+
+    class Sized(Concurrent):
+        def answer_each(self, chats: Sequence[Messages]) -> Iterator[tuple[int, Response]]:
+            sizes.append(len(chats))
+            return super().answer_each(chats)
+
+    [found] = session.ask(Sized(echo), ("harmful", numbered(3000)))
+    assert [r.text for r in found] == [f"answer to question {index}" for index in range(3000)]
+    assert sizes == [20, 20, MOST_CLAIMS, MOST_CLAIMS, 3000 - 40 - 2 * MOST_CLAIMS]
 
 
 def test_equal_questions_are_draws_of_their_own(session: Session) -> None:
