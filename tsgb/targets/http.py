@@ -11,11 +11,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from random import SystemRandom
-from threading import Event, Lock, Semaphore, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 from pydantic import SecretStr
@@ -320,11 +321,12 @@ class _Questions:
         self._done: SimpleQueue[tuple[int, Response] | Exception] = SimpleQueue()
         self._stop = Event()
         self._threads: list[Thread] = []
-        self._places = Semaphore(0)
+        # Places for questions: a queue, because Control-C may come while the main thread adds one.
+        self._places: SimpleQueue[None] = SimpleQueue()
 
     def start(self, num: int) -> None:
         for _ in range(num):
-            self._places.release()
+            self._places.put(None)
             # A daemon, because looking up a host's name cannot be interrupted.
             thread = Thread(target=self._work, name="tsgb-endpoint", daemon=True)
             self._threads.append(thread)
@@ -346,7 +348,7 @@ class _Questions:
             waited -= 1
             yield found
             # Only now may another one be asked: what is not handed over would be lost by a kill.
-            self._places.release()
+            self._places.put(None)
         if isinstance(failure, _HopelessError):
             raise UsageError(str(failure)) from None
         if failure is not None:
@@ -378,9 +380,10 @@ class _Questions:
             self._done.put((index, response))
 
     def _take(self) -> int | None:
-        while not self._places.acquire(timeout=_POLL_SECONDS):
-            if self._stop.is_set():
-                return None
+        while not self._stop.is_set():
+            with suppress(Empty):
+                self._places.get(timeout=_POLL_SECONDS)
+                break
         with self._lock:
             if self._stop.is_set() or self._next >= len(self._chats):
                 return None

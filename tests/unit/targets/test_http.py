@@ -120,10 +120,10 @@ def control_c() -> Iterator[None]:
 @pytest.mark.usefixtures("control_c")
 def test_control_c_ends_it() -> None:
     with serving(otherwise=NEVER) as server:
-        target = HttpTarget(spec_of(server, timeout_seconds=3000.0), None)
+        target = HttpTarget(spec_of(server, concurrency=4, timeout_seconds=3000.0), None)
 
         def press() -> None:
-            while not server.requests:
+            while server.requests < 4:  # all threads are begun, and the main one waits
                 time.sleep(0.01)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
