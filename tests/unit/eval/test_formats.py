@@ -7,12 +7,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from lxml import etree
 
 from tests.fakes import evaluation as fake
 from tests.fakes.stored_evaluation import ARMS, store_evaluation
 from tsgb.eval.formats import CSV_COLUMNS, to_csv, to_junit, to_latex
 from tsgb.eval.gates import Gate, check_gates
 from tsgb.eval.records import FailedClass, Summary
+from tsgb.eval.wording import in_words
 
 NASTY = '=cmd|"x"&<b>_{%$#}^~\\\u202e'
 
@@ -84,3 +86,45 @@ def test_junit_of_an_invalid_evaluation_is_an_error(summary: Summary) -> None:
     [error] = document.findall("testsuite/testcase/error")
     assert "harmful prompts to Bot" in str(error.get("message"))
     assert document.get("errors") == "1"
+
+
+def valid_junit(text: str) -> None:
+    schema = etree.XMLSchema(etree.parse(Path(__file__).with_name("junit.xsd")))
+    schema.assertValid(etree.fromstring(text.encode()))
+
+
+def test_junit_is_of_the_form_that_servers_accept(summary: Summary) -> None:
+    gates = check_gates(summary, [Gate.parse("fpr<=1"), Gate.parse("selfplay.fpr<=0")])
+    valid_junit(to_junit(summary, gates))
+    failed = FailedClass(what="harmful prompts to Bot", target="Bot", errors=200, total=402)
+    valid_junit(to_junit(summary.model_copy(update={"invalid": [failed]})))
+
+
+def test_junit_has_a_case_of_a_lasting_name_for_each_guard_and_target(summary: Summary) -> None:
+    def cases(text: str) -> dict[tuple[str, str], str]:
+        root = ET.fromstring(text)  # noqa: S314 - ours
+        found = {
+            (str(x.get("classname")), str(x.get("name"))): "".join(x.itertext())
+            for x in root.iter("testcase")
+        }
+        assert len(found) == len(list(root.iter("testcase")))
+        return found
+
+    results = [
+        row.model_copy(update={"adaptive_asr": None, "asr": None})
+        if (row.guard, row.target) == ("frozen", "T_s")
+        else row
+        for row in summary.results
+    ]
+    other = summary.model_copy(update={"results": results})
+    first, second = cases(to_junit(summary)), cases(to_junit(other))
+    assert first.keys() == second.keys(), "a server follows a case by its name"
+    for target in summary.targets:
+        for guard in ("none", "frozen", "selfplay"):
+            assert ("tsgb.guard", f"{guard}[{target.name}]") in first
+    told = first["tsgb.guard", "selfplay[T_s]"]
+    row = next(r for r in summary.results if (r.guard, r.target) == ("selfplay", "T_s"))
+    assert f"adaptive ASR {in_words(row.adaptive_asr)}" in told
+    assert f"FPR {in_words(row.fpr)}" in told
+    assert "adaptive ASR not measured" in second["tsgb.guard", "frozen[T_s]"]
+    assert not any(re.search(r"\d %|points", name) for _, name in first)
