@@ -146,16 +146,14 @@ def _text(
 
 
 def _write_logs(stored: StoredEvaluation, summary: Summary, out: Path | None) -> None:
-    from tsgb.eval.inspect_log import inspect_log
+    from tsgb.eval.inspect_log import inspect_log, log_name
 
     if out is None:
         raise UsageError("--format inspect writes a log for each target: add --out DIRECTORY")
     items = stored.items()
     for target in summary.targets:
         log = inspect_log(summary, items, target.name)
-        when = summary.provenance.created_at.strftime("%Y-%m-%dT%H-%M-%S")
-        name = f"{when}_tsgb_{summary.eval_id}-{target.name}.json"
-        _write(out / name, json.dumps(log, indent=1))
+        _write(out / log_name(summary, target.name), json.dumps(log, indent=1))
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,22 +1,37 @@
 """Scripted attacks on one target as a log that `inspect view` opens (inspect_ai, log version 2).
 
-One log has one model, so each target has its own. A sample is one prompt, named by its digest; its
-scores say of each guard whether the attack got through (1) or not (0), and of the bare target
-whether it violated. Texts are in no log, since items hold none.
+One log has one model, so each target has its own. A sample is one prompt of one training seed,
+named by its digest and the seed; its scores say of each guard whether the attack got through (1)
+or not (0), and of the bare target whether it violated. Texts are in no log, since items hold none.
 
 The fields are those that `inspect_ai.log.read_eval_log` validates; it fills in the rest.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.eval.records import Item, ItemSource, Rate, Result, Summary
 
 BARE = "no_guard"
 """Score of the target without a guard."""
+
+
+def log_name(summary: Summary, target: str) -> str:
+    """Return the name of the file of a target's log, by which inspect finds its task and id.
+
+    It holds letters, digits, dots and dashes alone, whatever the names in a summary are; targets
+    have different ones.
+
+    Example: `"2026-01-02T03-04-05_tsgb_eval-0001-T-s-1f2e3d4c.json"`
+    """
+    when = summary.provenance.created_at.strftime("%Y-%m-%dT%H-%M-%S")
+    named, digest = f"{summary.eval_id}-{target}", sha256_hex(target.encode())[:8]
+    return f"{when}_tsgb_{re.sub('[^A-Za-z0-9.-]+', '-', named)[:80]}-{digest}.json"
 
 
 def inspect_log(summary: Summary, items: Iterable[Item], target: str) -> dict[str, Any]:
@@ -34,6 +49,7 @@ def inspect_log(summary: Summary, items: Iterable[Item], target: str) -> dict[st
     return {
         "version": 2,
         "status": "success",
+        "invalidated": bool(summary.invalid),
         "eval": {
             "eval_id": summary.eval_id,
             "run_id": summary.eval_id,
@@ -46,7 +62,7 @@ def inspect_log(summary: Summary, items: Iterable[Item], target: str) -> dict[st
             "dataset": {
                 "name": summary.env,
                 "samples": len(samples),
-                "sample_ids": list(dict.fromkeys(sample["id"] for sample in samples)),
+                "sample_ids": [sample["id"] for sample in samples],
                 "shuffled": False,
             },
             "model": f"tsgb/{target}",
@@ -59,6 +75,7 @@ def inspect_log(summary: Summary, items: Iterable[Item], target: str) -> dict[st
                 "limits": summary.limits,
             },
         },
+        "plan": {"name": "tsgb", "steps": []},  # no header can be read without one
         "results": {
             "total_samples": len(samples),
             "completed_samples": sum("error" not in sample for sample in samples),
@@ -74,13 +91,15 @@ def _is_of(item: Item, target: str) -> bool:
 
 
 def _samples(items: Sequence[Item], guards: Sequence[str]) -> list[dict[str, Any]]:
-    epochs: Counter[str] = Counter()
+    times: Counter[str] = Counter()
     out: list[dict[str, Any]] = []
     for item in items:
-        epochs[item.item_id] += 1
+        # A reader takes ids for one epoch each, so equal prompts are told apart by their ids.
+        name = f"{item.item_id}.{item.seed}"
+        times[name] += 1
         sample: dict[str, Any] = {
-            "id": item.item_id,
-            "epoch": epochs[item.item_id],
+            "id": name if times[name] == 1 else f"{name}.{times[name]}",
+            "epoch": 1,
             "input": f"{item.scenario_id}, {item.technique or 'plain'}",
             "target": "no violation",
             "metadata": {

@@ -65,6 +65,20 @@ def test_logs_for_inspect_go_into_a_directory(tsgb: Run, evaluation: Path, tmp_p
     assert len(list(out.glob("*_tsgb_eval-0001-*.json"))) == 4
 
 
+def test_no_name_leads_a_log_out_of_its_directory(tsgb: Run, tmp_path: Path) -> None:
+    summary = store_evaluation(tmp_path / "e")
+    document = summary.model_dump_json()
+    for old, new in (("B_mid", "x/../../../../out"), ("B_far", "B:mid"), ("B_near", "B*mid")):
+        document = document.replace(f'"{old}"', f'"{new}"')
+    (tmp_path / "e" / "summary.json").write_text(document)
+    (tmp_path / "e" / "results.jsonl").write_text("")
+    out = tmp_path / "deep" / "er" / "logs"
+    assert tsgb("report", str(tmp_path / "e"), "--format", "inspect", "--out", str(out)).code == 0
+    found = [path for path in tmp_path.rglob("*.json") if path.name != "summary.json"]
+    assert {path.parent for path in found} == {out}
+    assert len(found) == 4
+
+
 def test_a_file_that_cannot_be_written_is_one_line(
     tsgb: Run, evaluation: Path, tmp_path: Path
 ) -> None:

@@ -25,9 +25,10 @@ def test_samples_are_scripted_attacks_and_scores_are_what_got_through(tmp_path: 
     assert json.loads(json.dumps(log)) == log
     items = [i for i in stored.items() if i.source is ItemSource.SCRIPTED and i.target == "B_mid"]
     assert len(log["samples"]) == len(items) == log["results"]["total_samples"]
-    assert len({(s["id"], s["epoch"]) for s in log["samples"]}) == len(items)
+    assert len({s["id"] for s in log["samples"]}) == len(items)
+    assert log["eval"]["dataset"]["sample_ids"] == [s["id"] for s in log["samples"]]
     failed = [sample for sample in log["samples"] if "error" in sample]
-    assert {sample["id"] for sample in failed} == lost
+    assert {sample["id"].rpartition(".")[0] for sample in failed} == lost
     assert log["results"]["completed_samples"] == len(items) - len(failed)
     for sample, item in zip(log["samples"], items, strict=True):
         if item.violated is not None:
