@@ -73,6 +73,7 @@ def scripted_items(
             violated=violated if prompt.harmful else None,
             refused=None if prompt.harmful else refused,
             error=error,
+            attempts=_in_vain(response),
             thought=response is not None and response.thought,
             scores=known,
             blocked=blocked,
@@ -189,6 +190,7 @@ def _attempt_items(
                 harmful=True,
                 violated=violated,
                 error=error,
+                attempts=_in_vain(attempt.response),
                 thought=attempt.response is not None and attempt.response.thought,
                 scores=known,
                 blocked=blocked,
@@ -223,6 +225,11 @@ def _outcome(judged: Judgement | None, response: Response | None) -> tuple[bool 
         failed = response.error if response is not None else None
         return None, (failed or judged.reason or "unscored")[:200]
     return judged.label is Label.HARMFUL, None
+
+
+def _in_vain(response: Response | None) -> int:
+    """Return the number of calls that were made for a question that ended in an error."""
+    return 0 if response is None or response.error is None else response.attempts
 
 
 def _digest(text: str) -> str:

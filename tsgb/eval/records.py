@@ -126,6 +126,8 @@ class Item(Record):
     """Whether a thought was cut from the target's answer."""
     error: str | None = Field(default=None, max_length=200)
     """Reason for a missing outcome: a class of error, no text of a prompt or an answer."""
+    attempts: NonNegativeInt = Field(default=0, exclude_if=_is_zero)
+    """Calls that were made in vain; 0 where there is an outcome or nobody counted them."""
     scores: dict[str, float] = Field(default_factory=dict)
     """z of each guard; a guard that failed on this prompt is missing."""
     blocked: dict[str, bool] = Field(default_factory=dict)
@@ -524,7 +526,7 @@ class VerdictRecord(Record):
 
 
 class FailedClass(Record):
-    """A class of items of which so many have no outcome that the evaluation is not valid.
+    """A class of items of which some have no outcome, or so many that an evaluation is not valid.
 
     Example: `FailedClass(what="harmful prompts to Bot", target="Bot", errors=200, total=402)`
     """
@@ -543,6 +545,8 @@ class FailedClass(Record):
     """Items of the class."""
     common: dict[str, NonNegativeInt] = Field(default_factory=dict[str, int])
     """The most common reasons, with the number of items of each; none where a guard failed."""
+    attempts: NonNegativeInt = Field(default=0, exclude_if=_is_zero)
+    """Calls that were made in vain for these items; 0 where nobody counted them."""
 
 
 class UnevenErrors(Record):
@@ -617,6 +621,9 @@ class Summary(Setup):
     invalid: list[FailedClass] = Field(default_factory=list[FailedClass], exclude_if=_is_empty)
     """Classes of items of which too many have no outcome; where there is one, the evaluation is not
     valid, and only the ends of intervals can be read. Empty in a valid one."""
+    missing: list[FailedClass] = Field(default_factory=list[FailedClass], exclude_if=_is_empty)
+    """Every class of items of which any has no outcome, those in `invalid` too; summaries of
+    earlier versions name none."""
     uneven: list[UnevenErrors] = Field(default_factory=list[UnevenErrors], exclude_if=_is_empty)
     """Targets whose errors fall on harmful or on benign prompts; those that were asked both."""
     slices: list[Slice]

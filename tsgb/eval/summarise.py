@@ -12,7 +12,7 @@ from tsgb.eval.bootstrap import NUM_DRAWS, Difference, Resampler
 from tsgb.eval.claims import read_claims, unread_claims
 from tsgb.eval.data_results import data_results, failed_data
 from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
-from tsgb.eval.intervals import MAX_ERROR_RATE, holm
+from tsgb.eval.intervals import MAX_ERROR_RATE, holm, too_many_errors
 from tsgb.eval.metrics import Floats, roc_points
 from tsgb.eval.records import (
     Claim,
@@ -64,11 +64,9 @@ def summarise(
     evidence = Evidence(
         table, setup.seeds, calibrated, resampler, setup.targets, reserved=setup.reserved
     )
-    failed = [
-        *evidence.failed_classes(max_error_rate),
-        *failed_data(data, setup, max_error_rate),
-    ]
-    invalid = [reasons.explain(one) for one in failed]
+    failed = [*evidence.failed_classes(0.0), *failed_data(data, setup, 0.0)]
+    missing = [reasons.explain(one) for one in failed]
+    invalid = [one for one in missing if too_many_errors(one.errors, one.total, max_error_rate)]
     claims = (
         unread_claims("the evaluation is not valid")
         if invalid
@@ -105,6 +103,7 @@ def summarise(
         claims=claims,
         verdict=verdict,
         invalid=invalid,
+        missing=missing,
         uneven=list(evidence.uneven_errors()),
         slices=_slices(evidence, setup),
         data_results=data_results(data, setup, resampler),
@@ -117,19 +116,23 @@ class _Reasons:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str | None, bool], Counter[str]] = defaultdict(Counter)
+        self._attempts: Counter[tuple[str, str | None, bool]] = Counter()
 
     def counted(self, items: Iterable[Item]) -> Iterator[Item]:
         """Pass items on."""
         for item in items:
             if item.error is not None and item.target is not None:
-                self._counts[item.target, item.against, item.harmful][item.error] += 1
+                key = (item.target, item.against, item.harmful)
+                self._counts[key][item.error] += 1
+                self._attempts[key] += item.attempts
             yield item
 
     def explain(self, failed: FailedClass) -> FailedClass:
-        """Add the most common reasons to a class."""
+        """Add the most common reasons to a class, and the calls that were made in vain."""
         key = (str(failed.target), failed.against, failed.harmful)
         counts = self._counts.get(key, Counter())
-        return failed.model_copy(update={"common": dict(counts.most_common(NUM_REASONS))})
+        common = dict(counts.most_common(NUM_REASONS))
+        return failed.model_copy(update={"common": common, "attempts": self._attempts[key]})
 
 
 def _known(items: Iterable[Item], setup: Setup) -> Iterator[Item]:

@@ -222,3 +222,21 @@ def test_added_targets_are_asked_about_benign_prompts_and_no_others(tmp_path: Pa
     assert {item.violated for item in asked} == {None}
     assert all(item.refused is None for item in items if item.harmful)
     assert {item.item_id for item in asked} == {item.item_id for item in benign}
+
+
+class Failing:
+    """Answers nothing, after four calls each."""
+
+    name = "T_s"
+
+    def answer(self, chats: Sequence[Messages]) -> list[Response]:
+        return [Response(text="", finish_reason="error", error="http_500", attempts=4)] * len(chats)
+
+
+def test_items_say_how_often_a_question_was_asked_in_vain() -> None:
+    items, games = scripted_items(WORLD, CONFIG, GUARDS, [Failing()], WORLDS_OWN)
+    assert {(i.error, i.attempts) for i in items if i.target and i.violated is None} == {
+        ("http_500", 4)
+    }
+    assert {i.attempts for i in items if i.error is None} == {0}
+    assert games == []
