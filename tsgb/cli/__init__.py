@@ -29,6 +29,7 @@ from tsgb.cli import (
     train_local,
     worker,
 )
+from tsgb.data.characters import visible
 from tsgb.errors import ExitCode, TSGBError
 
 app = typer.Typer(
@@ -113,5 +114,5 @@ def _given(names: Sequence[str]) -> str | None:
 
 def _fail(message: str, code: int) -> int:
     """Print one line on stderr, whatever the message holds, and return the exit code."""
-    typer.echo(f"tsgb: {' '.join(message.split())}", err=True)
+    typer.echo(f"tsgb: {visible(' '.join(message.split()))}", err=True)
     return int(code)

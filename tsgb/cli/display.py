@@ -51,16 +51,16 @@ def print_evaluation(summary: Summary, report: str) -> None:
     if summary.invalid:
         out.print("Not valid. Only the ends of intervals can be read:", style="bold", markup=False)
         for failed in summary.invalid:
-            out.print(f"  - {failed_class(failed)}", markup=False, soft_wrap=True)
+            out.print(visible(f"  - {failed_class(failed)}"), markup=False, soft_wrap=True)
     trained = {arm.value for arm in Arm}
     for table in evaluation_tables(summary):
         out.print(table)
     if len(trained & set(summary.guards)) > 1:
-        out.print(summary.verdict.sentence, markup=False)
+        out.print(visible(summary.verdict.sentence), markup=False)
     else:
         out.print("One guard: `tsgb experiment` measures it against its baselines.", markup=False)
-    out.print(f"Limits: {summary.limits}", markup=False)
-    out.print(f"Report: {report}", markup=False, soft_wrap=True)
+    out.print(visible(f"Limits: {summary.limits}"), markup=False)
+    out.print(visible(f"Report: {report}"), markup=False, soft_wrap=True)
 
 
 def evaluation_tables(summary: Summary) -> list[Table]:
@@ -85,21 +85,26 @@ def evaluation_tables(summary: Summary) -> list[Table]:
 
 
 def _table(title: str, sheet: views.Sheet, columns: Sequence[int]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=_shown(title), title_justify="left")
     table.add_column("Guard")
     for index in columns:
         name, note = sheet.columns[index]
         head = f"{name}, {note}".replace(" \u00b7 ", ", ").replace(", ", "\n")
-        table.add_column(head, justify="right")
+        table.add_column(_shown(head), justify="right")
     for row in sheet.rows:
         cells = [row.cells[index] for index in columns]
-        table.add_row(escape(row.label), *(_cell(cell) for cell in cells))
+        table.add_row(_shown(row.label), *(_cell(cell) for cell in cells))
     return table
 
 
 def _cell(cell: views.TableCell) -> str:
     detail = cell.detail.replace("upper bound ", "\u2264 ").replace(" to ", "\u2013")
-    return f"{cell.figure}\n{detail}".strip()
+    return _shown(f"{cell.figure}\n{detail}".strip())
+
+
+def _shown(text: str) -> str:
+    """Escape a text that may hold the names of strangers, as the text of a table."""
+    return escape(visible(text, keep="\n"))
 
 
 def print_comparison(found: PairedEvaluations) -> None:

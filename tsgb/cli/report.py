@@ -71,6 +71,7 @@ def report(
 
     Exit code 3 if the evaluation is not valid, 100 if a gate fails.
     """
+    from tsgb.data.characters import visible
     from tsgb.eval.gates import Gate, check_gates
     from tsgb.eval.wording import invalid_evaluation
 
@@ -87,7 +88,7 @@ def report(
         else:
             _write(out, text)
     for outcome in outcomes:
-        typer.echo(str(outcome), err=True)
+        typer.echo(visible(str(outcome)), err=True)
     if summary.invalid:
         raise InvalidResult(invalid_evaluation(summary.invalid, stored.url))
     return ExitCode.OK if all(found.passed for found in outcomes) else ExitCode.GATE_FAILED

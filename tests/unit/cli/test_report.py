@@ -65,6 +65,24 @@ def test_logs_for_inspect_go_into_a_directory(tsgb: Run, evaluation: Path, tmp_p
     assert len(list(out.glob("*_tsgb_eval-0001-*.json"))) == 4
 
 
+def test_the_terminal_obeys_no_name_in_an_error_or_a_gate(tsgb: Run, tmp_path: Path) -> None:
+    store_evaluation(tmp_path / "e")
+    document = json.loads((tmp_path / "e" / "summary.json").read_text())
+    name = "a\x1b[2J\u202eb"
+    document["invalid"] = [{"what": f"prompts to {name}", "errors": 2, "total": 2}]
+    for group in ("targets", "results"):
+        for one in document[group]:
+            for key in ("name", "target"):
+                if one.get(key) == "B_far":
+                    one[key] = name
+    (tmp_path / "e" / "summary.json").write_text(json.dumps(document))
+    ended = tsgb("report", str(tmp_path / "e"), "--gate", "adaptive_asr<=1")
+    assert ended.code == 3
+    assert ended.err.count("a<U+001B>[2J<U+202E>b") == 3
+    assert "\x1b" not in ended.out + ended.err
+    assert "\u202e" not in ended.out + ended.err
+
+
 def test_no_name_leads_a_log_out_of_its_directory(tsgb: Run, tmp_path: Path) -> None:
     summary = store_evaluation(tmp_path / "e")
     document = summary.model_dump_json()
