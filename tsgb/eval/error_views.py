@@ -9,8 +9,8 @@ from tsgb.eval.wording import percent
 COLUMNS = (
     ("Without an outcome", "items, and their share"),
     ("Of", "items of the class"),
-    ("Reasons", "the most common, with their items"),
     ("Calls in vain", ""),
+    ("Reasons", "the most common, with their items"),
 )
 
 
@@ -28,6 +28,6 @@ def _error_cells(found: FailedClass) -> list[TableCell]:
     return [
         TableCell(f"{found.errors}", percent(found.errors / found.total)),
         TableCell(f"{found.total}"),
-        TableCell("; ".join(reasons)) if reasons else ABSENT,
         TableCell(f"{found.attempts}") if found.attempts else ABSENT,
+        TableCell("; ".join(reasons)) if reasons else ABSENT,
     ]

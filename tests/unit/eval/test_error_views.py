@@ -40,11 +40,11 @@ def test_every_class_is_told_with_its_reasons_and_calls() -> None:
         "attacks on selfplay before T_s",
         "verdicts of frozen on benign prompts",
     }
-    errors, total, reasons, calls = rows["harmful prompts to B_mid"]
+    errors, total, calls, reasons = rows["harmful prompts to B_mid"]
     assert (errors, total, calls) == ("7 (2.4 %)", "288", "21")
     assert reasons.count("http_50") == NUM_REASONS
     assert reasons.endswith("(1); others (2)")
-    assert rows["attacks on selfplay before T_s"] == ["2 (1.0 %)", "192", "timeout (2)", "\u2013"]
+    assert rows["attacks on selfplay before T_s"] == ["2 (1.0 %)", "192", "\u2013", "timeout (2)"]
     assert rows["verdicts of frozen on benign prompts"][2:] == ["\u2013", "\u2013"]
     page = render_report(summary)
     assert "Items without an outcome" in page
