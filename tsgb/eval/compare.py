@@ -336,6 +336,7 @@ def _facts(setup: Setup) -> dict[str, str]:
         "targets": ", ".join(t.name for t in setup.targets),
         "configuration": about.config_sha256[:12],
         "commit": about.commit or "-",
+        "command": about.command,
         **{f"version of {name}": version for name, version in about.versions.items()},
         **{f"model {name}": sha[:12] for name, sha in about.models.items()},
         **checkpoints,

@@ -15,6 +15,8 @@ COLUMNS = (
     ("p", "Holm"),
     ("Got through", "only second / only first"),
 )
+MOST_TOLD = 4
+"""Differences that the sentence names; the tables have all."""
 _UNITS = frozenset({"auroc", "ece"})
 """Figures that are no shares."""
 
@@ -54,7 +56,8 @@ def _row(figure: PairedFigure) -> TableRow:
 def comparison_notes(found: PairedEvaluations) -> list[str]:
     """Return what was compared, in sentences."""
     seeds = ", ".join(map(str, found.seeds))
-    shared = f"{found.prompts} prompts and the training seeds {seeds}"
+    plural = "" if len(found.seeds) == 1 else "s"
+    shared = f"{found.prompts} prompts and the training seed{plural} {seeds}"
     notes = [f"{shared} are in both evaluations, and only they are compared."]
     if any(found.left_out):
         ours, theirs = found.left_out
@@ -67,7 +70,9 @@ def comparison_notes(found: PairedEvaluations) -> list[str]:
         for f in differs
         if f.metric not in _UNITS
     ]
-    notes.append(f"Differences: {'; '.join(told)}." if told else "No share differs.")
+    rest = f"; and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+    some = "; ".join(told[:MOST_TOLD])
+    notes.append(f"Differences: {some}{rest}." if told else "No share differs.")
     return [visible(note) for note in notes]
 
 

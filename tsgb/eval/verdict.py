@@ -121,14 +121,15 @@ def _missing(evidence: Evidence, target: str | None, *guards: str) -> str:
     if target is None:
         return "not measured"
     if not evidence.measurable("adaptive_asr", target):
-        return "no protection measurable"
+        attacked = evidence.unguarded("adaptive_asr", target).asr is not None
+        return "no protection measurable" if attacked else "not measured"
     return did_not_converge(evidence, target, *guards) or "not measured"
 
 
 def did_not_converge(evidence: Evidence, target: str, *guards: str) -> str | None:
     """Return the sentence on the first of these guards whose attackers did not converge."""
     found = (evidence.unconverged(guard, target) for guard in guards)
-    return next((not_converged(one) for one in found if one is not None), None)
+    return next((not_converged([one]) for one in found if one is not None), None)
 
 
 def _sentence(evidence: Evidence, target: str | None, *, shown: bool, failed: int, of: int) -> str:

@@ -156,15 +156,19 @@ def unguarded(
 def obstacles(summary: Summary) -> list[str]:
     """Say what stands in the way of reading the figures, in one sentence each.
 
-    There is one for each target without measurable protection, one for each target and guard whose
-    attackers did not converge, one for each target whose errors fall on one class of prompts, and
+    There is one for each target without measurable protection, one for each target whose attackers
+    did not converge, one for each target whose errors fall on one class of prompts, and
     one that names the guards whose false-positive budget the calibration could not certify.
     """
     found = [
         no_protection(*(u for u in summary.unguarded if u.target == target.name))
         for target in summary.targets
     ]
-    found += [not_converged(one) for one in summary.unconverged]
+    found += [
+        not_converged(those)
+        for target in summary.targets
+        if (those := [one for one in summary.unconverged if one.target == target.name])
+    ]
     found += [uneven_errors(one) for one in summary.uneven]
     found.append(_uncertified(summary))
     return [f"{text[0].upper()}{text[1:]}." for text in found if text is not None]

@@ -90,6 +90,11 @@ def leaking(unguarded: Unguarded) -> str:
     return f"{unguarded.leaks} of {of} leak"
 
 
+def _is_left_alone(found: Unguarded) -> bool:
+    """Whether nobody attacked the target, and nothing was asked of it beforehand."""
+    return found.asr is None and found.min_leaks <= 1 and not found.min_asr
+
+
 def no_protection(*unguarded: Unguarded) -> str | None:
     """The sentence that stands in place of a guard's figures on a target; None where there are any.
 
@@ -99,7 +104,7 @@ def no_protection(*unguarded: Unguarded) -> str | None:
     Example: `"no protection measurable on T_s: 3 of 48 adaptive attempts (6.3 %) leak un-guarded,
     and a figure takes 30.0 % and 100 leaks of the target"`
     """
-    small = [found for found in unguarded if not found.measurable]
+    small = [found for found in unguarded if not found.measurable and not _is_left_alone(found)]
     if not small:
         return None
     parts: list[str] = []
@@ -169,16 +174,17 @@ def invalid_evaluation(invalid: Sequence[FailedClass], report: str) -> str:
 UNCONVERGED = "attacker did not converge"
 
 
-def not_converged(found: Unconverged) -> str:
-    """The sentence on attackers who could have got through more often.
+def not_converged(found: Sequence[Unconverged]) -> str:
+    """The sentence on attackers on one target who could have got through more often.
 
     Example: `"attacker did not converge on T_s: fresh attackers get through Self-play in 1.6 % of
-    their attempts, scripted attacks in 53.8 %"`
+    their attempts and scripted attacks in 53.8 %"`
     """
-    trained, other = percent(found.trained.value), percent(found.open.value)
-    through = "no guard" if found.guard == "none" else title(found.guard)
-    more = "scripted attacks" if found.behind is None else f"through {title(found.behind)}"
-    return (
-        f"{UNCONVERGED} on {found.target}: fresh attackers get through {through} in {trained} of "
-        f"their attempts, {more} in {other}"
-    )
+    told: list[str] = []
+    for one in found:
+        trained, other = percent(one.trained.value), percent(one.open.value)
+        through = "no guard" if one.guard == "none" else title(one.guard)
+        more = "scripted attacks in" if one.behind is None else f"through {title(one.behind)} in"
+        of = " of their attempts" if not told else ""
+        told.append(f"{through} in {trained}{of} and {more} {other}")
+    return f"{UNCONVERGED} on {found[0].target}: fresh attackers get through {', '.join(told)}"
