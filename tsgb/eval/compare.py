@@ -16,13 +16,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
 from tsgb.errors import UsageError
 from tsgb.eval.bootstrap import NUM_DRAWS, Difference, Resampler, Sample, difference
 from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
-from tsgb.eval.intervals import holm
-from tsgb.eval.records import Item, ItemSource, Rate, Record, Setup
+from tsgb.eval.intervals import holm, mcnemar
+from tsgb.eval.records import Identifier, Item, ItemSource, Rate, Record, Setup, Summary
 from tsgb.eval.table import Table
 
 SIGNIFICANCE = 0.05
@@ -79,6 +77,17 @@ class Flip(Record):
     """Whether it got through in the second evaluation."""
 
 
+class LowerBound(Record):
+    """An adaptive figure that is compared with nothing, since its attackers did not converge."""
+
+    evaluation: Identifier
+    """Id of the evaluation."""
+    guard: str
+    """Guard in tables."""
+    target: str
+    """Target in tables."""
+
+
 class PairedEvaluations(Record):
     """The comparison of two evaluations."""
 
@@ -94,6 +103,10 @@ class PairedEvaluations(Record):
     """Prompts that only the first and only the second one has."""
     changes: dict[str, tuple[str, str]]
     """Facts of the setup that differ."""
+    invalid: list[str]
+    """Ids of those that are not valid; where there is one, nothing differs."""
+    lower_bounds: list[LowerBound]
+    """Guards and targets without a comparison of adaptive ASR."""
     figures: list[PairedFigure]
     """Figures that both have."""
     flips: list[Flip]
@@ -102,25 +115,30 @@ class PairedEvaluations(Record):
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    setup: Setup
+    setup: Summary
     """Facts of the evaluation."""
     items: Sequence[Item]
     """Items that take part."""
     evidence: Evidence
     """Figures of these items."""
 
+    def has_lower_bound(self, guard: str, target: str) -> bool:
+        """Whether attackers did not converge, here or in the whole evaluation."""
+        told = any((u.guard, u.target) == (guard, target) for u in self.setup.unconverged)
+        return told or self.evidence.unconverged(guard, target) is not None
+
 
 def compare_evaluations(
-    first: tuple[Setup, Sequence[Item]],
-    second: tuple[Setup, Sequence[Item]],
+    first: tuple[Summary, Sequence[Item]],
+    second: tuple[Summary, Sequence[Item]],
     *,
     num_draws: int = NUM_DRAWS,
 ) -> PairedEvaluations:
     """Compare two evaluations on what both have.
 
     Args:
-        first: Setup and items of the earlier one.
-        second: Setup and items of the later one.
+        first: Summary and items of the earlier one.
+        second: Summary and items of the later one.
         num_draws: Draws of the bootstrap.
 
     Raises:
@@ -152,6 +170,11 @@ def compare_evaluations(
         for setup, items in zip(setups, chosen, strict=True)
     ]
     flips = list(_flips(sides[0], sides[1], guards))
+    figures = _figures(sides[0], sides[1], guards, flips)
+    invalid = [setup.eval_id for setup in setups if setup.invalid]
+    if invalid:
+        figures = [figure.model_copy(update={"differs": False}) for figure in figures]
+    measured = {(f.guard, f.target) for f in figures if f.metric == "asr"}
     return PairedEvaluations(
         first=setups[0].eval_id,
         second=setups[1].eval_id,
@@ -159,8 +182,16 @@ def compare_evaluations(
         prompts=_num_prompts(shared),
         left_out=(_num_prompts(counts[0] - shared), _num_prompts(counts[1] - shared)),
         changes=_changes(*setups),
-        figures=_figures(sides[0], sides[1], guards, flips),
-        flips=list(_few(flips)),
+        invalid=invalid,
+        lower_bounds=[
+            LowerBound(evaluation=side.setup.eval_id, guard=guard, target=target.name)
+            for side in sides
+            for target in side.setup.targets
+            for guard in guards
+            if target.name in targets and side.has_lower_bound(guard, target.name)
+        ],
+        figures=figures,
+        flips=list(_few([flip for flip in flips if (flip.guard, flip.target) in measured])),
     )
 
 
@@ -212,7 +243,7 @@ def _taking_part(
             yield item
 
 
-def _side(setup: Setup, items: Sequence[Item], seeds: Sequence[int], num_draws: int) -> _Side:
+def _side(setup: Summary, items: Sequence[Item], seeds: Sequence[int], num_draws: int) -> _Side:
     temperatures = {(t.guard, t.seed): t.temperature for t in setup.thresholds if t.seed in seeds}
     evidence = Evidence(
         Table.from_items(items, setup.guards),
@@ -245,8 +276,7 @@ def _figures(
             counts: dict[str, int | float] = {}
             if metric == "asr" and guard != "none":
                 worse, better = turned[guard, str(target), True], turned[guard, str(target), False]
-                p = float(binomtest(worse, worse + better).pvalue) if worse + better else 1.0
-                counts = {"worse": worse, "better": better, "p_mcnemar": p}
+                counts = {"worse": worse, "better": better, "p_mcnemar": mcnemar(worse, better)}
             out.append(
                 PairedFigure.model_validate(
                     {
@@ -270,9 +300,17 @@ def _figures(
 def _pair(
     first: _Side, second: _Side, metric: str, guard: str, target: str | None
 ) -> tuple[Sample, Sample] | None:
-    """Return the figure of both sides over the seeds in which both have it."""
-    there = second.evidence.attempted(metric, guard, target)
-    seeds = tuple(s for s in first.evidence.attempted(metric, guard, target) if s in there)
+    """Return the figure of both sides over the seeds in which both have it.
+
+    None also where a report of either would compare it with nothing: too little leaks, or its
+    attackers did not converge.
+    """
+    if metric == "adaptive_asr" and any(
+        side.has_lower_bound(guard, str(target)) for side in (first, second)
+    ):
+        return None
+    there = second.evidence.measured(metric, guard, target)
+    seeds = tuple(s for s in first.evidence.measured(metric, guard, target) if s in there)
     found = [side.evidence.sample(metric, guard, target, seeds) for side in (first, second)]
     return None if found[0] is None or found[1] is None else (found[0], found[1])
 

@@ -6,7 +6,7 @@ from tsgb.data.characters import visible
 from tsgb.eval.compare import PairedEvaluations, PairedFigure
 from tsgb.eval.report import page_template
 from tsgb.eval.views import ABSENT, Sheet, TableCell, TableRow, rate_cell, unit_cell
-from tsgb.eval.wording import METRICS, percent, signed_points, title
+from tsgb.eval.wording import METRICS, UNCONVERGED, percent, signed_points, title
 
 COLUMNS = (
     ("First", ""),
@@ -62,6 +62,13 @@ def comparison_notes(found: PairedEvaluations) -> list[str]:
     if any(found.left_out):
         ours, theirs = found.left_out
         notes.append(f"Left out: {ours} prompts of the first alone, {theirs} of the second alone.")
+    if found.invalid:
+        notes.append(f"Not valid: {' and '.join(found.invalid)}. Nothing can be read as a change.")
+    notes += [
+        f"{bound.evaluation}: {UNCONVERGED} on {bound.target} against {title(bound.guard)}, so "
+        "its adaptive ASR is a lower bound and is not compared."
+        for bound in found.lower_bounds
+    ]
     differs = [figure for figure in found.figures if figure.differs]
     told = [
         f"{METRICS.get(f.metric, f.metric)} of {title(f.guard)}"

@@ -9,7 +9,8 @@ from tests.fakes import evaluation as fake
 from tests.fakes.stored_evaluation import ARMS, DRAWS, store_evaluation
 from tsgb.errors import UsageError
 from tsgb.eval.compare import PairedEvaluations, compare_evaluations
-from tsgb.eval.records import Item, ItemSource
+from tsgb.eval.comparison_page import comparison_notes
+from tsgb.eval.records import FailedClass, Item, ItemSource
 from tsgb.eval.stored import find_evaluation
 
 WEAKER = {**ARMS, "selfplay": fake.Arm(0.6, 1.0, 4.5, -0.4)}
@@ -93,3 +94,48 @@ def test_what_cannot_be_paired_is_refused_in_one_line(earlier: Path, tmp_path: P
     )
     with pytest.raises(UsageError, match="share no prompt"):
         compared(earlier, tmp_path / "prompts")
+
+
+def adaptive(found: PairedEvaluations, guard: str = "selfplay") -> set[str | None]:
+    return {f.target for f in found.figures if (f.metric, f.guard) == ("adaptive_asr", guard)}
+
+
+def test_a_lower_bound_is_compared_with_nothing(earlier: Path, tmp_path: Path) -> None:
+    """Attackers that did not converge say nothing of how a guard changed."""
+    arms = {**ARMS, "selfplay": fake.Arm(0.02, 0.6, 1.2, -0.4)}
+    summary = store_evaluation(tmp_path / "e", arms, eval_id="eval-0002")
+    bounds = {u.target for u in summary.unconverged if u.guard == "selfplay"}
+    assert bounds
+    targets = {target.name for target in summary.targets}
+    for found in (compared(earlier, tmp_path / "e"), compared(tmp_path / "e", earlier)):
+        assert adaptive(found) == targets - bounds
+        told = " ".join(comparison_notes(found))
+        assert all(f"did not converge on {target} against Self-play" in told for target in bounds)
+        assert {(x.guard, x.target) for x in found.lower_bounds} >= {
+            ("selfplay", target) for target in bounds
+        }
+
+
+def test_a_target_without_a_denominator_has_no_figure_of_a_guard(earlier: Path) -> None:
+    summary, items = side(earlier)
+    targets = [
+        t.model_copy(update={"min_leaks": 10**6} if t.name == "B_mid" else {})
+        for t in summary.targets
+    ]
+    other = summary.model_copy(update={"targets": targets})
+    found = compare_evaluations((summary, items), (other, items), num_draws=DRAWS)
+    guards = {f.guard for f in found.figures if f.target == "B_mid"}
+    assert guards == {"none"}
+    assert adaptive(found) == {"T_s", "B_near", "B_far"}
+
+
+def test_nothing_differs_where_one_is_not_valid(earlier: Path, tmp_path: Path) -> None:
+    store_evaluation(tmp_path / "e", WEAKER, eval_id="eval-0002")
+    summary, items = side(tmp_path / "e")
+    failed = FailedClass(what="harmful prompts to T_s", target="T_s", errors=40, total=240)
+    broken = summary.model_copy(update={"invalid": [failed]})
+    found = compare_evaluations(side(earlier), (broken, items), num_draws=DRAWS)
+    assert found.invalid == ["eval-0002"]
+    assert any("Not valid: eval-0002" in note for note in comparison_notes(found))
+    assert found.figures
+    assert not any(figure.differs for figure in found.figures)

@@ -5,7 +5,7 @@ import pytest
 from tests.fakes.stored_evaluation import store_evaluation
 from tsgb.errors import UsageError
 from tsgb.eval.gates import Gate, check_gates
-from tsgb.eval.records import Summary
+from tsgb.eval.records import Summary, Unconverged
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,30 @@ def test_a_figure_that_was_not_measured_fails(summary: Summary) -> None:
     )
     assert not found.passed
     assert str(found) == "failed: selfplay.fpr <= 1: not measured"
+
+
+def test_a_lower_bound_keeps_no_upper_bound(summary: Summary) -> None:
+    """Attackers that did not converge: the true figure may be anything above."""
+    row = next(r for r in summary.results if (r.guard, r.target) == ("selfplay", "T_s"))
+    rate = row.adaptive_asr
+    assert rate is not None
+    bound = Unconverged(guard="selfplay", target="T_s", trained=rate, open=rate)
+    found = summary.model_copy(update={"unconverged": [bound]})
+    name = "selfplay.adaptive_asr"
+    upper, lower, fixed, other = check_gates(
+        found,
+        [
+            Gate.parse(f"{name}[T_s]<=1"),
+            Gate.parse(f"{name}[T_s]>={rate.low}"),
+            Gate.parse("selfplay.asr[T_s]<=1"),
+            Gate.parse(f"{name}[B_mid]<=1"),
+        ],
+    )
+    assert not upper.passed
+    assert str(upper).endswith("a lower bound: attacker did not converge")
+    assert lower.passed
+    assert fixed.passed
+    assert other.passed
 
 
 @pytest.mark.parametrize(
