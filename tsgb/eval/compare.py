@@ -364,7 +364,6 @@ def _changes(first: Setup, second: Setup) -> dict[str, tuple[str, str]]:
 
 def _facts(setup: Setup) -> dict[str, str]:
     about = setup.provenance
-    checkpoints = {f"checkpoint {k}": v[:12] for k, v in about.checkpoints.items()}
     return {
         "world": setup.env,
         "profile": setup.profile,
@@ -372,10 +371,14 @@ def _facts(setup: Setup) -> dict[str, str]:
         "threshold rule": setup.threshold_rule,
         "guards": ", ".join(setup.guards),
         "targets": ", ".join(t.name for t in setup.targets),
-        "configuration": about.config_sha256[:12],
+        "dtype": setup.dtype or "-",
+        "runs": ", ".join(setup.run_ids),
+        "configurations of the runs": about.config_sha256[:12],
         "commit": about.commit or "-",
         "command": about.command,
         **{f"version of {name}": version for name, version in about.versions.items()},
         **{f"model {name}": sha[:12] for name, sha in about.models.items()},
-        **checkpoints,
+        **{f"checkpoint {name}": sha[:12] for name, sha in about.checkpoints.items()},
+        **{f"target {t.name}": t.arch or "-" for t in setup.targets},
+        **{f"threshold of {t.guard}, seed {t.seed}": f"{t.value:.4g}" for t in setup.thresholds},
     }

@@ -210,6 +210,7 @@ def _setup(
         seeds=[part.config.seed for part in parts],
         limits=env.limits.replace("{model}", model),
         threshold_rule=f"fpr<={rule.fpr:g}@{1 - rule.delta:.0%}",
+        dtype=" and ".join(sorted({c.dtype for c in cells})),
         reserved=config.evaluation.reserved,
         guards=[name for name in order if name in present],
         targets=[

@@ -332,6 +332,9 @@ class Setup(Record):
     """Sentence about what results in this world do not show."""
     threshold_rule: str
     """Example: `"fpr<=0.01@95%"`"""
+    dtype: str = Field(default="", exclude_if=_is_empty)
+    """Dtype that the models were computed in, several where seeds were pooled that differ; empty in
+    summaries of earlier versions."""
     reserved: bool = Field(default=True, exclude_if=bool)
     """Whether best responses may use reserved techniques."""
     guards: list[Identifier]

@@ -96,6 +96,29 @@ def test_what_cannot_be_paired_is_refused_in_one_line(earlier: Path, tmp_path: P
         compared(earlier, tmp_path / "prompts")
 
 
+def test_what_else_differs_is_told(earlier: Path) -> None:
+    summary, items = side(earlier)
+    about = summary.provenance
+    other = summary.model_copy(
+        update={
+            "dtype": "bfloat16",
+            "thresholds": [
+                t.model_copy(update={"value": 2.5}) if (t.guard, t.seed) == ("frozen", 3) else t
+                for t in summary.thresholds
+            ],
+            "targets": [t.model_copy(update={"arch": "GRU d7"}) for t in summary.targets],
+            "provenance": about.model_copy(update={"checkpoints": {"selfplay-0": "cd" * 32}}),
+        }
+    )
+    found = compare_evaluations((summary, items), (other, items), num_draws=DRAWS)
+    assert found.changes["dtype"] == ("-", "bfloat16")
+    assert found.changes["threshold of frozen, seed 3"] == ("2.4", "2.5")
+    assert found.changes["target B_mid"] == ("GRU d96", "GRU d7")
+    assert found.changes["checkpoint selfplay-0"] == ("000000000000", "cdcdcdcdcdcd")
+    assert found.changes["checkpoint selfplay-1"] == ("010101010101", "-")
+    assert "commit" not in found.changes
+
+
 def adaptive(found: PairedEvaluations, guard: str = "selfplay") -> set[str | None]:
     return {f.target for f in found.figures if (f.metric, f.guard) == ("adaptive_asr", guard)}
 
