@@ -99,8 +99,9 @@ def to_latex(summary: Summary) -> str:
 
 
 def _tex(text: str) -> str:
-    shown = "".join(_LATEX.get(char, char) for char in visible(text))
-    return shown.encode("ascii", "backslashreplace").decode().replace("\\x", r"\textbackslash{}x")
+    """Not every engine and font has other letters than ASCII's, so they are shown by number."""
+    shown = (c if c.isascii() else f"<U+{ord(c):04X}>" for c in visible(text))
+    return "".join(_LATEX.get(char, char) for char in "".join(shown))
 
 
 def _one_line(text: str) -> str:

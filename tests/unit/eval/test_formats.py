@@ -3,6 +3,8 @@
 import csv
 import io
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from tsgb.eval.gates import Gate, check_gates
 from tsgb.eval.records import FailedClass, Summary
 from tsgb.eval.wording import in_words
 
-NASTY = '=cmd|"x"&<b>_{%$#}^~\\\u202e'
+NASTY = '=cmd|"x"&<b>_{%$#}^~\\\u202e👽'
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,30 @@ def test_latex_has_a_row_a_guard_and_escapes_names(summary: Summary) -> None:
     assert r"\begin{tabular}{l" + "r" * (columns - 1) + "}" in text
     assert r"\textbackslash{}<U" not in text
     assert r"\textless{}U+202E\textgreater{}" in text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_compiles(summary: Summary, tmp_path: Path) -> None:
+    (tmp_path / "table.tex").write_text(to_latex(summary))
+    page = (
+        r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{table}\end{document}"
+    )
+    (tmp_path / "page.tex").write_text(page)
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-500:]
+
+
+def test_latex_takes_no_letter_of_another_script_for_a_command(summary: Summary) -> None:
+    guards = [*summary.guards[:-1], "ж👽é"]
+    results = [
+        row.model_copy(update={"guard": "ж👽é"}) if row.guard == NASTY else row
+        for row in summary.results
+    ]
+    text = to_latex(summary.model_copy(update={"guards": guards, "results": results}))
+    shown = "".join(rf"\textless{{}}U+{code}\textgreater{{}}" for code in ("0436", "1F47D", "00E9"))
+    assert f"{shown} & " in text
+    assert text.isascii()
 
 
 def test_bounds_are_marked(tmp_path: Path) -> None:
