@@ -17,10 +17,13 @@ import numpy as np
 from pydantic import SecretStr
 
 from tsgb.checkpoint.documents import parse_json
+from tsgb.cloud.provider import is_loopback
 from tsgb.errors import UsageError
 from tsgb.logging import get_logger
 from tsgb.protocols import Scores
 
+OPENAI_KEY = "OPENAI_API_KEY"
+_OPENAI_HOST = "api.openai.com"
 BATCH = 16
 """Texts of one request."""
 MAX_BYTES = 4 << 20
@@ -49,7 +52,7 @@ class ModerationGuard:
         Args:
             url: Address of the endpoint, `/moderations` included.
             model: Name of the model, sent along; empty leaves it to the service.
-            key: Key of the service; sent over https, or over http to this machine only.
+            key: Key of the service.
             check: Called before each request; raises to stop.
             sleep: Waits between attempts, seconds.
             timeout_seconds: Longest wait for an answer.
@@ -58,11 +61,7 @@ class ModerationGuard:
         Raises:
             UsageError: The address cannot be used.
         """
-        place = checked_url(url)
-        if key is not None and place.scheme == "http" and not _is_loopback(place.host):
-            raise UsageError(
-                f"moderation {url!r}: a key is not sent over http to another machine: use https"
-            )
+        checked_url(url)
         self._url, self._model, self._check, self._sleep = url, model, check, sleep
         headers = {} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"}
         self._client = httpx.Client(
@@ -113,7 +112,8 @@ def checked_url(url: str) -> httpx.URL:
     """Return an address that may be asked.
 
     Raises:
-        UsageError: It is none, or holds a name, a key or a query.
+        UsageError: It is none, holds a name, a key or a query, or would send prompts over plain
+            http to another machine.
     """
     try:
         place = httpx.URL(url)
@@ -126,11 +126,19 @@ def checked_url(url: str) -> httpx.URL:
             f"moderation {place.scheme}://{place.host}...: an address holds no name, key or query: "
             "keys are read from the environment"
         )
+    if place.scheme == "http" and not is_loopback(url):
+        raise UsageError(
+            f"moderation {url!r}: prompts go to another machine over https only: use https"
+        )
     return place
 
 
-def _is_loopback(host: str) -> bool:
-    return host in {"localhost", "127.0.0.1", "::1"} or host.startswith("127.")
+def key_variable(url: str) -> str:
+    """Return the environment variable with the key of a service; empty for one that gets none.
+
+    The key of OpenAI goes to OpenAI alone: moderation endpoints of others are many.
+    """
+    return OPENAI_KEY if checked_url(url).host == _OPENAI_HOST else ""
 
 
 def _read(body: bytes, num: int) -> Scores:

@@ -21,7 +21,7 @@ from tsgb.guards.baselines import BlockAll
 from tsgb.guards.choice import GuardChoice, GuardKind
 from tsgb.guards.keywords import KeywordGuard
 from tsgb.guards.llama_guard import LlamaGuard
-from tsgb.guards.moderation import ModerationGuard
+from tsgb.guards.moderation import ModerationGuard, key_variable
 from tsgb.models.fetch import fetch
 from tsgb.models.files import weight_files
 from tsgb.models.hub import ModelHub
@@ -103,9 +103,11 @@ def _load(
             load = partial(registry.black_box, choice.value)
             return LlamaGuard(load, directory, env.guard_template().system)
         case GuardKind.MODERATION:
+            variable = key_variable(choice.value)
             return ModerationGuard(
                 choice.value,
                 model=choice.detail,
+                key=context.keys(variable) if variable else None,
                 check=check,
                 sleep=time.sleep,
             )

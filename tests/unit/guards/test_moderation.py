@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from tsgb.errors import UsageError
-from tsgb.guards.moderation import ATTEMPTS, BATCH, MAX_BYTES, ModerationGuard
+from tsgb.guards.moderation import ATTEMPTS, BATCH, MAX_BYTES, ModerationGuard, key_variable
 
 URL = "https://host.test/v1/moderations"
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -128,9 +128,13 @@ def test_a_key_is_sent_to_the_service_alone(capsys: pytest.CaptureFixture[str]) 
 
     assert np.isnan(guard(handler, key=key).score(["a"])).all()
     assert set(seen) == {"Bearer sentinel-key"}
-    with pytest.raises(UsageError, match="use https"):
-        ModerationGuard("http://host.test/v1", key=key, sleep=lambda _: None)
+    for url in ("http://host.test/v1", "http://127.evil.test/v1", "http://localhost.test/v1"):
+        with pytest.raises(UsageError, match="use https"):
+            ModerationGuard(url, sleep=lambda _: None)
     ModerationGuard("http://127.0.0.1:9/v1", key=key, sleep=lambda _: None)
+    assert key_variable("https://api.openai.com/v1/moderations") == "OPENAI_API_KEY"
+    for url in ("https://api.openai.com.evil.test/v1", "http://127.0.0.1:9/v1"):
+        assert key_variable(url) == ""
     told = capsys.readouterr()
     assert "sentinel" not in told.out + told.err
 
