@@ -22,7 +22,7 @@ from tsgb.eval.compare import PairedEvaluations
 from tsgb.eval.comparison_page import comparison_notes, comparison_sheets
 from tsgb.eval.data_views import data_sheet
 from tsgb.eval.records import Summary
-from tsgb.eval.wording import failed_class
+from tsgb.eval.wording import MINUS, failed_class
 from tsgb.settings import Settings, load_settings
 
 TRAINING_FIGURES = {
@@ -98,7 +98,9 @@ def _table(title: str, sheet: views.Sheet, columns: Sequence[int]) -> Table:
 
 
 def _cell(cell: views.TableCell) -> str:
-    detail = cell.detail.replace("upper bound ", "\u2264 ").replace(" to ", "\u2013")
+    detail = cell.detail.replace("upper bound ", "\u2264 ")
+    if not detail.startswith(("+", MINUS)):  # a dash beside a sign could be read as another one
+        detail = detail.replace(" to ", "\u2013")
     return _shown(f"{cell.figure}\n{detail}".strip())
 
 

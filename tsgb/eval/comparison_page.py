@@ -6,7 +6,7 @@ from tsgb.data.characters import visible
 from tsgb.eval.compare import PairedEvaluations, PairedFigure
 from tsgb.eval.report import page_template
 from tsgb.eval.views import ABSENT, Sheet, TableCell, TableRow, rate_cell, unit_cell
-from tsgb.eval.wording import METRICS, UNCONVERGED, percent, signed_points, title
+from tsgb.eval.wording import METRICS, UNCONVERGED, percent, signed_points, signed_unit, title
 
 COLUMNS = (
     ("First", ""),
@@ -19,6 +19,8 @@ MOST_TOLD = 4
 """Differences that the sentence names; the tables have all."""
 _UNITS = frozenset({"auroc", "ece"})
 """Figures that are no shares."""
+_UNIT_NOTE = {"points, 95 % interval": "95 % interval"}
+"""Notes of columns that differ for such figures."""
 
 
 def comparison_sheets(found: PairedEvaluations) -> list[Sheet]:
@@ -27,14 +29,17 @@ def comparison_sheets(found: PairedEvaluations) -> list[Sheet]:
     for metric in dict.fromkeys(figure.metric for figure in found.figures):
         name = METRICS.get(metric, metric)
         rows = [_row(figure) for figure in found.figures if figure.metric == metric]
-        sheets.append(Sheet(f"{name[0].upper()}{name[1:]}", COLUMNS, rows))
+        columns = [(head, _UNIT_NOTE.get(note, note)) for head, note in COLUMNS]
+        chosen = columns if metric in _UNITS else COLUMNS
+        sheets.append(Sheet(f"{name[0].upper()}{name[1:]}", chosen, rows))
     return sheets
 
 
 def _row(figure: PairedFigure) -> TableRow:
     where = f", {figure.target}" if figure.target else ""
     cell = unit_cell if figure.metric in _UNITS else rate_cell
-    low, high = signed_points(figure.low), signed_points(figure.high)
+    signed = signed_unit if figure.metric in _UNITS else signed_points
+    low, high = signed(figure.low), signed(figure.high)
     flips = ABSENT
     if figure.worse is not None:
         p = figure.p_mcnemar or 0.0
@@ -46,7 +51,7 @@ def _row(figure: PairedFigure) -> TableRow:
         [
             cell(figure.first),
             cell(figure.second),
-            TableCell(signed_points(figure.difference), f"{low} to {high}", not figure.differs),
+            TableCell(signed(figure.difference), f"{low} to {high}", not figure.differs),
             TableCell("< 0.001" if figure.p_holm < 0.001 else f"{figure.p_holm:.3f}"),
             flips,
         ],

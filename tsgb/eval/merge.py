@@ -107,7 +107,6 @@ def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -
     summary = summarise(
         (item for c in cells for item in c.items),
         _setup(parts, cells, env, eval_id, command),
-        max_error_rate=parts[0].config.evaluation.max_error_rate,
         num_draws=parts[0].config.evaluation.bootstrap,
     )
     run, directory = parts[0].run, f"reports/{eval_id}"
@@ -211,6 +210,7 @@ def _setup(
         limits=env.limits.replace("{model}", model),
         threshold_rule=f"fpr<={rule.fpr:g}@{1 - rule.delta:.0%}",
         dtype=" and ".join(sorted({c.dtype for c in cells})),
+        max_error_rate=config.evaluation.max_error_rate,
         reserved=config.evaluation.reserved,
         guards=[name for name in order if name in present],
         targets=[

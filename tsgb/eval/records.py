@@ -335,6 +335,8 @@ class Setup(Record):
     dtype: str = Field(default="", exclude_if=_is_empty)
     """Dtype that the models were computed in, several where seeds were pooled that differ; empty in
     summaries of earlier versions."""
+    max_error_rate: float = 0.02
+    """Share of a class of items without an outcome above which the evaluation is not valid."""
     reserved: bool = Field(default=True, exclude_if=bool)
     """Whether best responses may use reserved techniques."""
     guards: list[Identifier]

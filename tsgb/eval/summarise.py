@@ -12,7 +12,7 @@ from tsgb.eval.bootstrap import NUM_DRAWS, Difference, Resampler
 from tsgb.eval.claims import read_claims, unread_claims
 from tsgb.eval.data_results import data_results, failed_data
 from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
-from tsgb.eval.intervals import MAX_ERROR_RATE, holm, too_many_errors
+from tsgb.eval.intervals import holm, too_many_errors
 from tsgb.eval.metrics import Floats, roc_points
 from tsgb.eval.records import (
     Claim,
@@ -41,14 +41,13 @@ def summarise(
     setup: Setup,
     *,
     min_seeds: int = MIN_SEEDS,
-    max_error_rate: float = MAX_ERROR_RATE,
     num_draws: int = NUM_DRAWS,
     bootstrap_seed: int = 0,
 ) -> Summary:
     """Count everything, compare the arms and read the pre-registered conditions.
 
-    Where more than `max_error_rate` of a class of items have no outcome, the summary says so in
-    `invalid`, nothing is shown, and its intervals hold both readings of what is missing.
+    Where more than `setup.max_error_rate` of a class of items have no outcome, the summary says so
+    in `invalid`, nothing is shown, and its intervals hold both readings of what is missing.
 
     Raises:
         UsageError: items name a guard, a target or a seed that the setup does not.
@@ -66,7 +65,9 @@ def summarise(
     )
     failed = [*evidence.failed_classes(0.0), *failed_data(data, setup, 0.0)]
     missing = [reasons.explain(one) for one in failed]
-    invalid = [one for one in missing if too_many_errors(one.errors, one.total, max_error_rate)]
+    invalid = [
+        one for one in missing if too_many_errors(one.errors, one.total, setup.max_error_rate)
+    ]
     claims = (
         unread_claims("the evaluation is not valid")
         if invalid

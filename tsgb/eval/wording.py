@@ -57,6 +57,11 @@ def signed_points(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", MINUS)
 
 
+def signed_unit(value: float) -> str:
+    """A difference of figures between 0 and 1 that are no shares, with three decimals."""
+    return f"{value:+.3f}".replace("-", MINUS)
+
+
 def points(value: Difference) -> str:
     """Example: `"+7.9 points, 95 % interval +4.6 to +11.2"`."""
     ends = f"{signed_points(value.low)} to {signed_points(value.high)}"

@@ -29,4 +29,8 @@ def test_every_figure_stands_in_it_and_names_are_escaped(tmp_path: Path) -> None
     assert "\u202e" not in page
     assert "x&lt;script&gt;&lt;U+202E&gt;" in page
     assert "eval-0001 and eval-0002" in page
+    auroc = next(sheet for sheet in sheets if sheet.heading == "Held-out AUROC")
+    [row] = [row for row in auroc.rows if row.name == "selfplay"]
+    assert row.cells[2].figure.startswith("\u22120.")
+    assert all("points" not in note for _, note in auroc.columns)
     assert "second only" in page

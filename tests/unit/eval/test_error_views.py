@@ -8,7 +8,7 @@ from tsgb.eval.report import render_report
 from tsgb.eval.summarise import NUM_REASONS, summarise
 
 
-def summary_of(**options: float) -> Summary:
+def summary_of(max_error_rate: float) -> Summary:
     """Seven scripted prompts of one target fail in seven ways, two attacks, and one verdict."""
     failed, attacked, unread = iter(range(7)), iter(range(2)), iter(range(1))
 
@@ -28,7 +28,8 @@ def summary_of(**options: float) -> Summary:
         return Item.model_validate({**item.model_dump(), **update})
 
     items = [changed(i) for i in fake.items(ARMS, (0, 1), num_prompts=48, num_attacks=48)]
-    return summarise(items, fake.setup(ARMS, (0, 1)), num_draws=DRAWS, **options)
+    setup = fake.setup(ARMS, (0, 1)).model_copy(update={"max_error_rate": max_error_rate})
+    return summarise(items, setup, num_draws=DRAWS)
 
 
 def test_every_class_is_told_with_its_reasons_and_calls() -> None:

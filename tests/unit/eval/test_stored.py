@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes.stored_evaluation import DRAWS, store_evaluation
 from tsgb.errors import StoreError, UsageError
-from tsgb.eval.records import Summary
+from tsgb.eval.records import Item, ItemSource, Summary
 from tsgb.eval.stored import StoredEvaluation, find_evaluation
 
 
@@ -32,6 +32,23 @@ def test_it_is_found_by_its_directory_its_files_and_its_run(
 def test_figures_computed_anew_from_items_are_the_same(run: tuple[Path, Summary]) -> None:
     root, summary = run
     assert find_evaluation(str(root)).recomputed(num_draws=DRAWS) == summary
+
+
+def test_the_share_of_errors_that_was_allowed_is_kept(tmp_path: Path) -> None:
+    """Figures computed anew are not valid by another rule than the first ones."""
+
+    def lost(item: Item) -> Item:
+        ids = {"wide-1", "wide-2", "static-1", "static-2"}  # four of 144 of a seed
+        if item.source is not ItemSource.SCRIPTED or item.item_id not in ids:
+            return item
+        return item.model_copy(update={"violated": None, "error": "http_500"})
+
+    allowed = {"max_error_rate": 0.05}
+    first = store_evaluation(tmp_path / "e", changed=lost)
+    assert first.invalid
+    document = first.model_copy(update=allowed).model_dump_json()
+    (tmp_path / "e" / "summary.json").write_text(document)
+    assert find_evaluation(str(tmp_path / "e")).recomputed(num_draws=DRAWS).invalid == []
 
 
 def refused(found: StoredEvaluation, what: str) -> str:

@@ -301,7 +301,9 @@ def test_errors_on_missed_items_invalidate_the_result(items: list[Item]) -> None
 
 def test_tolerated_errors_widen_every_figure(items: list[Item], summary: Summary) -> None:
     found = summarise(
-        with_errors(items, 1.0), fake.setup(MAIN), num_draws=DRAWS, max_error_rate=1.0
+        with_errors(items, 1.0),
+        fake.setup(MAIN).model_copy(update={"max_error_rate": 1.0}),
+        num_draws=DRAWS,
     )
     for seed in (0, None):
         clean, dirty = (result(s, "sft", seed=seed) for s in (summary, found))
@@ -373,7 +375,8 @@ def test_whatever_is_missing_there_is_a_report(
     error = {"violated": None, "error": "HTTP 500"}
     broken = [i.model_copy(update=error) if fails(i) else i for i in items if i.seed in seeds]
     setup = fake.setup(MAIN, seeds)
-    found = summarise(broken, setup, num_draws=50, max_error_rate=limit)
+    allowing = setup.model_copy(update={"max_error_rate": limit})
+    found = summarise(broken, allowing, num_draws=50)
     assert bool(found.invalid) == (limit < 1)
     assert ("<strong>Not valid</strong>" in render_report(found)) == (limit < 1)
     assert ("Not valid: " in render_tables(found)) == (limit < 1)
