@@ -136,7 +136,7 @@ def _text(
 
     writers: dict[ReportFormat, Callable[[], str]] = {
         ReportFormat.TEXT: lambda: render_tables(summary),
-        ReportFormat.MARKDOWN: lambda: render_tables(summary, "markdown"),
+        ReportFormat.MARKDOWN: lambda: formats.to_markdown(summary, outcomes),
         ReportFormat.HTML: lambda: render_report(summary, stored.games()),
         ReportFormat.JSON: lambda: summary.model_dump_json(indent=1),
         ReportFormat.CSV: lambda: formats.to_csv(summary),

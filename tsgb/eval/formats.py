@@ -1,4 +1,4 @@
-"""A summary in the formats of other programs: CSV, LaTeX, JUnit.
+"""A summary in the formats of other programs: CSV, Markdown, LaTeX, JUnit.
 
 Each is text made from the figures alone. Names come from users and stores, so each format escapes
 them in its own way, and control characters are shown (`<U+202E>`).
@@ -18,6 +18,7 @@ from tsgb.data.characters import visible
 from tsgb.eval import wording
 from tsgb.eval.gates import METRICS, ON_TARGETS, GateOutcome
 from tsgb.eval.records import Rate, Summary
+from tsgb.eval.report import markdown_text, render_tables
 from tsgb.eval.views import converged, pooled
 from tsgb.eval.wording import in_words, title, too_many_failed
 
@@ -68,6 +69,15 @@ def to_csv(summary: Summary) -> str:
 def _plain(name: str) -> str:
     shown = visible(name)
     return f"'{shown}" if shown.startswith(_FORMULA) else shown
+
+
+def to_markdown(summary: Summary, outcomes: Sequence[GateOutcome] = ()) -> str:
+    """The main tables for a comment on a pull request, after what became of the gates."""
+    tables = render_tables(summary, "markdown")
+    if not outcomes:
+        return tables
+    lines = "\n".join(f"- {markdown_text(str(outcome))}" for outcome in outcomes)
+    return f"### Gates\n\n{lines}\n\n{tables}"
 
 
 def to_latex(summary: Summary) -> str:

@@ -159,18 +159,18 @@ def _text(summary: Summary) -> Iterator[str]:
 
 
 def _markdown(summary: Summary) -> Iterator[str]:
-    yield f"**{_escape(summary.verdict.sentence)}**"
+    yield f"**{markdown_text(summary.verdict.sentence)}**"
     if summary.verdict.reasons:
-        yield "\n".join(f"- {_escape(reason)}" for reason in summary.verdict.reasons)
-    yield from map(_escape, views.obstacles(summary))
+        yield "\n".join(f"- {markdown_text(reason)}" for reason in summary.verdict.reasons)
+    yield from map(markdown_text, views.obstacles(summary))
     for heading, header, rows in _sheets(summary):
         lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-        body = "\n".join(f"| {' | '.join(_escape(c) for c in line)} |" for line in lines)
+        body = "\n".join(f"| {' | '.join(markdown_text(c) for c in line)} |" for line in lines)
         yield f"### {heading}\n\n{body}"
-    yield f"*Limits: {_escape(summary.limits)}*"
+    yield f"*Limits: {markdown_text(summary.limits)}*"
 
 
-def _escape(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Nothing in a text ends its cell or its row, and it makes no HTML, link, image or emphasis."""
     text = re.sub(r"([\\`*|\[\]])", r"\\\1", visible(text))
     return text.replace("<", "&lt;").replace(">", "&gt;")

@@ -13,7 +13,7 @@ from lxml import etree
 
 from tests.fakes import evaluation as fake
 from tests.fakes.stored_evaluation import ARMS, store_evaluation
-from tsgb.eval.formats import CSV_COLUMNS, to_csv, to_junit, to_latex
+from tsgb.eval.formats import CSV_COLUMNS, to_csv, to_junit, to_latex, to_markdown
 from tsgb.eval.gates import Gate, check_gates
 from tsgb.eval.records import FailedClass, Summary
 from tsgb.eval.wording import in_words
@@ -42,6 +42,16 @@ def test_csv_has_one_line_a_figure_and_no_formula(summary: Summary) -> None:
     assert ("selfplay", "", "", "fpr") in found
     assert {x["guard"][:2] for x in lines} == {"no", "fr", "se", "'="}
     assert "\u202e" not in to_csv(summary)
+
+
+def test_markdown_begins_with_the_gates(summary: Summary) -> None:
+    gates = [Gate.parse("selfplay.fpr<=1"), Gate.parse("selfplay.fpr<=0")]
+    text = to_markdown(summary, check_gates(summary, gates))
+    first, second = text.removeprefix("### Gates\n\n- ").split("\n\n")[0].split("\n- ")
+    assert first.startswith("passed: selfplay.fpr &lt;= 1: ")
+    assert second.startswith("failed: selfplay.fpr &lt;= 0: ")
+    assert text.endswith(to_markdown(summary))
+    assert "Gates" not in to_markdown(summary)
 
 
 def test_latex_has_a_row_a_guard_and_escapes_names(summary: Summary) -> None:
