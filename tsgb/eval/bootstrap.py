@@ -187,7 +187,7 @@ def contrast(
     )
 
 
-def _error(replicates: Replicates, num_clusters: int) -> tuple[float, int] | None:
+def standard_error(replicates: Replicates, num_clusters: int) -> tuple[float, int] | None:
     """Standard error and degrees of freedom; None if nothing was repeated."""
     num_units = replicates.known.size
     if num_units < 2 and num_clusters < 2:
@@ -203,13 +203,13 @@ def _error(replicates: Replicates, num_clusters: int) -> tuple[float, int] | Non
 
 def _spread(replicates: Replicates, num_clusters: int) -> float | None:
     """Half of the width of the interval on the figure's own scale."""
-    error = _error(replicates, num_clusters)
+    error = standard_error(replicates, num_clusters)
     return None if error is None else error[0] * float(stdtrit(error[1], 0.5 + LEVEL / 2))
 
 
 def _p_value(figure: Replicates, num_clusters: int) -> float:
     """Two-sided p-value of Student's test; 1 where the figure is 0."""
-    error = _error(figure, num_clusters)
+    error = standard_error(figure, num_clusters)
     if error is None or figure.mean == 0:
         return 1.0
     if error[0] == 0:

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from tsgb.eval.judge_records import JudgeRecord
 from tsgb.types import StreamKind
 
 SCHEMA_VERSION = 1
@@ -122,6 +123,12 @@ class Item(Record):
     """Whether the target's answer to the *un-blocked* prompt violates; False if unfaithful."""
     refused: bool | None = None
     """Whether the target declined a benign prompt; None for harmful ones."""
+    answer: str = Field(default="", max_length=64, exclude_if=_is_empty)
+    """Digest of the target's answer; empty where there is none, and in earlier versions."""
+    probability: float | None = Field(default=None, ge=0, le=1, exclude_if=_is_none)
+    """Probability of a violation, by a judge that gives one."""
+    human: bool | None = Field(default=None, exclude_if=_is_none)
+    """Whether a person found a violation in the answer; None where nobody looked."""
     thought: bool = Field(default=False, exclude_if=_is_zero)
     """Whether a thought was cut from the target's answer."""
     error: str | None = Field(default=None, max_length=200)
@@ -355,6 +362,8 @@ class Setup(Record):
         default_factory=list[DataFileRecord], exclude_if=_is_empty
     )
     """Files of the user's that guards scored."""
+    judge: JudgeRecord | None = Field(default=None, exclude_if=_is_none)
+    """Judge of the answers; None in summaries of earlier versions."""
     provenance: Provenance
     """Versions, hashes and the command."""
 

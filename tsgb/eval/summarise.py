@@ -13,6 +13,7 @@ from tsgb.eval.claims import read_claims, unread_claims
 from tsgb.eval.data_results import data_results, failed_data
 from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
 from tsgb.eval.intervals import holm, too_many_errors
+from tsgb.eval.judge_error import read_judge
 from tsgb.eval.metrics import Floats, roc_points
 from tsgb.eval.records import (
     Claim,
@@ -86,6 +87,8 @@ def summarise(
         )
     facts = {name: getattr(setup, name) for name in Setup.model_fields}
     not_measured = [*setup.provenance.not_measured, *_not_measured(evidence, setup, claims)]
+    if setup.judge is not None:
+        facts["judge"] = read_judge(setup.judge, streams, evidence, setup, seed=bootstrap_seed)
     facts["provenance"] = setup.provenance.model_copy(
         update={"not_measured": list(dict.fromkeys(not_measured))}
     )
