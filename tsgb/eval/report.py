@@ -14,7 +14,7 @@ from rich.markup import escape as markup_escape
 from rich.table import Table
 
 from tsgb.data.characters import visible
-from tsgb.eval import data_views, error_views, figures, views
+from tsgb.eval import data_views, error_views, figures, judge_views, views
 from tsgb.eval.records import Summary
 from tsgb.eval.transcripts import MAX_CHARACTERS, NUM_ADAPTIVE, Transcript
 from tsgb.eval.verdict import MIN_SEEDS, surrogate
@@ -55,6 +55,8 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
         slices=[views.slices(summary, kind) for kind in ("stream", "technique", "family")],
         claims=[(claim, views.claim_figure(claim)) for claim in summary.claims],
         errors=error_views.error_sheet(summary),
+        judge_lines=judge_views.judge_lines(summary.judge),
+        corrected=judge_views.corrected_sheet(summary),
         data=data_views.data_sheet(summary),
         data_notes=data_views.data_notes(summary),
         data_slices=data_views.data_slices(summary),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tsgb.config import Arm, Phase, RunConfig
+from tsgb.eval.judge_views import judge_lines
 from tsgb.eval.views import obstacles, rate_cell
 from tsgb.eval.wording import percent, title
 from tsgb.export.record import Base, Checkpoint, GuardFile
@@ -228,7 +229,13 @@ def _realised(figures: Figures | None) -> list[str]:
         f"`run` ({figures.summary.threshold_rule}), with 95 % intervals. ASR: share of attacks "
         "that get a forbidden answer; reserved: techniques that training never showed."
     )
-    return [about, *obstacles(figures.summary), _table(("target", *_FIGURES.values()), rows)]
+    judge = " ".join(judge_lines(figures.summary.judge))
+    return [
+        about,
+        *([_code(judge)] if judge else []),
+        *obstacles(figures.summary),
+        _table(("target", *_FIGURES.values()), rows),
+    ]
 
 
 def _incomplete(about: Checkpoint, config: RunConfig) -> list[str]:
