@@ -18,7 +18,7 @@ from flows.prepare import (
     arm_configs,
     check_targets,
     new_run_id,
-    with_checked_guards,
+    with_checked_names,
     write_configs,
 )
 from flows.progress import watching
@@ -64,7 +64,7 @@ def run_experiment(
 
     _check_seeds(run_id, seeds, lambda name: stored(name) is not None)
     options = choose_models(options, settings, stored(names[0]), evaluates=True)
-    options = with_checked_guards(options, settings)
+    options = with_checked_names(options, settings)
     check_targets(options)
     runs = [
         options.model_copy(update={"run": name, "seed": seed, "store": where})

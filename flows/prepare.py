@@ -10,6 +10,7 @@ import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 
 from flows.workers import Workers
@@ -28,8 +29,10 @@ from tsgb.envs import Environment, make_environment
 from tsgb.errors import CheckpointError, ConfigError
 from tsgb.eval import request as requests
 from tsgb.eval.additions import OWN_NAMES, Additions, choose_targets, split_targets
+from tsgb.eval.human_labels import HumanLabels
 from tsgb.eval.streams import estimate_costs
 from tsgb.guards.choice import checked_guards, read_choices
+from tsgb.judges.choice import checked_judge
 from tsgb.plugins import Trust
 from tsgb.run_options import RunOptions, flag_of
 from tsgb.settings import Settings, endpoint_key
@@ -88,23 +91,43 @@ def additions_of(
         black_boxes=black_boxes,
         target_class=options.target_class or (),
         judge_class=options.judge_class,
+        judge=options.judge,
         endpoints=endpoints,
         max_requests=options.max_requests,
         max_cost=options.max_cost,
     )
 
 
-def with_checked_guards(options: RunOptions, settings: Settings) -> RunOptions:
-    """Return the options with each guard of the user's named by a full path or a pinned commit.
+def with_checked_names(options: RunOptions, settings: Settings) -> RunOptions:
+    """Return the options with guards, judge and labels of the user's named by what stays the same.
+
+    Those are full paths and pinned commits.
 
     Raises:
         UsageError: One has no such form, does not exist, or has the name of another one.
     """
-    if not options.guards:
-        return options
-    checked = checked_guards(options.guards, settings, settings.cache_dir / "models")
-    read_choices(checked, OWN_NAMES)
-    return options.model_copy(update={"guards": checked})
+    changes: dict[str, Any] = {}
+    if options.guards:
+        checked = checked_guards(options.guards, settings, settings.cache_dir / "models")
+        read_choices(checked, OWN_NAMES)
+        changes["guards"] = checked
+    if options.judge is not None:
+        changes["judge"] = checked_judge(options.judge, settings)
+    if options.human_labels is not None:
+        path = Path(options.human_labels).absolute()
+        HumanLabels.read(path)
+        changes["human_labels"] = str(path)
+    return options.model_copy(update=changes)
+
+
+def labels_of(options: RunOptions) -> HumanLabels | None:
+    """Return the labels that people gave to answers; None without any.
+
+    Raises:
+        UsageError: Their file cannot be read, or breaks a rule.
+    """
+    given = options.human_labels
+    return None if given is None else HumanLabels.read(Path(given))
 
 
 def costs_of(options: RunOptions) -> list[CostEstimate]:
@@ -269,6 +292,7 @@ def write_request(
     added: Additions,
     *,
     fresh: bool = False,
+    labels: HumanLabels | None = None,
 ) -> None:
     """Write the request that tells the worker what to evaluate, and whether all is asked anew."""
     wanted = None if targets is None else sorted({*targets, *added.target_names})
@@ -280,6 +304,8 @@ def write_request(
         wanted,
         target_class=added.target_class,
         judge_class=added.judge_class,
+        judge=added.judge,
+        human_labels=None if labels is None else labels.document(),
         endpoints=added.endpoints,
         fresh=fresh,
         own_guards=added.guards,

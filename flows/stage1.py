@@ -19,7 +19,7 @@ from flows.hooks import release_machines, say_how_to_resume
 from flows.machines import machine_of
 from flows.model_choice import choose_models, stored_models
 from flows.parameters import takes
-from flows.prepare import arm_configs, check_targets, with_checked_guards, write_configs
+from flows.prepare import arm_configs, check_targets, with_checked_names, write_configs
 from flows.progress import listener, listening
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
@@ -34,7 +34,7 @@ RETRIES = {MachineKind.LOCAL: None, MachineKind.RENTED: 10_000}
 bounds nothing: budget, refusals, lost hosts and failed workers have bounds of their own."""
 STAGE_2 = {
     *("run", "store", "env", "targets", "targets_file", "max_requests", "max_cost"),
-    *("target_class", "judge_class", "guards", "fresh"),
+    *("target_class", "judge_class", "judge", "human_labels", "guards", "fresh"),
 }
 """Options that stage 2 shares, and that the event of its start carries."""
 
@@ -71,7 +71,7 @@ def stage1(**options: Any) -> dict[str, Any]:
     store = canonical_url(chosen.store or settings.default_store)
     workers = Workers(settings, store, run, chosen.env)
     chosen = choose_models(chosen, settings, stored_models(workers))
-    chosen = with_checked_guards(chosen, settings)
+    chosen = with_checked_names(chosen, settings)
     check_targets(chosen)
     configs = arm_configs(chosen)
     key = write_configs(workers, configs)

@@ -17,7 +17,14 @@ from prefect.runtime import flow_run
 from flows import tasks
 from flows.hooks import say_how_to_resume
 from flows.parameters import takes
-from flows.prepare import additions_of, evaluation_id, guards_of, write_request
+from flows.prepare import (
+    additions_of,
+    evaluation_id,
+    guards_of,
+    labels_of,
+    with_checked_names,
+    write_request,
+)
 from flows.progress import listener, listening
 from flows.workers import Workers
 from tsgb.checkpoint.run import RunStore
@@ -25,7 +32,6 @@ from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import InvalidResult, StoreError, StoreUnreachable
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
-from tsgb.guards.choice import checked_guards
 from tsgb.models.hash_cache import HashCache
 from tsgb.run_options import RunId, read_options
 from tsgb.settings import endpoint_key, load_settings
@@ -56,7 +62,7 @@ def _flow_run_name() -> str:
 @takes(
     [
         *("targets", "targets_file", "max_requests", "max_cost"),
-        *("target_class", "judge_class", "guards", "fresh", "store"),
+        *("target_class", "judge_class", "judge", "human_labels", "guards", "fresh", "store"),
     ]
 )
 def stage2(
@@ -84,7 +90,9 @@ def stage2(
     Returns:
         `eval_id`, `report` and `summary_path` (paths, or URLs in a remote store), and `summary`.
     """
-    settings, chosen = load_settings(), read_options(**options)
+    settings = load_settings()
+    chosen = with_checked_names(read_options(**options), settings)
+    labels = labels_of(chosen)
     where = canonical_url(chosen.store or settings.default_store)
     runs = {name: Workers(settings, where, name, env) for name in [run, *(more_runs or [])]}
     guards = {
@@ -93,8 +101,7 @@ def stage2(
     }
     configs = {name: workers.config() for name, workers in runs.items()}
     targets, added = additions_of(chosen, configs[run].model.black_boxes)
-    guard_texts = checked_guards(chosen.guards or (), settings, settings.cache_dir / "models")
-    added = replace(added, guards=guard_texts)
+    added = replace(added, guards=chosen.guards or ())
     added.check_endpoints(endpoint_key)
     models = HashCache(settings.cache_dir / "models")
     hashes = file_hashes(added.black_boxes, models.sha256_of)
@@ -108,13 +115,17 @@ def stage2(
     directory = f"reports/{eval_id}"
     home = runs[run].open()
     summary = _valid_summary(home, directory)
+    if labels is not None and summary is not None and not labels.are_in(summary.get("judge")):
+        summary = None  # its cells are there: they are merged again, and nothing is asked
     if summary is None:
         with listening(tasks.PrefectListener(listener())):
             for name, workers in runs.items():
                 arms = ", ".join(guards[name])
                 listener().note(f"stage 2: run {name}, {arms}, evaluation {eval_id}")
                 fresh = FRESH in identities
-                write_request(workers, eval_id, guards[name], targets, added, fresh=fresh)
+                write_request(
+                    workers, eval_id, guards[name], targets, added, fresh=fresh, labels=labels
+                )
                 tasks.resilient(tasks.evaluate, settings)(name, where, eval_id, env, added)
             summary = tasks.resilient(tasks.report, settings)(
                 run, where, eval_id, more_runs or [], env

@@ -326,6 +326,7 @@ def _arguments(added: Additions) -> list[str]:
         words += ["--endpoint", endpoint.model_dump_json()]
     values = {
         "--judge-class": added.judge_class,
+        "--judge": added.judge,
         "--max-requests": added.max_requests,
         "--max-cost": added.max_cost,
     }

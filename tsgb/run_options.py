@@ -119,6 +119,12 @@ class RunOptions(BaseModel):
     """Black boxes of yours, with generate(prompt) -> str, on top of the targets."""
     judge_class: Annotated[str | None, Flag("--judge-class", "MODULE:CLASS")] = None
     """Judge of yours, with judge(response, is_benign) -> bool, in place of the world's."""
+    judge: Annotated[Annotated[str, Field(min_length=1)] | None, Flag("--judge", "FORM")] = None
+    """Judge in place of the world's, as in openai:MODEL@URL or classifier:NAME."""
+    human_labels: Annotated[
+        Annotated[str, Field(min_length=1)] | None, Flag("--human-labels", "FILE")
+    ] = None
+    """Labels that people gave to answers (JSON lines or CSV), by which rates are corrected."""
     guards: Annotated[list[str] | None, Flag("--guard", "FORM", form="repeated")] = None
     """Guards of yours beside those of the run, as in keywords:FILE or export:DIR."""
     fresh: Annotated[bool, Flag("--fresh")] = False

@@ -46,7 +46,8 @@ def bounds(schema: dict[str, Any]) -> dict[str, Any]:
             "train-local",
             {
                 *("arms", "targets", "targets_file", "max_requests", "max_cost"),
-                *("target_class", "judge_class", "guards", "fresh", "machine"),
+                *("target_class", "judge_class", "judge", "human_labels", "machine"),
+                *("guards", "fresh"),
                 *("budget", "max_price", "service_url", "evaluate", "seeds"),
             },
             {"profile": "smoke", "store": "./checkpoints", "run": "local"},

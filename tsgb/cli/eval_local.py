@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tsgb.config import RunConfig
     from tsgb.envs.base import Environment
     from tsgb.eval.additions import Additions
+    from tsgb.eval.human_labels import HumanLabels
     from tsgb.eval.own_data import OwnData
     from tsgb.eval.records import Summary
     from tsgb.targets.spending import CostEstimate
@@ -54,7 +55,7 @@ DATA_LIMIT = 500
 
 @takes(
     *("targets", "targets_file", "max_requests", "max_cost", "black_boxes"),
-    *("target_class", "judge_class", "guards", "fresh", "overrides"),
+    *("target_class", "judge_class", "judge", "human_labels", "guards", "fresh", "overrides"),
 )
 def eval_local(
     *,
@@ -90,18 +91,16 @@ def eval_local(
 
     Fixed streams of prompts, and one short best response a target; a few minutes at most.
     """
-    from flows.prepare import additions_of
+    from flows.prepare import additions_of, labels_of, with_checked_names
     from tsgb.cli import display, output
     from tsgb.eval.wording import invalid_evaluation
-    from tsgb.guards.choice import checked_guards
     from tsgb.settings import endpoint_key, load_settings
 
     if mapping and not data:
         raise UsageError("--map names columns of files: add --data FILE")
-    settings = load_settings()
+    options = with_checked_names(options, load_settings())
     targets, added = additions_of(options, ())
-    checked = checked_guards(options.guards or (), settings, settings.cache_dir / "models")
-    added = replace(added, guards=checked)
+    added = replace(added, guards=options.guards or ())
     arguments = _Arguments(
         checkpoint_path=checkpoint_path,
         targets=targets,
@@ -113,6 +112,7 @@ def eval_local(
         command=shlex.join(["tsgb", *sys.argv[1:]]),
         data=_read_data(data, mapping or [], data_limit) if data else None,
         data_map=shlex.join(mapping or []),
+        labels=labels_of(options),
     )
     if dry_run:
         show_estimate(_estimate(arguments), as_json=as_json)
@@ -170,6 +170,8 @@ class _Arguments:
     """Command line that repeats it."""
     data: OwnData | None = None
     """Prompts of the user's files; None without any."""
+    labels: HumanLabels | None = None
+    """Labels that people gave to answers; None without any."""
     data_map: str = ""
     """Columns that the user names, which tell categories too."""
 
@@ -204,7 +206,7 @@ class _Arguments:
             "guard": ref.sha256,
             "config": config.fingerprint,
             "targets": list(wanted),
-            "judge": self.added.judge_class or "",
+            "judge": self.added.judge or self.added.judge_class or "",
             **({"data": [self.data_map, self.data_records]} if self.data else {}),
         }
 
@@ -299,7 +301,7 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
         identities = unfinished.join()
         eval_id = _eval_id(question, identities, config, cache_dir)
         directory = f"reports/{eval_id}"
-        summary = _earlier(run, directory)
+        summary = _earlier(run, directory, arguments.labels)
         if summary is not None:
             unfinished.finish()
             listener.note("evaluated already")
@@ -312,6 +314,8 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             wanted,
             target_class=added.target_class,
             judge_class=added.judge_class,
+            judge=added.judge,
+            human_labels=None if arguments.labels is None else arguments.labels.document(),
             endpoints=added.endpoints,
             fresh=FRESH in identities,
             data=arguments.data_records,
@@ -346,8 +350,11 @@ def reduced(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     return make_config(full, {"evaluation": reduced}, overrides)
 
 
-def _earlier(run: RunStore, directory: str) -> Summary | None:
-    """Return the summary of an evaluation that was made before; None if it has no valid one."""
+def _earlier(run: RunStore, directory: str, labels: HumanLabels | None) -> Summary | None:
+    """Return the summary of an evaluation that was made before, with these labels.
+
+    None if there is no valid one: then its cells are merged again, and what is missing is made.
+    """
     from pydantic import ValidationError
 
     from tsgb.checkpoint.documents import MAX_JSON_BYTES
@@ -358,6 +365,9 @@ def _earlier(run: RunStore, directory: str) -> Summary | None:
         summary = Summary.model_validate_json(data)
     except (FileNotFoundError, ValidationError):
         return None  # half written, or of another version: its cells are merged again
+    judge = None if summary.judge is None else summary.judge.model_dump()
+    if labels is not None and not labels.are_in(judge):
+        return None
     return None if summary.invalid else summary
 
 
@@ -379,6 +389,7 @@ def _measure(
     from tsgb.worker.build import make_registry, setup_torch
     from tsgb.worker.context import StopSignals
     from tsgb.worker.own_guards import load_guards
+    from tsgb.worker.own_judge import load_own_judge
 
     setup_torch()
     signals = StopSignals.installed()
@@ -404,7 +415,21 @@ def _measure(
     shared = not read_request(run, eval_id).get("fresh")
     with LoggedTargets(directory, eval_id, config, shared=shared, check=signals.check) as logged:
         asked = logged.wrap(own.values())
-        evaluation = Evaluation(run, config, env, registry, eval_id, context.open, asked, load)
+        judge, env, is_apart = load_own_judge(
+            arguments.added, env, context, logged, signals.check, ledger
+        )
+        evaluation = Evaluation(
+            run,
+            config,
+            env,
+            registry,
+            eval_id,
+            context.open,
+            asked,
+            load,
+            judge,
+            judges_attacks=is_apart,
+        )
         evaluation.fill(
             0,
             1,

@@ -25,6 +25,8 @@ TRAINING = (
     "max_cost",
     "target_class",
     "judge_class",
+    "judge",
+    "human_labels",
     "guards",
     "fresh",
     "overrides",

@@ -115,7 +115,7 @@ def worker_build(
 
 
 @worker_app.command("evaluate")
-@takes("target_class", "judge_class", "guards", "max_requests", "max_cost")
+@takes("target_class", "judge_class", "judge", "guards", "max_requests", "max_cost")
 def worker_evaluate(
     *,
     resume_path: ResumePath,
@@ -143,6 +143,7 @@ def worker_evaluate(
         added=Additions(
             target_class=options.target_class or (),
             judge_class=options.judge_class,
+            judge=options.judge,
             guards=options.guards or (),
             endpoints=[endpoint_from_json(text) for text in endpoint or ()],
             max_requests=options.max_requests,

@@ -21,9 +21,14 @@ from tsgb.errors import UsageError
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import ANEW, FRESH
 from tsgb.guards.choice import GuardChoice, read_choices
-from tsgb.judges.plugins import StrictJudge, load_judge
+from tsgb.judges import choice as judge_choice
+from tsgb.judges.choice import JudgeChoice, JudgeKind
+from tsgb.judges.llm import check_independent
+from tsgb.judges.llm_prompt import GRADE_SCHEMA
+from tsgb.judges.plugins import StrictJudge, load_either, load_judge
 from tsgb.protocols import Target
 from tsgb.targets.endpoint import (
+    EndpointKind,
     EndpointSpec,
     by_name,
     is_endpoint,
@@ -56,6 +61,8 @@ class Additions:
     """The user's black boxes, as `module:attribute`."""
     judge_class: str | None = None
     """The user's judge, as `module:attribute`; None keeps the world's."""
+    judge: str | None = None
+    """The judge, in the forms of `tsgb.judges.choice`; None for `judge_class` or the world's."""
     guards: Sequence[str] = ()
     """The user's guards, in the forms of `tsgb.guards.choice`."""
     endpoints: Sequence[EndpointSpec] = ()
@@ -64,6 +71,22 @@ class Additions:
     """Requests that may be sent to them, all together; None for any number."""
     max_cost: float | None = None
     """Dollars that they may cost, all together; None for any sum."""
+
+    def __post_init__(self) -> None:
+        """Refuse two judges, and one that would grade its own answers."""
+        if self.judge is None:
+            return
+        if self.judge_class is not None:
+            raise UsageError("--judge and --judge-class name two judges: give one of them")
+        choice, option = JudgeChoice.parse(self.judge), f"{judge_choice.OPTION} {self.judge}"
+        if choice.kind is JudgeKind.ENDPOINT:
+            judge = _judge_endpoint(choice)
+            option = f"{judge_choice.OPTION} {judge.form}"
+            targets = {e.name: (e.address, e.model) for e in self.endpoints}
+            check_independent(option, (judge.address, judge.model), targets)
+        elif choice.kind is JudgeKind.OWN:
+            named = dict(zip(target_specs(self.target_class), self.target_class, strict=True))
+            check_independent(option, choice.value, named)
 
     @classmethod
     def of(cls, config: RunConfig, request: Mapping[str, Any]) -> Self:
@@ -85,6 +108,7 @@ class Additions:
             black_boxes=config.model.black_boxes,
             target_class=request.get("target_class") or (),
             judge_class=request.get("judge_class") or None,
+            judge=request.get("judge") or None,
             guards=request.get("own_guards") or (),
             endpoints=endpoints,
         )
@@ -153,6 +177,26 @@ class Additions:
         }
         return {**classes, **self._endpoint_targets(check, keys, ledger)}
 
+    def load_judge_targets(
+        self, check: Callable[[], None], keys: Keys, ledger: Path | None
+    ) -> tuple[Target, Target | None]:
+        """Return the endpoint that judges, and the same one held to a schema where that can be.
+
+        Args:
+            check: Called while it is asked; raises to stop.
+            keys: Returns the key in a variable of the environment.
+            ledger: File that keeps what endpoints were sent and what it cost.
+
+        Raises:
+            UsageError: It lacks its key or its price.
+        """
+        spec = _judge_endpoint(JudgeChoice.parse(self.judge or ""))
+        [plain] = self._http_targets([spec], check, keys, ledger)
+        if spec.kind is not EndpointKind.OPENAI:
+            return plain, None
+        [structured] = self._http_targets([spec], check, keys, ledger, GRADE_SCHEMA)
+        return plain, structured
+
     def check_endpoints(self, keys: Keys) -> None:
         """Check before anything is asked that keys and prices are known.
 
@@ -160,25 +204,40 @@ class Additions:
             UsageError: An endpoint lacks its key or its price.
         """
         self._endpoint_targets(lambda: None, keys, None)
+        if self.judge is not None and JudgeChoice.parse(self.judge).kind is JudgeKind.ENDPOINT:
+            self.load_judge_targets(lambda: None, keys, None)
 
     def _endpoint_targets(
         self, check: Callable[[], None], keys: Keys, ledger: Path | None
     ) -> dict[str, Target]:
-        if not self.endpoints:
-            return {}
+        made = self._http_targets(self.endpoints, check, keys, ledger)
+        return {target.name: target for target in made}
+
+    def _http_targets(
+        self,
+        endpoints: Sequence[EndpointSpec],
+        check: Callable[[], None],
+        keys: Keys,
+        ledger: Path | None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> list[HttpTarget]:
+        """Return targets that share limits; through the file, with others of this evaluation."""
+        if not endpoints:
+            return []
         spending = Spending(self.max_requests, self.max_cost, ledger)
-        spending.check_prices(self.endpoints)
+        spending.check_prices(endpoints)
         repeats = RepeatBudget(RepeatRules())
-        return {
-            spec.name: HttpTarget(
+        return [
+            HttpTarget(
                 spec,
                 keys(spec.key_name) if spec.key_name else None,
                 check=check,
                 spending=spending,
                 repeats=repeats,
+                schema=schema,
             )
-            for spec in self.endpoints
-        }
+            for spec in endpoints
+        ]
 
     def identities(self, *, fresh: bool) -> dict[str, Any]:
         """Load the user's classes, and return what tells their answers from others.
@@ -199,8 +258,26 @@ class Additions:
         }
         for choice in self.guard_choices:
             found[f"guard {choice.text}"] = choice.content_hash()
+        if self.judge is not None:
+            found[f"judge {self.judge}"] = _judge_identity(JudgeChoice.parse(self.judge))
         found |= {f"endpoint {spec.name}": spec.identity for spec in self.endpoints}
         return {**found, FRESH: secrets.token_hex(8)} if fresh else found
+
+
+def _judge_endpoint(choice: JudgeChoice) -> EndpointSpec:
+    return parse_endpoint(choice.value, judge_choice.OPTION)
+
+
+def _judge_identity(choice: JudgeChoice) -> Any:
+    """Return what tells the judgements of a judge from those of others of its name."""
+    match choice.kind:
+        case JudgeKind.ENDPOINT:
+            return _judge_endpoint(choice).identity
+        case JudgeKind.OWN:
+            plugin = load_either(choice.value, judge_choice.OPTION)
+            return plugin.identity or {ANEW: secrets.token_hex(8), "sha256": plugin.source_sha256}
+        case _:
+            return choice.content_hash()
 
 
 def spending_file(cache_dir: Path, eval_id: str) -> Path:

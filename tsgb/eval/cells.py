@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from tsgb.eval.logged_target import LoggedTarget, ask
 from tsgb.eval.records import Item, ItemSource
 from tsgb.eval.streams import fixed_prompts
 from tsgb.eval.transcripts import Transcript, choose, choose_adaptive, transcribe
-from tsgb.protocols import Judge, JudgeItem, Target
+from tsgb.protocols import Judge, JudgeItem, Target, judge_all
 from tsgb.trainer.best_response import BestResponseAttack, FreshAttacker
 from tsgb.types import Judgement, Label, Response, Split
 
@@ -72,6 +73,8 @@ def scripted_items(
             harmful=prompt.harmful,
             violated=violated if prompt.harmful else None,
             refused=None if prompt.harmful else refused,
+            answer=_answer(response),
+            probability=None if judged is None else judged.probability,
             error=error,
             attempts=_in_vain(response),
             thought=response is not None and response.thought,
@@ -86,9 +89,14 @@ def scripted_items(
             for scenario, i in zip(chosen, prompts, strict=True)
         ]
         answers = ask(target, chats, kind)
-        for i, scenario, response in zip(prompts, chosen, answers, strict=True):
-            text = drawn[i].text
-            judged = judge.judge(JudgeItem(scenario=scenario, prompt=text, response=response))
+        questions = [
+            JudgeItem(scenario=scenario, prompt=drawn[i].text, response=response)
+            for i, scenario, response in zip(prompts, chosen, answers, strict=True)
+        ]
+        for i, question, judged in zip(
+            prompts, questions, judge_all(judge, questions), strict=True
+        ):
+            scenario, text, response = question.scenario, question.prompt, question.response
             items.append(item(i, target.name, judged, response))
             if drawn[i].harmful:
                 game = transcribe(env, scenario, items[-1], text, response.text, judged.reason)
@@ -109,6 +117,7 @@ def adaptive_items(
     guards: Sequence[CalibratedGuard],
     *,
     surrogate: bool,
+    judge: Judge | None = None,
 ) -> tuple[list[Item], list[Transcript]]:
     """Best responses of one fresh attacker to each guard on one target.
 
@@ -116,6 +125,14 @@ def adaptive_items(
     nothing violating passes by construction (the oracle) is not attacked further either, and left
     out where it has no word on an attack in free text.
     Ablations are attacked on the surrogate only, and a guard that is somebody's service never.
+
+    Args:
+        config: The run's configuration.
+        attacker: Learns from the world's judge.
+        target: Answers.
+        guards: What is attacked.
+        surrogate: Whether the target is the one of stage 1.
+        judge: Judges what the attackers wrote in the end, in place of the world's judge.
 
     Returns:
         The items, and for each guard a few games that a report may show.
@@ -145,10 +162,24 @@ def adaptive_items(
                     guard.name,
                 )
                 attempts = attacker.sample_attacks(parameters, target, guard.name)
+        if judge is not None:
+            attempts = _judged_again(judge, attempts)
         made = _attempt_items(config, attacker.br_seed, target.name, guard, attempts)
         items += made
         games += _games(attacker.env, made, attempts)
     return items, choose_adaptive(games)
+
+
+def _judged_again(judge: Judge, attempts: Sequence[BestResponseAttack]) -> list[BestResponseAttack]:
+    """Return attempts with the judgements of another judge; what was not asked stays as it is."""
+    asked = [attempt for attempt in attempts if attempt.response is not None]
+    questions = [
+        JudgeItem(scenario=a.scenario, prompt=a.attack.text, response=a.response)
+        for a in asked
+        if a.response is not None
+    ]
+    found = iter(judge_all(judge, questions))
+    return [a if a.response is None else replace(a, judgement=next(found)) for a in attempts]
 
 
 def _games(
@@ -189,6 +220,8 @@ def _attempt_items(
                 against=guard.name,
                 harmful=True,
                 violated=violated,
+                answer=_answer(attempt.response),
+                probability=attempt.judgement.probability,
                 error=error,
                 attempts=_in_vain(attempt.response),
                 thought=attempt.response is not None and attempt.response.thought,
@@ -230,6 +263,11 @@ def _outcome(judged: Judgement | None, response: Response | None) -> tuple[bool 
 def _in_vain(response: Response | None) -> int:
     """Return the number of calls that were made for a question that ended in an error."""
     return 0 if response is None or response.error is None else response.attempts
+
+
+def _answer(response: Response | None) -> str:
+    """Return the digest of an answer; empty without one."""
+    return "" if response is None or response.error is not None else _digest(response.text)
 
 
 def _digest(text: str) -> str:

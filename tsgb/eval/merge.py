@@ -25,6 +25,8 @@ from tsgb.envs.base import Environment
 from tsgb.errors import StoreError, UsageError
 from tsgb.eval.additions import Additions
 from tsgb.eval.data_results import read_cell, read_files
+from tsgb.eval.human_labels import HumanLabels
+from tsgb.eval.judge_results import LabelUse, judge_record
 from tsgb.eval.records import (
     Curve,
     DataFileRecord,
@@ -104,13 +106,18 @@ def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -
     if len({c.dtype for c in cells}) > 1:
         found = ", ".join(f"{p.run.run_id} in {c.dtype}" for p, c in zip(parts, cells, strict=True))
         get_logger().warning(f"the report pools seeds that were computed in two dtypes: {found}")
+    items, labels = [item for c in cells for item in c.items], HumanLabels.of(cells[0].request)
+    use: LabelUse | None = None
+    if labels is not None:
+        items, unused = labels.attach(items)
+        use = LabelUse(labels, unused)
     summary = summarise(
-        (item for c in cells for item in c.items),
-        _setup(parts, cells, env, eval_id, command),
+        items,
+        _setup(parts, cells, env, eval_id, command, use),
         num_draws=parts[0].config.evaluation.bootstrap,
     )
     run, directory = parts[0].run, f"reports/{eval_id}"
-    lines = (i.model_dump_json(exclude_none=True) for c in cells for i in c.items)
+    lines = (item.model_dump_json(exclude_none=True) for item in items)
     run.write_text(f"{directory}/results.jsonl", "\n".join(lines) + "\n")
     games = cells[0].games
     if games:
@@ -187,7 +194,12 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
 
 
 def _setup(
-    parts: Sequence[Part], cells: Sequence[_Cells], env: Environment, eval_id: str, command: str
+    parts: Sequence[Part],
+    cells: Sequence[_Cells],
+    env: Environment,
+    eval_id: str,
+    command: str,
+    labels: LabelUse | None,
 ) -> Setup:
     config = parts[0].config
     names: Sequence[str] = cells[0].request.get("targets") or list(env.targets())
@@ -230,6 +242,7 @@ def _setup(
         curves=[Curve.model_validate(x) for c in cells for x in c.extras["curves"]],
         gradient_variance_ratio=_pooled([c.extras["variance"] for c in cells]),
         data_files=cells[0].data_files,
+        judge=judge_record([c.extras.get("judge") for c in cells], labels),
         provenance=Provenance(
             versions=installed_versions(),
             commit=_commit(),

@@ -71,6 +71,8 @@ def write_request(
     data: Sequence[Mapping[str, Any]] = (),
     own_guards: Sequence[str] = (),
     endpoints: Sequence[EndpointSpec] = (),
+    judge: str | None = None,
+    human_labels: Mapping[str, Any] | None = None,
 ) -> None:
     """Write what is evaluated, and since when: `asked_at`.
 
@@ -91,6 +93,8 @@ def write_request(
             "asked_at": asked_at,
             **({"target_class": list(target_class)} if target_class else {}),
             **({"judge_class": judge_class} if judge_class else {}),
+            **({"judge": judge} if judge else {}),
+            **({"human_labels": dict(human_labels)} if human_labels else {}),
             **({"fresh": True} if fresh else {}),
             **({"data": list(data)} if data else {}),
             **({"own_guards": list(own_guards)} if own_guards else {}),

@@ -25,6 +25,7 @@ from tsgb.eval import calibrated
 from tsgb.eval.additions import choose_targets
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.cells import adaptive_items, scripted_items
+from tsgb.eval.judge_results import examine
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
 from tsgb.eval.request import (
     EvaluationCell,
@@ -41,7 +42,7 @@ from tsgb.judges.exact import ExactJudge
 from tsgb.logging import get_logger
 from tsgb.models.registry import ModelRegistry
 from tsgb.models.weights import load_parameters
-from tsgb.protocols import Target
+from tsgb.protocols import Judge, Target
 from tsgb.targets.build import build_target
 from tsgb.trainer.best_response import FreshAttacker
 from tsgb.trainer.players import GuardPlayer
@@ -81,6 +82,9 @@ class Evaluation:
         open_run: OpenRun,
         own_targets: Mapping[str, Target] | None = None,
         load_own_guards: Callable[[], Sequence[CalibratedGuard]] = tuple,
+        judge: Judge | None = None,
+        *,
+        judges_attacks: bool = False,
     ) -> None:
         """Read the request.
 
@@ -93,6 +97,9 @@ class Evaluation:
             open_run: opens the runs of the other arms.
             own_targets: targets of `env` that the registry does not know, ready made.
             load_own_guards: returns the user's guards, at their operating points.
+            judge: judges the answers that figures count; without it the judge of `env`.
+            judges_attacks: whether `judge` is another one than that of `env`, which attackers
+                learn from, and so judges again what they wrote in the end.
         """
         self.run = run
         self.config = config
@@ -101,6 +108,8 @@ class Evaluation:
         self.eval_id = eval_id
         self._open_run = open_run
         self._load_own_guards = load_own_guards
+        self._judge = judge or ExactJudge(env)
+        self._judges_attacks = judges_attacks
         self.directory = f"reports/{eval_id}"
         self.request = read_request(run, eval_id)
         chosen = choose_targets(env, self.request.get("targets"))
@@ -169,13 +178,14 @@ class Evaluation:
     def _scripted(self) -> dict[str, Any]:
         guards = self.guards()
         targets = [self.target(name) for name in self.specs]
-        items, games = scripted_items(self.env, self.config, guards, targets, ExactJudge(self.env))
+        items, games = scripted_items(self.env, self.config, guards, targets, self._judge)
         return {
             "items": [item.model_dump(mode="json", exclude_defaults=True) for item in items],
             "thresholds": [t.model_dump(mode="json") for t in self._thresholds(guards)],
             "payoff": [p.model_dump(mode="json") for p in self._payoffs()],
             "curves": [c.model_dump(mode="json") for c in self._curves()],
             "variance": self._variance(),
+            "judge": examine(self._judge),
             "transcripts": TRANSCRIPTS.dump_python(games, mode="json"),
             **({"models": self.registry.hashes} if self.registry.hashes else {}),
         }
@@ -188,6 +198,7 @@ class Evaluation:
             self.target(name),
             self.guards(),
             surrogate=self.specs[name].role == "surrogate",
+            judge=self._judge if self._judges_attacks else None,
         )
         return {
             "items": [item.model_dump(mode="json", exclude_defaults=True) for item in items],

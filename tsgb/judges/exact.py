@@ -14,14 +14,16 @@ NAME = "exact"
 class ExactJudge:
     """Asks the environment."""
 
-    def __init__(self, env: Environment) -> None:
-        """Judge by the rules of `env`."""
-        self._env = env
+    def __init__(self, env: Environment, facts: JudgeFacts | None = None) -> None:
+        """Judge as `env` does.
 
-    @property
-    def facts(self) -> JudgeFacts:
-        """See `tsgb.judges.facts.NamedJudge`; right where nobody put another judge into `env`."""
-        return JudgeFacts(name=NAME, version=self._env.name, exact=True)
+        Args:
+            env: The world.
+            facts: What reports say of its judge, where that is not the world's own.
+        """
+        self._env = env
+        self.facts = facts or JudgeFacts(name=NAME, version=env.name, exact=True)
+        """See `tsgb.judges.facts.NamedJudge`."""
 
     def judge(self, item: JudgeItem) -> Judgement:
         """See `tsgb.protocols.Judge`."""

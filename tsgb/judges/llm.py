@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tsgb.errors import UsageError
 from tsgb.judges.facts import JudgeFacts
@@ -21,7 +21,8 @@ from tsgb.types import Judgement, Label, Messages, Outcome, Response
 MOST_CHARACTERS = 100_000
 """Characters of the longest prompt or response that is judged. A longer one is unscored: what is
 cut off could hold the violation."""
-_KEY_BYTES = 32
+KEY_BYTES = 32
+"""Bytes of the key that nonces are drawn from."""
 _NO_STRUCTURE = {"http_400", "http_404", "http_422", "http_501"}
 """Errors of an endpoint that may mean that it knows no JSON Schema."""
 
@@ -35,8 +36,8 @@ def keyed_nonces(key: bytes) -> Nonces:
     Args:
         key: 32 random bytes that stay on this machine.
     """
-    if len(key) < _KEY_BYTES:
-        raise ValueError(f"a key has {_KEY_BYTES} bytes")
+    if len(key) < KEY_BYTES:
+        raise ValueError(f"a key has {KEY_BYTES} bytes")
 
     def nonce(text: str) -> str:
         found = hmac.new(key, text.encode(errors="surrogatepass"), hashlib.sha256)
@@ -129,7 +130,7 @@ class LlmJudge:
         return replies
 
 
-def check_independent(option: str, judge: object, targets: dict[str, object]) -> None:
+def check_independent(option: str, judge: object, targets: Mapping[str, object]) -> None:
     """Refuse a judge that would grade its own answers.
 
     Args:

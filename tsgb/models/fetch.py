@@ -57,3 +57,21 @@ def fetch(name: str, hub: HubSettings, cache_dir: Path) -> ModelFiles:
             directory = Path(source.location)
     hashes = HashCache(cache_dir)
     return ModelFiles(directory, source.label, identity(directory, hashes.sha256_of))
+
+
+def fetch_classifier(name: str, settings: HubSettings) -> Path:
+    """Return the directory of a classifier with its weights, downloaded now if they are not here.
+
+    Args:
+        name: Repository of the hub, or directory.
+        settings: Settings of the hub.
+
+    Raises:
+        UsageError: There is no such model, or its weights cannot be had.
+    """
+    source = ModelSource.parse(name)
+    if source.kind is not SourceKind.HUB:
+        return Path(source.location)
+    hub = ModelHub(settings)
+    found = hub.describe(source.location, source.revision)
+    return hub.download(source.location, found.commit, weight_files(found.directory, found.sizes))

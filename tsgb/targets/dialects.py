@@ -115,11 +115,22 @@ def key_headers(spec: EndpointSpec, key: SecretStr | None) -> dict[str, str]:
     return {**headers, "Authorization": f"Bearer {value}"}
 
 
-def request_body(spec: EndpointSpec, chat: Messages) -> bytes:
-    """Return the body of a request, in UTF-8; lone surrogates are sent as JSON escapes them."""
+def request_body(
+    spec: EndpointSpec, chat: Messages, schema: Mapping[str, Any] | None = None
+) -> bytes:
+    """Return the body of a request, in UTF-8; lone surrogates are sent as JSON escapes them.
+
+    Args:
+        spec: The endpoint.
+        chat: What is asked.
+        schema: JSON Schema of the answer, which OpenAI-compatible endpoints alone are sent.
+    """
     match spec.kind:
         case EndpointKind.OPENAI:
             body = _openai_body(spec, chat)
+            if schema is not None:
+                named = {"name": "answer", "strict": True, "schema": dict(schema)}
+                body["response_format"] = {"type": "json_schema", "json_schema": named}
         case EndpointKind.ANTHROPIC:
             body = _anthropic_body(spec, chat)
         case EndpointKind.HUGGINGFACE:

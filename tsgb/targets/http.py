@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -90,6 +90,7 @@ class HttpTarget:
         repeats: RepeatBudget | None = None,
         transport: Transport | None = None,
         timing: Timing = _TIMING,
+        schema: Mapping[str, Any] | None = None,
     ) -> None:
         """Ask nothing yet.
 
@@ -102,6 +103,7 @@ class HttpTarget:
             repeats: Repeated requests that they share.
             transport: Sends requests; without it kept connections to the endpoint.
             timing: Clocks and waits.
+            schema: JSON Schema that answers of an OpenAI-compatible endpoint have to keep to.
 
         Raises:
             UsageError: The endpoint needs a key and there is none, or it has impossible characters.
@@ -114,6 +116,7 @@ class HttpTarget:
         self._repeats = repeats or RepeatBudget(RepeatRules())
         self._transport = transport or KeptConnections(post_url(spec))
         self._timing = timing
+        self._schema = schema
         self._requests = Pace(spec.requests_per_minute, timing.clock)
         self._tokens = Pace(spec.tokens_per_minute, timing.clock)
         self.limit = AdaptiveLimit(spec.concurrency, timing.clock)
@@ -122,7 +125,8 @@ class HttpTarget:
     @property
     def identity(self) -> dict[str, Any]:
         """All that determines its answers, under which they are kept; no secret."""
-        return self.spec.identity
+        found = self.spec.identity
+        return found if self._schema is None else {**found, "schema": self._schema}
 
     def answer(self, chats: Sequence[Messages]) -> list[Response]:
         """See `tsgb.protocols.Target`.
@@ -161,7 +165,7 @@ class HttpTarget:
     def _ask(self, chat: Messages, stop: Event) -> Response:
         [size] = prompt_bytes([chat])
         most = dollars(self.spec, size, self.spec.max_tokens)
-        body = request_body(self.spec, chat)
+        body = request_body(self.spec, chat, self._schema)
         request_id = secrets.token_hex(12)
         unknown, wait = 0, 0.0
         for attempt in range(1, self.spec.most_attempts + 1):

@@ -20,6 +20,7 @@ from tsgb.worker.build import make_registry, setup_torch
 from tsgb.worker.context import StopSignals, WorkerContext, find_run, read_config
 from tsgb.worker.heartbeat import FLUSH_SECONDS, HeartbeatWriter
 from tsgb.worker.own_guards import load_guards
+from tsgb.worker.own_judge import load_own_judge
 
 
 class EvaluationProgress:
@@ -141,6 +142,20 @@ def evaluate(
         directory, eval_id, config, shared=shared, check=progress.going_on
     ) as logged:
         asked = logged.wrap(own.values())
-        evaluation = Evaluation(run, config, env, registry, eval_id, context.open, asked, load)
+        judge, env, is_apart = load_own_judge(
+            added, env, context, logged, progress.going_on, ledger
+        )
+        evaluation = Evaluation(
+            run,
+            config,
+            env,
+            registry,
+            eval_id,
+            context.open,
+            asked,
+            load,
+            judge,
+            judges_attacks=is_apart,
+        )
         evaluation.fill(part, parts, progress.filled, signals.check)
     progress.flush()

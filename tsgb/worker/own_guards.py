@@ -22,12 +22,9 @@ from tsgb.guards.choice import GuardChoice, GuardKind
 from tsgb.guards.keywords import KeywordGuard
 from tsgb.guards.llama_guard import LlamaGuard
 from tsgb.guards.moderation import ModerationGuard, key_variable
-from tsgb.models.fetch import fetch
-from tsgb.models.files import weight_files
-from tsgb.models.hub import ModelHub
+from tsgb.models.fetch import fetch, fetch_classifier
 from tsgb.models.registry import ModelRegistry
 from tsgb.models.sequence_classifier import SequenceClassifier
-from tsgb.models.source import ModelSource, SourceKind
 from tsgb.protocols import Guard, Scores
 from tsgb.setting_groups import HubSettings
 from tsgb.worker.context import WorkerContext
@@ -97,7 +94,7 @@ def _load(
             base = partial(_base, hub=context.hub, cache=cache)
             return GuardOfExport(load_guard(choice.value, fetch_base=base))
         case GuardKind.CLASSIFIER:
-            return SequenceClassifier(_classifier(choice.value, context.hub), choice.detail)
+            return SequenceClassifier(fetch_classifier(choice.value, context.hub), choice.detail)
         case GuardKind.LLAMA_GUARD:
             directory = fetch(choice.value, context.hub, cache).directory
             load = partial(registry.black_box, choice.value)
@@ -115,12 +112,3 @@ def _load(
 
 def _base(name: str, *, hub: HubSettings, cache: Path) -> Path:
     return fetch(name, hub, cache).directory
-
-
-def _classifier(name: str, settings: HubSettings) -> Path:
-    source = ModelSource.parse(name)
-    if source.kind is not SourceKind.HUB:
-        return Path(source.location)
-    hub = ModelHub(settings)
-    found = hub.describe(source.location, source.revision)
-    return hub.download(source.location, found.commit, weight_files(found.directory, found.sizes))

@@ -71,8 +71,8 @@ def command(
         arguments += ["--target-class", path]
     by_hand = [e for e in added.endpoints if e != parse_endpoint(e.form)]
     arguments += _endpoint_arguments(added.endpoints, by_hand, chosen=bool(targets))
-    if added.judge_class is not None:
-        arguments += ["--judge-class", added.judge_class]
+    for option, judge in (("--judge-class", added.judge_class), ("--judge", added.judge)):
+        arguments += [] if judge is None else [option, judge]
     for text in requests[0].get("own_guards") or ():
         arguments += ["--guard", text]
     for name, value in _changed(config, env):

@@ -46,7 +46,8 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
         "experiment --profile smoke --env canary --seed 3 --seeds 2 --world-seed 4 --store /s"
         " --run-id r1 --arms selfplay,sft --target T_s --target openai:m@https://h/v1"
         " --targets-file t.toml --max-requests 900 --max-cost 3"
-        " --target-class mine:Bot --judge-class mine:Judge --fresh"
+        " --target-class mine:Bot --judge-class mine:Judge --judge exact --fresh"
+        " --human-labels labels.csv"
         " --guard always-block --guard keywords:words.txt"
         " --model a/b --target-model c/d --black-box e/f --black-box g/h"
         " --set selfplay.rounds=2 --set guard.loss=exact_pg --set selfplay.pool=false --json"
@@ -70,6 +71,8 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
         "max_cost": 3.0,
         "target_class": ["mine:Bot"],
         "judge_class": "mine:Judge",
+        "judge": "exact",
+        "human_labels": "labels.csv",
         "guards": ["always-block", "keywords:words.txt"],
         "fresh": True,
         "overrides": {"selfplay": {"rounds": 2, "pool": False}, "guard": {"loss": "exact_pg"}},
