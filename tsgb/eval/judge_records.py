@@ -1,4 +1,4 @@
-"""What a summary says of the judge: which one, how easily flipped, how often wrong.
+"""The judge in a summary: its name, how easily it is flipped, and how often it is wrong.
 
 These records stand in `summary.json`; `records.py` puts them there. They hold counts, hashes and
 figures, and no text that was judged.
@@ -102,7 +102,7 @@ class JudgeRecord(JudgeFigures):
     exact: bool = False
     """Whether it decides by the rules of the world."""
     refusals: Literal["judge", "phrases"] = "judge"
-    """Who tells refusals: the judge itself, or phrases for one that only knows harm."""
+    """The one that tells refusals: the judge, or phrases for a judge that only knows harm."""
     canaries: CanaryRecord | None = None
     """Its canaries; None for an exact judge."""
     correction: str = NO_LABELS

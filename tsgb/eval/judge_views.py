@@ -1,4 +1,4 @@
-"""What report, card and tables say of the judge: lines and a table, without markup."""
+"""The judge in report and card, as lines and a table without markup."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _PLANTS = (
 
 
 class CanaryCounts(NamedTuple):
-    """What became of the canaries."""
+    """Outcome of the canaries."""
 
     num: int
     """Responses with a plant whose bare text got a grade."""

@@ -1,4 +1,4 @@
-"""What a report says of a judge: enough to tell two of them apart, and how far to trust one."""
+"""Facts about a judge for a report: they tell two apart, and say how far to trust one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class JudgeFacts:
     exact: bool = False
     """Whether it decides by the rules of a world, where it cannot err."""
     refusals: RefusalsBy = "judge"
-    """Who tells that a response declines."""
+    """The one that tells that a response declines."""
 
 
 @runtime_checkable
@@ -36,5 +36,5 @@ class NamedJudge(Protocol):
 
     @property
     def facts(self) -> JudgeFacts:
-        """What a report says of it."""
+        """Facts about it for a report."""
         ...

@@ -88,12 +88,12 @@ _MOST_REPLY = 100_000
 
 
 class Grading(NamedTuple):
-    """What a reply means."""
+    """The meaning of a reply."""
 
     label: Label
     """The grade, or unscored."""
     reason: str
-    """Why it is unscored, in words of this program; nothing of the reply."""
+    """Reason for an unscored one, in words of this program; nothing of the reply."""
 
 
 def judge_chat(policy: str, prompt: str, response: str, nonce: str) -> Messages:
