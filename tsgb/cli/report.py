@@ -39,13 +39,18 @@ class ReportFormat(StrEnum):
     LATEX = "latex"
     JUNIT = "junit"
     INSPECT = "inspect"
+    LABELS = "labels"
 
 
 def report(
     where: Where,
     form: Annotated[
         ReportFormat,
-        typer.Option("--format", help="Form; inspect writes a log for each target below --out."),
+        typer.Option(
+            "--format",
+            help="Form; inspect writes a log for each target below --out, labels a file to fill in "
+            "for --human-labels.",
+        ),
     ] = ReportFormat.TEXT,
     out: Annotated[
         Path | None,
@@ -133,6 +138,7 @@ def _text(
 ) -> str:
     from tsgb.eval import formats
     from tsgb.eval.report import render_report, render_tables
+    from tsgb.eval.to_label import to_label
 
     writers: dict[ReportFormat, Callable[[], str]] = {
         ReportFormat.TEXT: lambda: render_tables(summary),
@@ -142,6 +148,7 @@ def _text(
         ReportFormat.CSV: lambda: formats.to_csv(summary),
         ReportFormat.LATEX: lambda: formats.to_latex(summary),
         ReportFormat.JUNIT: lambda: formats.to_junit(summary, outcomes),
+        ReportFormat.LABELS: lambda: to_label(stored.items()),
     }
     return writers[form]()
 

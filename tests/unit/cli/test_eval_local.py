@@ -94,6 +94,37 @@ def test_what_does_not_fit_the_run(
     assert message in ended.err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--judge nobody", "--judge 'nobody' is not known: give exact, refusal-phrases"),
+        ("--judge classifier:./none", "none"),
+        ("--judge no_such:Judge", "--judge 'no_such:Judge' cannot be loaded: ModuleNotFound"),
+        ("--judge mine:f#2", "the threshold is no number above 0 and up to 1: write mine:f#0.5"),
+        ("--judge my_numbers:number", "gives a int that judges nothing"),
+        ("--judge openai:m", "endpoint 'm' at api.openai.com needs a key: set OPENAI_API_KEY"),
+        ("--judge openai:m@http://h/v1", "--judge openai:m: url sends to h what others can read"),
+        ("--judge exact --judge-class mine:J", "--judge and --judge-class name two judges"),
+        (
+            "--target openai:m@http://[::1]:9/v1 --judge openai:m@http://[::1]:9/v1",
+            "is the model of the target 'm', and a model does not grade its own answers",
+        ),
+        ("--human-labels none.csv", "--human-labels none.csv cannot be read"),
+        ("--human-labels own.csv", "line 2: label '' is not known"),
+    ],
+)
+def test_a_judge_or_labels_that_do_not_fit(
+    tsgb: Run, checkpoint: Path, words: str, message: str
+) -> None:
+    open_run("checkpoints/local").write_text("config.json", make_config(SMOKE).canonical())
+    Path("my_numbers.py").write_text("number = 3\n")
+    Path("own.csv").write_text("item_id\n0123456789abcdef\n")
+    ended = tsgb("eval-local", *words.split())
+    assert ended.code == 2
+    last = ended.err.replace(str(Path.cwd()) + "/", "").splitlines()[-1]
+    assert message in last
+
+
 def test_it_spends_little_whatever_the_run_says() -> None:
     small = eval_local.reduced(make_config(), {"evaluation": {"prompts": 500}})
     spent = small.evaluation
