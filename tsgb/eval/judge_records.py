@@ -68,7 +68,7 @@ class HumanRecord(JudgeFigures):
     """Whether the labelled responses were drawn by the judge's verdict, so that its error rates are
     weighted by how often each verdict is given."""
     kappa: float | None = None
-    """Cohen's kappa; None where one of both always says the same."""
+    """Cohen's kappa on these answers, not weighted; None where both always say the same."""
     sensitivity: Bounds | None = None
     """Share of the violations that the judge calls so; None where people found none."""
     specificity: Bounds | None = None

@@ -9,6 +9,7 @@ from tests.fakes import evaluation
 from tests.fakes.command_line import Run
 from tests.unit.export.conftest import read
 from tsgb.checkpoint.run import open_run
+from tsgb.eval.judge_records import JudgeRecord
 from tsgb.eval.summarise import summarise
 
 
@@ -24,7 +25,8 @@ def test_realised_figures_of_a_report_nearby(tsgb: Run, here: Path) -> None:
     provenance = summary.provenance.model_copy(
         update={"checkpoints": {"full/selfplay": read(here / "before").checkpoint.sha256}}
     )
-    mine = summary.model_copy(update={"provenance": provenance})
+    judge = JudgeRecord(name="refusal-phrases", weak=True)
+    mine = summary.model_copy(update={"provenance": provenance, "judge": judge})
     run.write_text("reports/other/summary.json", summary.model_dump_json())
     run.write_text("reports/mine/summary.json", mine.model_dump_json())
     run.write_text("reports/torn/summary.json", mine.model_dump_json()[:-9])
@@ -33,6 +35,7 @@ def test_realised_figures_of_a_report_nearby(tsgb: Run, here: Path) -> None:
     assert f"Evaluation `{summary.eval_id}`" in card
     rows = re.findall(r"^\| (T_s|B_\w+) \|.*\d %", card, re.MULTILINE)
     assert rows == [target.name for target in summary.targets]
+    assert "Judge: refusal-phrases. Weak: it looks for phrases alone" in card
 
 
 def test_a_card_says_on_which_targets_no_protection_was_measurable(tsgb: Run, here: Path) -> None:
