@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -379,17 +378,11 @@ def _measure(
     arguments: _Arguments,
     show: Callable[[str, str, int, int, str], None],
 ) -> Summary:
-    from tsgb.eval.additions import spending_file
-    from tsgb.eval.logged_target import LoggedTargets
     from tsgb.eval.merge import Part, merge
     from tsgb.eval.own_data import fill_data
-    from tsgb.eval.request import read_request
-    from tsgb.eval.responses import DIRECTORY
-    from tsgb.eval.runner import Evaluation
     from tsgb.worker.build import make_registry, setup_torch
     from tsgb.worker.context import StopSignals
-    from tsgb.worker.own_guards import load_guards
-    from tsgb.worker.own_judge import load_own_judge
+    from tsgb.worker.evaluate import opened_evaluation
 
     setup_torch()
     signals = StopSignals.installed()
@@ -399,37 +392,10 @@ def _measure(
         signals.check()
         show("build", model, done, total, "once; kept in the cache")
 
-    ledger = spending_file(context.worker.cache_dir, eval_id)
-    own = arguments.added.load_targets(signals.check, context.keys, ledger)
     registry = make_registry(config, context, built, evaluates=True)
-    load = partial(
-        load_guards,
-        arguments.added.guard_choices,
-        env,
-        config,
-        registry,
-        context,
-        signals.check,
-    )
-    directory = context.worker.cache_dir / DIRECTORY
-    shared = not read_request(run, eval_id).get("fresh")
-    with LoggedTargets(directory, eval_id, config, shared=shared, check=signals.check) as logged:
-        asked = logged.wrap(own.values())
-        judge, env, is_apart = load_own_judge(
-            arguments.added, env, context, logged, signals.check, ledger
-        )
-        evaluation = Evaluation(
-            run,
-            config,
-            env,
-            registry,
-            eval_id,
-            context.open,
-            asked,
-            load,
-            judge,
-            judges_attacks=is_apart,
-        )
+    with opened_evaluation(
+        run, config, env, registry, eval_id, context, arguments.added, signals.check
+    ) as evaluation:
         evaluation.fill(
             0,
             1,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from tsgb.checkpoint.run import RunStore
+from tsgb.config import RunConfig
+from tsgb.envs.base import Environment
 from tsgb.eval.additions import Additions, spending_file
 from tsgb.eval.logged_target import LoggedTargets
 from tsgb.eval.request import read_request
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.runner import Evaluation
+from tsgb.models.registry import ModelRegistry
 from tsgb.worker.build import make_registry, setup_torch
 from tsgb.worker.context import StopSignals, WorkerContext, find_run, read_config
 from tsgb.worker.heartbeat import FLUSH_SECONDS, HeartbeatWriter
@@ -130,22 +134,50 @@ def evaluate(
     progress = EvaluationProgress(run, f"reports/{eval_id}/progress-{part}.json", signals.check)
     registry = make_registry(config, context, progress.building, evaluates=True)
     added = replace(added or Additions(), black_boxes=config.model.black_boxes)
-    ledger = spending_file(context.worker.cache_dir, eval_id)
     env = added.load_into(registry.env)
-    own = added.load_targets(progress.going_on, context.keys, ledger)
-    load = partial(
-        load_guards, added.guard_choices, env, config, registry, context, progress.going_on
-    )
+    with opened_evaluation(
+        run, config, env, registry, eval_id, context, added, progress.going_on
+    ) as evaluation:
+        evaluation.fill(part, parts, progress.filled, signals.check)
+    progress.flush()
+
+
+@contextmanager
+def opened_evaluation(
+    run: RunStore,
+    config: RunConfig,
+    env: Environment,
+    registry: ModelRegistry,
+    eval_id: str,
+    context: WorkerContext,
+    added: Additions,
+    check: Callable[[], None],
+) -> Generator[Evaluation]:
+    """Give an evaluation with all that its user adds; what targets answer is kept meanwhile.
+
+    Args:
+        run: The run, which has a request of this evaluation.
+        config: Its configuration.
+        env: Its world, with the added targets and judge class.
+        registry: Its models.
+        eval_id: Name of the evaluation.
+        context: Settings of this process.
+        added: What the user adds, whose code is imported, and whose endpoints are sent their keys.
+        check: Called while somebody is asked or scores; raises to stop.
+
+    Raises:
+        UsageError: Something of the user's cannot be loaded, or lacks its key.
+        StoreError: The response log cannot be used.
+    """
+    ledger = spending_file(context.worker.cache_dir, eval_id)
+    own = added.load_targets(check, context.keys, ledger)
+    load = partial(load_guards, added.guard_choices, env, config, registry, context, check)
     shared = not read_request(run, eval_id).get("fresh")
     directory = context.worker.cache_dir / DIRECTORY
-    with LoggedTargets(
-        directory, eval_id, config, shared=shared, check=progress.going_on
-    ) as logged:
+    with LoggedTargets(directory, eval_id, config, shared=shared, check=check) as logged:
         asked = logged.wrap(own.values())
-        judge, env, is_apart = load_own_judge(
-            added, env, context, logged, progress.going_on, ledger
-        )
-        evaluation = Evaluation(
+        judge, env, is_apart = load_own_judge(added, env, context, logged, check, ledger)
+        yield Evaluation(
             run,
             config,
             env,
@@ -157,5 +189,3 @@ def evaluate(
             judge,
             judges_attacks=is_apart,
         )
-        evaluation.fill(part, parts, progress.filled, signals.check)
-    progress.flush()
