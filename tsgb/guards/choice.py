@@ -26,9 +26,8 @@ from tsgb.errors import UsageError
 from tsgb.guards.keywords import KeywordGuard
 from tsgb.guards.moderation import checked_url
 from tsgb.models.files import identity, sha256_of
-from tsgb.models.hub import ModelHub
-from tsgb.models.sequence_labels import check_labels
-from tsgb.models.source import ModelSource, SourceKind, inspect
+from tsgb.models.sequence_labels import pinned_classifier
+from tsgb.models.source import inspect
 from tsgb.setting_groups import HubSettings
 
 OPTION = "--guard"
@@ -143,26 +142,14 @@ class GuardChoice:
                     )
                 return replace(self, value=str(path))
             case GuardKind.CLASSIFIER:
-                return self._checked_classifier(hub)
+                asked = f"{OPTION} {self.text!r}"
+                pinned = pinned_classifier(self.value, self.detail, hub, asked)
+                return replace(self, value=pinned)
             case GuardKind.LLAMA_GUARD:
                 return replace(self, value=inspect(self.value, hub, cache_dir).name)
             case GuardKind.MODERATION:
                 checked_url(self.value)
                 return self
-
-    def _checked_classifier(self, hub: HubSettings) -> GuardChoice:
-        source = ModelSource.parse(self.value)
-        if source.kind is SourceKind.HUB:
-            found = ModelHub(hub).describe(source.location, source.revision)
-            pinned = replace(source, revision=found.commit)
-            check_labels(found.directory, self.detail)
-            return replace(self, value=pinned.name)
-        if source.kind is not SourceKind.DIRECTORY:
-            raise UsageError(
-                f"{OPTION} {self.text!r}: a classifier is a repository of the hub or a directory"
-            )
-        check_labels(Path(source.location), self.detail)
-        return replace(self, value=source.location)
 
     def content_hash(self, hash_file: Callable[[Path], str] = sha256_of) -> str:
         """Return a hash of the files that the name does not tell the content of, else nothing.

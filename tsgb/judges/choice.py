@@ -24,9 +24,7 @@ from typing import Self
 from tsgb.errors import UsageError
 from tsgb.judges.plugins import THRESHOLD
 from tsgb.models.files import identity, sha256_of
-from tsgb.models.hub import ModelHub
-from tsgb.models.sequence_labels import check_labels
-from tsgb.models.source import ModelSource, SourceKind
+from tsgb.models.sequence_labels import pinned_classifier
 from tsgb.setting_groups import HubSettings
 
 OPTION = "--judge"
@@ -148,17 +146,8 @@ class JudgeChoice:
         """
         if self.kind is not JudgeKind.CLASSIFIER:
             return self
-        source = ModelSource.parse(self.value)
-        if source.kind is SourceKind.HUB:
-            found = ModelHub(hub).describe(source.location, source.revision)
-            check_labels(found.directory, self.label)
-            return replace(self, value=replace(source, revision=found.commit).name)
-        if source.kind is not SourceKind.DIRECTORY:
-            raise UsageError(
-                f"{OPTION} {self.text!r}: a classifier is a repository of the hub or a directory"
-            )
-        check_labels(Path(source.location), self.label)
-        return replace(self, value=source.location)
+        asked = f"{OPTION} {self.text!r}"
+        return replace(self, value=pinned_classifier(self.value, self.label, hub, asked))
 
     def content_hash(self, hash_file: Callable[[Path], str] = sha256_of) -> str:
         """Return a hash of the files that the name does not tell the content of, else nothing.

@@ -5,11 +5,15 @@ It imports neither torch nor transformers, so that a flow can refuse a model bef
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tsgb.errors import ConfigError
+from tsgb.errors import ConfigError, UsageError
 from tsgb.models.files import CONFIG, read_json
+from tsgb.models.hub import ModelHub
+from tsgb.models.source import ModelSource, SourceKind
+from tsgb.setting_groups import HubSettings
 
 HARMFUL = ("unsafe", "harmful", "jailbreak", "injection", "malicious", "toxic", "label_1", "1")
 """Names of the label of harmful texts that are recognised, the first one that a model has."""
@@ -51,3 +55,26 @@ def check_labels(directory: Path, label: str = "") -> str:
     raise ConfigError(
         f"classifier {directory.name} {told}: name one of {', '.join(names)} behind a #"
     )
+
+
+def pinned_classifier(name: str, label: str, hub: HubSettings, asked: str) -> str:
+    """Return a classifier's name in a form that stays the same: a commit, or a full path.
+
+    Args:
+        name: Repository of the hub, or directory.
+        label: Label of harmful texts; empty for a usual one.
+        hub: Settings of the hub.
+        asked: The option as the user gave it, for messages.
+
+    Raises:
+        UsageError: There is no such model or label, or it is no classifier.
+    """
+    source = ModelSource.parse(name)
+    if source.kind is SourceKind.HUB:
+        found = ModelHub(hub).describe(source.location, source.revision)
+        check_labels(found.directory, label)
+        return replace(source, revision=found.commit).name
+    if source.kind is not SourceKind.DIRECTORY:
+        raise UsageError(f"{asked}: a classifier is a repository of the hub or a directory")
+    check_labels(Path(source.location), label)
+    return source.location
