@@ -164,6 +164,17 @@ def untrained_model(recipe: ModelRecipe = RECIPE, seed: int = 0) -> FastEngine:
     return FastEngine(module, tokenizer, name="untrained", sha256=f"{seed:064x}")
 
 
+SHORT_EVALUATION = {
+    "scripted": 12,
+    "best_responses": 1,
+    "warmup_steps": 1,
+    "attack_steps": 1,
+    "prompts": 12,
+    "variance_batches": 0,
+}
+"""Sizes of an evaluation whose figures do not matter."""
+
+
 def miniature_config(*layers: Mapping[str, Any]) -> RunConfig:
     """`MINIATURE` with changes."""
     return make_config(MINIATURE, *layers)

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from tests.fakes.contexts import worker_context
 from tests.fakes.endpoint_server import ANTHROPIC, OPENAI, EndpointServer, Fault, good_body, serving
-from tests.fakes.miniature import TRUST, miniature_config, world
+from tests.fakes.miniature import SHORT_EVALUATION, TRUST, miniature_config, world
 from tests.fakes.runs import save_run
 from tests.fakes.sentinels import leaking_files, leaks, new_key
 from tsgb.checkpoint.run import RunStore, open_run
@@ -24,18 +24,7 @@ from tsgb.targets.endpoint import EndpointSpec
 from tsgb.worker.evaluate import evaluate
 from tsgb.worker.report import command
 
-CONFIG = miniature_config(
-    {
-        "evaluation": {
-            "scripted": 12,
-            "best_responses": 1,
-            "warmup_steps": 1,
-            "attack_steps": 1,
-            "prompts": 12,
-            "variance_batches": 0,
-        }
-    }
-)
+CONFIG = miniature_config({"evaluation": SHORT_EVALUATION})
 REFUSED = Fault(
     body={"choices": [{"message": {"content": None, "refusal": "No."}, "finish_reason": "stop"}]}
 )

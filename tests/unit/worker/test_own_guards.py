@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.contexts import worker_context
-from tests.fakes.miniature import TRUST, miniature_config, world
+from tests.fakes.miniature import SHORT_EVALUATION, TRUST, miniature_config, world
 from tests.fakes.runs import save_run
 from tests.fakes.text_classifier import save_classifier
 from tsgb.checkpoint.run import open_run
@@ -23,18 +23,7 @@ from tsgb.guards.choice import checked_guards
 from tsgb.worker.evaluate import evaluate
 from tsgb.worker.report import command
 
-CONFIG = miniature_config(
-    {
-        "evaluation": {
-            "scripted": 12,
-            "best_responses": 1,
-            "warmup_steps": 1,
-            "attack_steps": 1,
-            "prompts": 12,
-            "variance_batches": 0,
-        }
-    }
-)
+CONFIG = miniature_config({"evaluation": SHORT_EVALUATION})
 
 
 class Moderation(BaseHTTPRequestHandler):

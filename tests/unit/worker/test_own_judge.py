@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from tests.fakes.contexts import worker_context
 from tests.fakes.endpoint_server import OPENAI, Fault, good_body, serving, status
-from tests.fakes.miniature import TRUST, miniature_config, world
+from tests.fakes.miniature import SHORT_EVALUATION, TRUST, miniature_config, world
 from tests.fakes.runs import save_run
 from tests.fakes.sentinels import leaking_files, new_key
 from tests.fakes.text_classifier import save_classifier
@@ -28,18 +28,7 @@ from tsgb.worker.evaluate import evaluate
 from tsgb.worker.own_judge import secret_key
 from tsgb.worker.report import command
 
-CONFIG = miniature_config(
-    {
-        "evaluation": {
-            "scripted": 12,
-            "best_responses": 1,
-            "warmup_steps": 1,
-            "attack_steps": 1,
-            "prompts": 12,
-            "variance_batches": 0,
-        }
-    }
-)
+CONFIG = miniature_config({"evaluation": SHORT_EVALUATION})
 
 
 def half(prompt: str, response: str) -> float:
