@@ -41,6 +41,17 @@ DryRunOption = Annotated[
     typer.Option("--dry-run", help="Print what asking endpoints would cost, and ask nothing."),
 ]
 
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base", metavar="NAME", help="Name or directory of the base that the export lacks."
+    ),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:N or mps; auto: a card if any."),
+]
+
 R = TypeVar("R")
 _TYPES = {"integer": int, "number": float, "string": str, "boolean": bool}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tsgb.cli.data import MapOption
-from tsgb.cli.options import JsonOption
+from tsgb.cli.options import BaseOption, DeviceOption, JsonOption
 from tsgb.errors import UsageError
 from tsgb.types import Split
 
@@ -48,22 +48,12 @@ def recalibrate(
     default: Annotated[
         bool, typer.Option("--default", help="The guard uses this point from now on.")
     ] = False,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", metavar="NAME", help="Name or directory of the base that the export lacks."
-        ),
-    ] = None,
+    base: BaseOption = None,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", help="float32 or bfloat16; the export's own without it."),
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            "--device", metavar="NAME", help="cpu, cuda, cuda:N or mps; auto: a card if any."
-        ),
-    ] = "auto",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Choose a threshold on your own benign prompts, by the rule of the run, and keep the old one.

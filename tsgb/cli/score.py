@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tsgb.cli.options import BaseOption, DeviceOption
 from tsgb.errors import ExitCode, UsageError
 
 PROGRESS_SECONDS = 2.0
@@ -38,12 +39,7 @@ def score(
     preset: Annotated[
         str | None, typer.Option("--preset", help="Operating point; the export's own without it.")
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", metavar="NAME", help="Name or directory of the base that the export lacks."
-        ),
-    ] = None,
+    base: BaseOption = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -52,12 +48,7 @@ def score(
             "it.",
         ),
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            "--device", metavar="NAME", help="cpu, cuda, cuda:N or mps; auto: a card if any."
-        ),
-    ] = "auto",
+    device: DeviceOption = "auto",
 ) -> int:
     """Score prompts with an exported guard: a JSON object a line, an error in place of a score.
 
