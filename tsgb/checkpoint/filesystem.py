@@ -184,7 +184,7 @@ class _LocalFiles(_Files):
 
     def write(self, path: str, data: Buffer) -> None:
         try:
-            self._call(path, lambda path: _write_atomically(self._root / path, data))
+            self._call(path, lambda path: write_atomically(self._root / path, data))
         except FileNotFoundError as error:
             # No answer to a write: a place like /proc, or the store was deleted just now.
             raise StoreError(
@@ -196,7 +196,7 @@ class _LocalFiles(_Files):
             target = self._root / path
             try:
                 with os.scandir(target) as found:
-                    # Temporary files of `_write_atomically` have foreign names too.
+                    # Temporary files of `write_atomically` have foreign names too.
                     seen = [item for item in found if is_name(item.name)]
             except FileNotFoundError:
                 _check_links(target)
@@ -240,7 +240,12 @@ def _check_links(target: Path) -> None:
             )
 
 
-def _write_atomically(target: Path, data: Buffer) -> None:
+def write_atomically(target: Path, data: Buffer) -> None:
+    """Write a file of this machine whole or not at all, and the directories above it.
+
+    Raises:
+        OSError: It cannot be written; the file is as it was.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -170,11 +170,10 @@ def _write(path: Path, text: str) -> None:
     Raises:
         UsageError: It cannot be written.
     """
-    scratch = path.with_name(f".{path.name}.tmp")
+    from tsgb.checkpoint.filesystem import write_atomically
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, encoding="utf-8", newline="\n")
-        scratch.replace(path)
+        write_atomically(path, text.encode())
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}): name another one") from None
     typer.echo(f"wrote {path}", err=True)
