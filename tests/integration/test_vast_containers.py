@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.vast.driver import Driver, until
 from tests.fakes.vast.options import Options
+from tests.fakes.vast.processes import MARKER, Container
 from tests.fakes.vast.server import VastSimulator
 
 pytestmark = pytest.mark.integration
@@ -87,6 +89,39 @@ def test_all_its_processes_are_killed(vast: Driver, how: str) -> None:
     else:
         vast.put(str(number), {"state": "stopped"})
     until(lambda: not any(is_alive(pid) for pid in found))
+
+
+IDLE = """
+import os, time
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+def test_none_of_its_processes_is_left_when_it_was_killed_on_a_busy_machine(tmp_path: Path) -> None:
+    """A signal is no end: the process ends once it gets a processor."""
+    container = Container(tmp_path)
+    one = f"{shlex.quote(sys.executable)} -c {shlex.quote(IDLE)}"
+    container.start(["/bin/sh", "-c", f"{one} & setsid {one} & wait"], {})
+    until(lambda: container.log.is_file() and container.log.read_text().count("up") == 2)
+    marker = f"{MARKER}={tmp_path / 'root'}".encode()
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    try:
+        container.kill()
+        left: list[str] = []
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):
+                environ = (entry / "environ").read_bytes() if entry.name.isdecimal() else b""
+                left += [entry.name] if marker in environ.split(b"\0") else []
+        assert left == []
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def test_a_zombie_runs_onstart_again_on_its_old_disk(vast: Driver) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -20,6 +21,9 @@ KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
 MARKER = "DATA_DIRECTORY"
 """By which its processes are found: another one for each container, and no secret that a process
 would keep from its children."""
+
+KILL_SECONDS = 60.0
+"""Longest wait for the end of one killed process."""
 
 
 def command_of(body: Mapping[str, Any]) -> list[str] | None:
@@ -99,7 +103,11 @@ class Container:
 
 
 def _kill_marked(variable: str) -> None:
-    """Whatever left the group: through a handle, so that no reused number is hit."""
+    """Whatever is left of it: through a handle, so that no reused number is hit.
+
+    A signal is no end. On a busy machine a process that was sent one may be seen a while longer, so
+    the end of each is awaited.
+    """
     marker = variable.encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
@@ -108,5 +116,6 @@ def _kill_marked(variable: str) -> None:
                 try:
                     if marker in (entry / "environ").read_bytes().split(b"\0"):
                         signal.pidfd_send_signal(handle, signal.SIGKILL)
+                        select.select([handle], [], [], KILL_SECONDS)
                 finally:
                     os.close(handle)
