@@ -99,7 +99,12 @@ def write_role(
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """JSON for people and programs."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_bytes(json_bytes(content))
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Return what `write_json` writes."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def is_small(engine: Engine) -> bool:

@@ -8,9 +8,7 @@ a name of its own; no point that was there is changed.
 from __future__ import annotations
 
 import errno
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsgb.checkpoint.documents import parse_json_object
+from tsgb.checkpoint.filesystem import write_atomically
 from tsgb.data.characters import visible
 from tsgb.data.check import DataScan
 from tsgb.data.selection import FileSelection, SelectedPrompt, select
@@ -26,7 +25,7 @@ from tsgb.errors import StoreFull, UsageError
 from tsgb.eval.bootstrap import Resampler
 from tsgb.eval.estimators import RateEstimator
 from tsgb.eval.records import Rate
-from tsgb.export.directory import write_json
+from tsgb.export.directory import json_bytes
 from tsgb.export.loading import BATCH_SIZE, LoadedGuard, read_guard_file
 from tsgb.export.record import (
     SCHEMA_VERSION,
@@ -270,19 +269,14 @@ def add_point(
         )
     update = {"dtypes": dtypes, **({"default": name} if default else {})}
     about = GuardFile.model_validate(about.model_copy(update=update).model_dump())
-    _replace(directory / "guard.json", about)
+    _replace(directory / "guard.json", json_bytes(about.model_dump(mode="json")))
     return about
 
 
-def _replace(path: Path, about: GuardFile) -> None:
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _replace(path: Path, data: bytes) -> None:
     try:
-        write_json(scratch, about.model_dump(mode="json"))
-        scratch.replace(path)
+        write_atomically(path, data)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StoreFull(f"{path}: no space left: the file is as it was") from error
         raise UsageError(f"{path}: {error.strerror}: make its directory writable") from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
