@@ -59,7 +59,7 @@ def recalibrate(
     """Choose a threshold on your own benign prompts, by the rule of the run, and keep the old one.
 
     The benign prompts of the calibration split of the files are scored; groups of prompts count as
-    scenarios. guard.json gets another operating point, with where it is from.
+    scenarios. guard.json gets another operating point, with where it is from; README.md lists it.
     """
     from tsgb.data.check import DataScan
     from tsgb.data.mapping import ColumnMap
@@ -72,6 +72,7 @@ def recalibrate(
         operating_point,
         read_recalibrated,
         score_benign,
+        update_card,
     )
 
     about = read_recalibrated(directory)
@@ -95,6 +96,12 @@ def recalibrate(
     found = score_benign(guard, chosen, _progress())
     point = operating_point(found, chosen, fpr, everything=everything)
     about = add_point(directory, name, guard.dtype, point, default=default)
+    if not update_card(directory, about):
+        typer.echo(
+            f"warning: {directory} has no README.md with a section on operating points, so its "
+            "card does not list the new one",
+            err=True,
+        )
     thresholds = {p: x.value for p, x in about.dtypes[guard.dtype].thresholds.items()}
     figures = measure(guard, thresholds, tested, _progress()) if measured else {}
     if as_json:

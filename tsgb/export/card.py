@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from tsgb.config import Arm, Phase, RunConfig
 from tsgb.eval.judge_views import judge_lines
 from tsgb.eval.views import obstacles, rate_cell
 from tsgb.eval.wording import percent, title
-from tsgb.export.record import Base, Checkpoint, GuardFile
+from tsgb.export.record import Base, Checkpoint, Dtype, GuardFile, OwnCalibration
 from tsgb.export.reports import Figures
 from tsgb.models import smollm2
 
+CARD = "README.md"
+"""Name of a card in an export."""
+POINTS = "## Operating points"
+"""Heading of the section that `tsgb recalibrate` writes anew."""
 _PHASES = {
     "sft_attacker": "imitating demonstrations (attacker)",
     "warmup": "attacks on the bare surrogate (attacker)",
@@ -56,18 +61,7 @@ def guard_card(
         f"Score: {guard.score} (`{guard.unsafe.token.strip()}` {guard.unsafe.id}, "
         f"`{guard.safe.token.strip()}` {guard.safe.id}). {guard.rule[:1].upper()}{guard.rule[1:]}, "
         f"with the temperature of the dtype. Nothing is truncated.",
-        "## Operating points",
-        "Rounding moves scores, so each dtype of the base's weights has thresholds of its own, "
-        f"measured on the same prompts; {_dtype_of_run(guard)}.",
-        _operating_points(guard),
-        *(f"`{name}` has no thresholds: {why}." for name, why in guard.uncalibrated.items()),
-        *(f"`{name}` is left out: {reason}." for name, reason in guard.omitted.items()),
-        f"Calibrated on {guard.calibration.n} prompts ({guard.calibration.stream}) by the "
-        "Neyman-Pearson order statistic: with confidence "
-        f"{1 - guard.calibration.delta:.3g} over draws of these, the false-positive rate on "
-        "such prompts is at most the upper bound, which is above the budget where too few "
-        "scenarios speak for it. For any other benign traffic nothing is promised: calibrate on "
-        "your own.",
+        *_operating_section(guard),
         "## Training",
         _training(guard.base, about, config, guard.arm),
         f"The guard is the state `{about.column}` of its run, "
@@ -87,6 +81,22 @@ def guard_card(
             ]
         ),
     )
+
+
+def with_operating_points(card: str, guard: GuardFile) -> str | None:
+    """Return a guard's card with the section of its operating points written anew.
+
+    The other sections, which a user may have edited, are left as they are.
+
+    Returns:
+        The card; None if it does not have that section once, between two headings.
+    """
+    parts = re.split(r"^(?=## )", card, flags=re.MULTILINE)
+    places = [i for i, part in enumerate(parts) if part.startswith(f"{POINTS}\n")]
+    if len(places) != 1 or places[0] == len(parts) - 1:
+        return None
+    parts[places[0]] = "\n\n".join(_operating_section(guard)) + "\n\n"
+    return "".join(parts)
 
 
 def attacker_card(
@@ -170,15 +180,58 @@ def _dtype_of_run(guard: GuardFile) -> str:
     return f"the run computed in {guard.run_dtype}"
 
 
+def _operating_section(guard: GuardFile) -> list[str]:
+    """Return the paragraphs about operating points, which `guard.json` alone decides."""
+    return [
+        POINTS,
+        (
+            "Rounding moves scores, so each dtype of the base's weights has thresholds of its own, "
+            f"measured on the same prompts; {_dtype_of_run(guard)}."
+        ),
+        _operating_points(guard),
+        *(f"`{name}` has no thresholds: {why}." for name, why in guard.uncalibrated.items()),
+        *(f"`{name}` is left out: {reason}." for name, reason in guard.omitted.items()),
+        (
+            f"Calibrated on {guard.calibration.n} prompts ({guard.calibration.stream}) by the "
+            "Neyman-Pearson order statistic: with confidence "
+            f"{1 - guard.calibration.delta:.3g} over draws of these, the false-positive rate on "
+            "such prompts is at most the upper bound, which is above the budget where too few "
+            "scenarios speak for it. For any other benign traffic nothing is promised: calibrate on "
+            "your own."
+        ),
+        *(
+            _own_point(name, dtype, point.own)
+            for dtype, measured in guard.dtypes.items()
+            for name, point in measured.thresholds.items()
+            if point.own is not None
+        ),
+    ]
+
+
+def _own_point(name: str, dtype: Dtype, own: OwnCalibration) -> str:
+    """Return where a point is from that `tsgb recalibrate` added."""
+    files = ", ".join(
+        f"`{_code(file.name)}` (sha256 `{file.sha256[:12]}`, {file.drawn} prompts)"
+        for file in own.files
+    )
+    left_out = f"; {own.too_long} were too long for the guard" if own.too_long else ""
+    splits = "all splits" if own.all_splits else "the calibration split"
+    return (
+        f"`{_code(name)}` in {dtype} was added by `tsgb recalibrate`: it was chosen on {own.n} "
+        f"benign prompts in {own.groups} groups of {splits} of {files}{left_out}. Its bound holds "
+        f"with confidence {1 - own.delta:.3g} on such prompts, only."
+    )
+
+
 def _operating_points(guard: GuardFile) -> str:
     rows = [
         (
-            f"`{name}`" + (" (default)" if name == guard.default else ""),
+            f"`{_code(name)}`" + (" (default)" if name == guard.default else ""),
             dtype,
             f"{point.value:.6g}",
             f"{measured.temperature:.4g}",
             percent(point.alpha),
-            f"{point.order} of {guard.calibration.n}",
+            f"{point.order} of {guard.calibration.n if point.own is None else point.own.n}",
             percent(point.fpr_upper),
         )
         for dtype, measured in guard.dtypes.items()
@@ -261,7 +314,8 @@ def _quantised(base: Base) -> list[str]:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import CheckpointError, UsageError
 from tsgb.eval.calibrated import CalibratedGuard, calibrate
-from tsgb.export.card import attacker_card, guard_card
+from tsgb.export.card import CARD, attacker_card, guard_card
 from tsgb.export.directory import (
     BASE,
     hub_base,
@@ -63,7 +63,6 @@ from tsgb.trainer.threshold import PRESETS, Threshold, min_calibration_size, pre
 from tsgb.types import CheckpointRef, GuardTemplate
 
 GUARD_FILE = "guard.json"
-CARD = "README.md"
 SCRIPT = Path(__file__).with_name("score.py")
 GUARD_WEIGHTS = "guard.safetensors"
 ATTACKER_WEIGHTS = "attacker.safetensors"

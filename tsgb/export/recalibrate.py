@@ -25,6 +25,7 @@ from tsgb.errors import StoreFull, UsageError
 from tsgb.eval.bootstrap import Resampler
 from tsgb.eval.estimators import RateEstimator
 from tsgb.eval.records import Rate
+from tsgb.export.card import CARD, with_operating_points
 from tsgb.export.directory import json_bytes
 from tsgb.export.loading import BATCH_SIZE, LoadedGuard, read_guard_file
 from tsgb.export.record import (
@@ -40,6 +41,8 @@ from tsgb.types import Split
 
 DELTA = 0.05
 """Probability that the budget may be exceeded, over draws of the prompts."""
+MAX_CARD_BYTES = 1 << 20
+"""Longest card that is read; ours have some kilobytes."""
 ALL = SplitFractions(test=0.0, calibration=1.0, train=0.0)
 """Every prompt calibrates; none is left to measure on."""
 
@@ -271,6 +274,33 @@ def add_point(
     about = GuardFile.model_validate(about.model_copy(update=update).model_dump())
     _replace(directory / "guard.json", json_bytes(about.model_dump(mode="json")))
     return about
+
+
+def update_card(directory: Path, about: GuardFile) -> bool:
+    """Write the operating points of `guard.json` into the card of the export.
+
+    Only their section is written anew. `guard.json` alone decides how the guard is used.
+
+    Returns:
+        Whether the card lists them; False if there is no card with that section, as where a user
+        wrote another one.
+
+    Raises:
+        UsageError: It cannot be written.
+        StoreFull: No space.
+    """
+    path = directory / CARD
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CARD_BYTES + 1)
+        text = data.decode()
+    except (OSError, UnicodeDecodeError):
+        return False
+    changed = None if len(data) > MAX_CARD_BYTES else with_operating_points(text, about)
+    if changed is None:
+        return False
+    _replace(path, changed.encode())
+    return True
 
 
 def _replace(path: Path, data: bytes) -> None:

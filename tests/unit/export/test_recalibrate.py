@@ -16,7 +16,13 @@ from tsgb.data.mapping import ColumnMap
 from tsgb.data.selection import FileSelection, select
 from tsgb.errors import UsageError
 from tsgb.export.loading import Assessment, LoadedGuard
-from tsgb.export.recalibrate import benign_prompts, measure, operating_point, score_benign
+from tsgb.export.recalibrate import (
+    benign_prompts,
+    measure,
+    operating_point,
+    score_benign,
+    update_card,
+)
 from tsgb.trainer.threshold import np_threshold
 from tsgb.types import Split
 
@@ -112,7 +118,7 @@ def export(tsgb: Run, tmp_path: Path) -> Path:
 
 def test_a_point_is_added_and_nothing_else_changes(tsgb: Run, export: Path) -> None:
     own(Path("own.jsonl"), 1600)
-    before = read(export)
+    before, card_before = read(export), (export / "README.md").read_text()
     command = ("recalibrate", str(export), "own.jsonl", *MAP, "--dtype", "float32")
     ended = tsgb(*command, "--measure")
     assert ended.code == 0, ended.err
@@ -130,6 +136,15 @@ def test_a_point_is_added_and_nothing_else_changes(tsgb: Run, export: Path) -> N
     assert after.default == before.default
     assert "kolibri" not in (export / "guard.json").read_text()
     assert load_guard(export, preset="own", dtype="float32").threshold == point.value
+    card = (export / "README.md").read_text()
+    assert f"| `own` | float32 | {point.value:.6g} |" in card
+    assert f" {point.order} of {point.own.n} |" in card
+    assert f"`own.jsonl` (sha256 `{point.own.files[0].sha256[:12]}`" in card
+    others = [
+        [part for part in text.split("\n## ") if not part.startswith("Operating points")]
+        for text in (card, card_before)
+    ]
+    assert others[0] == others[1]
     again = tsgb(*command)
     assert again.code == 2
     assert "has an operating point 'own' in float32, which is kept" in again.err
@@ -139,7 +154,11 @@ def test_a_point_is_added_and_nothing_else_changes(tsgb: Run, export: Path) -> N
     document = json.loads(more.out)
     assert document["point"]["alpha"] == 0.05
     assert set(read(export).dtypes["float32"].thresholds) == {*points, "half"}
-    assert [p.name for p in export.glob(".guard*")] == []
+    for other in OTHER_CARDS:
+        (export / "README.md").write_bytes(other)
+        assert not update_card(export, after), "a card of the user's own is left alone"
+        assert (export / "README.md").read_bytes() == other
+    assert [p.name for p in export.glob(".*")] == []
 
 
 def test_a_default_takes_the_point_in_every_dtype(tsgb: Run, export: Path) -> None:
@@ -155,6 +174,17 @@ def test_a_default_takes_the_point_in_every_dtype(tsgb: Run, export: Path) -> No
             done = tsgb("recalibrate", str(export), *words[:-2])
             assert done.code == 0, done.err
     assert read(export).default == "own"
+    card = (export / "README.md").read_text()
+    assert card.count("`own` (default)") == len(dtypes)
+    assert "`run` (default)" not in card
+
+
+OTHER_CARDS = [
+    b"# My guard\n",
+    b"\xff## Operating points\n## Use\n",
+    b"## Operating points\nat the end",
+    b"## Operating points\n## Operating points\n## Use\n",
+]
 
 
 @pytest.mark.parametrize(
