@@ -72,7 +72,8 @@ def eval_local(
         typer.Option(
             "--data",
             metavar="FILE",
-            help="Labelled prompts of yours that the guards score beside; may be repeated.",
+            help="Labelled prompts of yours that the guards score beside; a guard that is a "
+            "service (--guard moderation:URL) gets them too; may be repeated.",
         ),
     ] = None,
     mapping: MapOption = None,
@@ -306,6 +307,9 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             listener.note("evaluated already")
             return summary, f"{run.run_url}/{directory}"
         listener.note(f"eval-local: {ref.name} of {ref.run_url}, on {', '.join(wanted)}")
+        if arguments.data is not None:
+            for line in arguments.data.sent_to(added.guard_choices):
+                listener.note(line)
         write_request(
             run,
             eval_id,

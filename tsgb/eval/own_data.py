@@ -24,6 +24,7 @@ from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.data_results import CELL, WITHOUT_VERDICT
 from tsgb.eval.records import DataFileRecord, Item, ItemSource
 from tsgb.eval.runner import Evaluation
+from tsgb.guards.choice import GuardChoice
 from tsgb.types import Split
 
 MAX_TOKENS = 2048
@@ -69,6 +70,17 @@ class OwnData:
                 split_sha256=file.split_sha256,
             )
             for file in self.files
+        ]
+
+    def sent_to(self, guards: Sequence[GuardChoice]) -> list[str]:
+        """Return a line for each of the user's guards whose service will read these prompts."""
+        num = sum(len(file.prompts) for file in self.files)
+        names = ", ".join(map(_name, self.files))
+        return [
+            f"the guard {guard.name!r} is a service: up to {num} prompts of {names} are sent to "
+            f"{guard.host}"
+            for guard in guards
+            if guard.host
         ]
 
     def check_world(self, env: Environment) -> None:

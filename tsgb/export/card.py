@@ -196,8 +196,8 @@ def _operating_section(guard: GuardFile) -> list[str]:
             "Neyman-Pearson order statistic: with confidence "
             f"{1 - guard.calibration.delta:.3g} over draws of these, the false-positive rate on "
             "such prompts is at most the upper bound, which is above the budget where too few "
-            "scenarios speak for it. For any other benign traffic nothing is promised: calibrate on "
-            "your own."
+            "scenarios speak for it. For any other benign traffic nothing is promised: calibrate "
+            "on your own."
         ),
         *(
             _own_point(name, dtype, point.own)

@@ -116,6 +116,11 @@ class GuardChoice:
         return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-")[:100] or self.kind.value
 
     @property
+    def host(self) -> str:
+        """The host of the service that reads the prompts; empty for a guard of this machine."""
+        return (urlsplit(self.value).hostname or "") if self.kind.is_remote else ""
+
+    @property
     def text(self) -> str:
         """The form that `parse` reads as this."""
         value = f":{self.value}" if self.value else ""

@@ -16,6 +16,7 @@ from tsgb.errors import Interrupted, UsageError
 from tsgb.eval.calibrated import CalibratedGuard, no_guard
 from tsgb.eval.data_results import CELL, read_cell, read_files
 from tsgb.eval.own_data import MAX_TOKENS, OwnData, data_items, fill_data
+from tsgb.guards.choice import read_choices
 from tsgb.protocols import Scores
 
 MAP = ["prompt=q label=bad group=g slice=kind"]
@@ -168,3 +169,13 @@ def test_a_closed_list_of_words_reads_no_prompts(tmp_path: Path) -> None:
     data.check_world(CanaryEnvironment(world_seed=0))
     with pytest.raises(UsageError, match=r"world 'glyph' know \d+ words.*such as canary"):
         data.check_world(make_environment("glyph", world_seed=0))
+
+
+def test_it_is_told_which_services_read_the_prompts(tmp_path: Path) -> None:
+    data = OwnData.read([rows(tmp_path, [f"bird {i}" for i in range(60)])], MAP, 0)
+    services = ("always-block", "far=moderation:https://mod.test:8443/v1/moderations#big")
+    [line] = data.sent_to(read_choices(services, ()))
+    num = data.records[0].drawn
+    assert line == (
+        f"the guard 'far' is a service: up to {num} prompts of own.jsonl are sent to mod.test"
+    )
