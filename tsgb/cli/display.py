@@ -18,6 +18,7 @@ from tsgb.cli.output import console, place
 from tsgb.config import Arm
 from tsgb.data.characters import visible
 from tsgb.eval import views
+from tsgb.eval.box import box_lines, box_sheet
 from tsgb.eval.compare import PairedEvaluations
 from tsgb.eval.comparison_page import comparison_notes, comparison_sheets
 from tsgb.eval.data_views import data_sheet
@@ -55,6 +56,8 @@ def print_evaluation(summary: Summary, report: str) -> None:
     trained = {arm.value for arm in Arm}
     for table in evaluation_tables(summary):
         out.print(table)
+    for line in box_lines(summary):
+        out.print(visible(line), markup=False)
     if len(trained & set(summary.guards)) > 1:
         out.print(visible(summary.verdict.sentence), markup=False)
     else:
@@ -64,7 +67,8 @@ def print_evaluation(summary: Summary, report: str) -> None:
 
 
 def evaluation_tables(summary: Summary) -> list[Table]:
-    """Return a table of fixed prompts on each target, and one of fresh attackers and costs."""
+    """Return the box, a table of fixed prompts on each target, and one of attackers and costs."""
+    box = box_sheet(summary)
     headline = views.headline(summary)
     costs = [
         index
@@ -76,7 +80,9 @@ def evaluation_tables(summary: Summary) -> list[Table]:
     refused = views.over_refusal(summary)
     declined = [_table("Benign prompts", refused, range(len(refused.columns)))]
     own = [_table("Your data, guards alone", data, range(len(data.columns)))]
+    at_a_glance = [_table(box.heading, box, range(len(box.columns)), "Target")]
     return [
+        *(at_a_glance if box.rows else []),
         _table(f"Fixed prompts: {about}", fixed, range(len(fixed.columns))),
         _table("Fresh attackers, and the price", headline, costs),
         *(declined if refused.rows else []),
@@ -84,9 +90,9 @@ def evaluation_tables(summary: Summary) -> list[Table]:
     ]
 
 
-def _table(title: str, sheet: views.Sheet, columns: Sequence[int]) -> Table:
+def _table(title: str, sheet: views.Sheet, columns: Sequence[int], first: str = "Guard") -> Table:
     table = Table(title=_shown(title), title_justify="left")
-    table.add_column("Guard")
+    table.add_column(first)
     for index in columns:
         name, note = sheet.columns[index]
         head = f"{name}, {note}".replace(" \u00b7 ", ", ").replace(", ", "\n")

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self, cast, runtime_checkable
 
 from tsgb.config import RunConfig
 from tsgb.eval.responses import Note, ResponseLog, log_path, questions, warn
+from tsgb.eval.usage import Meter, Role
 from tsgb.logging import get_logger
 from tsgb.protocols import Target
 from tsgb.types import Messages, Response
@@ -98,6 +99,7 @@ class LoggedTarget:
         check: Callable[[], None] = lambda: None,
         note: Note | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        role: Role = "target",
     ) -> None:
         """Ask nothing yet.
 
@@ -109,8 +111,11 @@ class LoggedTarget:
             check: Called while another process asks the same; raises to stop.
             note: Is told what is not asked; without it a line is logged.
             sleep: Waits for some seconds.
+            role: Whether it is attacked or judges.
         """
         self.name = target.name
+        self.meter = Meter(target.name, role)
+        """Counts the time and money of what was asked, now or earlier."""
         self._target = target
         self._log = log
         self._limit = limit
@@ -151,6 +156,8 @@ class LoggedTarget:
                 f"{self.name}: {tally.errors} of {tally.asked} questions ({kind}) failed, so it is "
                 f"not asked the other {spared}; the same command asks again what failed"
             )
+        for response in found.values():
+            self.meter.count(response)
         missing = Response(text="", finish_reason="error", error=NOT_ASKED, attempts=0)
         return [found.get(index, missing) for index in range(len(keys))]
 
@@ -295,23 +302,35 @@ class LoggedTargets:
         self._shared = shared
         self._check = check
         self._logs: list[ResponseLog] = []
+        self._meters: list[Meter] = []
 
-    def wrap(self, targets: Iterable[Target]) -> dict[str, Target]:
+    def wrap(self, targets: Iterable[Target], role: Role = "target") -> dict[str, Target]:
         """Return targets by name, each with its log.
+
+        Args:
+            targets: They are asked through the logs from here on.
+            role: Whether they are attacked or judge.
 
         Raises:
             StoreError: A log cannot be made.
         """
-        return {target.name: self._logged(target) for target in targets}
+        return {target.name: self._logged(target, role) for target in targets}
 
-    def _logged(self, target: Target) -> LoggedTarget:
+    def take_usage(self) -> list[dict[str, Any]]:
+        """Return the time and money of what all of them answered since the last call."""
+        found = (meter.take() for meter in self._meters)
+        return [one for one in found if one is not None]
+
+    def _logged(self, target: Target, role: Role) -> LoggedTarget:
         identity = identity_of(target)
         if identity is None or not self._shared:
             identity = {**(identity or {"target": target.name}), "evaluation": self._eval_id}
         path = log_path(self._directory, target.name, identity)
         log = ResponseLog(path, target.name, identity)
         self._logs.append(log)
-        return LoggedTarget(target, log, limit=self._limit, check=self._check)
+        logged = LoggedTarget(target, log, limit=self._limit, check=self._check, role=role)
+        self._meters.append(logged.meter)
+        return logged
 
     def __enter__(self) -> Self:
         return self

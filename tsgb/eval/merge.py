@@ -49,6 +49,8 @@ from tsgb.eval.request import (
 )
 from tsgb.eval.summarise import summarise
 from tsgb.eval.transcripts import TRANSCRIPTS, Transcript, choose_adaptive
+from tsgb.eval.usage import pooled_spread, pooled_usage
+from tsgb.eval.usage_records import GuardTime, UsageRecord
 from tsgb.guards.choice import GuardChoice
 from tsgb.logging import get_logger
 
@@ -84,6 +86,8 @@ class _Cells:
     """Dtype that the models were computed in."""
     data_files: list[DataFileRecord]
     """The user's files whose prompts the guards scored."""
+    usage: Sequence[Mapping[str, Any]]
+    """Time and money of what was asked, of each cell."""
 
 
 def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -> Summary:
@@ -154,6 +158,7 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
     adaptive: list[Transcript] = []
     dtypes: set[str] = set()
     failing: set[str] = set()
+    usage: list[Mapping[str, Any]] = []
     for cell in plan(part.config, attacked_targets(request, targets)):
         try:
             content = part.run.read_json(f"{directory}/cells/{cell.name}.json")
@@ -172,6 +177,7 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
                 f"({type(error).__name__}): delete it, then evaluate again"
             ) from error
         dtypes.add(dtype_of_cell(content, part.config))
+        usage += content.get("usage", [])
         if cell.target is None:
             extras, scripted = content, games
             failing = failing_targets(content, part.config.evaluation.max_error_rate)
@@ -190,7 +196,7 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
             "machines that compute in the same one"
         )
     games = [*scripted, *choose_adaptive(adaptive)]
-    return _Cells(items, extras, games, request, dtypes.pop(), data_files)
+    return _Cells(items, extras, games, request, dtypes.pop(), data_files, usage)
 
 
 def _setup(
@@ -243,6 +249,8 @@ def _setup(
         gradient_variance_ratio=_pooled([c.extras["variance"] for c in cells]),
         data_files=cells[0].data_files,
         judge=judge_record([c.extras.get("judge") for c in cells], labels),
+        usage=_usage(cells, config),
+        guard_times=_guard_times(cells),
         provenance=Provenance(
             versions=installed_versions(),
             commit=_commit(),
@@ -261,6 +269,38 @@ def _setup(
             wall_seconds=_seconds([c.request for c in cells], now),
             not_measured=list(NOT_MEASURED),
         ),
+    )
+
+
+def _usage(cells: Sequence[_Cells], config: RunConfig) -> list[UsageRecord]:
+    """Pool what the cells counted; a target without a declared price has no cost."""
+    prices: dict[str, tuple[float, float] | None] = {}
+    for spec in Additions.of(config, cells[0].request).endpoints:
+        known = spec.dollars_in is not None and spec.dollars_out is not None
+        prices[spec.name] = (spec.dollars_in or 0.0, spec.dollars_out or 0.0) if known else None
+    try:
+        return pooled_usage([one for c in cells for one in c.usage], prices)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _strange_counts(error) from error
+
+
+def _guard_times(cells: Sequence[_Cells]) -> list[GuardTime]:
+    """Pool the times of each guard over the seeds."""
+    samples: dict[str, list[Mapping[str, Any]]] = {}
+    try:
+        for c in cells:
+            for guard, sample in c.extras.get("guard_times", {}).items():
+                samples.setdefault(guard, []).append(sample)
+        pooled = {guard: pooled_spread(found) for guard, found in samples.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _strange_counts(error) from error
+    return [GuardTime(guard=guard, prompt=p) for guard, p in pooled.items() if p is not None]
+
+
+def _strange_counts(error: Exception) -> StoreError:
+    return StoreError(
+        f"a cell tells its time and money in a way that this version does not read "
+        f"({type(error).__name__}): delete the cells, then evaluate again"
     )
 
 

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from tsgb.eval.judge_records import JudgeRecord
+from tsgb.eval.usage_records import GuardTime, UsageRecord
 from tsgb.types import StreamKind
 
 SCHEMA_VERSION = 1
@@ -364,6 +365,11 @@ class Setup(Record):
     """Files of the user's that guards scored."""
     judge: JudgeRecord | None = Field(default=None, exclude_if=_is_none)
     """Judge of the answers; None in summaries of earlier versions."""
+    usage: list[UsageRecord] = Field(default_factory=list[UsageRecord], exclude_if=_is_empty)
+    """Time and money of the answers of targets that are the user's, and of an endpoint that judges;
+    summaries of earlier versions have none."""
+    guard_times: list[GuardTime] = Field(default_factory=list[GuardTime], exclude_if=_is_empty)
+    """Time that guards take; summaries of earlier versions have none."""
     provenance: Provenance
     """Versions, hashes and the command."""
 

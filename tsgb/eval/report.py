@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tsgb.data.characters import visible
 from tsgb.eval import data_views, error_views, figures, judge_views, views
+from tsgb.eval.box import box_lines, box_sheet
 from tsgb.eval.records import Summary
 from tsgb.eval.transcripts import MAX_CHARACTERS, NUM_ADAPTIVE, Transcript
 from tsgb.eval.verdict import MIN_SEEDS, surrogate
@@ -43,6 +44,8 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
         most_games=NUM_ADAPTIVE,
         sentence=_after_the_word(summary.verdict.sentence),
         key_figures=_key_figures(summary, target),
+        box=box_sheet(summary),
+        box_lines=box_lines(summary),
         headline=views.headline(summary),
         obstacles=views.obstacles(summary),
         invalid=[failed_class(failed) for failed in summary.invalid],
@@ -146,9 +149,10 @@ def _text(summary: Summary) -> Iterator[str]:
     yield visible(summary.verdict.sentence)
     if summary.verdict.reasons:
         yield "\n".join(f"  - {visible(reason)}" for reason in summary.verdict.reasons)
-    yield from map(visible, views.obstacles(summary))
+    yield from map(visible, [*box_lines(summary), *views.obstacles(summary)])
     for heading, header, rows in _sheets(summary):
-        table = Table(title=heading, title_justify="left", show_lines=heading != "Differences")
+        name = markup_escape(visible(heading))
+        table = Table(title=name, title_justify="left", show_lines=heading != "Differences")
         for index, name in enumerate(header):
             head = markup_escape(visible(name))
             table.add_column(head, justify="right" if index else "left", overflow="fold")
@@ -164,11 +168,11 @@ def _markdown(summary: Summary) -> Iterator[str]:
     yield f"**{markdown_text(summary.verdict.sentence)}**"
     if summary.verdict.reasons:
         yield "\n".join(f"- {markdown_text(reason)}" for reason in summary.verdict.reasons)
-    yield from map(markdown_text, views.obstacles(summary))
+    yield from map(markdown_text, [*box_lines(summary), *views.obstacles(summary)])
     for heading, header, rows in _sheets(summary):
         lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
         body = "\n".join(f"| {' | '.join(markdown_text(c) for c in line)} |" for line in lines)
-        yield f"### {heading}\n\n{body}"
+        yield f"### {markdown_text(heading)}\n\n{body}"
     yield f"*Limits: {markdown_text(summary.limits)}*"
 
 
@@ -179,8 +183,13 @@ def markdown_text(text: str) -> str:
 
 
 def _sheets(summary: Summary) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    for sheet in (views.headline(summary), views.comparisons(summary, main=True)):
-        header = ["Guard" if sheet.heading != "Differences" else "Metric"]
+    box = box_sheet(summary)
+    for first, sheet in (
+        *([("Target", box)] if box.rows else []),
+        ("Guard", views.headline(summary)),
+        ("Metric", views.comparisons(summary, main=True)),
+    ):
+        header = [first]
         # Of the columns called FPR only the small line tells which.
         header += [f"{name}, {note}" if name == "FPR" else name for name, note in sheet.columns]
         yield sheet.heading, header, [[r.label, *map(str, r.cells)] for r in sheet.rows]

@@ -25,6 +25,7 @@ from tsgb.eval import calibrated
 from tsgb.eval.additions import choose_targets
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.cells import adaptive_items, scripted_items
+from tsgb.eval.guard_times import NUM_TIMED, time_guards
 from tsgb.eval.judge_results import examine
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
 from tsgb.eval.request import (
@@ -48,7 +49,7 @@ from tsgb.trainer.best_response import FreshAttacker
 from tsgb.trainer.players import GuardPlayer
 from tsgb.trainer.state import STATE_FILE, check_target, read_weights, stored_state
 from tsgb.trainer.variance import gradient_batches, variance_ratio
-from tsgb.types import CheckpointRef, TargetSpec
+from tsgb.types import CheckpointRef, Split, StreamKind, TargetSpec
 
 OpenRun = Callable[[str], RunStore]
 Report = Callable[[int, int, str], None]
@@ -85,6 +86,7 @@ class Evaluation:
         judge: Judge | None = None,
         *,
         judges_attacks: bool = False,
+        take_usage: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         """Read the request.
 
@@ -100,6 +102,8 @@ class Evaluation:
             judge: judges the answers that figures count; without it the judge of `env`.
             judges_attacks: whether `judge` is another one than that of `env`, which attackers
                 learn from, and so judges again what they wrote in the end.
+            take_usage: returns the time and money of what the user's targets answered since its
+                last call.
         """
         self.run = run
         self.config = config
@@ -110,6 +114,7 @@ class Evaluation:
         self._load_own_guards = load_own_guards
         self._judge = judge or ExactJudge(env)
         self._judges_attacks = judges_attacks
+        self._take_usage = take_usage
         self.directory = f"reports/{eval_id}"
         self.request = read_request(run, eval_id)
         chosen = choose_targets(env, self.request.get("targets"))
@@ -169,6 +174,7 @@ class Evaluation:
                     )
                 content = self._adaptive(cell, attackers[cell.br_seed])
             content["dtype"] = dtype
+            content["usage"] = self._take_usage()
             self.registry.free_black_box()
             self.run.write_text(f"{self.directory}/cells/{cell.name}.json", json.dumps(content))
         report(len(cells), len(cells), "done")
@@ -186,9 +192,16 @@ class Evaluation:
             "curves": [c.model_dump(mode="json") for c in self._curves()],
             "variance": self._variance(),
             "judge": examine(self._judge),
+            "guard_times": self._guard_times(guards),
             "transcripts": TRANSCRIPTS.dump_python(games, mode="json"),
             **({"models": self.registry.hashes} if self.registry.hashes else {}),
         }
+
+    def _guard_times(self, guards: Sequence[CalibratedGuard]) -> dict[str, dict[str, Any]]:
+        """Return the time that each guard takes for an ordinary benign prompt."""
+        rng = Random(f"guard-times-{self.config.seed}")
+        prompts = self.env.stream(StreamKind.BENIGN, Split.TEST, rng, NUM_TIMED)
+        return time_guards(guards, [prompt.text for prompt in prompts])
 
     def _adaptive(self, cell: EvaluationCell, attacker: FreshAttacker) -> dict[str, Any]:
         name = str(cell.target)

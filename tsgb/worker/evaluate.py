@@ -188,4 +188,5 @@ def opened_evaluation(
             load,
             judge,
             judges_attacks=is_apart,
+            take_usage=logged.take_usage,
         )

@@ -106,7 +106,7 @@ def _local(choice: JudgeChoice, context: WorkerContext) -> Judge:
 
 
 def _with_log(logged: LoggedTargets, target: Target) -> Target:
-    return logged.wrap([target])[target.name]
+    return logged.wrap([target], "judge")[target.name]
 
 
 def secret_key(path: Path) -> bytes:
