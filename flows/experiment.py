@@ -65,7 +65,7 @@ def run_experiment(
     _check_seeds(run_id, seeds, lambda name: stored(name) is not None)
     options = choose_models(options, settings, stored(names[0]), evaluates=True)
     options = with_checked_names(options, settings)
-    check_targets(options)
+    check_targets(options, len(seeds))
     runs = [
         options.model_copy(update={"run": name, "seed": seed, "store": where})
         for name, seed in zip(names, seeds, strict=True)

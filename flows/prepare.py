@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -30,8 +30,9 @@ from tsgb.errors import CheckpointError, ConfigError
 from tsgb.eval import request as requests
 from tsgb.eval.additions import OWN_NAMES, Additions, choose_targets, split_targets
 from tsgb.eval.human_labels import HumanLabels
+from tsgb.eval.ration import guards_before, share_of_run
 from tsgb.eval.streams import estimate_costs
-from tsgb.guards.choice import checked_guards, read_choices
+from tsgb.guards.choice import GuardChoice, checked_guards, read_choices
 from tsgb.judges.choice import checked_judge
 from tsgb.plugins import Trust
 from tsgb.run_options import RunOptions, flag_of
@@ -59,11 +60,12 @@ def new_run_id(now: datetime) -> str:
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def check_targets(options: RunOptions) -> None:
+def check_targets(options: RunOptions, runs: int = 1) -> None:
     """Check the named targets, the black boxes, the user's classes, and the endpoints' keys.
 
     Args:
         options: Options whose models are named by what does not change.
+        runs: Runs of the evaluation, one a seed.
 
     Raises:
         UsageError: The world lacks one or has one of a class's name, or a class cannot be loaded.
@@ -72,6 +74,14 @@ def check_targets(options: RunOptions) -> None:
     choose_targets(added.extend(world_of(options)), targets)
     added.identities(fresh=options.fresh)
     added.check_endpoints(endpoint_key)
+    config = arm_configs(options)[Arm.SELFPLAY]
+    share_of_run(config, options.adaptive, fought_guards(options.trained_arms, options), runs)
+
+
+def fought_guards(arms: Iterable[Arm], options: RunOptions) -> int:
+    """Return how many guards fresh attackers learn against on an endpoint."""
+    own = [GuardChoice.parse(text) for text in options.guards or ()]
+    return guards_before(arms, sum(not choice.kind.is_remote for choice in own))
 
 
 def additions_of(
@@ -93,6 +103,7 @@ def additions_of(
         judge_class=options.judge_class,
         judge=options.judge,
         endpoints=endpoints,
+        adaptive=options.adaptive,
         max_requests=options.max_requests,
         max_cost=options.max_cost,
     )
@@ -141,7 +152,13 @@ def costs_of(options: RunOptions) -> list[CostEstimate]:
         arm_configs(options.model_copy(update={"seed": seed}))[Arm.SELFPLAY]
         for seed in options.training_seeds
     ]
-    return estimate_costs(world_of(options), configs, added.endpoints)
+    return estimate_costs(
+        world_of(options),
+        configs,
+        added.endpoints,
+        adaptive=added.adaptive,
+        num_guards=fought_guards(options.trained_arms, options),
+    )
 
 
 def arm_configs(options: RunOptions) -> dict[Arm, RunConfig]:
@@ -307,6 +324,7 @@ def write_request(
         judge=added.judge,
         human_labels=None if labels is None else labels.document(),
         endpoints=added.endpoints,
+        adaptive=added.adaptive,
         fresh=fresh,
         own_guards=added.guards,
     )

@@ -33,7 +33,7 @@ RETRIES = {MachineKind.LOCAL: None, MachineKind.RENTED: 10_000}
 """Retries of a segment by kind of machine; None as the settings say. For rented ones the number
 bounds nothing: budget, refusals, lost hosts and failed workers have bounds of their own."""
 STAGE_2 = {
-    *("run", "store", "env", "targets", "targets_file", "max_requests", "max_cost"),
+    *("run", "store", "env", "targets", "targets_file", "adaptive", "max_requests", "max_cost"),
     *("target_class", "judge_class", "judge", "human_labels", "guards", "fresh"),
 }
 """Options that stage 2 shares, and that the event of its start carries."""

@@ -20,6 +20,7 @@ from flows.parameters import takes
 from flows.prepare import (
     additions_of,
     evaluation_id,
+    fought_guards,
     guards_of,
     labels_of,
     with_checked_names,
@@ -30,6 +31,7 @@ from flows.workers import Workers
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import InvalidResult, StoreError, StoreUnreachable
+from tsgb.eval.ration import share_of_run
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
 from tsgb.models.hash_cache import HashCache
@@ -61,7 +63,7 @@ def _flow_run_name() -> str:
 )
 @takes(
     [
-        *("targets", "targets_file", "max_requests", "max_cost"),
+        *("targets", "targets_file", "adaptive", "max_requests", "max_cost"),
         *("target_class", "judge_class", "judge", "human_labels", "guards", "fresh", "store"),
     ]
 )
@@ -101,7 +103,9 @@ def stage2(
     }
     configs = {name: workers.config() for name, workers in runs.items()}
     targets, added = additions_of(chosen, configs[run].model.black_boxes)
-    added = replace(added, guards=chosen.guards or ())
+    fought = fought_guards(guards[run], chosen)
+    share = share_of_run(configs[run], added.adaptive, fought, len(runs))
+    added = replace(added, guards=chosen.guards or (), adaptive=share)
     added.check_endpoints(endpoint_key)
     models = HashCache(settings.cache_dir / "models")
     hashes = file_hashes(added.black_boxes, models.sha256_of)

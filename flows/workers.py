@@ -327,6 +327,7 @@ def _arguments(added: Additions) -> list[str]:
     values = {
         "--judge-class": added.judge_class,
         "--judge": added.judge,
+        "--adaptive": added.adaptive or None,
         "--max-requests": added.max_requests,
         "--max-cost": added.max_cost,
     }

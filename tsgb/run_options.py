@@ -107,6 +107,8 @@ class RunOptions(BaseModel):
         Annotated[str, Field(min_length=1)] | None, Flag("--targets-file", "FILE")
     ] = None
     """TOML file that declares endpoints as [targets.NAME], which are asked like the world's."""
+    adaptive: Annotated[int, Field(ge=0), Flag("--adaptive", "N")] = 0
+    """Attacks that fresh attackers may send to each endpoint, all seeds together; 0 sends none."""
     max_requests: Annotated[Annotated[int, Field(ge=0)] | None, Flag("--max-requests", "N")] = None
     """Requests that the evaluation may send to endpoints, repeated ones included."""
     max_cost: Annotated[

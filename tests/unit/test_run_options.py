@@ -45,7 +45,7 @@ def bounds(schema: dict[str, Any]) -> dict[str, Any]:
         (
             "train-local",
             {
-                *("arms", "targets", "targets_file", "max_requests", "max_cost"),
+                *("arms", "targets", "targets_file", "adaptive", "max_requests", "max_cost"),
                 *("target_class", "judge_class", "judge", "human_labels", "machine"),
                 *("guards", "fresh"),
                 *("budget", "max_price", "service_url", "evaluate", "seeds"),

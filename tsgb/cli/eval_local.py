@@ -53,7 +53,7 @@ DATA_LIMIT = 500
 
 
 @takes(
-    *("targets", "targets_file", "max_requests", "max_cost", "black_boxes"),
+    *("targets", "targets_file", "adaptive", "max_requests", "max_cost", "black_boxes"),
     *("target_class", "judge_class", "judge", "human_labels", "guards", "fresh", "overrides"),
 )
 def eval_local(
@@ -248,6 +248,14 @@ class _Opened:
     wanted: Sequence[str]
     """Names of the targets."""
 
+    @property
+    def num_fought(self) -> int:
+        """Number of guards that fresh attackers learn against on an endpoint."""
+        from tsgb.eval.ration import guards_before
+
+        own = [guard for guard in self.added.guard_choices if not guard.kind.is_remote]
+        return guards_before([self.config.arm], len(own))
+
 
 def _open(arguments: _Arguments, context: WorkerContext, note: Callable[[str], None]) -> _Opened:
     from tsgb.checkpoint.resolve import load
@@ -278,12 +286,19 @@ def _estimate(arguments: _Arguments) -> list[CostEstimate]:
 
     with watching() as listener:
         opened = _open(arguments, read_context(arguments.trust), listener.note)
-    return estimate_costs(opened.env, [opened.config], opened.added.endpoints)
+    return estimate_costs(
+        opened.env,
+        [opened.config],
+        opened.added.endpoints,
+        adaptive=opened.added.adaptive,
+        num_guards=opened.num_fought,
+    )
 
 
 def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
     """Return the summary and the URL of its directory."""
     from flows.progress import Bar, watching
+    from tsgb.eval.ration import share_of_run
     from tsgb.eval.request import write_request
     from tsgb.eval.responses import DIRECTORY
     from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
@@ -293,6 +308,7 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
         opened = _open(arguments, context, listener.note)
         ref, run, config = opened.ref, opened.run, opened.config
         added, env, wanted = opened.added, opened.env, opened.wanted
+        share_of_run(config, added.adaptive, opened.num_fought)
         if arguments.data is not None:
             arguments.data.check_world(env)
         question = arguments.question(ref, config, wanted)
@@ -320,6 +336,7 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             judge=added.judge,
             human_labels=None if arguments.labels is None else arguments.labels.document(),
             endpoints=added.endpoints,
+            adaptive=added.adaptive,
             fresh=FRESH in identities,
             data=arguments.data_records,
             own_guards=added.guards,

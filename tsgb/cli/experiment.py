@@ -21,6 +21,7 @@ TRAINING = (
     "arms",
     "targets",
     "targets_file",
+    "adaptive",
     "max_requests",
     "max_cost",
     "target_class",

@@ -206,9 +206,10 @@ def show_estimate(estimates: Sequence[CostEstimate], *, as_json: bool) -> None:
         cost = "price not known"
         if one.dollars is not None and one.most_dollars is not None:
             cost = f"about ${one.dollars:.2f}, at most ${one.most_dollars:.2f}"
+        attacks = f" ({one.attacks:,} of fresh attackers at most)" if one.attacks else ""
         typer.echo(
-            f"{one.name} at {one.host}: {one.requests:,} requests, about {one.tokens_in:,} tokens "
-            f"in, at most {one.tokens_out:,} out: {cost}"
+            f"{one.name} at {one.host}: {one.requests:,} requests{attacks}, about "
+            f"{one.tokens_in:,} tokens in, at most {one.tokens_out:,} out: {cost}"
         )
 
 

@@ -115,7 +115,7 @@ def worker_build(
 
 
 @worker_app.command("evaluate")
-@takes("target_class", "judge_class", "judge", "guards", "max_requests", "max_cost")
+@takes("target_class", "judge_class", "judge", "guards", "adaptive", "max_requests", "max_cost")
 def worker_evaluate(
     *,
     resume_path: ResumePath,
@@ -146,6 +146,7 @@ def worker_evaluate(
             judge=options.judge,
             guards=options.guards or (),
             endpoints=[endpoint_from_json(text) for text in endpoint or ()],
+            adaptive=options.adaptive,
             max_requests=options.max_requests,
             max_cost=options.max_cost,
         ),

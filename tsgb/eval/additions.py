@@ -18,6 +18,8 @@ from tsgb.config import Arm, RunConfig
 from tsgb.envs import customise
 from tsgb.envs.base import Environment
 from tsgb.errors import UsageError
+from tsgb.eval.ration import OPTION as ADAPTIVE_OPTION
+from tsgb.eval.request import questions_of
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import ANEW, FRESH
 from tsgb.guards.choice import GuardChoice, read_choices
@@ -67,13 +69,20 @@ class Additions:
     """The user's guards, in the forms of `tsgb.guards.choice`."""
     endpoints: Sequence[EndpointSpec] = ()
     """Black boxes that are asked over HTTP."""
+    adaptive: int = 0
+    """Questions that the fresh attackers of a run may ask of each of them; 0 makes no attacks."""
     max_requests: int | None = None
     """Requests that may be sent to them, all together; None for any number."""
     max_cost: float | None = None
     """Dollars that they may cost, all together; None for any sum."""
 
     def __post_init__(self) -> None:
-        """Refuse two judges, and one that would grade its own answers."""
+        """Refuse two judges, one that would grade its own answers, and attacks on nothing."""
+        if self.adaptive and not self.endpoints:
+            raise UsageError(
+                f"{ADAPTIVE_OPTION} {self.adaptive}: no endpoint is among the targets, and others "
+                "are attacked without it: leave it away, or name one with --target KIND:MODEL@URL"
+            )
         if self.judge is None:
             return
         if self.judge_class is not None:
@@ -111,6 +120,7 @@ class Additions:
             judge=request.get("judge") or None,
             guards=request.get("own_guards") or (),
             endpoints=endpoints,
+            adaptive=questions_of(request) if endpoints else 0,
         )
 
     @property
@@ -261,6 +271,8 @@ class Additions:
         if self.judge is not None:
             found[f"judge {self.judge}"] = _judge_identity(JudgeChoice.parse(self.judge))
         found |= {f"endpoint {spec.name}": spec.identity for spec in self.endpoints}
+        if self.adaptive:
+            found["questions of fresh attackers"] = self.adaptive
         return {**found, FRESH: secrets.token_hex(8)} if fresh else found
 
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from tsgb.config import ABLATIONS, LOSSES, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.eval.calibrated import CalibratedGuard
-from tsgb.eval.logged_target import LoggedTarget, ask
+from tsgb.eval.logged_target import AttackedTarget, GaveUpError, LoggedTarget, ask
+from tsgb.eval.ration import Ration
 from tsgb.eval.records import Item, ItemSource
 from tsgb.eval.streams import fixed_prompts
 from tsgb.eval.transcripts import Transcript, choose, choose_adaptive, transcribe
 from tsgb.protocols import Judge, JudgeItem, Target, judge_all
-from tsgb.trainer.best_response import BestResponseAttack, FreshAttacker
+from tsgb.trainer.best_response import BestResponseAttack, FreshAttacker, Practice
 from tsgb.types import Judgement, Label, Response, Split
 
 SATURATED = 0.9
@@ -110,14 +112,32 @@ def scripted_items(
     return items, choose(games)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RationedAttack:
+    """How a target is attacked of which each question costs money.
+
+    Example: `RationedAttack(ration=ration(config, 600, 6), stand_in=surrogate)`
+    """
+
+    ration: Ration
+    """What an attacker may ask of it."""
+    stand_in: Target
+    """Answers in its place while an attacker learns without asking it."""
+
+    def practice(self, steps: int, own_steps: int) -> Practice:
+        """Return who answers the first of `steps` updates; the target answers the last ones."""
+        return Practice(target=self.stand_in, steps=steps - own_steps)
+
+
 def adaptive_items(
     config: RunConfig,
     attacker: FreshAttacker,
-    target: Target,
+    target: AttackedTarget,
     guards: Sequence[CalibratedGuard],
     *,
     surrogate: bool,
     judge: Judge | None = None,
+    rationed: RationedAttack | None = None,
 ) -> tuple[list[Item], list[Transcript]]:
     """Best responses of one fresh attacker to each guard on one target.
 
@@ -125,6 +145,8 @@ def adaptive_items(
     nothing violating passes by construction (the oracle) is not attacked further either, and left
     out where it has no word on an attack in free text.
     Ablations are attacked on the surrogate only, and a guard that is somebody's service never.
+    Once the target is not asked any more, nobody learns on it: the attacks that are left out are
+    items without an outcome.
 
     Args:
         config: The run's configuration.
@@ -133,41 +155,126 @@ def adaptive_items(
         guards: What is attacked.
         surrogate: Whether the target is the one of stage 1.
         judge: Judges what the attackers wrote in the end, in place of the world's judge.
+        rationed: What an attacker may ask; without it as much as the configuration says.
 
     Returns:
         The items, and for each guard a few games that a report may show.
     """
-    warm = attacker.warm_up(target)
-    bare = attacker.sample_attacks(warm, target, "none")
-    violated = np.array([a.judgement.label is Label.HARMFUL for a in bare])
+    ablations = {arm.value for arm in (*ABLATIONS, *LOSSES)}
+    chosen = [g for g in guards if g.attacked and (surrogate or g.name not in ablations)]
+    series = _Series(config, attacker, target, rationed)
     items: list[Item] = []
     games: list[Transcript] = []
-    ablations = {arm.value for arm in (*ABLATIONS, *LOSSES)}
-    for guard in guards:
-        if not guard.attacked or (guard.name in ablations and not surrogate):
+    for guard in chosen:
+        try:
+            attempts = series.attempts(guard)
+        except GaveUpError:
+            if guard.name != "oracle":  # whether it can be attacked depends on what is written
+                items += _unasked_items(config, attacker, target, guard, series.num)
             continue
-        if guard.name == "oracle" and any(
-            a.attack.faithful and attacker.env.label(a.attack.text) is None for a in bare
-        ):
-            continue
-        attempts = bare
-        if guard.name not in {"none", "oracle"}:
-            passed = violated & (guard.score([a.attack.text for a in bare]) <= guard.threshold)
-            if passed.sum() < SATURATED * violated.sum():
-                parameters = attacker.respond(
-                    warm,
-                    target,
-                    lambda prompts, guard=guard: guard.score(prompts).tolist(),
-                    guard.threshold,
-                    guard.name,
-                )
-                attempts = attacker.sample_attacks(parameters, target, guard.name)
         if judge is not None:
             attempts = _judged_again(judge, attempts)
         made = _attempt_items(config, attacker.br_seed, target.name, guard, attempts)
         items += made
         games += _games(attacker.env, made, attempts)
     return items, choose_adaptive(games)
+
+
+class _Series:
+    """The attacks of one fresh attacker on one target, one guard after another."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        attacker: FreshAttacker,
+        target: AttackedTarget,
+        rationed: RationedAttack | None,
+    ) -> None:
+        self._sizes = config.evaluation
+        self._attacker = attacker
+        self._target = target
+        self._rationed = rationed
+        self._warm: tuple[dict[str, Tensor], list[BestResponseAttack]] | None = None
+        self.num = self._sizes.prompts if rationed is None else rationed.ration.attempts
+        """Attacks on each guard."""
+
+    def attempts(self, guard: CalibratedGuard) -> list[BestResponseAttack]:
+        """Return the attacks that are measured; none where the guard has no word on them.
+
+        Raises:
+            GaveUpError: The target is not asked any more.
+        """
+        warm, bare = self._warmed_up()
+        if guard.name == "none":
+            return bare
+        if guard.name == "oracle":
+            env = self._attacker.env
+            unknown = (a.attack.faithful and env.label(a.attack.text) is None for a in bare)
+            return [] if any(unknown) else bare
+        violated = np.array([a.judgement.label is Label.HARMFUL for a in bare])
+        passed = violated & (guard.score([a.attack.text for a in bare]) <= guard.threshold)
+        if passed.sum() >= SATURATED * violated.sum():
+            return bare
+        self._target.check()
+        parameters = self._attacker.respond(
+            warm,
+            self._target,
+            lambda prompts: guard.score(prompts).tolist(),
+            guard.threshold,
+            guard.name,
+            None
+            if self._rationed is None
+            else self._rationed.practice(
+                self._sizes.attack_steps, self._rationed.ration.attack_steps
+            ),
+        )
+        return self._sampled(parameters, guard.name)
+
+    def _warmed_up(self) -> tuple[dict[str, Tensor], list[BestResponseAttack]]:
+        """Return the attacker that learned without a guard, and its attacks."""
+        if self._warm is None:
+            self._target.check()
+            practice = None
+            if self._rationed is not None:
+                own = self._rationed.ration.warmup_steps
+                practice = self._rationed.practice(self._sizes.warmup_steps, own)
+            warm = self._attacker.warm_up(self._target, practice)
+            self._warm = (warm, self._sampled(warm, "none"))
+        return self._warm
+
+    def _sampled(self, parameters: dict[str, Tensor], name: str) -> list[BestResponseAttack]:
+        """Ask about all attacks, those included that are not sent any more."""
+        self._target.check()
+        asked = self._target.target
+        attempts = self._attacker.sample_attacks(parameters, asked, name, self.num)
+        self._target.look_at(attempt.response for attempt in attempts)
+        return attempts
+
+
+def _unasked_items(
+    config: RunConfig,
+    attacker: FreshAttacker,
+    target: AttackedTarget,
+    guard: CalibratedGuard,
+    num: int,
+) -> list[Item]:
+    """Return the items of attacks that were never written, since nobody would have answered."""
+    scenarios = [s for s in attacker.env.scenarios(Split.TEST) if s.harmful]
+    return [
+        Item(
+            item_id=_digest(f"{guard.name}|{attacker.br_seed}|{target.name}|{index}"),
+            scenario_id=(scenario := scenarios[index % len(scenarios)]).scenario_id,
+            source=ItemSource.ADAPTIVE,
+            slice=scenario.family,
+            target=target.name,
+            seed=config.seed,
+            br_seed=attacker.br_seed,
+            against=guard.name,
+            harmful=True,
+            error=target.gave_up,
+        )
+        for index in range(num)
+    ]
 
 
 def _judged_again(judge: Judge, attempts: Sequence[BestResponseAttack]) -> list[BestResponseAttack]:

@@ -19,10 +19,14 @@ from tsgb.eval.responses import Note, ResponseLog, log_path, questions, warn
 from tsgb.eval.usage import Meter, Role
 from tsgb.logging import get_logger
 from tsgb.protocols import Target
+from tsgb.targets.http import BUDGET
 from tsgb.types import Messages, Response
 
 NOT_ASKED = "not asked"
 """Error of the items that a target was spared, or that the user was."""
+ATTACKS = "attacks"
+"""Class of the prompts that fresh attackers write."""
+_GIVEN_UP = {NOT_ASKED, BUDGET}
 FIRST = 20
 """Questions of a kind after which a target that answered none of them is not asked on."""
 WINDOW = 40
@@ -127,7 +131,7 @@ class LoggedTarget:
 
     def answer(self, chats: Sequence[Messages]) -> list[Response]:
         """See `tsgb.protocols.Target`: these count as attacks."""
-        return self.ask(chats, "attacks")
+        return self.ask(chats, ATTACKS)
 
     def ask(self, chats: Sequence[Messages], kind: str) -> list[Response]:
         """Return one response a chat, in order.
@@ -258,6 +262,53 @@ class LoggedTarget:
 def ask(target: Target, chats: Sequence[Messages], kind: str) -> list[Response]:
     """Ask any target about prompts of a kind."""
     return target.ask(chats, kind) if isinstance(target, LoggedTarget) else target.answer(chats)
+
+
+class GaveUpError(Exception):
+    """A target is not asked any more, so that nothing more can be learned on it."""
+
+
+class AttackedTarget:
+    """A target that attackers learn on: their learning ends where it is not asked any more.
+
+    That is where too many questions failed, or a limit on the spending is reached.
+
+    Example: `AttackedTarget(LoggedTarget(bot, log, limit=0.02))`
+    """
+
+    def __init__(self, target: Target) -> None:
+        """Ask nothing yet."""
+        self.name = target.name
+        self.target = target
+        """The target itself, which gives an answer or an error to each question."""
+        self.gave_up: str | None = None
+        """Error of the questions that were not asked; None while it is asked."""
+
+    def answer(self, chats: Sequence[Messages]) -> list[Response]:
+        """See `tsgb.protocols.Target`.
+
+        Raises:
+            GaveUpError: An earlier answer said that it is not asked any more.
+        """
+        self.check()
+        found = ask(self.target, chats, ATTACKS)
+        self.look_at(found)
+        return found
+
+    def check(self) -> None:
+        """Raise where the target is not asked any more.
+
+        Raises:
+            GaveUpError: It is not.
+        """
+        if self.gave_up is not None:
+            raise GaveUpError(f"{self.name}: {self.gave_up}")
+
+    def look_at(self, answers: Iterable[Response | None]) -> None:
+        """Take note where one of these answers says that it is not asked any more."""
+        for response in answers:
+            if response is not None and response.error in _GIVEN_UP:
+                self.gave_up = response.error
 
 
 def identity_of(target: Target) -> Mapping[str, Any] | None:

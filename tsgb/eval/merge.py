@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,8 +43,10 @@ from tsgb.eval.report import render_report
 from tsgb.eval.request import (
     attacked_targets,
     dtype_of_cell,
+    endpoint_names,
     failing_targets,
     plan,
+    questions_of,
     read_request,
 )
 from tsgb.eval.summarise import summarise
@@ -53,6 +55,7 @@ from tsgb.eval.usage import pooled_spread, pooled_usage
 from tsgb.eval.usage_records import GuardTime, UsageRecord
 from tsgb.guards.choice import GuardChoice
 from tsgb.logging import get_logger
+from tsgb.types import TargetSpec
 
 FIXED_ORDER = ("none", "tfidf", "untrained", "sft", "frozen", "selfplay")
 NOT_MEASURED = (
@@ -210,6 +213,8 @@ def _setup(
     config = parts[0].config
     names: Sequence[str] = cells[0].request.get("targets") or list(env.targets())
     specs, added = env.targets(), Additions.of(config, cells[0].request).target_names
+    endpoints = endpoint_names(cells[0].request)
+    attacks = sum(questions_of(c.request) for c in cells)
     thresholds = [GuardThreshold.model_validate(t) for c in cells for t in c.extras["thresholds"]]
     present = {t.guard for t in thresholds} | {"none"}
     arms = [arm.value for arm in Arm if arm.value not in FIXED_ORDER]
@@ -238,6 +243,7 @@ def _setup(
                 overlap=specs[name].overlap,
                 arch=specs[name].arch.replace("{model}", model),
                 added=name in added,
+                attacks=attacks if name in endpoints and attacks else None,
                 **_denominator(env, name, added=name in added),
             )
             for name in specs
@@ -267,7 +273,7 @@ def _setup(
             models={k: v for c in cells for k, v in c.extras.get("models", {}).items()},
             created_at=now,
             wall_seconds=_seconds([c.request for c in cells], now),
-            not_measured=list(NOT_MEASURED),
+            not_measured=[*NOT_MEASURED, *_longer_attacks(specs, endpoints, attacks)],
         ),
     )
 
@@ -312,6 +318,19 @@ def _denominator(env: Environment, target: str, *, added: bool) -> Mapping[str, 
     needs = env.denominator(target)
     leaks, asr = (0, 0.0) if needs is None else (needs.leaks, needs.asr)
     return {"min_leaks": max(leaks, int(added)), "min_asr": asr}
+
+
+def _longer_attacks(
+    specs: Mapping[str, TargetSpec], endpoints: Collection[str], attacks: int
+) -> Iterator[str]:
+    """Yield what attackers of endpoints did not do, where there were any."""
+    named = [name for name in specs if name in endpoints]
+    surrogate = next(spec.name for spec in specs.values() if spec.role == "surrogate")
+    if attacks and named:
+        yield (
+            f"fresh attackers that send more than {attacks:,} attacks to each of "
+            f"{', '.join(named)}: while they learned without sending any, {surrogate} answered"
+        )
 
 
 def _pooled(measured: Sequence[Mapping[str, float] | None]) -> Estimate | None:

@@ -209,6 +209,9 @@ class TargetRecord(Record):
     """Lowest un-guarded ASR that makes a protection of it measurable."""
     added: bool = Field(default=False, exclude_if=_is_zero)
     """Whether the user added it to the world's own targets."""
+    attacks: NonNegativeInt | None = Field(default=None, exclude_if=_is_none)
+    """Attacks that all fresh attackers together may send to an endpoint (`--adaptive`); None where
+    none is sent, and for other targets, which have no such bound."""
 
     @model_validator(mode="before")
     @classmethod

@@ -53,10 +53,21 @@ def plan(config: RunConfig, targets: Sequence[str]) -> list[EvaluationCell]:
     ]
 
 
+def endpoint_names(request: Mapping[str, Any]) -> set[str]:
+    """Return the names of the endpoints of a request."""
+    return {spec.get("name") for spec in request.get("endpoints") or ()}
+
+
+def questions_of(request: Mapping[str, Any]) -> int:
+    """Return the questions that fresh attackers may ask of each endpoint; 0 asks none."""
+    found = request.get("adaptive")
+    return found if isinstance(found, int) else 0
+
+
 def attacked_targets(request: Mapping[str, Any], targets: Iterable[str]) -> list[str]:
-    """Return the targets that fresh attackers learn on: all but endpoints, which cost money."""
-    endpoints = {spec.get("name") for spec in request.get("endpoints") or ()}
-    return [name for name in targets if name not in endpoints]
+    """Return the targets that fresh attackers attack: endpoints only where that was asked for."""
+    spared = set[str]() if questions_of(request) else endpoint_names(request)
+    return [name for name in targets if name not in spared]
 
 
 def write_request(
@@ -71,6 +82,7 @@ def write_request(
     data: Sequence[Mapping[str, Any]] = (),
     own_guards: Sequence[str] = (),
     endpoints: Sequence[EndpointSpec] = (),
+    adaptive: int = 0,
     judge: str | None = None,
     human_labels: Mapping[str, Any] | None = None,
 ) -> None:
@@ -99,6 +111,7 @@ def write_request(
             **({"data": list(data)} if data else {}),
             **({"own_guards": list(own_guards)} if own_guards else {}),
             **({"endpoints": [e.model_dump(mode="json") for e in endpoints]} if endpoints else {}),
+            **({"adaptive": adaptive} if adaptive else {}),
         },
     )
 

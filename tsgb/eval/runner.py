@@ -24,16 +24,20 @@ from tsgb.errors import CheckpointError, StoreError, StoreUnreachable
 from tsgb.eval import calibrated
 from tsgb.eval.additions import choose_targets
 from tsgb.eval.calibrated import CalibratedGuard
-from tsgb.eval.cells import adaptive_items, scripted_items
+from tsgb.eval.cells import RationedAttack, adaptive_items, scripted_items
 from tsgb.eval.guard_times import NUM_TIMED, time_guards
 from tsgb.eval.judge_results import examine
+from tsgb.eval.logged_target import AttackedTarget
+from tsgb.eval.ration import fought, ration
 from tsgb.eval.records import Curve, GuardThreshold, Payoff
 from tsgb.eval.request import (
     EvaluationCell,
     attacked_targets,
     dtype_of_cell,
+    endpoint_names,
     failing_targets,
     plan,
+    questions_of,
     read_request,
     scripted_weight,
     share,
@@ -121,6 +125,7 @@ class Evaluation:
         self.specs: dict[str, TargetSpec] = {name: env.targets()[name] for name in chosen}
         self._guards: list[CalibratedGuard] | None = None
         self._targets: dict[str, Target] = dict(own_targets or {})
+        self._attacked: dict[str, AttackedTarget] = {}
         self._added = frozenset(own_targets or ())
 
     def fill(self, part: int, parts: int, report: Report, check: Callable[[], None]) -> None:
@@ -205,23 +210,39 @@ class Evaluation:
 
     def _adaptive(self, cell: EvaluationCell, attacker: FreshAttacker) -> dict[str, Any]:
         name = str(cell.target)
+        if name not in self._attacked:
+            self._attacked[name] = AttackedTarget(self.target(name))
         items, games = adaptive_items(
             self.config,
             attacker,
-            self.target(name),
+            self._attacked[name],
             self.guards(),
             surrogate=self.specs[name].role == "surrogate",
             judge=self._judge if self._judges_attacks else None,
+            rationed=self._rationed(name),
         )
         return {
             "items": [item.model_dump(mode="json", exclude_defaults=True) for item in items],
             "transcripts": TRANSCRIPTS.dump_python(games, mode="json"),
         }
 
+    def _rationed(self, target: str) -> RationedAttack | None:
+        """Return what an attacker may ask of an endpoint; None for any other target."""
+        if target not in endpoint_names(self.request):
+            return None
+        guards = fought(guard.name for guard in self.guards() if guard.attacked)
+        [stand_in] = (s.name for s in self.env.targets().values() if s.role == "surrogate")
+        return RationedAttack(
+            ration=ration(self.config, questions_of(self.request), len(guards)),
+            stand_in=self.target(stand_in),
+        )
+
     def _fails(self, target: str) -> bool:
-        """Whether too many fixed prompts to a target have no outcome."""
-        limit = self.config.evaluation.max_error_rate
-        return target in failing_targets(self._content(EvaluationCell()) or {}, limit)
+        """Whether the fixed prompts to a target were not all asked, or too many have no outcome."""
+        content = self._content(EvaluationCell())
+        if content is None:
+            return True
+        return target in failing_targets(content, self.config.evaluation.max_error_rate)
 
     def _dtype_of(self, cell: EvaluationCell) -> str | None:
         """Return the dtype of a cell that is there, whole, and has few errors; else None."""
@@ -244,7 +265,7 @@ class Evaluation:
     def target(self, name: str) -> Target:
         """A target by name."""
         if name not in self._targets:
-            self._targets[name] = build_target(self.registry, self.specs[name])
+            self._targets[name] = build_target(self.registry, self.env.targets()[name])
         return self._targets[name]
 
     def guards(self) -> list[CalibratedGuard]:

@@ -7,6 +7,7 @@ from random import Random
 
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
+from tsgb.eval.ration import ration, share_of_run
 from tsgb.targets.dialects import prompt_bytes
 from tsgb.targets.endpoint import EndpointSpec
 from tsgb.targets.spending import CostEstimate, estimate_cost
@@ -24,24 +25,45 @@ def fixed_prompts(env: Environment, config: RunConfig) -> list[LabelledPrompt]:
 
 
 def estimate_costs(
-    env: Environment, configs: Sequence[RunConfig], endpoints: Sequence[EndpointSpec]
+    env: Environment,
+    configs: Sequence[RunConfig],
+    endpoints: Sequence[EndpointSpec],
+    *,
+    adaptive: int = 0,
+    num_guards: int = 0,
 ) -> list[CostEstimate]:
     """Estimate the cost of asking each endpoint about the prompts of scenarios; sends nothing.
+
+    What fresh attackers will write is not known: each of their attacks counts as long as the
+    longest fixed prompt.
 
     Args:
         env: The world.
         configs: Configuration of each seed's run; each draws prompts of its own.
         endpoints: Black boxes that are asked.
+        adaptive: Attacks that fresh attackers may send to each, of all seeds together.
+        num_guards: Guards that these learn against.
+
+    Raises:
+        UsageError: Those are too few for a figure.
     """
     by_id = {scenario.scenario_id: scenario for scenario in env.scenarios(Split.TEST)}
     drawn = [prompt for config in configs for prompt in fixed_prompts(env, config)]
     asked = [prompt for prompt in drawn if prompt.scenario_id in by_id]
-    return [
-        estimate_cost(
-            spec,
-            prompt_bytes(
-                [env.target_messages(spec.name, by_id[p.scenario_id], p.text) for p in asked]
-            ),
+    attacks = sum(_attacks(config, adaptive, num_guards, len(configs)) for config in configs)
+    found: list[CostEstimate] = []
+    for spec in endpoints:
+        sizes = prompt_bytes(
+            [env.target_messages(spec.name, by_id[p.scenario_id], p.text) for p in asked]
         )
-        for spec in endpoints
-    ]
+        found.append(estimate_cost(spec, [*sizes, *[max(sizes)] * attacks], attacks))
+    return found
+
+
+def _attacks(config: RunConfig, adaptive: int, num_guards: int, runs: int) -> int:
+    """Return the attacks that the fresh attackers of a run will send to an endpoint at most."""
+    questions = share_of_run(config, adaptive, num_guards, runs)
+    if not questions:
+        return 0
+    one = ration(config, questions, num_guards).questions(config, num_guards)
+    return config.evaluation.best_responses * one

@@ -428,8 +428,9 @@ def _about(target: TargetRecord) -> str:
 
 
 def _adaptive_about(summary: Summary, target: TargetRecord) -> str:
+    sent = "" if target.attacks is None else f"{target.attacks:,} attacks sent at most"
     doubt = "" if converged(summary, target.name) else UNCONVERGED
-    return " \u00b7 ".join(filter(None, (_about(target), doubt)))
+    return " \u00b7 ".join(filter(None, (_about(target), sent, doubt)))
 
 
 def _difference_cells(comparison: Comparison) -> list[TableCell]:

@@ -151,6 +151,8 @@ class CostEstimate:
     """Host that is asked."""
     requests: int
     """Questions; each is one request if none fails."""
+    attacks: int
+    """Questions among them that fresh attackers ask at most."""
     tokens_in: int
     """Tokens of the prompts, likely: a token has about four bytes."""
     tokens_out: int
@@ -161,12 +163,15 @@ class CostEstimate:
     """Upper bound: each byte of a prompt a token, and every question asked as often as allowed."""
 
 
-def estimate_cost(spec: EndpointSpec, prompt_bytes: Sequence[int]) -> CostEstimate:
+def estimate_cost(
+    spec: EndpointSpec, prompt_bytes: Sequence[int], attacks: int = 0
+) -> CostEstimate:
     """Estimate the cost of asking prompts of these sizes.
 
     Args:
         spec: The endpoint.
         prompt_bytes: Bytes of each prompt, as `tsgb.targets.dialects.prompt_bytes` counts them.
+        attacks: Number of prompts among them that fresh attackers will write.
     """
     num, size = len(prompt_bytes), sum(prompt_bytes)
     tokens_in, tokens_out = round(size / _BYTES_A_TOKEN), num * spec.max_tokens
@@ -175,6 +180,7 @@ def estimate_cost(spec: EndpointSpec, prompt_bytes: Sequence[int]) -> CostEstima
         name=spec.name,
         host=spec.host,
         requests=num,
+        attacks=attacks,
         tokens_in=tokens_in,
         tokens_out=tokens_out,
         dollars=dollars(spec, tokens_in, tokens_out) if has_price else None,

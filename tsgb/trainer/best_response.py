@@ -41,6 +41,19 @@ class BestResponseAttack:
     """Answer of the target to the attack itself; None if it was not asked."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Practice:
+    """Who answers in a target's place while an attacker begins to learn.
+
+    Example: `Practice(target=surrogate, steps=30)`
+    """
+
+    target: Target
+    """Answers the first updates; such as the surrogate, where each question of the target costs."""
+    steps: int
+    """Number of these updates."""
+
+
 class FreshAttacker:
     """An attacker of the evaluation: one supervised start, many targets and guards."""
 
@@ -73,29 +86,45 @@ class FreshAttacker:
         self._scenarios = [s for s in env.scenarios(Split.TEST) if s.harmful]
         self._openings = env.openings(reserved=config.evaluation.reserved)
 
-    def warm_up(self, target: Target) -> dict[str, Tensor]:
+    def warm_up(self, target: Target, practice: Practice | None = None) -> dict[str, Tensor]:
         """Learn to break the bare target; returns the attacker's parameters."""
         rng, generator = self._generators(f"warm-up-{target.name}")
-        return self._train(
-            self._start, target, None, 0.0, self.config.evaluation.warmup_steps, rng, generator
-        )
+        steps = self.config.evaluation.warmup_steps
+        return self._train(self._start, target, None, 0.0, steps, rng, generator, practice)
 
     def respond(
-        self, warm: dict[str, Tensor], target: Target, score: Score, threshold: float, name: str
+        self,
+        warm: dict[str, Tensor],
+        target: Target,
+        score: Score,
+        threshold: float,
+        name: str,
+        practice: Practice | None = None,
     ) -> dict[str, Tensor]:
         """Learn to break the target behind a guard; returns the attacker's parameters."""
         rng, generator = self._generators(f"respond-{target.name}-{name}")
         steps = self.config.evaluation.attack_steps
-        return self._train(warm, target, score, threshold, steps, rng, generator)
+        return self._train(warm, target, score, threshold, steps, rng, generator, practice)
 
     def sample_attacks(
-        self, parameters: dict[str, Tensor], target: Target, name: str
+        self,
+        parameters: dict[str, Tensor],
+        target: Target,
+        name: str,
+        num: int | None = None,
     ) -> list[BestResponseAttack]:
-        """Sample attacks on test scenarios and ask the target about each."""
+        """Sample attacks on test scenarios and ask the target about each.
+
+        Args:
+            parameters: The attacker's.
+            target: Answers.
+            name: Name of the guard that the attacker learned against.
+            num: Number of attacks; without it as many as the configuration says.
+        """
         rng, generator = self._generators(f"attempts-{target.name}-{name}")
         load_parameters(self.player.parameters, parameters)
         found: list[BestResponseAttack] = []
-        wanted = self.config.evaluation.prompts
+        wanted = self.config.evaluation.prompts if num is None else num
         # Every scenario equally often: the cluster bootstrap resamples scenarios.
         order = list(self._scenarios)
         rng.shuffle(order)
@@ -127,6 +156,7 @@ class FreshAttacker:
         steps: int,
         rng: Random,
         generator: torch.Generator,
+        practice: Practice | None,
     ) -> dict[str, Tensor]:
         config = self.config.attacker
         load_parameters(self.player.parameters, start)
@@ -142,13 +172,14 @@ class FreshAttacker:
                 share=config.forced_share,
             )
             batch = self.player.write(scenarios, config.group_size, generator, openings)
+            asked = practice.target if practice and step < practice.steps else target
             ramp = config.anneal * steps
             episodes = play(
                 self.env,
                 batch.scenarios,
                 batch.writing.texts,
-                target=target.name,
-                answer=target.answer,
+                target=asked.name,
+                answer=asked.answer,
                 score=score,
                 threshold=threshold,
                 attacker=config,

@@ -14,9 +14,11 @@ from typing import Any
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
+from tsgb.errors import UsageError
 from tsgb.eval.additions import Additions, spending_file
 from tsgb.eval.logged_target import LoggedTargets
-from tsgb.eval.request import read_request
+from tsgb.eval.ration import OPTION
+from tsgb.eval.request import questions_of, read_request
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.runner import Evaluation
 from tsgb.models.registry import ModelRegistry
@@ -169,10 +171,16 @@ def opened_evaluation(
         UsageError: Something of the user's cannot be loaded, or lacks its key.
         StoreError: The response log cannot be used.
     """
+    request = read_request(run, eval_id)
+    if questions_of(request) != added.adaptive:
+        raise UsageError(
+            f"{OPTION} {added.adaptive}: the request of evaluation {eval_id} has "
+            f"{questions_of(request)}: give the same number"
+        )
     ledger = spending_file(context.worker.cache_dir, eval_id)
     own = added.load_targets(check, context.keys, ledger)
     load = partial(load_guards, added.guard_choices, env, config, registry, context, check)
-    shared = not read_request(run, eval_id).get("fresh")
+    shared = not request.get("fresh")
     directory = context.worker.cache_dir / DIRECTORY
     with LoggedTargets(directory, eval_id, config, shared=shared, check=check) as logged:
         asked = logged.wrap(own.values())

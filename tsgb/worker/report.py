@@ -70,7 +70,8 @@ def command(
     for path in added.target_class:
         arguments += ["--target-class", path]
     by_hand = [e for e in added.endpoints if e != parse_endpoint(e.form)]
-    arguments += _endpoint_arguments(added.endpoints, by_hand, chosen=bool(targets))
+    attacks = added.adaptive * len(requests)
+    arguments += _endpoint_arguments(added.endpoints, by_hand, attacks, chosen=bool(targets))
     for option, judge in (("--judge-class", added.judge_class), ("--judge", added.judge)):
         arguments += [] if judge is None else [option, judge]
     for text in requests[0].get("own_guards") or ():
@@ -83,18 +84,24 @@ def command(
 
 
 def _endpoint_arguments(
-    endpoints: Sequence[EndpointSpec], by_hand: Sequence[EndpointSpec], *, chosen: bool
+    endpoints: Sequence[EndpointSpec],
+    by_hand: Sequence[EndpointSpec],
+    attacks: int,
+    *,
+    chosen: bool,
 ) -> list[str]:
     """Return the arguments that name endpoints; those that only a file can declare by their names.
 
     Args:
         endpoints: All of them.
         by_hand: Those that need a file.
+        attacks: Attacks that fresh attackers may send to each.
         chosen: Whether targets were chosen; else the file's are asked without being named.
     """
     named = [e.name if e in by_hand else e.form for e in endpoints if chosen or e not in by_hand]
     file = ["--targets-file", "FILE"] if by_hand else []
-    return [*(word for name in named for word in ("--target", name)), *file]
+    adaptive = ["--adaptive", str(attacks)] if attacks else []
+    return [*(word for name in named for word in ("--target", name)), *file, *adaptive]
 
 
 def _changed(config: RunConfig, env: Environment) -> Iterator[tuple[str, Any]]:

@@ -45,7 +45,7 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
     words = (
         "experiment --profile smoke --env canary --seed 3 --seeds 2 --world-seed 4 --store /s"
         " --run-id r1 --arms selfplay,sft --target T_s --target openai:m@https://h/v1"
-        " --targets-file t.toml --max-requests 900 --max-cost 3"
+        " --targets-file t.toml --adaptive 600 --max-requests 900 --max-cost 3"
         " --target-class mine:Bot --judge-class mine:Judge --judge exact --fresh"
         " --human-labels labels.csv"
         " --guard always-block --guard keywords:words.txt"
@@ -67,6 +67,7 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
         "arms": ["selfplay", "sft"],
         "targets": ["T_s", "openai:m@https://h/v1"],
         "targets_file": "t.toml",
+        "adaptive": 600,
         "max_requests": 900,
         "max_cost": 3.0,
         "target_class": ["mine:Bot"],
@@ -87,6 +88,7 @@ def test_defaults(tsgb: Run, asked: dict[str, Any]) -> None:
         "env": "glyph",
         "seed": 0,
         "world_seed": 0,
+        "adaptive": 0,
         "fresh": False,
     }
 

@@ -16,13 +16,15 @@ from tsgb.config import RunConfig, make_config
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.envs.rollout import judge_attacks
 from tsgb.eval.calibrated import CalibratedGuard, no_guard
-from tsgb.eval.cells import adaptive_items, scripted_items
-from tsgb.eval.logged_target import LoggedTargets
+from tsgb.eval.cells import RationedAttack, adaptive_items, scripted_items
+from tsgb.eval.logged_target import AttackedTarget, LoggedTargets
+from tsgb.eval.ration import Ration
 from tsgb.eval.records import Item
 from tsgb.eval.transcripts import NUM_ADAPTIVE, Transcript
 from tsgb.judges.exact import ExactJudge
 from tsgb.protocols import Judge, JudgeItem, Scores, Target
-from tsgb.trainer.best_response import BestResponseAttack, FreshAttacker, Score
+from tsgb.targets.http import BUDGET
+from tsgb.trainer.best_response import BestResponseAttack, FreshAttacker, Practice, Score
 from tsgb.types import Judgement, Label, Messages, Response, Split
 
 WORLD = CanaryEnvironment(world_seed=0)
@@ -68,19 +70,25 @@ class Scripted(FreshAttacker):
     def __init__(self, config: RunConfig) -> None:
         self.env, self.config, self.br_seed = WORLD, config, 0
 
-    def warm_up(self, target: Target) -> dict[str, Tensor]:
+    def warm_up(self, target: Target, practice: Practice | None = None) -> dict[str, Tensor]:
         return {}
 
     def respond(
-        self, warm: dict[str, Tensor], target: Target, score: Score, threshold: float, name: str
+        self,
+        warm: dict[str, Tensor],
+        target: Target,
+        score: Score,
+        threshold: float,
+        name: str,
+        practice: Practice | None = None,
     ) -> dict[str, Tensor]:
         return warm
 
     def sample_attacks(
-        self, parameters: dict[str, Tensor], target: Target, name: str
+        self, parameters: dict[str, Tensor], target: Target, name: str, num: int | None = None
     ) -> list[BestResponseAttack]:
         harmful = [s for s in WORLD.scenarios(Split.TEST) if s.harmful]
-        scenarios = harmful[: self.config.evaluation.prompts]
+        scenarios = harmful[: num or self.config.evaluation.prompts]
         attacks = [WORLD.read(s, TEXTS[i % len(TEXTS)]) for i, s in enumerate(scenarios)]
         judged = judge_attacks(WORLD, target.name, target.answer, scenarios, attacks, reserved=True)
         return [
@@ -100,7 +108,8 @@ GUARDS = (
 
 @pytest.fixture(scope="module")
 def adaptive() -> tuple[list[Item], list[Transcript]]:
-    return adaptive_items(CONFIG, Scripted(CONFIG), Leaky(), GUARDS, surrogate=True)
+    target = AttackedTarget(Leaky())
+    return adaptive_items(CONFIG, Scripted(CONFIG), target, GUARDS, surrogate=True)
 
 
 def without_codes(games: Sequence[Transcript]) -> bool:
@@ -240,3 +249,86 @@ def test_items_say_how_often_a_question_was_asked_in_vain() -> None:
     }
     assert {i.attempts for i in items if i.error is None} == {0}
     assert games == []
+
+
+class Learning(Scripted):
+    """Asks the target, or who stands in for it, once in each phase of its learning."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.phases: list[str] = []
+
+    def warm_up(self, target: Target, practice: Practice | None = None) -> dict[str, Tensor]:
+        return self._learn("warm-up", target, practice)
+
+    def respond(
+        self,
+        warm: dict[str, Tensor],
+        target: Target,
+        score: Score,
+        threshold: float,
+        name: str,
+        practice: Practice | None = None,
+    ) -> dict[str, Tensor]:
+        return self._learn(name, target, practice)
+
+    def _learn(self, phase: str, target: Target, practice: Practice | None) -> dict[str, Tensor]:
+        self.phases.append(phase if practice is None else f"{phase} after {practice.steps}")
+        [scenario, *_] = (s for s in WORLD.scenarios(Split.TEST) if s.harmful)
+        target.answer([WORLD.target_messages(target.name, scenario, phase)])
+        return {}
+
+
+class Spent(Leaky):
+    """An endpoint whose limit on the spending allows so many questions."""
+
+    name = "paid"
+
+    def __init__(self, questions: int) -> None:
+        self.left = questions
+
+    def answer(self, chats: Sequence[Messages]) -> list[Response]:
+        return [self._next(chat) for chat in chats]
+
+    def _next(self, chat: Messages) -> Response:
+        self.left -= 1
+        if self.left < 0:
+            return Response(text="", finish_reason="error", error=BUDGET, attempts=0)
+        [answer] = super().answer([chat])
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("questions", "phases", "missing"),
+    [
+        (1000, ["warm-up", "tfidf", "sft"], {}),
+        (0, ["warm-up"], {"none": 24, "tfidf": 24, "sft": 24}),
+        (12, ["warm-up"], {"none": 7, "tfidf": 24, "sft": 24}),
+        (19, ["warm-up", "tfidf"], {"tfidf": 24, "sft": 24}),
+        (25, ["warm-up", "tfidf"], {"tfidf": 13, "sft": 24}),
+    ],
+)
+def test_nobody_learns_on_a_target_that_is_not_asked_any_more(
+    questions: int, phases: list[str], missing: dict[str, int]
+) -> None:
+    attacker = Learning(CONFIG)
+    target = AttackedTarget(Spent(questions))
+    items, _ = adaptive_items(CONFIG, attacker, target, GUARDS, surrogate=False)
+    assert attacker.phases == phases
+    assert Counter(i.against for i in items) == {guard.name: 24 for guard in GUARDS}
+    assert Counter(i.against for i in items if i.error == BUDGET) == missing
+    assert target.gave_up == (BUDGET if missing else None)
+    again, _ = adaptive_items(CONFIG, attacker, target, GUARDS, surrogate=False)
+    if missing:  # the next attacker does not even begin
+        assert attacker.phases == phases
+        assert {i.error for i in again} == {BUDGET}
+
+
+def test_a_rationed_target_gets_its_attacks_after_the_surrogate_was_practised_on() -> None:
+    attacker = Learning(CONFIG)
+    share = Ration(attempts=8, warmup_steps=2, attack_steps=5)
+    rationed = RationedAttack(ration=share, stand_in=Leaky())
+    target = AttackedTarget(Spent(1000))
+    items, _ = adaptive_items(CONFIG, attacker, target, GUARDS, surrogate=False, rationed=rationed)
+    assert attacker.phases == ["warm-up after 28", "tfidf after 35", "sft after 35"]
+    assert Counter(i.against for i in items) == {guard.name: 8 for guard in GUARDS}
