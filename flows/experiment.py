@@ -18,6 +18,7 @@ from flows.prepare import (
     arm_configs,
     check_targets,
     new_run_id,
+    training_data_of,
     with_checked_names,
     write_configs,
 )
@@ -71,7 +72,8 @@ def run_experiment(
         for name, seed in zip(names, seeds, strict=True)
     ]
     for run, name in zip(runs, names, strict=True):  # stage 1 would refuse it once Prefect runs
-        write_configs(Workers(settings, where, name, run.env), arm_configs(run))
+        data = training_data_of(run)
+        write_configs(Workers(settings, where, name, run.env), arm_configs(run, data), data)
     name = f"{run_id}-{sha256_hex(where.encode())[:8]}"
     with (
         interruptible(),

@@ -25,13 +25,16 @@ from tsgb.config import (
     make_config,
     parse_config,
 )
+from tsgb.data.readable import check_reads_text
+from tsgb.data.training import OPTION as TRAIN_DATA
+from tsgb.data.training import TrainingData, write_training_data
 from tsgb.envs import Environment, make_environment
-from tsgb.errors import CheckpointError, ConfigError
+from tsgb.errors import CheckpointError, ConfigError, UsageError
 from tsgb.eval import request as requests
 from tsgb.eval.additions import OWN_NAMES, Additions, choose_targets, split_targets
 from tsgb.eval.human_labels import HumanLabels
 from tsgb.eval.ration import guards_before, share_of_run
-from tsgb.eval.streams import estimate_costs
+from tsgb.eval.streams import estimate_costs, evaluated_prompts
 from tsgb.guards.choice import GuardChoice, checked_guards, read_choices
 from tsgb.judges.choice import checked_judge
 from tsgb.plugins import Trust
@@ -124,6 +127,8 @@ def with_checked_names(options: RunOptions, settings: Settings) -> RunOptions:
         changes["guards"] = checked
     if options.judge is not None:
         changes["judge"] = checked_judge(options.judge, settings)
+    if options.train_data:
+        changes["train_data"] = [str(Path(path).absolute()) for path in options.train_data]
     if options.human_labels is not None:
         path = Path(options.human_labels).absolute()
         HumanLabels.read(path)
@@ -161,11 +166,40 @@ def costs_of(options: RunOptions) -> list[CostEstimate]:
     )
 
 
-def arm_configs(options: RunOptions) -> dict[Arm, RunConfig]:
-    """Return the configuration of each arm: world, user, then arm."""
+def training_data_of(options: RunOptions) -> TrainingData | None:
+    """Read the user's prompts that join the guard's training; None without any.
+
+    Raises:
+        UsageError: The guards of the world read no text, or a file cannot be used.
+    """
+    if not options.train_data:
+        if options.train_map:
+            raise UsageError(f"--map names columns of files: add {TRAIN_DATA} FILE")
+        return None
+    env = world_of(options)
+    check_reads_text(env, TRAIN_DATA)
+    asked = evaluated_prompts(env, arm_configs(options)[Arm.SELFPLAY])
+    return TrainingData.read(list(map(Path, options.train_data)), options.train_map or [], asked)
+
+
+def arm_configs(options: RunOptions, data: TrainingData | None = None) -> dict[Arm, RunConfig]:
+    """Return the configuration of each arm: world, user, then arm.
+
+    Args:
+        options: Options of a run.
+        data: The user's prompts that the guards of all arms learn from too.
+
+    Raises:
+        ConfigError: A value breaks its rule.
+        UsageError: An override names what another option decides.
+    """
     sizes = world_of(options).profile(options.profile)
     named = options.model_dump(mode="json", include={"profile", "env", "world_seed", "seed"})
+    if data is not None:
+        named["train_data"] = data.config.model_dump(mode="json")
     overrides = options.overrides or {}
+    if "train_data" in overrides:
+        raise UsageError(f"--set train_data: use the option {TRAIN_DATA} instead")
     return {
         arm: make_config(sizes, overrides, options.model_overrides(), named, arm_overrides(arm))
         for arm in options.trained_arms
@@ -177,8 +211,15 @@ def world_of(options: RunOptions) -> Environment:
     return make_environment(options.env, world_seed=options.world_seed, trust=Trust.of(options.env))
 
 
-def write_configs(workers: Workers, configs: Mapping[Arm, RunConfig]) -> str:
-    """Write each arm's `config.json`, unless it is there already.
+def write_configs(
+    workers: Workers, configs: Mapping[Arm, RunConfig], data: TrainingData | None = None
+) -> str:
+    """Write each arm's `config.json`, unless it is there already, and the user's prompts.
+
+    Args:
+        workers: Workers of the run.
+        configs: Configuration of each arm.
+        data: The user's prompts that the configurations name.
 
     Returns:
         A key that names this run with these configurations in this store, and changes when the
@@ -189,7 +230,7 @@ def write_configs(workers: Workers, configs: Mapping[Arm, RunConfig]) -> str:
     """
     check_run_id(workers.run)
     for arm, config in configs.items():
-        _write_config(workers, arm, config)
+        _write_config(workers, arm, config, data)
     main = workers.open(next(iter(configs)))
     try:
         identity = main.read_json(IDENTITY)
@@ -200,16 +241,22 @@ def write_configs(workers: Workers, configs: Mapping[Arm, RunConfig]) -> str:
     return _short_hash({"url": main.run_url, **identity, **prints})
 
 
-def _write_config(workers: Workers, arm: Arm, config: RunConfig) -> None:
+def _write_config(workers: Workers, arm: Arm, config: RunConfig, data: TrainingData | None) -> None:
     run = workers.open(arm)
     origin = f"{run.run_url}/{CONFIG}"
     try:
         text = run.read_text(CONFIG)
     except FileNotFoundError:
+        if data is not None:
+            write_training_data(run, data)  # the configuration comes last: a run has both
         run.write_text(CONFIG, config.canonical())
         return
-    differences = list(parse_config(text, origin).differences(config))
+    there = parse_config(text, origin)
+    _check_training_data(run.run_id, there, config)
+    differences = list(there.differences(config))
     if not differences:
+        if data is not None:
+            write_training_data(run, data)
         return
     values = ", ".join(
         f"{name} is {there!r} there, {here!r} here" for name, there, here in differences
@@ -219,6 +266,29 @@ def _write_config(workers: Workers, arm: Arm, config: RunConfig) -> None:
         "other options, or by a version of tsgb whose profile "
         f"{config.profile.value!r} had other values. To resume it {_way_back(differences)}, or "
         "choose another --run-id"
+    )
+
+
+def _check_training_data(run_id: str, there: RunConfig, here: RunConfig) -> None:
+    """Refuse to go on with other prompts of the user's than a run was begun with.
+
+    Raises:
+        ConfigError: They are others, or there are none here or there.
+    """
+    before, now = there.train_data, here.train_data
+    if before == now:
+        return
+    begun = "without any" if before is None else f"with {before.names}"
+    if before is None:
+        way = f"leave {TRAIN_DATA} away"
+    elif now is not None and now.sha256 == before.sha256:
+        way = "give the same files in the same order, with the same names and --map"
+    else:
+        way = f"give {TRAIN_DATA} as at its start"
+    given = "none are given" if now is None else f"{now.names} are given"
+    raise ConfigError(
+        f"run {run_id!r} was begun {begun} as training data, and {given} now, while all of a run "
+        f"learns from the same prompts: {way}, or choose another --run-id"
     )
 
 

@@ -19,7 +19,13 @@ from flows.hooks import release_machines, say_how_to_resume
 from flows.machines import machine_of
 from flows.model_choice import choose_models, stored_models
 from flows.parameters import takes
-from flows.prepare import arm_configs, check_targets, with_checked_names, write_configs
+from flows.prepare import (
+    arm_configs,
+    check_targets,
+    training_data_of,
+    with_checked_names,
+    write_configs,
+)
 from flows.progress import listener, listening
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
@@ -73,8 +79,9 @@ def stage1(**options: Any) -> dict[str, Any]:
     chosen = choose_models(chosen, settings, stored_models(workers))
     chosen = with_checked_names(chosen, settings)
     check_targets(chosen)
-    configs = arm_configs(chosen)
-    key = write_configs(workers, configs)
+    data = training_data_of(chosen)
+    configs = arm_configs(chosen, data)
+    key = write_configs(workers, configs, data)
     refs: dict[str, dict[str, Any]] = {}
     with (
         listening(tasks.PrefectListener(listener())),
@@ -82,6 +89,8 @@ def stage1(**options: Any) -> dict[str, Any]:
     ):
         names = ", ".join(arm.value for arm in configs)
         listener().note(f"stage 1: run {run}, {names}, in {store}")
+        if data is not None:
+            listener().note(str(data))
         segment = tasks.resilient(tasks.segment, settings, RETRIES[chosen.machine])
         for index in range(configs[Arm.SELFPLAY].segments):
             refs = segment(run, key, index, machine)

@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Profile(StrEnum):
@@ -65,6 +66,8 @@ ABLATIONS = (Arm.NO_POOL, Arm.NO_TWINS, Arm.NO_REPLAY, Arm.NO_QUOTA, Arm.FROZEN_
 """One ingredient left out each; `paper` trains them."""
 LOSSES = (Arm.EXACT_PG, Arm.SAMPLED_PG)
 """Other losses of the guard, on request."""
+SHORT_SCRIPTED = 200
+"""Prompts of each stream in the short evaluation of `tsgb eval-local`, at most."""
 SEEDS = {Profile.SMOKE: 1, Profile.DEMO: 1, Profile.PAPER: 5}
 """Number of seeds that an experiment trains, from its own on."""
 
@@ -217,6 +220,9 @@ class GuardConfig(_Frozen):
     """Weight of the language-model loss on unlabelled text."""
     replay_batch: Positive = 64
     """Unlabelled texts in an update."""
+    own_share: Annotated[Share, Field(exclude_if=_is(0.25))] = 0.25
+    """Share of the clean prompts, harmful and benign alike, that are the user's where a run has
+    some. The default is not stored: configurations of earlier versions keep their hash."""
     dual_lr: float = 1.0
     """Ascent rate of mu, the extra price of a false positive."""
     dual_max: float = 4.0
@@ -293,6 +299,50 @@ class EvaluationConfig(_Frozen):
     """Share of items without an outcome above which an evaluation is invalid."""
 
 
+class TrainingFileConfig(_Frozen):
+    """A file of the user's whose train split joins the guard's static stream."""
+
+    name: Annotated[str, Field(max_length=255)]
+    """Name of the file, without its folder."""
+    format: Annotated[str, Field(max_length=64)]
+    """Format that its columns have, or `map` where the user named them."""
+    sha256: _Sha256
+    """Hash (hex) of the whole file."""
+
+
+class TrainingDataConfig(_Frozen):
+    """The user's prompts of a run, which its store holds.
+
+    Example: `TrainingDataConfig(sha256="9f...", harmful=80, benign=120, groups=150, files=[...])`
+    """
+
+    sha256: _Sha256
+    """Hash (hex) of the document that holds them; it decides what is trained on."""
+    harmful: Positive
+    """Harmful prompts in it."""
+    benign: Positive
+    """Benign prompts in it."""
+    groups: Positive
+    """Groups that they belong to."""
+    mapping: str = ""
+    """Columns that the user named, as `--map` takes them; empty where the formats are known."""
+    files: Annotated[tuple[TrainingFileConfig, ...], Field(min_length=1)]
+    """Where they are from."""
+
+    @property
+    def names(self) -> str:
+        """The files with the beginnings of their hashes, for people."""
+        return ", ".join(f"{file.name} (sha256 {file.sha256[:12]})" for file in self.files)
+
+    @property
+    def sentence(self) -> str:
+        """What it is, in a few words."""
+        return (
+            f"{self.harmful} harmful and {self.benign} benign prompts in {self.groups} groups, the "
+            f"train split of {self.names}"
+        )
+
+
 class Phase(NamedTuple):
     """Updates [start, stop) of one kind."""
 
@@ -333,6 +383,9 @@ class RunConfig(_Frozen):
     """How the operating point is chosen."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """The effort of stage 2."""
+    train_data: Annotated[TrainingDataConfig | None, Field(exclude_if=_is(None))] = None
+    """Prompts of the user's that the guard also learns from. None is not stored: configurations of
+    earlier versions keep their hash."""
     segments: Positive = 3
     """Prefect task runs into which the training is cut."""
     checkpoint_interval: Positive | None = None
@@ -408,7 +461,7 @@ def _differences(
 ) -> Iterator[tuple[str, Any, Any]]:
     for name in type(one).model_fields:
         here, there = getattr(one, name), getattr(other, name)
-        if isinstance(here, BaseModel):
+        if isinstance(here, BaseModel) and isinstance(there, BaseModel):
             yield from _differences(here, there, f"{prefix}{name}.")
         elif here != there:
             yield f"{prefix}{name}", _plain(here), _plain(there)

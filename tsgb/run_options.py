@@ -133,6 +133,13 @@ class RunOptions(BaseModel):
     """Evaluate again what was evaluated already."""
     overrides: Annotated[dict[str, Any] | None, Flag("--set", "NAME=VALUE", form="pairs")] = None
     """Changes to the run's configuration, such as selfplay.rounds=2."""
+    train_data: Annotated[
+        list[Annotated[str, Field(min_length=1)]] | None,
+        Flag("--train-data", "FILE", form="repeated"),
+    ] = None
+    """Labelled prompts of yours whose train split the guard learns from; the store gets a copy."""
+    train_map: Annotated[list[str] | None, Flag("--map", "KEY=COLUMN", form="repeated")] = None
+    """A column of these files, as for `tsgb data check`: prompt=COL, label=COL=VALUE, group=COL."""
     store: Annotated[str | None, Flag("--store", "URL")] = None
     """Path or fsspec URL of all runs; without it TSGB_STORE, RCLONE_WEBDAV_URL or ./runs."""
     machine: Annotated[MachineKind, Flag("--machine")] = MachineKind.LOCAL

@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 
-from flows.prepare import arm_configs, evaluation_id, guards_of, write_configs, write_request
+from flows.prepare import (
+    arm_configs,
+    evaluation_id,
+    guards_of,
+    training_data_of,
+    write_configs,
+    write_request,
+)
 from flows.workers import Workers
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.contexts import worker_context
@@ -107,16 +114,21 @@ def test_a_tiny_chat_model_goes_the_whole_way(
     model, other = save(tmp_path / "model"), save_other(tmp_path / "other")
     context = worker_context(tmp_path / "cache")
     workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")
-    configs = arm_configs(
-        RunOptions(
-            profile=Profile.SMOKE,
-            env="canary",
-            arms=[Arm.SELFPLAY, Arm.SFT],
-            overrides={**SMALLEST, "model": {"pretrained": str(model)}},
-            black_boxes=[str(other)],
-        )
+    own = tmp_path / "own.csv"
+    own.write_text("q,bad\n" + "".join(f"kolibri {i} sings,{i % 2}\n" for i in range(60)))
+    options = RunOptions(
+        profile=Profile.SMOKE,
+        env="canary",
+        arms=[Arm.SELFPLAY, Arm.SFT],
+        overrides={**SMALLEST, "model": {"pretrained": str(model)}},
+        black_boxes=[str(other)],
+        train_data=[str(own)],
+        train_map=["prompt=q label=bad"],
     )
-    write_configs(workers, configs)
+    data = training_data_of(options)
+    configs = arm_configs(options, data)
+    write_configs(workers, configs, data)
+    own.unlink()  # what trains reads the store
     for arm, config in configs.items():
         ref = train(context, workers.open(arm).run_url)
         assert ref.step == config.total_steps
@@ -132,6 +144,12 @@ def test_a_tiny_chat_model_goes_the_whole_way(
     report(context, [run.run_url], eval_id)
     check(run, eval_id, ["other"])
     summary = run.read_json(f"reports/{eval_id}/summary.json")
+    assert data is not None
+    assert summary["provenance"]["train_data"] == [data.config.model_dump(mode="json")]
+    assert f"static stream: {data.config.sentence}" in run.read_text(
+        f"reports/{eval_id}/report.html"
+    )
+    assert "kolibri" not in json.dumps(summary)
     [row] = [row for row in summary["targets"] if row["name"] == "other"]
     assert (row["role"], row["overlap"], row["min_leaks"], row["min_asr"]) == (
         "black_box",

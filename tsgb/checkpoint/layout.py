@@ -13,6 +13,8 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+TRAINING_DATA = "training_data.jsonl"
+"""Document with the user's prompts that a guard learns from; few runs have one."""
 CHECKPOINTS = "checkpoints"
 CLAIMS = "claims"
 METRICS = "metrics.jsonl"

@@ -1,10 +1,10 @@
 """Copies a checkpoint to this machine, verified, so that a command can read it there as it was.
 
 The copy is a store of its own with one run in it: `DIR/<run>/config.json`,
-`DIR/<run>/checkpoints/<name>/` and the parts that it refers to, in `DIR/<run>/parts/`. So the run
-keeps its name, and whatever takes a store takes DIR. As in every checkpoint the manifest comes
-last: a copy that was cut off does not count, and the same call goes on with the files that are
-still missing.
+`DIR/<run>/checkpoints/<name>/`, the parts that it refers to, in `DIR/<run>/parts/`, and the user's
+prompts that the run trains on, if there are any. So the run keeps its name, and whatever takes a
+store takes DIR. As in every checkpoint the manifest comes last: a copy that was cut off does not
+count, and the same call goes on with the files that are still missing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tsgb.checkpoint.documents import MAX_JSON_BYTES
+from tsgb.checkpoint.documents import MAX_JSON_BYTES, MAX_TEXT_BYTES
 from tsgb.checkpoint.filesystem import FileTooLargeError
 from tsgb.checkpoint.inspect import CheckpointInfo, Inspector
-from tsgb.checkpoint.layout import CHECKPOINTS, PARTS, CheckpointName
+from tsgb.checkpoint.layout import CHECKPOINTS, PARTS, TRAINING_DATA, CheckpointName
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, sha256_hex
 from tsgb.checkpoint.reader import InvalidCheckpoint
 from tsgb.checkpoint.resolve import StoreLocation, parse_address
@@ -103,7 +103,8 @@ def _copy(
     target: Path,
     on_file: Callable[[CheckpointInfo, str, int], None],
 ) -> PullResult:
-    has_config = _copy_config(source.run, run)
+    _copy_document(source.run, run, TRAINING_DATA, MAX_TEXT_BYTES)
+    has_config = _copy_document(source.run, run, _CONFIG, MAX_JSON_BYTES)
     copied: dict[str, int] = {}
     present: dict[str, int] = {}
     for name, (path, record) in listed.contents.items():
@@ -129,9 +130,10 @@ def _copy(
     )
 
 
-def _copy_config(source: RunStore, run: RunStore) -> bool:
+def _copy_document(source: RunStore, run: RunStore, name: str, max_bytes: int) -> bool:
+    """Copy a document of the run; return whether there is one."""
     try:
-        run.write_bytes(_CONFIG, source.read_bytes(_CONFIG, MAX_JSON_BYTES))
+        run.write_bytes(name, source.read_bytes(name, max_bytes))
     except FileNotFoundError:
         return False
     return True
@@ -163,7 +165,7 @@ def _check_free(target: Path, listed: CheckpointInfo) -> None:
     """Return if every level holds nothing but what leads to this checkpoint, or is part of it."""
     levels = [
         (target, {listed.run.run_id}),
-        (target / listed.run.run_id, {_CONFIG, CHECKPOINTS, PARTS}),
+        (target / listed.run.run_id, {_CONFIG, TRAINING_DATA, CHECKPOINTS, PARTS}),
         (
             target / listed.run.run_id / PARTS,
             {record.path.removeprefix(f"{PARTS}/") for record in listed.parts.values()},

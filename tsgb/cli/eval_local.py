@@ -21,6 +21,7 @@ from tsgb.cli.options import (
     show_estimate,
     takes,
 )
+from tsgb.config import SHORT_SCRIPTED
 from tsgb.errors import InvalidResult, UsageError
 from tsgb.plugins import Trust
 from tsgb.run_options import RunOptions
@@ -44,7 +45,7 @@ CAPS = {
     "warmup_steps": 10,
     "attack_steps": 10,
     "prompts": 128,
-    "scripted": 200,
+    "scripted": SHORT_SCRIPTED,
     "bootstrap": 1000,
 }
 """Upper bounds of this command; `tsgb experiment` uses the values of the configuration."""
@@ -298,6 +299,8 @@ def _estimate(arguments: _Arguments) -> list[CostEstimate]:
 def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
     """Return the summary and the URL of its directory."""
     from flows.progress import Bar, watching
+    from tsgb.data.readable import check_reads_text
+    from tsgb.data.training import read_training_data
     from tsgb.eval.ration import share_of_run
     from tsgb.eval.request import write_request
     from tsgb.eval.responses import DIRECTORY
@@ -310,7 +313,10 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
         added, env, wanted = opened.added, opened.env, opened.wanted
         share_of_run(config, added.adaptive, opened.num_fought)
         if arguments.data is not None:
-            arguments.data.check_world(env)
+            check_reads_text(env, "--data")
+            if config.train_data is not None:
+                trained = read_training_data(run, config.train_data)
+                arguments = replace(arguments, data=arguments.data.apart_from(trained))
         question = arguments.question(ref, config, wanted)
         cache_dir = context.worker.cache_dir
         unfinished = UnfinishedEvaluation(cache_dir / DIRECTORY, question, arguments.identities)

@@ -31,6 +31,8 @@ TRAINING = (
     "guards",
     "fresh",
     "overrides",
+    "train_data",
+    "train_map",
 )
 """Options of every command that trains and evaluates."""
 

@@ -62,11 +62,11 @@ def check(options: RunOptions, *, evaluates: bool = False) -> None:
         evaluates: Whether this machine evaluates the guards after the training.
 
     Raises:
-        TSGBError: See `flows.model_choice.choose_models`, `flows.prepare.check_targets` and
-            `flows.rented.preflight`.
+        TSGBError: See `flows.model_choice.choose_models`, `check_targets` and `training_data_of` of
+            `flows.prepare`, and `flows.rented.preflight`.
     """
     from flows.model_choice import choose_models
-    from flows.prepare import check_targets
+    from flows.prepare import check_targets, training_data_of
     from flows.rented import preflight
     from tsgb.checkpoint.urls import canonical_url
     from tsgb.settings import load_settings
@@ -74,4 +74,5 @@ def check(options: RunOptions, *, evaluates: bool = False) -> None:
     settings = options.applied_to(load_settings())
     where = canonical_url(options.store or settings.default_store)
     check_targets(choose_models(options, settings, evaluates=evaluates))
+    training_data_of(options)
     preflight(settings, where)

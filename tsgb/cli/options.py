@@ -170,7 +170,8 @@ def _check_name(text: str, path: Sequence[str]) -> None:
 
     from tsgb.config import RunConfig
 
-    options = {"arm": "arms", **{name: name for name in ("profile", "env", "seed", "world_seed")}}
+    same = ("profile", "env", "seed", "world_seed", "train_data")
+    options = {"arm": "arms", **{name: name for name in same}}
     if path[0] in options:
         option = flag_of(options[path[0]]).name
         raise UsageError(f"--set {text!r}: use the option {option} instead")

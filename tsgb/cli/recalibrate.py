@@ -67,6 +67,7 @@ def recalibrate(
     from tsgb.export.recalibrate import (
         add_point,
         benign_prompts,
+        check_apart,
         check_name,
         measure,
         operating_point,
@@ -83,8 +84,9 @@ def recalibrate(
         raise UsageError(f"--fpr {fpr:g} is no budget: name a share between 0 and 1, such as 0.01")
     if measured and everything:
         raise UsageError("--all leaves no prompt to measure on: leave out --all or --measure")
-    scan = DataScan(files, ColumnMap.parse(mapping or []))
+    scan = DataScan(files, columns := ColumnMap.parse(mapping or []))
     chosen = benign_prompts(scan, everything=everything)
+    check_apart(about, chosen, columns, everything=everything)
     tested = select(scan, Split.TEST) if measured else []
     from transformers.utils.logging import disable_progress_bar
 

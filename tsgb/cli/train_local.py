@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flows.progress import Listener
     from flows.workers import Workers
     from tsgb.config import RunConfig
+    from tsgb.data.training import TrainingData
 
 STORE = "./checkpoints"
 RUN_ID = "local"
@@ -28,7 +29,7 @@ RUN_ID = "local"
 
 @takes(
     *("profile", "env", "model", "target_model", "black_boxes", "seed", "world_seed"),
-    *("store", "run", "overrides"),
+    *("store", "run", "overrides", "train_data", "train_map"),
     profile="smoke",
     store=STORE,
     run=RUN_ID,
@@ -54,7 +55,7 @@ def train_local(
     self-play share the updates.
     """
     from flows.model_choice import choose_models, stored_models
-    from flows.prepare import arm_configs, write_configs
+    from flows.prepare import arm_configs, training_data_of, write_configs
     from flows.workers import Workers
     from tsgb.cli import display, output
     from tsgb.config import Arm, merge
@@ -67,14 +68,15 @@ def train_local(
     usual = arm_configs(options.model_copy(update={"overrides": None}))[Arm.SELFPLAY]
     mine = {"checkpoint_interval": checkpoint_interval, "segments": 1}
     layers = (mine, schedule(episodes), larger(usual), options.overrides or {})
-    configs = arm_configs(options.model_copy(update={"overrides": merge(*layers)}))
+    data = training_data_of(options)
+    configs = arm_configs(options.model_copy(update={"overrides": merge(*layers)}), data)
     _check_length(configs[Arm.SELFPLAY], episodes)
     _check_same_length(workers, episodes)
-    write_configs(workers, configs)
+    write_configs(workers, configs, data)
     run = workers.open()
     done = display.newest_step(run) == episodes
     if not done:
-        _train(run.run_url, episodes, Trust.of(options.env))
+        _train(run.run_url, episodes, Trust.of(options.env), data)
     document = display.training_document(run, episodes)
     if as_json:
         output.print_json(document)
@@ -167,11 +169,13 @@ class _Screen:
         self.listener.bars(stage, [Bar(key=key, done=done, total=total, text=text)])
 
 
-def _train(run_url: str, episodes: int, trust: Trust) -> None:
+def _train(run_url: str, episodes: int, trust: Trust, data: TrainingData | None) -> None:
     from flows.progress import watching
 
     with watching() as listener:
         listener.note(f"train-local: {episodes} updates into {run_url}")
+        if data is not None:
+            listener.note(str(data))
         from tsgb.worker.train import train
 
         screen = _Screen(listener, episodes)

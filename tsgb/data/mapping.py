@@ -79,6 +79,12 @@ class ColumnMap:
             raise UsageError("--map names the prompt as a category too: categories are printed")
         return cls(**found)
 
+    @property
+    def text(self) -> str:
+        """The form that `parse` reads as this, in one text."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return shlex.join(f"{key}={column}" for key, column in found.items() if column is not None)
+
     def missing(self, columns: Sequence[str]) -> list[str]:
         """Return the columns that it names and a file does not have."""
         label, _ = self._label(columns)

@@ -57,6 +57,8 @@ def _note(file: DataFileRecord) -> str:
     )
     if file.too_long:
         text += f"; {file.too_long} were left out, too long for the guards"
+    if file.trained_on:
+        text += f"; {file.trained_on} more were left out: the guards learned from them or variants"
     return text
 
 

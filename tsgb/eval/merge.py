@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 from tsgb.checkpoint.documents import canonical_json
 from tsgb.checkpoint.manifest import installed_versions, sha256_hex
 from tsgb.checkpoint.run import RunStore
-from tsgb.config import Arm, RunConfig
+from tsgb.config import Arm, RunConfig, TrainingDataConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import StoreError, UsageError
 from tsgb.eval.additions import Additions
@@ -270,6 +270,7 @@ def _setup(
                 for part, c in zip(parts, cells, strict=True)
                 for arm, ref in c.request["guards"].items()
             },
+            train_data=_training_data(parts),
             models={k: v for c in cells for k, v in c.extras.get("models", {}).items()},
             created_at=now,
             wall_seconds=_seconds([c.request for c in cells], now),
@@ -308,6 +309,11 @@ def _strange_counts(error: Exception) -> StoreError:
         f"a cell tells its time and money in a way that this version does not read "
         f"({type(error).__name__}): delete the cells, then evaluate again"
     )
+
+
+def _training_data(parts: Sequence[Part]) -> list[TrainingDataConfig]:
+    found = [p.config.train_data for p in parts if p.config.train_data is not None]
+    return list({data.sha256: data for data in found}.values())
 
 
 def _denominator(env: Environment, target: str, *, added: bool) -> Mapping[str, Any]:

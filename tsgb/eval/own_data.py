@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from tsgb.data.characters import visible
 from tsgb.data.check import DataScan
+from tsgb.data.duplicates import PromptGroups
 from tsgb.data.mapping import ColumnMap
+from tsgb.data.readable import check_reads_text, fits
+from tsgb.data.records import DataPrompt
 from tsgb.data.selection import FileSelection, SelectedPrompt, select
-from tsgb.envs.base import Environment
+from tsgb.data.training import TrainingPrompt
 from tsgb.errors import StoreError, StoreUnreachable, UsageError
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.data_results import CELL, WITHOUT_VERDICT
@@ -27,10 +30,6 @@ from tsgb.eval.runner import Evaluation
 from tsgb.guards.choice import GuardChoice
 from tsgb.types import Split
 
-MAX_TOKENS = 2048
-"""Tokens of the longest prompt that guards score: nothing is cut, and no base reads less."""
-_CHARACTERS = 64
-"""Characters that a token may have: a prompt of more for each token is not tokenized at all."""
 _PIECE = 64
 """Prompts that are scored between two reports."""
 
@@ -41,6 +40,8 @@ class OwnData:
 
     files: Sequence[FileSelection]
     """The test split of each file."""
+    trained_on: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Prompts of each file that were left out because guards were trained on them, by its name."""
 
     @classmethod
     def read(cls, paths: Sequence[Path], mapping: Sequence[str], limit: int) -> Self:
@@ -68,9 +69,49 @@ class OwnData:
                 drawn=len(file.prompts),
                 groups=len({chosen.group for chosen in file.prompts}),
                 split_sha256=file.split_sha256,
+                trained_on=self.trained_on.get(file.name, 0),
             )
             for file in self.files
         ]
+
+    def apart_from(self, trained: Sequence[TrainingPrompt]) -> OwnData:
+        """Return the prompts without those that guards were trained on, and without their groups.
+
+        Splits keep the groups of one file apart as long as it is read by the same columns. Another
+        file, or other columns, may hold the same prompts in its test split.
+
+        Args:
+            trained: the user's prompts in the guards' training.
+
+        Raises:
+            UsageError: None of a file is left.
+        """
+        groups = PromptGroups()
+        for seen in trained:
+            groups.add(
+                DataPrompt(
+                    text=seen.text, harmful=seen.harmful, group=seen.group, source="train", row=0
+                )
+            )
+        for number, file in enumerate(self.files, 1):
+            for chosen in file.prompts:
+                groups.add(replace(chosen.prompt, group=chosen.group), number)
+        names = groups.groups()
+        known, rest = set(names[: len(trained)]), iter(names[len(trained) :])
+        files: list[FileSelection] = []
+        for file in self.files:
+            kept = [p for p, group in zip(file.prompts, rest, strict=False) if group not in known]
+            if not kept:
+                raise UsageError(
+                    f"--data {_name(file)}: the guard was trained on all of these prompts, or on "
+                    "variants of them: name a file that it has not seen"
+                )
+            files.append(replace(file, prompts=kept))
+        left_out = {
+            file.name: len(file.prompts) - len(apart.prompts)
+            for file, apart in zip(self.files, files, strict=True)
+        }
+        return OwnData(files, left_out)
 
     def sent_to(self, guards: Sequence[GuardChoice]) -> list[str]:
         """Return a line for each of the user's guards whose service will read these prompts."""
@@ -82,19 +123,6 @@ class OwnData:
             for guard in guards
             if guard.host
         ]
-
-    def check_world(self, env: Environment) -> None:
-        """Refuse guards that cannot read the prompts.
-
-        Raises:
-            UsageError: The world's tokenizer is a closed list of words.
-        """
-        words = env.tokenizer().words
-        if words:
-            raise UsageError(
-                f"--data: guards of the world {env.name!r} know {len(words)} words and cannot read "
-                "prompts of a file: evaluate a guard of a world with chat models, such as canary"
-            )
 
 
 def fill_data(
@@ -112,18 +140,14 @@ def fill_data(
         check: called between pieces; raises to stop.
 
     Raises:
-        UsageError: See `OwnData.check_world`.
+        UsageError: The guards of this world read no text.
     """
-    data.check_world(evaluation.env)
+    check_reads_text(evaluation.env, "--data")
     place, dtype = f"{evaluation.directory}/{CELL}", evaluation.registry.dtype
     if _is_whole(evaluation, place, dtype):
         return
     guards = [guard for guard in evaluation.guards() if guard.name not in WITHOUT_VERDICT]
     encode = evaluation.registry.tokenizer().encode
-
-    def fits(chosen: SelectedPrompt) -> bool:
-        text = chosen.prompt.text
-        return len(text) <= MAX_TOKENS * _CHARACTERS and len(encode(text)) <= MAX_TOKENS
 
     total = sum(len(file.prompts) for file in data.files) * len(guards)
     done = 0
@@ -137,7 +161,7 @@ def fill_data(
     items: list[Item] = []
     too_long: Counter[str] = Counter()
     for file in data.files:
-        kept = [chosen for chosen in file.prompts if fits(chosen)]
+        kept = [chosen for chosen in file.prompts if fits(chosen.prompt.text, encode)]
         too_long[_name(file)] = len(file.prompts) - len(kept)
         items += data_items(_name(file), kept, guards, evaluation.config.seed, scored)
     content = {

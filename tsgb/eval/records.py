@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sized
 from enum import StrEnum
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -23,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from tsgb.config import TrainingDataConfig
 from tsgb.eval.judge_records import JudgeRecord
 from tsgb.eval.usage_records import GuardTime, UsageRecord
 from tsgb.types import StreamKind
@@ -275,6 +277,10 @@ class Provenance(Record):
     """sha256 of the fingerprints of all runs."""
     checkpoints: dict[str, Sha256] = Field(default_factory=dict)
     """Hash of the manifest of each guard's checkpoint."""
+    train_data: list[TrainingDataConfig] = Field(
+        default_factory=list[TrainingDataConfig], exclude_if=_is_empty
+    )
+    """Prompts of the user's that the guards of the runs learned from, each set once."""
     models: dict[str, Sha256] = Field(default_factory=dict, exclude_if=_is_empty)
     """Hash of the files of each pretrained model, as in `{"base tiny": ...}`."""
     created_at: AwareDatetime
@@ -301,6 +307,9 @@ class DataFileRecord(Record):
     """Prompts of these that the guards were to score."""
     too_long: NonNegativeInt = 0
     """Prompts of these that are too long for the guards; they are in no figure."""
+    trained_on: NonNegativeInt = Field(default=0, exclude_if=not_)
+    """Further prompts that were left out, because the guards were trained on them or on prompts of
+    their groups."""
     groups: NonNegativeInt
     """Groups of the drawn ones: the clusters of the bootstrap."""
     split_sha256: Sha256

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from tsgb.config import RunConfig
+from tsgb.config import SHORT_SCRIPTED, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.eval.ration import ration, share_of_run
 from tsgb.targets.dialects import prompt_bytes
@@ -22,6 +22,21 @@ def fixed_prompts(env: Environment, config: RunConfig) -> list[LabelledPrompt]:
         if kind is not StreamKind.STATIC_BENIGN:
             drawn += env.stream(kind, Split.TEST, rng, config.evaluation.scripted)
     return drawn
+
+
+def evaluated_prompts(env: Environment, config: RunConfig) -> list[str]:
+    """Return the texts that evaluations of a run ask: the whole one, and the short `eval-local`."""
+    whole = config.evaluation.scripted
+    return [
+        prompt.text
+        for num in {whole, min(whole, SHORT_SCRIPTED)}
+        for prompt in fixed_prompts(
+            env,
+            config.model_copy(
+                update={"evaluation": config.evaluation.model_copy(update={"scripted": num})}
+            ),
+        )
+    ]
 
 
 def estimate_costs(

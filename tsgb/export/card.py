@@ -247,6 +247,12 @@ def _training(base: Base, about: Checkpoint, config: RunConfig, arm: str) -> str
     writers = "the world's generators"
     if config.arm is not Arm.SFT:
         writers += " and its attacker"
+    if config.train_data is not None:
+        data = config.train_data
+        writers += (
+            f", and a share of {config.guard.own_share:.0%} of the guard's static prompts from the "
+            f"trainer's own files: {_code(data.sentence)} (sha256 of these prompts `{data.sha256}`)"
+        )
     parts = [f"{_updates(done, kind, about.step)} {_PHASES[kind]}" for kind in kinds]
     return (
         f"Base: {base.source} (`{base.name}`, sha256 `{base.sha256}`). Recipe: {title(arm)}, "

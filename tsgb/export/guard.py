@@ -336,6 +336,7 @@ def _record(
         profile=config.profile.value,
         arm=config.arm.value,
         config_sha256=config.fingerprint,
+        train_data=config.train_data,
         versions=installed_versions(),
     )
 

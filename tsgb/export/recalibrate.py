@@ -19,6 +19,7 @@ from tsgb.checkpoint.documents import parse_json_object
 from tsgb.checkpoint.filesystem import write_atomically
 from tsgb.data.characters import visible
 from tsgb.data.check import DataScan
+from tsgb.data.mapping import ColumnMap
 from tsgb.data.selection import FileSelection, SelectedPrompt, select
 from tsgb.data.splits import SplitFractions
 from tsgb.errors import StoreFull, UsageError
@@ -104,6 +105,42 @@ def read_recalibrated(directory: Path) -> GuardFile:
             "prompts of a file: recalibrate a guard on a chat model"
         )
     return about
+
+
+def check_apart(
+    about: GuardFile,
+    files: Sequence[FileSelection],
+    mapping: ColumnMap | None,
+    *,
+    everything: bool,
+) -> None:
+    """Refuse to calibrate on prompts that the guard was trained on, as far as its files tell.
+
+    Args:
+        about: the guard.
+        files: what `benign_prompts` chose.
+        mapping: columns that the user named.
+        everything: whether the prompts of all splits calibrate.
+
+    Raises:
+        UsageError: A file whose train split it learned from is read whole, or by other columns.
+    """
+    if about.train_data is None:
+        return
+    theirs = {file.sha256 for file in about.train_data.files}
+    same = [visible(file.name) for file in files if file.sha256 in theirs]
+    if same and everything:
+        raise UsageError(
+            f"--all: the guard was trained on the train split of {same[0]}, so a threshold that is "
+            "chosen on it holds for nothing else: leave --all away"
+        )
+    columns = "" if mapping is None else mapping.text
+    if same and columns != about.train_data.mapping:
+        way = f"--map {about.train_data.mapping!r}" if about.train_data.mapping else "no --map"
+        raise UsageError(
+            f"the guard was trained on the train split of {same[0]}, which was read with {way}: "
+            "read it in the same way, or a threshold would be chosen on what it was trained on"
+        )
 
 
 def check_name(about: GuardFile, name: str, dtype: Dtype) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic import Field, NonNegativeInt, TypeAdapter, model_validator
 
+from tsgb.config import TrainingDataConfig
 from tsgb.eval.records import Identifier, Record, Sha256
 from tsgb.models import smollm2
 
@@ -258,6 +259,8 @@ class GuardFile(Record):
     """Arm of the run."""
     config_sha256: Sha256
     """sha256 of the run's configuration."""
+    train_data: TrainingDataConfig | None = Field(default=None, exclude_if=_is_none)
+    """Prompts of a user's that it learned from too; None without any."""
     versions: dict[str, str]
     """Versions of Python and of the libraries, by name."""
 

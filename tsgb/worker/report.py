@@ -8,7 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tsgb.checkpoint.documents import parse_json
-from tsgb.config import SEEDS, Arm, RunConfig, arm_overrides, default_arms, make_config
+from tsgb.config import (
+    SEEDS,
+    Arm,
+    RunConfig,
+    TrainingDataConfig,
+    arm_overrides,
+    default_arms,
+    make_config,
+)
 from tsgb.envs import make_environment
 from tsgb.envs.base import Environment
 from tsgb.eval.additions import Additions
@@ -76,11 +84,20 @@ def command(
         arguments += [] if judge is None else [option, judge]
     for text in requests[0].get("own_guards") or ():
         arguments += ["--guard", text]
+    arguments += _training_data_arguments(config.train_data)
     for name, value in _changed(config, env):
         arguments += ["--set", f"{name}={_text(value)}"]
     notes = [*_scattered(seeds), *_other_steps(config, requests)]
     notes += [f"FILE declares {', '.join(e.name for e in by_hand)}"] if by_hand else []
     return shlex.join(arguments) + (f"  # reported here: {'; '.join(notes)}" if notes else "")
+
+
+def _training_data_arguments(data: TrainingDataConfig | None) -> list[str]:
+    """Return the arguments that bring the user's prompts; folders of files are not known."""
+    if data is None:
+        return []
+    files = [word for file in data.files for word in ("--train-data", file.name)]
+    return [*files, *(["--map", data.mapping] if data.mapping else [])]
 
 
 def _endpoint_arguments(
@@ -108,7 +125,8 @@ def _changed(config: RunConfig, env: Environment) -> Iterator[tuple[str, Any]]:
     """Yield the values that differ from the profile's configuration of this arm in this world."""
     own = {name: getattr(config, name) for name in ("profile", "env", "world_seed", "seed")}
     usual = make_config(env.profile(config.profile.value), own, arm_overrides(config.arm))
-    return ((name, value) for name, value, _ in config.differences(usual))
+    found = ((name, value) for name, value, _ in config.differences(usual))
+    return ((name, value) for name, value in found if name != "train_data")
 
 
 def _text(value: Any) -> str:

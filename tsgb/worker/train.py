@@ -19,8 +19,12 @@ from typing import Any
 from tsgb.checkpoint.run import RunLock, RunStore
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
+from tsgb.data.readable import MAX_TOKENS
+from tsgb.data.training import read_training_data, with_training_data
+from tsgb.envs.base import Environment
 from tsgb.errors import StoreError, TrainingFailed
 from tsgb.logging import get_logger
+from tsgb.models.registry import ModelRegistry
 from tsgb.targets.build import build_surrogate
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef
@@ -150,7 +154,7 @@ class TrainingAttempt:
         registry = make_registry(self.config, self.context, self._building)
         trainer = Trainer(
             self.config,
-            registry.env,
+            training_world(self.run, self.config, registry),
             registry.base(),
             build_surrogate(registry),
             registry.own_target(),
@@ -219,6 +223,26 @@ class TrainingAttempt:
             self.run.write_json(f"exits/{self.number:04d}.json", record)
         except StoreError as error:
             get_logger().warning("exit record not written", reason=str(error))
+
+
+def training_world(run: RunStore, config: RunConfig, registry: ModelRegistry) -> Environment:
+    """Return the world of a run, with the user's prompts that its guard learns from.
+
+    Raises:
+        CheckpointError: The run's store lacks these prompts, or holds others.
+        ConfigError: All of one label are too long.
+    """
+    if config.train_data is None:
+        return registry.env
+    prompts = read_training_data(run, config.train_data)
+    encode = registry.tokenizer().encode
+    env, too_long = with_training_data(registry.env, prompts, config.guard.own_share, encode)
+    if too_long:
+        get_logger().warning(
+            f"{too_long} of {len(prompts)} prompts of the user's have more than {MAX_TOKENS} "
+            "tokens and do not train"
+        )
+    return env
 
 
 def peak_memory_bytes() -> int:

@@ -55,6 +55,7 @@ class TestPull:
         assert (ref.name, ref.sha256) == (newest.name, newest.sha256)
         assert files == content(3)
         assert open_run(ref.run_url).read_json("config.json") == {"seed": 1}
+        assert not (tmp_path / "copy" / "r1" / "training_data.jsonl").exists()
         assert load(str(pulled.directory))[0] == ref
 
     def test_again_nothing_is_copied(self, store: CheckpointStore, tmp_path: Path) -> None:
@@ -62,6 +63,13 @@ class TestPull:
         again = self.pull(store.run.run_url, tmp_path / "copy")
         assert again.copied == {}
         assert sorted(again.present) == sorted(NAMES)
+
+    def test_prompts_of_the_users_go_along(self, store: CheckpointStore, tmp_path: Path) -> None:
+        store.run.write_bytes("training_data.jsonl", b'{"text":"a"}\n')
+        for _ in range(2):
+            pulled = self.pull(store.run.run_url, tmp_path / "copy")
+        copy = pulled.directory.parents[1] / "training_data.jsonl"
+        assert copy.read_bytes() == b'{"text":"a"}\n'
 
     def test_a_copy_that_was_cut_off_goes_on(self, store: CheckpointStore, tmp_path: Path) -> None:
         done = self.pull(store.run.run_url, tmp_path / "copy")

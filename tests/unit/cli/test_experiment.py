@@ -49,6 +49,7 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
         " --target-class mine:Bot --judge-class mine:Judge --judge exact --fresh"
         " --human-labels labels.csv"
         " --guard always-block --guard keywords:words.txt"
+        " --train-data a.csv --train-data b.csv --map prompt=q"
         " --model a/b --target-model c/d --black-box e/f --black-box g/h"
         " --set selfplay.rounds=2 --set guard.loss=exact_pg --set selfplay.pool=false --json"
     )
@@ -76,6 +77,8 @@ def test_options_reach_the_flow(tsgb: Run, asked: dict[str, Any]) -> None:
         "human_labels": "labels.csv",
         "guards": ["always-block", "keywords:words.txt"],
         "fresh": True,
+        "train_data": ["a.csv", "b.csv"],
+        "train_map": ["prompt=q"],
         "overrides": {"selfplay": {"rounds": 2, "pool": False}, "guard": {"loss": "exact_pg"}},
     }
 

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from tsgb.checkpoint.run import open_run
+from tsgb.data.readable import MAX_TOKENS
 from tsgb.data.records import DataPrompt
 from tsgb.data.selection import SelectedPrompt
-from tsgb.envs import make_environment
+from tsgb.data.training import TrainingPrompt
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import Interrupted, UsageError
 from tsgb.eval.calibrated import CalibratedGuard, no_guard
 from tsgb.eval.data_results import CELL, read_cell, read_files
-from tsgb.eval.own_data import MAX_TOKENS, OwnData, data_items, fill_data
+from tsgb.eval.own_data import OwnData, data_items, fill_data
 from tsgb.guards.choice import read_choices
 from tsgb.protocols import Scores
 
@@ -164,13 +165,6 @@ def test_a_limit_is_told_with_what_there_is(tmp_path: Path) -> None:
     assert some.split_sha256 != all_of_it.split_sha256
 
 
-def test_a_closed_list_of_words_reads_no_prompts(tmp_path: Path) -> None:
-    data = OwnData.read([rows(tmp_path, [f"bird {i}" for i in range(60)])], MAP, 0)
-    data.check_world(CanaryEnvironment(world_seed=0))
-    with pytest.raises(UsageError, match=r"world 'glyph' know \d+ words.*such as canary"):
-        data.check_world(make_environment("glyph", world_seed=0))
-
-
 def test_it_is_told_which_services_read_the_prompts(tmp_path: Path) -> None:
     data = OwnData.read([rows(tmp_path, [f"bird {i}" for i in range(60)])], MAP, 0)
     services = ("always-block", "far=moderation:https://mod.test:8443/v1/moderations#big")
@@ -179,3 +173,32 @@ def test_it_is_told_which_services_read_the_prompts(tmp_path: Path) -> None:
     assert line == (
         f"the guard 'far' is a service: up to {num} prompts of own.jsonl are sent to mod.test"
     )
+
+
+def test_prompts_that_the_guard_was_trained_on_are_left_out(tmp_path: Path) -> None:
+    """By group and by near duplicates, whatever the file and its columns are called."""
+    words = " ".join(f"word{i}" for i in range(40))
+    texts = [f"bird {i}" for i in range(100)] + [f"{words} {i}" for i in range(3)]
+    data = OwnData.read([rows(tmp_path, texts)], MAP, 0)
+    [file] = data.files
+    first, second, *_ = (chosen for chosen in file.prompts if "word" not in chosen.prompt.text)
+    assert first.group == second.group
+    trained = [
+        TrainingPrompt(text=f"  {first.prompt.text.upper()}", harmful=True, group="ab"),
+        TrainingPrompt(text=f"{words} 7", harmful=True, group="cd"),
+    ]
+    apart = data.apart_from(trained)
+    near = {chosen.group for chosen in file.prompts if "word" in chosen.prompt.text}
+    kept = {chosen.group for chosen in apart.files[0].prompts}
+    assert kept == {chosen.group for chosen in file.prompts} - {first.group} - near
+    [record] = apart.records
+    assert record.trained_on == len(file.prompts) - record.drawn > 0
+    assert record.groups == len(kept)
+    every = [
+        TrainingPrompt(text=chosen.prompt.text, harmful=True, group=chosen.group)
+        for chosen in file.prompts
+    ]
+    with pytest.raises(UsageError, match=r"--data own.jsonl: the guard was trained on all of"):
+        data.apart_from(every)
+    assert data.apart_from([]).records == data.records
+    assert "trained_on" not in data.records[0].model_dump()

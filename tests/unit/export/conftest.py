@@ -17,9 +17,19 @@ from tsgb.envs import make_environment
 from tsgb.export.record import GuardFile
 
 CALIBRATED = {"calibration": {"fpr": 0.02, "delta": 0.05, "num": 300}}
+TRAIN_DATA = {
+    "sha256": "ab" * 32,
+    "harmful": 8,
+    "benign": 9,
+    "groups": 7,
+    "mapping": "prompt=q label=bad",
+    "files": [{"name": "o`wn.csv", "format": "map", "sha256": "cd" * 32}],
+}
 CONFIGS = {
     "full": miniature_config(CALIBRATED),
-    "lora": miniature_config(CALIBRATED, {"model": {"adapter": "lora", "rank": 2}}),
+    "lora": miniature_config(
+        CALIBRATED, {"model": {"adapter": "lora", "rank": 2}, "train_data": TRAIN_DATA}
+    ),
 }
 
 

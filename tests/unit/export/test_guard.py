@@ -24,6 +24,7 @@ from tests.fakes.miniature import miniature_config
 from tests.fakes.runs import save_run
 from tests.unit.export.conftest import (
     CONFIGS,
+    TRAIN_DATA,
     checkpoint_of,
     names,
     read,
@@ -121,6 +122,17 @@ class TestGuard:
         for path in (here / "out").rglob("*"):
             if path.is_file():
                 assert str(here.parent.parent).encode() not in path.read_bytes(), path
+
+    def test_prompts_of_the_users_are_named(self, tsgb: Run, here: Path) -> None:
+        for name, data in (("lora", TRAIN_DATA), ("full", None)):
+            assert tsgb("export-guard", f"../store/{name}", name).code == 0
+            assert json.loads((here / name / "guard.json").read_text()).get("train_data") == data
+        card = (here / "lora" / "README.md").read_text()
+        assert (
+            "and its attacker, and a share of 25% of the guard's static prompts from the trainer's "
+            "own files: 8 harmful and 9 benign prompts in 7 groups, the train split of o'wn.csv "
+            f"(sha256 cdcdcdcdcdcd) (sha256 of these prompts `{'ab' * 32}`)"
+        ) in card
 
     def test_an_unfinished_run_says_so(self, tsgb: Run, runs: Path, here: Path) -> None:
         save_run(here.parent / "early" / "r1", CONFIGS["full"], runs / "cache", until_step=1)

@@ -11,6 +11,7 @@ import pytest
 from tests.fakes.command_line import Run
 from tests.unit.export.conftest import export_family, read
 from tsgb import load_guard
+from tsgb.config import TrainingDataConfig, TrainingFileConfig
 from tsgb.data.check import DataScan
 from tsgb.data.mapping import ColumnMap
 from tsgb.data.selection import FileSelection, select
@@ -18,11 +19,13 @@ from tsgb.errors import UsageError
 from tsgb.export.loading import Assessment, LoadedGuard
 from tsgb.export.recalibrate import (
     benign_prompts,
+    check_apart,
     measure,
     operating_point,
     score_benign,
     update_card,
 )
+from tsgb.export.record import GuardFile
 from tsgb.trainer.threshold import np_threshold
 from tsgb.types import Split
 
@@ -154,11 +157,35 @@ def test_a_point_is_added_and_nothing_else_changes(tsgb: Run, export: Path) -> N
     document = json.loads(more.out)
     assert document["point"]["alpha"] == 0.05
     assert set(read(export).dtypes["float32"].thresholds) == {*points, "half"}
+    check_training_data(after)
     for other in OTHER_CARDS:
         (export / "README.md").write_bytes(other)
         assert not update_card(export, after), "a card of the user's own is left alone"
         assert (export / "README.md").read_bytes() == other
     assert [p.name for p in export.glob(".*")] == []
+
+
+def check_training_data(about: GuardFile) -> None:
+    """No threshold is chosen on what the guard was trained on."""
+    columns = ColumnMap.parse(MAP[1:])
+    assert columns is not None
+    files = benign_prompts(DataScan([Path("own.jsonl")], columns), everything=False)
+    check_apart(about, files, None, everything=True)
+    learned = TrainingDataConfig(
+        sha256="ab" * 32,
+        harmful=1,
+        benign=1,
+        groups=1,
+        mapping=columns.text,
+        files=(TrainingFileConfig(name="x", format="map", sha256=files[0].sha256),),
+    )
+    trained = about.model_copy(update={"train_data": learned})
+    check_apart(trained, files, columns, everything=False)
+    with pytest.raises(UsageError, match="--all: the guard was trained on the train split of own"):
+        check_apart(trained, files, columns, everything=True)
+    for other in (None, ColumnMap(prompt="q", label="bad")):
+        with pytest.raises(UsageError, match=r"was read with --map 'prompt=q label=bad group=g'"):
+            check_apart(trained, files, other, everything=False)
 
 
 def test_a_default_takes_the_point_in_every_dtype(tsgb: Run, export: Path) -> None:

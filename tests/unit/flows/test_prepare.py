@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 from datetime import datetime
@@ -16,6 +17,7 @@ from flows.prepare import (
     evaluation_id,
     new_run_id,
     trained_arms,
+    training_data_of,
     write_configs,
 )
 from flows.workers import Workers
@@ -23,7 +25,10 @@ from tsgb.checkpoint.store import CheckpointStore
 from tsgb.checkpoint.urls import is_run_id
 from tsgb.cli.options import parse_overrides
 from tsgb.config import Arm, Profile, RunConfig
+from tsgb.data.training import TrainingData, read_training_data
+from tsgb.envs import make_environment
 from tsgb.errors import ConfigError, UsageError
+from tsgb.eval.streams import evaluated_prompts
 from tsgb.run_options import RunOptions
 from tsgb.settings import Settings
 from tsgb.types import CheckpointRef
@@ -107,6 +112,98 @@ def test_another_option_is_named_with_the_value_that_it_had(
     write_configs(workers, configs(**began))
     with pytest.raises(ConfigError, match=f"To resume it {way}, or choose another --run-id"):
         write_configs(workers, configs(**now))
+
+
+def file_of(path: Path, num: int = 120) -> Path:
+    """Labelled prompts that nobody else has."""
+    path.write_text("q,bad\n" + "".join(f"kolibri {i} sings,{i % 2}\n" for i in range(num)))
+    return path
+
+
+def with_data(*paths: Path, **chosen: Any) -> tuple[dict[Arm, RunConfig], TrainingData | None]:
+    given = {"train_data": [str(path) for path in paths], "train_map": ["prompt=q label=bad"]}
+    options = RunOptions(
+        **{
+            "profile": Profile.SMOKE,
+            "env": "canary",
+            "arms": [Arm.SELFPLAY, Arm.SFT],
+            **(given if paths else {}),
+            **chosen,
+        }
+    )
+    data = training_data_of(options)
+    return arm_configs(options, data), data
+
+
+def test_prompts_of_ones_own_are_in_the_store_of_every_arm(
+    workers: Workers, tmp_path: Path
+) -> None:
+    asked, data = with_data(file_of(tmp_path / "own.csv"))
+    key = write_configs(workers, asked, data)
+    for arm in asked:
+        stored = workers.config(arm).train_data
+        assert stored is not None
+        prompts = read_training_data(workers.open(arm), stored)
+        assert len(prompts) == stored.harmful + stored.benign
+        workers.open(arm).write_bytes("training_data.jsonl", b"torn")
+    assert write_configs(workers, asked, data) == key
+    for arm, config in asked.items():
+        assert config.train_data is not None
+        assert read_training_data(workers.open(arm), config.train_data), "it is healed"
+    assert "train_data" not in with_data()[0][Arm.SFT].canonical()
+
+
+@pytest.mark.parametrize(
+    ("began", "now", "message"),
+    [
+        (["a.csv"], ["b.csv"], r"with a.csv \(sha256 \w{12}\) as .*, and b.csv \(.* are given now"),
+        (["a.csv"], [], "and none are given now.*: give --train-data as at its start, or choose"),
+        ([], ["a.csv"], "was begun without any as training data, and a.csv .* leave --train-data"),
+        (["a.csv"], ["c.csv"], "give the same files in the same order, with the same names"),
+    ],
+)
+def test_a_run_goes_on_with_the_prompts_that_it_began_with(
+    workers: Workers, tmp_path: Path, began: list[str], now: list[str], message: str
+) -> None:
+    files = {name: file_of(tmp_path / name) for name in ("a.csv", "c.csv")}
+    files["b.csv"] = file_of(tmp_path / "b.csv", 200)
+    write_configs(workers, *with_data(*(files[name] for name in began)))
+    before = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*.json*")}
+    with pytest.raises(ConfigError, match=message) as refused:
+        write_configs(workers, *with_data(*(files[name] for name in now)))
+    assert str(refused.value).endswith("or choose another --run-id")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_prompts_that_the_evaluation_asks_do_not_train(tmp_path: Path) -> None:
+    env = make_environment("canary", world_seed=0)
+    config = arm_configs(RunOptions(profile=Profile.SMOKE, env="canary"))[Arm.SELFPLAY]
+    asked = list(dict.fromkeys(evaluated_prompts(env, config)))
+    path = file_of(tmp_path / "own.csv")
+    with path.open("a") as file:
+        csv.writer(file).writerows((text, 1) for text in asked)
+    _, data = with_data(path)
+    _, alone = with_data(file_of(tmp_path / "alone.csv"))
+    assert data is not None
+    assert alone is not None
+    assert data.left_out.asked > len(asked) / 10
+    assert data.document == alone.document
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"env": "glyph"}, "--train-data: guards of the world 'glyph' know"),
+        ({"overrides": {"train_data": {}}}, "--set train_data: use the option --train-data"),
+        ({"train_data": None}, "--map names columns of files: add --train-data FILE"),
+        ({"train_map": None}, "has the columns q, bad, which no known format has"),
+    ],
+)
+def test_prompts_that_no_guard_can_learn_from(
+    tmp_path: Path, chosen: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        with_data(file_of(tmp_path / "own.csv"), **chosen)
 
 
 def test_the_key_changes_with_the_run(workers: Workers, tmp_path: Path) -> None:

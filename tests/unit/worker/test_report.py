@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from flows.prepare import arm_configs
 from tsgb.cli import app
 from tsgb.cli.options import parse_text
-from tsgb.config import Arm, Profile, RunConfig, default_arms
+from tsgb.config import (
+    Arm,
+    Profile,
+    RunConfig,
+    TrainingDataConfig,
+    TrainingFileConfig,
+    default_arms,
+)
+from tsgb.data.mapping import ColumnMap
 from tsgb.envs import make_environment
 from tsgb.run_options import RunOptions, read_options
 from tsgb.worker.report import command
@@ -108,6 +116,26 @@ def test_it_says_what_differs_from_the_profile_and_no_more() -> None:
     assert printed(configs(default_arms(Profile.SMOKE))) == (
         "tsgb experiment --profile smoke --env glyph --seed 0"
     )
+
+
+def test_files_of_the_users_are_named_and_their_configuration_is_not() -> None:
+    data = TrainingDataConfig(
+        sha256="ab" * 32,
+        harmful=1,
+        benign=1,
+        groups=1,
+        mapping="prompt=q 'label=is bad'",
+        files=(
+            TrainingFileConfig(name="a b.csv", format="map", sha256="cd" * 32),
+            TrainingFileConfig(name="c.csv", format="xstest", sha256="ef" * 32),
+        ),
+    )
+    ran = configs(default_arms(Profile.SMOKE), env="canary")
+    found = {arm: config.model_copy(update={"train_data": data}) for arm, config in ran.items()}
+    line = printed(found)
+    assert parsed(line)["train_data"] == ["a b.csv", "c.csv"]
+    assert ColumnMap.parse(parsed(line)["train_map"]) == ColumnMap(prompt="q", label="is bad")
+    assert "--set" not in line
 
 
 def test_world_seed_and_targets() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count, pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from tests.fakes.contexts import worker_context
 from tests.fakes.miniature import TRUST, MiniatureEnvironment, miniature_config
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore, open_run
-from tsgb.errors import Interrupted, LeaseLost, TrainingFailed, UsageError
+from tsgb.data.training import TrainingData, write_training_data
+from tsgb.errors import CheckpointError, Interrupted, LeaseLost, TrainingFailed, UsageError
+from tsgb.trainer.batches import clean_prompts
 from tsgb.types import CheckpointRef
 from tsgb.worker.build import setup_torch
 from tsgb.worker.context import StopSignals, WorkerContext, find_run
@@ -210,3 +213,27 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(
     assert found[0].step == 5
     assert steps(made) == [1, 2, 3, 4, 5]
     assert TrainingFailed.exit_code == 2
+
+
+def test_the_guard_learns_from_the_prompts_in_the_store(
+    context: WorkerContext, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("q,bad\n" + "".join(f"kolibri {i} sings,{i % 2}\n" for i in range(60)))
+    data = TrainingData.read([path], ["prompt=q label=bad"])
+    config = miniature_config(
+        {"train_data": data.config.model_dump(mode="json"), "guard": {"own_share": 1.0}}
+    )
+    made = open_run(str(tmp_path / "store" / "r1"))
+    made.write_text("config.json", config.canonical())
+    with pytest.raises(CheckpointError, match=r"training_data.jsonl is missing"):
+        train(context, made.run_url)
+    made.write_bytes("training_data.jsonl", data.document + b"\n")
+    with pytest.raises(CheckpointError, match=r"is not what the run was begun with"):
+        train(context, made.run_url)
+    write_training_data(made, data)
+    worker = TrainingAttempt(made, config, context, StopSignals(), attempt=None)
+    worker.train(1)
+    assert worker.trainer is not None
+    clean = clean_prompts(worker.trainer.env, Random(0), 40)
+    assert all(prompt.text.startswith("kolibri") for prompt in clean)
