@@ -32,6 +32,7 @@ __all__ = ["pytest_configure", "searched_for_secrets"]
 
 WITH_PREFECT = (
     "tests/flows/",
+    "tests/integration/test_experiment_endpoints.py",
     "tests/integration/test_kill.py",
     "tests/integration/test_secrets.py",
 )
