@@ -21,6 +21,7 @@ from tsgb.cloud.termination import JobEnd, TerminationReason
 from tsgb.config import Arm, RunConfig, arm_run_id, parse_config
 from tsgb.envs import make_environment
 from tsgb.errors import (
+    ExitCode,
     LeaseLost,
     Preempted,
     StoreError,
@@ -186,12 +187,17 @@ class Workers:
         self._drive(label, jobs, at_a_time=num, stall_seconds=stall_seconds)
 
     def report(self, arm: Arm, eval_id: str, more_urls: Sequence[str]) -> None:
-        """Merge the cells of this run and of further seeds into one report, kept in this run."""
+        """Merge the cells of this run and of further seeds into one report, kept in this run.
+
+        A report that says that it is not valid is one too: whoever reads its summary decides.
+        """
         arguments = ["report", "--eval-id", eval_id]
         for url in more_urls:
             arguments += ["--resume-path", url]
         job = self._job("report", self.open(arm), f"report-{eval_id}", arguments)
-        self._drive("writing the report", [job], stall_seconds=None)
+        label = "writing the report"
+        states = self._run(label, [job], at_a_time=1, stall_seconds=None)
+        check_ends(label, [state for state in states if state.exit_code != ExitCode.INVALID])
 
     def attempts(self, arm: Arm) -> int:
         """How many workers an arm took: attempts that came to train it.

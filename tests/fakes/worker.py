@@ -24,6 +24,7 @@ from typing import Any
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import parse_config
+from tsgb.errors import ExitCode
 from tsgb.settings import load_settings
 
 STOP = threading.Event()
@@ -116,7 +117,7 @@ def report(runs: list[RunStore], eval_id: str) -> int:
     summary = summarise(items, setup, num_draws=50)
     first.write_text(f"reports/{eval_id}/report.html", "<p>fake</p>")
     first.write_text(f"reports/{eval_id}/summary.json", summary.model_dump_json())
-    return 0
+    return ExitCode.INVALID if summary.invalid else ExitCode.OK
 
 
 def main() -> int:

@@ -19,9 +19,11 @@ from tsgb.config import (
 )
 from tsgb.envs import make_environment
 from tsgb.envs.base import Environment
+from tsgb.errors import InvalidResult
 from tsgb.eval.additions import Additions
 from tsgb.eval.merge import Part, merge
 from tsgb.eval.request import read_request
+from tsgb.eval.wording import invalid_evaluation
 from tsgb.logging import get_logger
 from tsgb.targets.endpoint import EndpointSpec, parse_endpoint
 from tsgb.worker.context import WorkerContext, find_run, read_config
@@ -34,6 +36,9 @@ def report(context: WorkerContext, resume_paths: Sequence[str], eval_id: str) ->
         context: Settings of this process.
         resume_paths: URLs of the runs, one for each seed; the report is written into the first.
         eval_id: Name of the evaluation.
+
+    Raises:
+        InvalidResult: Too many items have no outcome. The report is written, with bounds.
     """
     runs = [find_run(context, path) for path in resume_paths]
     parts = [Part(run, read_config(run)) for run in runs]
@@ -43,7 +48,11 @@ def report(context: WorkerContext, resume_paths: Sequence[str], eval_id: str) ->
     env = Additions.of(first, requests[0]).extend(world)
     get_logger().info("merging the cells", evaluation=eval_id, runs=len(runs))
     done = command([part.config for part in parts], env, requests)
-    return merge(parts, env, eval_id, done).verdict.sentence
+    summary = merge(parts, env, eval_id, done)
+    if summary.invalid:
+        place = f"{runs[0].run_url}/reports/{eval_id}/report.html"
+        raise InvalidResult(invalid_evaluation(summary.invalid, place))
+    return summary.verdict.sentence
 
 
 def command(

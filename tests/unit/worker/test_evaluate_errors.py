@@ -13,6 +13,7 @@ from tests.fakes.contexts import worker_context
 from tests.fakes.miniature import TRUST, miniature_config
 from tests.fakes.runs import save_run
 from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.errors import InvalidResult
 from tsgb.eval.additions import Additions
 from tsgb.eval.records import Item, Summary
 from tsgb.eval.request import write_request
@@ -84,6 +85,8 @@ class Evaluated:
         self._context = worker_context(folder / "cache", trust=TRUST)
         self._ref = ref
         self.run = run
+        self.complaint: str | None = None
+        """What `tsgb worker report` ended with, if the evaluation is not valid."""
 
     def __call__(
         self, is_down: Callable[[str], bool], eval_id: str = "e1", *, parts: int = 1, **own: Any
@@ -95,7 +98,11 @@ class Evaluated:
         own.pop("fresh", None)
         for part in range(parts):
             evaluate(self._context, self.run.run_url, eval_id, part, parts, added=Additions(**own))
-        report(self._context, [self.run.run_url], eval_id)
+        self.complaint = None
+        try:
+            report(self._context, [self.run.run_url], eval_id)
+        except InvalidResult as error:
+            self.complaint = str(error)
         return Summary.model_validate_json(self.text(eval_id, "summary.json"))
 
     def text(self, eval_id: str, name: str) -> str:
@@ -121,6 +128,8 @@ def test_a_black_box_that_is_down_costs_twenty_questions_of_each_class(
 ) -> None:
     summary = evaluated(down, parts=2)
     assert len(Bot.asked) == 40
+    assert evaluated.complaint is not None
+    assert evaluated.complaint.startswith("not valid: 72 of 72 items (100.0 %) have no outcome")
     failed, benign = summary.invalid
     assert (benign.what, benign.common) == ("benign prompts to Bot", failed.common)
     assert (failed.what, failed.errors, failed.total) == (
@@ -143,6 +152,7 @@ def test_a_black_box_that_is_down_costs_twenty_questions_of_each_class(
     }
     healed = evaluated(up, parts=2)
     assert not healed.invalid
+    assert evaluated.complaint is None
     assert len(Bot.asked) >= FIXED, "all of them, and then attacks"
     assert "<strong>Not valid</strong>" not in evaluated.text("e1", "report.html")
     assert bot_errors(evaluated.items()) == {None: FIXED}
