@@ -167,3 +167,16 @@ def test_a_request_of_another_form_is_one_line() -> None:
     with pytest.raises(UsageError, match="has an endpoint of another form"):
         Additions.of(config, {"endpoints": [{**kept, "url": "http://evil.example.org"}]})
     assert attacked_targets({"endpoints": [kept]}, ["T_s", "m"]) == ["T_s"]
+
+
+def test_attacks_on_endpoints_are_asked_for_and_make_another_question() -> None:
+    config = make_config(CANARY.profile("smoke"), {"env": "canary"})
+    endpoint = parse_endpoint("openai:m")
+    request = {"endpoints": [endpoint.model_dump(mode="json")], "adaptive": 60}
+    assert attacked_targets(request, ["T_s", "m"]) == ["T_s", "m"]
+    assert Additions.of(config, request).adaptive == 60
+    with_60, with_70, without = (identities(endpoints=[endpoint], adaptive=n) for n in (60, 70, 0))
+    assert with_60 != with_70
+    assert without == identities(endpoints=[endpoint])
+    with pytest.raises(UsageError, match="--adaptive 60: no endpoint is among the targets"):
+        Additions(adaptive=60)

@@ -17,7 +17,7 @@ from tsgb.envs.canary import CanaryEnvironment
 from tsgb.envs.rollout import judge_attacks
 from tsgb.eval.calibrated import CalibratedGuard, no_guard
 from tsgb.eval.cells import RationedAttack, adaptive_items, scripted_items
-from tsgb.eval.logged_target import AttackedTarget, LoggedTargets
+from tsgb.eval.logged_target import NOT_ASKED, AttackedTarget, LoggedTargets
 from tsgb.eval.ration import Ration
 from tsgb.eval.records import Item
 from tsgb.eval.transcripts import NUM_ADAPTIVE, Transcript
@@ -284,8 +284,8 @@ class Spent(Leaky):
 
     name = "paid"
 
-    def __init__(self, questions: int) -> None:
-        self.left = questions
+    def __init__(self, questions: int, error: str = BUDGET) -> None:
+        self.left, self.error = questions, error
 
     def answer(self, chats: Sequence[Messages]) -> list[Response]:
         return [self._next(chat) for chat in chats]
@@ -293,11 +293,12 @@ class Spent(Leaky):
     def _next(self, chat: Messages) -> Response:
         self.left -= 1
         if self.left < 0:
-            return Response(text="", finish_reason="error", error=BUDGET, attempts=0)
+            return Response(text="", finish_reason="error", error=self.error, attempts=0)
         [answer] = super().answer([chat])
         return answer
 
 
+@pytest.mark.parametrize("error", [BUDGET, NOT_ASKED])
 @pytest.mark.parametrize(
     ("questions", "phases", "missing"),
     [
@@ -309,19 +310,19 @@ class Spent(Leaky):
     ],
 )
 def test_nobody_learns_on_a_target_that_is_not_asked_any_more(
-    questions: int, phases: list[str], missing: dict[str, int]
+    questions: int, phases: list[str], missing: dict[str, int], error: str
 ) -> None:
     attacker = Learning(CONFIG)
-    target = AttackedTarget(Spent(questions))
+    target = AttackedTarget(Spent(questions, error))
     items, _ = adaptive_items(CONFIG, attacker, target, GUARDS, surrogate=False)
     assert attacker.phases == phases
     assert Counter(i.against for i in items) == {guard.name: 24 for guard in GUARDS}
-    assert Counter(i.against for i in items if i.error == BUDGET) == missing
-    assert target.gave_up == (BUDGET if missing else None)
+    assert Counter(i.against for i in items if i.error == error) == missing
+    assert target.gave_up == (error if missing else None)
     again, _ = adaptive_items(CONFIG, attacker, target, GUARDS, surrogate=False)
     if missing:  # the next attacker does not even begin
         assert attacker.phases == phases
-        assert {i.error for i in again} == {BUDGET}
+        assert {i.error for i in again} == {error}
 
 
 def test_a_rationed_target_gets_its_attacks_after_the_surrogate_was_practised_on() -> None:
