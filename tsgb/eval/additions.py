@@ -29,6 +29,7 @@ from tsgb.judges.llm import check_independent
 from tsgb.judges.llm_prompt import GRADE_SCHEMA
 from tsgb.judges.plugins import StrictJudge, load_either, load_judge
 from tsgb.protocols import Target
+from tsgb.services import RepeatRules
 from tsgb.targets.endpoint import (
     EndpointKind,
     EndpointSpec,
@@ -38,7 +39,7 @@ from tsgb.targets.endpoint import (
     read_targets_file,
 )
 from tsgb.targets.http import HttpTarget
-from tsgb.targets.pacing import RepeatBudget, RepeatRules
+from tsgb.targets.pacing import RepeatBudget
 from tsgb.targets.plugins import BlackBoxTarget, load_black_boxes, target_specs
 from tsgb.targets.pretrained import table_name, with_black_boxes
 from tsgb.targets.spending import Spending

@@ -9,7 +9,9 @@ bounded, and a prompt without a well-formed result has no score.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import httpx
@@ -17,10 +19,10 @@ import numpy as np
 from pydantic import SecretStr
 
 from tsgb.checkpoint.documents import parse_json
-from tsgb.cloud.provider import is_loopback
 from tsgb.errors import UsageError
 from tsgb.logging import get_logger
 from tsgb.protocols import Scores
+from tsgb.services import RepeatRules, address_fault, asked_wait, may_heal
 
 OPENAI_KEY = "OPENAI_API_KEY"
 _OPENAI_HOST = "api.openai.com"
@@ -28,9 +30,12 @@ BATCH = 16
 """Texts of one request."""
 MAX_BYTES = 4 << 20
 """Longest answer that is read."""
-ATTEMPTS = 3
+ATTEMPTS = 5
+"""Most requests for one batch, with pauses of 7.5 seconds at most unless it asks for more."""
 _OK = 200
-_RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+_RULES = RepeatRules()
+_PIECE_SECONDS = 1.0
+"""Longest pause between two looks whether to stop."""
 
 
 class ModerationGuard:
@@ -44,6 +49,8 @@ class ModerationGuard:
         key: SecretStr | None = None,
         check: Callable[[], None] = lambda: None,
         sleep: Callable[[float], None],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        jitter: Callable[[float, float], float] = random.uniform,
         timeout_seconds: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -55,6 +62,8 @@ class ModerationGuard:
             key: Key of the service.
             check: Called before each request; raises to stop.
             sleep: Waits between attempts, seconds.
+            now: This moment, for a service that names the one from which to ask again.
+            jitter: Draws a pause between two bounds.
             timeout_seconds: Longest wait for an answer.
             transport: Transport of the client, for tests.
 
@@ -63,6 +72,7 @@ class ModerationGuard:
         """
         checked_url(url)
         self._url, self._model, self._check, self._sleep = url, model, check, sleep
+        self._now, self._jitter = now, jitter
         headers = {} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"}
         self._client = httpx.Client(
             headers=headers, timeout=timeout_seconds, transport=transport, trust_env=False
@@ -77,24 +87,33 @@ class ModerationGuard:
 
     def _scores(self, texts: Sequence[str]) -> Scores:
         reason = ""
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             self._check()
-            if attempt:
-                self._sleep(min(8.0, 0.5 * 4**attempt))
+            asked: float | None = None
             try:
-                status, body = self._post(texts)
+                answer, body = self._post(texts)
             except httpx.HTTPError as error:
                 reason = type(error).__name__
-                continue
-            if status == _OK:
-                return _read(body, len(texts))
-            reason = f"HTTP {status}"
-            if status not in _RETRIED:
-                break
+            else:
+                if answer.status_code == _OK:
+                    return _read(body, len(texts))
+                reason = f"HTTP {answer.status_code}"
+                asked = asked_wait(answer.headers, self._now())
+                too_long = asked is not None and asked > _RULES.longest_wait_seconds
+                if too_long or not may_heal(answer.status_code):
+                    break
+            if attempt < ATTEMPTS:
+                self._pause(_RULES.pause_seconds(attempt, asked, self._jitter))
         get_logger().warning(f"the moderation endpoint gave no scores: {reason}", texts=len(texts))
         return np.full(len(texts), np.nan)
 
-    def _post(self, texts: Sequence[str]) -> tuple[int, bytes]:
+    def _pause(self, seconds: float) -> None:
+        while seconds > 0:
+            self._check()
+            self._sleep(min(_PIECE_SECONDS, seconds))
+            seconds -= _PIECE_SECONDS
+
+    def _post(self, texts: Sequence[str]) -> tuple[httpx.Response, bytes]:
         inputs = [text.encode(errors="replace").decode() for text in texts]
         document: dict[str, Any] = {"input": inputs}
         if self._model:
@@ -104,33 +123,24 @@ class ModerationGuard:
             for piece in answer.iter_bytes():
                 body += piece
                 if len(body) > MAX_BYTES:
-                    return answer.status_code, b""
-            return answer.status_code, bytes(body)
+                    return answer, b""
+            return answer, bytes(body)
 
 
-def checked_url(url: str) -> httpx.URL:
-    """Return an address that may be asked.
+def checked_url(url: str) -> str:
+    """Return the host of an address that may be asked.
 
     Raises:
         UsageError: It is none, holds a name, a key or a query, or would send prompts over plain
             http to another machine.
     """
+    fault = address_fault(url)
+    if fault:
+        raise UsageError(f"moderation: the address {fault}")
     try:
-        place = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"moderation {url!r} is no address ({error}): write https://...") from None
-    if place.scheme not in {"http", "https"} or not place.host:
-        raise UsageError(f"moderation {url!r} is no address: write https://HOST/v1/moderations")
-    if place.userinfo or place.query or place.fragment:
-        raise UsageError(
-            f"moderation {place.scheme}://{place.host}...: an address holds no name, key or query: "
-            "keys are read from the environment"
-        )
-    if place.scheme == "http" and not is_loopback(url):
-        raise UsageError(
-            f"moderation {url!r}: prompts go to another machine over https only: use https"
-        )
-    return place
+        return httpx.URL(url).host
+    except (httpx.InvalidURL, ValueError):  # httpx lets errors of IDNA through
+        raise UsageError("moderation: the address is none: write https://host/v1") from None
 
 
 def key_variable(url: str) -> str:
@@ -138,7 +148,7 @@ def key_variable(url: str) -> str:
 
     The key of OpenAI goes to OpenAI alone: moderation endpoints of others are many.
     """
-    return OPENAI_KEY if checked_url(url).host == _OPENAI_HOST else ""
+    return OPENAI_KEY if checked_url(url) == _OPENAI_HOST else ""
 
 
 def _read(body: bytes, num: int) -> Scores:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from tsgb.checkpoint.documents import parse_json
+from tsgb.services import may_heal
 from tsgb.targets.endpoint import EndpointKind, EndpointSpec
 from tsgb.targets.thoughts import without_thought
 from tsgb.targets.transport import RawAnswer
@@ -40,7 +41,6 @@ _NO_PERMISSION = {
     *("permission_error", "authentication_error", "insufficient_permissions"),
     *("unsupported_country_region_territory", "invalid_api_key"),
 }
-_RETRIED = {408, 409, 429}
 """Statuses below 500 after which the same request may succeed."""
 _OVERLOADED = {429, 529}
 
@@ -317,7 +317,7 @@ def _read_failure(answer: RawAnswer) -> AnswerMeaning:
         name = "redirect"
     name = "quota" if no_money else "auth" if no_key else name
     hopeless = no_money or no_key
-    retry = not hopeless and (status >= 500 or status in _RETRIED)
+    retry = not hopeless and may_heal(status)
     said = answer.headers.get("x-should-retry", "").strip().lower()
     if said in {"true", "false"} and not hopeless:
         retry = said == "true"

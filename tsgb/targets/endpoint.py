@@ -21,8 +21,8 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tsgb.cloud.provider import is_loopback
 from tsgb.errors import UsageError
+from tsgb.services import address_fault
 from tsgb.types import TargetSpec
 
 OPTION = "--target"
@@ -130,24 +130,9 @@ class EndpointSpec(BaseModel):
         """Refuse what is no address, and what would show a key; its text is never repeated."""
         if not value:
             return value
-        try:
-            parts = urlsplit(value)
-            host, _ = parts.hostname or "", parts.port
-        except ValueError:
-            raise ValueError("is no address: write https://host/v1") from None
-        if parts.username is not None or parts.password is not None:
-            raise ValueError(
-                "has a user or a password in it: keys come from an environment variable"
-            )
-        if "?" in value or "#" in value:
-            raise ValueError("has a query or a fragment: leave it away, keys do not belong there")
-        if not host or parts.scheme not in {"http", "https"} or not re.fullmatch(r"[!-~]+", value):
-            raise ValueError("is no address: write https://host/v1, without spaces")
-        if parts.scheme == "http" and not is_loopback(value):
-            raise ValueError(
-                f"sends to {host} what others can read: write https://, or forward a port of this "
-                "machine to it"
-            )
+        fault = address_fault(value)
+        if fault:
+            raise ValueError(fault)
         return value.rstrip("/")
 
     @field_validator("key_variable")

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from tsgb.errors import UsageError
+from tsgb.services import RepeatRules, asked_wait
 from tsgb.targets.dialects import (
     AnswerMeaning,
     key_headers,
@@ -31,7 +32,7 @@ from tsgb.targets.dialects import (
     request_body,
 )
 from tsgb.targets.endpoint import EndpointSpec
-from tsgb.targets.pacing import AdaptiveLimit, Pace, RepeatBudget, RepeatRules, asked_wait
+from tsgb.targets.pacing import AdaptiveLimit, Pace, RepeatBudget
 from tsgb.targets.spending import Spending, dollars
 from tsgb.targets.transport import KeptConnections, Transport, TransportError
 from tsgb.types import Messages, Response

@@ -7,50 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable
 from threading import Condition, Lock
+
+from tsgb.services import RepeatRules
 
 _POLL_SECONDS = 0.1
 """Seconds after which a thread that waits for its turn looks whether it should stop."""
 _HISTORY = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepeatRules:
-    """When and how often requests are repeated; there is no other layer of retries.
-
-    Example: `RepeatRules(first_pause_seconds=0.01)`
-    """
-
-    first_pause_seconds: float = 0.5
-    """Longest pause before the second attempt; it doubles with each further one."""
-    longest_pause_seconds: float = 8.0
-    """Bound of that doubling."""
-    longest_wait_seconds: float = 120.0
-    """Longest time that an endpoint may ask to wait; what asks for more is an error at once."""
-    free_repeats: int = 100
-    """Repeated requests of a whole run that are always allowed."""
-    repeats_a_question: float = 0.5
-    """Further repeated requests for each question that was asked, over the whole run."""
-
-    def pause_seconds(
-        self, attempt: int, asked: float | None, jitter: Callable[[float, float], float]
-    ) -> float:
-        """Return the seconds before the next attempt.
-
-        Args:
-            attempt: Number of the attempt that failed, from 1.
-            asked: Seconds that the endpoint asks to wait; they are kept, and a little is added, so
-                that not all come back at the same moment.
-            jitter: Draws a number between two bounds.
-        """
-        most = min(self.longest_pause_seconds, self.first_pause_seconds * 2 ** min(attempt - 1, 30))
-        if asked is None:
-            return jitter(most / 2, most)
-        return asked + jitter(0, most / 4)
 
 
 class RepeatBudget:
@@ -77,36 +41,6 @@ class RepeatBudget:
                 return False
             self._left -= 1
             return True
-
-
-def asked_wait(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Return the seconds that an answer's headers ask to wait; None if they do not.
-
-    `retry-after-ms` wins over `Retry-After`, which is a number of seconds or an HTTP date.
-
-    Args:
-        headers: Headers by names in lower case.
-        now: This moment, with its time zone.
-    """
-    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        seconds = _number(headers.get(name, ""))
-        if seconds is not None:
-            return max(seconds / scale, 0.0)
-    try:
-        then = parsedate_to_datetime(headers.get("retry-after", ""))
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if then.tzinfo is None:
-        then = then.replace(tzinfo=UTC)
-    return max((then - now).total_seconds(), 0.0)
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return None if math.isnan(value) else value
 
 
 class Pace:

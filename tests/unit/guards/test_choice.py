@@ -128,8 +128,8 @@ def test_a_model_of_another_kind_is_refused_by_its_configuration(
         ("llama-guard:/none", "does not exist"),
         ("classifier:gguf:/none", "a repository of the hub or a directory"),
         ("moderation:ftp://host/x", "is no address"),
-        ("moderation:https://user:secret@host/x", "holds no name, key or query"),
-        ("moderation:https://host/x?key=secret", "holds no name, key or query"),
+        ("moderation:https://user:secret@host/x", "has a user or a password"),
+        ("moderation:https://host/x?key=secret", "has a query or a fragment"),
     ],
 )
 def test_what_does_not_exist_is_refused_in_one_line(tmp_path: Path, text: str, told: str) -> None:

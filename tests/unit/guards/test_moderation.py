@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -107,6 +108,29 @@ def test_what_may_heal_is_asked_again_and_the_rest_is_not() -> None:
     assert len(asked) == 1 + ATTEMPTS
 
 
+def test_a_service_is_not_asked_before_it_wants_to_be() -> None:
+    waits: list[float] = []
+    answers = iter([("7", 429), ("Sun, 29 Nov 2026 12:00:20 GMT", 503), ("", 200)])
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        said, status = next(answers)
+        body = {"results": [{"flagged": True}]}
+        return httpx.Response(status, headers={"retry-after": said}, json=body)
+
+    noon = datetime(2026, 11, 29, 12, tzinfo=UTC)
+    asked = guard(handler, waits, now=lambda: noon, jitter=lambda low, _: low)
+    assert asked.score(["a"]).tolist() == [1.0]
+    assert sum(waits) == 27
+    assert max(waits) <= 1, "it looks whether to stop in between"
+
+    def never(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(503, headers={"retry-after": "3600"})
+
+    del waits[:]
+    assert np.isnan(guard(never, waits).score(["a"])).all()
+    assert not waits
+
+
 def test_redirects_are_not_followed() -> None:
     hosts: list[str] = []
 
@@ -129,8 +153,10 @@ def test_a_key_is_sent_to_the_service_alone(capsys: pytest.CaptureFixture[str]) 
     assert np.isnan(guard(handler, key=key).score(["a"])).all()
     assert set(seen) == {"Bearer sentinel-key"}
     for url in ("http://host.test/v1", "http://127.evil.test/v1", "http://localhost.test/v1"):
-        with pytest.raises(UsageError, match="use https"):
+        with pytest.raises(UsageError, match="what others can read: write https://"):
             ModerationGuard(url, sleep=lambda _: None)
+    with pytest.raises(UsageError, match="the address is none: write https://"):
+        ModerationGuard("https://xn--/v1", sleep=lambda _: None)
     ModerationGuard("http://127.0.0.1:9/v1", key=key, sleep=lambda _: None)
     assert key_variable("https://api.openai.com/v1/moderations") == "OPENAI_API_KEY"
     for url in ("https://api.openai.com.evil.test/v1", "http://127.0.0.1:9/v1"):

@@ -15,9 +15,10 @@ from pydantic import SecretStr
 
 from tests.fakes.endpoint_server import GOOD, EndpointServer, Fault, serving, status
 from tsgb.errors import Interrupted, UsageError
+from tsgb.services import RepeatRules
 from tsgb.targets.endpoint import EndpointKind, EndpointSpec
 from tsgb.targets.http import HttpTarget, Timing
-from tsgb.targets.pacing import RepeatBudget, RepeatRules
+from tsgb.targets.pacing import RepeatBudget
 from tsgb.targets.spending import Spending
 from tsgb.targets.transport import RawAnswer
 from tsgb.types import Message, Outcome, Response

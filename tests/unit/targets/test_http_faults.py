@@ -28,10 +28,11 @@ from tests.fakes.endpoint_server import (
 )
 from tests.fakes.sentinels import leaks, new_key
 from tsgb.errors import UsageError
+from tsgb.services import RepeatRules
 from tsgb.targets.dialects import post_url
 from tsgb.targets.endpoint import EndpointSpec
 from tsgb.targets.http import HttpTarget
-from tsgb.targets.pacing import RepeatBudget, RepeatRules
+from tsgb.targets.pacing import RepeatBudget
 from tsgb.targets.transport import KeptConnections
 from tsgb.types import Message, Outcome, Response
 

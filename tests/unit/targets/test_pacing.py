@@ -1,19 +1,14 @@
-"""Laws of the pace, of the limit on requests at a time, and of repeated requests."""
+"""Laws of the pace, of the limit on requests at a time, and of the budget of repeated requests."""
 
 from __future__ import annotations
 
-import math
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from threading import Thread
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsgb.targets.pacing import AdaptiveLimit, Pace, RepeatBudget, RepeatRules, asked_wait
-
-NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
+from tsgb.services import RepeatRules
+from tsgb.targets.pacing import AdaptiveLimit, Pace, RepeatBudget
 
 
 class Clock:
@@ -115,45 +110,6 @@ def test_nobody_enters_a_full_or_closed_limit() -> None:
     assert not limit.enter(lambda: next(looks))
     clock.seconds = 5.0
     assert limit.enter(lambda: False)
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, None),
-        ({"retry-after": "3"}, 3.0),
-        ({"retry-after": "1.5"}, 1.5),
-        ({"retry-after": "-3"}, 0.0),
-        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
-        ({"retry-after-ms": "x", "retry-after": "9"}, 9.0),
-        ({"retry-after": "soon"}, None),
-        ({"retry-after": "nan"}, None),
-        ({"retry-after": "inf"}, math.inf),
-        ({"retry-after": "1e400"}, math.inf),
-        ({"retry-after": format_datetime(NOW + timedelta(seconds=8), usegmt=True)}, 8.0),
-        ({"retry-after": format_datetime(NOW - timedelta(seconds=8), usegmt=True)}, 0.0),
-        ({"retry-after": "Sun, 29 Nov 2026 12:00:08 -0000"}, 8.0),
-        ({"retry-after": "Sun, 99 Nov 2026 12:00:08 GMT"}, None),
-    ],
-)
-def test_the_wait_that_headers_ask_for(headers: dict[str, str], seconds: float | None) -> None:
-    assert asked_wait(headers, NOW) == seconds
-
-
-@given(st.text(max_size=40))
-def test_no_header_raises(text: str) -> None:
-    found = asked_wait({"retry-after": text, "retry-after-ms": text}, NOW)
-    assert found is None or found >= 0
-
-
-def test_pauses_double_to_a_bound_and_a_wait_that_is_asked_for_is_kept() -> None:
-    rules = RepeatRules()
-    most = [rules.pause_seconds(n, None, lambda _, high: high) for n in range(1, 8)]
-    least = [rules.pause_seconds(n, None, lambda low, _: low) for n in range(1, 8)]
-    assert most == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
-    assert least == [value / 2 for value in most]
-    assert rules.pause_seconds(1, 7.0, lambda low, _: low) == 7.0
-    assert rules.pause_seconds(1, 7.0, lambda _, high: high) > 7.0
 
 
 def test_the_budget_of_repeats_grows_with_the_questions() -> None:
