@@ -327,7 +327,7 @@ class TrainingDataConfig(_Frozen):
     mapping: str = ""
     """Columns that the user named, as `--map` takes them; empty where the formats are known."""
     files: Annotated[tuple[TrainingFileConfig, ...], Field(min_length=1)]
-    """Where they are from."""
+    """Files that they are from."""
 
     @property
     def names(self) -> str:

@@ -1,4 +1,4 @@
-"""What all services have in common that are asked over HTTP: targets, judges and guards.
+"""Rules for all services that are asked over HTTP: targets, judges and guards.
 
 It says which addresses prompts may be sent to, and when a request is repeated. It opens no
 connection and knows no form of a question.

@@ -89,7 +89,7 @@ class TrainingData:
     """The train split of a user's files."""
 
     config: TrainingDataConfig
-    """What the configuration of a run says of it."""
+    """Entry in the configuration of a run."""
     document: bytes
     """The prompts, as the store of a run holds them."""
     left_out: LeftOut
