@@ -20,7 +20,7 @@ from tsgb.data.characters import visible
 from tsgb.eval import views
 from tsgb.eval.box import box_lines, box_sheet
 from tsgb.eval.compare import PairedEvaluations
-from tsgb.eval.comparison_page import comparison_notes, comparison_sheets
+from tsgb.eval.comparison_page import comparison_notes, comparison_sheets, slice_sheets
 from tsgb.eval.data_views import data_sheet
 from tsgb.eval.records import Summary
 from tsgb.eval.wording import MINUS, failed_class
@@ -118,7 +118,7 @@ def _shown(text: str) -> str:
 def print_comparison(found: PairedEvaluations) -> None:
     """Print a table for each figure of two evaluations, and what else differs."""
     out = console()
-    for sheet in comparison_sheets(found):
+    for sheet in [*comparison_sheets(found), *slice_sheets(found, differing=True)]:
         out.print(_table(sheet.heading, sheet, range(len(sheet.columns))))
     for note in comparison_notes(found):
         out.print(note, markup=False)

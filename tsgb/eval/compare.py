@@ -8,6 +8,9 @@ seeds, which is the pairing, and intervals and p-values are those of `bootstrap.
 McNemar's exact test (McNemar 1947, Psychometrika) stands beside the differences of scripted ASR: it
 counts the prompts on which one side lets harm through and the other does not. It takes prompts for
 independent, which prompts of one scenario are not, so it is a check and no verdict.
+
+What a target lets through is a judge's finding. Where two judges judged, no such figure is
+compared: a change could be theirs. Figures of guards alone rest on exact labels, and are.
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 from tsgb.errors import UsageError
 from tsgb.eval.bootstrap import NUM_DRAWS, Difference, Resampler, Sample, difference
 from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
 from tsgb.eval.intervals import holm, mcnemar
+from tsgb.eval.metrics import Bools
 from tsgb.eval.records import Identifier, Item, ItemSource, Rate, Record, Setup, Summary
 from tsgb.eval.table import Table
 
@@ -77,6 +84,31 @@ class Flip(Record):
     """Whether it got through in the second evaluation."""
 
 
+class PairedSlice(Record):
+    """Share that a guard blocks of one group of harmful prompts, in both evaluations."""
+
+    guard: str
+    """Guard in tables."""
+    slice: str
+    """Name of the group."""
+    kind: Literal["technique", "family", "stream"]
+    """Property of a prompt that groups them."""
+    first: Rate
+    """In the first evaluation, on what both have."""
+    second: Rate
+    """In the second one."""
+    difference: float
+    """Second minus first."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of the 95 % interval."""
+    p_holm: float
+    """Two-sided, adjusted over all slices of this kind."""
+    differs: bool
+    """The interval excludes zero and `p_holm` is at most .05."""
+
+
 class LowerBound(Record):
     """An adaptive figure that is compared with nothing, since its attackers did not converge."""
 
@@ -103,12 +135,18 @@ class PairedEvaluations(Record):
     """Prompts that only the first and only the second one has."""
     changes: dict[str, tuple[str, str]]
     """Facts of the setup that differ."""
+    judges: tuple[str, str] | None = None
+    """Judges of both, where they are not the same; then nothing that they judged is compared."""
+    as_judged: bool = False
+    """Whether the judge may err, so that figures of answers are as it counts them."""
     invalid: list[str]
     """Ids of those that are not valid; where there is one, nothing differs."""
     lower_bounds: list[LowerBound]
     """Guards and targets without a comparison of adaptive ASR."""
     figures: list[PairedFigure]
     """Figures that both have."""
+    slices: list[PairedSlice]
+    """Groups of harmful prompts that both have."""
     flips: list[Flip]
     """Prompts that changed sides, the first of each guard and target."""
 
@@ -169,11 +207,14 @@ def compare_evaluations(
         _side(setup, list(_taking_part(items, shared, _attacked(chosen))), seeds, num_draws)
         for setup, items in zip(setups, chosen, strict=True)
     ]
-    flips = list(_flips(sides[0], sides[1], guards))
-    figures = _figures(sides[0], sides[1], guards, flips)
+    judges = _two_judges(*setups)
+    flips = list(_flips(sides[0], sides[1], guards)) if judges is None else []
+    figures = _figures(sides[0], sides[1], guards, flips, judged=judges is None)
+    slices = list(_slices(sides[0], sides[1], guards))
     invalid = [setup.eval_id for setup in setups if setup.invalid]
     if invalid:
         figures = [figure.model_copy(update={"differs": False}) for figure in figures]
+        slices = [found.model_copy(update={"differs": False}) for found in slices]
     measured = {(f.guard, f.target) for f in figures if f.metric == "asr"}
     return PairedEvaluations(
         first=setups[0].eval_id,
@@ -182,6 +223,8 @@ def compare_evaluations(
         prompts=_num_prompts(shared),
         left_out=(_num_prompts(counts[0] - shared), _num_prompts(counts[1] - shared)),
         changes=_changes(*setups),
+        judges=judges,
+        as_judged=any(setup.judge is not None and not setup.judge.exact for setup in setups),
         invalid=invalid,
         lower_bounds=[
             LowerBound(evaluation=side.setup.eval_id, guard=guard, target=target.name)
@@ -191,6 +234,7 @@ def compare_evaluations(
             if target.name in targets and side.has_lower_bound(guard, target.name)
         ],
         figures=figures,
+        slices=slices,
         flips=list(_few([flip for flip in flips if (flip.guard, flip.target) in measured])),
     )
 
@@ -257,13 +301,13 @@ def _side(setup: Summary, items: Sequence[Item], seeds: Sequence[int], num_draws
 
 
 def _figures(
-    first: _Side, second: _Side, guards: Sequence[str], flips: Sequence[Flip]
+    first: _Side, second: _Side, guards: Sequence[str], flips: Sequence[Flip], *, judged: bool
 ) -> list[PairedFigure]:
     turned = Counter((flip.guard, flip.target, flip.worse) for flip in flips)
     names = [t.name for t in first.setup.targets]
     names = [name for name in names if any(t.name == name for t in second.setup.targets)]
     out: list[PairedFigure] = []
-    for metric in (*TARGET_METRICS, *GUARD_METRICS):
+    for metric in (*(TARGET_METRICS if judged else ()), *GUARD_METRICS):
         places = names if metric in TARGET_METRICS else [None]
         found: list[tuple[str, str | None, Sample, Sample, Difference]] = []
         for guard in guards:
@@ -315,6 +359,46 @@ def _pair(
     return None if found[0] is None or found[1] is None else (found[0], found[1])
 
 
+def _slices(first: _Side, second: _Side, guards: Sequence[str]) -> Iterator[PairedSlice]:
+    """Yield the groups whose prompts are the same on both sides."""
+    kinds: tuple[Literal["stream", "technique", "family"], ...] = ("stream", "technique", "family")
+    for kind in kinds:
+        found: list[tuple[str, str, Sample, Sample, Difference]] = []
+        ours, theirs = (getattr(side.evidence.table.prompts, kind) for side in (first, second))
+        harmful = first.evidence.table.prompts.harmful
+        for name in (str(one) for one in np.unique(ours[harmful]) if one):
+            group = harmful & (ours == name)
+            # Both sides hold the same prompts in one order; a world may group them anew.
+            if np.array_equal(group, second.evidence.table.prompts.harmful & (theirs == name)):
+                for guard in guards:
+                    pair = _pair_of_slice(first, second, guard, group)
+                    if pair is not None:
+                        found.append((guard, name, *pair, difference(pair[1], pair[0])))
+        adjusted = holm([change.p for *_, change in found])
+        for (guard, name, a, b, change), p_holm in zip(found, adjusted, strict=True):
+            yield PairedSlice(
+                guard=guard,
+                slice=name,
+                kind=kind,
+                first=a.record(),
+                second=b.record(),
+                difference=change.value,
+                low=change.low,
+                high=change.high,
+                p_holm=p_holm,
+                differs=not change.low <= 0 <= change.high and p_holm <= SIGNIFICANCE,
+            )
+
+
+def _pair_of_slice(
+    first: _Side, second: _Side, guard: str, group: Bools
+) -> tuple[Sample, Sample] | None:
+    there = second.evidence.measured("fnr", guard)
+    seeds = tuple(s for s in first.evidence.measured("fnr", guard) if s in there)
+    a, b = (side.evidence.blocked_sample(guard, group, seeds) for side in (first, second))
+    return None if a is None or b is None else (a, b)
+
+
 def _flips(first: _Side, second: _Side, guards: Sequence[str]) -> Iterator[Flip]:
     """Yield scripted prompts that got through on one side alone."""
     ours, theirs = (
@@ -352,6 +436,27 @@ def _few(flips: Sequence[Flip]) -> Iterator[Flip]:
             yield flip
 
 
+def _two_judges(first: Setup, second: Setup) -> tuple[str, str] | None:
+    """Return both judges where they are not the same.
+
+    Evaluations of earlier versions name none: that was the world's, unless it was the user's.
+    """
+    ours, theirs = (_judge(setup) for setup in (first, second))
+    exact = all(setup.judge is None or setup.judge.exact for setup in (first, second))
+    return None if ours == theirs or exact else (ours, theirs)
+
+
+def _judge(setup: Setup) -> str:
+    """Return what tells the judge of an evaluation from others."""
+    judge = setup.judge
+    if judge is None:
+        return "not named"
+    about = [f"version {judge.version}" if judge.version else "", judge.prompt_sha256 or ""]
+    about.append("refusals by phrases" if judge.refusals == "phrases" else "")
+    told = ", ".join(filter(None, about))
+    return f"{judge.name} ({told})" if told else judge.name
+
+
 def _changes(first: Setup, second: Setup) -> dict[str, tuple[str, str]]:
     """Return the facts that differ, each as two short texts."""
     ours, theirs = (_facts(setup) for setup in (first, second))
@@ -372,6 +477,8 @@ def _facts(setup: Setup) -> dict[str, str]:
         "guards": ", ".join(setup.guards),
         "targets": ", ".join(t.name for t in setup.targets),
         "dtype": setup.dtype or "-",
+        "judge": _judge(setup),
+        "errors of the judge": "-" if setup.judge is None else setup.judge.correction,
         "runs": ", ".join(setup.run_ids),
         "configurations of the runs": about.config_sha256[:12],
         "commit": about.commit or "-",

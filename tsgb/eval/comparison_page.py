@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tsgb.data.characters import visible
-from tsgb.eval.compare import PairedEvaluations, PairedFigure
+from tsgb.eval.compare import PairedEvaluations, PairedFigure, PairedSlice
 from tsgb.eval.report import page_template
-from tsgb.eval.views import ABSENT, Sheet, TableCell, TableRow, rate_cell, unit_cell
+from tsgb.eval.views import ABSENT, MIN_SLICE, Sheet, TableCell, TableRow, rate_cell, unit_cell
 from tsgb.eval.wording import METRICS, UNCONVERGED, percent, signed_points, signed_unit, title
 
 COLUMNS = (
@@ -58,6 +60,38 @@ def _row(figure: PairedFigure) -> TableRow:
     )
 
 
+def slice_sheets(found: PairedEvaluations, *, differing: bool = False) -> list[Sheet]:
+    """One table a kind of slices, with the share that each guard blocks.
+
+    Args:
+        found: The comparison.
+        differing: Whether to leave out those that do not differ.
+    """
+    sheets: list[Sheet] = []
+    for kind in dict.fromkeys(one.kind for one in found.slices):
+        chosen = [s for s in found.slices if s.kind == kind and (s.differs or not differing)]
+        if chosen:
+            heading = f"Share blocked, by {kind}"
+            sheets.append(Sheet(heading, COLUMNS[:-1], [_slice_row(one) for one in chosen]))
+    return sheets
+
+
+def _slice_row(found: PairedSlice) -> TableRow:
+    low, high = signed_points(found.low), signed_points(found.high)
+    small = found.first.n < MIN_SLICE
+    cells = [
+        rate_cell(found.first),
+        rate_cell(found.second),
+        TableCell(signed_points(found.difference), f"{low} to {high}", not found.differs),
+        TableCell("< 0.001" if found.p_holm < 0.001 else f"{found.p_holm:.3f}"),
+    ]
+    return TableRow(
+        found.guard,
+        visible(f"{title(found.guard)}, {found.slice}"),
+        [replace(cell, grey=cell.grey or small) for cell in cells],
+    )
+
+
 def comparison_notes(found: PairedEvaluations) -> list[str]:
     """Return what was compared, in sentences."""
     seeds = ", ".join(map(str, found.seeds))
@@ -69,6 +103,15 @@ def comparison_notes(found: PairedEvaluations) -> list[str]:
         notes.append(f"Left out: {ours} prompts of the first alone, {theirs} of the second alone.")
     if found.invalid:
         notes.append(f"Not valid: {' and '.join(found.invalid)}. Nothing can be read as a change.")
+    if found.judges is not None:
+        ours, theirs = found.judges
+        notes.append(
+            f"Judged differently: the first by {ours}, the second by {theirs}. What targets let "
+            "through cannot be compared, since a change could be the judge's: only figures of "
+            "guards alone are."
+        )
+    elif found.as_judged:
+        notes.append("ASR is as judged in both: not corrected for the errors of the judge.")
     notes += [
         f"{bound.evaluation}: {UNCONVERGED} on {bound.target} against {title(bound.guard)}, so "
         "its adaptive ASR is a lower bound and is not compared."
@@ -85,6 +128,9 @@ def comparison_notes(found: PairedEvaluations) -> list[str]:
     rest = f"; and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
     some = "; ".join(told[:MOST_TOLD])
     notes.append(f"Differences: {some}{rest}." if told else "No share differs.")
+    if found.slices:
+        num = sum(one.differs for one in found.slices)
+        notes.append(f"{num} of {len(found.slices)} slices of guards alone differ.")
     return [visible(note) for note in notes]
 
 
@@ -94,4 +140,5 @@ def render_comparison(found: PairedEvaluations) -> str:
         c=found,
         notes=comparison_notes(found),
         sheets=comparison_sheets(found),
+        slices=slice_sheets(found),
     )

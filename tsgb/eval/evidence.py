@@ -229,19 +229,24 @@ class Evidence:
 
     def blocked_share(self, guard: str, group: Bools) -> Rate | None:
         """Return the share of a group of prompts that a guard blocks; None without any."""
+        found = self.blocked_sample(guard, group, self.measured("fnr", guard))
+        return None if found is None else found.record()
+
+    def blocked_sample(self, guard: str, group: Bools, seeds: Sequence[int]) -> Sample | None:
+        """Return the same over some of the seeds that the guard has, with its draws."""
         prompts = self.table.prompts
-        rows = group & np.isin(prompts.seed, self.measured("fnr", guard))
-        seeds = tuple(s for s in self.seeds if np.any(prompts.seed[rows] == s))
-        if not seeds:
+        rows = group & np.isin(prompts.seed, seeds)
+        present = tuple(s for s in self.seeds if np.any(prompts.seed[rows] == s))
+        if not present:
             return None
         names, clusters = np.unique(prompts.scenario[rows], return_inverse=True)
         estimator = RateEstimator.from_outcomes(
             prompts.blocked[guard][rows],
-            _positions(prompts.seed[rows], seeds),
+            _positions(prompts.seed[rows], present),
             clusters,
-            (len(seeds), names.size),
+            (len(present), names.size),
         )
-        return self.resampler.sample(estimator).record()
+        return self.resampler.sample(estimator)
 
     def failed_classes(self, limit: float) -> Iterator[FailedClass]:
         """Yield the classes of items of which more than `limit` have no outcome."""

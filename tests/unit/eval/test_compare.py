@@ -1,5 +1,6 @@
 """Two evaluations are compared on what both measured, and what cannot be compared is refused."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.fakes.stored_evaluation import ARMS, DRAWS, store_evaluation
 from tsgb.errors import UsageError
 from tsgb.eval.compare import PairedEvaluations, compare_evaluations
 from tsgb.eval.comparison_page import comparison_notes
+from tsgb.eval.judge_records import JudgeRecord
 from tsgb.eval.records import FailedClass, Item, ItemSource
 from tsgb.eval.stored import find_evaluation
 
@@ -162,3 +164,58 @@ def test_nothing_differs_where_one_is_not_valid(earlier: Path, tmp_path: Path) -
     assert any("Not valid: eval-0002" in note for note in comparison_notes(found))
     assert found.figures
     assert not any(figure.differs for figure in found.figures)
+
+
+def judged(earlier: Path, directory: Path, **facts: object) -> Path:
+    """Copy an evaluation, as if a judge of these facts had judged it."""
+    shutil.copytree(earlier, directory)
+    record = JudgeRecord.model_validate({"name": "openai:m", "version": "a1", **facts})
+    summary = find_evaluation(str(directory)).summary().model_copy(update={"judge": record})
+    (directory / "summary.json").write_text(summary.model_dump_json())
+    return directory
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"name": "openai:n"}, id="name"),
+        pytest.param({"version": "b2"}, id="version"),
+        pytest.param({"prompt_sha256": "f" * 64}, id="prompt"),
+        pytest.param({"name": "exact", "version": "glyph", "exact": True}, id="world"),
+    ],
+)
+def test_what_two_judges_judged_is_not_compared(
+    earlier: Path, tmp_path: Path, other: dict[str, object]
+) -> None:
+    found = compared(judged(earlier, tmp_path / "a"), judged(earlier, tmp_path / "b", **other))
+    assert found.judges is not None
+    assert {figure.metric for figure in found.figures}.isdisjoint({"asr", "adaptive_asr"})
+    assert {figure.metric for figure in found.figures} >= {"scripted_tpr", "fpr"}
+    assert found.flips == []
+    assert "judge" in found.changes
+    assert any(
+        note.startswith("Judged differently: the first by") for note in (comparison_notes(found))
+    )
+
+
+def test_one_fallible_judge_is_named_as_such(earlier: Path, tmp_path: Path) -> None:
+    corrected = {"correction": "corrected for the judge's errors on 9 answers"}
+    found = compared(judged(earlier, tmp_path / "a"), judged(earlier, tmp_path / "b", **corrected))
+    assert found.judges is None
+    assert [*found.changes] == ["errors of the judge"]
+    assert any(figure.metric == "asr" for figure in found.figures)
+    assert any("as judged in both" in note for note in comparison_notes(found))
+    assert not any("as judged" in note for note in comparison_notes(compared(earlier, earlier)))
+
+
+def test_slices_say_where_a_guard_became_weaker(earlier: Path, tmp_path: Path) -> None:
+    store_evaluation(tmp_path / "e", WEAKER, eval_id="eval-0002")
+    found = compared(earlier, tmp_path / "e")
+    slices = {(s.kind, s.slice, s.guard): s for s in found.slices}
+    assert {kind for kind, _, _ in slices} == {"stream", "technique", "family"}
+    worse = slices["stream", "held_out", "selfplay"]
+    assert worse.differs
+    assert worse.high < 0
+    tpr = {(f.metric, f.guard): f for f in found.figures}["scripted_tpr", "selfplay"]
+    assert worse.difference == pytest.approx(tpr.difference, abs=1e-9)
+    assert not any(s.differs for s in compared(earlier, earlier).slices)

@@ -5,7 +5,12 @@ from pathlib import Path
 from tests.fakes import evaluation as fake
 from tests.fakes.stored_evaluation import ARMS, DRAWS, store_evaluation
 from tsgb.eval.compare import compare_evaluations
-from tsgb.eval.comparison_page import comparison_notes, comparison_sheets, render_comparison
+from tsgb.eval.comparison_page import (
+    comparison_notes,
+    comparison_sheets,
+    render_comparison,
+    slice_sheets,
+)
 from tsgb.eval.report import CONTENT_SECURITY_POLICY
 from tsgb.eval.stored import find_evaluation
 
@@ -34,3 +39,6 @@ def test_every_figure_stands_in_it_and_names_are_escaped(tmp_path: Path) -> None
     assert row.cells[2].figure.startswith("\u22120.")
     assert all("points" not in note for _, note in auroc.columns)
     assert "second only" in page
+    assert "Share blocked, by technique" in page
+    kinds = {sheet.heading for sheet in slice_sheets(found, differing=True)}
+    assert kinds <= {sheet.heading for sheet in slice_sheets(found)}
