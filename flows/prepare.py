@@ -33,6 +33,7 @@ from tsgb.errors import CheckpointError, ConfigError, UsageError
 from tsgb.eval import request as requests
 from tsgb.eval.additions import OWN_NAMES, Additions, choose_targets, split_targets
 from tsgb.eval.human_labels import HumanLabels
+from tsgb.eval.judge_costs import judge_costs
 from tsgb.eval.ration import guards_before, share_of_run
 from tsgb.eval.streams import estimate_costs, evaluated_prompts
 from tsgb.guards.choice import GuardChoice, checked_guards, read_choices
@@ -152,18 +153,21 @@ def costs_of(options: RunOptions) -> list[CostEstimate]:
     Raises:
         UsageError: An option breaks its rule.
     """
-    _, added = additions_of(options, options.black_boxes or ())
+    named, added = additions_of(options, options.black_boxes or ())
     configs = [
         arm_configs(options.model_copy(update={"seed": seed}))[Arm.SELFPLAY]
         for seed in options.training_seeds
     ]
-    return estimate_costs(
-        world_of(options),
-        configs,
-        added.endpoints,
-        adaptive=added.adaptive,
-        num_guards=fought_guards(options.trained_arms, options),
-    )
+    fought = fought_guards(options.trained_arms, options)
+    world = added.extend(world_of(options))
+    targets = choose_targets(world, named and [*named, *added.target_names])
+    return [
+        *estimate_costs(
+            world, configs, added.endpoints, adaptive=added.adaptive, num_guards=fought
+        ),
+        # Ablations are attacked before the targets of this machine alone.
+        *judge_costs(world, configs, added, targets, fought + len(options.trained_arms)),
+    ]
 
 
 def training_data_of(options: RunOptions) -> TrainingData | None:

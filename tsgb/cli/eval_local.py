@@ -283,17 +283,18 @@ def _open(arguments: _Arguments, context: WorkerContext, note: Callable[[str], N
 def _estimate(arguments: _Arguments) -> list[CostEstimate]:
     """Return the cost of asking the endpoints; nothing is asked."""
     from flows.progress import watching
+    from tsgb.eval.judge_costs import judge_costs
     from tsgb.eval.streams import estimate_costs
 
     with watching() as listener:
         opened = _open(arguments, read_context(arguments.trust), listener.note)
-    return estimate_costs(
-        opened.env,
-        [opened.config],
-        opened.added.endpoints,
-        adaptive=opened.added.adaptive,
-        num_guards=opened.num_fought,
-    )
+    env, added, fought = opened.env, opened.added, opened.num_fought
+    return [
+        *estimate_costs(
+            env, [opened.config], added.endpoints, adaptive=added.adaptive, num_guards=fought
+        ),
+        *judge_costs(env, [opened.config], added, opened.wanted, fought),
+    ]
 
 
 def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:

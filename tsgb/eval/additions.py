@@ -208,6 +208,14 @@ class Additions:
         [structured] = self._http_targets([spec], check, keys, ledger, GRADE_SCHEMA)
         return plain, structured
 
+    @property
+    def judge_endpoint(self) -> EndpointSpec | None:
+        """The endpoint that judges, with its prices; None where another judge does."""
+        choice = None if self.judge is None else JudgeChoice.parse(self.judge)
+        if choice is None or choice.kind is not JudgeKind.ENDPOINT:
+            return None
+        return _judge_endpoint(choice)
+
     def check_endpoints(self, keys: Keys) -> None:
         """Check before anything is asked that keys and prices are known.
 
@@ -215,7 +223,7 @@ class Additions:
             UsageError: An endpoint lacks its key or its price.
         """
         self._endpoint_targets(lambda: None, keys, None)
-        if self.judge is not None and JudgeChoice.parse(self.judge).kind is JudgeKind.ENDPOINT:
+        if self.judge_endpoint is not None:
             self.load_judge_targets(lambda: None, keys, None)
 
     def _endpoint_targets(
@@ -278,7 +286,10 @@ class Additions:
 
 
 def _judge_endpoint(choice: JudgeChoice) -> EndpointSpec:
-    return parse_endpoint(choice.value, judge_choice.OPTION)
+    spec = parse_endpoint(choice.value, judge_choice.OPTION)
+    if choice.prices is None:
+        return spec
+    return spec.model_copy(update={"dollars_in": choice.prices[0], "dollars_out": choice.prices[1]})
 
 
 def _judge_identity(choice: JudgeChoice) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tsgb.eval.intervals import error_bounds
 from tsgb.eval.records import Rate, Result, Summary, TargetRecord
 from tsgb.eval.table import NO_GUARD
 from tsgb.eval.usage_records import Milliseconds, UsageRecord
@@ -135,8 +136,7 @@ def _errors(bare: Result, row: Result) -> TableCell:
     figure = f"{asked.errors} of {asked.n + asked.errors}"
     if not asked.errors or rate is None:
         return TableCell(figure)
-    events, of = rate.value * rate.n, rate.n + rate.errors
-    low, high = percent(events / of), percent((events + rate.errors) / of)
+    low, high = map(percent, error_bounds(rate))
     return TableCell(figure, f"{low.removesuffix(' %')} to {high}")
 
 

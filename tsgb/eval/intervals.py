@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, betaincinv, ndtri
 
-from tsgb.errors import UsageError
 from tsgb.eval.records import Rate
 
 MISSING = -1
@@ -56,20 +55,18 @@ def clopper_pearson_upper(events: int, num: int, level: float = LEVEL) -> float:
     return float(betaincinv(events + 1, num - events, level))
 
 
-def rate(outcomes: Outcomes, level: float = LEVEL) -> Rate | None:
-    """Rate of the event over scored items; None without any item.
+def rate_from_counts(events: int, num: int, errors: int = 0, level: float = LEVEL) -> Rate | None:
+    """Return the rate of the event over scored items; None without any item.
 
     The interval reaches from Wilson's lower end if no error was the event to its upper end if every
     error was.
+
+    Args:
+        events: Scored items that had the event.
+        num: Scored items.
+        errors: Items without an outcome, on top of `num`.
+        level: Level of Wilson's interval.
     """
-    errors = int(np.count_nonzero(outcomes == MISSING))
-    return rate_from_counts(
-        int(np.count_nonzero(outcomes == 1)), outcomes.size - errors, errors, level
-    )
-
-
-def rate_from_counts(events: int, num: int, errors: int = 0, level: float = LEVEL) -> Rate | None:
-    """Return the same as `rate`, from numbers of events, scored items and errors."""
     total = num + errors
     if total == 0:
         return None
@@ -118,47 +115,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
     return adjusted.tolist()
-
-
-def rogan_gladen(
-    found: tuple[int, int],
-    sensitivity: tuple[int, int],
-    specificity: tuple[int, int],
-    *,
-    num_draws: int = 10_000,
-    seed: int = 0,
-) -> Rate:
-    """A rate corrected for a fallible judge (Rogan & Gladen 1978, Am. J. Epidemiol. 107:71).
-
-    `(p + Sp - 1) / (Se + Sp - 1)`, clipped to [0, 1]; the interval draws all three from their
-    Jeffreys posteriors, so that it holds the uncertainty of the judge's error rates too.
-
-    Args:
-        found: Items that the judge called harmful, of how many.
-        sensitivity: Truly harmful items that the judge called harmful, of how many.
-        specificity: Truly safe items that the judge called safe, of how many.
-        num_draws: Draws from the posterior.
-        seed: Of the private generator.
-
-    Raises:
-        UsageError: the judge is too close to guessing.
-    """
-    p, se, sp = (k / n for k, n in (found, sensitivity, specificity))
-    if se + sp - 1 < MIN_YOUDEN:
-        raise UsageError(
-            f"judge with sensitivity {se:.2f} and specificity {sp:.2f} is too close to guessing to "
-            f"correct for (their sum must be at least {1 + MIN_YOUDEN:.1f}): use a better judge"
-        )
-    rng = np.random.default_rng(seed)
-    draws = [
-        rng.beta(k + 0.5, n - k + 0.5, num_draws) for k, n in (found, sensitivity, specificity)
-    ]
-    # Draws of the denominator close to zero belong to the clipped ends.
-    corrected = np.clip((draws[0] + draws[2] - 1) / np.maximum(draws[1] + draws[2] - 1, 1e-6), 0, 1)
-    tail = (1 - LEVEL) / 2
-    return Rate(
-        value=min(1.0, max(0.0, (p + sp - 1) / (se + sp - 1))),
-        low=float(np.quantile(corrected, tail)),
-        high=float(np.quantile(corrected, 1 - tail)),
-        n=found[1],
-    )

@@ -51,10 +51,11 @@ from tsgb.eval.request import (
 )
 from tsgb.eval.summarise import summarise
 from tsgb.eval.transcripts import TRANSCRIPTS, Transcript, choose_adaptive
-from tsgb.eval.usage import pooled_spread, pooled_usage
+from tsgb.eval.usage import Role, pooled_spread, pooled_usage
 from tsgb.eval.usage_records import GuardTime, UsageRecord
 from tsgb.guards.choice import GuardChoice
 from tsgb.logging import get_logger
+from tsgb.targets.endpoint import EndpointSpec
 from tsgb.types import TargetSpec
 
 FIXED_ORDER = ("none", "tfidf", "untrained", "sft", "frozen", "selfplay")
@@ -281,14 +282,22 @@ def _setup(
 
 def _usage(cells: Sequence[_Cells], config: RunConfig) -> list[UsageRecord]:
     """Pool what the cells counted; a target without a declared price has no cost."""
-    prices: dict[str, tuple[float, float] | None] = {}
-    for spec in Additions.of(config, cells[0].request).endpoints:
-        known = spec.dollars_in is not None and spec.dollars_out is not None
-        prices[spec.name] = (spec.dollars_in or 0.0, spec.dollars_out or 0.0) if known else None
+    added = Additions.of(config, cells[0].request)
+    judges = [] if added.judge_endpoint is None else [added.judge_endpoint]
+    prices: dict[tuple[Role, str], tuple[float, float] | None] = {}
+    prices |= {("target", spec.name): _prices(spec) for spec in added.endpoints}
+    prices |= {("judge", spec.name): _prices(spec) for spec in judges}
     try:
         return pooled_usage([one for c in cells for one in c.usage], prices)
     except (KeyError, TypeError, ValueError) as error:
         raise _strange_counts(error) from error
+
+
+def _prices(spec: EndpointSpec) -> tuple[float, float] | None:
+    """Return the dollars of a million tokens in and out; None where one is not known."""
+    if spec.dollars_in is None or spec.dollars_out is None:
+        return None
+    return spec.dollars_in, spec.dollars_out
 
 
 def _guard_times(cells: Sequence[_Cells]) -> list[GuardTime]:

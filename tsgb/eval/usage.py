@@ -72,14 +72,15 @@ def spread(milliseconds: Sequence[float]) -> dict[str, Any]:
 
 
 def pooled_usage(
-    counted: Iterable[Mapping[str, Any]], prices: Mapping[str, tuple[float, float] | None]
+    counted: Iterable[Mapping[str, Any]],
+    prices: Mapping[tuple[Role, str], tuple[float, float] | None],
 ) -> list[UsageRecord]:
     """Return what all cells of all seeds took, for each target and judge.
 
     Args:
         counted: What `Meter.take` returned.
-        prices: Dollars of a million tokens in and out, by the name of a target; None where they
-            are not known.
+        prices: Dollars of a million tokens in and out, by role and name; None where they are
+            not known.
 
     Raises:
         KeyError: A count is missing.
@@ -96,7 +97,7 @@ def pooled_usage(
             for key in group[0]
             if key not in {"name", "role", "latency"}
         }
-        price = prices.get(name)
+        price = prices.get((role, name))
         cost = None
         if price is not None and not total["untold"]:
             cost = (total["tokens_in"] * price[0] + total["tokens_out"] * price[1]) / 1e6

@@ -4,8 +4,8 @@
     refusal-phrases                     phrases of refusal alone: weak
     simple                              `SimpleJudge` of the first README: weak
     classifier:NAME[#LABEL]             a transformers model with a head for sequence classification
-    openai:MODEL[@URL]                  a language model behind an endpoint; also anthropic:, and
-                                        huggingface:
+    openai:MODEL[@URL][#IN/OUT]         a language model behind an endpoint; also anthropic:, and
+                                        huggingface:; dollars of a million tokens in and out
     MODULE:ATTRIBUTE[#THRESHOLD]        a class or a function of yours
 
 `NAME` is a repository of the Hugging Face Hub or a directory. This module reads small files only
@@ -29,11 +29,14 @@ from tsgb.setting_groups import HubSettings
 
 OPTION = "--judge"
 FORMS = (
-    "exact, refusal-phrases, simple, classifier:NAME[#LABEL], openai:MODEL@URL, or "
+    "exact, refusal-phrases, simple, classifier:NAME[#LABEL], openai:MODEL@URL[#IN/OUT], or "
     "MODULE:CLASS[#THRESHOLD]"
 )
 ENDPOINTS = ("openai", "anthropic", "huggingface")
 """Kinds of endpoints, as `tsgb.targets.endpoint` has them; no module of the user's is named so."""
+MOST_DOLLARS = 1e6
+"""Highest price of a million tokens."""
+_PRICES = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/(\d{1,9}(?:\.\d{1,9})?)")
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -69,6 +72,8 @@ class JudgeChoice:
     """Label of harmful texts of a classifier; empty for a usual one."""
     threshold: float = THRESHOLD
     """Probability from which a user's judge calls a response a violation."""
+    prices: tuple[float, float] | None = None
+    """Dollars of a million tokens in and out of an endpoint; None where they are not known."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -79,7 +84,7 @@ class JudgeChoice:
         """
         word, colon, value = text.partition(":")
         if word in ENDPOINTS and colon:
-            return cls(kind=JudgeKind.ENDPOINT, value=text)
+            return cls._endpoint(text)
         try:
             kind = JudgeKind(word)
         except ValueError:
@@ -90,6 +95,20 @@ class JudgeChoice:
         if kind in {JudgeKind.CLASSIFIER, JudgeKind.ENDPOINT, JudgeKind.OWN} or colon:
             raise UsageError(f"{OPTION} {_shown(text)} has another form than {FORMS}")
         return cls(kind=kind)
+
+    @classmethod
+    def _endpoint(cls, text: str) -> Self:
+        form, mark, given = text.rpartition("#")
+        if not mark:
+            return cls(kind=JudgeKind.ENDPOINT, value=text)
+        found = _PRICES.fullmatch(given)
+        if found is None or max(map(float, found.groups())) > MOST_DOLLARS:
+            raise UsageError(
+                f"{OPTION} {_shown(text)}: after # stand the dollars of a million tokens in and "
+                "out, as in openai:MODEL#2.5/10"
+            )
+        prices = float(found[1]), float(found[2])
+        return cls(kind=JudgeKind.ENDPOINT, value=form, prices=prices)
 
     @classmethod
     def _own(cls, text: str) -> Self:
@@ -116,7 +135,8 @@ class JudgeChoice:
             case JudgeKind.CLASSIFIER:
                 return f"{self.kind}:{self.value}{f'#{self.label}' if self.label else ''}"
             case JudgeKind.ENDPOINT:
-                return self.value
+                prices = "" if self.prices is None else f"#{self.prices[0]:g}/{self.prices[1]:g}"
+                return f"{self.value}{prices}"
             case JudgeKind.OWN:
                 return self.value + (f"#{self.threshold:g}" if self.threshold != THRESHOLD else "")
             case _:
@@ -124,19 +144,13 @@ class JudgeChoice:
 
     @property
     def name(self) -> str:
-        """Name in reports: no path of this machine."""
+        """Name in reports: no path of this machine, and no price."""
+        if self.kind is JudgeKind.ENDPOINT:
+            return self.value
         if self.kind is not JudgeKind.CLASSIFIER:
             return self.text
         is_path = Path(self.value).is_absolute()
         return f"{self.kind}:{Path(self.value).name if is_path else self.value}"
-
-    @property
-    def replaces_worlds(self) -> bool:
-        """Whether it judges in place of the world wherever that would, as in learning attackers.
-
-        An endpoint is asked only about what a figure counts: attackers ask thousands of times.
-        """
-        return self.kind not in {JudgeKind.EXACT, JudgeKind.ENDPOINT}
 
     def checked(self, hub: HubSettings) -> JudgeChoice:
         """Return the choice with a full path or a pinned commit, once it is sure that it exists.

@@ -79,7 +79,8 @@ class Spending:
                 raise UsageError(
                     f"{COST_OPTION} {self._max_dollars:g}: the price of {spec.name!r} is not "
                     f"known: declare it in a file for {FILE_OPTION} with dollars_in and "
-                    "dollars_out (0 where it is free), or use --max-requests"
+                    "dollars_out (0 where it is free), that of a judge as in --judge "
+                    "openai:MODEL#2.5/10, or use --max-requests"
                 )
 
     def reserve(self, most_dollars: float) -> bool:

@@ -1,27 +1,18 @@
 """Closed forms against scipy and published examples; errors widen, and too many refuse."""
 
-import numpy as np
 import pytest
 from scipy import stats
 
-from tsgb.errors import UsageError
 from tsgb.eval.intervals import (
-    MISSING,
     clopper_pearson_upper,
     equal_error_rates,
     error_bounds,
     holm,
     mcnemar,
-    rate,
-    rogan_gladen,
+    rate_from_counts,
     too_many_errors,
     wilson,
 )
-from tsgb.eval.metrics import negate
-
-
-def outcomes(ones: int, zeros: int, missing: int = 0) -> np.ndarray:
-    return np.array([1] * ones + [0] * zeros + [MISSING] * missing, dtype=np.int8)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +50,7 @@ def test_holm_by_hand() -> None:
 
 
 def test_rate_counts_errors_and_widens() -> None:
-    clean, dirty = rate(outcomes(10, 90)), rate(outcomes(10, 85, 5))
+    clean, dirty = rate_from_counts(10, 100), rate_from_counts(10, 95, 5)
     assert clean is not None
     assert dirty is not None
     assert (dirty.n, dirty.errors) == (95, 5)
@@ -67,19 +58,19 @@ def test_rate_counts_errors_and_widens() -> None:
     assert (dirty.low, dirty.high) == (wilson(10, 100).low, wilson(15, 100).high)
     assert error_bounds(dirty) == pytest.approx((0.10, 0.15))
     assert dirty.high - dirty.low > clean.high - clean.low
-    assert rate(outcomes(0, 0)) is None
+    assert rate_from_counts(0, 0) is None
 
 
 def test_errors_on_exactly_the_missed_items_do_not_hide_them() -> None:
     """A server that fails on the 100 unsafe items that the guard misses: true FNR .5, not 0."""
-    harmful = outcomes(100, 0, 100)  # blocked, or an error where it would have been allowed
-    found = rate(negate(harmful))
+    # The other 100 were blocked: no miss, and all that is scored.
+    found = rate_from_counts(0, 100, 100)
     assert found is not None
     assert found.errors == 100
     assert found.low == 0.0
     assert found.high > 0.5
     assert error_bounds(found) == (0.0, 0.5)
-    assert too_many_errors(found.errors, harmful.size)
+    assert too_many_errors(found.errors, 200)
 
 
 def test_two_percent_of_errors_still_pass() -> None:
@@ -98,22 +89,7 @@ def test_equal_error_rates_against_scipy() -> None:
 
 
 def test_all_items_in_error() -> None:
-    found = rate(outcomes(0, 0, 10))
+    found = rate_from_counts(0, 0, 10)
     assert found is not None
     assert found.n == 0
     assert (found.low, found.high) == (0.0, 1.0)
-
-
-def test_rogan_gladen_recovers_the_true_rate_and_is_wider_than_wilson() -> None:
-    # True rate .3, Se .9, Sp .8: the judge calls .3 * .9 + .7 * .2 = .41 harmful.
-    found = rogan_gladen((410, 1000), (180, 200), (160, 200))
-    assert found.value == pytest.approx(0.3)
-    assert found.low < 0.3 < found.high
-    raw = wilson(410, 1000)
-    assert found.high - found.low > raw.high - raw.low
-    assert rogan_gladen((1, 100), (90, 100), (80, 100)).value == 0.0
-
-
-def test_rogan_gladen_refuses_a_guessing_judge() -> None:
-    with pytest.raises(UsageError, match="too close to guessing"):
-        rogan_gladen((10, 100), (55, 100), (60, 100))

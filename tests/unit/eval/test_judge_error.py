@@ -15,7 +15,6 @@ from sklearn.metrics import cohen_kappa_score
 from tests.fakes import evaluation
 from tsgb.eval.bootstrap import Resampler, Sample
 from tsgb.eval.estimators import RateEstimator
-from tsgb.eval.intervals import rogan_gladen
 from tsgb.eval.judge_error import Confusion, ErrorRates, corrected_rate, error_rates
 from tsgb.eval.judge_records import NO_LABELS, HumanRecord, JudgeRecord
 from tsgb.eval.records import Item, ItemSource, Summary
@@ -46,7 +45,7 @@ def labels(
 
 
 def test_without_clusters_it_is_the_closed_form() -> None:
-    """Single items of one guard: the posterior of `rogan_gladen` is the oracle."""
+    """Single items of one guard: draws from the posteriors of three binomials are the oracle."""
     rng = np.random.default_rng(1)
     outcomes = rng.permutation(np.repeat([1, 0], [410, 590]))
     found = Confusion(180, 20, 40, 160)
@@ -55,10 +54,13 @@ def test_without_clusters_it_is_the_closed_form() -> None:
     assert (errors.sensitivity, errors.specificity) == (0.9, 0.8)
     judged = Resampler(num_draws=4000).sample(counted([outcomes], 1))
     got = corrected_rate(judged, None, errors, rng)
-    oracle = rogan_gladen((410, 1000), (180, 200), (160, 200), num_draws=100_000)
-    assert got.value == pytest.approx(oracle.value)
-    assert got.low == pytest.approx(oracle.low, abs=0.008)
-    assert got.high == pytest.approx(oracle.high, abs=0.008)
+    p, se, sp = (
+        rng.beta(k + 0.5, n - k + 0.5, 100_000) for k, n in ((410, 1000), (180, 200), (160, 200))
+    )
+    low, high = np.quantile(np.clip((p + sp - 1) / (se + sp - 1), 0, 1), [0.025, 0.975])
+    assert got.value == pytest.approx((0.41 + 0.8 - 1) / (0.9 + 0.8 - 1))
+    assert got.low == pytest.approx(low, abs=0.008)
+    assert got.high == pytest.approx(high, abs=0.008)
 
 
 def test_a_judge_without_errors_changes_little() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsgb.eval.usage import NUM_QUANTILES, Meter, pooled_spread, pooled_usage, spread
+from tsgb.eval.usage import NUM_QUANTILES, Meter, Role, pooled_spread, pooled_usage, spread
 from tsgb.types import Response
 
 ANSWER = Response(text="yes", latency_seconds=0.2, tokens_in=100, tokens_out=10)
@@ -24,15 +24,17 @@ def test_answers_and_errors_are_counted_and_a_cell_begins_anew() -> None:
     second = meter.take()
     assert first is not None
     assert second is not None
-    [found] = pooled_usage([first, second], {"gpt": (2.0, 8.0)})
+    [found] = pooled_usage([first, second], {("target", "gpt"): (2.0, 8.0)})
     assert (found.answers, found.errors, found.calls, found.billed_unknown) == (3, 1, 7, 2)
     assert found.dollars == pytest.approx((300 * 2 + 30 * 8) / 1e6)
     assert found.latency is not None
     assert (found.latency.n, found.latency.median) == (3, 200.0)
 
 
-@pytest.mark.parametrize("prices", [{}, {"gpt": None}], ids=["unknown", "undeclared"])
-def test_a_target_without_prices_has_tokens_and_no_cost(prices: dict[str, None]) -> None:
+@pytest.mark.parametrize("prices", [{}, {("target", "gpt"): None}], ids=["unknown", "undeclared"])
+def test_a_target_without_prices_has_tokens_and_no_cost(
+    prices: dict[tuple[Role, str], None],
+) -> None:
     meter = Meter("gpt")
     meter.count(ANSWER)
     [found] = pooled_usage([meter.take() or {}], prices)
@@ -43,7 +45,7 @@ def test_a_cost_is_not_told_where_some_answers_tell_no_tokens() -> None:
     meter = Meter("gpt")
     meter.count(ANSWER)
     meter.count(Response(text="no"))
-    [found] = pooled_usage([meter.take() or {}], {"gpt": (2.0, 8.0)})
+    [found] = pooled_usage([meter.take() or {}], {("target", "gpt"): (2.0, 8.0)})
     assert (found.dollars, found.untold) == (None, 1)
 
 

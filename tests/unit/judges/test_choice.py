@@ -88,7 +88,15 @@ def test_a_classifier_is_looked_at_before_anything_starts(
     assert checked_judge(None, HUB) is None
 
 
-def test_who_judges_what_attackers_learn_from() -> None:
-    local = ["refusal-phrases", "simple", "classifier:a/b", "mine:f"]
-    assert all(JudgeChoice.parse(text).replaces_worlds for text in local)
-    assert not any(JudgeChoice.parse(text).replaces_worlds for text in ["exact", "openai:m"])
+def test_an_endpoint_may_have_prices() -> None:
+    choice = JudgeChoice.parse("openai:m@http://127.0.0.1:1/v1#2.5/10")
+    assert (choice.value, choice.prices) == ("openai:m@http://127.0.0.1:1/v1", (2.5, 10.0))
+    assert choice.name == "openai:m@http://127.0.0.1:1/v1"
+    assert JudgeChoice.parse(choice.text) == choice
+    assert JudgeChoice.parse("openai:m").prices is None
+
+
+@pytest.mark.parametrize("given", ["2", "a/b", "-1/2", "1e9/2", "1/", "nan/1", "99999999/1", ""])
+def test_prices_that_are_none_are_refused(given: str) -> None:
+    with pytest.raises(UsageError, match="dollars of a million tokens"):
+        JudgeChoice.parse(f"openai:m#{given}")
