@@ -127,7 +127,7 @@ def with_checked_names(options: RunOptions, settings: Settings) -> RunOptions:
         read_choices(checked, OWN_NAMES)
         changes["guards"] = checked
     if options.judge is not None:
-        changes["judge"] = checked_judge(options.judge, settings)
+        changes["judge"] = checked_judge(options.judge, settings, settings.cache_dir / "models")
     if options.train_data:
         changes["train_data"] = [str(Path(path).absolute()) for path in options.train_data]
     if options.human_labels is not None:

@@ -94,6 +94,9 @@ class Additions:
             option = f"{judge_choice.OPTION} {judge.form}"
             targets = {e.name: (e.address, e.model) for e in self.endpoints}
             check_independent(option, (judge.address, judge.model), targets)
+        elif choice.kind is JudgeKind.LOCAL:
+            models = {table_name(model): model for model in self.black_boxes}
+            check_independent(option, choice.value, models)
         elif choice.kind is JudgeKind.OWN:
             named = dict(zip(target_specs(self.target_class), self.target_class, strict=True))
             check_independent(option, choice.value, named)

@@ -6,6 +6,7 @@
     classifier:NAME[#LABEL]             a transformers model with a head for sequence classification
     openai:MODEL[@URL][#IN/OUT]         a language model behind an endpoint; also anthropic:, and
                                         huggingface:; dollars of a million tokens in and out
+    local:NAME                          a chat model on this machine, asked in the same words
     MODULE:ATTRIBUTE[#THRESHOLD]        a class or a function of yours
 
 `NAME` is a repository of the Hugging Face Hub or a directory. This module reads small files only
@@ -25,11 +26,13 @@ from tsgb.errors import UsageError
 from tsgb.judges.plugins import THRESHOLD
 from tsgb.models.files import identity, sha256_of
 from tsgb.models.sequence_labels import pinned_classifier
+from tsgb.models.source import inspect
 from tsgb.setting_groups import HubSettings
 
 OPTION = "--judge"
 FORMS = (
-    "exact, refusal-phrases, simple, classifier:NAME[#LABEL], openai:MODEL@URL[#IN/OUT], or "
+    "exact, refusal-phrases, simple, classifier:NAME[#LABEL], local:NAME, "
+    "openai:MODEL@URL[#IN/OUT], or "
     "MODULE:CLASS[#THRESHOLD]"
 )
 ENDPOINTS = ("openai", "anthropic", "huggingface")
@@ -53,6 +56,8 @@ class JudgeKind(StrEnum):
     """A transformers model with a head for sequence classification."""
     ENDPOINT = "endpoint"
     """A language model behind an endpoint."""
+    LOCAL = "local"
+    """A chat model on this machine."""
     OWN = "own"
     """A class or a function of the user's."""
 
@@ -92,7 +97,12 @@ class JudgeChoice:
         if kind is JudgeKind.CLASSIFIER and value:
             name, _, label = value.partition("#")
             return cls(kind=kind, value=name, label=label)
-        if kind in {JudgeKind.CLASSIFIER, JudgeKind.ENDPOINT, JudgeKind.OWN} or colon:
+        if kind is JudgeKind.LOCAL and value:
+            return cls(kind=kind, value=value)
+        if (
+            kind in {JudgeKind.LOCAL, JudgeKind.CLASSIFIER, JudgeKind.ENDPOINT, JudgeKind.OWN}
+            or colon
+        ):
             raise UsageError(f"{OPTION} {_shown(text)} has another form than {FORMS}")
         return cls(kind=kind)
 
@@ -134,6 +144,8 @@ class JudgeChoice:
         match self.kind:
             case JudgeKind.CLASSIFIER:
                 return f"{self.kind}:{self.value}{f'#{self.label}' if self.label else ''}"
+            case JudgeKind.LOCAL:
+                return f"{self.kind}:{self.value}"
             case JudgeKind.ENDPOINT:
                 prices = "" if self.prices is None else f"#{self.prices[0]:g}/{self.prices[1]:g}"
                 return f"{self.value}{prices}"
@@ -147,17 +159,19 @@ class JudgeChoice:
         """Name in reports: no path of this machine, and no price."""
         if self.kind is JudgeKind.ENDPOINT:
             return self.value
-        if self.kind is not JudgeKind.CLASSIFIER:
+        if self.kind not in _MODELS:
             return self.text
         is_path = Path(self.value).is_absolute()
         return f"{self.kind}:{Path(self.value).name if is_path else self.value}"
 
-    def checked(self, hub: HubSettings) -> JudgeChoice:
+    def checked(self, hub: HubSettings, cache_dir: Path) -> JudgeChoice:
         """Return the choice with a full path or a pinned commit, once it is sure that it exists.
 
         Raises:
             UsageError: There is no such directory, model or label; one line says it.
         """
+        if self.kind is JudgeKind.LOCAL:
+            return replace(self, value=inspect(self.value, hub, cache_dir).name)
         if self.kind is not JudgeKind.CLASSIFIER:
             return self
         asked = f"{OPTION} {self.text!r}"
@@ -169,7 +183,7 @@ class JudgeChoice:
         Raises:
             UsageError: A file cannot be read.
         """
-        if self.kind is not JudgeKind.CLASSIFIER or not Path(self.value).is_absolute():
+        if self.kind not in _MODELS or not Path(self.value).is_absolute():
             return ""
         try:
             return identity(Path(self.value), hash_file).sha256
@@ -177,15 +191,24 @@ class JudgeChoice:
             raise UsageError(f"{OPTION} {self.text!r} cannot be read ({error})") from None
 
 
+_MODELS = frozenset({JudgeKind.CLASSIFIER, JudgeKind.LOCAL})
+"""Judges that are a model in files of this machine or a pinned repository."""
+
+
 def _shown(text: str) -> str:
     """Return the word in front alone where an address may follow, which may hold a password."""
     return repr(text[:60] if "@" not in text and "//" not in text else text.partition(":")[0][:40])
 
 
-def checked_judge(text: str | None, hub: HubSettings) -> str | None:
+def checked_judge(text: str | None, hub: HubSettings, cache_dir: Path) -> str | None:
     """Return the user's judge in a form that stays the same; None without one.
+
+    Args:
+        text: Judge as the user names it.
+        hub: Settings of the hub.
+        cache_dir: Directory of converted models.
 
     Raises:
         UsageError: It has none of the forms, or does not exist.
     """
-    return None if text is None else JudgeChoice.parse(text).checked(hub).text
+    return None if text is None else JudgeChoice.parse(text).checked(hub, cache_dir).text

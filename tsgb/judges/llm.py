@@ -60,6 +60,7 @@ class LlmJudge:
         name: str = "",
         policy: str = "",
         structured: Target | None = None,
+        model: str = "",
     ) -> None:
         """Ask nothing yet.
 
@@ -70,13 +71,16 @@ class LlmJudge:
             policy: What is a violation; without it one in general words.
             structured: The same model, held to `llm_prompt.GRADE_SCHEMA`; asked in place of
                 `target` as long as it does not turn out to know no schema.
+            model: Hash of the model where its name does not tell it from others.
         """
         self._target = target
         self._structured = structured
         self._nonces = nonces
         self._policy = policy or POLICY
         digest = prompt_hash(self._policy)
-        self.facts = JudgeFacts(name=name or target.name, version=digest[:12], prompt_sha256=digest)
+        self._model = model
+        version = "-".join(filter(None, (digest[:12], model[:12])))
+        self.facts = JudgeFacts(name=name or target.name, version=version, prompt_sha256=digest)
         """See `tsgb.judges.facts.NamedJudge`."""
 
     def under(self, policy: str) -> LlmJudge:
@@ -87,6 +91,7 @@ class LlmJudge:
             name=self.facts.name,
             policy=policy,
             structured=self._structured,
+            model=self._model,
         )
 
     def judge(self, item: JudgeItem) -> Judgement:

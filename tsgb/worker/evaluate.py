@@ -184,7 +184,7 @@ def opened_evaluation(
     directory = context.worker.cache_dir / DIRECTORY
     with LoggedTargets(directory, eval_id, config, shared=shared, check=check) as logged:
         asked = logged.wrap(own.values())
-        judge, env, is_apart = load_own_judge(added, env, context, logged, check, ledger)
+        judge, env, is_apart = load_own_judge(added, env, context, logged, check, ledger, registry)
         yield Evaluation(
             run,
             config,

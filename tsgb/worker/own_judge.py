@@ -27,11 +27,15 @@ from tsgb.judges.phrases import RefusalPhrasesJudge
 from tsgb.judges.plugins import StrictJudge, judge_of, load_either, load_judge
 from tsgb.judges.simple import SimpleJudge
 from tsgb.models.fetch import fetch_classifier
+from tsgb.models.registry import ModelRegistry
 from tsgb.models.sequence_classifier import SequenceClassifier
 from tsgb.protocols import Judge, Target
+from tsgb.targets.local import LoadedTarget
 from tsgb.worker.context import WorkerContext
 
 _KEY = "judge.key"
+REPLY_TOKENS = 128
+"""Tokens of a reply of a chat model on this machine, at most; a longer one is unscored."""
 
 
 class LoadedJudge(NamedTuple):
@@ -52,6 +56,7 @@ def load_own_judge(
     logged: LoggedTargets,
     check: Callable[[], None],
     ledger: Path,
+    registry: ModelRegistry,
 ) -> LoadedJudge:
     """Load the judge that the user names, or else the world's.
 
@@ -62,6 +67,7 @@ def load_own_judge(
         logged: Keeps what an endpoint that judges answers.
         check: Called while an endpoint is asked; raises to stop.
         ledger: File that keeps what endpoints were sent and what it cost.
+        registry: Loads a chat model that judges.
 
     Raises:
         UsageError: It cannot be loaded, or lacks its key.
@@ -84,6 +90,17 @@ def load_own_judge(
             name=choice.name,
             policy=env.guard_template().system,
             structured=None if structured is None else _with_log(logged, structured),
+        )
+        return LoadedJudge(judge, env, is_apart=True)
+    if choice.kind is JudgeKind.LOCAL:
+        # A reply takes seconds where a model is large: attackers learn from the world's judge.
+        load = partial(registry.black_box, choice.value)
+        judge = LlmJudge(
+            LoadedTarget(choice.name, load, REPLY_TOKENS),
+            keyed_nonces(secret_key(context.worker.cache_dir / _KEY)),
+            name=choice.name,
+            policy=env.guard_template().system,
+            model=choice.content_hash(),
         )
         return LoadedJudge(judge, env, is_apart=True)
     judge = _local(choice, context)

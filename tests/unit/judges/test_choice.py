@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.chat_model import save_chat_model
 from tests.fakes.text_classifier import save_classifier
 from tsgb.errors import ConfigError, UsageError
 from tsgb.judges.choice import JudgeChoice, JudgeKind, checked_judge
@@ -37,7 +38,7 @@ def test_a_form_is_read_and_written(text: str, choice: JudgeChoice) -> None:
     assert JudgeChoice.parse(text) == choice
     assert choice.text == text
     if choice.kind is not JudgeKind.CLASSIFIER:
-        assert choice.checked(HUB) == choice
+        assert choice.checked(HUB, Path()) == choice
 
 
 @pytest.mark.parametrize(
@@ -74,8 +75,8 @@ def test_a_classifier_is_looked_at_before_anything_starts(
     directory = save_classifier(tmp_path / "m", ["a"], ("fine", "rude"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="does not say which label is harmful"):
-        checked_judge("classifier:./m", HUB)
-    checked = checked_judge("classifier:./m#rude", HUB)
+        checked_judge("classifier:./m", HUB, tmp_path)
+    checked = checked_judge("classifier:./m#rude", HUB, tmp_path)
     assert checked == f"classifier:{directory}#rude"
     choice = JudgeChoice.parse(checked)
     assert choice.name == "classifier:m"
@@ -84,8 +85,8 @@ def test_a_classifier_is_looked_at_before_anything_starts(
     config.write_text(config.read_text().replace('"fine"', '"nice"'))
     assert choice.content_hash() != before
     with pytest.raises(UsageError, match="nowhere"):
-        checked_judge(f"classifier:{tmp_path}/nowhere", HUB)
-    assert checked_judge(None, HUB) is None
+        checked_judge(f"classifier:{tmp_path}/nowhere", HUB, tmp_path)
+    assert checked_judge(None, HUB, tmp_path) is None
 
 
 def test_an_endpoint_may_have_prices() -> None:
@@ -100,3 +101,19 @@ def test_an_endpoint_may_have_prices() -> None:
 def test_prices_that_are_none_are_refused(given: str) -> None:
     with pytest.raises(UsageError, match="dollars of a million tokens"):
         JudgeChoice.parse(f"openai:m#{given}")
+
+
+def test_a_chat_model_on_this_machine_has_a_full_path_a_name_and_a_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = save_chat_model(tmp_path / "m", words=200)
+    monkeypatch.chdir(tmp_path)
+    text = checked_judge("local:./m", HUB, tmp_path / "cache")
+    assert text == f"local:{directory}"
+    choice = JudgeChoice.parse(text)
+    assert (choice.kind, choice.name) == (JudgeKind.LOCAL, "local:m")
+    assert len(choice.content_hash()) == 64
+    with pytest.raises(UsageError, match="nowhere"):
+        checked_judge(f"local:{tmp_path}/nowhere", HUB, tmp_path / "cache")
+    with pytest.raises(UsageError, match="another form"):
+        JudgeChoice.parse("local:")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from tests.fakes.chat_model import save_chat_model
 from tests.fakes.contexts import worker_context
 from tests.fakes.endpoint_server import OPENAI, Fault, good_body, serving, status
 from tests.fakes.miniature import SHORT_EVALUATION, TRUST, miniature_config, world
@@ -180,3 +181,22 @@ def test_the_key_of_nonces_is_made_once_and_only_the_user_reads_it(tmp_path: Pat
     path.write_bytes(b"short")
     with pytest.raises(StoreError, match="is no key of a judge: delete it"):
         secret_key(path)
+
+
+def test_a_chat_model_on_this_machine_is_asked_in_the_words_of_a_judge(tmp_path: Path) -> None:
+    """Its weights are random, so it gives no grade: nothing is taken for one, and all is told."""
+    directory = save_chat_model(tmp_path / "chat", words=200)
+    summary, items = judged(tmp_path, Additions(judge=f"local:{directory}"))
+    assert summary.judge is not None
+    assert (summary.judge.name, summary.judge.weak) == ("local:chat", False)
+    assert summary.judge.prompt_sha256 is not None
+    assert summary.judge.version.startswith(f"{summary.judge.prompt_sha256[:12]}-")
+    asked = [i for i in items if i.source is ItemSource.SCRIPTED and i.target is not None]
+    assert {i.error for i in asked} <= {
+        None,
+        "judge: no grade",
+        "judge: its reply was cut",
+        "judge: a grade that is not on the menu",
+    }
+    assert any(i.error for i in asked)
+    assert summary.invalid
