@@ -122,7 +122,7 @@ class RunOptions(BaseModel):
     judge_class: Annotated[str | None, Flag("--judge-class", "MODULE:CLASS")] = None
     """Judge of yours, with judge(response, is_benign) -> bool, in place of the world's."""
     judge: Annotated[Annotated[str, Field(min_length=1)] | None, Flag("--judge", "FORM")] = None
-    """Judge in place of the world's, as in openai:MODEL@URL or classifier:NAME."""
+    """Judge in place of the world's, as in openai:MODEL@URL, local:NAME or classifier:NAME."""
     human_labels: Annotated[
         Annotated[str, Field(min_length=1)] | None, Flag("--human-labels", "FILE")
     ] = None

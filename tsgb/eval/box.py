@@ -14,7 +14,7 @@ from tsgb.eval.table import NO_GUARD
 from tsgb.eval.usage_records import Milliseconds, UsageRecord
 from tsgb.eval.verdict import FROZEN, SELF_PLAY, SFT
 from tsgb.eval.views import ABSENT, Sheet, TableCell, TableRow, pooled, target_cell
-from tsgb.eval.wording import interval, percent, signed_points, title
+from tsgb.eval.wording import AS_JUDGED, interval, percent, signed_points, title
 
 _BASELINES = frozenset({NO_GUARD, "tfidf", "untrained", "oracle"})
 
@@ -35,10 +35,11 @@ def box_sheet(summary: Summary) -> Sheet:
     guard = main_guard(summary)
     if guard is None:
         return Sheet("", [], [])
+    judged = "points, paired" + (f", {AS_JUDGED}" if summary.is_as_judged else "")
     change = f"without \u2192 with {title(guard)}"
     columns = [
         ("Scripted ASR", change),
-        ("Difference", "points, paired"),
+        ("Difference", judged),
         ("Over-refusal", change),
         ("Errors", "bounds of ASR"),
         ("Latency", "of an answer"),
@@ -58,7 +59,7 @@ def box_sheet(summary: Summary) -> Sheet:
 
 
 def box_lines(summary: Summary) -> list[str]:
-    """Return what belongs to no target: the guard's time, and the endpoint that judges."""
+    """Return what belongs to no target: the guard's time, and the judge."""
     guard = main_guard(summary)
     lines = [
         f"{title(found.guard)} takes {_duration(found.prompt.median)} for a prompt alone (95 % "
@@ -67,6 +68,12 @@ def box_lines(summary: Summary) -> list[str]:
         for found in summary.guard_times
         if found.guard == guard
     ]
+    if summary.is_as_judged and summary.judge is not None:
+        name = f"{summary.judge.name}{' (weak)' if summary.judge.weak else ''}"
+        lines.append(
+            "ASR here, in all differences, in the claims and in the verdict is as judged by "
+            f"{name}, and not corrected for its errors."
+        )
     for usage in summary.usage:
         if usage.role == "judge":
             told = [f"{usage.answers} answers", *_time(usage.latency), *_money(usage)]
@@ -112,7 +119,7 @@ def _difference(summary: Summary, guard: str, target: str) -> TableCell:
 
 
 def _over_refusal(row: Result) -> TableCell:
-    """What the target declines and what is lost with the guard, or the guard's part alone."""
+    """Return the share that the target declines and that is lost, or the guard's part alone."""
     before, after = row.over_refusal_no_guard, row.over_refusal
     if before is not None and after is not None:
         return TableCell(

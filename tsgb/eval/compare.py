@@ -48,7 +48,7 @@ class PairedFigure(Record):
     first: Rate
     """In the first evaluation, on what both have."""
     second: Rate
-    """In the second one."""
+    """Figure of the second one."""
     difference: float
     """Second minus first."""
     low: float
@@ -96,7 +96,7 @@ class PairedSlice(Record):
     first: Rate
     """In the first evaluation, on what both have."""
     second: Rate
-    """In the second one."""
+    """Figure of the second one."""
     difference: float
     """Second minus first."""
     low: float

@@ -665,6 +665,11 @@ class Summary(Setup):
     roc: list[Roc]
     """ROC curves, pooled and of every seed."""
 
+    @property
+    def is_as_judged(self) -> bool:
+        """Whether figures of answers rest on a judge who may err."""
+        return self.judge is not None and not self.judge.exact
+
 
 def schema_text() -> str:
     """The JSON Schema of a summary, as it is committed."""

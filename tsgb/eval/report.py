@@ -56,7 +56,7 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
         main_differences=views.comparisons(summary, main=True),
         other_differences=views.comparisons(summary, main=False),
         slices=[views.slices(summary, kind) for kind in ("stream", "technique", "family")],
-        claims=[(claim, views.claim_figure(claim)) for claim in summary.claims],
+        claims=[(claim, views.claim_figure(claim, summary)) for claim in summary.claims],
         errors=error_views.error_sheet(summary),
         judge_lines=judge_views.judge_lines(summary.judge),
         corrected=judge_views.corrected_sheet(summary),
@@ -194,6 +194,7 @@ def _sheets(summary: Summary) -> Iterator[tuple[str, list[str], list[list[str]]]
         header += [f"{name}, {note}" if name == "FPR" else name for name, note in sheet.columns]
         yield sheet.heading, header, [[r.label, *map(str, r.cells)] for r in sheet.rows]
     claims = [
-        [f"{c.id}: {c.statement}", str(views.claim_figure(c)), c.verdict] for c in summary.claims
+        [f"{c.id}: {c.statement}", str(views.claim_figure(c, summary)), c.verdict]
+        for c in summary.claims
     ]
     yield "Claims", ["Claim", "Figure", "Verdict"], claims

@@ -40,7 +40,7 @@ class GuardTime(UsageFigures):
 
 
 class UsageRecord(UsageFigures):
-    """What the answers of one target, or of an endpoint that judges, took.
+    """Time and money of the answers of one target, or of an endpoint that judges.
 
     An answer that an earlier evaluation asked for counts with what it took then.
     """

@@ -25,6 +25,7 @@ from tsgb.eval.records import (
 )
 from tsgb.eval.transcripts import Transcript
 from tsgb.eval.wording import (
+    AS_JUDGED,
     METRICS,
     UNCONVERGED,
     interval,
@@ -41,6 +42,8 @@ from tsgb.eval.wording import (
 MIN_SLICE = 30
 """Cells of fewer items are greyed: their interval is wider than most differences."""
 MAIN_PAIRS = (("selfplay", "frozen"), ("selfplay", "sft"), ("frozen", "sft"))
+JUDGED_CLAIMS = frozenset({"H1", "H2", "H3", "H7"})
+"""Claims about attacks that get through."""
 MAIN_METRICS = ("adaptive_asr", "scripted_tpr", "fpr_hard")
 
 
@@ -266,7 +269,7 @@ def headline(summary: Summary) -> Sheet:
 
 def scripted(summary: Summary) -> Sheet:
     """Scripted harmful prompts: what each target does without a guard, and behind each one."""
-    columns = [(f"ASR, {t.name}", _about(t)) for t in summary.targets]
+    columns = [(f"ASR, {t.name}", _join(_about(t), _doubt(summary))) for t in summary.targets]
     rows = [
         TableRow(
             guard,
@@ -341,7 +344,8 @@ def comparisons(summary: Summary, *, main: bool) -> Sheet:
     rows = [
         TableRow(
             c.guard,
-            f"{METRICS.get(c.metric, c.metric)}{f' on {c.target}' if c.target else ''}: "
+            f"{METRICS.get(c.metric, c.metric)}{f' on {c.target}' if c.target else ''}"
+            f"{f', {AS_JUDGED}' if c.target and summary.is_as_judged else ''}: "
             f"{title(c.guard)} minus {title(c.versus)}",
             _difference_cells(c),
         )
@@ -363,10 +367,16 @@ def slices(summary: Summary, kind: Literal["technique", "family", "stream"]) -> 
     return Sheet(kind, [(title(guard), "") for guard in guards], rows)
 
 
-def claim_figure(claim: Claim) -> TableCell:
-    """A claim's figure in its own unit."""
+def claim_figure(claim: Claim, summary: Summary | None = None) -> TableCell:
+    """A claim's figure in its own unit.
+
+    Args:
+        claim: The claim.
+        summary: Tells whether a figure of attacks is as judged by a judge who may err.
+    """
     if claim.figure is None:
         return ABSENT
+    judged = summary is not None and summary.is_as_judged and claim.id in JUDGED_CLAIMS
     if claim.id == "H6":
         texts = [f"{x:.2f}\u00d7" for x in (claim.figure, claim.low, claim.high) if x is not None]
     elif claim.id == "H5":
@@ -378,7 +388,8 @@ def claim_figure(claim: Claim) -> TableCell:
     else:
         texts = [signed_points(x) for x in (claim.figure, claim.low, claim.high) if x is not None]
         texts[0] += " points"
-    return TableCell(texts[0], " to ".join(texts[1:]))
+    ends = " to ".join(texts[1:])
+    return TableCell(texts[0], f"{ends}; {AS_JUDGED}" if judged else ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,7 +441,15 @@ def _about(target: TargetRecord) -> str:
 def _adaptive_about(summary: Summary, target: TargetRecord) -> str:
     sent = "" if target.attacks is None else f"{target.attacks:,} attacks sent at most"
     doubt = "" if converged(summary, target.name) else UNCONVERGED
-    return " \u00b7 ".join(filter(None, (_about(target), sent, doubt)))
+    return _join(_about(target), sent, doubt, _doubt(summary))
+
+
+def _doubt(summary: Summary) -> str:
+    return AS_JUDGED if summary.is_as_judged else ""
+
+
+def _join(*parts: str) -> str:
+    return " \u00b7 ".join(filter(None, parts))
 
 
 def _difference_cells(comparison: Comparison) -> list[TableCell]:

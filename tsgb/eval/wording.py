@@ -176,6 +176,8 @@ def invalid_evaluation(invalid: Sequence[FailedClass], report: str) -> str:
     )
 
 
+AS_JUDGED = "as judged"
+"""Note of a figure that rests on a judge who may err, and is not corrected for that."""
 UNCONVERGED = "attacker did not converge"
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.fakes import evaluation as fake
 from tsgb.eval.box import box_lines, box_sheet, main_guard
+from tsgb.eval.judge_records import JudgeRecord
 from tsgb.eval.records import Item, ItemSource, Summary
 from tsgb.eval.report import render_report, render_tables
 from tsgb.eval.summarise import summarise
@@ -123,3 +124,20 @@ def test_without_a_guard_but_baselines_there_is_no_box() -> None:
     assert main_guard(found) is None
     assert box_sheet(found).rows == []
     assert "No guard \u2192" not in render_tables(found)
+
+
+def test_what_rests_on_a_judge_who_may_err_is_called_as_judged() -> None:
+    judge = JudgeRecord(name="refusal-phrases", weak=True)
+    found = made(judge=judge)
+    line = (
+        "ASR here, in all differences, in the claims and in the verdict is as judged by "
+        "refusal-phrases (weak), and not corrected for its errors."
+    )
+    assert line in box_lines(found)
+    text, page = render_tables(found, "markdown"), render_report(found)
+    assert "adaptive ASR on T_s, as judged: Self-play minus" in page
+    assert "hard-benign FPR: Self-play minus" in page
+    assert line in text
+    assert line in page
+    exact = made(judge=JudgeRecord(name="exact", exact=True))
+    assert "as judged" not in render_report(exact)

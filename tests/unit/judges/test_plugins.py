@@ -13,7 +13,14 @@ from tsgb import SimpleJudge
 from tsgb.envs import make_environment
 from tsgb.errors import UsageError
 from tsgb.judges.facts import JudgeFacts
-from tsgb.judges.plugins import CallableJudge, StrictJudge, judge_of, load_either, load_judge
+from tsgb.judges.plugins import (
+    ABSTAINED,
+    CallableJudge,
+    StrictJudge,
+    judge_of,
+    load_either,
+    load_judge,
+)
 from tsgb.protocols import JudgeItem
 from tsgb.types import Judgement, Label, Response, Scenario, Split
 
@@ -183,3 +190,11 @@ def test_both_forms_are_loaded_by_name() -> None:
     assert (seed.facts.name, seed.facts.version) == ("tsgb:SimpleJudge", "1")
     with pytest.raises(UsageError, match=r"--judge '.*:SCENARIOS' gives a .* that judges nothing"):
         load_either(f"{__name__}:SCENARIOS", "--judge")
+
+
+def test_no_word_of_an_unscored_judgement_is_kept() -> None:
+    """It would become the error of an item, which holds no text of a prompt or an answer."""
+    said = Judgement(label=Label.UNSCORED, reason="cannot judge 'the prompt\u202e' " * 50)
+    kept = Judgement(label=Label.UNSCORED, reason=ABSTAINED)
+    assert called(said) == kept
+    assert judged(Gives(said)) == kept
