@@ -28,7 +28,6 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import AwaitingRetry
 
 from flows.tasks import quietly
-from tsgb.checkpoint.urls import canonical_url
 from tsgb.cloud.connect import connect
 from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.reaper import ReapReport, reap
@@ -75,11 +74,7 @@ def sweep_machines(store: str | None) -> dict[str, Any] | None:
         get_run_logger().warning("No VAST_API_KEY here, so rented machines were not checked")
         _publish("No `VAST_API_KEY` here, so rented machines were not checked.")
         return None
-    runs = DeploymentRuns(
-        url=canonical_url(store or settings.default_store),
-        user=settings.webdav_user,
-        password=settings.webdav_pass,
-    )
+    runs = DeploymentRuns.of(settings, store)
     with connect(settings.vast_api_key, settings.vast_url) as provider:
         found = reap(
             provider,

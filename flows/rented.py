@@ -13,25 +13,27 @@ from secrets import token_hex
 from flows.interrupts import check_interrupt
 from flows.progress import Bar, listener
 from flows.workers import Checkpoints, Workers, segment_targets
+from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.documents import count_in
 from tsgb.checkpoint.manifest import sha256_hex
-from tsgb.checkpoint.run import RunLock
-from tsgb.checkpoint.urls import local_path
+from tsgb.checkpoint.promote import Expected, hand_out, promote
+from tsgb.checkpoint.run import RunLock, RunStore
 from tsgb.cloud.bill import RentalBill, make_bill
 from tsgb.cloud.bundle import BootSpec, Code, boot, pack_code, publish_code
 from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import Intent, RunDocuments, arms, durable_step
+from tsgb.cloud.exchange import Exchange, check_reach
 from tsgb.cloud.forecast import workload
 from tsgb.cloud.history import state_size
 from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
 from tsgb.cloud.preemption import Workload
-from tsgb.cloud.provider import LaunchSpec, Provider, is_loopback
+from tsgb.cloud.provider import LaunchSpec, Provider
 from tsgb.cloud.rented_machine import RentedMachine
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
-from tsgb.config import Arm, RunConfig
+from tsgb.config import Arm, RunConfig, arm_run_id
 from tsgb.envs import make_environment
-from tsgb.errors import BudgetReached, Preempted, ProviderNoCredit, UsageError
+from tsgb.errors import BudgetReached, Preempted, ProviderNoCredit
 from tsgb.models.planner import DeviceMemory
 from tsgb.models.requirements import workers_at_a_time
 from tsgb.plugins import Trust
@@ -56,6 +58,7 @@ class ArmsWork:
         """
         self._workers = workers
         self._configs = configs
+        self._exchange = Exchange.of(workers.settings, workers.store)
         self._code: Code | None = None
 
     def pack(self) -> Code:
@@ -114,6 +117,40 @@ class ArmsWork:
                 raise Preempted(f"segment {segment}: no checkpoint of {arm} at step {target}")
         return found
 
+    def promote(self, attempt: int, tick: Callable[[], object] = lambda: None) -> None:
+        """Copy what a machine has saved into the run, as far as it is sound.
+
+        Raises:
+            StoreError: The run or the exchange cannot be read, or the run not be written.
+        """
+        found = self._documents().attempt(attempt)
+        if found is None or found.intent is None or not found.intent.exchange:
+            return
+        for arm, config in self._configs.items():
+            expected = Expected(
+                attempt=attempt,
+                config_sha256=config.fingerprint,
+                last_step=config.total_steps,
+                max_bytes=int(found.intent.disk_gb * 1e9),
+            )
+            seen = self._seen(found.intent.exchange, arm)
+            promote(seen, self._open_cached(arm), expected, note=listener().note, tick=tick)
+
+    def collect(self, working: int | None) -> None:
+        """Copy what machines that are gone have saved, and delete their folders.
+
+        Raises:
+            StoreError: See `promote`.
+        """
+        documents = self._documents()
+        for found in list(documents.attempts()):
+            if found.intent is None or found.is_collected or found.attempt == working:
+                continue
+            if folder := found.intent.exchange:
+                self.promote(found.attempt)
+                documents.collected(found.attempt)
+                self._exchange.delete(self._workers.run, folder, _STORE_SECONDS)
+
     def load(self) -> Workload:
         """Return the load, with the traffic of the newest checkpoints (0 before the first one)."""
         size = state_size(self._workers.open(arm, _STORE_SECONDS) for arm in self._configs)
@@ -123,17 +160,21 @@ class ArmsWork:
         )
 
     def request(self, attempt: int, intent: Intent) -> LaunchSpec:
-        """Return a machine that trains the arms; the run's code comes to it through the store."""
-        settings, run = self._workers.settings, self._workers.open()
+        """Return a machine that trains the arms, after all that it reads is in the exchange."""
+        settings = self._workers.settings
+        for arm, config in self._configs.items():
+            seen = self._seen(intent.exchange, arm)
+            seen.write_text("config.json", config.canonical())
+            hand_out(self._open_cached(arm), seen)
+        main = self._seen(intent.exchange, Arm.SELFPLAY)
         made: BootSpec = boot(
-            run_url=run.run_url,
+            run_url=main.run_url,
             attempt=attempt,
             arms=[arm.value for arm in self._configs],
-            code=publish_code(run, self.pack()),
+            code=publish_code(main, self.pack()),
             vast_url=settings.vast_url,
-            webdav_user=settings.webdav_user,
-            webdav_pass=settings.webdav_pass,
-            manifest_key=settings.manifest_key,
+            webdav_user=self._exchange.user,
+            webdav_pass=self._exchange.password,
             boot_seconds=settings.provision_seconds + settings.lease_seconds,
             worker_env={
                 **self._at_a_time(),
@@ -181,6 +222,19 @@ class ArmsWork:
             for name, arm in arms(running.heartbeat).items()
         ]
         listener().bars(f"attempt {running.attempt}", bars or [Bar("machine", 0, 0, text)])
+
+    def _documents(self) -> RunDocuments:
+        run = self._workers.open(deadline_seconds=_STORE_SECONDS)
+        return RunDocuments(run, self._exchange.opener(self._workers.run, _STORE_SECONDS))
+
+    def _seen(self, folder: str, arm: Arm) -> RunStore:
+        """Return an arm's run as a machine sees it."""
+        run = self._workers.run
+        return self._exchange.open(run, folder, arm_run_id(run, arm))
+
+    def _open_cached(self, arm: Arm) -> RunStore:
+        cache = FileCache(self._workers.settings.cache_dir / "files")
+        return self._workers.open(arm, cache=cache)
 
     def _is_last(self, segment: int) -> bool:
         return all(segment + 1 >= config.segments for config in self._configs.values())
@@ -258,16 +312,20 @@ def rental_session(
     """
     settings = workers.settings
     provider, run = provider_of(settings), workers.open(deadline_seconds=_STORE_SECONDS)
-    _check_reach(run.run_url, settings)
+    exchange = Exchange.of(settings, workers.store)
+    check_reach(exchange, settings.vast_url)
+    tell = note or listener().note
+    if not exchange.is_own and exchange.password is not None:
+        tell(f"{exchange.what_machines_can_do}: give them an exchange, see `tsgb doctor`")
     # The kernel frees the lock however the process dies, so the next start goes on at once.
     with RunLock(lock_of(settings, run.run_url)), provider:
         yield Session(
-            documents=RunDocuments(run),
+            documents=RunDocuments(run, exchange.opener(workers.run, _STORE_SECONDS)),
             provider=provider,
             launch_policy=LaunchPolicy.of(settings),
             monitor_policy=MonitorPolicy.of(settings, settings),
             owner=owner_of(settings),
-            note=note or listener().note,
+            note=tell,
         )
 
 
@@ -291,20 +349,12 @@ def preflight(settings: Settings, store: str) -> None:
     """
     if settings.budget <= 0:
         raise BudgetReached("a budget of $0 rents nothing: give --budget or TSGB_BUDGET")
-    _check_reach(store, settings)
+    check_reach(Exchange.of(settings, store), settings.vast_url)
     with provider_of(settings) as provider:
         credit = provider.credit()
     if credit <= 0:
         raise ProviderNoCredit(
             f"the account has ${credit:.2f} of credit: add some, then start again"
-        )
-
-
-def _check_reach(url: str, settings: Settings) -> None:
-    if local_path(url) is not None and not is_loopback(settings.vast_url):
-        raise UsageError(
-            f"store {url} is on this machine, where a rented one cannot reach it: give a "
-            "WebDAV directory or another remote store with --store or RCLONE_WEBDAV_URL"
         )
 
 

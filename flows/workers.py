@@ -13,6 +13,7 @@ from typing import Any
 
 from flows.interrupts import check_interrupt
 from flows.progress import bar_of, listener
+from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.filesystem import DEADLINE_SECONDS
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
@@ -65,8 +66,13 @@ class Workers:
     env: str | None = None
     """The run's world as this flow's own user named it: workers may import its module."""
 
-    def open(self, arm: Arm = Arm.SELFPLAY, deadline_seconds: float = DEADLINE_SECONDS) -> RunStore:
-        """Return the store of an arm's run, uncached: what is verified lies in the store."""
+    def open(
+        self,
+        arm: Arm = Arm.SELFPLAY,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        cache: FileCache | None = None,
+    ) -> RunStore:
+        """Return the store of an arm's run; without a cache, what is verified lies in the store."""
         url = join_run(self.store, arm_run_id(self.run, arm))
         settings = self.settings
         return open_run(
@@ -74,6 +80,7 @@ class Workers:
             settings.webdav_user,
             settings.webdav_pass,
             manifest_key=settings.manifest_key,
+            cache=cache,
             deadline_seconds=deadline_seconds,
         )
 

@@ -66,6 +66,21 @@ class StoreSettings(SettingsGroup):
         return self.store or self.webdav_url or str(Path("runs").absolute())
 
 
+class ExchangeSettings(StoreSettings):
+    """The exchange that rented machines see, beside the store that they do not.
+
+    Example: `ExchangeSettings(exchange_url="https://dav.example.org/machines")`
+    """
+
+    exchange_url: str | None = None
+    """Directory for rented machines: a WebDAV URL with credentials of its own, so that a host sees
+    nothing of your runs. Without it a directory of the store, whose password hosts get then."""
+    exchange_user: str | None = None
+    """User name for the exchange, which rented machines get."""
+    exchange_pass: SecretStr | None = None
+    """Password for the exchange, which rented machines get."""
+
+
 class HubSettings(SettingsGroup):
     """The Hugging Face Hub, or a server like it, that pretrained models come from.
 

@@ -19,23 +19,23 @@ from tsgb.errors import ConfigError
 from tsgb.setting_groups import (
     CloudSettings,
     EndpointSettings,
+    ExchangeSettings,
     HubSettings,
     InstanceSettings,
     SettingsGroup,
-    StoreSettings,
     WorkerSettings,
 )
 
 ENV_FILE = ".env"
 """File in the working directory with more variables; those of the environment win."""
-_SECRET_HERE = frozenset({"VAST_API_KEY", "CONTAINER_API_KEY"})
+_SECRET_HERE = frozenset({"VAST_API_KEY", "CONTAINER_API_KEY", "TSGB_EXCHANGE_PASS"})
 """Variables that no child process gets."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts as `NO_PROXY` names them."""
 
 
 class Settings(  # pyright: ignore[reportIncompatibleVariableOverride] - pydantic merges the configs
-    StoreSettings,
+    ExchangeSettings,
     CloudSettings,
     HubSettings,
     EndpointSettings,

@@ -26,6 +26,7 @@ from wsgidav.wsgidav_app import WsgiDAVApp
 from tests.fakes.sentinels import sentinel
 
 USER, PASSWORD = "me", sentinel("webdav")
+MACHINES_USER, MACHINES_PASSWORD = "machines", sentinel("exchange")
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -36,16 +37,23 @@ def dav_app(
     *,
     readonly: bool = False,
     digest: bool = False,
+    machines: Path | None = None,
 ) -> App:
     """Serves a directory to `USER`; to everybody if the password is None.
 
-    With `digest`, by that kind of authentication only.
+    With `digest`, by that kind of authentication only. `machines` is another directory, which is
+    served below `/machines` to `MACHINES_USER` alone.
     """
     users = True if password is None else {USER: {"password": password}}
+    shares: dict[str, Any] = {"/": {"root": str(directory), "readonly": readonly}}
+    accounts: dict[str, Any] = {"*": users}
+    if machines is not None:
+        shares["/machines"] = {"root": str(machines), "readonly": False}
+        accounts["/machines"] = {MACHINES_USER: {"password": MACHINES_PASSWORD}}
     return WsgiDAVApp(
         {
-            "provider_mapping": {"/": {"root": str(directory), "readonly": readonly}},
-            "simple_dc": {"user_mapping": {"*": users}},
+            "provider_mapping": shares,
+            "simple_dc": {"user_mapping": accounts},
             "http_authenticator": {
                 "accept_basic": not digest,
                 "accept_digest": digest,

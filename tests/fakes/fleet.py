@@ -31,6 +31,7 @@ from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import RunDocuments
+from tsgb.cloud.exchange import IN_STORE, Exchange
 from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.lease import Lease, LeaseState, LeaseTracker
 from tsgb.cloud.orphans import InstanceLabel
@@ -106,11 +107,13 @@ class Fleet:
         self.starts = starts
         self.save_bytes = save_bytes
         self._directory = directory
+        self._exchange = None if directory is None else Exchange(url=str(directory / IN_STORE))
         self.files: FileSystem = MemoryFiles(f"memory://fleet/{RUN}")
         if directory is not None:
             self.files = open_filesystem(str(directory / RUN))
         self.store = RunStore(self.files, self.files.url, sleep=lambda _: None)
-        self.documents = RunDocuments(self.store)
+        self._folders: dict[str, FileSystem] = {}
+        self.documents = RunDocuments(self.store, self.seen)
         self.boxes: dict[int, Box] = {}
         self.published: list[tuple[int, int]] = []
         """(attempt, step) of every checkpoint, in the order in which they came."""
@@ -127,6 +130,27 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.vast.http.close()
         self._simulator.__exit__()
+
+    def folder(self, folder: str) -> FileSystem:
+        """The files of an attempt in the exchange."""
+        if folder not in self._folders:
+            self._folders[folder] = MemoryFiles(f"memory://exchange/{RUN}/{folder}/{RUN}")
+            if self._exchange is not None:
+                url = f"{self._exchange.folder_url(RUN, folder)}/{RUN}"
+                self._folders[folder] = open_filesystem(url)
+        return self._folders[folder]
+
+    def seen(self, folder: str) -> RunStore:
+        """The run as the machine of an attempt sees it."""
+        files = self.folder(folder)
+        return RunStore(files, files.url, sleep=lambda _: None)
+
+    def seen_by(self, attempt: int) -> RunStore:
+        """The run as the machine of an attempt sees it, by the attempt's number."""
+        found = self.documents.attempt(attempt)
+        assert found is not None
+        assert found.intent is not None
+        return self.seen(found.intent.exchange)
 
     @property
     def key(self) -> str:
@@ -188,7 +212,7 @@ class Fleet:
             sleep=self.advance,
             now=self.now,
         ) as vast:
-            runs = DeploymentRuns(url=str(self._directory))
+            runs = DeploymentRuns(url=str(self._directory), exchange=self._exchange)
             return reap(VastProvider(vast), runs, "home", now=self.now, sleep=self.advance)
 
     def _let_machines_work(self) -> None:
@@ -235,7 +259,7 @@ class Fleet:
         assert box.watch is not None
         if self._time - box.read_at >= LEASE_SECONDS:
             box.read_at = self._time
-            box.lease = self.documents.lease()
+            box.lease = RunDocuments(self.seen_by(box.attempt)).lease()
             if box.lease is None:
                 return False
             box.watch = box.watch.saw(box.lease, self._time)
@@ -266,14 +290,15 @@ class Fleet:
 
     def _beat(self, box: Box) -> None:
         word = {**self._word(box), "updated_at": self.now().isoformat(), "phase": "train"}
-        self.store.write_json(f"machines/{box.attempt:04d}/beat.json", word)
+        self.seen_by(box.attempt).write_json(f"machines/{box.attempt:04d}/beat.json", word)
 
     def _leave(self, box: Box, outcome: str) -> None:
-        lease = self.documents.lease()
+        seen = self.seen_by(box.attempt)
+        lease = RunDocuments(seen).lease()
         if lease is not None and lease.attempt == box.attempt:
             self._beat(box)
             word = {**self._word(box), "outcome": outcome, "ended_at": self.now().isoformat()}
-            self.store.write_json(f"machines/{box.attempt:04d}/exit.json", word)
+            seen.write_json(f"machines/{box.attempt:04d}/exit.json", word)
         box.ending = outcome
         self._destroy(box)
 

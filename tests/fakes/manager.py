@@ -18,7 +18,14 @@ from typing import Any, Self
 
 from pydantic import SecretStr
 
-from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
+from tests.fakes.dav_server import (
+    MACHINES_PASSWORD,
+    MACHINES_USER,
+    PASSWORD,
+    USER,
+    dav_app,
+    serve,
+)
 from tests.fakes.sentinels import sentinel
 from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
@@ -27,6 +34,7 @@ from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import RunDocuments
+from tsgb.cloud.exchange import Exchange
 from tsgb.cloud.forecast import workload
 from tsgb.cloud.launch import find_offer
 from tsgb.cloud.policy import LaunchPolicy
@@ -69,7 +77,9 @@ class Manager:
 
     def __enter__(self) -> Self:
         (self.directory / "dav" / "runs").mkdir(parents=True)
-        self.dav = self._stack.enter_context(serve(dav_app(self.directory / "dav")))
+        (self.directory / "machines").mkdir()
+        app = dav_app(self.directory / "dav", machines=self.directory / "machines")
+        self.dav = self._stack.enter_context(serve(app))
         self._stack.enter_context(self.simulator)
         self.vast = self._stack.enter_context(Driver(self.simulator))
         return self
@@ -83,7 +93,13 @@ class Manager:
 
     @property
     def documents(self) -> RunDocuments:
-        return RunDocuments(self.open())
+        return RunDocuments(self.open(), self.exchange.opener(RUN, 30))
+
+    @property
+    def exchange(self) -> Exchange:
+        """What machines see."""
+        password = SecretStr(MACHINES_PASSWORD)
+        return Exchange(url=f"{self.dav}/machines", user=MACHINES_USER, password=password)
 
     def ledger(self) -> Ledger:
         return Ledger.open(self.open(), microdollars(BUDGET))
@@ -110,6 +126,10 @@ class Manager:
             "RCLONE_WEBDAV_URL": f"{self.dav}/runs",
             "RCLONE_WEBDAV_USER": USER,
             "RCLONE_WEBDAV_PASS": PASSWORD,
+            "TSGB_EXCHANGE_URL": f"{self.dav}/machines",
+            "TSGB_EXCHANGE_USER": MACHINES_USER,
+            "TSGB_EXCHANGE_PASS": MACHINES_PASSWORD,
+            "TSGB_MANIFEST_KEY": sentinel("manifest"),
             "HF_TOKEN": sentinel("hub"),
             "TSGB_CACHE_DIR": str(self.directory / "home"),
             "TSGB_LOOK_SECONDS": "0.3",

@@ -104,7 +104,7 @@ class Flow:
         )
         files = _MortalFiles(fleet.files, self.mortal)
         self.session = session_type(
-            documents=RunDocuments(RunStore(files, files.url, sleep=lambda _: None)),
+            documents=RunDocuments(RunStore(files, files.url, sleep=lambda _: None), self._seen),
             provider=VastProvider(self.vast),
             launch_policy=LaunchPolicy(budget=microdollars(budget), cap=cap, gpu_ram_gb=0, **terms),
             owner=owner,
@@ -116,6 +116,10 @@ class Flow:
         )
         self.machine = RentedMachine(self.session, _Steps(fleet))
         self.attempts = 0
+
+    def _seen(self, folder: str) -> RunStore:
+        files = _MortalFiles(self.fleet.folder(folder), self.mortal, "exchange ")
+        return RunStore(files, files.url, sleep=lambda _: None)
 
     def run(self, most: int = 60) -> str:
         """Attempts until the work is done, or what it raises; `killed` if it was."""
@@ -181,6 +185,12 @@ class _Steps:
             image="img", label=intent.label, price=intent.price, disk_gb=intent.disk_gb
         )
 
+    def promote(self, attempt: int, tick: Callable[[], object]) -> None:
+        """The fleet's machines save into the run."""
+
+    def collect(self, working: int | None) -> None:
+        """Likewise."""
+
     def has_saved(self, segment: int, running: RunningInstance) -> bool:
         return False
 
@@ -242,9 +252,10 @@ def _name_of(request: httpx.Request) -> str | None:
 class _MortalFiles:
     """The store of a process that may die; `before attempts/0001.json` is a point."""
 
-    def __init__(self, inner: FileSystem, mortal: Mortal) -> None:
+    def __init__(self, inner: FileSystem, mortal: Mortal, place: str = "") -> None:
         self._inner = inner
         self._mortal = mortal
+        self._place = place
         self.url = inner.url
 
     def read(self, path: str, max_bytes: int | None = None) -> bytes:
@@ -253,9 +264,9 @@ class _MortalFiles:
 
     def write(self, path: str, data: Buffer) -> None:
         self._mortal.check_store()
-        self._mortal.at(f"before {path}")
+        self._mortal.at(f"before {self._place}{path}")
         self._inner.write(path, data)
-        self._mortal.at(f"after {path}")
+        self._mortal.at(f"after {self._place}{path}")
 
     def entries(self, path: str) -> Sequence[DirectoryEntry]:
         self._mortal.check_store()

@@ -112,7 +112,6 @@ class Rented:
             "vast_url": self._simulator.url,
             "webdav_user": self.user,
             "webdav_pass": self.password,
-            "manifest_key": None,
             "boot_seconds": 60.0,
             **more,
         }

@@ -40,7 +40,7 @@ def test_a_frozen_host_that_leaves_half_a_report_is_destroyed(name: str) -> None
 
         def freeze(number: int) -> None:
             fleet.boxes[number].beat_at = float("inf")
-            fleet.store.write_bytes(name, HALF)
+            fleet.seen_by(1).write_bytes(name, HALF)
 
         when_training(fleet, freeze)
         assert Flow(fleet).run() == "done"
@@ -63,7 +63,7 @@ def test_the_next_flow_recovers_from_a_strange_report(name: str, report: str) ->
     with Fleet() as fleet:
         assert Flow(fleet, kill_at="training").run() == "killed"
         fleet.advance(DEAD)
-        fleet.store.write_text(name, STRANGE[report])
+        fleet.seen_by(1).write_text(name, STRANGE[report])
         assert Flow(fleet).run() == "done"
         assert fleet.live() == []
         assert fleet.bill()["max_live"] == 1

@@ -238,7 +238,7 @@ def test_a_contract_that_ends_soon_is_left_in_time() -> None:
 
         def soon(body: Any) -> Any:
             first = isinstance(body, dict) and (body.get("instances") or {})
-            is_first = isinstance(first, dict) and str(first.get("label", "")).endswith("/1")
+            is_first = isinstance(first, dict) and "/r1/1/" in str(first.get("label"))
             return _with(body, end_date=ends) if is_first else body
 
         flow.mortal.on_answer = soon

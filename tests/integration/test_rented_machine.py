@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
 from tests.fakes.miniature import miniature_config
@@ -115,8 +114,7 @@ def test_a_real_worker_over_webdav_and_no_secret_is_shown(tmp_path: Path) -> Non
         ) as rented,
     ):
         rented.grant(1)
-        key = SecretStr(MANIFEST_KEY)
-        number = rented.rent(1, arms=[Arm.SELFPLAY], manifest_key=key)
+        number = rented.rent(1, arms=[Arm.SELFPLAY])
         secrets = [PASSWORD, MANIFEST_KEY, rented.vast.vast.key]
         while rented.is_live(number):
             log = rented.log(number) or log
@@ -193,7 +191,6 @@ def test_a_store_that_cannot_be_reached(tmp_path: Path) -> None:
             vast_url=rented.vast.vast.url,
             webdav_user=None,
             webdav_pass=None,
-            manifest_key=None,
             boot_seconds=60,
         )
         env = {name: value.get_secret_value() for name, value in made.env.items()}

@@ -20,9 +20,9 @@ from tsgb.errors import ConfigError
 from tsgb.setting_groups import (
     CloudSettings,
     EndpointSettings,
+    ExchangeSettings,
     HubSettings,
     InstanceSettings,
-    StoreSettings,
     WorkerSettings,
 )
 from tsgb.settings import (
@@ -34,7 +34,7 @@ from tsgb.settings import (
 )
 
 GROUPS = (
-    StoreSettings,
+    ExchangeSettings,
     CloudSettings,
     HubSettings,
     EndpointSettings,

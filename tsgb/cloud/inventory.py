@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Self
 
 from pydantic import SecretStr
 
 from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.run import open_run
-from tsgb.checkpoint.urls import is_run_id, join_run
+from tsgb.checkpoint.urls import canonical_url, is_run_id, join_run
 from tsgb.cloud.budget import NAME as LEDGER
 from tsgb.cloud.documents import RunDocuments
+from tsgb.cloud.exchange import Exchange
 from tsgb.cloud.lease import SKEW, Lease
 from tsgb.cloud.orphans import InstanceLabel, Sweep, objection, sweep
 from tsgb.cloud.provider import Instance, Provider
 from tsgb.errors import StoreError, StoreUnreachable, UsageError
+from tsgb.setting_groups import ExchangeSettings
 
 DEADLINE_SECONDS = 60.0
 """Seconds for one read; the reaper runs again soon, and a machine without a lease ends itself."""
@@ -56,8 +59,21 @@ class DeploymentRuns:
     """User of the store."""
     password: SecretStr | None = None
     """Password of the store."""
+    exchange: Exchange | None = None
+    """The exchange that machines see; None where they see the runs themselves."""
     deadline_seconds: float = DEADLINE_SECONDS
     """Seconds for one read."""
+
+    @classmethod
+    def of(cls, settings: ExchangeSettings, store: str | None) -> Self:
+        """Return the runs in a store, or in the one that the settings name."""
+        url = canonical_url(store or settings.default_store)
+        return cls(
+            url=url,
+            user=settings.webdav_user,
+            password=settings.webdav_pass,
+            exchange=Exchange.of(settings, url),
+        )
 
     def documents(self, run: str) -> RunDocuments:
         """Return the documents of one run, which need not exist.
@@ -65,9 +81,10 @@ class DeploymentRuns:
         Raises:
             UsageError: No run can have this name.
         """
-        url = join_run(self.url, run)
+        url, seconds = join_run(self.url, run), self.deadline_seconds
         return RunDocuments(
-            open_run(url, self.user, self.password, deadline_seconds=self.deadline_seconds)
+            open_run(url, self.user, self.password, deadline_seconds=seconds),
+            None if self.exchange is None else self.exchange.opener(run, seconds),
         )
 
     def ids(self) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from tsgb.cloud.documents import AttemptResult, Intent
+from tsgb.cloud.exchange import new_folder
 from tsgb.cloud.offers import Appraisal, choose, rates_of
 from tsgb.cloud.preemption import ON_DEMAND, History, Workload, machine_class
 from tsgb.cloud.pricing import Usage, microdollars
@@ -139,6 +140,7 @@ def intend(session: Session, chosen: Appraisal, attempt: int) -> Intent:
         disk_gb=_disk_gb(session),
         image_bytes=round(session.launch_policy.image_gb * 1e9),
         intended_at=now,
+        exchange=new_folder(attempt),
     )
     session.ledger.reserve(
         attempt,

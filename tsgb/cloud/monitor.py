@@ -64,6 +64,7 @@ def look(session: Session, running: RunningInstance) -> None:
         ProviderAuthError: The key is refused, so the machine is asked to end itself.
         LeaseLost: Another flow has taken the run over.
     """
+    running.looked_at = session.clock()
     _read_row(session, running)
     _read_reports(session, running)
     _count(session, running)
@@ -74,6 +75,12 @@ def look(session: Session, running: RunningInstance) -> None:
     if running.instance is not None and moves_soon(running.instance.ends_at, session.now()):
         stop(session, running, MOVE)
     _decide(session, running)
+
+
+def look_if_due(session: Session, running: RunningInstance) -> None:
+    """Look unless that was done a moment ago; for work beside which a machine goes on."""
+    if session.clock() - running.looked_at >= session.monitor_policy.look_seconds:
+        look(session, running)
 
 
 def _read_row(session: Session, running: RunningInstance) -> None:

@@ -6,6 +6,7 @@ again is told in each step's own module.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from tsgb.cloud import launch, monitor, terminate
@@ -48,6 +49,23 @@ class Work(Protocol[T_co]):
 
     def request(self, attempt: int, intent: Intent) -> LaunchSpec:
         """Return the rental to ask for, so that the machine does the work."""
+        ...
+
+    def promote(self, attempt: int, tick: Callable[[], object]) -> None:
+        """Take over what the machine of an attempt has saved so far.
+
+        Args:
+            attempt: Number of the attempt.
+            tick: To be called every few minutes: it renews the lease of a machine at work.
+        """
+        ...
+
+    def collect(self, working: int | None) -> None:
+        """Take over what all machines have saved that are gone, and delete what they left.
+
+        Args:
+            working: The attempt whose machine is at work, if there is one.
+        """
         ...
 
     def verify(self, segment: int) -> T_co:
@@ -100,6 +118,7 @@ class RentedMachine(Machine[T]):
         """
         if self.running is None or not self.running.at_work:
             self.running = reconcile(self.session)
+        self._work.collect(None if self.running is None else self.running.attempt)
         if self.running is not None:
             return Recovery.WORKING
         return Recovery.REACHED if self._work.is_reached(segment) else Recovery.IDLE
@@ -156,8 +175,21 @@ class RentedMachine(Machine[T]):
             raise terminate.error_of(self.session, running.cause, running.message, running.stop)
 
     def verify(self, segment: int) -> T:
-        """Return the result of a segment, as `Work.verify` does."""
-        return self._work.verify(segment)
+        """Return the result of a segment, as `Work.verify` does.
+
+        A machine that says it has saved what is not there is given up.
+        """
+        running = self.running
+        if running is None or not running.at_work:
+            self._work.collect(None)
+            return self._work.verify(segment)
+        self._work.promote(running.attempt, lambda: monitor.look_if_due(self.session, running))
+        try:
+            return self._work.verify(segment)
+        except Preempted as error:
+            running.cause, running.message = TerminationReason.BAD_HOST, str(error)
+            self.release("")
+            raise
 
     def close(self, reason: str) -> None:
         """End the lease, and the instance if it is still at work; for the end of the flow.

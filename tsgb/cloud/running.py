@@ -54,6 +54,8 @@ class RunningInstance:
     """Its exit record; None if it has not written one."""
     renewed_at: float = float("-inf")
     """Clock reading at the last renewal of its lease."""
+    looked_at: float = float("-inf")
+    """Clock reading at the last look."""
     listed_at: float = float("-inf")
     """Clock reading at the last list of all instances."""
     stop: str | None = None

@@ -15,7 +15,16 @@ from typing import Any
 import pytest
 
 from tests.fakes.command_line import Ended, Run
+from tests.fakes.dav_server import (
+    MACHINES_PASSWORD,
+    MACHINES_USER,
+    PASSWORD,
+    USER,
+    dav_app,
+    serve,
+)
 from tests.fakes.operator_scene import COMMANDS, HOUR, held, one_line
+from tests.fakes.sentinels import sentinel
 from tests.fakes.vast.driver import Driver
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.inventory import DeploymentRuns
@@ -156,7 +165,7 @@ def test_a_healthy_place(run: Callable[[str], Ended], runs: DeploymentRuns) -> N
     ended = run("doctor")
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert all(line.startswith("    ok  ") for line in lines)
     assert runs.ids() == ["other"]
     assert [path.name for path in Path(runs.url).iterdir()] == ["other"]
@@ -305,3 +314,27 @@ def test_settings_of_prefect_that_cannot_be_read(tmp_path: Path) -> None:
     assert done.returncode == 1
     found = {check["name"]: check for check in json.loads(done.stdout)["checks"]}["prefect"]
     assert "its settings cannot be read: Failed to load Prefect settings" in found["found"]
+
+
+def test_it_says_what_machines_can_do_with_what_they_get(
+    run: Callable[[str], Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dav" / "runs").mkdir(parents=True)
+    (tmp_path / "machines").mkdir()
+    with serve(dav_app(tmp_path / "dav", machines=tmp_path / "machines")) as url:
+        monkeypatch.setenv("RCLONE_WEBDAV_USER", USER)
+        monkeypatch.setenv("RCLONE_WEBDAV_PASS", PASSWORD)
+        doctor = f"doctor --json --store {url}/runs"
+        found = checks(run(doctor))["machines"]
+        assert (found["ok"], "exchange" in checks(run(doctor))) == (False, False)
+        assert found["found"].startswith("machines get the whole store's password, and checkpoints")
+        assert "TSGB_EXCHANGE_URL" in found["way_out"]
+        monkeypatch.setenv("TSGB_MANIFEST_KEY", sentinel("manifest"))
+        assert checks(run(doctor))["machines"]["ok"]
+        monkeypatch.setenv("TSGB_EXCHANGE_URL", f"{url}/machines")
+        monkeypatch.setenv("TSGB_EXCHANGE_USER", MACHINES_USER)
+        assert "HTTP 401" in checks(run(doctor))["exchange"]["found"]
+        monkeypatch.setenv("TSGB_EXCHANGE_PASS", MACHINES_PASSWORD)
+        found = checks(run(doctor))
+        assert found["exchange"]["ok"]
+        assert found["machines"]["found"] == f"machines see {url}/machines and nothing of the store"

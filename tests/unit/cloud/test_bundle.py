@@ -188,7 +188,7 @@ def test_what_a_machine_elsewhere_cannot_have_is_said(beside: Path, tmp_path: Pa
 
 ROOT = Path(__file__).parents[3]
 CODE = CodeArchive("https://dav.example.org/tsgb/r1/code/0.tar.gz", "0" * 64)
-SECRETS = {"webdav_pass": "sentinel-password", "manifest_key": "sentinel-manifest-key"}
+SECRETS = {"webdav_pass": "sentinel-password"}
 
 
 def make(**changes: Any) -> BootSpec:
@@ -240,14 +240,14 @@ def test_what_the_machine_must_know() -> None:
         "TSGB_GRACE_SECONDS": "30",
         "RCLONE_WEBDAV_USER": "me",
         "RCLONE_WEBDAV_PASS": "sentinel-password",
-        "TSGB_MANIFEST_KEY": "sentinel-manifest-key",
     }
-    nobody = plain(make(webdav_user=None, webdav_pass=None, manifest_key=None))
-    assert not {"RCLONE_WEBDAV_USER", "RCLONE_WEBDAV_PASS", "TSGB_MANIFEST_KEY"} & nobody.keys()
+    nobody = plain(make(webdav_user=None, webdav_pass=None))
+    assert not {"RCLONE_WEBDAV_USER", "RCLONE_WEBDAV_PASS"} & nobody.keys()
 
 
 @pytest.mark.parametrize(
-    "name", ["VAST_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"]
+    "name",
+    ["VAST_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "TSGB_MANIFEST_KEY"],
 )
 def test_the_key_of_an_account_is_never_sent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "sentinel-account-key")

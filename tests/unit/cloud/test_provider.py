@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -59,6 +60,12 @@ class Work:
         return LaunchSpec(
             image="img", label=intent.label, price=intent.price, disk_gb=intent.disk_gb
         )
+
+    def promote(self, attempt: int, tick: Callable[[], object]) -> None:
+        """The machines of this cloud save into the run."""
+
+    def collect(self, working: int | None) -> None:
+        """Likewise."""
 
     def has_saved(self, segment: int, running: RunningInstance) -> bool:
         del segment, running
