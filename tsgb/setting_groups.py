@@ -216,7 +216,7 @@ class CloudSettings(SettingsGroup):
     """Least reliability of a host, 0 to 1, by the service's own measure."""
     look_seconds: Annotated[float, Field(gt=0)] = 20.0
     """Seconds between two looks at a rented machine."""
-    lease_seconds: Annotated[float, Field(ge=1)] = 1200.0
+    lease_seconds: Annotated[float, Field(ge=1, le=21_600)] = 1200.0
     """Seconds that a rented machine works on when its flow is dead."""
     skew_seconds: Annotated[float, Field(ge=0)] = 600.0
     """Seconds by which the clocks of this machine, a rented one and the reaper's may differ."""

@@ -26,6 +26,7 @@ from tests.fakes.vast.driver import until
 from tests.integration.test_kill import STATE, TENSORS, undisturbed, without_time
 from tests.integration.test_manager_ends import set_options
 from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.cloud.orphans import InstanceLabel
 from tsgb.config import Arm, arm_overrides, make_config
 from tsgb.envs import make_environment
 
@@ -86,7 +87,9 @@ class Trouble(threading.Thread):
                     self._preempt(row["id"])
 
     def _trains(self, row: Mapping[str, Any]) -> bool:
-        beat = self.documents.heartbeat(int(row["label"].rpartition("/")[2])) or {}
+        label = InstanceLabel.parse(row["label"])
+        assert label is not None
+        beat = self.documents.heartbeat(label.attempt) or {}
         arms = beat.get("arms") or {}
         return any((arm.get("step") or 0) > 0 for arm in arms.values())
 

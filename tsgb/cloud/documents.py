@@ -73,6 +73,8 @@ class Intent(BaseModel):
     """Size of the image: downloaded, and billed, before anything in the container can count."""
     intended_at: AwareDatetime
     """Time at which it was written."""
+    ends_at: AwareDatetime | None = None
+    """Deadline in the label; None in a document of an earlier version."""
     exchange: str = ""
     """The attempt's folder in the exchange; empty where machines see the run itself."""
 

@@ -34,6 +34,9 @@ from tsgb.errors import (
 _LOOKS = (5.0, 5.0, 10.0, 20.0, 20.0)
 """Seconds before each of the first lists after a lost answer; then a minute before each."""
 _LEAST_LISTS = 3
+_LONGEST_LIFE = timedelta(hours=72)
+_SPARE_LIFE = timedelta(hours=2)
+"""Time beyond the budget, in which the flow ends the machine in its own way."""
 
 
 def find_offer(session: Session, work: Workload) -> Appraisal:
@@ -128,8 +131,9 @@ def intend(session: Session, chosen: Appraisal, attempt: int) -> Intent:
     """
     session.check_lease()
     offer, now = chosen.offer, session.now()
+    ends_at = now + _longest_life(session, chosen)
     intent = Intent(
-        label=session.label(attempt),
+        label=session.label(attempt, ends_at),
         ask_id=offer.id,
         machine_id=offer.machine_id,
         host_id=offer.host_id,
@@ -140,6 +144,7 @@ def intend(session: Session, chosen: Appraisal, attempt: int) -> Intent:
         disk_gb=_disk_gb(session),
         image_bytes=round(session.launch_policy.image_gb * 1e9),
         intended_at=now,
+        ends_at=ends_at,
         exchange=new_folder(attempt),
     )
     session.ledger.reserve(
@@ -158,6 +163,15 @@ def intend(session: Session, chosen: Appraisal, attempt: int) -> Intent:
     )
     session.grant(attempt)
     return intent
+
+
+def _longest_life(session: Session, chosen: Appraisal) -> timedelta:
+    """Return the time after which an instance is destroyed whatever any document says.
+
+    The budget is used up before that, and a flow moves on to another machine in time.
+    """
+    hours = session.ledger.left / 1e6 / chosen.hourly
+    return _SPARE_LIFE + min(_LONGEST_LIFE, timedelta(hours=min(hours, 1e6)))
 
 
 def rent(session: Session, attempt: int, intent: Intent, spec: LaunchSpec) -> RunningInstance:

@@ -72,7 +72,8 @@ def look(session: Session, running: RunningInstance) -> None:
     if session.clock() - running.listed_at >= session.monitor_policy.list_seconds:
         running.listed_at = session.clock()
         _list(session, running)
-    if running.instance is not None and moves_soon(running.instance.ends_at, session.now()):
+    ends = running.instance and running.instance.ends_at
+    if moves_soon(ends, session.now()) or moves_soon(running.intent.ends_at, session.now()):
         stop(session, running, MOVE)
     _decide(session, running)
 

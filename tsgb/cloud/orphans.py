@@ -16,19 +16,23 @@ from tsgb.cloud.provider import Instance
 from tsgb.errors import UsageError
 
 MAX_LABEL = 60
+PAST = "the deadline in its label is over"
 MIN_AGE = timedelta(minutes=2)
 """Age below which an instance is kept, because its lease may have been read before its rental."""
 MAX_DOOMED = 10
 """Most instances to destroy in one round; a larger number may be a mistake, and the rest waits."""
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_LABEL = re.compile(rf"tsgb/({_PART})/({_PART})/([1-9]\d{{0,8}})")
+_LABEL = re.compile(rf"tsgb/({_PART})/({_PART})/([1-9]\d{{0,8}})(?:/([1-9]\d{{9}}))?")
+LONGEST_LEASE = timedelta(hours=6)
+"""Time beyond which no flow prolongs a lease at once; one that says more was not written by a flow.
+The setting `lease_seconds` allows no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceLabel:
     """Label of an instance, by which it is found when the answer to `create` was lost.
 
-    Example: `str(InstanceLabel("home", "r1", 3)) == "tsgb/home/r1/3"`
+    Example: `str(InstanceLabel("home", "r1", 3, 1764410400)) == "tsgb/home/r1/3/1764410400"`
     """
 
     deployment: str
@@ -37,15 +41,25 @@ class InstanceLabel:
     """Id of the run."""
     attempt: int
     """Number of the attempt."""
+    deadline: int | None = None
+    """Seconds since 1970 after which the instance is destroyed, whatever any document says: nobody
+    but the account can change a label. None for an instance of an earlier version."""
 
     def __str__(self) -> str:
-        return f"tsgb/{self.deployment}/{self.run}/{self.attempt}"
+        end = "" if self.deadline is None else f"/{self.deadline}"
+        return f"tsgb/{self.deployment}/{self.run}/{self.attempt}{end}"
+
+    def is_past(self, now: datetime, skew: timedelta) -> bool:
+        """Return whether its deadline is over on any clock within `skew` of this one."""
+        return self.deadline is not None and (now - skew).timestamp() > self.deadline
 
     @classmethod
     def parse(cls, text: str | None) -> InstanceLabel | None:
         """Return the label that a text spells exactly; None if it spells none."""
         match = None if text is None else _LABEL.fullmatch(text)
-        return match and cls(match[1], match[2], int(match[3]))
+        return match and cls(
+            match[1], match[2], int(match[3]), None if match[4] is None else int(match[4])
+        )
 
     @classmethod
     def ours(cls, text: str | None, deployment: str) -> InstanceLabel | None:
@@ -62,7 +76,7 @@ class InstanceLabel:
         text = str(self)
         if len(text) > MAX_LABEL or InstanceLabel.parse(text) != self:
             raise UsageError(
-                f"label {text!r} is not tsgb/<deployment>/<run>/<attempt> within {MAX_LABEL} "
+                f"label {text!r} is not tsgb/<deployment>/<run>/<attempt>/<end> within {MAX_LABEL} "
                 "characters: choose a shorter run id of A-Z a-z 0-9 . _ -"
             )
         return text
@@ -124,6 +138,8 @@ def sweep(
         label = InstanceLabel.ours(instance.label, deployment)
         if label is None:
             foreign.append(instance)
+        elif label.is_past(now, skew):
+            orphans.append(Orphan(instance, PAST))
         elif label.run not in leases:
             unknown.append(instance)
         elif reason := _uncovered(instance, label, leases[label.run], now, skew):
@@ -153,14 +169,25 @@ def objection(
     instance: Instance, label: InstanceLabel, lease: Lease | None, now: datetime, skew: timedelta
 ) -> str | None:
     """Return why no lease covers the instance, at any age; None if one does within `skew`."""
+    if label.is_past(now, skew):
+        return PAST
     if lease is None:
         return f"run {label.run} has no lease"
-    if lease.ended:
-        return f"run {label.run} has ended"
-    if lease.has_run_out(now, skew):
-        return f"its lease ran out at {lease.ends_at:%H:%M:%S} UTC"
+    if reason := _end_of(lease, now, skew):
+        return reason
     if label.attempt != lease.attempt:
         return f"the lease is that of attempt {lease.attempt}"
     if lease.instance_id is not None and lease.instance_id != instance.id:
         return f"the lease is that of instance {lease.instance_id}"
+    return None
+
+
+def _end_of(lease: Lease, now: datetime, skew: timedelta) -> str | None:
+    """Return why a lease covers nothing now; None if it is in force."""
+    if lease.ended:
+        return f"run {lease.run} has ended"
+    if lease.ends_at - skew > now + LONGEST_LEASE:
+        return f"its lease until {lease.ends_at:%Y-%m-%d} is longer than any that a flow gives"
+    if lease.has_run_out(now, skew):
+        return f"its lease ran out at {lease.ends_at:%H:%M:%S} UTC"
     return None

@@ -51,8 +51,9 @@ def reconcile(session: Session) -> RunningInstance | None:
             gone_at = destroy(session, number)
             if label is not None:
                 _close(session, attempts.get(label.attempt), label.attempt, gone_at)
+    working = None if kept is None else InstanceLabel.parse(kept.label)
     for attempt, account in sorted(session.ledger.accounts.items()):
-        if account.is_open and (kept is None or kept.label != session.label(attempt)):
+        if account.is_open and (working is None or working.attempt != attempt):
             gone_at = _gone_at(session, lease, attempts, attempt)
             _close(session, attempts.get(attempt), attempt, gone_at)
     return None if kept is None or lease is None else _adopt(session, lease, attempts, kept)

@@ -71,9 +71,10 @@ class Session:
         """Return the run's id, as in every label."""
         return self.documents.run.run_id
 
-    def label(self, attempt: int) -> str:
-        """Return the label by which an attempt's instance is found."""
-        return InstanceLabel(self.launch_policy.deployment, self.run_id, attempt).check()
+    def label(self, attempt: int, deadline: datetime) -> str:
+        """Return the label by which an attempt's instance is found, with its latest end."""
+        end = round(deadline.timestamp())
+        return InstanceLabel(self.launch_policy.deployment, self.run_id, attempt, end).check()
 
     def own(self) -> dict[int, Instance]:
         """Return all instances of this run, by id, from a whole list.

@@ -33,7 +33,7 @@ PAUSES_SECONDS = (5.0, 15.0, 45.0)
 """Seconds between rounds of `destroy_all`, because a list may show a destroyed instance longer."""
 BUDGET = "the budget is used up"
 _SOON = timedelta(minutes=30)
-MOVE = f"its contract ends within {_SOON.seconds // 60} minutes"
+MOVE = f"its contract or its deadline ends within {_SOON.seconds // 60} minutes"
 _SHORTEST_PAUSE = 3.0
 _LONGEST_PAUSE = 60.0
 

@@ -159,7 +159,7 @@ def test_silence_is_a_lost_host(
 def test_a_second_machine_of_the_run_is_ended_with_an_alarm(
     renting: Renting, session: Session, running: RunningInstance
 ) -> None:
-    twin = renting.cloud.create(1001, renting.spec(session.label(1)))
+    twin = renting.cloud.create(1001, renting.spec(session.label(1, renting.cloud.at)))
     other = renting.cloud.create(1002, renting.spec("tsgb/home/r2/1"))
     look(session, running)
     assert renting.cloud.ended == [twin]
@@ -228,7 +228,7 @@ def test_a_machine_moves_before_its_contract_ends(
     watch(session, running, has_said_something)
     renting.cloud.contract_ends = renting.cloud.at + timedelta(minutes=40)
     watch(session, running, lambda it: it.stop is not None)
-    assert running.stop == "its contract ends within 30 minutes"
+    assert running.stop == "its contract or its deadline ends within 30 minutes"
     assert renting.cloud.contract_ends - renting.cloud.at < timedelta(minutes=30)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsgb.cloud.lease import SKEW, TTL, Lease, end, grant
-from tsgb.cloud.orphans import InstanceLabel, sweep
+from tsgb.cloud.orphans import LONGEST_LEASE, InstanceLabel, sweep
 from tsgb.cloud.provider import Instance
 from tsgb.errors import UsageError
 
@@ -47,6 +47,26 @@ def test_what_a_lease_covers(held: Lease | None, reason: str | None) -> None:
     else:
         [orphan] = found.doomed
         assert reason in orphan.reason
+
+
+def test_a_deadline_in_the_label_ends_it_whatever_the_store_says() -> None:
+    """Where a lease cannot be read, or was prolonged by somebody else, for ever."""
+    end_at = round((NOW - SKEW).timestamp())
+    late, due = row(f"tsgb/home/r1/3/{end_at - 1}"), row(f"tsgb/home/r1/3/{end_at}")
+    for leases in ({}, {"r1": lease()}, {"r1": None}):
+        [orphan] = sweep([late], leases, "home", NOW).doomed
+        assert orphan.reason == "the deadline in its label is over"
+    assert sweep([due], {"r1": lease()}, "home", NOW).covered == (due,)
+    assert sweep([due], {}, "home", NOW).unknown == (due,)
+
+
+@pytest.mark.parametrize("years", [1, 73, 7900])
+def test_a_lease_that_no_flow_gives_covers_nothing(years: int) -> None:
+    far = NOW.replace(year=min(9999, NOW.year + years))
+    [orphan] = sweep([row()], {"r1": lease(expires_at=far)}, "home", NOW).doomed
+    assert "longer than any that a flow gives" in orphan.reason
+    longest = lease(expires_at=NOW + LONGEST_LEASE + SKEW)
+    assert sweep([row()], {"r1": longest}, "home", NOW).covered
 
 
 def test_a_machine_may_be_younger_than_the_lease_that_was_read() -> None:

@@ -66,7 +66,7 @@ def test_one_that_may_not_work_any_more_is_ended_and_paid(renting: Renting, why:
 
 def test_machines_without_an_attempt_end_and_those_of_others_stay(renting: Renting) -> None:
     session, cloud = begin(renting), renting.cloud
-    twin = cloud.create(1001, renting.spec(session.label(7)))
+    twin = cloud.create(1001, renting.spec(session.label(7, cloud.at)))
     foreign = cloud.create(1002, renting.spec("tsgb/office/r1/1"))
     running = reconcile(renting.flow())
     assert running is not None
@@ -128,8 +128,12 @@ def test_a_rental_that_never_came_costs_nothing(renting: Renting) -> None:
 
 
 def test_a_rental_that_appears_late_is_waited_for(renting: Renting) -> None:
-    session, cloud = intended(renting), renting.cloud
-    number = cloud.create(1000, renting.spec(session.label(1)))
+    intended(renting)
+    cloud = renting.cloud
+    document = renting.documents.attempt(1)
+    assert document is not None
+    assert document.intent is not None
+    number = cloud.create(1000, renting.spec(document.intent.label))
     cloud.unlisted = {number}
 
     def appear(_server: Server) -> None:

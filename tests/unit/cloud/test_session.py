@@ -77,10 +77,10 @@ def test_a_machine_that_cannot_be_asked_to_stop_is_told_of_and_no_error(renting:
 
 def test_own_instances_are_those_of_this_run_and_deployment(renting: Renting) -> None:
     session = renting.flow()
-    labels = (session.label(1), "tsgb/home/r2/1", "tsgb/office/r1/1")
+    labels = (session.label(1, renting.cloud.at), "tsgb/home/r2/1", "tsgb/office/r1/1")
     mine, *_ = [
         renting.cloud.create(1000 + rack, renting.spec(label)) for rack, label in enumerate(labels)
     ]
     assert set(session.own()) == {mine}
     with pytest.raises(UsageError):
-        session.label(-1)
+        session.label(-1, renting.cloud.at)
