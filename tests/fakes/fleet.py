@@ -118,6 +118,8 @@ class Fleet:
         self.published: list[tuple[int, int]] = []
         """(attempt, step) of every checkpoint, in the order in which they came."""
         self.claimed = 0
+        self.liars: set[int] = set()
+        """Attempts whose machines say that they have saved what is not there."""
         self.on_publish: Callable[[], object] = lambda: None
         self.events: list[tuple[float, Callable[[], object]]] = []
 

@@ -106,3 +106,58 @@ def test_one_runs_books_do_not_keep_the_machines_of_others(here: Scene, name: st
     found = round_of(here)
     assert here.live() == set()
     assert all(item.gone for item in found.items)
+
+
+def test_a_machine_that_says_it_has_saved_what_is_not_there_is_given_up() -> None:
+    with Fleet() as fleet:
+        fleet.liars = {1}
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet) == ["bad_host", "done"]
+        assert_settled(fleet)
+
+
+def test_a_host_that_prolongs_its_own_lease_is_reaped(tmp_path: Path) -> None:
+    """It sees a copy of the lease; what it writes there changes nothing for the reaper."""
+    with Fleet(directory=tmp_path, machine_reads_lease=False, steps=10**6) as fleet:
+        assert Flow(fleet, kill_at="training").run() == "killed"
+        far = {"expires_at": LAST, "renewed_at": LAST, "ttl_seconds": 1e9, "stop": None}
+        seen = fleet.seen_by(1)
+        seen.write_json("lease.json", {**seen.read_json("lease.json"), **far})
+        fleet.advance(DEAD)
+        assert len(fleet.live()) == 1
+        assert fleet.reap().counts()["destroyed"] == 1
+        assert fleet.live() == []
+
+
+def test_a_deadline_ends_a_machine_whose_lease_nobody_can_read(tmp_path: Path) -> None:
+    """As where machines have the whole store's password, and write over the lease of record."""
+    with Fleet(directory=tmp_path, machine_reads_lease=False, steps=10**6) as fleet:
+        assert Flow(fleet, kill_at="training", budget="0.2").run() == "killed"
+        fleet.store.write_bytes("lease.json", DEEP)
+        fleet.advance(DEAD)
+        assert fleet.reap().counts()["unknown"] == 1
+        intent = fleet.documents.attempt(1)
+        assert intent is not None
+        assert intent.intent is not None
+        assert intent.intent.ends_at is not None
+        left = (intent.intent.ends_at + SKEW - fleet.now()).total_seconds()
+        assert left < 8 * 3600, "the budget would not pay for more"
+        fleet.advance(left + 60)
+        assert fleet.reap().counts()["destroyed"] == 1
+        assert fleet.live() == []
+
+
+def test_what_a_machine_says_cannot_reach_a_terminal() -> None:
+    with Fleet() as fleet:
+
+        def fake(number: int) -> None:
+            fleet.boxes[number].beat_at = float("inf")
+            word = {"outcome": "crash", "message": "\x1b[2J\x07" + "x" * 5000, "step": 1}
+            fleet.seen_by(1).write_json("machines/0001/exit.json", word)
+
+        when_training(fleet, fake)
+        flow = Flow(fleet)
+        assert flow.run() == "done"
+        assert causes(fleet)[0] == "worker"
+        assert all(line.isprintable() for line in flow.told)
+        assert max(map(len, flow.told)) < 4500
