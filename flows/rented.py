@@ -32,6 +32,7 @@ from tsgb.cloud.rented_machine import RentedMachine
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.config import Arm, RunConfig, arm_run_id
+from tsgb.data.training import copy_training_data
 from tsgb.envs import make_environment
 from tsgb.errors import BudgetReached, Preempted, ProviderNoCredit
 from tsgb.models.planner import DeviceMemory
@@ -165,6 +166,8 @@ class ArmsWork:
         for arm, config in self._configs.items():
             seen = self._seen(intent.exchange, arm)
             seen.write_text("config.json", config.canonical())
+            if config.train_data is not None:
+                copy_training_data(self._workers.open(arm), seen, config.train_data)
             hand_out(self._open_cached(arm), seen)
         main = self._seen(intent.exchange, Arm.SELFPLAY)
         made: BootSpec = boot(

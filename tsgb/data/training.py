@@ -251,6 +251,16 @@ def write_training_data(run: RunStore, data: TrainingData) -> None:
         run.write_bytes(TRAINING_DATA, data.document)
 
 
+def copy_training_data(run: RunStore, to: RunStore, config: TrainingDataConfig) -> None:
+    """Copy a run's training data to where a rented machine reads it, after it was verified.
+
+    Raises:
+        CheckpointError: It is missing, or not what the configuration names.
+    """
+    read_training_data(run, config)
+    to.write_bytes(TRAINING_DATA, run.read_bytes(TRAINING_DATA, MAX_BYTES))
+
+
 def with_training_data(
     env: Environment,
     prompts: Sequence[TrainingPrompt],

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydantic import SecretStr
+from safetensors.numpy import save as save_tensors
 
 from flows.rented import ArmsWork
 from flows.workers import Workers
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.checkpoints import CONFIG, content
 from tests.fakes.hub_cache import cache_repository
+from tests.fakes.sentinels import leaks, sentinel
+from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.store import CheckpointStore
-from tsgb.cloud.documents import Intent
-from tsgb.config import Arm, make_config
+from tsgb.cloud.documents import Intent, RunDocuments
+from tsgb.cloud.exchange import Exchange
+from tsgb.config import Arm, RunConfig, make_config
+from tsgb.data.training import TrainingData, read_training_data, write_training_data
 from tsgb.errors import Preempted
 from tsgb.settings import Settings
 
@@ -26,6 +35,8 @@ SIZES = {
 }
 
 
+MAP = ["prompt=q label=bad"]
+FOLDER = "0001-0011223344556677"
 INTENT = Intent(
     label="tsgb/home/r1/1",
     ask_id=7,
@@ -36,7 +47,14 @@ INTENT = Intent(
     hourly=0.1,
     disk_gb=20,
     intended_at=datetime(2026, 11, 28, tzinfo=UTC),
+    exchange=FOLDER,
 )
+
+
+CHECKPOINT = {
+    "guard.safetensors": save_tensors({"weight": np.ones(2, dtype=np.float32)}),
+    "trainer_state.json": b"{}",
+}
 
 
 @pytest.fixture
@@ -75,6 +93,57 @@ def test_a_last_checkpoint_that_rotted_is_trained_again(workers: Workers, work: 
     assert not work.is_reached(1), "or it would be verified, in vain, for ever"
     with pytest.raises(Preempted):
         work.verify(1)
+
+
+def started(workers: Workers, configs: Mapping[Arm, RunConfig]) -> tuple[ArmsWork, Exchange]:
+    """A run whose configurations are written, and the exchange that its machines see."""
+    for arm, config in configs.items():
+        workers.open(arm).write_text("config.json", config.canonical())
+    documents = RunDocuments(workers.open())
+    documents.note(1, intent=INTENT.model_dump(mode="json"), instance_id=5)
+    return ArmsWork(workers, configs), Exchange.of(workers.settings, workers.store)
+
+
+def test_a_machine_gets_what_it_needs_and_no_secret(tmp_path: Path) -> None:
+    key = SecretStr(sentinel("manifest"))
+    settings = Settings(cache_dir=tmp_path / "cache", manifest_key=key)
+    workers = Workers(settings, str(tmp_path / "store"), "r1")
+    rows = [{"q": f"kolibri {i} sings", "bad": i % 2} for i in range(40)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = TrainingData.read([tmp_path / "own.jsonl"], MAP, [])
+    config = make_config(SIZES, {"train_data": data.config.model_dump(mode="json")})
+    work, exchange = started(workers, {Arm.SELFPLAY: config})
+    write_training_data(workers.open(), data)
+    save(workers, 10)
+    spec = work.request(1, INTENT)
+    seen = exchange.open("r1", FOLDER)
+    assert seen.read_text("config.json") == config.canonical()
+    assert read_training_data(seen, data.config)
+    ref = CheckpointReader(seen).newest()
+    assert ref is not None
+    assert ref.step == 10
+    assert spec.env["TSGB_RUN_URL"].get_secret_value() == seen.run_url
+    assert spec.env["TSGB_CODE_URL"].get_secret_value().startswith(seen.run_url)
+    assert "TSGB_MANIFEST_KEY" not in spec.env
+    assert not any(leaks(value.get_secret_value()) for value in spec.env.values())
+
+
+def test_what_a_machine_saved_is_taken_over_and_its_folder_goes(workers: Workers) -> None:
+    config = make_config(SIZES)
+    work, exchange = started(workers, {Arm.SELFPLAY: config})
+    seen = exchange.open("r1", FOLDER)
+    store = CheckpointStore(seen)
+    store.claim(1)
+    store.publish(30, 30, CHECKPOINT, config.fingerprint)
+    seen.write_json("machines/0001/exit.json", {"outcome": "done", "message": "trained"})
+    work.collect(working=1)
+    assert not work.is_reached(0), "a machine at work is not disturbed"
+    work.collect(working=None)
+    assert work.is_reached(0)
+    documents = RunDocuments(workers.open(), exchange.opener("r1", 5))
+    assert documents.exit_record(1) == {"outcome": "done", "message": "trained"}
+    assert not (Path(workers.store) / "_exchange" / "r1" / FOLDER).exists()
+    work.collect(working=None)
 
 
 @pytest.mark.parametrize(("gigabytes", "most"), [(2, "1"), (4, "2"), (24, None), (0, None)])
