@@ -24,9 +24,9 @@ classified where they enter (store, black box, worker, provider), in one place e
         +-- ProviderNoCredit       exit 8   no credit, or the account's limit on spending
         +-- ProviderGone                    this instance or offer is not there (any more)
         +-- ProviderRefused                 the same call will be refused again
-        +-- ProviderRateLimited             too often; `wait_seconds` says how long to wait
-        |   +-- ProviderSearchQuota         no more searches for now
         +-- ProviderUnreachable             no usable answer in time: unknown, never empty or gone
+        |   +-- ProviderRateLimited         too often; `wait_seconds` says how long to wait
+        |       +-- ProviderSearchQuota     no more searches for now
         +-- ProviderAmbiguous               a rental may exist: look before the next try
 """
 
@@ -180,8 +180,12 @@ class ProviderRefused(ProviderError):
     """The service understood the call and will refuse it again."""
 
 
-class ProviderRateLimited(ProviderError):
-    """All who share the key asked too often; nothing was done."""
+class ProviderUnreachable(ProviderError):
+    """The service gave no usable answer in time: the state of what was asked about is unknown."""
+
+
+class ProviderRateLimited(ProviderUnreachable):
+    """All who share the key asked too often; nothing was done, and nothing is known."""
 
     wait_seconds: float = 0.0
     """Seconds before the next try."""
@@ -189,10 +193,6 @@ class ProviderRateLimited(ProviderError):
 
 class ProviderSearchQuota(ProviderRateLimited):
     """The service allows no more searches for `wait_seconds`; other calls go on."""
-
-
-class ProviderUnreachable(ProviderError):
-    """The service gave no usable answer in time: the state of what was asked about is unknown."""
 
 
 class ProviderAmbiguous(ProviderError):

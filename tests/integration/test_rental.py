@@ -158,6 +158,18 @@ def test_refused_offers_are_tried_again_elsewhere() -> None:
         assert_settled(fleet)
 
 
+@pytest.mark.parametrize("code", ["invalid_args", "no_such_ask"])
+def test_an_offer_that_is_taken_is_left_for_the_next_one(code: str) -> None:
+    with Fleet() as fleet:
+        taken = {"success": False, "error": code, "msg": "error 404/3603: no_such_ask"}
+        fault = {"method": "PUT", "path": "/asks/", "act": "answer", "status": 404, "body": taken}
+        fleet.vast.sim("faults", fault)
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet) == ["refused", "done"]
+        assert len({ending.machine_id for ending in fleet.documents.endings()}) == 2
+        assert_settled(fleet)
+
+
 def test_a_bid_below_the_floor_leaves_no_contract_behind() -> None:
     with Fleet() as fleet:
         flow = Flow(fleet)

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from tests.fakes.fleet import RUN, Fleet, assert_settled, causes, spent, when_training
+from tests.fakes.fleet import MICRO, RUN, Fleet, assert_settled, causes, spent, when_training
 from tests.fakes.mortal_flow import Flow
 from tsgb.errors import (
     BudgetReached,
@@ -179,4 +179,42 @@ def test_a_store_that_is_away_for_minutes_ends_nothing() -> None:
         when_training(fleet, lambda _: flow.mortal.cut_store(300))
         assert flow.run() == "done"
         assert causes(fleet) == ["done"]
+        assert_settled(fleet)
+
+
+SERVICE_FAILS = ["too_frequent_detail", "internal"]
+
+
+@pytest.mark.parametrize("preset", SERVICE_FAILS)
+def test_ten_minutes_in_which_the_service_answers_nothing_end_no_run(preset: str) -> None:
+    """They hit the start, a machine at work, and the search for its successor."""
+    with Fleet(steps=3000) as fleet:
+        flow = Flow(fleet)
+
+        def begin(_number: int = 0) -> None:
+            flow.mortal.refused = preset
+            fleet.at(600, lambda: setattr(flow.mortal, "refused", None))
+
+        def begin_and_preempt(number: int) -> None:
+            begin()
+            fleet.at(60, lambda: fleet.vast.do(number, "preempt", outage_seconds=1800))
+
+        begin()
+        when_training(fleet, begin, 60)
+        when_training(fleet, begin_and_preempt, 1000)
+        assert flow.run() == "done"
+        assert fleet.live() == []
+        assert fleet.bill()["max_live"] == 1
+        # A GPU that nobody could look at counts as billed.
+        assert Decimal(fleet.ledger().spent) / MICRO >= spent(fleet)
+
+
+def test_rentals_that_nobody_takes_for_ten_minutes_speak_against_no_machine() -> None:
+    with Fleet() as fleet:
+        too_often = {"method": "PUT", "path": "/asks/", "act": "answer", "times": None}
+        fleet.vast.sim("faults", {**too_often, "preset": "too_frequent_detail"})
+        fleet.at(600, lambda: fleet.vast.http.delete("/_sim/faults"))
+        assert Flow(fleet).run() == "done"
+        assert set(causes(fleet)) == {"stopped", "done"}
+        assert len({ending.machine_id for ending in fleet.documents.endings()}) == 1
         assert_settled(fleet)

@@ -179,6 +179,8 @@ def rent(session: Session, attempt: int, intent: Intent, spec: LaunchSpec) -> Ru
 
     Raises:
         Preempted: Nothing was rented; another offer may succeed.
+        ProviderUnreachable: Nothing was asked for, or the service takes no requests now. That says
+            nothing of the machine, and counts neither against it nor as a refusal.
         TSGBError: Nothing was rented, and another offer would fail alike.
     """
     try:
@@ -191,6 +193,14 @@ def rent(session: Session, attempt: int, intent: Intent, spec: LaunchSpec) -> Ru
                 session, attempt, intent, TerminationReason.REFUSED, error
             ) from error
         instance_id = found
+    except ProviderUnreachable as error:
+        session.ledger.reconcile(attempt, 0)
+        result = AttemptResult(
+            cause=TerminationReason.STOPPED, message=str(error), at=session.now()
+        )
+        session.documents.note(attempt, outcome=result.model_dump(mode="json"))
+        session.sleep(session.monitor_policy.search_seconds)
+        raise
     except ProviderError as error:
         if error.instance_id is not None:
             destroy(session, error.instance_id)

@@ -21,8 +21,9 @@ from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import Preempted, ProviderUnreachable
 
 MAX_OUTAGES = 10
-"""Attempts in a row that may end because the service does not answer, each after minutes; then a
-person has to look."""
+"""Attempts in a row that may end because the service does not answer, or takes no requests."""
+MAX_OUTAGE_SECONDS = 3600.0
+"""Seconds for which such attempts may go on in any case; then a person has to look."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -98,14 +99,19 @@ class RentedMachine(Machine[T]):
         self.running: RunningInstance | None = None
         self._work = work
         self._outages = 0
+        self._outage_since = 0.0
 
     def attempt(self, segment: int, step: Step = plainly) -> T:
         """See `Machine.attempt`; a service that does not answer for minutes costs the attempt."""
         try:
             return super().attempt(segment, step)
         except ProviderUnreachable as error:
+            clock = self.session.clock()
+            if self._outages == 0:
+                self._outage_since = clock
             self._outages += 1
-            if self._outages > MAX_OUTAGES:
+            lasts = clock - self._outage_since
+            if self._outages > MAX_OUTAGES and lasts > MAX_OUTAGE_SECONDS:
                 raise
             raise Preempted(str(error)) from error
 

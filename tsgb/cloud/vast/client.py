@@ -35,6 +35,7 @@ from tsgb.errors import (
     ProviderAmbiguous,
     ProviderError,
     ProviderGone,
+    ProviderRateLimited,
     ProviderRefused,
     ProviderUnreachable,
 )
@@ -256,7 +257,8 @@ def rent(caller: Caller, ask_id: int, rental: Rental) -> int:
 def _created(answer: Answer, call: Call, error: ProviderError | None) -> int:
     payload = answer.payload()
     instance_id = contract(payload)
-    if isinstance(error, ProviderUnreachable) or answer.status >= 500:
+    unknown = isinstance(error, ProviderUnreachable) and not isinstance(error, ProviderRateLimited)
+    if unknown or answer.status >= 500:
         raise _ambiguous(call, f"HTTP {answer.status}", instance_id)
     if error is not None:
         if instance_id is None and "queued" in answer.text:

@@ -146,6 +146,8 @@ class Retries:
         )
         try:
             return retrying(operation)
+        except ProviderRateLimited:
+            raise  # it says how long to wait
         except ProviderUnreachable as error:
             raise ProviderUnreachable(
                 f"{error}; gave up after retrying for {self.deadline_seconds:g} s. What is there "
@@ -163,6 +165,4 @@ class Retries:
 
 
 def _is_transient(error: BaseException) -> bool:
-    return isinstance(error, (ProviderUnreachable, ProviderRateLimited)) and not isinstance(
-        error, ProviderSearchQuota
-    )
+    return isinstance(error, ProviderUnreachable) and not isinstance(error, ProviderSearchQuota)
