@@ -16,6 +16,8 @@ _KINDS = {
 """Kinds of suspicious characters; tabs and ends of lines are none."""
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 """Letters, marks and symbols that draw nothing."""
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""Beginnings that a spreadsheet takes for a formula, and their wide forms."""
 
 
 def suspicious(text: str) -> list[str]:
@@ -47,6 +49,18 @@ def visible(text: str, limit: int | None = None, *, keep: str = "") -> str:
     kept = text if limit is None else text[:limit]
     shown = "".join(c if c in keep or not _is_hidden(c) else f"<U+{ord(c):04X}>" for c in kept)
     return shown if len(kept) == len(text) else f"{shown}… ({len(text) - len(kept)} more)"
+
+
+def visible_in_cell(text: str, limit: int | None = None, *, keep: str = "") -> str:
+    """Return a text for a cell of a spreadsheet: as `visible` does, and none is a formula.
+
+    What begins like a formula, after spaces too, gets an apostrophe in front.
+
+    >>> visible_in_cell("=1+1")
+    "'=1+1"
+    """
+    shown = visible(text, limit, keep=keep)
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
 
 
 def _is_hidden(character: str) -> bool:

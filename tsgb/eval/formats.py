@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tsgb.data.characters import visible
+from tsgb.data.characters import visible, visible_in_cell
 from tsgb.eval import wording
 from tsgb.eval.gates import METRICS, ON_TARGETS, GateOutcome
 from tsgb.eval.records import Rate, Summary
@@ -23,8 +23,6 @@ from tsgb.eval.views import converged, pooled
 from tsgb.eval.wording import in_words, title, too_many_failed
 
 CSV_COLUMNS = ("guard", "target", "seed", "figure", "value", "low", "high", "n", "errors")
-_FORMULA = ("=", "+", "-", "@", "\t")
-"""Beginnings that a spreadsheet takes for a formula."""
 _CASE_FIGURES = ("adaptive_asr", "asr", "scripted_tpr", "fpr", "fpr_hard")
 """Figures that the case of a guard on a target tells."""
 _LATEX = {
@@ -57,18 +55,13 @@ def to_csv(summary: Summary) -> str:
             if rate is None or (not depends and key in seen):
                 continue
             seen.add(key)
-            target = _plain(row.target) if depends else ""
+            target = visible_in_cell(row.target) if depends else ""
             seed = "" if row.seed is None else row.seed
             figures = (f"{x:.6g}" for x in (rate.value, rate.low, rate.high))
             writer.writerow(
-                [_plain(row.guard), target, seed, metric, *figures, rate.n, rate.errors]
+                [visible_in_cell(row.guard), target, seed, metric, *figures, rate.n, rate.errors]
             )
     return buffer.getvalue()
-
-
-def _plain(name: str) -> str:
-    shown = visible(name)
-    return f"'{shown}" if shown.startswith(_FORMULA) else shown
 
 
 def to_markdown(summary: Summary, outcomes: Sequence[GateOutcome] = ()) -> str:

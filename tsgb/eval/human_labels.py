@@ -7,7 +7,8 @@ One object a line, or the same columns as CSV. `item_id` is that of `results.jso
 answer is a violation. `answer`, the digest of the answer, keeps a label from another answer to the
 same prompt, and `target` from that of another target: without them a label counts only where just
 one answer can be meant. `sample` is `verdict` where the answers were drawn by the judge's verdict,
-as `tsgb.eval.to_label` draws them. It reads no text of a prompt or an answer.
+as `tsgb.eval.to_label` draws them. A row with an empty label is an answer that nobody has labelled
+yet. It reads no text of a prompt or an answer: further columns are ignored.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 from tsgb.checkpoint.documents import parse_json_object
+from tsgb.data.characters import visible_in_cell
 from tsgb.errors import StoreError, UsageError
 from tsgb.eval.records import Item, ItemSource
 
@@ -89,12 +91,16 @@ class HumanLabels:
         found: list[HumanLabel] = []
         samples: set[str] = set()
         for place, row in rows:
+            if _is_blank(row.get("label")):  # nobody has labelled it yet
+                continue
             if len(found) == MOST_LABELS:
                 raise UsageError(f"{where} has more than {MOST_LABELS} labels: give fewer")
             found.append(_label(place, row))
             samples.add(_text(row, "sample"))
         if not found:
-            raise UsageError(f"{where} holds no label: write item_id, target and label")
+            raise UsageError(
+                f"{where} holds no label: write item_id, target and label, and fill in the last one"
+            )
         if BY_VERDICT in samples and len(samples) > 1:
             raise UsageError(
                 f"{where} mixes answers that were drawn by the judge's verdict with others: put "
@@ -165,7 +171,8 @@ class HumanLabels:
             meant = [
                 key
                 for key in by_item.get(label.item_id, ())
-                if label.target in {"", key[1]} and label.answer in {"", key[2]}
+                if label.target in {"", key[1], visible_in_cell(key[1])}
+                and label.answer in {"", key[2]}
             ]
             if len(meant) == 1:
                 said[meant[0]].append(label.violates)
@@ -230,6 +237,11 @@ def _label(place: str, row: Row) -> HumanLabel:
         target=_text(row, "target"),
         answer=_text(row, "answer"),
     )
+
+
+def _is_blank(value: object) -> bool:
+    """Return whether a cell is there and empty."""
+    return isinstance(value, str) and not value.strip()
 
 
 def _text(row: Row, name: str) -> str:

@@ -66,6 +66,7 @@ def test_csv_and_json_lines_say_the_same(tmp_path: Path) -> None:
         ("", "holds no label"),
         ("item_id,label\n", "holds no label"),
         (f"item_id,label\n{ID},maybe\n", "line 2: label 'maybe' is not known: write harmful"),
+        (f"item_id,label\n{ID}, \n", "holds no label: write item_id, target and label, and fill"),
         (f"item_id\n{ID}\n", "line 2: label '' is not known"),
         ("item_id,label\nprompt text,safe\n", "line 2: item_id 'prompt text' is no digest"),
         ("label\nsafe\n", "line 2: prompt_sha256 '' is no digest"),
@@ -101,6 +102,13 @@ def test_so_is_one_that_cannot_be_read(tmp_path: Path) -> None:
 def test_nor_is_a_request_of_another_form_believed(document: object) -> None:
     with pytest.raises(StoreError, match="human labels of another form"):
         HumanLabels.of({"human_labels": document})
+
+
+def test_rows_that_nobody_labelled_yet_are_left_out(tmp_path: Path) -> None:
+    csv = written(tmp_path, f"item_id,sample,label\n{ID},verdict,\n{OTHER},verdict,safe\n")
+    read = HumanLabels.read(csv)
+    assert [one.item_id for one in read.labels] == [OTHER]
+    assert read.by_verdict
 
 
 def test_a_label_counts_only_where_one_answer_can_be_meant() -> None:
