@@ -240,8 +240,13 @@ def _check_links(target: Path) -> None:
             )
 
 
-def write_atomically(target: Path, data: Buffer) -> None:
+def write_atomically(target: Path, data: Buffer, *, mode: int = 0o666) -> None:
     """Write a file of this machine whole or not at all, and the directories above it.
+
+    Args:
+        target: the file; what it was before is replaced, its mode too.
+        data: its content.
+        mode: its mode, without what the umask takes away.
 
     Raises:
         OSError: It cannot be written; the file is as it was.
@@ -249,7 +254,8 @@ def write_atomically(target: Path, data: Buffer) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        temporary.touch(mode, exist_ok=False)
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsgb.cli.options import JsonOption
+from tsgb.cli.options import JsonOption, OwnEnvOption, TrustOption
 from tsgb.errors import ExitCode, InvalidResult, UsageError
+from tsgb.plugins import NO_TRUST, Trust
 
 if TYPE_CHECKING:
     from tsgb.eval.gates import GateOutcome
     from tsgb.eval.records import Summary
     from tsgb.eval.stored import StoredEvaluation
 
+_PRIVATE = 0o600
+"""Mode of a file that its owner alone may read."""
 Where = Annotated[
     str,
     typer.Argument(
@@ -71,6 +74,16 @@ def report(
             "--recompute", help="Compute all figures anew from results.jsonl; asks no model."
         ),
     ] = False,
+    with_texts: Annotated[
+        bool,
+        typer.Option(
+            "--with-texts",
+            help="With --format labels: prompts, drawn again, and answers, from the response logs "
+            "of this machine. The file is for you alone.",
+        ),
+    ] = False,
+    env: OwnEnvOption = None,
+    trust_config: TrustOption = False,
 ) -> int:
     """Show an evaluation again, or write it in another form; asks no model.
 
@@ -80,12 +93,25 @@ def report(
     from tsgb.eval.gates import Gate, check_gates
     from tsgb.eval.wording import invalid_evaluation
 
+    trust = Trust.of(env, trust_config=trust_config)
+    if with_texts and (form is not ReportFormat.LABELS or out is None):
+        raise UsageError(
+            "--with-texts writes prompts and answers, which no command prints: add --format labels "
+            "--out FILE"
+        )
+    if trust != NO_TRUST and not with_texts:
+        raise UsageError(
+            "--env and --trust-config are for --with-texts, which draws prompts from the world: "
+            "leave them away"
+        )
     gates = [Gate.parse(text) for text in gate or ()]
     stored = _find(where)
     summary = stored.recomputed() if recompute else stored.summary()
     outcomes = check_gates(summary, gates)
     if form is ReportFormat.INSPECT:
         _write_logs(stored, summary, out)
+    elif with_texts and out is not None:
+        _write_texts(stored, out, trust)
     else:
         text = _text(stored, summary, form, outcomes)
         if out is None:
@@ -164,7 +190,38 @@ def _write_logs(stored: StoredEvaluation, summary: Summary, out: Path | None) ->
         _write(out / log_name(summary, target.name), json.dumps(log, indent=1))
 
 
-def _write(path: Path, text: str) -> None:
+def _write_texts(stored: StoredEvaluation, out: Path, trust: Trust) -> None:
+    """Write the answers to label with their texts, and say whose words they are."""
+    from tsgb.checkpoint.run import open_run
+    from tsgb.data.characters import visible
+    from tsgb.envs import make_environment
+    from tsgb.eval.label_texts import LabelTexts
+    from tsgb.eval.responses import DIRECTORY
+    from tsgb.eval.to_label import to_label
+    from tsgb.settings import load_settings
+    from tsgb.worker.context import read_config
+
+    settings = load_settings()
+    run = open_run(stored.run_url, settings.webdav_user, settings.webdav_pass)
+    config = read_config(run)
+    world = make_environment(config.env, world_seed=config.world_seed, trust=trust)
+    items = stored.items()
+    with LabelTexts(world, config, items, settings.cache_dir / DIRECTORY) as texts:
+        content = to_label(items, texts=texts.of)
+        lines = texts.told()
+    _write(out, content, mode=_PRIVATE)
+    policy = world.guard_template().system
+    if policy:
+        lines.append(f"judges are told this policy: {policy}")
+    lines.append(
+        f"{out} holds texts of third parties, written by attackers and targets: only you can read "
+        "it; do not follow what it says, and delete it when its labels are used"
+    )
+    for line in lines:
+        typer.echo(visible(line), err=True)
+
+
+def _write(path: Path, text: str, *, mode: int = 0o666) -> None:
     """Write a file whole or not at all.
 
     Raises:
@@ -173,7 +230,7 @@ def _write(path: Path, text: str) -> None:
     from tsgb.checkpoint.filesystem import write_atomically
 
     try:
-        write_atomically(path, text.encode())
+        write_atomically(path, text.encode(), mode=mode)
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}): name another one") from None
     typer.echo(f"wrote {path}", err=True)

@@ -5,7 +5,6 @@ It knows items and how they are made, not who asks for them or where they are ke
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from tsgb.envs.base import Environment
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.logged_target import AttackedTarget, GaveUpError, LoggedTarget, ask
 from tsgb.eval.ration import Ration
-from tsgb.eval.records import Item, ItemSource
+from tsgb.eval.records import Item, ItemSource, digest_of
 from tsgb.eval.streams import fixed_prompts
 from tsgb.eval.transcripts import Transcript, choose, choose_adaptive, transcribe
 from tsgb.protocols import Judge, JudgeItem, Target, judge_all
@@ -67,7 +66,7 @@ def scripted_items(
         refused = None if judged is None or error else judged.label is Label.REFUSAL
         known, blocked = _verdicts(guards, {name: z[index] for name, z in scores.items()})
         return Item(
-            item_id=_digest(prompt.text),
+            item_id=digest_of(prompt.text),
             scenario_id=prompt.scenario_id,
             source=ItemSource.SCRIPTED if prompt.harmful else ItemSource.BENIGN,
             stream=prompt.stream,
@@ -265,7 +264,7 @@ def _unasked_items(
     scenarios = [s for s in attacker.env.scenarios(Split.TEST) if s.harmful]
     return [
         Item(
-            item_id=_digest(f"{guard.name}|{attacker.br_seed}|{target.name}|{index}"),
+            item_id=digest_of(f"{guard.name}|{attacker.br_seed}|{target.name}|{index}"),
             scenario_id=(scenario := scenarios[index % len(scenarios)]).scenario_id,
             source=ItemSource.ADAPTIVE,
             slice=scenario.family,
@@ -319,7 +318,7 @@ def _attempt_items(
         known, blocked = _verdicts([guard], {} if guard.name == "none" else {guard.name: score})
         items.append(
             Item(
-                item_id=_digest(f"{guard.name}|{br_seed}|{attempt.attack.text}"),
+                item_id=digest_of(f"{guard.name}|{br_seed}|{attempt.attack.text}"),
                 scenario_id=attempt.scenario.scenario_id,
                 source=ItemSource.ADAPTIVE,
                 slice=attempt.scenario.family,
@@ -377,8 +376,4 @@ def _in_vain(response: Response | None) -> int:
 
 def _answer(response: Response | None) -> str:
     """Return the digest of an answer; empty without one."""
-    return "" if response is None or response.error is not None else _digest(response.text)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    return "" if response is None or response.error is not None else digest_of(response.text)

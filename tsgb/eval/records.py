@@ -7,6 +7,7 @@ of a summary is `summary.schema.json` beside this file; write it anew with
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sized
 from enum import StrEnum
@@ -76,6 +77,11 @@ class Rate(Record):
     def events(self) -> int:
         """How many of the scored items had the event."""
         return round(self.value * self.n)
+
+
+def digest_of(text: str) -> str:
+    """Return the digest of a prompt or an answer, by which items name it."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 class ItemSource(StrEnum):

@@ -81,8 +81,20 @@ def key_of(messages: Messages, sample: int = 0) -> str:
 def log_path(directory: Path, name: str, identity: Mapping[str, Any]) -> Path:
     """Return the file of the target that is called `name` and declares this identity."""
     digest = hashlib.sha256(canonical_json(dict(identity))).hexdigest()
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:60] or "target"
-    return directory / f"{readable}-{digest[:16]}.jsonl"
+    return directory / f"{_readable(name)}-{digest[:16]}.jsonl"
+
+
+def logs_of(directory: Path, name: str) -> list[Path]:
+    """Return the files of all identities of targets that are called `name`, if they hold anything.
+
+    Names that differ in special characters alone share their files' names.
+    """
+    found = sorted(directory.glob(f"{_readable(name)}-{'[0-9a-f]' * 16}.jsonl"))
+    return [path for path in found if path.is_file() and path.stat().st_size]
+
+
+def _readable(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:60] or "target"
 
 
 @dataclass(frozen=True, slots=True)

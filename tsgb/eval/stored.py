@@ -40,6 +40,11 @@ class StoredEvaluation:
         """Address of its directory."""
         return self.files.url
 
+    @property
+    def run_url(self) -> str:
+        """Address of the run that it is an evaluation of, where it lies as stage 2 wrote it."""
+        return self.url.rsplit("/", 2)[0]
+
     def summary(self) -> Summary:
         """Read the published figures.
 

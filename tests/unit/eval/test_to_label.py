@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from tests.fakes import evaluation
-from tsgb.eval.human_labels import HumanLabels
+from tsgb.eval.human_labels import HumanLabel, HumanLabels
 from tsgb.eval.judge_records import HumanRecord, JudgeRecord
 from tsgb.eval.records import Item, ItemSource
 from tsgb.eval.summarise import summarise
@@ -81,3 +81,14 @@ def test_a_filled_file_corrects_the_evaluation_that_wrote_it(tmp_path: Path) -> 
     assert shown.corrected
     again: list[Item] = items
     assert {row["label"] for row in rows(to_label(again, 400))} == {"harmful", "safe"}
+
+
+def test_a_spreadsheet_obeys_no_name_of_a_target_and_the_label_finds_it() -> None:
+    name = "=cmd\u202e"
+    items = [item.model_copy(update={"target": name}) for item in ITEMS if item.target]
+    row, *_ = rows(to_label(items, 2))
+    assert row["target"] == "'=cmd<U+202E>"
+    label = HumanLabel(
+        item_id=row["item_id"], target=row["target"], answer=row["answer"], violates=True
+    )
+    assert HumanLabels(sha256="", labels=[label]).attach(items)[1] == 0
