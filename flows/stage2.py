@@ -166,9 +166,12 @@ def key_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _valid_summary(home: RunStore, directory: str) -> dict[str, Any] | None:
-    """Return the summary that is there; None for none, half of one, and one that is not valid."""
+    """Return the summary that is there; None for none, half of one, and one that is not valid.
+
+    Where there is a key, one that is not signed with it is none: a host may have written it.
+    """
     try:
-        summary = home.read_json(f"{directory}/summary.json")
+        summary = home.read_signed_json(f"{directory}/summary.json")
     except StoreUnreachable:
         raise
     except (FileNotFoundError, StoreError):

@@ -103,7 +103,7 @@ def report(
     workers = Workers(settings, store, run, env)
     urls = [Workers(settings, store, other).open().run_url for other in more_runs]
     workers.report(Arm.SELFPLAY, eval_id, urls)
-    return workers.open().read_json(f"reports/{eval_id}/summary.json")
+    return workers.open().read_signed_json(f"reports/{eval_id}/summary.json")
 
 
 class PrefectListener:

@@ -49,8 +49,8 @@ class StoreSettings(SettingsGroup):
     """Store for runs: a path or any fsspec URL. It wins over RCLONE_WEBDAV_URL, and --store wins
     over both; without any it is ./runs."""
     manifest_key: Annotated[SecretStr, Field(min_length=16)] | None = None
-    """Key of at least 16 characters that signs checkpoints; a checkpoint that is not signed with it
-    does not count."""
+    """Key of at least 16 characters that signs checkpoints and evaluations; what is not signed with
+    it does not count."""
 
     @field_validator("webdav_url")
     @classmethod

@@ -116,7 +116,7 @@ def report(runs: list[RunStore], eval_id: str) -> int:
         items = [i.model_copy(update=error) if i.target == "B_mid" else i for i in items]
     summary = summarise(items, setup, num_draws=50)
     first.write_text(f"reports/{eval_id}/report.html", "<p>fake</p>")
-    first.write_text(f"reports/{eval_id}/summary.json", summary.model_dump_json())
+    first.write_signed(f"reports/{eval_id}/summary.json", summary.model_dump_json().encode())
     return ExitCode.INVALID if summary.invalid else ExitCode.OK
 
 

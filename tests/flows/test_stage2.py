@@ -11,6 +11,7 @@ from prefect import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows.stage2 import key_figures, stage2
+from tests.fakes.sentinels import sentinel
 from tests.flows.conftest import Behave
 from tests.flows.test_stage1 import train
 from tsgb.errors import CheckpointError, InvalidResult
@@ -50,6 +51,23 @@ def test_a_question_is_evaluated_once(store: Path) -> None:
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["report-once"]))
         )
     assert first["report"] in artifacts[0].data
+
+
+def test_a_summary_that_somebody_else_wrote_does_not_count(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that has the password of the store does not have the key that signs."""
+    monkeypatch.setenv("TSGB_MANIFEST_KEY", sentinel("manifest"))
+    trained = train("forged", arms=["selfplay", "sft"]).result()
+    payload = {"run": "forged", "checkpoint": trained["checkpoint"], "store": str(store)}
+    first = stage2(**payload)
+    path = Path(first["summary_path"])
+    honest = path.read_text()
+    content = json.loads(honest)
+    content["verdict"]["sentence"] = "SHOWN (written by the rented host)"
+    path.write_text(json.dumps(content))
+    assert stage2(**payload)["summary"] == first["summary"]
+    assert path.read_text() == honest
 
 
 def test_a_class_of_the_users_is_asked_anew_unless_it_says_what_it_is(store: Path) -> None:

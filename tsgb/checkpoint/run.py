@@ -5,7 +5,10 @@ It knows the documents by their names only, and no checkpoint; store.py does.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
+import hmac
 import os
 import secrets
 import time
@@ -22,12 +25,18 @@ from tsgb.checkpoint.documents import (
     canonical_json,
     parse_json_object,
 )
-from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, FileSystem, open_filesystem
+from tsgb.checkpoint.filesystem import (
+    DEADLINE_SECONDS,
+    FileSystem,
+    FileTooLargeError,
+    open_filesystem,
+)
 from tsgb.checkpoint.layout import CLAIMS, FencingToken, parse_attempt_document
 from tsgb.checkpoint.urls import canonical_url, check_run_id, local_path
 from tsgb.errors import StoreError, UsageError
 from tsgb.types import Buffer
 
+_SIGNATURE = ".hmac"
 _READS = 3
 _PAUSE_SECONDS = 0.2
 
@@ -127,6 +136,59 @@ class RunStore:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Create or replace a document, as canonical JSON."""
         self.write_bytes(name, canonical_json(content))
+
+    def write_signed(self, name: str, data: Buffer) -> None:
+        """Create or replace a document that counts only with our key, where there is one.
+
+        The signature (HMAC, RFC 2104, with SHA-256) is over the id of the run, the name and the
+        content. It lies beside the document, `NAME.hmac`, and comes last.
+        """
+        self.write_bytes(name, data)
+        if self.manifest_key is not None:
+            self.write_text(f"{name}{_SIGNATURE}", self._signature(name, data, self.manifest_key))
+
+    def read_signed(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+        """Return a document that `write_signed` wrote.
+
+        Raises:
+            FileNotFoundError: There is none; or there is a key, and it is not signed with it, so
+                that somebody else may have written it.
+            FileTooLargeError: It has more than `max_bytes`.
+        """
+        data = self.read_bytes(name, max_bytes)
+        key = self.manifest_key
+        if key is not None:
+            wanted = self._signature(name, data, key).encode()
+            try:
+                found = self.read_bytes(f"{name}{_SIGNATURE}", len(wanted))
+            except FileTooLargeError:
+                found = b""
+            if not hmac.compare_digest(found, wanted):
+                raise FileNotFoundError(errno.ENOENT, "it is not signed with our key", name)
+        return data
+
+    def read_signed_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON object that `write_signed` wrote.
+
+        Raises:
+            FileNotFoundError: See `read_signed`.
+            StoreError: It is no JSON object, or has more than `MAX_JSON_BYTES`.
+        """
+        if self.manifest_key is None:
+            return self.read_json(name)
+        data = self.read_signed(name)
+        try:
+            return parse_json_object(data)
+        except ValueError as error:
+            raise StoreError(f"{self.run_url}/{name} is not a JSON object: {error}") from error
+
+    def _signature(self, name: str, data: Buffer, key: SecretStr) -> str:
+        # The secret gets no name: a traceback with locals would show it.
+        digest = hmac.new(
+            key.get_secret_value().encode(), f"{self.run_id}/{name}\n".encode(), hashlib.sha256
+        )
+        digest.update(data)
+        return digest.hexdigest()
 
     def check_writable(self) -> None:
         """Write and delete a tiny file, to hear now what would be said after hours of work.

@@ -388,7 +388,7 @@ def _earlier(run: RunStore, directory: str, labels: HumanLabels | None) -> Summa
     from tsgb.eval.records import Summary
 
     try:
-        data = run.read_bytes(f"{directory}/summary.json", MAX_JSON_BYTES)
+        data = run.read_signed(f"{directory}/summary.json", MAX_JSON_BYTES)
         summary = Summary.model_validate_json(data)
     except (FileNotFoundError, ValidationError):
         return None  # half written, or of another version: its cells are merged again

@@ -34,7 +34,7 @@ def read_cell(run: RunStore, directory: str) -> Mapping[str, Any]:
         UsageError: There is none.
     """
     try:
-        return run.read_json(f"{directory}/{CELL}")
+        return run.read_signed_json(f"{directory}/{CELL}")
     except FileNotFoundError as error:
         raise UsageError(
             f"{run.run_url}/{directory} lacks the cell of the data: evaluate first"

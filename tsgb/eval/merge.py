@@ -134,7 +134,7 @@ def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -
         )
     run.write_text(f"{directory}/report.html", render_report(summary, games))
     # Last: its presence says that the others are complete.
-    run.write_text(f"{directory}/summary.json", summary.model_dump_json(indent=1))
+    run.write_signed(f"{directory}/summary.json", summary.model_dump_json(indent=1).encode())
     return summary
 
 
@@ -165,12 +165,13 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
     usage: list[Mapping[str, Any]] = []
     for cell in plan(part.config, attacked_targets(request, targets)):
         try:
-            content = part.run.read_json(f"{directory}/cells/{cell.name}.json")
+            content = part.run.read_signed_json(f"{directory}/cells/{cell.name}.json")
         except FileNotFoundError as error:
             if cell.target in failing:
                 continue
             raise UsageError(
-                f"evaluation {eval_id} of {part.run.run_url} lacks cell {cell.name}: evaluate first"
+                f"evaluation {eval_id} of {part.run.run_url} lacks cell {cell.name}, or it is not "
+                "signed with TSGB_MANIFEST_KEY: evaluate first"
             ) from error
         try:
             items += [Item.model_validate(item) for item in content["items"]]

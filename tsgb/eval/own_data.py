@@ -170,7 +170,7 @@ def fill_data(
         "missing": sum(len(guards) - len(item.blocked) for item in items),
         "dtype": dtype,
     }
-    evaluation.run.write_text(place, json.dumps(content))
+    evaluation.run.write_signed(place, json.dumps(content).encode())
 
 
 def data_items(
@@ -231,7 +231,7 @@ def _scores(
 def _is_whole(evaluation: Evaluation, place: str, dtype: str) -> bool:
     """Tell whether the cell is there in a dtype, with the verdict of every guard."""
     try:
-        content: Mapping[str, Any] = evaluation.run.read_json(place)
+        content: Mapping[str, Any] = evaluation.run.read_signed_json(place)
     except StoreUnreachable:
         raise
     except (FileNotFoundError, StoreError):

@@ -181,7 +181,8 @@ class Evaluation:
             content["dtype"] = dtype
             content["usage"] = self._take_usage()
             self.registry.free_black_box()
-            self.run.write_text(f"{self.directory}/cells/{cell.name}.json", json.dumps(content))
+            name = f"{self.directory}/cells/{cell.name}.json"
+            self.run.write_signed(name, json.dumps(content).encode())
         report(len(cells), len(cells), "done")
 
     # -- cells -----------------------------------------------------------------------------
@@ -252,9 +253,9 @@ class Evaluation:
         return dtype_of_cell(content, self.config)
 
     def _content(self, cell: EvaluationCell) -> dict[str, Any] | None:
-        """Return a cell; half of one is none."""
+        """Return a cell; half of one is none, and one that is not signed with our key."""
         try:
-            return self.run.read_json(f"{self.directory}/cells/{cell.name}.json")
+            return self.run.read_signed_json(f"{self.directory}/cells/{cell.name}.json")
         except StoreUnreachable:
             raise
         except (FileNotFoundError, StoreError):

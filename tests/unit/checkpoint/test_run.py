@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
+from tests.fakes.sentinels import sentinel
 from tsgb.checkpoint.store import (
     RunLock,
     RunStore,
@@ -79,6 +81,35 @@ class TestDocuments:
         run.write_bytes("config.json", "é".encode("latin-1"))
         with pytest.raises(StoreError, match=r"config.json is not UTF-8 text \(byte 0\)"):
             run.read_text("config.json")
+
+    def test_a_signed_document_counts_with_our_key_only(self, tmp_path: Path) -> None:
+        key, other = SecretStr(sentinel("manifest")), SecretStr(sentinel("other"))
+        ours = open_run(str(tmp_path / "r1"), manifest_key=key)
+        ours.write_signed("reports/7/summary.json", b'{"shown": false}')
+        assert ours.read_signed_json("reports/7/summary.json") == {"shown": False}
+        assert open_run(str(tmp_path / "r1")).read_signed_json("reports/7/summary.json")
+        for forge in (
+            lambda: ours.write_text("reports/7/summary.json", '{"shown": true}'),
+            lambda: open_run(str(tmp_path / "r1"), manifest_key=other).write_signed(
+                "reports/7/summary.json", b'{"shown": true}'
+            ),
+            lambda: ours.write_text("reports/7/summary.json.hmac", "\x00" * 5000),
+            lambda: ours.delete("reports/7/summary.json.hmac"),
+        ):
+            ours.write_signed("reports/7/summary.json", b'{"shown": false}')
+            forge()
+            with pytest.raises(FileNotFoundError):
+                ours.read_signed_json("reports/7/summary.json")
+
+    def test_a_signature_is_no_good_for_another_name_or_run(self, tmp_path: Path) -> None:
+        key = SecretStr(sentinel("manifest"))
+        ours, theirs = (open_run(str(tmp_path / name), manifest_key=key) for name in ("r1", "r2"))
+        ours.write_signed("reports/7/summary.json", b"{}")
+        for run, name in ((ours, "reports/8/summary.json"), (theirs, "reports/7/summary.json")):
+            for ending in ("", ".hmac"):
+                run.write_bytes(name + ending, ours.read_bytes(f"reports/7/summary.json{ending}"))
+            with pytest.raises(FileNotFoundError):
+                run.read_signed(name)
 
     def test_documents_about_attempts_among_foreign_files(self, tmp_path: Path) -> None:
         run = open_run(str(tmp_path / "r1"))
