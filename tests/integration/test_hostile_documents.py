@@ -80,6 +80,30 @@ def test_numbers_that_are_none_count_nothing() -> None:
         assert_settled(fleet)
 
 
+def test_traffic_that_no_line_carries_is_not_believed() -> None:
+    """A claim of 10 TB ended a run at a thousandth of its budget."""
+    with Fleet(steps=1500) as fleet:
+
+        def lie(number: int) -> None:
+            fleet.boxes[number].bytes_up = 10**13
+
+        when_training(fleet, lie)
+        flow = Flow(fleet, budget="20")
+        assert flow.run() == "done"
+        assert len([line for line in flow.told if "more than its line carries" in line]) == 1
+        [account] = fleet.ledger("20").accounts.values()
+        seconds = account.usage.storage_us / 1e6
+        assert account.usage.bytes_up <= seconds * account.bandwidth.up_per_second
+
+
+def test_the_next_flow_does_not_believe_it_either() -> None:
+    with Fleet(steps=3000) as fleet:
+        assert Flow(fleet, kill_at="training", budget="20").run() == "killed"
+        fleet.advance(DEAD)
+        fleet.seen_by(1).write_text(REPORTS[0], '{"bytes_up": 10000000000000}')
+        assert Flow(fleet, budget="20").run() == "done"
+
+
 @pytest.mark.parametrize("document", [DEEP, HALF, b'{"run":' + b"9" * 5000 + b"}", b"\xff"])
 def test_one_runs_lease_does_not_keep_the_machines_of_others(here: Scene, document: bytes) -> None:
     here.lease("bad", 1)

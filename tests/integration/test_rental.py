@@ -45,11 +45,11 @@ def test_preemptions_cost_machines_but_no_saved_work() -> None:
 
 def test_what_a_machine_sends_is_in_the_books() -> None:
     """By its own count, as its heartbeats tell it."""
-    with Fleet(steps=1500, save_bytes=10**10) as fleet:
+    with Fleet(steps=1500, save_bytes=5 * 10**8) as fleet:
         when_training(fleet, lambda n: fleet.vast.do(n, "preempt", outage_seconds=900), 200)
         assert Flow(fleet).run() == "done"
         bills = fleet.bill()["instances"].values()
-        assert sum(float(bill["upload_dollars"]) for bill in bills) > 0.5
+        assert sum(float(bill["upload_dollars"]) for bill in bills) > 0.05
         assert_settled(fleet)
 
 

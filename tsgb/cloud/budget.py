@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.pricing import Account, CreditMark, Drift, Rates, Usage, in_dollars
+from tsgb.cloud.pricing import Account, Bandwidth, CreditMark, Drift, Rates, Usage, in_dollars
 from tsgb.errors import BudgetReached, StoreError, StoreUnreachable, UsageError
 
 NAME = "budget.json"
@@ -109,6 +109,7 @@ class Ledger:
         window: timedelta = WINDOW,
         least: timedelta = timedelta(0),
         traffic: Usage | None = None,
+        bandwidth: Bandwidth | None = None,
         credit: int | None = None,
         intent: Mapping[str, Any] | None = None,
     ) -> Account:
@@ -121,6 +122,7 @@ class Ledger:
             window: See `WINDOW`.
             least: Shortest time that is worth a start, such as that to the first checkpoint.
             traffic: Traffic that the start causes in any case; counted at once.
+            bandwidth: Bound on the traffic of the machine that is believed.
             credit: Micro-dollars on the account, which limit the reservation as the budget does.
             intent: Further fields of `attempts/NNNN.json`.
 
@@ -130,7 +132,14 @@ class Ledger:
         if attempt in self._accounts:
             raise UsageError(f"attempt {attempt} has an account already: number a new one")
         start = traffic or Usage()
-        fresh = Account(attempt=attempt, rates=rates, opened_at=now, seen_at=now, usage=start)
+        fresh = Account(
+            attempt=attempt,
+            rates=rates,
+            opened_at=now,
+            seen_at=now,
+            usage=start,
+            bandwidth=bandwidth or Bandwidth(),
+        )
         needed = (start + Usage.of(least)).cost(rates)
         wanted = (start + Usage.of(max(2 * window, least))).cost(rates)
         free = self.left
@@ -164,7 +173,7 @@ class Ledger:
             attempt: Attempt with an open account.
             now: Time of day.
             poll: Time until the next poll.
-            more: Traffic since the last poll.
+            more: Traffic since the last poll; the part that the line cannot carry is not counted.
             gpu_billed: False only if the service showed that the GPU is not billed.
             ahead: Traffic that is expected until the next poll.
             window: See `WINDOW`.

@@ -13,7 +13,7 @@ from tsgb.cloud.documents import AttemptResult, Intent
 from tsgb.cloud.exchange import new_folder
 from tsgb.cloud.offers import Appraisal, choose, rates_of
 from tsgb.cloud.preemption import ON_DEMAND, History, Workload, machine_class
-from tsgb.cloud.pricing import Usage, microdollars
+from tsgb.cloud.pricing import Bandwidth, Usage, microdollars
 from tsgb.cloud.provider import LaunchSpec, Offer
 from tsgb.cloud.retry_policy import avoid, may_go_on
 from tsgb.cloud.running import RunningInstance
@@ -154,6 +154,7 @@ def intend(session: Session, chosen: Appraisal, attempt: int) -> Intent:
         window=session.monitor_policy.window,
         least=timedelta(minutes=session.launch_policy.least_minutes),
         traffic=Usage(bytes_down=intent.image_bytes),
+        bandwidth=Bandwidth.of(up_mbps=offer.inet_up, down_mbps=offer.inet_down),
         credit=check_money(session),
         intent={
             "machine": session.provider.name,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from tsgb.cloud.documents import Intent
-from tsgb.cloud.pricing import microdollars
+from tsgb.cloud.pricing import Usage, microdollars
 from tsgb.cloud.provider import Instance, InstanceState
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
@@ -143,12 +143,13 @@ def _count(session: Session, running: RunningInstance) -> None:
     """Count the cost so far; ask the machine to stop while there is money for its end."""
     billed = running.instance is None or running.instance.gpu_billed
     ahead = session.monitor_policy.look_seconds + session.monitor_policy.grace_seconds
+    new, before = running.new_traffic(), session.ledger.accounts[running.attempt].usage
     try:
         enough = session.ledger.keep(
             running.attempt,
             session.now(),
             timedelta(seconds=ahead),
-            more=running.new_traffic(),
+            more=new,
             gpu_billed=billed or running.billed,
             window=session.monitor_policy.window,
         )
@@ -157,9 +158,25 @@ def _count(session: Session, running: RunningInstance) -> None:
         session.note(f"the ledger could not be written: {error}")
         enough = True
     running.billed = billed
-    running.traffic_is_counted()
+    left = _uncounted(new, before, session.ledger.accounts[running.attempt].usage)
+    running.traffic_is_counted(new, left)
+    if left != Usage() and not running.doubted_traffic:
+        running.doubted_traffic = True
+        session.note(
+            f"instance {running.instance_id} says that it sent {new.bytes_up / 1e9:.3g} GB and "
+            f"received {new.bytes_down / 1e9:.3g} GB, more than its line carries: counting what "
+            "it can have been"
+        )
     if not enough:
         stop(session, running, BUDGET)
+
+
+def _uncounted(new: Usage, before: Usage, after: Usage) -> Usage:
+    """Return the part of new traffic that the ledger did not count."""
+    return Usage(
+        bytes_up=new.bytes_up - (after.bytes_up - before.bytes_up),
+        bytes_down=new.bytes_down - (after.bytes_down - before.bytes_down),
+    )
 
 
 def _renew(session: Session, running: RunningInstance) -> None:

@@ -20,6 +20,7 @@ HOURS_PER_MONTH = 730
 _US_PER_HOUR = 3_600 * MICRO
 _BYTES_PER_GB = 10**9
 _US = timedelta(microseconds=1)
+_FASTEST_MBPS = 1e6
 
 DRIFT_SHARE = Decimal("0.25")
 """By how much of the larger one the account and the ledger may differ."""
@@ -84,6 +85,53 @@ class Rates(BaseModel):
             storage_per_hour=microdollars(storage),
             up_per_gb=microdollars(up),
             down_per_gb=microdollars(down),
+        )
+
+
+class Bandwidth(BaseModel):
+    """Most bytes that a machine can have sent and received.
+
+    A machine counts its own traffic, and its host may write any number. Twice the bandwidth of the
+    offer is believed, because the service measures it only now and then.
+
+    Example: `Bandwidth.of(up_mbps=800.0, down_mbps=900.0)`
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    up_per_second: int = Field(default=2_500_000_000, ge=0)
+    """Most bytes sent a second; twice 10 Gb/s where the offer does not tell."""
+    down_per_second: int = Field(default=2_500_000_000, ge=0)
+    """Most bytes received a second."""
+
+    @classmethod
+    def of(cls, *, up_mbps: float, down_mbps: float) -> Bandwidth:
+        """Convert an offer's bandwidths, Mb/s; one that is no positive number is unknown."""
+        told = {"up_per_second": up_mbps, "down_per_second": down_mbps}
+        return cls(
+            **{
+                name: round(2 * mbps * 1e6 / 8)
+                for name, mbps in told.items()
+                if 0 < mbps < _FASTEST_MBPS
+            }
+        )
+
+    def believable(self, before: Usage, more: Usage, age: timedelta) -> Usage:
+        """Return the part of further traffic that the line can have carried.
+
+        Args:
+            before: What is counted already.
+            more: Traffic that the machine tells of besides.
+            age: Time since its rental.
+        """
+        us = max(0, age // _US)
+        most_up = max(0, self.up_per_second * us // MICRO - before.bytes_up)
+        most_down = max(0, self.down_per_second * us // MICRO - before.bytes_down)
+        return more.model_copy(
+            update={
+                "bytes_up": min(more.bytes_up, most_up),
+                "bytes_down": min(more.bytes_down, most_down),
+            }
         )
 
 
@@ -184,6 +232,8 @@ class Account(BaseModel):
     """Time up to which `usage` is counted."""
     usage: Usage = Usage()
     """Use of its machine."""
+    bandwidth: Bandwidth = Bandwidth()
+    """Bound on the traffic that is believed."""
     reserved: int = Field(default=0, ge=0)
     """Micro-dollars set aside; never less than `spent` once it was written."""
     charged: int | None = None
@@ -214,9 +264,16 @@ class Account(BaseModel):
         return self.seen_at + timedelta(microseconds=left * 3_600_000_000 // hourly)
 
     def used(self, now: datetime, more: Usage | None = None, *, gpu_billed: bool = True) -> Self:
-        """Return the account counted up to `now`; a clock that was set back counts nothing."""
+        """Return the account counted up to `now`; a clock that was set back counts nothing.
+
+        Traffic is counted as far as the machine's bandwidth allows.
+        """
         passed = Usage.of(max(timedelta(0), now - self.seen_at), gpu_billed=gpu_billed)
-        usage = self.usage + passed + (more or Usage())
+        told = more or Usage()
+        traffic = self.bandwidth.believable(
+            self.usage, told, max(now, self.seen_at) - self.opened_at
+        )
+        usage = self.usage + passed + traffic
         return self.model_copy(update={"usage": usage, "seen_at": max(now, self.seen_at)})
 
     def cost_after(self, later: timedelta, traffic: Usage) -> int:

@@ -44,6 +44,8 @@ class RunningInstance:
     """Sent bytes that the ledger has counted; a container that starts again counts from 0."""
     bytes_down: int = 0
     """Received bytes that the ledger has counted."""
+    doubted_traffic: bool = False
+    """Whether a person was told that its traffic is not believed."""
     beat_at: float | None = None
     """Clock reading at which the heartbeat last changed; None before the first one."""
     first_beat_at: float | None = None
@@ -87,10 +89,16 @@ class RunningInstance:
             bytes_down=down - self.bytes_down if down >= self.bytes_down else down,
         )
 
-    def traffic_is_counted(self) -> None:
-        """Note that the ledger has counted what `new_traffic` returned."""
-        self.bytes_up = count_in(self.heartbeat, "bytes_up") or self.bytes_up
-        self.bytes_down = count_in(self.heartbeat, "bytes_down") or self.bytes_down
+    def traffic_is_counted(self, new: Usage, left: Usage) -> None:
+        """Note that the ledger has counted what `new_traffic` returned, but for a rest.
+
+        Args:
+            new: What `new_traffic` returned.
+            left: The rest, which more time may make believable.
+        """
+        up, down = count_in(self.heartbeat, "bytes_up"), count_in(self.heartbeat, "bytes_down")
+        self.bytes_up = up - left.bytes_up if new.bytes_up else self.bytes_up
+        self.bytes_down = down - left.bytes_down if new.bytes_down else self.bytes_down
 
     @property
     def boot_seconds(self) -> float | None:

@@ -205,7 +205,6 @@ def finish(session: Session, running: RunningInstance) -> Ending:
         more=running.new_traffic(),
         gpu_billed=running.billed or instance is None or instance.gpu_billed,
     )
-    running.traffic_is_counted()
     running.finished = True
     return conclude(
         session,

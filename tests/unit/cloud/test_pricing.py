@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import math
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsgb.cloud.pricing import MICRO, Drift, Rates, Usage, in_dollars, microdollars
+from tsgb.cloud.pricing import (
+    MICRO,
+    Account,
+    Bandwidth,
+    Drift,
+    Rates,
+    Usage,
+    in_dollars,
+    microdollars,
+)
 from tsgb.errors import UsageError
 
+NOW = datetime(2026, 7, 1, tzinfo=UTC)
 amounts = st.integers(0, 100 * MICRO)
 rates = st.builds(Rates, **dict.fromkeys(Rates.model_fields, amounts))
 usages = st.builds(Usage, **dict.fromkeys(Usage.model_fields, st.integers(0, 10**13)))
@@ -81,3 +92,22 @@ def test_what_late_and_rounded_charges_explain_is_none(pair: tuple[int, int]) ->
     assert not Drift(*pair).alarming
     assert not Drift(*reversed(pair)).alarming
     assert "look for" not in str(Drift(*pair))
+
+
+@given(claims=st.lists(st.integers(0, 10**20), max_size=5), seconds=st.integers(0, 10**6))
+def test_no_claim_counts_more_than_the_line_carries(claims: list[int], seconds: int) -> None:
+    account = Account(
+        attempt=1,
+        rates=Rates(up_per_gb=20_000),
+        opened_at=NOW,
+        seen_at=NOW,
+        bandwidth=Bandwidth.of(up_mbps=100.0, down_mbps=math.nan),
+    )
+    for claim in claims:
+        account = account.used(NOW + timedelta(seconds=seconds), Usage(bytes_up=claim))
+    assert account.usage.bytes_up == min(sum(claims), seconds * 25_000_000)
+
+
+@pytest.mark.parametrize("unknown", [math.nan, math.inf, 0.0, -1.0])
+def test_a_bandwidth_that_is_not_told_is_still_a_bound(unknown: float) -> None:
+    assert Bandwidth.of(up_mbps=unknown, down_mbps=8.0) == Bandwidth(down_per_second=2_000_000)
