@@ -5,7 +5,9 @@ changes nothing. A failure prints the line that reproduces it. Of two processes 
 loadfile`) each takes whole files, and one of them all that needs the Prefect server of the session.
 
 Compiled bytecode is kept, whatever the environment says: the suite starts some hundred processes,
-and without it each spends more time on compiling torch and Prefect than on importing them.
+and without it each spends more time on compiling torch and Prefect than on importing them. Torch
+has one thread, as in a worker: two processes share two cores, and models of tests are too small
+for a second thread to be worth its start.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ WITH_PREFECT = (
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+os.environ["OMP_NUM_THREADS"] = "1"
 
 settings.register_profile(
     "tsgb",
