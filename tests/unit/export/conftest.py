@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.fakes.command_line import Run
 from tests.fakes.families import save_family
 from tests.fakes.miniature import MINIATURE, miniature_config
 from tests.fakes.runs import save_run
+from tsgb.cli import app
 from tsgb.config import RunConfig, make_config
 from tsgb.envs import make_environment
 from tsgb.export.record import GuardFile
@@ -88,9 +92,34 @@ def tiny_config(pretrained: str, dtype: str = "float32") -> RunConfig:
     )
 
 
-def export_family(tsgb: Run, tmp_path: Path, family: str) -> Path:
-    base = save_family(tmp_path / "base", family)
-    save_run(tmp_path / "run", tiny_config(str(base)), tmp_path / "cache", until_step=3)
-    ended = tsgb("export-guard", str(tmp_path / "run"), "out", "--env", "canary")
-    assert ended.code == 0, ended
-    return Path("out")
+@pytest.fixture(scope="session")
+def family_exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with a family's run and its export, `run` and `out`; made once for all tests."""
+
+    @cache
+    def make(family: str) -> Path:
+        root = tmp_path_factory.mktemp(family)
+        base = save_family(root / "base", family)
+        save_run(root / "run", tiny_config(str(base)), root / "cache", until_step=3)
+        command = ["export-guard", str(root / "run"), str(root / "out"), "--env", "canary"]
+        environment = {"TSGB_CACHE_DIR": str(root / "cache")}
+        done = CliRunner().invoke(app, command, env=environment, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return root
+
+    return make
+
+
+@pytest.fixture
+def export_family(
+    tsgb: Run, tmp_path: Path, family_exports: Callable[[str], Path]
+) -> Callable[[str], Path]:
+    """`export_family("qwen2")`: copies of a run and its export, which a test may change."""
+
+    def copy(family: str) -> Path:
+        made = family_exports(family)
+        shutil.copytree(made / "run", tmp_path / "run")
+        shutil.copytree(made / "out", "out")
+        return Path("out")
+
+    return copy

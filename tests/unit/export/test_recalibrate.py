@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.command_line import Run
-from tests.unit.export.conftest import export_family, read
+from tests.unit.export.conftest import read
 from tsgb import load_guard
 from tsgb.config import TrainingDataConfig, TrainingFileConfig
 from tsgb.data.check import DataScan
@@ -115,8 +115,8 @@ def test_points_are_measured_on_prompts_that_none_was_chosen_on(tmp_path: Path) 
 
 
 @pytest.fixture
-def export(tsgb: Run, tmp_path: Path) -> Path:
-    return export_family(tsgb, tmp_path, "qwen2")
+def export(export_family: Callable[[str], Path]) -> Path:
+    return export_family("qwen2")
 
 
 def test_a_point_is_added_and_nothing_else_changes(tsgb: Run, export: Path) -> None:

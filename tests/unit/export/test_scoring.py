@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 import torch
 
 from tests.fakes.command_line import Run
-from tests.unit.export.conftest import export_family
 from tsgb.export.loading import load_guard
 from tsgb.export.scoring import BLOCK, MAX_LINE_BYTES
 
@@ -67,10 +67,10 @@ def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_file(
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft
 def test_scores_of_an_earlier_go_may_differ_by_the_rounding_of_their_dtype(
-    tsgb: Run, tmp_path: Path
+    tsgb: Run, tmp_path: Path, export_family: Callable[[str], Path]
 ) -> None:
     """As those of another machine do, whose kernels add up in another order."""
-    export_family(tsgb, tmp_path, "llama3")
+    export_family("llama3")
     source, out = prompts(tmp_path / "prompts"), tmp_path / "scores"
     codes: dict[tuple[str, float], int] = {}
     for dtype in ("float32", "bfloat16"):
