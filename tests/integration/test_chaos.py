@@ -89,7 +89,7 @@ def survive(url: str, disk: Path, cache: Path, config: RunConfig, seed: int, kil
     assert proxy.faults >= kills
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_a_run_that_everything_happens_to(tmp_path: Path, cache: Path, seed: int) -> None:
     disk = tmp_path / "dav"
     disk.mkdir()

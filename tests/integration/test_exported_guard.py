@@ -161,8 +161,8 @@ def test_glyph(tmp_path: Path, glyph: Path, adapter: str) -> None:
     "save",
     [
         pytest.param(save_chat_model, id="fast"),
-        pytest.param(partial(save_family, name="qwen2"), id="qwen2"),
-        pytest.param(partial(save_family, name="gpt_neox"), id="gpt_neox"),
+        pytest.param(partial(save_family, name="qwen2"), id="qwen2", marks=pytest.mark.slow),
+        pytest.param(partial(save_family, name="gpt_neox"), id="gpt_neox", marks=pytest.mark.slow),
     ],
 )
 def test_a_chat_model_whose_base_lies_elsewhere(

@@ -1,7 +1,10 @@
 """The threshold keeps its promise, and says so when it cannot."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -63,8 +66,16 @@ def test_promise_holds_in_simulation(num: int) -> None:
     assert over / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.2, 0.4])
-@pytest.mark.parametrize(("scenarios", "prompts"), [(24, 62), (60, 12)])
+def samples() -> Iterator[ParameterSet]:
+    """Shapes of samples; the default run takes both, without, with little and much correlation."""
+    kept = {(24, 62, 0.4), (60, 12, 0.0), (60, 12, 0.1)}
+    for shape in ((24, 62), (60, 12)):
+        for correlation in (0.0, 0.1, 0.2, 0.4):
+            marks = [] if (*shape, correlation) in kept else [pytest.mark.slow]
+            yield pytest.param(*shape, correlation, marks=marks)
+
+
+@pytest.mark.parametrize(("scenarios", "prompts", "correlation"), [*samples()])
 def test_promise_holds_among_prompts_of_few_scenarios(
     scenarios: int, prompts: int, correlation: float
 ) -> None:

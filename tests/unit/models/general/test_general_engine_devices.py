@@ -31,6 +31,8 @@ TOKENIZER = WordTokenizer(
 TEMPLATE = GuardTemplate(system="", answer="w0 w1", unsafe="w2", safe="w3")
 PROMPTS = ["w5 w6 w7 w8 w9", "w5 w6 w7", " ".join(WORDS[4:40])]
 TEXTS = [TrainingText(text="BOS w5 SEP", completion="w6 w7 EOS")]
+WRITES = ("gemma3", "qwen2")
+"""The families that write in the default run: with windows and with full attention."""
 BFLOAT16 = [(family, torch.bfloat16) for family in FAMILIES]
 
 
@@ -81,7 +83,10 @@ def test_every_forward_path(family: str, dtype: torch.dtype) -> None:
             assert decoder.logits().device.type == "cuda"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in WRITES else [pytest.mark.slow]) for f in FAMILIES],
+)
 def test_writing_and_answers_until_the_host_needs_a_value(family: str) -> None:
     """Whether all rows have ended is read after the first token; all before it is on the card."""
     engine = engine_of(family, torch.bfloat16)

@@ -6,13 +6,14 @@ The backbone refuses calls with more than some tokens, as an allocator would; no
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from tests.unit.models.general.conftest import load_engine, moved_role
 from tsgb.config import AttackerConfig, GuardConfig
@@ -89,8 +90,20 @@ def learn(engine: GeneralEngine) -> tuple[list[str], list[float], list[torch.Ten
     return batch.writing.texts, numbers, gradients
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("when", ["forward", "backward"])
+def kinds() -> Iterator[ParameterSet]:
+    """Each error in each pass; the default run takes the one of a card and the one of a host."""
+    kept = {("forward", torch.OutOfMemoryError), ("backward", RuntimeError)}
+    for when in ("forward", "backward"):
+        for error in ERRORS:
+            marks = [] if (when, type(error)) in kept else [pytest.mark.slow]
+            yield pytest.param(when, error, marks=marks, id=f"{when}-{type(error).__name__}")
+
+
+def test_each_error_is_an_end_of_memory() -> None:
+    assert all(map(is_out_of_memory, ERRORS))
+
+
+@pytest.mark.parametrize(("when", "error"), [*kinds()])
 def test_smaller_batches_give_the_same_numbers(
     directory: Directory, capsys: pytest.CaptureFixture[str], when: str, error: BaseException
 ) -> None:
