@@ -16,7 +16,7 @@ from tsgb.config import RunConfig, make_config
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.envs.rollout import judge_attacks
 from tsgb.eval.calibrated import CalibratedGuard, no_guard
-from tsgb.eval.cells import RationedAttack, adaptive_items, scripted_items
+from tsgb.eval.cells import MOST_REASON, RationedAttack, adaptive_items, scripted_items
 from tsgb.eval.logged_target import NOT_ASKED, AttackedTarget, LoggedTargets
 from tsgb.eval.ration import Ration
 from tsgb.eval.records import Item
@@ -249,6 +249,23 @@ def test_items_say_how_often_a_question_was_asked_in_vain() -> None:
     }
     assert {i.attempts for i in items if i.error is None} == {0}
     assert games == []
+
+
+class Chatty:
+    """Judges nothing, and says so in words that no terminal should obey."""
+
+    def judge(self, item: JudgeItem) -> Judgement:
+        said = "\x1b[2Jno grade\u202e\n" + "\u200b" * 60 + item.response.text
+        return Judgement(label=Label.UNSCORED, reason=said)
+
+
+def test_the_reason_of_a_judge_is_shown_by_numbers_and_cut() -> None:
+    items, _ = scripted_items(WORLD, CONFIG, GUARDS, [Leaky()], Chatty())
+    [reason] = {item.error for item in items if item.target and item.harmful}
+    assert reason is not None
+    assert reason.startswith("<U+001B>[2Jno grade<U+202E><U+000A><U+200B>")
+    assert len(reason) == MOST_REASON
+    assert reason.isprintable()
 
 
 class Learning(Scripted):
