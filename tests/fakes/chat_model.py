@@ -30,6 +30,7 @@ def save_chat_model(
     directory: Path,
     *,
     words: int = 1200,
+    window: int = 1024,
     shards: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
@@ -50,7 +51,7 @@ def save_chat_model(
             "head_dim": HEAD,
             "rms_norm_eps": 1e-5,
             "rope_parameters": {"rope_theta": 50000.0, "rope_type": "default"},
-            "max_position_embeddings": 1024,
+            "max_position_embeddings": window,
             "tie_word_embeddings": True,
             "bos_token_id": 1,
             "eos_token_id": 2,

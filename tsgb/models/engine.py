@@ -36,6 +36,12 @@ Readout = Callable[[Sequence[Sequence[int]], int], Tensor]
 """Maps B token rows and a width W to the logits [B * W, V] at the last W tokens of each row."""
 
 
+def window_of(config: object) -> int | None:
+    """Return the tokens that a model was made for, by its configuration in transformers' words."""
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 class Role:
     """A policy on the frozen base of an engine: the base itself, or an adapter on it.
 
@@ -125,6 +131,9 @@ class Engine(Protocol):
     """Parameters of the base."""
     tokenizer: Tokenizer
     """Tokenizer of the base and all roles."""
+    window: int | None
+    """Tokens of the longest text that the base was made for; None if its configuration does not
+    say."""
     micro_batch_tokens: int
     """Most tokens whose activations are kept at once; 0 for an engine that splits no batches."""
     tick: Tick

@@ -82,8 +82,16 @@ class ChatTarget:
         return responses
 
 
+TOO_LONG = "too long"
+"""Error of a chat that a model is not made for."""
+
+
 class LoadedTarget:
-    """A chat model as it is, on an engine that is loaded only when it is asked."""
+    """A chat model as it is, on an engine that is loaded only when it is asked.
+
+    A chat that does not fit into its window together with the longest answer is not asked about:
+    beyond the window a model says anything, or fails.
+    """
 
     def __init__(self, name: str, load: Callable[[], Engine], max_new_tokens: int) -> None:
         """Load nothing yet.
@@ -100,7 +108,16 @@ class LoadedTarget:
     def answer(self, chats: Sequence[Messages]) -> list[Response]:
         """See `tsgb.protocols.Target`."""
         engine = self._load()
-        return ChatTarget(self.name, engine, engine.base, self._max_new_tokens).answer(chats)
+        target = ChatTarget(self.name, engine, engine.base, self._max_new_tokens)
+        fits = [self._fits(engine, chat) for chat in chats]
+        answers = iter(target.answer([c for c, fit in zip(chats, fits, strict=True) if fit]))
+        missing = Response(text="", finish_reason="error", error=TOO_LONG, attempts=0)
+        return [next(answers) if fit else missing for fit in fits]
+
+    def _fits(self, engine: Engine, chat: Messages) -> bool:
+        if engine.window is None:
+            return True
+        return len(engine.tokenizer.encode_chat(chat)) + self._max_new_tokens <= engine.window
 
 
 def _response(text: str, *, finished: bool) -> Response:

@@ -185,7 +185,7 @@ def test_the_key_of_nonces_is_made_once_and_only_the_user_reads_it(tmp_path: Pat
 
 def test_a_chat_model_on_this_machine_is_asked_in_the_words_of_a_judge(tmp_path: Path) -> None:
     """Its weights are random, so it gives no grade: nothing is taken for one, and all is told."""
-    directory = save_chat_model(tmp_path / "chat", words=200)
+    directory = save_chat_model(tmp_path / "chat", words=200, window=8192)
     summary, items = judged(tmp_path, Additions(judge=f"local:{directory}"))
     assert summary.judge is not None
     assert (summary.judge.name, summary.judge.weak) == ("local:chat", False)

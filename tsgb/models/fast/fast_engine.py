@@ -27,6 +27,7 @@ from tsgb.models.engine import (
     full_kl,
     k3_kl,
     no_tick,
+    window_of,
 )
 from tsgb.models.fast.adapters import Adapter, BaseWeights, FullAdapter, LoraAdapter, MergedLora
 from tsgb.models.fast.budget import Budget
@@ -94,6 +95,7 @@ class FastEngine:
         self.budget = None if memory is None else Budget.of(module, memory)
         self.base = BaseWeights.of(module, self.budget)
         self.vocabulary = self.base.tensor(HEAD).shape[0]
+        self.window = window_of(self.module.config)
         self.micro_batch_tokens = 0
         self.tick: Tick = no_tick
         self._frozen: FrozenRole | None = None

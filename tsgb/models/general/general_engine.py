@@ -27,6 +27,7 @@ from tsgb.models.engine import (
     full_kl,
     k3_kl,
     no_tick,
+    window_of,
 )
 from tsgb.models.general.batches import Row, flattened, micro_batches
 from tsgb.models.general.cache_decoder import CacheDecoder
@@ -94,7 +95,9 @@ class GeneralEngine:
         self.lm = CausalLm(module, gradient_checkpointing=gradient_checkpointing)
         self.base = self.lm.base
         self.num_parameters = int(self.lm.module.num_parameters())  # two a byte in four bits
-        self.vocabulary = int(self.lm.module.config.get_text_config().vocab_size)
+        config = self.lm.module.config.get_text_config()
+        self.vocabulary = int(config.vocab_size)
+        self.window = window_of(config)
         self._directory = directory
         self.micro_batch_tokens = micro_batch_tokens
         self.tick: Tick = no_tick
