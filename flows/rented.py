@@ -15,6 +15,7 @@ from flows.progress import Bar, listener
 from flows.workers import Checkpoints, Workers, segment_targets
 from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.documents import count_in
+from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.promote import Expected, hand_out, promote
 from tsgb.checkpoint.run import RunLock, RunStore
@@ -328,6 +329,7 @@ def rental_session(
             launch_policy=LaunchPolicy.of(settings),
             monitor_policy=MonitorPolicy.of(settings, settings),
             owner=owner_of(settings),
+            journal=_journal(lock_of(settings, run.run_url)),
             note=tell,
         )
 
@@ -364,6 +366,11 @@ def preflight(settings: Settings, store: str) -> None:
 def lock_of(settings: Settings, run_url: str) -> str:
     """Return the directory whose lock a flow holds that rents for this run."""
     return str(settings.cache_dir / "flows" / sha256_hex(run_url.encode())[:16])
+
+
+def _journal(directory: str) -> RunStore:
+    """Return where this computer writes down what a run costs, which no machine can change."""
+    return RunStore(open_filesystem(directory), directory)
 
 
 def owner_of(settings: Settings) -> str:

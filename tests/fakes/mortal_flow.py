@@ -87,6 +87,7 @@ class Flow:
         owner: str = "flow",
         patience: MonitorPolicy | None = None,
         session_type: type[Session] = Session,
+        journal: RunStore | None = None,
         **terms: Any,
     ) -> None:
         self.fleet = fleet
@@ -108,6 +109,7 @@ class Flow:
             provider=VastProvider(self.vast),
             launch_policy=LaunchPolicy(budget=microdollars(budget), cap=cap, gpu_ram_gb=0, **terms),
             owner=owner,
+            journal=journal,
             monitor_policy=patience or MonitorPolicy(),
             now=fleet.now,
             clock=fleet.seconds,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.fleet import Fleet, assert_settled, causes, when_training
+from tests.fakes.fleet import Fleet, assert_settled, causes, spent, when_training
 from tests.fakes.mortal_flow import Flow
 from tests.fakes.vast.renter import Scene, scene
+from tsgb.checkpoint.filesystem import open_filesystem
+from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.inventory import Coverage, take_inventory
 from tsgb.cloud.lease import SKEW, TTL, end
 from tsgb.cloud.reaper import ReapReport, reap
+from tsgb.errors import BudgetReached
 
 pytestmark = pytest.mark.integration
 
@@ -94,6 +98,21 @@ def test_traffic_that_no_line_carries_is_not_believed() -> None:
         [account] = fleet.ledger("20").accounts.values()
         seconds = account.usage.storage_us / 1e6
         assert account.usage.bytes_up <= seconds * account.bandwidth.up_per_second
+
+
+def test_a_ledger_that_was_rewritten_gives_a_run_no_second_budget(tmp_path: Path) -> None:
+    """Without an exchange of its own, a machine has the password of the whole store."""
+    journal = RunStore(open_filesystem(str(tmp_path)), str(tmp_path))
+    with Fleet(steps=20_000) as fleet:
+        for _ in range(3):
+            flow = Flow(fleet, budget="0.05", journal=journal)
+            with pytest.raises(BudgetReached):
+                flow.run()
+            for name in ("budget.json", *(f"attempts/{n:04d}.json" for n in (1, 2, 3))):
+                fleet.files.delete(name)
+        assert any("journal" in line for line in flow.told)
+        assert fleet.live() == []
+        assert spent(fleet) <= Decimal("0.05")
 
 
 def test_the_next_flow_does_not_believe_it_either() -> None:

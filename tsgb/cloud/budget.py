@@ -4,16 +4,21 @@ Money is reserved before a rental, prolonged while the machine works, and commit
 account is in the store twice, in `budget.json` and then in `attempts/0003.json` beside the intent.
 If a dying process left one of the two half written, the other still limits what was spent, and the
 damaged one is repaired before the next change. An account that was never committed counts in full
-until it is reconciled. The module knows no rental service; clocks are arguments.
+until it is reconciled.
+
+A store may be open to others, so what this computer wrote down in a journal of its own is spent
+too, and what the service charges beyond the accounts while nobody else rents. The module knows no
+rental service; clocks are arguments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.pricing import Account, Bandwidth, CreditMark, Drift, Rates, Usage, in_dollars
@@ -32,24 +37,37 @@ class Ledger:
     Example: `ledger = Ledger.open(run, microdollars("5.00"))`
     """
 
-    def __init__(self, run: RunStore, budget: int) -> None:
+    def __init__(self, run: RunStore, budget: int, journal: RunStore | None = None) -> None:
         """Create a ledger without accounts; see `open`."""
         self._run = run
+        self._journal = journal
         self.budget = budget
         """Micro-dollars that the run may cost."""
         self._accounts: dict[int, Account] = {}
         self._mark: CreditMark | None = None
         self._stale: set[int] = set()
         """Attempts whose own document differs from their account."""
+        self._comparison: CreditMark | None = None
+        """Credit since this process watches it and nobody else rents."""
+        self._extra = 0
+        self._extra_before = 0
+        self.doubts = ""
+        """Reason not to believe the store, in one line for people; empty if there is none."""
 
     @classmethod
-    def open(cls, run: RunStore, budget: int) -> Ledger:
+    def open(cls, run: RunStore, budget: int, journal: RunStore | None = None) -> Ledger:
         """Read the accounts in the store; a run without any account has spent nothing.
+
+        Args:
+            run: The run in the store, which others may be able to write to.
+            budget: Micro-dollars that the run may cost.
+            journal: Directory of this computer for this run alone. What it holds is spent, whatever
+                the store says; a journal that cannot be read or written is no error.
 
         Raises:
             StoreError: Neither document of an account can be read, so its cost is unknown.
         """
-        ledger = cls(run, budget)
+        ledger, noted = cls(run, budget, journal), _read_journal(journal)
         mirror = _read_mirror(run)
         mirrored = {} if mirror is None else mirror.accounts
         ledger._mark = None if mirror is None else mirror.credit
@@ -60,7 +78,7 @@ class Ledger:
             except StoreUnreachable:
                 raise
             except StoreError:
-                if attempt not in mirrored:
+                if attempt not in mirrored and attempt not in noted.accounts:
                     raise
                 continue
             if account is not None:
@@ -72,8 +90,24 @@ class Ledger:
             ledger._accounts[attempt] = max(
                 known, key=lambda found: (not found.is_open, found.held, found.seen_at)
             )
+        ledger._believe(noted)
         ledger._stale = {n for n, account in ledger._accounts.items() if own.get(n) != account}
         return ledger
+
+    def _believe(self, noted: _Journal) -> None:
+        self._extra_before = noted.extra
+        doubted: list[str] = []
+        for attempt, account in noted.accounts.items():
+            stored = self._accounts.get(attempt)
+            self._accounts[attempt] = believed(stored, account)
+            if self._accounts[attempt] != stored:
+                doubted.append(str(attempt))
+        if doubted and self._journal is not None:
+            self.doubts = (
+                f"the ledger in {self._run.run_url} says less of attempts {', '.join(doubted)} "
+                f"than the journal of this computer, {self._journal.run_url}/{NAME}: what the "
+                "journal says is spent; if this is a new run, delete that file"
+            )
 
     @property
     def accounts(self) -> Mapping[int, Account]:
@@ -83,12 +117,21 @@ class Ledger:
     @property
     def spent(self) -> int:
         """Micro-dollars accrued so far."""
+        return self.extra + self._counted
+
+    @property
+    def extra(self) -> int:
+        """Micro-dollars that the service charged beyond all accounts."""
+        return self._extra_before + self._extra
+
+    @property
+    def _counted(self) -> int:
         return sum(account.spent for account in self._accounts.values())
 
     @property
     def held(self) -> int:
         """Micro-dollars spent or set aside."""
-        return sum(account.held for account in self._accounts.values())
+        return self.extra + sum(account.held for account in self._accounts.values())
 
     @property
     def highest(self) -> int:
@@ -228,23 +271,53 @@ class Ledger:
             raise UsageError(f"attempt {attempt} has no account: nothing was reserved for it")
         return self._close(account, charged, None)
 
-    def check_credit(self, now: datetime, credit: int) -> Drift:
+    def check_credit(self, now: datetime, credit: int, *, alone: bool | None = None) -> Drift:
         """Compare the decrease of the account's credit with this ledger, and store the mark.
 
         The first call, and the first one after a payment, begins a new comparison. If several runs
-        share an account, compare the sums of their drifts.
+        share an account, compare the sums of their drifts: only while `alone` is true at every
+        call, what was charged beyond this ledger counts as spent.
+
+        Args:
+            now: Time of day.
+            credit: Micro-dollars of credit on the account.
+            alone: Whether lists since the last such call showed no instance of anybody else; None
+                if there was no list.
         """
+        if alone is not None:
+            self._count_extra(now, credit, alone=alone)
         mark = self._mark
         if mark is None or credit > mark.credit:
-            mark = CreditMark(at=now, credit=credit, first_credit=credit, first_spent=self.spent)
+            mark = CreditMark(at=now, credit=credit, first_credit=credit, first_spent=self._counted)
         else:
             mark = mark.model_copy(update={"at": now, "credit": credit})
         if mark != self._mark:
             self._repair()
             self._mark = mark
             self._write_mirror()
-        recorded = max(0, self.spent - mark.first_spent)
-        return Drift(charged=mark.first_credit - credit, recorded=recorded)
+        return self._drift(mark)
+
+    def _drift(self, mark: CreditMark) -> Drift:
+        recorded = max(0, self._counted - mark.first_spent)
+        return Drift(charged=mark.first_credit - mark.credit, recorded=recorded)
+
+    def _count_extra(self, now: datetime, credit: int, *, alone: bool) -> None:
+        before = self._comparison
+        if before is None or not alone or credit > before.credit:
+            fresh = CreditMark(
+                at=now, credit=credit, first_credit=credit, first_spent=self._counted
+            )
+            self._comparison = fresh if alone else None
+            self._extra_before, self._extra = self.extra, 0
+            return
+        self._comparison = before.model_copy(update={"at": now, "credit": credit})
+        drift = self._drift(self._comparison)
+        if drift.alarming and drift.charged > drift.recorded:
+            most = sum(account.highest_cost for account in self._accounts.values())
+            found = min(drift.charged - drift.recorded, max(0, most - self._counted))
+            if found > self._extra:
+                self._extra = found
+                self._write_journal()
 
     def _of(self, attempt: int) -> Account:
         account = self._accounts.get(attempt)
@@ -269,14 +342,24 @@ class Ledger:
             self._write_document(self._accounts[attempt], None)
 
     def _write_mirror(self) -> None:
-        accounts = {
-            str(number): account.model_dump(mode="json")
-            for number, account in sorted(self._accounts.items())
-        }
+        self._write_journal()
+        accounts = self._as_json()
         mark = None if self._mark is None else self._mark.model_dump(mode="json")
         self._run.write_json(
             NAME, {"budget_microdollars": self.budget, "accounts": accounts, "credit": mark}
         )
+
+    def _as_json(self) -> dict[str, Any]:
+        return {
+            str(number): account.model_dump(mode="json")
+            for number, account in sorted(self._accounts.items())
+        }
+
+    def _write_journal(self) -> None:
+        """Write the journal before the store, so that it never says less."""
+        if self._journal is not None:
+            with suppress(StoreError):
+                self._journal.write_json(NAME, {"accounts": self._as_json(), "extra": self.extra})
 
     def _write_document(self, account: Account, fields: Mapping[str, Any] | None) -> None:
         name = _document(account.attempt)
@@ -311,6 +394,48 @@ class _Mirror(BaseModel):
     """Accounts of all attempts, by number."""
     credit: CreditMark | None = None
     """Credit of the account when it was last read, if it was."""
+
+
+class _Journal(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    accounts: dict[int, Account] = {}
+    """Accounts of all attempts, by number."""
+    extra: int = Field(default=0, ge=0)
+    """Micro-dollars that the service charged beyond them."""
+
+
+def _read_journal(journal: RunStore | None) -> _Journal:
+    """Return what this computer wrote down; nothing if that cannot be read."""
+    try:
+        return _Journal() if journal is None else _Journal.model_validate(journal.read_json(NAME))
+    except (FileNotFoundError, StoreError, ValidationError):
+        return _Journal()
+
+
+def believed(stored: Account | None, noted: Account) -> Account:
+    """Return what is known of an account of which this computer has written `noted`.
+
+    Another computer may have gone on with the run since then: then the account in the store
+    continues this one, or closes it, for no less than it had cost already.
+
+    Args:
+        stored: The account in the store; None if it is not there.
+        noted: The account as this computer wrote it last.
+    """
+    if stored is None or (stored.is_open and not noted.is_open):
+        return noted
+    if stored.charged is not None:
+        return stored.model_copy(update={"charged": max(stored.charged, noted.spent)})
+    passed = (stored.seen_at - noted.seen_at) // timedelta(microseconds=1)
+    counted = stored.usage.storage_us - noted.usage.storage_us
+    continues = (
+        (stored.rates, stored.opened_at) == (noted.rates, noted.opened_at)
+        and stored.bandwidth == noted.bandwidth
+        and 0 <= passed <= counted
+        and stored.spent >= noted.spent
+    )
+    return stored if continues else noted
 
 
 def _read_mirror(run: RunStore) -> _Mirror | None:

@@ -116,9 +116,7 @@ def check_money(session: Session) -> int:
             f"the account has ${credit:.2f} of credit: add some, then start run {session.run_id!r} "
             "again; what was trained is kept"
         )
-    drift = session.ledger.check_credit(session.now(), microdollars(credit))
-    if drift.alarming:
-        session.note(f"alarm: {drift}")
+    session.check_credit(credit)
     return microdollars(credit)
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from tsgb.cloud.documents import Intent
-from tsgb.cloud.pricing import Usage, microdollars
+from tsgb.cloud.pricing import Usage
 from tsgb.cloud.provider import Instance, InstanceState
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
@@ -201,15 +201,12 @@ def _list(session: Session, running: RunningInstance) -> None:
             if number != running.instance_id:
                 session.note(f"alarm: destroying instance {number} ({row.label}), a second one")
                 destroy(session, number)
-        drift = session.ledger.check_credit(session.now(), microdollars(max(0.0, _credit(session))))
+        session.check_credit(_credit(session))
     except ProviderAuthError:
         stop(session, running, "the account's key is refused")
         raise
     except (ProviderError, StoreUnreachable) as error:
         session.note(f"the account could not be looked at: {error}")
-        return
-    if drift.alarming:
-        session.note(f"alarm: {drift}")
 
 
 def _decide(session: Session, running: RunningInstance) -> None:

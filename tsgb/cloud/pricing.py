@@ -255,6 +255,18 @@ class Account(BaseModel):
         return max(self.reserved, self.spent) if self.charged is None else self.charged
 
     @property
+    def highest_cost(self) -> int:
+        """Micro-dollars that its machine can have cost at most: all the time, with a full line."""
+        us = self.usage.storage_us
+        most = Usage(
+            gpu_us=us,
+            storage_us=us,
+            bytes_up=self.bandwidth.up_per_second * us // MICRO,
+            bytes_down=self.bandwidth.down_per_second * us // MICRO,
+        )
+        return max(self.spent, most.cost(self.rates))
+
+    @property
     def covers_until(self) -> datetime:
         """Time until which `reserved` lasts at the full rate, without traffic."""
         hourly = self.rates.gpu_per_hour + self.rates.storage_per_hour

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from tsgb.checkpoint.run import RunStore
 from tsgb.cloud import lease as leases
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.lease import Lease
 from tsgb.cloud.orphans import InstanceLabel
 from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
+from tsgb.cloud.pricing import in_dollars, microdollars
 from tsgb.cloud.provider import Instance, Provider
 from tsgb.cloud.retry_policy import Ending
 from tsgb.errors import LeaseLost, StoreError
@@ -57,13 +59,22 @@ class Session:
     """Tells a person one line."""
     endings: list[Ending] = field(default_factory=list[Ending])
     """Ends of the attempts that this flow made: a person who starts it again begins anew."""
+    journal: RunStore | None = None
+    """Directory of this computer in which the ledger is kept too; None for no journal."""
     _ledger: Ledger | None = None
+    _listed: bool = False
+    """Whether there was a whole list since the last look at the credit."""
+    _seen_others: bool = False
+    """Whether such a list showed an instance that is not this run's."""
 
     @property
     def ledger(self) -> Ledger:
         """Return the run's accounts, read once: only this flow writes while it holds the lease."""
         if self._ledger is None:
-            self._ledger = Ledger.open(self.documents.run, self.launch_policy.budget)
+            budget = self.launch_policy.budget
+            self._ledger = Ledger.open(self.documents.run, budget, self.journal)
+            if self._ledger.doubts:
+                self.note(self._ledger.doubts)
         return self._ledger
 
     @property
@@ -83,11 +94,32 @@ class Session:
             ProviderUnreachable: Not all could be read; what is there is unknown.
         """
         found: dict[int, Instance] = {}
-        for instance in self.provider.list():
+        instances = self.provider.list()
+        for instance in instances:
             label = InstanceLabel.ours(instance.label, self.launch_policy.deployment)
             if label is not None and label.run == self.run_id:
                 found[instance.id] = instance
+        self._seen_others = self._seen_others or len(found) < len(instances)
+        self._listed = True
         return found
+
+    def check_credit(self, credit: float) -> None:
+        """Compare the account's credit with the ledger; tell a person if they differ.
+
+        Args:
+            credit: Dollars on the account.
+        """
+        before, amount = self.ledger.extra, microdollars(max(0.0, credit))
+        alone = not self._seen_others if self._listed else None
+        drift = self.ledger.check_credit(self.now(), amount, alone=alone)
+        self._listed = self._seen_others = False
+        if drift.alarming:
+            self.note(f"alarm: {drift}")
+        if self.ledger.extra > before:
+            self.note(
+                f"nobody else rents on this account: {in_dollars(self.ledger.extra)} that was "
+                "charged beyond the ledger count as spent"
+            )
 
     def check_lease(self) -> Lease | None:
         """Return the lease in the store, unless another flow lives by it.
