@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsgb.data.characters import suspicious, visible
+from tsgb.data.characters import suspicious, visible, visible_in_cell
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,21 @@ def test_whatever_is_suspicious_is_shown_by_its_number() -> None:
     found = [c for c in map(chr, range(sys.maxunicode + 1)) if suspicious(c)]
     assert len(found) > 4096
     assert [c for c in found if visible(c) == c] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("  @x", "'  @x"),
+        ("\n-1", "'\n-1"),
+        ("\uff0b1", "'\uff0b1"),
+        ("\t=1", "<U+0009>=1"),
+        ("\u200b=1", "<U+200B>=1"),
+        ("a=1", "a=1"),
+        ("", ""),
+    ],
+)
+def test_no_cell_of_a_spreadsheet_is_a_formula(text: str, cell: str) -> None:
+    assert visible_in_cell(text, keep="\n") == cell
+    assert visible_in_cell(cell, keep="\n") == cell, "a cell stays as it is"
