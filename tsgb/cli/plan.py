@@ -63,6 +63,7 @@ def plan(
     from dataclasses import replace
 
     from tsgb.cli.account import AccountContext, utc
+    from tsgb.cloud.exchange import Exchange
     from tsgb.cloud.forecast import make_plan
     from tsgb.cloud.history import RemainingWork, measure, read_history
     from tsgb.cloud.policy import LaunchPolicy
@@ -95,7 +96,8 @@ def plan(
         track = read_history(account.runs)
         offers = provider.search(policy.search())
     found = make_plan(offers, policy, left, track, utc())
-    _print_plan(found, needs, sample, as_json=as_json)
+    sees = Exchange.of(account.settings, account.runs.url).what_machines_can_do
+    _print_plan(found, needs, sample, sees, as_json=as_json)
     if found.forecast is None:
         raise NoOffer(f"{found.choice}: raise --max-price, or ask for less")
 
@@ -156,7 +158,12 @@ def _planned_sample(options: RunOptions) -> PlannedSample:
 
 
 def _print_plan(
-    found: Plan, needs: Requirements | None, sample: PlannedSample | None, *, as_json: bool
+    found: Plan,
+    needs: Requirements | None,
+    sample: PlannedSample | None,
+    sees: str,
+    *,
+    as_json: bool,
 ) -> None:
     from tsgb.cli.output import console, print_json
 
@@ -165,6 +172,7 @@ def _print_plan(
         if sample is not None:
             further["adaptive_attempts"] = sample.attempts
             further["design_effect"] = sample.design_effect
+        further["machines_see"] = sees
         print_json(_document(found) | further)
         return
     from rich.table import Table
@@ -181,6 +189,7 @@ def _print_plan(
     }
     if sample is not None:
         lines["sample"] = str(sample)
+    lines["trust"] = sees
     best = found.choice.best
     if best is not None:
         offer = best.offer
