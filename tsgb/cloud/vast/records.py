@@ -170,6 +170,18 @@ class AccountRow(_Row):
     """Number of the account."""
     credit: _Finite
     """Dollars that can be spent."""
+    autobill_threshold: _Number = None
+    """Dollars of credit below which a card is charged; None if that is off, or not told."""
+    autobill_amount: _Number = None
+    """Dollars that are charged then."""
+
+    @property
+    def bills_itself(self) -> bool | None:
+        """Whether a card adds credit that runs low; None if the row does not tell."""
+        if any((amount or 0) > 0 for amount in (self.autobill_threshold, self.autobill_amount)):
+            return True
+        told = {"autobill_threshold", "autobill_amount"} & self.model_fields_set
+        return False if told else None
 
 
 class Rental(BaseModel):
