@@ -115,6 +115,28 @@ def test_a_ledger_that_was_rewritten_gives_a_run_no_second_budget(tmp_path: Path
         assert spent(fleet) <= Decimal("0.05")
 
 
+def test_a_ledger_that_is_gone_with_its_machine_at_work_is_made_up_for() -> None:
+    """On another computer: the row of the instance tells what it has cost."""
+    with Fleet(steps=20_000) as fleet:
+        flow = Flow(fleet)
+
+        def die(_number: int) -> None:
+            flow.mortal.dead = True
+
+        when_training(fleet, die, after=3600)
+        assert flow.run() == "killed"
+        for name in ("budget.json", "attempts/0001.json"):
+            fleet.files.delete(name)
+        budget = f"{spent(fleet) + Decimal('0.02'):.4f}"
+        again = Flow(fleet, budget=budget)
+        with pytest.raises(BudgetReached):
+            again.run()
+        assert any("count as spent" in line for line in again.told)
+        assert fleet.live() == []
+        # Not by the minutes by which two clocks may differ, nor the traffic, which is in no row.
+        assert spent(fleet) <= Decimal(budget) + Decimal("0.03")
+
+
 def test_the_next_flow_does_not_believe_it_either() -> None:
     with Fleet(steps=3000) as fleet:
         assert Flow(fleet, kill_at="training", budget="20").run() == "killed"

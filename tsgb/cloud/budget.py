@@ -7,8 +7,9 @@ damaged one is repaired before the next change. An account that was never commit
 until it is reconciled.
 
 A store may be open to others, so what this computer wrote down in a journal of its own is spent
-too, and what the service charges beyond the accounts while nobody else rents. The module knows no
-rental service; clocks are arguments.
+too, and so is what the service itself shows: the cost of an instance by its own row, and what the
+credit fell by beyond the accounts while nobody else rents. The module knows no rental service;
+clocks are arguments.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Ledger:
         """Credit since this process watches it and nobody else rents."""
         self._extra = 0
         self._extra_before = 0
+        self._rows: dict[int, int] = {}
+        """Micro-dollars by attempt that the service's own row of its instance accounts for."""
         self.doubts = ""
         """Reason not to believe the store, in one line for people; empty if there is none."""
 
@@ -95,7 +98,7 @@ class Ledger:
         return ledger
 
     def _believe(self, noted: _Journal) -> None:
-        self._extra_before = noted.extra
+        self._extra_before, self._rows = noted.extra, dict(noted.rows)
         doubted: list[str] = []
         for attempt, account in noted.accounts.items():
             stored = self._accounts.get(attempt)
@@ -122,7 +125,28 @@ class Ledger:
     @property
     def extra(self) -> int:
         """Micro-dollars that the service charged beyond all accounts."""
-        return self._extra_before + self._extra
+        missing = (
+            Drift(charged=cost, recorded=self._spent_on(attempt))
+            for attempt, cost in self._rows.items()
+        )
+        rows = sum(max(0, one.charged - one.recorded) for one in missing if one.alarming)
+        return max(rows, self._extra_before + self._extra)
+
+    def _spent_on(self, attempt: int) -> int:
+        account = self._accounts.get(attempt)
+        return 0 if account is None else account.spent
+
+    def saw_row(self, attempt: int, cost: int) -> None:
+        """Count what an instance has cost by the service's own row, if its account says less.
+
+        Args:
+            attempt: Attempt in the label of the instance.
+            cost: Micro-dollars since its rental, by the price in the row.
+        """
+        before = self.extra
+        self._rows[attempt] = max(cost, self._rows.get(attempt, 0))
+        if self.extra > before:
+            self._write_journal()
 
     @property
     def _counted(self) -> int:
@@ -308,7 +332,7 @@ class Ledger:
                 at=now, credit=credit, first_credit=credit, first_spent=self._counted
             )
             self._comparison = fresh if alone else None
-            self._extra_before, self._extra = self.extra, 0
+            self._extra_before, self._extra = self._extra_before + self._extra, 0
             return
         self._comparison = before.model_copy(update={"at": now, "credit": credit})
         drift = self._drift(self._comparison)
@@ -359,7 +383,10 @@ class Ledger:
         """Write the journal before the store, so that it never says less."""
         if self._journal is not None:
             with suppress(StoreError):
-                self._journal.write_json(NAME, {"accounts": self._as_json(), "extra": self.extra})
+                extra = self._extra_before + self._extra
+                rows = {str(attempt): cost for attempt, cost in self._rows.items()}
+                content = {"accounts": self._as_json(), "extra": extra, "rows": rows}
+                self._journal.write_json(NAME, content)
 
     def _write_document(self, account: Account, fields: Mapping[str, Any] | None) -> None:
         name = _document(account.attempt)
@@ -403,6 +430,8 @@ class _Journal(BaseModel):
     """Accounts of all attempts, by number."""
     extra: int = Field(default=0, ge=0)
     """Micro-dollars that the service charged beyond them."""
+    rows: dict[int, int] = {}
+    """Micro-dollars by attempt, by the service's own rows."""
 
 
 def _read_journal(journal: RunStore | None) -> _Journal:

@@ -19,6 +19,7 @@ from tsgb.cloud.documents import (
 from tsgb.cloud.launch import write_down
 from tsgb.cloud.lease import Lease
 from tsgb.cloud.orphans import InstanceLabel
+from tsgb.cloud.pricing import in_dollars, microdollars
 from tsgb.cloud.provider import Instance
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
@@ -43,6 +44,8 @@ def reconcile(session: Session) -> RunningInstance | None:
     attempts = {found.attempt: found for found in session.documents.attempts()}
     _let_it_appear(session, attempts)
     instances = session.own()
+    for instance in instances.values():
+        _count_row(session, instance)
     kept = _adoptable(session, lease, attempts, instances)
     for number, instance in sorted(instances.items()):
         if kept is None or number != kept.id:
@@ -77,6 +80,22 @@ def release_all(session: Session, reason: str) -> int:
     session.end(reason)
     reconcile(session)  # the lease has ended, so it adopts nothing
     return len(instances)
+
+
+def _count_row(session: Session, instance: Instance) -> None:
+    """Count the cost of an instance by the service's own row: its account may be lost."""
+    label = InstanceLabel.parse(instance.label)
+    if label is None or instance.created_at is None or instance.hourly is None:
+        return
+    age = session.now() - instance.created_at - session.monitor_policy.skew
+    hours = max(timedelta(0), age) / timedelta(hours=1)
+    before = session.ledger.extra
+    session.ledger.saw_row(label.attempt, microdollars(max(0.0, instance.hourly * hours)))
+    if session.ledger.extra > before:
+        session.note(
+            f"instance {instance.id} costs ${instance.hourly:.3f}/h for {hours:.1f} h, and the "
+            f"ledger holds less: {in_dollars(session.ledger.extra)} more count as spent"
+        )
 
 
 def _has_exited(session: Session, attempt: int) -> bool:

@@ -149,3 +149,18 @@ def test_what_others_may_have_rented_is_not_spent(books: Books, alone: tuple[boo
         drift = ledger.check_credit(NOW + 30 * MINUTE, credit, alone=is_alone)
     assert ledger.spent == 300_000
     assert drift.alarming
+
+
+def test_an_instance_has_cost_what_its_own_row_says(books: Books) -> None:
+    """On another computer, without the journal, after the ledger was deleted."""
+    delete_all(books)
+    ledger = books.open(here=False)
+    assert ledger.spent == 0
+    ledger.saw_row(2, 90_000)
+    ledger.saw_row(2, 80_000)
+    assert (ledger.spent, ledger.held) == (90_000, 90_000)
+    ledger = books.open()
+    ledger.saw_row(2, 105_000)
+    assert ledger.spent == 300_000, "its account says about as much"
+    ledger.saw_row(2, 400_000)
+    assert ledger.spent == books.open().spent == 600_000
