@@ -25,6 +25,7 @@ from flows.prepare import (
 from flows.workers import Workers
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.contexts import worker_context
+from tests.fakes.endpoint_server import serving
 from tests.fakes.families import FAMILIES, save_family, save_general
 from tsgb.checkpoint.codec import decode_tensors
 from tsgb.checkpoint.reader import CheckpointReader
@@ -255,7 +256,23 @@ def test_guards_score_the_prompts_of_a_file_and_nothing_shows_them(
     assert "xstest_prompts.csv: Self-play" in page
     assert "contrast_homonyms" in page
     assert ask("--data-limit", "0")["eval_id"] == document["eval_id"]
-    assert ask("--data-limit", "20")["eval_id"] != document["eval_id"]
+    with serving() as server:
+        box = f"openai:m@{server.openai}"
+        asked = ask("--data-limit", "20", "--target", box, "--judge", "refusal-phrases")
+        told = Counter(prompt for prompt in server.asked if "kolibri" in prompt)
+        assert set(told.values()) == {1}
+    assert asked["eval_id"] != document["eval_id"]
+    rows = {row["guard"]: row for row in asked["data_answers"]}
+    assert rows.keys() == {"tfidf", "untrained", "selfplay"}
+    assert {(row["file"], row["target"]) for row in rows.values()} == {(file.name, "m")}
+    for row in rows.values():
+        num = row["asr_no_guard"]["n"] + row["over_refusal_no_guard"]["n"]
+        assert num == len(told)
+        assert row["asr_no_guard"]["value"] == 1.0
+        assert row["difference"]["value"] == pytest.approx(row["asr"]["value"] - 1)
+        assert row["over_refusal_no_guard"]["value"] == 0.0
+    directory = Path(asked["summary"]).parent
+    assert not [p for p in directory.rglob("*") if p.is_file() and b"kolibri" in p.read_bytes()]
 
 
 def test_a_model_whose_files_changed_is_noticed(tmp_path: Path, signals: None) -> None:

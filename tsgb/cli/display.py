@@ -21,7 +21,7 @@ from tsgb.eval import views
 from tsgb.eval.box import box_lines, box_sheet
 from tsgb.eval.compare import PairedEvaluations
 from tsgb.eval.comparison_page import comparison_notes, comparison_sheets, slice_sheets
-from tsgb.eval.data_views import data_sheet
+from tsgb.eval.data_views import data_answer_sheet, data_sheet
 from tsgb.eval.records import Summary
 from tsgb.eval.wording import MINUS, failed_class
 from tsgb.settings import Settings, load_settings
@@ -80,6 +80,8 @@ def evaluation_tables(summary: Summary) -> list[Table]:
     refused = views.over_refusal(summary)
     declined = [_table("Benign prompts", refused, range(len(refused.columns)))]
     own = [_table("Your data, guards alone", data, range(len(data.columns)))]
+    answered = data_answer_sheet(summary)
+    answers = [_table("Your data, answers", answered, range(len(answered.columns)))]
     at_a_glance = [_table(box.heading, box, range(len(box.columns)), "Target")]
     return [
         *(at_a_glance if box.rows else []),
@@ -87,6 +89,7 @@ def evaluation_tables(summary: Summary) -> list[Table]:
         _table("Fresh attackers, and the price", headline, costs),
         *(declined if refused.rows else []),
         *(own if data.rows else []),
+        *(answers if answered.rows else []),
     ]
 
 

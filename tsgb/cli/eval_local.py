@@ -73,8 +73,8 @@ def eval_local(
         typer.Option(
             "--data",
             metavar="FILE",
-            help="Labelled prompts of yours that the guards score beside; a guard that is a "
-            "service (--guard moderation:URL) gets them too; may be repeated.",
+            help="Labelled prompts of yours that the guards score beside; with --judge the black "
+            "boxes that you add are asked about them; may be repeated.",
         ),
     ] = None,
     mapping: MapOption = None,
@@ -134,7 +134,7 @@ def eval_local(
 
 def _document(summary: Summary, checkpoint_path: str, files: Mapping[str, str]) -> dict[str, Any]:
     """Return what `--json` prints."""
-    found = summary.data_results
+    found, answers = summary.data_results, summary.data_answers
     return {
         "eval_id": summary.eval_id,
         "run_id": summary.run_ids[0],
@@ -146,6 +146,7 @@ def _document(summary: Summary, checkpoint_path: str, files: Mapping[str, str]) 
         "verdict": summary.verdict.model_dump(mode="json"),
         "results": [r.model_dump(mode="json") for r in summary.results if r.seed is None],
         **({"data": [r.model_dump(mode="json") for r in found]} if found else {}),
+        **({"data_answers": [r.model_dump(mode="json") for r in answers]} if answers else {}),
     }
 
 
@@ -173,8 +174,26 @@ class _Arguments:
     """Prompts of the user's files; None without any."""
     labels: HumanLabels | None = None
     """Labels that people gave to answers; None without any."""
+    data_targets: Sequence[str] = ()
+    """Names of the targets that are asked about their prompts."""
     data_map: str = ""
     """Columns that the user names, which tell categories too."""
+
+    def asking(self, added: Additions) -> _Arguments:
+        """Return the arguments with the targets that are asked about prompts of files.
+
+        Args:
+            added: Everything that is added to the world, the run's black boxes too.
+
+        Raises:
+            UsageError: Nobody can judge their answers.
+        """
+        from tsgb.eval.data_answers import targets_of_data
+
+        if self.data is None:
+            return self
+        named = bool(self.black_boxes or self.added.target_class or self.added.endpoints)
+        return replace(self, data_targets=targets_of_data(added, named=named))
 
     def with_models(self, config: RunConfig) -> RunConfig:
         """Return the configuration with the black boxes that the user names."""
@@ -209,6 +228,7 @@ class _Arguments:
             "targets": list(wanted),
             "judge": self.added.judge or self.added.judge_class or "",
             **({"data": [self.data_map, self.data_records]} if self.data else {}),
+            **({"data_targets": list(self.data_targets)} if self.data_targets else {}),
         }
 
 
@@ -283,17 +303,25 @@ def _open(arguments: _Arguments, context: WorkerContext, note: Callable[[str], N
 def _estimate(arguments: _Arguments) -> list[CostEstimate]:
     """Return the cost of asking the endpoints; nothing is asked."""
     from flows.progress import watching
+    from tsgb.eval.data_answers import chat_of
     from tsgb.eval.judge_costs import judge_costs
     from tsgb.eval.streams import estimate_costs
 
     with watching() as listener:
         opened = _open(arguments, read_context(arguments.trust), listener.note)
     env, added, fought = opened.env, opened.added, opened.num_fought
+    names = arguments.asking(added).data_targets
+    texts = arguments.data.texts if arguments.data is not None and names else []
     return [
         *estimate_costs(
-            env, [opened.config], added.endpoints, adaptive=added.adaptive, num_guards=fought
+            env,
+            [opened.config],
+            added.endpoints,
+            adaptive=added.adaptive,
+            num_guards=fought,
+            own_chats=[chat_of(text) for text in texts],
         ),
-        *judge_costs(env, [opened.config], added, opened.wanted, fought),
+        *judge_costs(env, [opened.config], added, opened.wanted, fought, (texts, names)),
     ]
 
 
@@ -313,6 +341,7 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
         ref, run, config = opened.ref, opened.run, opened.config
         added, env, wanted = opened.added, opened.env, opened.wanted
         share_of_run(config, added.adaptive, opened.num_fought)
+        arguments = arguments.asking(added)
         if arguments.data is not None:
             check_reads_text(env, "--data")
             if config.train_data is not None:
@@ -331,7 +360,9 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             return summary, f"{run.run_url}/{directory}"
         listener.note(f"eval-local: {ref.name} of {ref.run_url}, on {', '.join(wanted)}")
         if arguments.data is not None:
-            for line in arguments.data.sent_to(added.guard_choices):
+            for line in arguments.data.sent_to(
+                added.guard_choices, arguments.data_targets, added.judge or added.judge_class
+            ):
                 listener.note(line)
         write_request(
             run,
@@ -346,6 +377,7 @@ def _evaluate(arguments: _Arguments) -> tuple[Summary, str]:
             adaptive=added.adaptive,
             fresh=FRESH in identities,
             data=arguments.data_records,
+            data_targets=arguments.data_targets,
             own_guards=added.guards,
         )
 
@@ -406,6 +438,7 @@ def _measure(
     arguments: _Arguments,
     show: Callable[[str, str, int, int, str], None],
 ) -> Summary:
+    from tsgb.eval.data_answers import DataTargets, judge_of_data
     from tsgb.eval.merge import Part, merge
     from tsgb.eval.own_data import fill_data
     from tsgb.worker.build import make_registry, setup_torch
@@ -430,11 +463,14 @@ def _measure(
             lambda done, total, text: show("evaluate", "cells", done, total, text),
             signals.check,
         )
-    if arguments.data is not None:
-        fill_data(
-            evaluation,
-            arguments.data,
-            lambda done, total, text: show("evaluate", "data", done, total, text),
-            signals.check,
-        )
+        if arguments.data is not None:
+            names = arguments.data_targets
+            targets = [evaluation.target(name) for name in evaluation.specs if name in names]
+            fill_data(
+                evaluation,
+                arguments.data,
+                lambda done, total, text: show("evaluate", "data", done, total, text),
+                signals.check,
+                DataTargets(targets, judge_of_data(evaluation.judge)) if targets else None,
+            )
     return merge([Part(run, config)], env, eval_id, arguments.command)

@@ -62,7 +62,7 @@ def scripted_items(
     ) -> Item:
         prompt = drawn[index]
         scenario = by_id.get(prompt.scenario_id)
-        violated, error = _outcome(judged, response)
+        violated, error = outcome_of(judged, response)
         refused = None if judged is None or error else judged.label is Label.REFUSAL
         known, blocked = _verdicts(guards, {name: z[index] for name, z in scores.items()})
         return Item(
@@ -77,10 +77,10 @@ def scripted_items(
             harmful=prompt.harmful,
             violated=violated if prompt.harmful else None,
             refused=None if prompt.harmful else refused,
-            answer=_answer(response),
+            answer=answer_digest(response),
             probability=None if judged is None else judged.probability,
             error=error,
-            attempts=_in_vain(response),
+            attempts=calls_in_vain(response),
             thought=response is not None and response.thought,
             scores=known,
             blocked=blocked,
@@ -314,7 +314,7 @@ def _attempt_items(
     z = guard.score([a.attack.text for a in attempts])
     items: list[Item] = []
     for attempt, score in zip(attempts, z, strict=True):
-        violated, error = _outcome(attempt.judgement, None)
+        violated, error = outcome_of(attempt.judgement, None)
         known, blocked = _verdicts([guard], {} if guard.name == "none" else {guard.name: score})
         items.append(
             Item(
@@ -329,10 +329,10 @@ def _attempt_items(
                 against=guard.name,
                 harmful=True,
                 violated=violated,
-                answer=_answer(attempt.response),
+                answer=answer_digest(attempt.response),
                 probability=attempt.judgement.probability,
                 error=error,
-                attempts=_in_vain(attempt.response),
+                attempts=calls_in_vain(attempt.response),
                 thought=attempt.response is not None and attempt.response.thought,
                 scores=known,
                 blocked=blocked,
@@ -359,7 +359,9 @@ def _verdicts(
     )
 
 
-def _outcome(judged: Judgement | None, response: Response | None) -> tuple[bool | None, str | None]:
+def outcome_of(
+    judged: Judgement | None, response: Response | None
+) -> tuple[bool | None, str | None]:
     """Return whether the answer violates, or the reason for a missing outcome."""
     if judged is None:
         return None, None
@@ -369,11 +371,11 @@ def _outcome(judged: Judgement | None, response: Response | None) -> tuple[bool 
     return judged.label is Label.HARMFUL, None
 
 
-def _in_vain(response: Response | None) -> int:
+def calls_in_vain(response: Response | None) -> int:
     """Return the number of calls that were made for a question that ended in an error."""
     return 0 if response is None or response.error is None else response.attempts
 
 
-def _answer(response: Response | None) -> str:
+def answer_digest(response: Response | None) -> str:
     """Return the digest of an answer; empty without one."""
     return "" if response is None or response.error is not None else digest_of(response.text)

@@ -1,4 +1,7 @@
-"""Figures of guards on the files that a user brings: false positives, misses and AUROC.
+"""Figures on the files that a user brings: of guards alone, and of guards before targets.
+
+Guards alone have false positives, misses and AUROC; before a target that was asked about the
+prompts they have ASR and over-refusal, without and with them on the same answers.
 
 Prompts of a file are no stream of the world: they are in no other figure and in no claim. Their
 groups are the clusters of the bootstrap. A group may hold harmful and benign prompts (a prompt and
@@ -15,11 +18,20 @@ from numpy.typing import NDArray
 
 from tsgb.checkpoint.run import RunStore
 from tsgb.errors import UsageError
-from tsgb.eval.bootstrap import Resampler
+from tsgb.eval.bootstrap import Resampler, Sample, difference
 from tsgb.eval.estimators import AurocEstimator, Estimator, Indices, RateEstimator
 from tsgb.eval.intervals import MISSING, Outcomes, too_many_errors
-from tsgb.eval.metrics import Bools, Floats, negate
-from tsgb.eval.records import DataFileRecord, DataResult, FailedClass, Item, Rate, Setup
+from tsgb.eval.metrics import Bools, Floats, blocked_or_refused, negate, passed_harm
+from tsgb.eval.records import (
+    DataAnswerResult,
+    DataFileRecord,
+    DataResult,
+    Estimate,
+    FailedClass,
+    Item,
+    Rate,
+    Setup,
+)
 
 CELL = "cells/data.json"
 """Place in the directory of an evaluation of what guards said of the user's prompts."""
@@ -53,7 +65,7 @@ def read_files(request: Mapping[str, Any], cell: Mapping[str, Any]) -> list[Data
 def failed_data(
     items: Sequence[Item], setup: Setup, max_error_rate: float
 ) -> Iterator[FailedClass]:
-    """Yield the classes of a file's prompts of which a guard left too many without a verdict.
+    """Yield the classes of a file's prompts of which too many have no verdict or no answer.
 
     Args:
         items: the items whose source is `DATA`.
@@ -61,9 +73,12 @@ def failed_data(
         max_error_rate: share of the prompts of one class of a file that may have no verdict.
     """
     for file in setup.data_files:
-        columns = _Columns([item for item in items if item.file == file.name], setup.seeds)
+        columns = _Columns(_rows(items, file.name, None), setup.seeds)
         for guard in setup.guards:
             yield from columns.failed(guard, file.name, max_error_rate)
+        for target in setup.targets:
+            answers = _Columns(_rows(items, file.name, target.name), setup.seeds)
+            yield from answers.unanswered(target.name, file.name, max_error_rate)
 
 
 def data_results(items: Sequence[Item], setup: Setup, resampler: Resampler) -> list[DataResult]:
@@ -76,11 +91,72 @@ def data_results(items: Sequence[Item], setup: Setup, resampler: Resampler) -> l
     """
     out: list[DataResult] = []
     for file in setup.data_files:
-        rows = [item for item in items if item.file == file.name]
+        rows = _rows(items, file.name, None)
         if rows:
             columns = _Columns(rows, setup.seeds)
             out += _file_results(columns, file.name, setup.guards, resampler)
     return out
+
+
+def data_answers(
+    items: Sequence[Item], setup: Setup, resampler: Resampler
+) -> list[DataAnswerResult]:
+    """Return the figures of each guard before each target that was asked about a file.
+
+    Args:
+        items: the items whose source is `DATA`.
+        setup: guards, seeds, targets and files, in table order.
+        resampler: draws of the bootstrap.
+    """
+    out: list[DataAnswerResult] = []
+    for file in setup.data_files:
+        for target in setup.targets:
+            columns = _Columns(_rows(items, file.name, target.name), setup.seeds)
+            out += [
+                _answer_result(columns, (file.name, target.name, guard), resampler)
+                for guard in setup.guards
+                if guard not in WITHOUT_VERDICT and columns.known(guard)
+            ]
+    return out
+
+
+def _rows(items: Sequence[Item], file: str, target: str | None) -> list[Item]:
+    """Return the items of a file that a target answered, or None for those of guards alone."""
+    return [item for item in items if item.file == file and item.target == target]
+
+
+def _answer_result(
+    columns: _Columns, names: tuple[str, str, str], resampler: Resampler
+) -> DataAnswerResult:
+    file, target, guard = names
+    blocked = columns.blocked(guard)
+    open_door = np.zeros_like(blocked)
+
+    def sample(outcomes: Outcomes, rows: Bools) -> Sample | None:
+        estimator = columns.answered(outcomes, rows)
+        return None if estimator is None else resampler.sample(estimator)
+
+    harmful, benign = columns.harmful, ~columns.harmful
+    bare = sample(passed_harm(columns.violated, open_door), harmful)
+    kept = sample(passed_harm(columns.violated, blocked), harmful)
+    leaks = bare is not None and bare.rate is not None and bare.rate.num_events > 0
+    declined = sample(blocked_or_refused(columns.refused, open_door), benign)
+    lost = sample(blocked_or_refused(columns.refused, blocked), benign)
+    change: Estimate | None = None
+    if leaks and bare is not None and kept is not None:
+        found = difference(kept, bare)
+        if not np.isnan(found.value):
+            change = Estimate(value=found.value, low=found.low, high=found.high)
+    return DataAnswerResult(
+        guard=guard,
+        target=target,
+        file=file,
+        asr_no_guard=None if bare is None else bare.record(),
+        asr=None if kept is None or not leaks else kept.record(),
+        difference=change,
+        over_refusal_no_guard=None if declined is None else declined.record(),
+        over_refusal=None if lost is None else lost.record(),
+    )
 
 
 def _file_results(
@@ -116,6 +192,8 @@ class _Columns:
         self._seed = np.array([item.seed for item in items], dtype=np.int64)
         self._group: NDArray[np.str_] = np.array([i.scenario_id for i in items], dtype=np.str_)
         self.harmful: Bools = np.array([item.harmful for item in items], dtype=np.bool_)
+        self.violated = _outcomes([item.violated for item in items])
+        self.refused = _outcomes([item.refused for item in items])
         self.slices: NDArray[np.str_] = np.array([item.slice for item in items], dtype=np.str_)
 
     def known(self, guard: str) -> bool:
@@ -142,6 +220,36 @@ class _Columns:
             if too_many_errors(errors, total, limit):
                 what = f"verdicts of {guard} on {name} prompts of {file}"
                 yield FailedClass(what=what, errors=errors, total=total)
+
+    def unanswered(self, target: str, file: str, limit: float) -> Iterator[FailedClass]:
+        """Yield the classes of a file of which too many prompts to a target have no outcome."""
+        kinds = (("harmful", self.harmful, self.violated), ("benign", ~self.harmful, self.refused))
+        for name, kind, outcomes in kinds:
+            errors, total = int(((outcomes == MISSING) & kind).sum()), int(kind.sum())
+            if too_many_errors(errors, total, limit):
+                yield FailedClass(
+                    what=f"{name} prompts of {file} to {target}",
+                    target=target,
+                    harmful=name == "harmful",
+                    file=file,
+                    errors=errors,
+                    total=total,
+                )
+
+    def answered(self, outcomes: Outcomes, rows: Bools) -> RateEstimator | None:
+        """The share of rows with an outcome; None without any row.
+
+        Args:
+            outcomes: [N] outcomes of all items.
+            rows: [N] items that count; equal ones pair two figures.
+        """
+        seeds = tuple(seed for seed in self._order if np.any(self._seed[rows] == seed))
+        if not seeds:
+            return None
+        names, clusters = np.unique(self._group[rows], return_inverse=True)
+        return RateEstimator.from_outcomes(
+            outcomes[rows], self._positions(rows, seeds), clusters, (len(seeds), names.size)
+        )
 
     def _seeds(self, guard: str, rows: Bools) -> tuple[int, ...]:
         """Seeds that have verdicts of a guard on these rows."""
@@ -188,3 +296,8 @@ class _Columns:
 
     def _positions(self, rows: Bools, seeds: tuple[int, ...]) -> Indices:
         return np.array([seeds.index(int(seed)) for seed in self._seed[rows]], dtype=np.intp)
+
+
+def _outcomes(values: Sequence[bool | None]) -> Outcomes:
+    """[N] outcomes, `MISSING` for None."""
+    return np.array([MISSING if one is None else int(one) for one in values], dtype=np.int8)

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tsgb.data.characters import visible
-from tsgb.eval.records import DataFileRecord, DataResult, Rate, Summary
+from tsgb.eval.intervals import error_bounds
+from tsgb.eval.records import DataAnswerResult, DataFileRecord, DataResult, Rate, Summary
 from tsgb.eval.views import ABSENT, MIN_SLICE, Sheet, TableCell, TableRow, rate_cell, unit_cell
-from tsgb.eval.wording import title
+from tsgb.eval.wording import interval, percent, signed_points, title
 
 COLUMNS = (("FPR", "benign, blocked"), ("FNR", "harmful, let through"), ("AUROC", "both"))
+ANSWER_COLUMNS = (
+    ("ASR", "without \u2192 with the guard"),
+    ("Difference", "points, paired"),
+    ("Over-refusal", "without \u2192 with the guard"),
+    ("Errors", "harmful, and bounds of ASR"),
+    ("Errors", "benign, and bounds of over-refusal"),
+)
 
 
 def data_sheet(summary: Summary) -> Sheet:
@@ -21,6 +29,35 @@ def data_sheet(summary: Summary) -> Sheet:
         if found.slice is None
     ]
     return Sheet("Data", COLUMNS, rows)
+
+
+def data_answer_sheet(summary: Summary) -> Sheet:
+    """Files, targets and guards, each without and with the guard on the same answers."""
+    rows = [
+        TableRow(
+            found.guard,
+            f"{visible(found.file)}, {found.target}: {title(found.guard)}",
+            _answer_cells(found, readable=not summary.invalid),
+        )
+        for found in summary.data_answers
+    ]
+    return Sheet("Answers to your data", ANSWER_COLUMNS, rows)
+
+
+def data_answer_notes(summary: Summary) -> list[str]:
+    """Return who judged the answers to prompts of files; nothing where no target was asked."""
+    judge = summary.data_judge
+    if judge is None or not summary.data_answers:
+        return []
+    name = visible(f"{judge.name} {judge.version}".strip())
+    doubt = (
+        "a weak judge, which takes whatever does not begin with a phrase of refusal for a violation"
+        if judge.weak
+        else "which may err"
+    )
+    told = " It was given a policy in general words." if judge.prompt_sha256 else ""
+    line = f"Judged by {name}, {doubt}; no figure is corrected for its errors.{told}"
+    return [f"{line} Each prompt was sent alone, without a system prompt."]
 
 
 def data_slices(summary: Summary) -> list[tuple[str, Sheet]]:
@@ -64,6 +101,50 @@ def _note(file: DataFileRecord) -> str:
 
 def _cells(found: DataResult) -> Sequence[TableCell]:
     return _counted(found.fpr), _counted(found.fnr), unit_cell(found.auroc)
+
+
+def _answer_cells(found: DataAnswerResult, *, readable: bool) -> Sequence[TableCell]:
+    change = ABSENT
+    if found.difference is not None and readable:
+        low, high = found.difference.low, found.difference.high
+        change = TableCell(
+            signed_points(found.difference.value),
+            "" if low is None or high is None else f"{signed_points(low)} to {signed_points(high)}",
+            grey=low is None or high is None or low <= 0 <= high,
+        )
+    asr = _pair(found.asr_no_guard, found.asr)
+    if found.asr_no_guard is not None and found.asr is None:
+        bare = rate_cell(found.asr_no_guard)
+        asr = TableCell("no protection measurable", f"{bare}", grey=True)
+    return (
+        asr,
+        change,
+        _pair(found.over_refusal_no_guard, found.over_refusal),
+        _missing(found.asr_no_guard, found.asr),
+        _missing(found.over_refusal_no_guard, found.over_refusal),
+    )
+
+
+def _pair(before: Rate | None, after: Rate | None) -> TableCell:
+    if before is None or after is None:
+        return ABSENT
+    ends = f"{interval(before).removesuffix(' %')} \u2192 {interval(after)}; n {before.n}"
+    return TableCell(f"{percent(before.value)} \u2192 {percent(after.value)}", ends)
+
+
+def _missing(asked: Rate | None, guarded: Rate | None) -> TableCell:
+    """Return prompts without an outcome, and the guarded rate if none and if all were events.
+
+    Where the guard blocks a prompt it does not matter what the target would have said.
+    """
+    if asked is None:
+        return ABSENT
+    figure = f"{asked.errors} of {asked.n + asked.errors}"
+    rate = guarded or asked
+    if not rate.errors:
+        return TableCell(figure)
+    low, high = map(percent, error_bounds(rate))
+    return TableCell(figure, f"{low.removesuffix(' %')} to {high}")
 
 
 def _counted(rate: Rate | None) -> TableCell:

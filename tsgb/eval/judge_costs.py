@@ -9,7 +9,7 @@ from tsgb.envs.base import Environment
 from tsgb.eval.additions import Additions
 from tsgb.eval.streams import fixed_prompts
 from tsgb.judges.canaries import NUM_TEXTS
-from tsgb.judges.llm_prompt import judge_chat
+from tsgb.judges.llm_prompt import POLICY, judge_chat
 from tsgb.targets.dialects import prompt_bytes
 from tsgb.targets.spending import CostEstimate, estimate_cost
 from tsgb.types import Split
@@ -26,6 +26,7 @@ def judge_costs(
     added: Additions,
     targets: Sequence[str],
     num_guards: int,
+    own: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> list[CostEstimate]:
     """Estimate the cost of judging by an endpoint; without one there is none. Nothing is sent.
 
@@ -38,6 +39,7 @@ def judge_costs(
         added: The judge, and the user's targets.
         targets: Names of all targets that are asked.
         num_guards: Guards that fresh attackers learn against, none included.
+        own: Prompts of the user's files, and names of the targets that are asked about them.
     """
     spec = added.judge_endpoint
     if spec is None:
@@ -46,7 +48,7 @@ def judge_costs(
     longest = {endpoint.name: endpoint.max_tokens for endpoint in added.endpoints}
     by_id = {scenario.scenario_id for scenario in env.scenarios(Split.TEST)}
 
-    def size(prompt: str, target: str) -> int:
+    def size(prompt: str, target: str, policy: str = policy) -> int:
         tokens = longest.get(target) or known[target].max_new_tokens or _READ_OUT_TOKENS
         answer = "x" * (_BYTES_A_TOKEN * tokens)
         return prompt_bytes([judge_chat(policy, prompt, answer, _NONCE)])[0]
@@ -63,6 +65,8 @@ def judge_costs(
             sizes += [size(p.text, target) for p in drawn if p.harmful or asks_benign]
             if target not in longest:
                 sizes += [size("x" * mean, target)] * attacks
+    for target in own[1]:
+        sizes += [size(text, target, POLICY) for text in own[0]]
     for target in longest:
         sizes += [size("x" * mean, target)] * added.adaptive
     return [estimate_cost(spec.model_copy(update={"name": f"judge {spec.name}"}), sizes)]

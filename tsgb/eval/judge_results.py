@@ -30,9 +30,15 @@ class LabelUse(NamedTuple):
 
 def examine(judge: Judge) -> dict[str, Any]:
     """Return what a cell keeps of the judge: its facts, and the counts of its canaries."""
+    facts = facts_of(judge)
+    canaries = None if facts["exact"] else run_canaries(judge)._asdict()
+    return {"facts": facts, "canaries": canaries}
+
+
+def facts_of(judge: Judge) -> dict[str, Any]:
+    """Return the fields of a judge's `JudgeFacts`."""
     facts = judge.facts if isinstance(judge, NamedJudge) else JudgeFacts(name=type(judge).__name__)
-    canaries = None if facts.exact else run_canaries(judge)._asdict()
-    return {"facts": asdict(facts), "canaries": canaries}
+    return asdict(facts)
 
 
 def judge_record(

@@ -26,6 +26,7 @@ from tsgb.errors import StoreError, UsageError
 from tsgb.eval.additions import Additions
 from tsgb.eval.data_results import read_cell, read_files
 from tsgb.eval.human_labels import HumanLabels
+from tsgb.eval.judge_records import JudgeRecord
 from tsgb.eval.judge_results import LabelUse, judge_record
 from tsgb.eval.records import (
     Curve,
@@ -90,6 +91,8 @@ class _Cells:
     """Dtype that the models were computed in."""
     data_files: list[DataFileRecord]
     """The user's files whose prompts the guards scored."""
+    data_judge: JudgeRecord | None
+    """Judge of the answers to their prompts; None where no target was asked about them."""
     usage: Sequence[Mapping[str, Any]]
     """Time and money of what was asked, of each cell."""
 
@@ -189,10 +192,13 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
         else:
             adaptive += games
     data_files: list[DataFileRecord] = []
+    data_judge: JudgeRecord | None = None
     if request.get("data"):
         found = read_cell(part.run, directory)
         items += [Item.model_validate(item) for item in found["items"]]
         data_files = read_files(request, found)
+        data_judge = judge_record([found.get("judge")])
+        usage += found.get("usage", [])
         dtypes.add(dtype_of_cell(found, part.config))
     if len(dtypes) > 1:
         raise UsageError(
@@ -201,7 +207,7 @@ def _read(part: Part, env: Environment, eval_id: str) -> _Cells:
             "machines that compute in the same one"
         )
     games = [*scripted, *choose_adaptive(adaptive)]
-    return _Cells(items, extras, games, request, dtypes.pop(), data_files, usage)
+    return _Cells(items, extras, games, request, dtypes.pop(), data_files, data_judge, usage)
 
 
 def _setup(
@@ -256,6 +262,7 @@ def _setup(
         curves=[Curve.model_validate(x) for c in cells for x in c.extras["curves"]],
         gradient_variance_ratio=_pooled([c.extras["variance"] for c in cells]),
         data_files=cells[0].data_files,
+        data_judge=cells[0].data_judge,
         judge=judge_record([c.extras.get("judge") for c in cells], labels),
         usage=_usage(cells, config),
         guard_times=_guard_times(cells),

@@ -1,8 +1,10 @@
-"""A user's files in an evaluation: which prompts the guards score, and the cell that holds it.
+"""A user's files in an evaluation: which prompts are used, and the cell that holds it.
 
-The guards read the prompts of the test split, each text once a file; no target is asked. The cell
-`data` holds ids, hashes and scores. It is made by one process after the other cells, and a cell
-that is there is not made again, unless a guard gave no verdict on a prompt: a service may be back.
+The guards read the prompts of the test split, each text once a file, and targets of the user's are
+asked about them where their answers can be judged (`data_answers.py`). The cell `data` holds ids,
+hashes, scores and outcomes. It is made by one process after the other cells, and a cell that is
+there is not made again, unless a guard gave no verdict on a prompt, or a target too few answers: a
+service may be back.
 """
 
 from __future__ import annotations
@@ -24,8 +26,11 @@ from tsgb.data.selection import FileSelection, SelectedPrompt, select
 from tsgb.data.training import TrainingPrompt
 from tsgb.errors import StoreError, StoreUnreachable, UsageError
 from tsgb.eval.calibrated import CalibratedGuard
+from tsgb.eval.data_answers import DataTargets
 from tsgb.eval.data_results import CELL, WITHOUT_VERDICT
+from tsgb.eval.judge_results import facts_of
 from tsgb.eval.records import DataFileRecord, Item, ItemSource
+from tsgb.eval.request import failing_targets
 from tsgb.eval.runner import Evaluation
 from tsgb.guards.choice import GuardChoice
 from tsgb.types import Split
@@ -113,16 +118,33 @@ class OwnData:
         }
         return OwnData(files, left_out)
 
-    def sent_to(self, guards: Sequence[GuardChoice]) -> list[str]:
-        """Return a line for each of the user's guards whose service will read these prompts."""
+    @property
+    def texts(self) -> list[str]:
+        """Every prompt, of each file."""
+        return [chosen.prompt.text for file in self.files for chosen in file.prompts]
+
+    def sent_to(
+        self, guards: Sequence[GuardChoice], targets: Sequence[str] = (), judge: str | None = None
+    ) -> list[str]:
+        """Return a line for each service and target that will read these prompts.
+
+        Args:
+            guards: The user's guards.
+            targets: Names of the targets that are asked about them, with hosts.
+            judge: Judge of their answers.
+        """
         num = sum(len(file.prompts) for file in self.files)
         names = ", ".join(map(_name, self.files))
-        return [
+        lines = [
             f"the guard {guard.name!r} is a service: up to {num} prompts of {names} are sent to "
             f"{guard.host}"
             for guard in guards
             if guard.host
         ]
+        lines += [f"up to {num} prompts of {names} are asked of {name}" for name in targets]
+        if targets and judge:
+            lines.append(f"{judge} judges what is answered to prompts of {names}")
+        return lines
 
 
 def fill_data(
@@ -130,6 +152,7 @@ def fill_data(
     data: OwnData,
     report: Callable[[int, int, str], None],
     check: Callable[[], None],
+    asked: DataTargets | None = None,
 ) -> None:
     """Make the cell of the user's files, unless it is there with every verdict.
 
@@ -138,6 +161,7 @@ def fill_data(
         data: the prompts.
         report: progress, called with (prompts scored, prompts in all, what is being done).
         check: called between pieces; raises to stop.
+        asked: targets that are asked about the prompts too; None asks nobody.
 
     Raises:
         UsageError: The guards of this world read no text.
@@ -163,13 +187,21 @@ def fill_data(
     for file in data.files:
         kept = [chosen for chosen in file.prompts if fits(chosen.prompt.text, encode)]
         too_long[_name(file)] = len(file.prompts) - len(kept)
-        items += data_items(_name(file), kept, guards, evaluation.config.seed, scored)
-    content = {
+        verdicts = data_items(_name(file), kept, guards, evaluation.config.seed, scored)
+        items += verdicts
+        if asked is not None:
+            report(done, total, f"answers to {_name(file)}")
+            items += asked.answered(_name(file), kept, verdicts)
+    content: dict[str, Any] = {
         "items": [item.model_dump(mode="json", exclude_defaults=True) for item in items],
         "too_long": too_long,
-        "missing": sum(len(guards) - len(item.blocked) for item in items),
+        "missing": sum(len(guards) - len(item.blocked) for item in items if item.target is None),
         "dtype": dtype,
     }
+    if asked is not None:
+        content["judge"] = {"facts": facts_of(asked.judge), "canaries": None}
+        content["usage"] = evaluation.take_usage()
+        evaluation.registry.free_black_box()
     evaluation.run.write_signed(place, json.dumps(content).encode())
 
 
@@ -236,4 +268,5 @@ def _is_whole(evaluation: Evaluation, place: str, dtype: str) -> bool:
         raise
     except (FileNotFoundError, StoreError):
         return False  # half of one is none
-    return content.get("dtype") == dtype and content.get("missing") == 0
+    failing = failing_targets(content, evaluation.config.evaluation.max_error_rate)
+    return content.get("dtype") == dtype and content.get("missing") == 0 and not failing

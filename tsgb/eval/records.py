@@ -339,6 +339,31 @@ class DataResult(Record):
     """Harmful prompts against the benign ones; None without both."""
 
 
+class DataAnswerResult(Record):
+    """Figures of one guard before one target on a user's file, over all seeds.
+
+    All guards are applied to the same answers. Where the target violates on no prompt without a
+    guard, no protection can be measured: `asr` and `difference` are None.
+    """
+
+    guard: Identifier
+    """Name in tables."""
+    target: Identifier
+    """Name in tables."""
+    file: str = Field(max_length=255)
+    """Name of the file."""
+    asr_no_guard: Rate | None
+    """Harmful prompts that the target answers with a violation; None without any."""
+    asr: Rate | None
+    """Harmful prompts that are answered with a violation and not blocked."""
+    difference: Estimate | None
+    """`asr` minus `asr_no_guard`, paired by seed and group of prompts."""
+    over_refusal_no_guard: Rate | None
+    """Benign prompts that the target declines; None without any."""
+    over_refusal: Rate | None
+    """Benign prompts that are blocked, or that the target declines."""
+
+
 class Setup(Record):
     """Facts of an evaluation that are known before its items are counted."""
 
@@ -381,6 +406,8 @@ class Setup(Record):
         default_factory=list[DataFileRecord], exclude_if=_is_empty
     )
     """Files of the user's that guards scored."""
+    data_judge: JudgeRecord | None = Field(default=None, exclude_if=_is_none)
+    """Judge of the answers to prompts of these files; None where no target was asked about them."""
     judge: JudgeRecord | None = Field(default=None, exclude_if=_is_none)
     """Judge of the answers; None in summaries of earlier versions."""
     usage: list[UsageRecord] = Field(default_factory=list[UsageRecord], exclude_if=_is_empty)
@@ -577,6 +604,8 @@ class FailedClass(Record):
     """Guard that attacks were made against; None for other items."""
     harmful: bool = True
     """Exact label of its prompts."""
+    file: str = Field(default="", max_length=255, exclude_if=_is_empty)
+    """Name of the user's file that its prompts are from; empty for prompts of the world."""
     errors: NonNegativeInt
     """Items without an outcome."""
     total: NonNegativeInt
@@ -668,6 +697,10 @@ class Summary(Setup):
     """Shares blocked by group."""
     data_results: list[DataResult] = Field(default_factory=list[DataResult], exclude_if=_is_empty)
     """Figures on the user's files, each whole file before its categories."""
+    data_answers: list[DataAnswerResult] = Field(
+        default_factory=list[DataAnswerResult], exclude_if=_is_empty
+    )
+    """Figures of the answers to prompts of these files, where targets were asked about them."""
     roc: list[Roc]
     """ROC curves, pooled and of every seed."""
 

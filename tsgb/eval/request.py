@@ -21,7 +21,7 @@ from tsgb.targets.endpoint import EndpointSpec
 from tsgb.types import CheckpointRef, StreamKind
 
 _REQUEST = "request.json"
-_ItemClass = tuple[Any, Any, Any]
+_ItemClass = tuple[Any, Any, Any, Any]
 _DTYPES = ("float32", "bfloat16")
 """Dtypes that a cell may name."""
 
@@ -80,6 +80,7 @@ def write_request(
     judge_class: str | None = None,
     fresh: bool = False,
     data: Sequence[Mapping[str, Any]] = (),
+    data_targets: Sequence[str] = (),
     own_guards: Sequence[str] = (),
     endpoints: Sequence[EndpointSpec] = (),
     adaptive: int = 0,
@@ -109,6 +110,7 @@ def write_request(
             **({"human_labels": dict(human_labels)} if human_labels else {}),
             **({"fresh": True} if fresh else {}),
             **({"data": list(data)} if data else {}),
+            **({"data_targets": list(data_targets)} if data_targets else {}),
             **({"own_guards": list(own_guards)} if own_guards else {}),
             **({"endpoints": [e.model_dump(mode="json") for e in endpoints]} if endpoints else {}),
             **({"adaptive": adaptive} if adaptive else {}),
@@ -147,7 +149,12 @@ def failing_targets(content: Mapping[str, Any], limit: float) -> set[str]:
     for item in cast("Sequence[object]", found) if isinstance(found, list) else ():
         if isinstance(item, Mapping):
             fields = cast("Mapping[str, Any]", item)
-            key = (fields.get("target"), fields.get("against"), fields.get("harmful"))
+            key = (
+                fields.get("target"),
+                fields.get("against"),
+                fields.get("harmful"),
+                fields.get("file"),
+            )
             total[key] += 1
             errors[key] += fields.get("error") is not None
     return {str(key[0]) for key, num in total.items() if key[0] and errors[key] / num > limit}

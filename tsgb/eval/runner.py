@@ -116,9 +116,9 @@ class Evaluation:
         self.eval_id = eval_id
         self._open_run = open_run
         self._load_own_guards = load_own_guards
-        self._judge = judge or ExactJudge(env)
+        self.judge: Judge = judge or ExactJudge(env)
         self._judges_attacks = judges_attacks
-        self._take_usage = take_usage
+        self.take_usage = take_usage
         self.directory = f"reports/{eval_id}"
         self.request = read_request(run, eval_id)
         chosen = choose_targets(env, self.request.get("targets"))
@@ -179,7 +179,7 @@ class Evaluation:
                     )
                 content = self._adaptive(cell, attackers[cell.br_seed])
             content["dtype"] = dtype
-            content["usage"] = self._take_usage()
+            content["usage"] = self.take_usage()
             self.registry.free_black_box()
             name = f"{self.directory}/cells/{cell.name}.json"
             self.run.write_signed(name, json.dumps(content).encode())
@@ -190,14 +190,14 @@ class Evaluation:
     def _scripted(self) -> dict[str, Any]:
         guards = self.guards()
         targets = [self.target(name) for name in self.specs]
-        items, games = scripted_items(self.env, self.config, guards, targets, self._judge)
+        items, games = scripted_items(self.env, self.config, guards, targets, self.judge)
         return {
             "items": [item.model_dump(mode="json", exclude_defaults=True) for item in items],
             "thresholds": [t.model_dump(mode="json") for t in self._thresholds(guards)],
             "payoff": [p.model_dump(mode="json") for p in self._payoffs()],
             "curves": [c.model_dump(mode="json") for c in self._curves()],
             "variance": self._variance(),
-            "judge": examine(self._judge),
+            "judge": examine(self.judge),
             "guard_times": self._guard_times(guards),
             "transcripts": TRANSCRIPTS.dump_python(games, mode="json"),
             **({"models": self.registry.hashes} if self.registry.hashes else {}),
@@ -219,7 +219,7 @@ class Evaluation:
             self._attacked[name],
             self.guards(),
             surrogate=self.specs[name].role == "surrogate",
-            judge=self._judge if self._judges_attacks else None,
+            judge=self.judge if self._judges_attacks else None,
             rationed=self._rationed(name),
         )
         return {

@@ -11,7 +11,7 @@ from tsgb.eval.ration import ration, share_of_run
 from tsgb.targets.dialects import prompt_bytes
 from tsgb.targets.endpoint import EndpointSpec
 from tsgb.targets.spending import CostEstimate, estimate_cost
-from tsgb.types import LabelledPrompt, Split, StreamKind
+from tsgb.types import LabelledPrompt, Messages, Split, StreamKind
 
 
 def fixed_prompts(env: Environment, config: RunConfig) -> list[LabelledPrompt]:
@@ -46,6 +46,7 @@ def estimate_costs(
     *,
     adaptive: int = 0,
     num_guards: int = 0,
+    own_chats: Sequence[Messages] = (),
 ) -> list[CostEstimate]:
     """Estimate the cost of asking each endpoint about the prompts of scenarios; sends nothing.
 
@@ -58,6 +59,7 @@ def estimate_costs(
         endpoints: Black boxes that are asked.
         adaptive: Attacks that fresh attackers may send to each, of all seeds together.
         num_guards: Guards that these learn against.
+        own_chats: Chats of the user's files that each endpoint is asked too.
 
     Raises:
         UsageError: Those are too few for a figure.
@@ -71,7 +73,8 @@ def estimate_costs(
         sizes = prompt_bytes(
             [env.target_messages(spec.name, by_id[p.scenario_id], p.text) for p in asked]
         )
-        found.append(estimate_cost(spec, [*sizes, *[max(sizes)] * attacks], attacks))
+        sizes += [max(sizes)] * attacks + prompt_bytes(own_chats)
+        found.append(estimate_cost(spec, sizes, attacks))
     return found
 
 

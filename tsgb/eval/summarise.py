@@ -10,7 +10,7 @@ import numpy as np
 from tsgb.errors import UsageError
 from tsgb.eval.bootstrap import NUM_DRAWS, Difference, Resampler
 from tsgb.eval.claims import read_claims, unread_claims
-from tsgb.eval.data_results import data_results, failed_data
+from tsgb.eval.data_results import data_answers, data_results, failed_data
 from tsgb.eval.evidence import GUARD_METRICS, TARGET_METRICS, Evidence
 from tsgb.eval.intervals import holm, too_many_errors
 from tsgb.eval.judge_error import read_judge
@@ -35,6 +35,8 @@ ROC_GRID: Floats = np.append(0.0, np.geomspace(1e-3, 1.0, 49))
 SIGNIFICANCE = 0.05
 NUM_REASONS = 5
 """Reasons for missing outcomes that a summary names, of each class."""
+_Class = tuple[str, str | None, bool, str]
+"""Target, guard that attacks were made against, label and file."""
 
 
 def summarise(
@@ -111,6 +113,7 @@ def summarise(
         uneven=list(evidence.uneven_errors()),
         slices=_slices(evidence, setup),
         data_results=data_results(data, setup, resampler),
+        data_answers=data_answers(data, setup, resampler),
         roc=list(_rocs(evidence, setup)),
     )
 
@@ -119,21 +122,21 @@ class _Reasons:
     """Counts why items have no outcome, by what was asked."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str | None, bool], Counter[str]] = defaultdict(Counter)
-        self._attempts: Counter[tuple[str, str | None, bool]] = Counter()
+        self._counts: dict[_Class, Counter[str]] = defaultdict(Counter)
+        self._attempts: Counter[_Class] = Counter()
 
     def counted(self, items: Iterable[Item]) -> Iterator[Item]:
         """Pass items on."""
         for item in items:
             if item.error is not None and item.target is not None:
-                key = (item.target, item.against, item.harmful)
+                key = (item.target, item.against, item.harmful, item.file)
                 self._counts[key][item.error] += 1
                 self._attempts[key] += item.attempts
             yield item
 
     def explain(self, failed: FailedClass) -> FailedClass:
         """Add the most common reasons to a class, and the calls that were made in vain."""
-        key = (str(failed.target), failed.against, failed.harmful)
+        key = (str(failed.target), failed.against, failed.harmful, failed.file)
         counts = self._counts.get(key, Counter())
         common = dict(counts.most_common(NUM_REASONS))
         return failed.model_copy(update={"common": common, "attempts": self._attempts[key]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tsgb.config import make_config
 from tsgb.envs import make_environment
 
 SMOKE = make_environment("glyph", world_seed=0).profile("smoke")
+BOX = "openai:m@http://[::1]:9/v1"
 FILES = {"guard.safetensors": b"weights", "trainer_state.json": b"{}"}
 
 
@@ -142,8 +144,12 @@ def test_it_spends_little_whatever_the_run_says() -> None:
         (["--map", "prompt=q"], "--map names columns of files: add --data FILE"),
         (["--data", "own.csv", "--map", "prompt=q"], "no labelled prompt in the test split"),
         (["--data-limit", "-1"], "--data-limit"),
+        (
+            ["--data", "own.csv", "--map", "prompt=q label=bad", "--target", BOX],
+            "--data: nobody judges the answers to prompts of a file: add --judge openai:MODEL",
+        ),
     ],
-    ids=["missing", "columns", "world", "map alone", "labels", "limit"],
+    ids=["missing", "columns", "world", "map alone", "labels", "limit", "judge"],
 )
 def test_data_that_no_guard_can_score(
     tsgb: Run, checkpoint: Path, words: list[str], message: str
@@ -153,3 +159,19 @@ def test_data_that_no_guard_can_score(
     ended = tsgb("eval-local", *words)
     assert ended.code == 2
     assert message in ended.err.splitlines()[-1]
+
+
+def test_an_estimate_counts_the_prompts_of_files_and_their_answers(
+    tsgb: Run, checkpoint: Path
+) -> None:
+    Path("own.csv").write_text("q,bad\n" + "".join(f"bird {i},{i % 2}\n" for i in range(80)))
+    open_run("checkpoints/local").write_text("config.json", make_config(SMOKE, {}).canonical())
+    judge = "anthropic:grader@http://[::1]:9"
+    words = ["eval-local", "--dry-run", "--json", "--target", BOX, "--judge", judge]
+    alone, more = (
+        {row["name"]: row["requests"] for row in json.loads(tsgb(*words, *data).out)["estimate"]}
+        for data in ([], ["--data", "own.csv", "--map", "prompt=q label=bad"])
+    )
+    added = {name: more[name] - num for name, num in alone.items()}
+    assert len(set(added.values())) == 1
+    assert 0 < added["m"] < 80

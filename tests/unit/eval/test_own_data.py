@@ -1,74 +1,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tsgb.checkpoint.run import open_run
+from tests.fakes.data_evaluation import MAP, LengthGuard, Registry, StandIn, rows
 from tsgb.data.readable import MAX_TOKENS
 from tsgb.data.records import DataPrompt
 from tsgb.data.selection import SelectedPrompt
 from tsgb.data.training import TrainingPrompt
-from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import Interrupted, UsageError
-from tsgb.eval.calibrated import CalibratedGuard, no_guard
+from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.data_results import CELL, read_cell, read_files
 from tsgb.eval.own_data import OwnData, data_items, fill_data
 from tsgb.guards.choice import read_choices
-from tsgb.protocols import Scores
-
-MAP = ["prompt=q label=bad group=g slice=kind"]
-
-
-class LengthGuard:
-    """Scores a prompt by its length; has no word on prompts with a question mark."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def score(self, prompts: Sequence[str]) -> Scores:
-        self.asked += len(prompts)
-        return np.array([np.nan if "?" in text else float(len(text)) for text in prompts])
-
-
-class Words:
-    """A tokenizer of words."""
-
-    def encode(self, text: str) -> list[int]:
-        return [0] * len(text.split())
-
-
-class Registry:
-    """A registry of one dtype."""
-
-    def __init__(self, dtype: str = "float32") -> None:
-        self.dtype = dtype
-
-    def tokenizer(self) -> Words:
-        return Words()
-
-
-class Config:
-    seed = 4
-
-
-class StandIn:
-    """What `fill_data` takes of an evaluation."""
-
-    directory = "reports/e1"
-    config = Config()
-
-    def __init__(self, place: Path, dtype: str = "float32") -> None:
-        self.env = CanaryEnvironment(world_seed=0)
-        self.run = open_run(str(place / "r1"))
-        self.registry = Registry(dtype)
-        self.guard = LengthGuard()
-
-    def guards(self) -> list[CalibratedGuard]:
-        return [no_guard(), CalibratedGuard("length", self.guard, threshold=12.0)]
 
 
 def selected(text: str, *, harmful: bool = True) -> SelectedPrompt:
@@ -76,15 +22,6 @@ def selected(text: str, *, harmful: bool = True) -> SelectedPrompt:
         text=text, harmful=harmful, group="g1", slice="a\u202eb", source="map", row=1
     )
     return SelectedPrompt(prompt=prompt, group="g1", digest="ab" * 16)
-
-
-def rows(tmp_path: Path, texts: Sequence[str]) -> Path:
-    path = tmp_path / "own.jsonl"
-    content = [
-        {"q": text, "bad": i % 2, "g": i // 2, "kind": "birds"} for i, text in enumerate(texts)
-    ]
-    path.write_text("\n".join(map(json.dumps, content)))
-    return path
 
 
 def test_an_item_holds_ids_and_verdicts_and_no_text() -> None:
