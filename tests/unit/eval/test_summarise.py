@@ -410,7 +410,7 @@ def test_over_refusal_counts_what_is_blocked_or_refused(
         assert getattr(row, name) == getattr(result(summary, "selfplay", "B_mid"), name)
     page = render_report(found)
     assert "Over-refusal, B_mid" in page
-    assert "Over-refusal" not in render_report(summary)
+    assert "Over-refusal, " not in render_report(summary), "the box has a column of that name"
     assert Summary.model_validate_json(found.model_dump_json()) == found
 
 
