@@ -21,7 +21,7 @@ from tsgb.eval import views
 from tsgb.eval.box import box_lines, box_sheet
 from tsgb.eval.compare import PairedEvaluations
 from tsgb.eval.comparison_page import comparison_notes, comparison_sheets, slice_sheets
-from tsgb.eval.data_views import data_answer_sheet, data_sheet
+from tsgb.eval.data_views import data_answer_notes, data_answer_sheet, data_sheet
 from tsgb.eval.records import Summary
 from tsgb.eval.wording import MINUS, failed_class
 from tsgb.settings import Settings, load_settings
@@ -56,7 +56,7 @@ def print_evaluation(summary: Summary, report: str) -> None:
     trained = {arm.value for arm in Arm}
     for table in evaluation_tables(summary):
         out.print(table)
-    for line in box_lines(summary):
+    for line in [*box_lines(summary), *data_answer_notes(summary)]:
         out.print(visible(line), markup=False)
     if len(trained & set(summary.guards)) > 1:
         out.print(visible(summary.verdict.sentence), markup=False)

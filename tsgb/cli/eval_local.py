@@ -73,8 +73,9 @@ def eval_local(
         typer.Option(
             "--data",
             metavar="FILE",
-            help="Labelled prompts of yours that the guards score beside; with --judge the black "
-            "boxes that you add are asked about them; may be repeated.",
+            help="Labelled prompts of yours that the guards score beside, services (--guard "
+            "moderation:URL) too; with --judge the black boxes that you add are asked about them; "
+            "may be repeated.",
         ),
     ] = None,
     mapping: MapOption = None,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import evaluation as fake
-from tsgb.cli.display import evaluation_tables
+from tsgb.cli.display import evaluation_tables, print_evaluation
 from tsgb.eval.judge_records import JudgeRecord
 from tsgb.eval.records import (
     SCHEMA_PATH,
@@ -77,7 +77,9 @@ def figures(summary: Summary, guard: str) -> DataAnswerResult:
     return found
 
 
-def test_figures_are_those_of_the_items_and_paired(streams: list[Item]) -> None:
+def test_figures_are_those_of_the_items_and_paired(
+    streams: list[Item], capsys: pytest.CaptureFixture[str]
+) -> None:
     items = prompts()
     summary = summarise([*items, *streams], setup(), num_draws=200)
     answers = [item for item in items if item.target]
@@ -114,6 +116,8 @@ def test_figures_are_those_of_the_items_and_paired(streams: list[Item]) -> None:
     page = render_report(summary)
     assert "own.csv, B_far: Self-play" in page
     assert "Judged by refusal-phrases 1, a weak judge" in page
+    print_evaluation(summary, "report.html")
+    assert "Judged by refusal-phrases 1, a weak judge" in " ".join(capsys.readouterr().out.split())
     assert "Your data, answers" in [str(table.title) for table in evaluation_tables(summary)]
 
 
