@@ -51,16 +51,23 @@ _GUESSED_HOURS = 2.0
 class ArmsWork:
     """All arms of a run, trained by one machine at a time."""
 
-    def __init__(self, workers: Workers, configs: Mapping[Arm, RunConfig]) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        configs: Mapping[Arm, RunConfig],
+        documents: RunDocuments | None = None,
+    ) -> None:
         """Describe the work; reads nothing yet.
 
         Args:
             workers: Workers of the run.
             configs: Configurations of the arms to train.
+            documents: The run's documents as the flow holds them; without them, opened here.
         """
         self._workers = workers
         self._configs = configs
         self._exchange = Exchange.of(workers.settings, workers.store)
+        self._opened = documents
         self._code: Code | None = None
 
     def pack(self) -> Code:
@@ -148,10 +155,19 @@ class ArmsWork:
         for found in list(documents.attempts()):
             if found.intent is None or found.is_collected or found.attempt == working:
                 continue
-            if folder := found.intent.exchange:
-                self.promote(found.attempt)
-                documents.collected(found.attempt)
-                self._exchange.delete(self._workers.run, folder, _STORE_SECONDS)
+            folder = found.intent.exchange
+            if not folder:
+                continue
+            if found.first_beat_at is not None and not self._is_there(folder):
+                listener().note(
+                    f"{self._exchange.url} has no folder of attempt {found.attempt}, whose machine "
+                    "has worked: if TSGB_EXCHANGE_URL has changed, set it back and start again, or "
+                    "what that machine saved last is lost"
+                )
+                continue
+            self.promote(found.attempt)
+            documents.collected(found.attempt)
+            self._exchange.delete(self._workers.run, folder, _STORE_SECONDS)
 
     def load(self) -> Workload:
         """Return the load, with the traffic of the newest checkpoints (0 before the first one)."""
@@ -227,7 +243,13 @@ class ArmsWork:
         ]
         listener().bars(f"attempt {running.attempt}", bars or [Bar("machine", 0, 0, text)])
 
+    def _is_there(self, folder: str) -> bool:
+        run = self._workers.run
+        return bool(self._exchange.open(run, folder, None, _STORE_SECONDS).list_if_present(""))
+
     def _documents(self) -> RunDocuments:
+        if self._opened is not None:
+            return self._opened
         run = self._workers.open(deadline_seconds=_STORE_SECONDS)
         return RunDocuments(run, self._exchange.opener(self._workers.run, _STORE_SECONDS))
 
@@ -269,7 +291,7 @@ def renting(
         UsageError: Another process rents for this run, or machines could not reach the store.
     """
     with rental_session(workers) as session:
-        work = ArmsWork(workers, configs)
+        work = ArmsWork(workers, configs, session.documents)
         work.pack()  # a refusal comes before a machine costs anything
         machine = RentedMachine(session, work)
         try:
@@ -290,6 +312,7 @@ def _close(
     session = machine.session
     try:
         machine.close(reason)
+        work.collect(None)
         bill = make_bill(session.documents, session.ledger, work.updates())
         if bill.machines:
             run = session.documents.run

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,18 +24,41 @@ from tsgb.checkpoint.documents import (
     parse_json_lines,
     parse_json_object,
 )
-from tsgb.checkpoint.inspect import CheckpointInfo, Inspector
-from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, METRICS, CheckpointName
-from tsgb.checkpoint.reader import CheckpointReader, InvalidCheckpoint
+from tsgb.checkpoint.filesystem import FileTooLargeError
+from tsgb.checkpoint.inspect import CheckpointState, Inspector
+from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, METRICS, PARTS, CheckpointName
+from tsgb.checkpoint.manifest import FileRecord
+from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.store import CheckpointStore
-from tsgb.errors import StoreError, StoreUnreachable
+from tsgb.errors import StoreFull, StoreUnreachable
 from tsgb.types import CheckpointRef
 
+_T = TypeVar("_T")
+
+STATE = "trainer_state.json"
 KEEP = 3
 """Newest checkpoints that a run keeps."""
 MAX_CANDIDATES = 4
 """Number of a machine's newest checkpoints that are looked at; older ones than these are lost."""
+_FILES = frozenset(
+    {
+        "attacker.safetensors",
+        "guard.safetensors",
+        "optim_attacker.safetensors",
+        "optim_guard.safetensors",
+        STATE,
+    }
+)
+"""Files of every checkpoint; one that has others, or lacks one, is none of a run."""
+_FIRST_BYTES = 4 << 30
+"""Size of the largest first checkpoint, in bytes; a later one grows by a tenth and `_SLACK`."""
+_SLACK_BYTES = 64 << 20
+_MAX_HEADER_BYTES = 100_000_000
+"""Size of the largest header of a safetensors file, as its library has it."""
+_LINE_BYTES = 2048
+"""Size of the longest line of metrics, of which there is one an update."""
+_MAX_FIGURES = 64
 _MAX_FILES = 1024
 """Most files and parts that a checkpoint of a machine may have."""
 _MAX_DOCUMENTS = 50
@@ -90,6 +113,7 @@ def hand_out(run: RunStore, seen: RunStore) -> CheckpointRef | None:
     Raises:
         CheckpointError: The run has checkpoints, but none that verifies.
     """
+    _forget_unfinished(run)
     found = CheckpointReader(run).newest_whole(lambda _line: None)
     if found is not None:
         ref, manifest, files = found
@@ -128,39 +152,90 @@ def promote(
     Raises:
         StoreError: The run cannot be read or written; `StoreUnreachable` also for the exchange.
     """
-    if not any(token.attempt == expected.attempt for token in seen.fencing_tokens()):
+    _forget_unfinished(run)
+    told = _Told(seen, note)
+    claims = told.read("its claims", seen.fencing_tokens, [])
+    if not any(token.attempt == expected.attempt for token in claims):
         return None  # it never came to train
     if any(token.attempt > expected.attempt for token in run.fencing_tokens()):
         return None  # a later attempt has gone on from what there was
     store = CheckpointStore(run)
     store.claim(expected.attempt)
-    _copy_exit(seen, run, expected.attempt)
+    record = told.read("its exit record", lambda: _exit_figures(seen, expected.attempt), {})
+    if record:
+        run.write_json(f"exits/{expected.attempt:04d}.json", record)
     before = store.newest_whole(note)
     least = -1 if before is None else before[0].step
     kept = {} if before is None else before[2]
-    for listed in _candidates(seen, expected, least):
-        try:
-            files = _read(seen, listed, expected, kept, tick)
-        except StoreUnreachable:
-            raise
-        except (InvalidCheckpoint, StoreError, Unsound) as error:
-            note(f"{listed.checkpoint.name} of attempt {expected.attempt} is refused: {error}")
-            continue
-        assert listed.manifest is not None
-        _copy_metrics(seen, run, least, listed.checkpoint.step)
-        ref = store.publish(
-            listed.checkpoint.step,
-            listed.manifest.episode,
-            files,
-            expected.config_sha256,
-            None if before is None else before[0].name,
+    for name in told.read("its checkpoints", lambda: _candidates(seen, expected, least), []):
+        files = told.read(
+            name.name, lambda name=name: _read(seen, name, expected, kept, tick), None
         )
+        if files is None:
+            continue
+        episode, content = files
+        parent = None if before is None else before[0].name
+        ref = _publish(store, name.step, episode, content, expected.config_sha256, parent)
+        lines = told.read("its metrics", lambda: _figures(seen, expected.last_step), [])
+        _add_metrics(run, lines, least, ref.step)
         store.prune(KEEP)
         return ref
     return None
 
 
-def _candidates(seen: RunStore, expected: Expected, least: int) -> list[CheckpointInfo]:
+class _Told:
+    """Reads what a machine wrote: whatever is wrong with it is a note, and nothing was said."""
+
+    def __init__(self, seen: RunStore, note: Callable[[str], None]) -> None:
+        self._seen = seen
+        self._note = note
+
+    def read(self, what: str, read: Callable[[], _T], otherwise: _T) -> _T:
+        """Return what `read` does; `otherwise` if it raises anything but `StoreUnreachable`."""
+        try:
+            return read()
+        except StoreUnreachable:
+            raise
+        except Exception as error:  # noqa: BLE001 - a stranger chose the bytes
+            reason = f"{type(error).__name__}: {error}"[:300]
+            text = "".join(c if c.isprintable() else "?" for c in reason)
+            self._note(f"{what} in {self._seen.run_url} is refused: {text}")
+            return otherwise
+
+
+def _forget_unfinished(run: RunStore) -> None:
+    """Delete what a first save left that was cut off, if the run has nothing else.
+
+    The first checkpoint that a run gets from a machine may be of any step, so that an unfinished
+    one proves no loss; what it was made of is still where the machine saved it.
+    """
+    found = Inspector(run).all()
+    if not found or any(one.state is not CheckpointState.UNFINISHED for one in found):
+        return
+    for one in found:
+        run.filesystem.delete_dir(one.directory)
+    run.filesystem.delete_dir(PARTS)
+    run.delete(METRICS)
+
+
+def _publish(
+    store: CheckpointStore,
+    step: int,
+    episode: int,
+    files: Mapping[str, bytes],
+    config_sha256: str,
+    parent: str | None,
+) -> CheckpointRef:
+    """Publish a checkpoint; where the store is full, after older ones have made room."""
+    try:
+        return store.publish(step, episode, files, config_sha256, parent)
+    except StoreFull:
+        if not store.prune(1):
+            raise
+        return store.publish(step, episode, files, config_sha256, parent)
+
+
+def _candidates(seen: RunStore, expected: Expected, least: int) -> list[CheckpointName]:
     """Return the newest checkpoints of the attempt beyond a step, newest first."""
     names = [CheckpointName.parse(name) for name in seen.list_if_present(CHECKPOINTS)]
     wanted = [
@@ -170,45 +245,60 @@ def _candidates(seen: RunStore, expected: Expected, least: int) -> list[Checkpoi
         and name.attempt == expected.attempt
         and least < name.step <= expected.last_step
     ]
-    inspector = Inspector(seen)
-    return [inspector.look(name) for name in sorted(wanted, reverse=True)[:MAX_CANDIDATES]]
+    return sorted(wanted, reverse=True)[:MAX_CANDIDATES]
 
 
 def _read(
     seen: RunStore,
-    listed: CheckpointInfo,
+    name: CheckpointName,
     expected: Expected,
     before: Mapping[str, bytes],
     tick: Callable[[], object],
-) -> dict[str, bytes]:
-    """Return all files of a checkpoint and their parts, each of them checked.
+) -> tuple[int, dict[str, bytes]]:
+    """Return the episode of a checkpoint, and its files and parts, each of them checked.
 
     Raises:
         Unsound: One of them cannot belong to a checkpoint of this run.
         InvalidCheckpoint: One of them is not what its manifest says.
     """
+    inspector = Inspector(seen)
+    listed = inspector.look(name)
     manifest = listed.manifest
     if manifest is None:
         raise Unsound(listed.reason)
     if manifest.run_id != seen.run_id or manifest.config_sha256 != expected.config_sha256:
         raise Unsound("it is of another run, or of another configuration")
-    contents = listed.contents
-    size = sum(record.size for _, record in contents.values())
-    if size > expected.max_bytes or len(contents) > _MAX_FILES:
-        raise Unsound(f"{len(contents)} files of {size} bytes are more than this run can have")
-    if before and (missing := {name for name in before if "/" not in name} - contents.keys()):
-        raise Unsound(f"it lacks {min(missing)}, which the one before it has")
-    inspector, files = Inspector(seen), dict[str, bytes]()
-    for name, (_, record) in contents.items():
-        same = before.get(name)
+    if listed.files.keys() ^ _FILES:
+        raise Unsound(f"its files are not {', '.join(sorted(_FILES))}")
+    records: dict[str, FileRecord] = {**listed.files, **listed.parts}
+    size = sum(record.size for record in records.values())
+    most = min(expected.max_bytes, _most_bytes(before))
+    if size > most or len(records) > _MAX_FILES:
+        raise Unsound(f"{len(records)} files of {size} bytes are more than this run can have")
+    texts = [record.size for file, record in records.items() if _is_text(file)]
+    if max(texts) > MAX_JSON_BYTES:
+        raise Unsound(f"a text of {max(texts)} bytes is more than this run can have")
+    files: dict[str, bytes] = {}
+    for file, record in records.items():
+        same = before.get(file)
         if same is None or record.mismatch(same) is not None:
-            data = inspector.file(listed, name)
-            _check(name, data, same)
-            files[name] = data
+            files[file] = inspector.file(listed, file)
+            _check(file, files[file], same)
             tick()
         else:
-            files[name] = same  # as the weights of past rounds, which need not be sent again
-    return files
+            files[file] = same  # as the weights of past rounds, which need not be sent again
+    _check_state(files[STATE], manifest.step, before.get(STATE))
+    return manifest.episode, files
+
+
+def _most_bytes(before: Mapping[str, bytes]) -> int:
+    if not before:
+        return _FIRST_BYTES
+    return sum(map(len, before.values())) * 11 // 10 + _SLACK_BYTES
+
+
+def _is_text(file: str) -> bool:
+    return file.partition("/")[0] == STATE
 
 
 def _check(name: str, data: bytes, before: bytes | None) -> None:
@@ -218,7 +308,7 @@ def _check(name: str, data: bytes, before: bytes | None) -> None:
         Unsound: It is no such file, has numbers that are not finite, or weights of other shapes
             than those of the checkpoint before.
     """
-    if name.partition("/")[0].endswith(".json"):
+    if _is_text(name):
         try:
             parse_json_object(data)
         except ValueError as error:
@@ -232,6 +322,26 @@ def _check(name: str, data: bytes, before: bytes | None) -> None:
         shapes, earlier = _shapes(tensors), _shapes(_tensors(name, before))
         if shapes != earlier:
             raise Unsound(f"{name}: its tensors have other names, types or shapes than before")
+
+
+def _check_state(data: bytes, step: int, before: bytes | None) -> None:
+    """Return if a trainer's state has the parts of one, and those of the checkpoint before.
+
+    Raises:
+        Unsound: It lacks one, or is that of another step.
+    """
+    content = parse_json_object(data)
+    parts = [content.get(name) for name in ("state", "python_rng", "torch_rng")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise Unsound(f"{STATE} lacks a part")
+    state: dict[str, Any] = content["state"]
+    if state.get("step") != step:
+        raise Unsound(f"{STATE} is that of another step")
+    if before is not None:
+        earlier = parse_json_object(before)
+        wanted = (earlier.keys(), earlier["state"].keys(), earlier.get("state_version"))
+        if (content.keys(), state.keys(), content.get("state_version")) != wanted:
+            raise Unsound(f"{STATE} has other parts than before")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,13 +360,14 @@ def _tensors(name: str, data: bytes) -> dict[str, _Tensor]:
     The format: https://huggingface.co/docs/safetensors, version 0.3 and later.
     """
     try:
-        length = int.from_bytes(data[:8], "little")
+        length = min(int.from_bytes(data[:8], "little"), _MAX_HEADER_BYTES)
         header = parse_json_object(data[8 : 8 + length])
-        header.pop("__metadata__", None)
+        for text in header.pop("__metadata__", {}).values():
+            text.encode()  # its library takes nothing but texts
         content = memoryview(data)[8 + length :]
         found = {key: _tensor(content, one) for key, one in header.items()}
         spans = sorted(tuple(one["data_offsets"]) for one in header.values())
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unsound(f"{name} is no safetensors file") from error
     ends = [0, *(stop for _, stop in spans)]
     if ends != [*(start for start, _ in spans), len(content)]:
@@ -267,9 +378,11 @@ def _tensors(name: str, data: bytes) -> dict[str, _Tensor]:
 def _tensor(content: memoryview, described: Mapping[str, Any]) -> _Tensor:
     shape = tuple(described["shape"])
     start, stop = described["data_offsets"]
+    if len(shape) > 16 or not all(
+        type(one) is int and 0 <= one <= len(content) for one in (*shape, start, stop)
+    ):
+        raise ValueError("a size is no count, or more than the file")  # before they are multiplied
     size = _SIZES[described["dtype"]] * math.prod(shape)
-    if not all(isinstance(one, int) and one >= 0 for one in (*shape, start, stop)):
-        raise ValueError("a size is no count")
     if stop - start != size:
         raise ValueError("its bytes are not those of its shape")
     return _Tensor(described["dtype"], shape, content[start:stop])
@@ -288,24 +401,32 @@ def _is_finite(tensor: _Tensor) -> bool:
     return True
 
 
-def _copy_metrics(seen: RunStore, run: RunStore, least: int, step: int) -> None:
-    """Add the machine's lines for the updates after `least` up to `step`; others are kept as is."""
-    try:
-        theirs = seen.read_text(METRICS, MAX_TEXT_BYTES)
-    except StoreUnreachable:
-        raise
-    except (FileNotFoundError, StoreError):
-        return
+def _figures(seen: RunStore, last_step: int) -> list[dict[str, Any]]:
+    """Return the lines of a machine's metrics that hold figures."""
+    limit = _LINE_BYTES * (last_step + 32)
+    lines = seen.read_text(METRICS, limit).split("\n")[: 2 * last_step + 32]
+    found = parse_json_lines("\n".join(line for line in lines if 1 < len(line) <= _LINE_BYTES))
+    return [
+        line
+        for line in found
+        if len(line) <= _MAX_FIGURES
+        and all(len(name) <= 40 and name.isprintable() for name in line)
+        and all(map(_is_figure, line.values()))
+    ]
+
+
+def _add_metrics(run: RunStore, theirs: Sequence[Mapping[str, Any]], least: int, step: int) -> None:
+    """Add a machine's lines for the updates up to `step` that the run has no line about."""
     try:
         ours = run.read_text(METRICS, MAX_TEXT_BYTES)
     except FileNotFoundError:
         ours = ""
     lines = [line for line in parse_json_lines(ours) if _step(line) <= least]
-    last = least
-    for line in parse_json_lines(theirs):
-        if last < _step(line) <= step and all(map(_is_figure, line.values())):
+    last = max(map(_step, lines), default=-1.0)
+    for line in theirs:
+        if last < _step(line) <= step:
             last = _step(line)
-            lines.append(line)
+            lines.append(dict(line))
     text = "".join(f"{json.dumps(line, ensure_ascii=True)}\n" for line in lines)
     run.write_text(METRICS, text)
 
@@ -321,25 +442,21 @@ def _is_figure(value: object) -> bool:
         return math.isfinite(value)
     if isinstance(value, str):
         return len(value) <= 40 and value.isprintable()
-    return value is None or isinstance(value, int)
+    return value is None or (isinstance(value, int) and abs(value) < 1 << 63)
 
 
-def _copy_exit(seen: RunStore, run: RunStore, attempt: int) -> None:
-    """Copy the figures of a worker's exit record; nothing that it says of checkpoints counts."""
-    name = f"exits/{attempt:04d}.json"
+def _exit_figures(seen: RunStore, attempt: int) -> dict[str, Any]:
+    """Return the figures of a worker's exit record; nothing that it says of checkpoints counts."""
     try:
-        found = seen.read_json(name, MAX_JSON_BYTES)
-    except StoreUnreachable:
-        raise
-    except (FileNotFoundError, StoreError):
-        return
-    figures = {key: found[key] for key in _EXIT_FIELDS if key in found and _is_figure(found[key])}
-    run.write_json(name, figures)
+        found = seen.read_json(f"exits/{attempt:04d}.json")
+    except FileNotFoundError:
+        return {}
+    return {key: found[key] for key in _EXIT_FIELDS if key in found and _is_figure(found[key])}
 
 
 def _copy(run: RunStore, seen: RunStore, name: str, max_bytes: int = MAX_JSON_BYTES) -> None:
     try:
         data = run.read_bytes(name, max_bytes)
-    except FileNotFoundError:
+    except (FileNotFoundError, FileTooLargeError):
         return
     seen.write_bytes(name, data)

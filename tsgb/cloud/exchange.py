@@ -79,7 +79,7 @@ class Exchange:
     def what_machines_can_do(self) -> str:
         """Say in one line what a host can do with the credentials that it gets."""
         if self.is_own:
-            return f"machines see {self.url} and nothing of the store"
+            return f"machines see {self.url}, those of other runs too if the server lists it"
         if self.password is None:
             return f"machines see {self.url}"
         return "machines get the whole store's password"

@@ -188,7 +188,13 @@ class RentedMachine(Machine[T]):
         running = self.running
         if running is None or not running.at_work:
             self._work.collect(None)
-            return self._work.verify(segment)
+            try:
+                return self._work.verify(segment)
+            except Preempted as error:
+                if running is None or running.cause is not TerminationReason.DONE:
+                    raise
+                # It said that it was done: a host that lies is avoided, and counts.
+                raise terminate.belied(self.session, running, str(error)) from error
         self._work.promote(running.attempt, lambda: monitor.look_if_due(self.session, running))
         try:
             return self._work.verify(segment)

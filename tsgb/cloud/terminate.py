@@ -240,6 +240,21 @@ def conclude(
     return ending
 
 
+def belied(session: Session, running: RunningInstance, message: str) -> TSGBError:
+    """Record that a machine which said it was done was not; return the error to raise."""
+    running.cause = TerminationReason.BAD_HOST
+    result = AttemptResult(
+        cause=TerminationReason.BAD_HOST,
+        message=f"it said that it was done, but {message}"[:300],
+        at=session.now(),
+        boot_seconds=running.boot_seconds,
+        hold_seconds=running.hold_seconds(session.clock()),
+    )
+    intent = running.intent
+    conclude(session, running.attempt, result, machine_id=intent.machine_id, host_id=intent.host_id)
+    return error_of(session, TerminationReason.BAD_HOST, result.message)
+
+
 def error_of(
     session: Session, cause: TerminationReason, message: str, stop_reason: str | None = None
 ) -> TSGBError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,28 +13,39 @@ import pytest
 from pydantic import SecretStr
 from safetensors.numpy import save
 
-from tests.fakes.filesystems import MemoryFiles
+from tests.fakes.filesystems import FaultyFiles, MemoryFiles
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, Manifest
 from tsgb.checkpoint.promote import MAX_CANDIDATES, Expected, hand_out, promote
 from tsgb.checkpoint.reader import CheckpointReader
-from tsgb.checkpoint.run import RunStore
+from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointStore
+from tsgb.errors import StoreUnreachable
 
 CONFIG = "c" * 64
 KEY = SecretStr("a key of the control plane")
-EXPECTED = Expected(attempt=2, config_sha256=CONFIG, last_step=100, max_bytes=10_000)
+EXPECTED = Expected(attempt=2, config_sha256=CONFIG, last_step=100, max_bytes=30_000)
 
 
 def tensors(**arrays: Any) -> bytes:
     return save({name: np.asarray(value, dtype=np.float32) for name, value in arrays.items()})
 
 
-def files(value: float = 1.0) -> dict[str, bytes]:
+def state(step: int, **more: Any) -> bytes:
+    content = {"state": {"step": step, "mu": 0.5}, "python_rng": {}, "torch_rng": {}, **more}
+    return json.dumps(content).encode()
+
+
+def files(value: float = 1.0, step: int = 30) -> dict[str, bytes]:
+    """Two parts have the same content, as the weights before and after an empty warm-up."""
     return {
+        "attacker.safetensors": tensors(weight=[value]),
+        "attacker.safetensors/sft": tensors(weight=[0.25]),
+        "attacker.safetensors/warm": tensors(weight=[0.25]),
         "guard.safetensors": tensors(weight=[value, 2.0]),
         "guard.safetensors/round-1": tensors(weight=[0.5, 2.0]),
+        "optim_attacker.safetensors": tensors(),
         "optim_guard.safetensors": tensors(moment=[value]),
-        "trainer_state.json": b'{"state":{}}',
+        "trainer_state.json": state(step),
         "trainer_state.json/round-1": b'{"attacks":[]}',
     }
 
@@ -71,7 +84,7 @@ def begun(place: Place) -> Place:
     """A run with one checkpoint, handed out to the machine of attempt 2."""
     store = CheckpointStore(place.run)
     store.claim(1)
-    store.publish(10, 5, files(), CONFIG)
+    store.publish(10, 5, files(step=10), CONFIG)
     place.run.write_text("metrics.jsonl", '{"step": 10, "loss": 1.0}\n')
     assert hand_out(place.run, place.seen) is not None
     return place
@@ -83,7 +96,7 @@ def test_a_machine_goes_on_from_what_it_is_handed(place: Place) -> None:
     ref = reader.newest()
     assert ref is not None
     assert (ref.step, ref.attempt) == (10, 1)
-    assert reader.read(ref) == files()
+    assert reader.read(ref) == files(step=10)
     assert place.machine(2).newest() == ref
     assert all(b"hmac" not in data for data in place.outbox.files.values())
 
@@ -91,7 +104,7 @@ def test_a_machine_goes_on_from_what_it_is_handed(place: Place) -> None:
 def test_attempts_that_saved_nothing_are_handed_out_too(place: Place) -> None:
     store = CheckpointStore(place.run)
     store.claim(1)
-    store.publish(10, 5, files(), CONFIG)
+    store.publish(10, 5, files(step=10), CONFIG)
     CheckpointStore(place.run).claim(2)
     place.run.write_json("exits/0002.json", {"outcome": "interrupted"})
     ref = hand_out(place.run, place.seen)
@@ -135,7 +148,7 @@ def test_a_later_attempt_has_gone_on(place: Place) -> None:
 
 def test_a_run_without_a_checkpoint(place: Place) -> None:
     assert hand_out(place.run, place.seen) is None
-    place.machine().publish(0, 0, files(), CONFIG)
+    place.machine().publish(0, 0, files(step=0), CONFIG)
     assert place.promote() == 0
 
 
@@ -186,9 +199,9 @@ def out_of_the_directory() -> bytes:
     return manifest.to_bytes().replace(b"guard.safetensors", b"../../../evilmod.py")
 
 
-def header(**tensor: Any) -> bytes:
+def header(about: object = None, **tensor: Any) -> bytes:
     described = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **tensor}
-    text = json.dumps({"w": described}).encode()
+    text = json.dumps({"w": described, "__metadata__": {"a": about or "b"}}).encode()
     return len(text).to_bytes(8, "little") + text + b"\0" * 4
 
 
@@ -209,8 +222,18 @@ HOSTILE: Mapping[str, Callable[[Place], None]] = {
     "another tensor": swapped("guard.safetensors", tensors(weights=[1.0, 2.0])),
     "a state that is deep": swapped("trainer_state.json", b"[" * 200_000),
     "a state that is half": swapped("trainer_state.json", b"{"),
+    "a state without a generator": swapped("trainer_state.json", b'{"state":{"step":30}}'),
+    "the state of another step": swapped("trainer_state.json", state(31)),
+    "a state with more": swapped("trainer_state.json", state(30, more=1)),
+    "a state of lists": swapped("trainer_state.json", state(30, state=[])),
+    "a file too many": swapped("zzz.json", b"{}"),
+    "metadata that are none": swapped("guard.safetensors", header(about=5)),
+    "a shape of huge numbers": swapped("guard.safetensors", header(shape=[10**299] * 2)),
+    "a shape in a shape": swapped("guard.safetensors", header(shape=[[0], 10**18])),
+    "a shape with a text": swapped("guard.safetensors", header(shape=["a", 10**9])),
+    "a shape of a bool": swapped("guard.safetensors", header(shape=[True])),
     "a part that is none": swapped("guard.safetensors/round-2", b"import os"),
-    "too large": swapped("optim_guard.safetensors", tensors(moment=np.zeros(9_000))),
+    "too large": swapped("optim_guard.safetensors", tensors(moment=np.zeros(19_000))),
     "another run": manifested(run_id="r2"),
     "another configuration": manifested(config_sha256="d" * 64),
     "no files": manifested(files={}, parts={}),
@@ -228,12 +251,12 @@ def test_what_cannot_be_a_checkpoint_is_refused_and_the_one_before_it_counts(
 ) -> None:
     begun(place)
     machine = place.machine()
-    machine.publish(20, 7, files(2.0), CONFIG)
+    machine.publish(20, 7, files(2.0, 20), CONFIG)
     HOSTILE[what](place)
     assert place.promote() == 20
     assert place.newest() == 20
     assert len(place.told) == 1
-    assert "of attempt 2 is refused" in place.told[0]
+    assert "is refused" in place.told[0]
     assert place.told[0].isprintable()
     assert len(place.told[0]) < 600
     assert all(name.isascii() and ".." not in name for name in place.stored.files)
@@ -273,6 +296,66 @@ def test_no_more_than_a_few_are_looked_at(place: Place) -> None:
     assert len(place.told) == MAX_CANDIDATES
 
 
+STRAY = {
+    "claims is a file": {"claims": b"x"},
+    "checkpoints is a file": {"checkpoints": b"x"},
+    "a checkpoint is a file": {"checkpoints/step-00000059-a0002-000fffff": b"x"},
+    "a manifest is a directory": {"checkpoints/step-00000059-a0002-000fffff/manifest.json/x": b"x"},
+    "an exit record is a directory": {"exits/0002.json/x": b"x"},
+    "metrics are a directory": {"metrics.jsonl/x": b"x"},
+}
+
+
+@pytest.mark.parametrize("what", STRAY)
+def test_a_place_of_another_kind_ends_nothing(tmp_path: Path, what: str) -> None:
+    """A stranger may put a file where a directory is read, and the other way round."""
+    run = open_run(str(tmp_path / "store" / "r1"))
+    seen = open_run(str(tmp_path / "exchange" / "r1"))
+    ours = CheckpointStore(run)
+    ours.claim(1)
+    ours.publish(10, 5, files(step=10), CONFIG)
+    root = tmp_path / "exchange" / "r1"
+    for name, data in STRAY[what].items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    if "claims" not in STRAY[what]:
+        CheckpointStore(seen).run.write_json("claims/a0002-00000000", {})
+    told: list[str] = []
+    assert promote(seen, run, EXPECTED, note=told.append) is None
+    newest = CheckpointReader(run).newest()
+    assert newest is not None
+    assert newest.step == 10
+
+
+@pytest.mark.parametrize("writes", range(12))
+def test_a_first_promotion_that_is_cut_off_is_made_again(place: Place, writes: int) -> None:
+    """The run has no other checkpoint, and the machine's own is as it was."""
+    place.machine().publish(30, 9, files(3.0), CONFIG)
+    place.seen.write_text("metrics.jsonl", '{"step": 30, "loss": 1.0}\n')
+    left = iter(range(writes))
+
+    def before(operation: str, _path: str) -> None:
+        if operation == "write" and next(left, None) is None:
+            raise StoreUnreachable("the store is away")
+
+    faulty = FaultyFiles(place.stored, before)
+    cut = RunStore(faulty, faulty.url, manifest_key=KEY, sleep=lambda _: None)
+    with suppress(StoreUnreachable):
+        promote(place.seen, cut, EXPECTED, note=place.told.append)
+    place.promote()
+    assert place.newest() == 30
+    assert CheckpointReader(place.run).newest_whole(lambda _: None)
+    assert place.told == []
+
+
+def test_what_is_cut_off_is_forgotten_where_the_machine_has_lost_it(place: Place) -> None:
+    place.stored.files["checkpoints/step-00000030-a0002-00012345/guard.safetensors"] = b"half"
+    place.run.write_text("metrics.jsonl", '{"step": 30}\n')
+    assert place.promote() is None
+    assert place.newest() is None
+    assert hand_out(place.run, place.seen) is None
+
+
 def test_metrics_are_figures_of_its_own_updates(place: Place) -> None:
     begun(place)
     place.machine().publish(30, 9, files(3.0), CONFIG)
@@ -281,6 +364,9 @@ def test_metrics_are_figures_of_its_own_updates(place: Place) -> None:
         '{"step": 20, "loss": 0.5, "phase": "guard"}',
         '{"step": 21, "loss": NaN}',
         '{"step": 22, "note": "\\u001b[2J"}',
+        '{"step": 22, "large": ' + "9" * 30 + "}",
+        '{"step": 22, ' + ", ".join(f'"k{i}": 1' for i in range(65)) + "}",
+        '{"step": 22, "long": "' + "x" * 3000 + '"}',
         '{"step": 23, "deep": [1]}',
         "{",
         '{"step": 30, "loss": 0.25}',
@@ -294,6 +380,14 @@ def test_metrics_are_figures_of_its_own_updates(place: Place) -> None:
         {"step": 20, "loss": 0.5, "phase": "guard"},
         {"step": 30, "loss": 0.25},
     ]
+
+
+def test_metrics_that_are_too_large_are_none(place: Place) -> None:
+    begun(place)
+    place.machine().publish(30, 9, files(3.0), CONFIG)
+    place.seen.write_text("metrics.jsonl", "{}\n" * 300_000)
+    assert place.promote() == 30
+    assert place.run.read_text("metrics.jsonl") == '{"step": 10, "loss": 1.0}\n'
 
 
 def test_an_exit_record_tells_figures_and_no_checkpoint(place: Place) -> None:

@@ -32,7 +32,7 @@ def test_it_is_a_part_of_the_store_unless_it_is_named() -> None:
 def test_its_own_credentials_are_the_only_ones() -> None:
     found = exchange_of(**MINE, exchange_url="https://dav.example.org/machines/")
     assert found == Exchange(url="https://dav.example.org/machines")
-    assert "nothing of the store" in found.what_machines_can_do
+    assert "machines see https://dav.example.org/machines" in found.what_machines_can_do
 
 
 def test_folders_cannot_be_guessed() -> None:

@@ -51,9 +51,12 @@ INTENT = Intent(
 )
 
 
+WEIGHTS = save_tensors({"weight": np.ones(2, dtype=np.float32)})
+STATE = {"state": {"step": 30}, "python_rng": {}, "torch_rng": {}}
 CHECKPOINT = {
-    "guard.safetensors": save_tensors({"weight": np.ones(2, dtype=np.float32)}),
-    "trainer_state.json": b"{}",
+    **dict.fromkeys(("attacker.safetensors", "guard.safetensors"), WEIGHTS),
+    **dict.fromkeys(("optim_attacker.safetensors", "optim_guard.safetensors"), WEIGHTS),
+    "trainer_state.json": json.dumps(STATE).encode(),
 }
 
 
