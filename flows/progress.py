@@ -24,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tsgb.checkpoint.documents import count_in, seconds_in
+from tsgb.checkpoint.documents import count_in, printable, seconds_in
 from tsgb.cloud.termination import JobEnd
 from tsgb.processes import JobState
 
@@ -34,6 +34,7 @@ FIRST_SECONDS = 1.0
 """Seconds after which a stage is long enough for a line."""
 ESTIMATE_SECONDS = 5.0
 """Seconds of a piece of work after which its speed says something."""
+_MOST_CHARACTERS = 10_000
 WAITS, DONE = "waits", "done"
 """Texts of a worker that has not begun, and of one that has ended well."""
 
@@ -159,7 +160,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self._stream.write(f"[{self._clock() - self._start:6.0f} s] {text}\n")
+        self._stream.write(f"[{self._clock() - self._start:6.0f} s] {shown(text)}\n")
         self._stream.flush()
 
     def bars(self, stage: str, bars: Sequence[Bar]) -> None:
@@ -204,6 +205,11 @@ class _Pace:
         return f"{text} (about {duration(seconds * (bar.total - bar.done) / fresh)} left)"
 
 
+def shown(text: str) -> str:
+    """Return a text for a terminal; some of it is from hosts and services that nobody trusts."""
+    return printable(text[:_MOST_CHARACTERS], keep="\n\t")
+
+
 def duration(seconds: float) -> str:
     """Return a time span for people.
 
@@ -243,7 +249,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(shown(text), markup=False, highlight=False)
 
     def bars(self, stage: str, bars: Sequence[Bar]) -> None:
         """Draw the workers; a new stage takes the place of the one before."""
@@ -254,10 +260,13 @@ class Bars:
         for bar in bars:
             if bar.key not in self._tasks:
                 self._tasks[bar.key] = self._progress.add_task(
-                    bar.key, total=None, stage=stage, text=""
+                    shown(bar.key), total=None, stage=stage, text=""
                 )
             self._progress.update(
-                self._tasks[bar.key], completed=bar.done, total=bar.total or None, text=bar.text
+                self._tasks[bar.key],
+                completed=bar.done,
+                total=bar.total or None,
+                text=shown(bar.text),
             )
 
 

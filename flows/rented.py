@@ -35,7 +35,7 @@ from tsgb.cloud.session import Session
 from tsgb.config import Arm, RunConfig, arm_run_id
 from tsgb.data.training import copy_training_data
 from tsgb.envs import make_environment
-from tsgb.errors import BudgetReached, Preempted, ProviderNoCredit
+from tsgb.errors import BudgetReached, Preempted, ProviderNoCredit, StoreError
 from tsgb.models.planner import DeviceMemory
 from tsgb.models.requirements import workers_at_a_time
 from tsgb.plugins import Trust
@@ -69,6 +69,8 @@ class ArmsWork:
         self._exchange = Exchange.of(workers.settings, workers.store)
         self._opened = documents
         self._code: Code | None = None
+        self._steps: dict[Arm, int] | None = None
+        """Newest known step of each arm, for people; None before the first look."""
 
     def pack(self) -> Code:
         """Return the code that machines run, packed once for all of them.
@@ -233,19 +235,37 @@ class ArmsWork:
         return {"TSGB_MAX_PARALLEL": str(num)} if num < len(self._configs) else {}
 
     def show(self, running: RunningInstance) -> None:
-        """Show bars of the arms, or the state of the machine before it tells of them."""
+        """Show bars of the arms, or the state of the machine before anything is known of them.
+
+        A machine that has not reported yet stands where the one before it was seen last.
+        """
         check_interrupt()
         state = "?" if running.instance is None else running.instance.status
         text = f"instance {running.instance_id} {state}, ${running.intent.hourly:.3f}/h"
+        if self._steps is None:
+            self._steps = self._saved_steps()
+        told = arms(running.heartbeat)
+        for arm in self._configs:
+            if arm.value in told:
+                self._steps[arm] = count_in(told[arm.value], "step")
         bars = [
-            Bar(name, count_in(arm, "step"), count_in(arm, "total_steps"), text)
-            for name, arm in arms(running.heartbeat).items()
+            Bar(arm.value, self._steps.get(arm, 0), config.total_steps, text)
+            for arm, config in self._configs.items()
+            if self._steps
         ]
         listener().bars(f"attempt {running.attempt}", bars or [Bar("machine", 0, 0, text)])
 
     def _is_there(self, folder: str) -> bool:
         run = self._workers.run
         return bool(self._exchange.open(run, folder, None, _STORE_SECONDS).list_if_present(""))
+
+    def _saved_steps(self) -> dict[Arm, int]:
+        """Return the steps of the newest checkpoints; nothing where the store cannot say."""
+        try:
+            found = self._workers.newest(self._configs, _STORE_SECONDS)
+        except StoreError:
+            return {}
+        return {arm: ref.step for arm, ref in found.items()}
 
     def _documents(self) -> RunDocuments:
         if self._opened is not None:

@@ -20,7 +20,7 @@ from prefect.artifacts import (
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import task_run
 
-from flows.progress import WAITS, Bar, Listener
+from flows.progress import WAITS, Bar, Listener, shown
 from flows.workers import Checkpoints, Workers, as_json
 from tsgb.cloud.bill import RentalBill
 from tsgb.cloud.lifecycle import Machine
@@ -125,7 +125,7 @@ class PrefectListener:
 
     def note(self, text: str) -> None:
         """Log a line."""
-        get_run_logger().info("%s", text)
+        get_run_logger().info("%s", shown(text))
         self._to.note(text)
 
     def bars(self, stage: str, bars: Sequence[Bar]) -> None:
@@ -145,7 +145,7 @@ class PrefectListener:
     def _show(self, bars: Sequence[Bar]) -> None:
         total = sum(bar.total for bar in bars)
         percent = 100.0 * sum(bar.done for bar in bars) / total if total else 0.0
-        text = "; ".join(f"{bar.key} {bar.done}/{bar.total} {bar.text}" for bar in bars)
+        text = shown("; ".join(f"{bar.key} {bar.done}/{bar.total} {bar.text}" for bar in bars))
         if self._artifact is None:
             self._artifact = create_progress_artifact(percent, description=text)
         else:

@@ -31,8 +31,9 @@ class HubServer:
     """Tokens of accounts."""
     members: set[str] = field(default_factory=set[str])
     """Tokens of accounts that may read everything."""
-    broken: bool = False
-    """Whether every answer is 503."""
+    broken: int = 0
+    """Status of every answer, if not 0. A client that wants a file asks again for half a minute
+    after 503, and not after 501."""
     asked: list[str] = field(default_factory=list[str])
     """Method and path of each request, with ` +token` where it had one."""
 
@@ -74,7 +75,7 @@ class HubServer:
         """What the hub answers to somebody who may not see that."""
         hidden = repository in self.private and token not in self.members
         if self.broken:
-            return 503, {}, b""
+            return self.broken, {}, b""
         if token is not None and token not in self.tokens | self.members:
             return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""
         if repository not in self.models or hidden:

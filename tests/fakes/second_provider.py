@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
-from tsgb.cloud.provider import Instance, InstanceState, LaunchSpec, Offer, SearchSpec
+from tsgb.cloud.provider import AccountFacts, Instance, InstanceState, LaunchSpec, Offer, SearchSpec
 from tsgb.errors import ProviderError, ProviderGone
 
 _STATES = {
@@ -89,6 +89,9 @@ class MeadowCloud:
     def credit(self) -> float:
         self._answer("credit")
         return self.dollars
+
+    def facts(self) -> AccountFacts:
+        return AccountFacts(self.credit())
 
     def search(self, spec: SearchSpec, /) -> list[Offer]:
         taken = {server.rack for server in self.servers.values()}

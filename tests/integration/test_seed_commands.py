@@ -221,7 +221,7 @@ def test_a_killed_evaluation_asks_a_black_box_only_the_rest(
         "        time.sleep(0.02)\n"
         "        return prompt\n"
     )
-    sizes = {"prompts": 16, "scripted": 100, "warmup_steps": 1, "attack_steps": 1}
+    sizes = {"prompts": 16, "scripted": 40, "warmup_steps": 1, "attack_steps": 1}
     small = " ".join(f"--set evaluation.{name}={value}" for name, value in sizes.items())
     command = f"{EVALUATE} --target T_s {small} --target-class slow:Slow --json"
     asked = folder / "asked"
@@ -241,11 +241,11 @@ def test_a_killed_evaluation_asks_a_black_box_only_the_rest(
     code, out, err = finish(start(command))
     assert code == 0, err
     assert "going on with the evaluation that began at" in err
-    first, attacks = questions()[:602], questions()[602:]
+    first, attacks = questions()[:242], questions()[242:]
     code, again, err = finish(start(f"{command} --fresh"))
     assert code == 0, err
-    whole = questions()[602 + len(attacks) :]
-    assert set(whole[:600]) == set(first)
+    whole = questions()[242 + len(attacks) :]
+    assert set(whole[:240]) == set(first)
     assert len(questions()) - 2 == 2 * len(whole), "each kill cost one question at most"
     results = [json.loads(text)["results"] for text in (out, again)]
     assert results[0] == results[1]

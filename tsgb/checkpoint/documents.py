@@ -37,6 +37,19 @@ def canonical_json(value: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode(errors="backslashreplace")
 
 
+def printable(text: str, keep: str = "") -> str:
+    r"""Return text that cannot steer a terminal: control characters become question marks.
+
+    Args:
+        text: Text that another process wrote.
+        keep: Control characters that stay.
+
+    >>> printable("lost\x1b[2J\n", keep="\n")
+    'lost?[2J\n'
+    """
+    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
 def parse_json(data: bytes | str) -> Any:
     """Return the value of a JSON text that another process wrote.
 

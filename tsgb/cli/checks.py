@@ -19,7 +19,7 @@ from tsgb.cli.output import place
 from tsgb.cloud.connect import check_url, connect
 from tsgb.cloud.exchange import Exchange, check_reach
 from tsgb.cloud.policy import LaunchPolicy
-from tsgb.cloud.provider import Provider, is_loopback
+from tsgb.cloud.provider import AccountFacts, Provider, is_loopback
 from tsgb.errors import ConfigError, ProviderAuthError, ProviderError, StoreError, UsageError
 from tsgb.settings import Settings
 
@@ -90,14 +90,15 @@ def _service(settings: Settings) -> Iterator[Check]:
 
 def _account(settings: Settings, provider: Provider) -> Iterator[Check]:
     try:
-        credit = provider.credit()
+        facts = provider.facts()
     except ProviderError as error:
         yield Check("key", False, str(error))
         if error.status != 403:  # a key that lacks one permission may have the others
             return
     else:
         yield Check("key", True, f"accepted by {settings.vast_url}, may read the account")
-        yield _credit(credit, settings.budget)
+        yield _credit(facts.credit, settings.budget)
+        yield _facts(facts)
     try:
         num = len(provider.search(LaunchPolicy.of(settings).search()))
         yield Check("search", True, f"{num} offers")
@@ -115,6 +116,17 @@ def _credit(credit: float, budget: float) -> Check:
     if credit >= budget:
         return Check("credit", credit > 0, found, "" if credit > 0 else "add credit")
     return Check("credit", False, found, "add credit, or set TSGB_BUDGET to less")
+
+
+def _facts(facts: AccountFacts) -> Check:
+    if warnings := facts.warnings():
+        return Check("account", True, "; ".join(warnings))
+    known = {
+        "it has no variables that every machine gets": facts.variables is not None,
+        "auto-billing is off": facts.bills_itself is not None,
+    }
+    told = [text for text, is_known in known.items() if is_known]
+    return Check("account", True, "; ".join(told) or "the service does not tell more of it")
 
 
 def _budget(settings: Settings) -> Check:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsgb.cli.options import JsonOption, takes
-from tsgb.errors import BudgetReached, NoOffer, UsageError
+from tsgb.errors import BudgetReached, NoOffer, ProviderError, UsageError
 from tsgb.run_options import RunOptions
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def plan(
     With --model, first say what memory and disk that model takes, and check that rented machines
     can get and train it.
     """
+    from contextlib import suppress
     from dataclasses import replace
 
     from tsgb.cli.account import AccountContext, utc
@@ -95,9 +96,12 @@ def plan(
             )
         track = read_history(account.runs)
         offers = provider.search(policy.search())
+        warnings: list[str] = []
+        with suppress(ProviderError):  # a plan needs no permission to read the account
+            warnings = provider.facts().warnings()
     found = make_plan(offers, policy, left, track, utc())
     sees = Exchange.of(account.settings, account.runs.url).what_machines_can_do
-    _print_plan(found, needs, sample, sees, as_json=as_json)
+    _print_plan(found, needs, sample, sees, warnings, as_json=as_json)
     if found.forecast is None:
         raise NoOffer(f"{found.choice}: raise --max-price, or ask for less")
 
@@ -162,6 +166,7 @@ def _print_plan(
     needs: Requirements | None,
     sample: PlannedSample | None,
     sees: str,
+    warnings: list[str],
     *,
     as_json: bool,
 ) -> None:
@@ -173,6 +178,7 @@ def _print_plan(
             further["adaptive_attempts"] = sample.attempts
             further["design_effect"] = sample.design_effect
         further["machines_see"] = sees
+        further["account"] = warnings
         print_json(_document(found) | further)
         return
     from rich.table import Table
@@ -190,6 +196,8 @@ def _print_plan(
     if sample is not None:
         lines["sample"] = str(sample)
     lines["trust"] = sees
+    if warnings:
+        lines["account"] = "; ".join(warnings)
     best = found.choice.best
     if best is not None:
         offer = best.offer

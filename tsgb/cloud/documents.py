@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from tsgb.checkpoint.documents import count_in
+from tsgb.checkpoint.documents import count_in, printable
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.lease import NAME, Lease
 from tsgb.cloud.preemption import Hold, machine_class
@@ -323,7 +323,7 @@ def arms(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _harmless(value: object) -> Any:
     """Return a value of a report without what could harm a terminal or a document of ours."""
     if isinstance(value, str):
-        return "".join(c if c.isprintable() or c == "\n" else "?" for c in value[-_MAX_TEXT:])
+        return printable(value[-_MAX_TEXT:], keep="\n")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -22,6 +22,10 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from tsgb.checkpoint.documents import printable
+
+_MOST_NAMES = 5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpec:
@@ -168,6 +172,38 @@ class Instance:
     """Time at which its contract ends; None without a limit."""
 
 
+@dataclass(frozen=True, slots=True)
+class AccountFacts:
+    """What of an account matters to who rents with it.
+
+    Example: `AccountFacts(25.0, variables=("HF_TOKEN",), bills_itself=False)`
+    """
+
+    credit: float
+    """Dollars that the account can spend."""
+    variables: tuple[str, ...] | None = None
+    """Names of the variables that every container of it gets; None if that is unknown."""
+    bills_itself: bool | None = None
+    """Whether credit that runs low is added by itself; None if that is unknown."""
+
+    def warnings(self) -> list[str]:
+        """Return a line for people on each fact that helps a hostile host."""
+        found: list[str] = []
+        if self.variables:
+            names = [printable(name[:40]) for name in self.variables[:_MOST_NAMES]]
+            names += ["..."] * (len(self.variables) > _MOST_NAMES)
+            found.append(
+                f"every machine gets the account's own variables ({', '.join(names)}): delete "
+                "those in the account that a stranger must not read"
+            )
+        if self.bills_itself:
+            found.append(
+                "auto-billing is on, so a small credit does not bound what a mistake may cost: "
+                "turn it off in the account"
+            )
+        return found
+
+
 class Provider(Protocol):
     """One account of a service that rents machines.
 
@@ -182,6 +218,10 @@ class Provider(Protocol):
 
     def credit(self) -> float:
         """Return the dollars that the account can spend."""
+        ...
+
+    def facts(self) -> AccountFacts:
+        """Return the credit, and what else of the account matters to who rents with it."""
         ...
 
     def search(self, spec: SearchSpec, /) -> Sequence[Offer]:

@@ -10,7 +10,7 @@ from tests.fakes.vast.world import World
 
 
 class Account:
-    """One user, with no card on file."""
+    """One user, with a card on file only where that pays in by itself."""
 
     def __init__(self, world: World, keys: Keys) -> None:
         self._world = world
@@ -18,6 +18,7 @@ class Account:
         self._roles: list[dict[str, Any]] = []
 
     def user(self) -> Answer:
+        bill = self._world.options.autobill
         return ok(
             {
                 "id": 1,
@@ -29,8 +30,13 @@ class Account:
                 "sid": "x",
                 "host_agreement_accepted": False,
                 "can_pay": True,
+                "autobill_threshold": bill and float(bill),
+                "autobill_amount": bill and float(bill),
             }
         )
+
+    def variables(self) -> Answer:
+        return ok({"success": True, "secrets": dict(self._world.options.account_env)})
 
     def list_keys(self) -> Answer:
         rows = [

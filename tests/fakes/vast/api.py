@@ -225,6 +225,8 @@ ROUTES = (
     Route("POST", f"{_ID}/ssh", "ssh", "instance_write", Api.attach_key),
     Route("GET", "/api/v0/users/current", "user", "user_read",
           lambda api, *_: api.account.user()),
+    Route("GET", "/api/v0/secrets", "secrets", "user_read",
+          lambda api, *_: api.account.variables()),
     Route("GET", "/api/v0/machines", "machines", "machine_read", _fixed({"machines": []})),
     Route("GET", "/api/v0/ssh", "ssh", "user_read", _fixed([])),
     Route("POST", "/api/v0/ssh", "ssh", "user_write", _fixed({"success": True, "key": {"id": 1}})),

@@ -45,6 +45,7 @@ def environment(contract: Contract, options: Options) -> dict[str, str]:
     given = {name: value for name, value in contract.env if not name.startswith("-")}
     return {
         **options.image_env,
+        **options.account_env,
         **given,
         "CONTAINER_ID": str(contract.id),
         "CONTAINER_API_KEY": contract.key,

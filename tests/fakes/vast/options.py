@@ -89,3 +89,7 @@ class Options(BaseModel):
     """Characters."""
     image_env: dict[str, str] = {}
     """Variables of the image, as by ENV in its Dockerfile; those of a rental win."""
+    account_env: dict[str, str] = {}
+    """Variables of the account, which every container gets; those of a rental win."""
+    autobill: Decimal | None = None
+    """$ that a card pays in when the credit is used up."""

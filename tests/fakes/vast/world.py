@@ -334,6 +334,8 @@ class World(Agenda):
 
     def check_credit(self) -> None:
         """Without credit everything stops; its disks go on billing."""
+        if self.options.autobill is not None and self.ledger.credit(self.now) <= 0:
+            self.ledger.deposited += Fraction(self.options.autobill)
         if self.ledger.credit(self.now) > 0:
             self._watch_credit()
             return

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from tests.fakes.dav_server import (
 from tests.fakes.operator_scene import COMMANDS, HOUR, held, one_line
 from tests.fakes.sentinels import sentinel
 from tests.fakes.vast.driver import Driver
+from tests.fakes.vast.options import Options
+from tests.fakes.vast.server import VastSimulator
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.termination import TerminationReason
@@ -36,13 +39,19 @@ pytestmark = pytest.mark.integration
 # -- plan ----------------------------------------------------------------------------------
 
 
-def test_a_plan_costs_one_search(run: Callable[[str], Ended], vast: Driver) -> None:
+def test_a_plan_costs_one_search_and_two_looks_at_the_account(
+    run: Callable[[str], Ended], vast: Driver
+) -> None:
     ended = run("plan --hours 8")
     assert (ended.code, ended.err) == (0, "")
     for text in ("8.00 useful hours, as given", "bid $", "prior alone", "Young", "p90", "100% of"):
         assert text in ended.out
     seen = [(one["method"], one["path"]) for one in vast.sim("requests")["requests"]]
-    assert seen == [("POST", "/api/v0/bundles/")]
+    assert seen == [
+        ("POST", "/api/v0/bundles/"),
+        ("GET", "/api/v0/users/current"),
+        ("GET", "/api/v0/secrets/"),
+    ]
     document = json.loads(run("plan --hours 8 --json").out)
     assert document["offers_seen"] > document["offers_fitting"] > 0
     assert document["hours"]["p10"] <= document["hours"]["p50"] <= document["hours"]["p90"]
@@ -165,7 +174,7 @@ def test_a_healthy_place(run: Callable[[str], Ended], runs: DeploymentRuns) -> N
     ended = run("doctor")
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 12
     assert all(line.startswith("    ok  ") for line in lines)
     assert runs.ids() == ["other"]
     assert [path.name for path in Path(runs.url).iterdir()] == ["other"]
@@ -214,6 +223,30 @@ def test_a_missing_scope(
         one_line(run("plan"), 2, "forbidden .*lacks the permission misc.*set VAST_API_KEY")
     if bad == ["list"]:
         one_line(run("reap"), 2, "lacks the permission instance_read.*set VAST_API_KEY")
+
+
+def test_what_an_account_does_unasked(
+    tsgb: Run, runs: DeploymentRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = sentinel("hub")
+    options = Options(account_env={"HF_TOKEN": token, "A\x1b": "1"}, autobill=Decimal(5))
+    with VastSimulator(options, age_seconds=HOUR) as simulator:
+        monkeypatch.setenv("VAST_API_KEY", simulator.key)
+        address = ("--vast-url", simulator.url, "--store", runs.url)
+        told = checks(tsgb("doctor", "--json", *address))["account"]["found"]
+        plan = tsgb("plan", *address).out
+        with Driver(simulator) as account:
+            account.sim("credit", {"deposit": -25})
+            assert Decimal(account.sim("ledger")["credit"]) == 5
+    for text in (told, plan):
+        assert "the account's own variables (A?, HF_TOKEN): delete" in text
+        assert "auto-billing is on" in text
+        assert token not in text
+
+
+def test_an_account_that_does_nothing_unasked(run: Callable[[str], Ended]) -> None:
+    told = checks(run("doctor --json"))["account"]["found"]
+    assert told == "it has no variables that every machine gets; auto-billing is off"
 
 
 def test_too_little_credit(run: Callable[[str], Ended], vast: Driver) -> None:

@@ -5,11 +5,18 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from tsgb.eval import metrics
-from tsgb.eval.intervals import MISSING, rate
+from tsgb.eval.intervals import MISSING, rate_from_counts
+from tsgb.eval.records import Rate
 
 
 def int8(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int8)
+
+
+def rate(outcomes: np.ndarray) -> Rate | None:
+    """Rate of the event, with the items without an outcome as errors."""
+    errors = np.count_nonzero(outcomes == MISSING)
+    return rate_from_counts(np.count_nonzero(outcomes == 1), outcomes.size - errors, errors)
 
 
 def test_asr_never_exceeds_asr_without_guard() -> None:

@@ -172,7 +172,7 @@ def test_a_base_that_is_downloaded(
         with pytest.raises(UsageError, match="a prompt of its self-test scores"):
             package.load_guard("out", base=other)
         shutil.rmtree(hub)
-        server.broken = True
+        server.broken = 501
         with pytest.raises(HubUnreachable):
             package.load_guard("out")
 

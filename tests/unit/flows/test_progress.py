@@ -156,3 +156,19 @@ def test_a_strange_heartbeat_says_nothing(name: str, stored: object) -> None:
     heartbeat = {"step": 1, "total_steps": 2, "durable_step": 1, "seconds_since_durable": 1.0}
     bar = bar_of(JobState("a", progress={**heartbeat, name: stored}))
     assert (bar.done, bar.total) in {(1, 2), (0, 2), (1, 0), (0, 0)}
+
+
+def test_what_others_say_does_not_steer_a_terminal() -> None:
+    lines, drawn = io.StringIO(), io.StringIO()
+    said = "lost\x1b]0;title\x07\nby its host\r"
+    watcher = Lines(lines)
+    watcher.note(said)
+    watcher.bars("segment 0", [Bar("self\x1bplay", 0, 0, "guard\x07")])
+    watcher.bars("segment 1", [])
+    with Bars(Console(file=drawn, force_terminal=True, width=100)) as bars:
+        bars.bars("segment 0", [Bar("self\x1bplay", 3, 9, "gu\x07ard")])
+        bars.note(said)
+    for stream in (lines, drawn):
+        assert "lost?]0;title?\nby its host?" in stream.getvalue()
+        assert "\x07" not in stream.getvalue()
+    assert "self\x1bplay" not in drawn.getvalue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 from safetensors.numpy import save as save_tensors
 
+from flows.progress import Bar, Silent, listening
 from flows.rented import ArmsWork
 from flows.workers import Workers
 from tests.fakes.chat_model import save_chat_model
@@ -22,6 +23,7 @@ from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.cloud.documents import Intent, RunDocuments
 from tsgb.cloud.exchange import Exchange
+from tsgb.cloud.running import RunningInstance
 from tsgb.config import Arm, RunConfig, make_config
 from tsgb.data.training import TrainingData, read_training_data, write_training_data
 from tsgb.errors import Preempted
@@ -167,3 +169,39 @@ def test_no_more_arms_train_on_a_card_at_a_time_than_it_has_memory_for(
     work = ArmsWork(workers, dict.fromkeys((Arm.SELFPLAY, Arm.SFT, Arm.FROZEN), config))
     sent = work.request(1, INTENT).env.get("TSGB_MAX_PARALLEL")
     assert (sent and sent.get_secret_value()) == most
+
+
+class Shown(Silent):
+    """What a person saw last."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, tuple[int, int]] = {}
+
+    def bars(self, stage: str, bars: Sequence[Bar]) -> None:
+        del stage
+        self.steps = {bar.key: (bar.done, bar.total) for bar in bars}
+
+
+def test_progress_does_not_fall_back_before_the_next_machine_reports(workers: Workers) -> None:
+    configs = {Arm.SELFPLAY: make_config(SIZES), Arm.SFT: make_config(SIZES)}
+    total = configs[Arm.SFT].total_steps
+    first, second = (
+        RunningInstance(attempt=n, instance_id=n, intent=INTENT, since=0.0) for n in (1, 2)
+    )
+    work = ArmsWork(workers, configs)
+    with listening(seen := Shown()):
+        work.show(first)
+        assert seen.steps == {"machine": (0, 0)}, "nothing is known yet"
+        first.heartbeat = {"arms": {"selfplay": {"step": 20}, "x\x1b": {"step": 3}, "sft": {}}}
+        work.show(first)
+        assert seen.steps == {"selfplay": (20, total), "sft": (0, total)}
+        work.show(second)
+        assert seen.steps == {"selfplay": (20, total), "sft": (0, total)}
+        second.heartbeat = {"arms": {"selfplay": {"step": 15}}}
+        work.show(second)
+        assert seen.steps == {"selfplay": (15, total), "sft": (0, total)}
+        save(workers, 30)
+        ArmsWork(workers, configs).show(
+            RunningInstance(attempt=3, instance_id=3, intent=INTENT, since=0.0)
+        )
+        assert seen.steps["selfplay"] == (30, total), "a flow that is started again knows it too"

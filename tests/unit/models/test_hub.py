@@ -121,12 +121,12 @@ def test_a_member_gets_a_gated_model_and_a_rented_machine_does_not(
 
 
 def test_a_hub_that_does_not_answer_can_heal(server: HubServer, settings: Settings) -> None:
-    server.broken = True
+    server.broken = 503
     with pytest.raises(HubUnreachable, match=r"answers 503, and acme/open at main is not in the"):
         look("acme/open", settings())
-    server.broken = False
+    server.broken = 0
     pinned = look("acme/open", settings()).name
-    server.broken = True
+    server.broken = 503
     assert look("acme/open", settings()).name == pinned, "the branch as it was when last seen"
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import httpx
 from pydantic import BaseModel, SecretStr
@@ -102,6 +102,18 @@ class VastClient:
         call = self._caller.call(Endpoint.USER, "the account", Subject.ACCOUNT)
         path = "/api/v0/users/current"  # every other path ends in a slash
         return self._retries(lambda: parsed(AccountRow, self._caller.ask(call, "GET", path), call))
+
+    def variables(self) -> tuple[str, ...]:
+        """Return the names of the account's own variables; every container gets their values."""
+        call = self._caller.call(Endpoint.SECRETS, "the account's variables", Subject.ACCOUNT)
+
+        def once() -> tuple[str, ...]:
+            found = self._caller.ask(call, "GET", "/api/v0/secrets/").get("secrets")
+            if not isinstance(found, dict):
+                raise malformed(call, "no variables")
+            return tuple(sorted(map(str, cast("dict[object, object]", found))))
+
+        return self._retries(once)
 
     def search(self, search: Search) -> tuple[OfferRow, ...]:
         """Return at most 64 offers that meet every condition; unreadable rows are left out.

@@ -7,16 +7,24 @@ missing price is assumed to be high.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Self
 
 from pydantic import ValidationError
 
-from tsgb.cloud.provider import Instance, InstanceState, LaunchSpec, Offer, SearchSpec
+from tsgb.cloud.provider import (
+    AccountFacts,
+    Instance,
+    InstanceState,
+    LaunchSpec,
+    Offer,
+    SearchSpec,
+)
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.records import InstanceRow, OfferRow, Rental
 from tsgb.cloud.vast.search import Search
-from tsgb.errors import ConfigError
+from tsgb.errors import ConfigError, ProviderError
 
 _HIGH_TRAFFIC = 0.05
 """Price assumed for traffic if an offer has none, $/GB; about twice the usual one."""
@@ -45,6 +53,13 @@ class VastProvider:
     def credit(self) -> float:
         """Return the dollars that the account can spend."""
         return self._client.account().credit
+
+    def facts(self) -> AccountFacts:
+        """Return the credit, and what else of the account matters to who rents with it."""
+        account, names = self._client.account(), None
+        with suppress(ProviderError):  # a key may read the account and not its variables
+            names = self._client.variables()
+        return AccountFacts(account.credit, names, account.bills_itself)
 
     def search(self, spec: SearchSpec, /) -> tuple[Offer, ...]:
         """Return at most 64 offers that meet the whole spec, cheapest first."""

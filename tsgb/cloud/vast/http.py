@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from tsgb.checkpoint.documents import printable
 from tsgb.cloud.provider import is_loopback
 from tsgb.cloud.vast.answers import Answer, Call, Subject, classify
 from tsgb.cloud.vast.throttle import Endpoint, RateLimiter
@@ -120,7 +121,7 @@ class Wire:
         for secret in (self._key, *secrets):
             if value := secret.get_secret_value():
                 text = text.replace(value, "***")
-        return " ".join(text.split())[:_MESSAGE_CHARACTERS]
+        return printable(" ".join(text.split())[:_MESSAGE_CHARACTERS])
 
     def _read(self, request: httpx.Request, auth: Any, seconds: float) -> Answer:
         ends_at = self._clock() + seconds

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     ConfigDict,
@@ -20,8 +21,11 @@ from pydantic import (
     model_validator,
 )
 
+from tsgb.checkpoint.documents import printable
+
 _SCRIPT_CHARACTERS = 4096
 _ENVIRONMENT_CHARACTERS = 32_768
+_TEXT_CHARACTERS = 4096
 
 
 def _or_unknown(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
@@ -31,10 +35,15 @@ def _or_unknown(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
         return None
 
 
+def _shown(text: str | None) -> str | None:
+    """Return the end of a text as one printable line, because hosts choose some of it."""
+    return None if text is None else printable(" ".join(text[-_TEXT_CHARACTERS:].splitlines()))
+
+
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Number = Annotated[_Finite | None, WrapValidator(_or_unknown)]
 _Whole = Annotated[int | None, WrapValidator(_or_unknown)]
-_Text = Annotated[str | None, WrapValidator(_or_unknown)]
+_Text = Annotated[str | None, AfterValidator(_shown), WrapValidator(_or_unknown)]
 _Flag = Annotated[bool | None, WrapValidator(_or_unknown)]
 Price = Annotated[float, Field(ge=0.001, le=128, allow_inf_nan=False)]
 """$/h for all GPUs of an offer together."""
@@ -161,6 +170,18 @@ class AccountRow(_Row):
     """Number of the account."""
     credit: _Finite
     """Dollars that can be spent."""
+    autobill_threshold: _Number = None
+    """Dollars of credit below which a card is charged; None if that is off, or not told."""
+    autobill_amount: _Number = None
+    """Dollars that are charged then."""
+
+    @property
+    def bills_itself(self) -> bool | None:
+        """Whether a card adds credit that runs low; None if the row does not tell."""
+        if any((amount or 0) > 0 for amount in (self.autobill_threshold, self.autobill_amount)):
+            return True
+        told = {"autobill_threshold", "autobill_amount"} & self.model_fields_set
+        return False if told else None
 
 
 class Rental(BaseModel):

@@ -36,6 +36,8 @@ class Endpoint(StrEnum):
     DESTROY = "destroy"
     LOGS = "logs"
     USER = "user"
+    SECRETS = "secrets"
+    """Variables of the account."""
 
 
 INTERVAL_SECONDS = {
@@ -48,6 +50,7 @@ INTERVAL_SECONDS = {
     Endpoint.DESTROY: 3.0,
     Endpoint.LOGS: 1.5,  # not documented; as for commands
     Endpoint.USER: 1.0,  # not documented
+    Endpoint.SECRETS: 1.0,  # not documented
 }
 """Least seconds between two requests; from `x-rate-limit` in the service's documentation."""
 

@@ -54,3 +54,14 @@ def test_what_an_offer_does_not_say_never_speaks_for_it() -> None:
     assert math.isnan(found.gpu_ram)
     assert math.isnan(found.reliability)
     assert (found.inet_up_cost, found.storage_cost, found.rentable) == (0.05, 0.5, False)
+
+
+def test_text_of_the_service_is_printable_and_bounded() -> None:
+    said = "x" * 9000 + "\x1b]0;title\x07 no space\nleft on device"
+    row = InstanceRow.model_validate({"id": 7, "label": "a\x1b[2Jb", "status_msg": said})
+    found = instance_of(row)
+    assert found.label == "a?[2Jb"
+    assert found.message.endswith("?]0;title? no space left on device")
+    assert found.message.isprintable()
+    assert len(found.message) == 4096
+    assert InstanceRow.model_validate({"id": 7, "label": 5}).label is None

@@ -81,6 +81,14 @@ def test_nor_do_the_variables_of_a_traceback() -> None:
     assert KEY not in written(caught.value)
 
 
+def test_an_error_of_the_service_is_one_printable_line() -> None:
+    body = {"error": "odd\x1b[2J", "msg": "\x1b]0;title\x07" + "x" * 5000 + "\r\n"}
+    with pytest.raises(ProviderError) as caught:
+        scene(Reply(400, body)).vast.account()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
 def test_a_rental_hides_its_environment() -> None:
     asked = rental(env={"TSGB_STORE_PASS": PASSWORD})
     assert PASSWORD not in repr(asked) + str(asked) + asked.model_dump_json()
