@@ -120,6 +120,8 @@ class Fleet:
         self.claimed = 0
         self.liars: set[int] = set()
         """Attempts whose machines say that they have saved what is not there."""
+        self.idlers: set[int] = set()
+        """Attempts whose machines do nothing, and say at once that they are done."""
         self.on_publish: Callable[[], object] = lambda: None
         self.events: list[tuple[float, Callable[[], object]]] = []
 
@@ -241,6 +243,9 @@ class Fleet:
             return
         if not self.starts:
             self._destroy(box)
+            return
+        if box.attempt in self.idlers:
+            self._leave(box, "done")
             return
         if not box.trains:
             box.trains = True

@@ -181,6 +181,16 @@ def test_a_machine_that_says_it_has_saved_what_is_not_there_is_given_up() -> Non
         assert_settled(fleet)
 
 
+def test_a_host_that_says_done_and_has_done_nothing_is_avoided() -> None:
+    with Fleet() as fleet:
+        fleet.idlers = {1, 2}
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet) == ["bad_host", "bad_host", "done"]
+        machines = [found.intent.machine_id for found in fleet.documents.attempts() if found.intent]
+        assert len(set(machines)) == 3
+        assert_settled(fleet)
+
+
 def test_a_host_that_prolongs_its_own_lease_is_reaped(tmp_path: Path) -> None:
     """It sees a copy of the lease; what it writes there changes nothing for the reaper."""
     with Fleet(directory=tmp_path, machine_reads_lease=False, steps=10**6) as fleet:
