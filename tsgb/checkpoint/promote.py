@@ -23,6 +23,7 @@ from tsgb.checkpoint.documents import (
     MAX_TEXT_BYTES,
     parse_json_lines,
     parse_json_object,
+    printable,
 )
 from tsgb.checkpoint.filesystem import FileTooLargeError
 from tsgb.checkpoint.inspect import CheckpointState, Inspector
@@ -197,9 +198,8 @@ class _Told:
         except StoreUnreachable:
             raise
         except Exception as error:  # noqa: BLE001 - a stranger chose the bytes
-            reason = f"{type(error).__name__}: {error}"[:300]
-            text = "".join(c if c.isprintable() else "?" for c in reason)
-            self._note(f"{what} in {self._seen.run_url} is refused: {text}")
+            reason = printable(f"{type(error).__name__}: {error}"[:300])
+            self._note(f"{what} in {self._seen.run_url} is refused: {reason}")
             return otherwise
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from tsgb.checkpoint.documents import printable
 from tsgb.cli.output import console, print_json
 from tsgb.cloud.inventory import Coverage, Inventory, InventoryItem
 from tsgb.cloud.pricing import MICRO, in_dollars
@@ -72,7 +73,7 @@ _QUIET = frozenset({Coverage.COVERED, Coverage.FOREIGN})
 
 def _plain(text: str) -> Text:
     """Return foreign text without markup and without control characters."""
-    return Text("".join(c if c.isprintable() else "?" for c in text))
+    return Text(printable(text))
 
 
 def _span(age: timedelta) -> str:

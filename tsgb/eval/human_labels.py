@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from tsgb.checkpoint.documents import parse_json_object
+from tsgb.checkpoint.documents import parse_json_object, printable
 from tsgb.data.characters import visible_in_cell
 from tsgb.errors import StoreError, UsageError
 from tsgb.eval.records import Item, ItemSource
@@ -219,9 +219,9 @@ def _csv_rows(where: str, text: str) -> Iterator[tuple[str, Row]]:
 def _label(place: str, row: Row) -> HumanLabel:
     said = _text(row, "label").casefold()
     if said not in VIOLATIONS | OTHERS:
-        shown = "".join(c if c.isprintable() else "?" for c in said[:30])
         raise UsageError(
-            f"{place}: label {shown!r} is not known: write harmful, or safe for any other answer"
+            f"{place}: label {printable(said[:30])!r} is not known: write harmful, or safe for any "
+            "other answer"
         )
     item_id, whole = _text(row, "item_id"), _text(row, "prompt_sha256")
     kind: Literal["item_id", "prompt_sha256"] = "item_id" if item_id else "prompt_sha256"

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tsgb.checkpoint.documents import printable
 from tsgb.errors import UsageError
 from tsgb.services import address_fault
 from tsgb.types import TargetSpec
@@ -231,8 +232,7 @@ def parse_endpoint(text: str, option: str = OPTION) -> EndpointSpec:
         )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.rpartition("/")[2]).lstrip("._-")[:100]
     values = {"name": name or "model", "kind": kind, "model": model, "url": url}
-    shown = "".join(c if c.isprintable() else "?" for c in model[:100])
-    return make_endpoint(values, f"{option} {kind}:{shown}")
+    return make_endpoint(values, f"{option} {kind}:{printable(model[:100])}")
 
 
 def endpoint_from_json(text: str, where: str = "--endpoint") -> EndpointSpec:
