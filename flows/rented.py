@@ -15,10 +15,9 @@ from flows.progress import Bar, listener
 from flows.workers import Checkpoints, Workers, segment_targets
 from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.documents import count_in
-from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.promote import Expected, hand_out, promote
-from tsgb.checkpoint.run import RunLock, RunStore
+from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.cloud.bill import RentalBill, make_bill
 from tsgb.cloud.bundle import BootSpec, Code, boot, pack_code, publish_code
 from tsgb.cloud.connect import connect
@@ -365,14 +364,15 @@ def rental_session(
     if not exchange.is_own and exchange.password is not None:
         tell(f"{exchange.what_machines_can_do}: give them an exchange, see `tsgb doctor`")
     # The kernel frees the lock however the process dies, so the next start goes on at once.
-    with RunLock(lock_of(settings, run.run_url)), provider:
+    here = lock_of(settings, run.run_url)
+    with RunLock(here), provider:
         yield Session(
             documents=RunDocuments(run, exchange.opener(workers.run, _STORE_SECONDS)),
             provider=provider,
             launch_policy=LaunchPolicy.of(settings),
             monitor_policy=MonitorPolicy.of(settings, settings),
             owner=owner_of(settings),
-            journal=_journal(lock_of(settings, run.run_url)),
+            journal=open_run(here),
             note=tell,
         )
 
@@ -407,13 +407,11 @@ def preflight(settings: Settings, store: str) -> None:
 
 
 def lock_of(settings: Settings, run_url: str) -> str:
-    """Return the directory whose lock a flow holds that rents for this run."""
+    """Return the directory whose lock a flow holds that rents for this run.
+
+    This computer also writes down there what the run costs, where no machine can change it.
+    """
     return str(settings.cache_dir / "flows" / sha256_hex(run_url.encode())[:16])
-
-
-def _journal(directory: str) -> RunStore:
-    """Return where this computer writes down what a run costs, which no machine can change."""
-    return RunStore(open_filesystem(directory), directory)
 
 
 def owner_of(settings: Settings) -> str:
