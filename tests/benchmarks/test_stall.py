@@ -31,13 +31,14 @@ from tests.benchmarks.test_saves import NUM_TENSORS
 from tests.fakes.dav_programs import run_program
 from tests.fakes.dav_server import PASSWORD, USER
 from tests.fakes.miniature import miniature_config
+from tsgb.checkpoint.layout import KEEP_CHECKPOINTS
 from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.trainer.loop import Trainer
 from tsgb.trainer.state import CheckpointBuffers
 from tsgb.types import Buffer
 from tsgb.worker.build import setup_torch
-from tsgb.worker.checkpointing import KEEP_CHECKPOINTS, Checkpointer
+from tsgb.worker.checkpointing import Checkpointer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -15,9 +15,14 @@ from dataclasses import dataclass
 
 TRAINING_DATA = "training_data.jsonl"
 """Document with the user's prompts that a guard learns from; few runs have one."""
+STATE_FILE = "trainer_state.json"
+"""File of a checkpoint with all of the trainer's state that is no tensor."""
+KEEP_CHECKPOINTS = 3
+"""Number of newest checkpoints that stay in a store."""
 CHECKPOINTS = "checkpoints"
 CLAIMS = "claims"
 METRICS = "metrics.jsonl"
+"""Path of the metrics in a run, one JSON object a line."""
 PARTS = "parts"
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,12})-a(\d{4,6})-([0-9a-f]{8})", re.ASCII)
 _PART_NAME = re.compile(r"([0-9a-f]{64})-(a\d{4,6}-[0-9a-f]{8})", re.ASCII)

@@ -27,7 +27,15 @@ from tsgb.checkpoint.documents import (
 )
 from tsgb.checkpoint.filesystem import FileTooLargeError
 from tsgb.checkpoint.inspect import CheckpointState, Inspector
-from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, METRICS, PARTS, CheckpointName
+from tsgb.checkpoint.layout import (
+    CHECKPOINTS,
+    CLAIMS,
+    KEEP_CHECKPOINTS,
+    METRICS,
+    PARTS,
+    STATE_FILE,
+    CheckpointName,
+)
 from tsgb.checkpoint.manifest import FileRecord
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
@@ -37,9 +45,6 @@ from tsgb.types import CheckpointRef
 
 _T = TypeVar("_T")
 
-STATE = "trainer_state.json"
-KEEP = 3
-"""Newest checkpoints that a run keeps."""
 MAX_CANDIDATES = 4
 """Number of a machine's newest checkpoints that are looked at; older ones than these are lost."""
 _FILES = frozenset(
@@ -48,7 +53,7 @@ _FILES = frozenset(
         "guard.safetensors",
         "optim_attacker.safetensors",
         "optim_guard.safetensors",
-        STATE,
+        STATE_FILE,
     }
 )
 """Files of every checkpoint; one that has others, or lacks one, is none of a run."""
@@ -179,7 +184,7 @@ def promote(
         ref = _publish(store, name.step, episode, content, expected.config_sha256, parent)
         lines = told.read("its metrics", lambda: _figures(seen, expected.last_step), [])
         _add_metrics(run, lines, least, ref.step)
-        store.prune(KEEP)
+        store.prune(KEEP_CHECKPOINTS)
         return ref
     return None
 
@@ -287,7 +292,7 @@ def _read(
             tick()
         else:
             files[file] = same  # as the weights of past rounds, which need not be sent again
-    _check_state(files[STATE], manifest.step, before.get(STATE))
+    _check_state(files[STATE_FILE], manifest.step, before.get(STATE_FILE))
     return manifest.episode, files
 
 
@@ -298,7 +303,7 @@ def _most_bytes(before: Mapping[str, bytes]) -> int:
 
 
 def _is_text(file: str) -> bool:
-    return file.partition("/")[0] == STATE
+    return file.partition("/")[0] == STATE_FILE
 
 
 def _check(name: str, data: bytes, before: bytes | None) -> None:
@@ -333,15 +338,15 @@ def _check_state(data: bytes, step: int, before: bytes | None) -> None:
     content = parse_json_object(data)
     parts = [content.get(name) for name in ("state", "python_rng", "torch_rng")]
     if not all(isinstance(part, dict) for part in parts):
-        raise Unsound(f"{STATE} lacks a part")
+        raise Unsound(f"{STATE_FILE} lacks a part")
     state: dict[str, Any] = content["state"]
     if state.get("step") != step:
-        raise Unsound(f"{STATE} is that of another step")
+        raise Unsound(f"{STATE_FILE} is that of another step")
     if before is not None:
         earlier = parse_json_object(before)
         wanted = (earlier.keys(), earlier["state"].keys(), earlier.get("state_version"))
         if (content.keys(), state.keys(), content.get("state_version")) != wanted:
-            raise Unsound(f"{STATE} has other parts than before")
+            raise Unsound(f"{STATE_FILE} has other parts than before")
 
 
 @dataclass(frozen=True, slots=True)

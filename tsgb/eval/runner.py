@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tsgb.checkpoint.documents import count_in, parse_json_lines
+from tsgb.checkpoint.layout import STATE_FILE
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
@@ -51,7 +52,7 @@ from tsgb.protocols import Judge, Target
 from tsgb.targets.build import build_target
 from tsgb.trainer.best_response import FreshAttacker
 from tsgb.trainer.players import GuardPlayer
-from tsgb.trainer.state import STATE_FILE, check_target, read_weights, stored_state
+from tsgb.trainer.state import check_target, read_weights, stored_state
 from tsgb.trainer.variance import gradient_batches, variance_ratio
 from tsgb.types import CheckpointRef, Split, StreamKind, TargetSpec
 

@@ -28,6 +28,7 @@ from tsgb.checkpoint.codec import (
     set_generator_state,
 )
 from tsgb.checkpoint.documents import canonical_json, parse_json_object
+from tsgb.checkpoint.layout import STATE_FILE
 from tsgb.config import ModelConfig
 from tsgb.envs.pool import PoolAttack, PoolMember
 from tsgb.errors import CheckpointError
@@ -37,7 +38,6 @@ from tsgb.models.weights import load_parameters
 from tsgb.trainer.players import Player
 from tsgb.types import Buffer
 
-STATE_FILE = "trainer_state.json"
 STATE_VERSION = 2
 """Version of the content of `trainer_state.json`; 1 holds the members of the pool itself."""
 

@@ -22,7 +22,7 @@ from tsgb.checkpoint.interval import (
     mean_time_between_failures,
     save_interval,
 )
-from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, CheckpointName, FencingToken
+from tsgb.checkpoint.layout import CHECKPOINTS, CLAIMS, METRICS, CheckpointName, FencingToken
 from tsgb.checkpoint.manifest import Manifest
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore, open_run
@@ -37,14 +37,10 @@ from tsgb.trainer.loop import Trainer
 from tsgb.trainer.state import CheckpointBuffers
 from tsgb.types import Buffer, CheckpointRef
 
-KEEP_CHECKPOINTS = 3
-"""Number of newest checkpoints that stay in the store."""
 MIN_UNSAVED_SECONDS = 600.0
 """Seconds without a durable checkpoint below which training never waits for the store."""
 MARGIN_SECONDS = 3.0
 """Seconds of the time between a signal and the end that are left for the exit record."""
-METRICS = "metrics.jsonl"
-"""Path of the metrics in a run, one JSON object a line."""
 HISTORY = 20
 """Number of earlier attempts from which the time between failures is estimated."""
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from tsgb.checkpoint.layout import KEEP_CHECKPOINTS
 from tsgb.checkpoint.run import RunLock, RunStore
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig
@@ -29,7 +30,7 @@ from tsgb.targets.build import build_surrogate
 from tsgb.trainer.loop import Trainer
 from tsgb.types import CheckpointRef
 from tsgb.worker.build import OnBuild, make_registry, setup_torch
-from tsgb.worker.checkpointing import KEEP_CHECKPOINTS, Checkpointer
+from tsgb.worker.checkpointing import Checkpointer
 from tsgb.worker.context import StopSignals, WorkerContext, find_run, read_config
 from tsgb.worker.exit_record import outcome_of_error
 from tsgb.worker.heartbeat import FLUSH_SECONDS, HeartbeatWriter
