@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -123,15 +124,18 @@ def hand_out(run: RunStore, seen: RunStore) -> CheckpointRef | None:
     found = CheckpointReader(run).newest_whole(lambda _line: None)
     if found is not None:
         ref, manifest, files = found
-        _copy(run, seen, METRICS, MAX_TEXT_BYTES)
+        with suppress(FileTooLargeError):  # a worker goes on without them
+            seen.copy_from(run, METRICS, MAX_TEXT_BYTES)
         store = CheckpointStore(seen)
         store.claim(ref.attempt)
         store.publish(ref.step, ref.episode, files, manifest.config_sha256)
     # Afterwards, since a later attempt that saved nothing has claimed the run too.
-    for token in sorted(run.fencing_tokens())[-_MAX_DOCUMENTS:]:
-        _copy(run, seen, f"{CLAIMS}/{token.name}")
-    for attempt in run.attempt_documents("exits")[-_MAX_DOCUMENTS:]:
-        _copy(run, seen, f"exits/{attempt:04d}.json")
+    tokens = sorted(run.fencing_tokens())[-_MAX_DOCUMENTS:]
+    exits = run.attempt_documents("exits")[-_MAX_DOCUMENTS:]
+    names = [f"{CLAIMS}/{token.name}" for token in tokens]
+    for name in names + [f"exits/{attempt:04d}.json" for attempt in exits]:
+        with suppress(FileTooLargeError):
+            seen.copy_from(run, name)
     return None if found is None else found[0]
 
 
@@ -457,11 +461,3 @@ def _exit_figures(seen: RunStore, attempt: int) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return {key: found[key] for key in _EXIT_FIELDS if key in found and _is_figure(found[key])}
-
-
-def _copy(run: RunStore, seen: RunStore, name: str, max_bytes: int = MAX_JSON_BYTES) -> None:
-    try:
-        data = run.read_bytes(name, max_bytes)
-    except (FileNotFoundError, FileTooLargeError):
-        return
-    seen.write_bytes(name, data)

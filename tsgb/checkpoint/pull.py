@@ -103,8 +103,8 @@ def _copy(
     target: Path,
     on_file: Callable[[CheckpointInfo, str, int], None],
 ) -> PullResult:
-    _copy_document(source.run, run, TRAINING_DATA, MAX_TEXT_BYTES)
-    has_config = _copy_document(source.run, run, _CONFIG, MAX_JSON_BYTES)
+    run.copy_from(source.run, TRAINING_DATA, MAX_TEXT_BYTES)
+    has_config = run.copy_from(source.run, _CONFIG)
     copied: dict[str, int] = {}
     present: dict[str, int] = {}
     for name, (path, record) in listed.contents.items():
@@ -128,15 +128,6 @@ def _copy(
         present=present,
         has_config=has_config,
     )
-
-
-def _copy_document(source: RunStore, run: RunStore, name: str, max_bytes: int) -> bool:
-    """Copy a document of the run; return whether there is one."""
-    try:
-        run.write_bytes(name, source.read_bytes(name, max_bytes))
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _is_there(run: RunStore, path: str, record: FileRecord) -> bool:

@@ -137,6 +137,19 @@ class RunStore:
         """Create or replace a document, as canonical JSON."""
         self.write_bytes(name, canonical_json(content))
 
+    def copy_from(self, source: RunStore, name: str, max_bytes: int = MAX_JSON_BYTES) -> bool:
+        """Copy a document of another run, if it is there; return whether it is.
+
+        Raises:
+            FileTooLargeError: It has more than `max_bytes`.
+        """
+        try:
+            data = source.read_bytes(name, max_bytes)
+        except FileNotFoundError:
+            return False
+        self.write_bytes(name, data)
+        return True
+
     def write_signed(self, name: str, data: Buffer) -> None:
         """Create or replace a document that counts only with our key, where there is one.
 

@@ -258,7 +258,7 @@ def copy_training_data(run: RunStore, to: RunStore, config: TrainingDataConfig) 
         CheckpointError: It is missing, or not what the configuration names.
     """
     read_training_data(run, config)
-    to.write_bytes(TRAINING_DATA, run.read_bytes(TRAINING_DATA, MAX_BYTES))
+    to.copy_from(run, TRAINING_DATA, MAX_BYTES)
 
 
 def with_training_data(
