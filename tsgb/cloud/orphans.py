@@ -16,7 +16,6 @@ from tsgb.cloud.provider import Instance
 from tsgb.errors import UsageError
 
 MAX_LABEL = 60
-PAST = "the deadline in its label is over"
 MIN_AGE = timedelta(minutes=2)
 """Age below which an instance is kept, because its lease may have been read before its rental."""
 MAX_DOOMED = 10
@@ -139,7 +138,7 @@ def sweep(
         if label is None:
             foreign.append(instance)
         elif label.is_past(now, skew):
-            orphans.append(Orphan(instance, PAST))
+            orphans.append(Orphan(instance, "the deadline in its label is over"))
         elif label.run not in leases:
             unknown.append(instance)
         elif reason := _uncovered(instance, label, leases[label.run], now, skew):
@@ -169,8 +168,6 @@ def objection(
     instance: Instance, label: InstanceLabel, lease: Lease | None, now: datetime, skew: timedelta
 ) -> str | None:
     """Return why no lease covers the instance, at any age; None if one does within `skew`."""
-    if label.is_past(now, skew):
-        return PAST
     if lease is None:
         return f"run {label.run} has no lease"
     if reason := _end_of(lease, now, skew):
