@@ -11,10 +11,9 @@ from tsgb.eval.streams import fixed_prompts
 from tsgb.judges.canaries import NUM_TEXTS
 from tsgb.judges.llm_prompt import POLICY, judge_chat
 from tsgb.targets.dialects import prompt_bytes
-from tsgb.targets.spending import CostEstimate, estimate_cost
+from tsgb.targets.spending import BYTES_A_TOKEN, CostEstimate, estimate_cost
 from tsgb.types import Split
 
-_BYTES_A_TOKEN = 4
 _READ_OUT_TOKENS = 8
 """Tokens of the answer of a read-out model, at most."""
 _NONCE = "0" * 20
@@ -50,7 +49,7 @@ def judge_costs(
 
     def size(prompt: str, target: str, policy: str = policy) -> int:
         tokens = longest.get(target) or known[target].max_new_tokens or _READ_OUT_TOKENS
-        answer = "x" * (_BYTES_A_TOKEN * tokens)
+        answer = "x" * (BYTES_A_TOKEN * tokens)
         return prompt_bytes([judge_chat(policy, prompt, answer, _NONCE)])[0]
 
     mean = 0

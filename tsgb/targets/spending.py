@@ -21,7 +21,7 @@ COST_OPTION = "--max-cost"
 _MILLION = 1_000_000
 _LINE_BYTES = 64
 """Bytes of the file with the counts: one line of one length, which a write replaces whole."""
-_BYTES_A_TOKEN = 4.0
+BYTES_A_TOKEN = 4
 """Bytes of English text in a token, by which a likely number is estimated."""
 
 
@@ -175,7 +175,7 @@ def estimate_cost(
         attacks: Number of prompts among them that fresh attackers will write.
     """
     num, size = len(prompt_bytes), sum(prompt_bytes)
-    tokens_in, tokens_out = round(size / _BYTES_A_TOKEN), num * spec.max_tokens
+    tokens_in, tokens_out = round(size / BYTES_A_TOKEN), num * spec.max_tokens
     has_price = spec.dollars_in is not None and spec.dollars_out is not None
     return CostEstimate(
         name=spec.name,
