@@ -29,7 +29,9 @@ from tests.fakes.vast.server import VastSimulator
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import join_run
 from tsgb.cloud.bundle import BootSpec, boot, pack_code, publish_code
+from tsgb.cloud.connect import connect
 from tsgb.cloud.lease import Lease, grant
+from tsgb.cloud.provider import LaunchSpec
 from tsgb.config import Arm, arm_overrides, arm_run_id
 
 ROOT = Path(__file__).parents[2]
@@ -121,8 +123,17 @@ class Rented:
     def rent(self, attempt: int, **more: Any) -> int:
         """An instance that boots as the flow's would."""
         made = self.boot(attempt, **more)
-        env = {name: value.get_secret_value() for name, value in made.env.items()}
-        return self.vast.rent(onstart=made.onstart, env=env, label=f"tsgb/test/r1/{attempt}")
+        offer = self.vast.search()[0]
+        spec = LaunchSpec(
+            image="img",
+            label=f"tsgb/test/r1/{attempt}",
+            price=1.1 * offer["min_bid"],
+            disk_gb=20,
+            onstart=made.onstart,
+            env=made.env,
+        )
+        with connect(SecretStr(self._simulator.key), self._simulator.url) as provider:
+            return provider.create(offer["ask_contract_id"], spec)
 
     def log(self, number: int) -> str:
         """What its container has said so far; nothing once it is destroyed."""

@@ -203,9 +203,10 @@ class Rental(BaseModel):
     disk_gb: Annotated[float, Field(ge=8, allow_inf_nan=False)]
     """Storage, GB; it cannot grow."""
     onstart: str = ""
-    """Shell script that runs at every start of the container; not used with `args`."""
+    """Shell script that runs at every start of the container; with `args` the entry point, which
+    replaces the image's."""
     args: tuple[str, ...] = ()
-    """Arguments of the entry point."""
+    """Arguments of the entry point. The container then gets no SSH server and opens no port."""
     env: dict[Annotated[str, Field(min_length=1, max_length=256)], SecretStr] = {}
     """Environment of the container."""
 
@@ -236,7 +237,8 @@ class Rental(BaseModel):
             "price": self.price,
             "disk": self.disk_gb,
             "label": self.label,
-            "runtype": "args" if self.args else "ssh_proxy",
+            # The service runs a script beside an SSH server, and an entry point without one.
+            "runtype": "ssh_proxy" if self.onstart and not self.args else "args",
             "cancel_unavail": True,  # fail now: what waits in a queue starts and costs later
         }
         if self.onstart:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
+from pydantic import SecretStr
 
-from tsgb.cloud.provider import InstanceState
-from tsgb.cloud.vast.convert import instance_of, offer_of
+from tsgb.cloud.provider import InstanceState, LaunchSpec
+from tsgb.cloud.vast.client import VastClient
+from tsgb.cloud.vast.convert import VastProvider, instance_of, offer_of
 from tsgb.cloud.vast.records import InstanceRow, OfferRow
 
 STOPPED = {"cur_state": "stopped", "next_state": "stopped"}
@@ -65,3 +71,30 @@ def test_text_of_the_service_is_printable_and_bounded() -> None:
     assert found.message.isprintable()
     assert len(found.message) == 4096
     assert InstanceRow.model_validate({"id": 7, "label": 5}).label is None
+
+
+def test_a_script_is_the_first_process_of_a_container_without_a_door() -> None:
+    """`args` runs an entry point beside nothing; other runtypes install an SSH server first."""
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={"success": True, "new_contract": 7})
+
+    script = "trap 'exit 3' TERM\n# a comment\necho \"$WORD\" 'and $more'\n(exit 5)\n"
+    wire = httpx.MockTransport(answer)
+    with VastProvider(
+        VastClient(SecretStr("key"), url="http://127.0.0.1", transport=wire)
+    ) as cloud:
+        spec = LaunchSpec(image="img", label="l", price=0.1, disk_gb=20, onstart=script)
+        assert cloud.create(1, spec) == 7
+        cloud.create(2, replace(spec, onstart=""))
+    first, second = (json.loads(request.content) for request in seen)
+    assert (first["runtype"], second["runtype"]) == ("args", "args")
+    assert "onstart" not in second
+    command = [first["onstart"], *first["args"]]
+    assert all(word.isprintable() for word in command), "in one line"
+    done = subprocess.run(
+        command, env={"WORD": "a  b"}, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("a  b and $more\n", "", 5)
