@@ -138,10 +138,12 @@ if missing:
     sys.exit(f"tsgb: not in this image: {', '.join(missing)}")
 PYTHON
 then
+  # The Python of a distribution refuses pip, for the sake of other programs; here are none.
   for alone in "" --no-deps; do
     # $alone is not quoted, because it is no argument at all, or one.
-    output=$("$python" -m pip install --no-input --disable-pip-version-check --quiet $alone \
-      --root-user-action ignore -r "$code/requirements${alone:+-alone}.txt" 2>&1) ||
+    output=$(PIP_BREAK_SYSTEM_PACKAGES=1 "$python" -m pip install --no-input --no-cache-dir \
+      --disable-pip-version-check --quiet $alone --root-user-action ignore \
+      -r "$code/requirements${alone:+-alone}.txt" 2>&1) ||
       fail "its requirements cannot be installed" "$output"
   done
 fi

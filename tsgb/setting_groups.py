@@ -19,6 +19,14 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from tsgb.errors import ConfigError
 
+IMAGE = "pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime"
+"""Default image of rented machines: PyTorch's own, with the torch that pyproject.toml requires
+(2.13.0+cu130, Python 3.12); a host that keeps popular images downloads little of it. It changes
+together with the torch in pyproject.toml and infra/Dockerfile, which a test compares."""
+IMAGE_GB = 3.0
+"""Its compressed size by a published table of images built on it; the wheels of torch and of its
+CUDA libraries, which it holds, have 2.73 GB."""
+
 
 class SettingsGroup(BaseModel):
     """Settings that belong together; errors never show their values."""
@@ -202,9 +210,10 @@ class CloudSettings(SettingsGroup):
     """Dollars that one run may cost on rented machines, all attempts together."""
     max_price: Annotated[float, Field(gt=0, le=128)] = 0.3
     """Dollars an hour that one machine may cost, storage included."""
-    image: str = "python:3.11-slim"
-    """Container image of rented machines; infra/Dockerfile makes one that starts faster."""
-    image_gb: Annotated[float, Field(ge=0, le=500)] = 0.05
+    image: str = IMAGE
+    """Container image of rented machines, with Python 3.11 or 3.12; infra/Dockerfile makes one that
+    starts faster."""
+    image_gb: Annotated[float, Field(ge=0, le=500)] = IMAGE_GB
     """GB that a host downloads of the image, compressed; billed before the container starts."""
     disk_gb: Annotated[float, Field(ge=8, le=2048)] = 20.0
     """Disk of a rented machine, GB."""

@@ -45,6 +45,8 @@ SLICE_SECONDS = 5.0
 BEAT_SECONDS = 10.0
 LEASE_SECONDS = 30.0
 RUN = "r1"
+IMAGE_GB = 0.05
+"""A small image: most budgets here are a few cents, and about machines."""
 
 
 @dataclass(slots=True)
@@ -96,7 +98,7 @@ class Fleet:
             directory: of the store, which a reaper can find then; without it, memory.
             options: of the simulator.
         """
-        image = Decimal("0.05")  # as by the settings' default
+        image = Decimal(str(IMAGE_GB))  # and so in `mortal_flow`
         given = {"boot_seconds": (20.0, 60.0), "num_machines": 40, "credit": 25, "image_gb": image}
         self._simulator = VastSimulator(Options(**given | options), virtual=True)
         self.steps = steps

@@ -41,6 +41,7 @@ from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.session import Session
 from tsgb.config import Arm, arm_run_id
+from tsgb.setting_groups import IMAGE_GB
 
 ROOT = Path(__file__).parents[2]
 BUDGET = "2"
@@ -71,7 +72,12 @@ class Manager:
             "TSGB_MIN_FREE_GB": "0.01",
             "PYTHONPATH": str(ROOT),
         }
-        given = {"boot_seconds": (0.1, 0.3), "image_env": image, "image_gb": "0.05", **options}
+        given = {
+            "boot_seconds": (0.1, 0.3),
+            "image_env": image,
+            "image_gb": str(IMAGE_GB),
+            **options,
+        }
         self.simulator = VastSimulator(Options(**given))
         self._stack = ExitStack()
 

@@ -14,7 +14,7 @@ import httpx
 from pydantic import SecretStr
 
 from tests.fakes.filesystems import Killed
-from tests.fakes.fleet import Fleet
+from tests.fakes.fleet import IMAGE_GB, Fleet
 from tests.fakes.vast.faults import PRESETS
 from tsgb.checkpoint.filesystem import DirectoryEntry, FileSystem
 from tsgb.checkpoint.run import RunStore
@@ -107,7 +107,11 @@ class Flow:
         self.session = session_type(
             documents=RunDocuments(RunStore(files, files.url, sleep=lambda _: None), self._seen),
             provider=VastProvider(self.vast),
-            launch_policy=LaunchPolicy(budget=microdollars(budget), cap=cap, gpu_ram_gb=0, **terms),
+            launch_policy=LaunchPolicy(
+                budget=microdollars(budget),
+                cap=cap,
+                **{"gpu_ram_gb": 0, "image_gb": IMAGE_GB, **terms},
+            ),
             owner=owner,
             journal=journal,
             monitor_policy=patience or MonitorPolicy(),

@@ -30,6 +30,7 @@ from tsgb.config import ModelConfig
 from tsgb.envs import make_environment
 from tsgb.errors import ConfigError, UsageError
 from tsgb.plugins import NO_TRUST, Trust
+from tsgb.setting_groups import IMAGE, CloudSettings
 
 _PACKAGES = ("tsgb", "flows")
 _CONTROL_PLANE = frozenset({"prefect", "fastapi", "sqlalchemy"})
@@ -223,6 +224,56 @@ def _name(requirement: str) -> str:
 
 def _lines(requirements: Iterable[str]) -> bytes:
     return "".join(f"{line}\n" for line in sorted(requirements)).encode()
+
+
+_WHEELS_BYTES = 2_860_000_000
+"""All that a worker requires, as wheels for Linux on x86-64 and CPython 3.11, by the sizes that the
+index tells on 20 November 2026: 84 files."""
+_WHEELS_BESIDE_TORCH_BYTES = 130_000_000
+"""Those that are not in `IMAGE`: all but torch 2.13.0 (0.53 GB), triton (0.20 GB) and the CUDA
+libraries (2.00 GB)."""
+_CODE_BYTES = 1_000_000
+"""The packed code of TSGB, rounded up."""
+_BARE_IMAGE = re.compile(r"(docker\.io/)?(library/)?python:")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartDownload:
+    """Bytes that the start of a container downloads, weights and checkpoints apart.
+
+    Example: `StartDownload(image=3_000_000_000, wheels=130_000_000, code=1_000_000)`
+    """
+
+    image: int
+    """The image, compressed; less where the host has parts of it."""
+    wheels: int
+    """Packages that the image lacks."""
+    code: int
+    """The code archive."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.image + self.wheels + self.code
+
+
+def start_download(settings: CloudSettings, code_bytes: int = _CODE_BYTES) -> StartDownload:
+    """Return what the first start of a container downloads, at most.
+
+    An image that is neither the default one nor plain Python is taken to hold all packages, as that
+    of `infra/Dockerfile` does. Packages of extras (`quantization`: 0.06 GB) are not counted.
+
+    Args:
+        settings: Image, and its compressed size.
+        code_bytes: Size of the code archive.
+    """
+    wheels = 0
+    if settings.image == IMAGE:
+        wheels = _WHEELS_BESIDE_TORCH_BYTES
+    elif _BARE_IMAGE.match(settings.image):
+        wheels = _WHEELS_BYTES
+    image = round(settings.image_gb * 1e9)
+    return StartDownload(image=image, wheels=wheels, code=code_bytes)
 
 
 @dataclass(frozen=True, slots=True)

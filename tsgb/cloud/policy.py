@@ -13,7 +13,7 @@ from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.provider import SearchSpec
 from tsgb.cloud.retry_policy import Avoided, Limits
 from tsgb.cloud.termination import Deadlines
-from tsgb.setting_groups import CloudSettings, WorkerSettings
+from tsgb.setting_groups import IMAGE, IMAGE_GB, CloudSettings, WorkerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +29,9 @@ class LaunchPolicy:
     """Highest price of one machine with storage, $/h."""
     deployment: str = "home"
     """Part of every label; instances of another one are never touched."""
-    image: str = "python:3.11-slim"
+    image: str = IMAGE
     """Container image."""
-    image_gb: float = 0.05
+    image_gb: float = IMAGE_GB
     """Compressed size of the image, which a host downloads, GB."""
     disk_gb: float = 20.0
     """Storage to rent, GB."""

@@ -21,11 +21,20 @@ from pydantic import SecretStr
 from tests.fakes.filesystems import MemoryFiles
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud import bundle as module
-from tsgb.cloud.bundle import BootSpec, Code, CodeArchive, boot, pack_code, publish_code
+from tsgb.cloud.bundle import (
+    BootSpec,
+    Code,
+    CodeArchive,
+    boot,
+    pack_code,
+    publish_code,
+    start_download,
+)
 from tsgb.cloud.vast.records import Rental
 from tsgb.config import ModelConfig
 from tsgb.errors import ConfigError, UsageError
 from tsgb.plugins import Trust
+from tsgb.setting_groups import IMAGE, CloudSettings
 
 OWN = Trust.of("own_world:Own")
 
@@ -217,6 +226,27 @@ def test_it_fits_into_a_rental() -> None:
     assert rental.body()["onstart"] == made.onstart
     assert len(made.onstart.encode()) < 2048
     assert made.onstart.isascii()
+
+
+@pytest.mark.parametrize(
+    ("image", "least", "most"),
+    [
+        (IMAGE, 0.1, 0.2),
+        ("python:3.11-slim", 2.8, 2.9),
+        ("docker.io/library/python:3.12", 2.8, 2.9),
+        ("registry.example.org/python:1", 0, 0),
+        ("me/tsgb-worker:1", 0, 0),
+    ],
+)
+def test_a_start_downloads_what_its_image_lacks(image: str, least: float, most: float) -> None:
+    found = start_download(CloudSettings(image=image, image_gb=1.5), code_bytes=7)
+    assert least <= found.wheels / 1e9 <= most
+    assert (found.image, found.code) == (1_500_000_000, 7)
+    assert found.total == found.wheels + 1_500_000_007
+
+
+def test_the_code_is_no_larger_than_plans_assume() -> None:
+    assert len(pack_code().data) < start_download(CloudSettings()).code
 
 
 def test_the_bootstrap_travels_in_a_variable() -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from tests.unit.cloud.test_bundle import required, unpacked
 from tsgb.cloud.bundle import pack_code
+from tsgb.setting_groups import IMAGE
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "infra" / "Dockerfile").read_text()
@@ -26,8 +30,18 @@ def instructions() -> list[tuple[str, str]]:
 
 def test_it_is_made_of_known_instructions() -> None:
     assert {word for word, _ in instructions()} <= KNOWN
-    assert instructions()[0][0] == "FROM"
-    assert "python:3.11-slim" in instructions()[0][1]
+    assert instructions()[0] == ("FROM", IMAGE), "what a host may have in its cache already"
+
+
+def test_the_default_image_has_the_torch_that_is_required() -> None:
+    """The version, and the CUDA that the wheel of the index is built for."""
+    found = re.fullmatch(r"pytorch/pytorch:([\d.]+)-cuda([\d.]+)-cudnn\d+-runtime", IMAGE)
+    assert found is not None
+    [torch] = [one for one in requires("tsgb") or [] if re.match(r"torch\b", one)]
+    assert found[1] in Requirement(torch).specifier
+    [toolkit] = [one for one in requires("torch") or [] if one.startswith("cuda-toolkit")]
+    [pinned] = Requirement(toolkit).specifier
+    assert pinned.version.startswith(f"{found[2]}.")
 
 
 def test_there_is_no_key_no_mount_no_prompt_and_no_host_in_it() -> None:
@@ -52,7 +66,7 @@ def test_it_installs_what_a_start_would_look_for(tmp_path: Path) -> None:
     [step] = [rest for word, rest in instructions() if word == "RUN" and "tomllib" in rest]
     script = step.split("&&")[0].replace("/tmp/tsgb", str(tmp_path))  # noqa: S108 - in the image
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    (tmp_path / "python").symlink_to(sys.executable)
+    (tmp_path / "python3").symlink_to(sys.executable)
     done = subprocess.run(
         ["/bin/sh", "-c", f'PATH="{tmp_path}:$PATH"; {script}'],
         capture_output=True,
