@@ -74,7 +74,7 @@ def sweep_machines(store: str | None) -> dict[str, Any] | None:
         get_run_logger().warning("No VAST_API_KEY here, so rented machines were not checked")
         _publish("No `VAST_API_KEY` here, so rented machines were not checked.")
         return None
-    runs = DeploymentRuns.of(settings, store)
+    runs = DeploymentRuns.of(settings, store, settings.cache_dir)
     with connect(settings.vast_api_key, settings.vast_url) as provider:
         found = reap(
             provider,

@@ -29,7 +29,7 @@ class AccountContext:
     def read(cls, options: RunOptions) -> Self:
         """Read the environment; the options of a command win over it."""
         settings = options.applied_to(load_settings())
-        runs = DeploymentRuns.of(settings, options.store)
+        runs = DeploymentRuns.of(settings, options.store, settings.cache_dir)
         return cls(settings, runs)
 
     @property

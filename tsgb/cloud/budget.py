@@ -17,10 +17,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.pricing import Account, Bandwidth, CreditMark, Drift, Rates, Usage, in_dollars
 from tsgb.errors import BudgetReached, StoreError, StoreUnreachable, UsageError
@@ -30,6 +32,16 @@ WINDOW = timedelta(minutes=20)
 """Shortest time for which money is set aside, if there is enough: the ttl of a lease, because a
 machine whose flow has died works on until then. Twice as much is reserved at a time, so that only
 one poll in forty has to write."""
+
+
+def journal_path(cache_dir: Path, run_url: str) -> Path:
+    """Return the directory of this computer in which a run's ledger is kept too.
+
+    Args:
+        cache_dir: Directory of this user's caches.
+        run_url: URL of the run.
+    """
+    return cache_dir / "flows" / sha256_hex(run_url.encode())[:16]
 
 
 class Ledger:

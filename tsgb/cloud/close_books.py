@@ -6,7 +6,7 @@ run has ended. The machine is known to be gone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -32,7 +32,14 @@ def may_write(lease: Lease | None, now: datetime, skew: timedelta) -> bool:
 
 
 def settle(
-    documents: RunDocuments, attempt: int, row: Instance, now: datetime, *, skew: timedelta, by: str
+    documents: RunDocuments,
+    attempt: int,
+    row: Instance,
+    now: datetime,
+    *,
+    skew: timedelta,
+    by: str,
+    ledger_of: Callable[[int], Ledger],
 ) -> int | None:
     """Close the account of an attempt, and record how it ended unless that is recorded already.
 
@@ -43,6 +50,7 @@ def settle(
         now: Latest time at which it can have ended.
         skew: Difference between two clocks that is tolerated.
         by: Name of what destroyed it, for people.
+        ledger_of: Returns the accounts of the run, whose budget in micro-dollars is its argument.
 
     Returns:
         Micro-dollars that it cost; None if that is unknown, or if a live flow will write it.
@@ -51,7 +59,7 @@ def settle(
     if lease is None or not may_write(lease, now, skew):
         return None
     document = documents.attempt(attempt) or AttemptDocument(attempt)
-    ledger = Ledger.open(documents.run, _budget(documents, lease))
+    ledger = ledger_of(_budget(documents, lease))
     account = ledger.accounts.get(attempt)
     record = machine_record(documents, document, account)
     fields: dict[str, Any] = {}

@@ -19,7 +19,6 @@ from tsgb.checkpoint.documents import MAX_JSON_BYTES, count_in, parse_json_lines
 from tsgb.checkpoint.manifest import Manifest
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.budget import Ledger
 from tsgb.cloud.documents import hold_of
 from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.preemption import Hold
@@ -119,7 +118,7 @@ def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
         traffic_source=f"by the newest checkpoints of run {run}"
         if any(size.restore_gb for size in sizes)
         else "",
-        spent=Ledger.open(documents.run, 0).held,
+        spent=runs.ledger(documents).held,
         endings=tuple(documents.endings()),
     )
 

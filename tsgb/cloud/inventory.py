@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 
 from pydantic import SecretStr
@@ -18,6 +19,7 @@ from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.run import open_run
 from tsgb.checkpoint.urls import canonical_url, is_run_id, join_run
 from tsgb.cloud.budget import NAME as LEDGER
+from tsgb.cloud.budget import Ledger, journal_path
 from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.exchange import Exchange
 from tsgb.cloud.lease import SKEW, Lease
@@ -61,18 +63,30 @@ class DeploymentRuns:
     """Password of the store."""
     exchange: Exchange | None = None
     """The exchange that machines see; None where they see the runs themselves."""
+    cache_dir: Path | None = None
+    """Directory of this user's caches, which hold what this computer wrote down of costs; None to
+    read the store alone."""
     deadline_seconds: float = DEADLINE_SECONDS
     """Seconds for one read."""
 
     @classmethod
-    def of(cls, settings: ExchangeSettings, store: str | None) -> Self:
-        """Return the runs in a store, or in the one that the settings name."""
+    def of(
+        cls, settings: ExchangeSettings, store: str | None, cache_dir: Path | None = None
+    ) -> Self:
+        """Return the runs in a store, or in the one that the settings name.
+
+        Args:
+            settings: Addresses and credentials.
+            store: URL of the store; None for that of the settings.
+            cache_dir: Directory of this user's caches.
+        """
         url = canonical_url(store or settings.default_store)
         return cls(
             url=url,
             user=settings.webdav_user,
             password=settings.webdav_pass,
             exchange=Exchange.of(settings, url),
+            cache_dir=cache_dir,
         )
 
     def documents(self, run: str) -> RunDocuments:
@@ -86,6 +100,21 @@ class DeploymentRuns:
             open_run(url, self.user, self.password, deadline_seconds=seconds),
             None if self.exchange is None else self.exchange.opener(run, seconds),
         )
+
+    def ledger(self, documents: RunDocuments, budget: int = 0) -> Ledger:
+        """Return the accounts of a run, as its flow on this computer would read them.
+
+        Args:
+            documents: Documents of the run.
+            budget: Micro-dollars that it may cost; only for who writes to it.
+
+        Raises:
+            StoreError: The cost of an attempt is unknown.
+        """
+        run, journal = documents.run, None
+        if self.cache_dir is not None:
+            journal = open_run(str(journal_path(self.cache_dir, run.run_url)))
+        return Ledger.open(run, budget, journal)
 
     def ids(self) -> list[str]:
         """Return the ids of all runs, sorted.

@@ -12,7 +12,6 @@ from typing import Any
 
 from tsgb.cloud.budget import Ledger
 from tsgb.cloud.close_books import settle
-from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.inventory import Coverage, DeploymentRuns, InventoryItem, take_inventory
 from tsgb.cloud.lease import SKEW
 from tsgb.cloud.pricing import in_dollars
@@ -168,8 +167,16 @@ def closed(
         return ReapedInstance(item, gone=True)
     try:
         documents = runs.documents(label.run)
-        charged = settle(documents, label.attempt, item.instance, now, skew=skew, by=by)
-        problem = _left_open(documents, label.attempt) if charged is None else ""
+        charged = settle(
+            documents,
+            label.attempt,
+            item.instance,
+            now,
+            skew=skew,
+            by=by,
+            ledger_of=lambda budget: runs.ledger(documents, budget),
+        )
+        problem = _left_open(runs.ledger(documents), label.attempt) if charged is None else ""
     except TSGBError as error:
         return ReapedInstance(item, gone=True, problem=f"its account is open: {error}")
     except Exception as error:  # noqa: BLE001 - one run's document must not end the round
@@ -178,9 +185,9 @@ def closed(
     return ReapedInstance(item, gone=True, charged=charged, problem=problem)
 
 
-def _left_open(documents: RunDocuments, attempt: int) -> str:
+def _left_open(ledger: Ledger, attempt: int) -> str:
     """Return why an account stays open; empty if there is none, or if it is closed."""
-    account = Ledger.open(documents.run, 0).accounts.get(attempt)
+    account = ledger.accounts.get(attempt)
     if account is None or not account.is_open:
         return ""
     return "its account stays open until its flow, or the next one of its run, closes it"
