@@ -197,6 +197,9 @@ class _Steps:
     def collect(self, working: int | None) -> None:
         """Likewise."""
 
+    def updates(self) -> int:
+        return self._fleet.progress()
+
     def has_saved(self, segment: int, running: RunningInstance) -> bool:
         return running.attempt in self._fleet.liars and bool(running.heartbeat)
 

@@ -88,11 +88,12 @@ def test_a_host_that_fails_is_left_for_another(fate: str, cause: TerminationReas
 
 
 @pytest.mark.parametrize("fate", ["bad_image", "unauthorized"])
-def test_our_own_mistake_is_not_tried_on_other_hosts(fate: str) -> None:
+def test_our_own_mistake_is_tried_on_one_other_host(fate: str) -> None:
+    """The first one may have been a host's fault, or its lie."""
     with Fleet(fates={fate: 1.0}) as fleet:
         with pytest.raises(ConfigError, match="mend the image"):
             Flow(fleet).run()
-        assert len(fleet.bill()["instances"]) == 1
+        assert len(fleet.bill()["instances"]) == 2
         assert_settled(fleet)
 
 

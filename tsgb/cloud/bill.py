@@ -128,13 +128,13 @@ def make_bill(documents: RunDocuments, ledger: Ledger, updates: int) -> RentalBi
         if found.attempt in ledger.accounts
         and (found.instance_id is not None or ledger.accounts[found.attempt].spent > 0)
     ]
-    heartbeats = [documents.heartbeat(found.attempt) or {} for found in rented]
+    told = [documents.last_reports(found.attempt) for found in rented]
     machines: list[MachineBill] = []
     # Backwards: a machine that was lost does not know what it saved last, but the next one does.
     after = updates
-    for document, heartbeat in zip(reversed(rented), reversed(heartbeats), strict=True):
-        report = documents.exit_record(document.attempt) or heartbeat
-        resumed = arms(heartbeat).values()
+    for document, reports in zip(reversed(rented), reversed(told), strict=True):
+        report = reports.exit_record or reports.heartbeat
+        resumed = arms(reports.heartbeat).values()
         first = sum(count_in(arm, "first_step") for arm in resumed) if resumed else after
         spent = ledger.accounts[document.attempt].spent
         machines.insert(0, _bill_machine(document, report, first, after, spent))

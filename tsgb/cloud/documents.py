@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
 
@@ -104,6 +104,10 @@ class AttemptResult(BaseModel):
     """Seconds from the rental to the first heartbeat; None if there was none."""
     hold_seconds: float = 0.0
     """Seconds from the first heartbeat to the end."""
+    is_claim: bool = False
+    """Whether nobody but the machine gave that reason."""
+    is_idle: bool = False
+    """Whether the machine told of no update beyond the checkpoints that it went on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,37 @@ class AttemptDocument:
     """Time at which its flow saw the first heartbeat; None if it saw none."""
     is_collected: bool = False
     """Whether all that its machine saved was looked at, and its folder needs nobody any more."""
+    resumed_from: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Name of the checkpoint that each arm went on from, where there was one."""
+
+    @property
+    def basis(self) -> str:
+        """Return the names of these checkpoints in one text, by which attempts are compared."""
+        return basis_of(self.resumed_from)
+
+
+def basis_of(names: Mapping[str, str]) -> str:
+    """Return the names of checkpoints in one text, see `Ending.basis`.
+
+    Args:
+        names: Name of the checkpoint of each arm.
+    """
+    return " ".join(f"{arm}:{names[arm]}" for arm in sorted(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """The last reports of a machine that is gone.
+
+    Example: `documents.last_reports(3).exit_record`
+    """
+
+    heartbeat: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Its last heartbeat; empty if it wrote none, or none can be read."""
+    exit_record: Mapping[str, Any] | None = None
+    """Its exit record; None likewise."""
+    has_reported: bool | None = None
+    """Whether it wrote anything, readable or not; None if that is unknown."""
 
 
 class RunDocuments:
@@ -152,7 +187,15 @@ class RunDocuments:
 
     def put_lease(self, lease: Lease) -> None:
         """Replace the lease, and the copy that its machine reads."""
+        self.put_lease_of_record(lease)
+        self.show_lease(lease)
+
+    def put_lease_of_record(self, lease: Lease) -> None:
+        """Replace the lease that counts, and not the copy that its machine reads."""
         self.run.write_json(NAME, lease.to_json())
+
+    def show_lease(self, lease: Lease) -> None:
+        """Replace the copy of the lease that its machine reads."""
         seen = self._seen_by(lease.attempt)
         if seen is not self.run:
             seen.write_json(NAME, lease.to_json())
@@ -184,6 +227,7 @@ class RunDocuments:
             _parse(AttemptResult, content.get("outcome")),
             moment(content, "first_beat_at"),
             content.get("collected") is True,
+            _texts_in(content, "resumed_from"),
         )
 
     def note(self, attempt: int, **fields: Any) -> None:
@@ -220,6 +264,17 @@ class RunDocuments:
             StoreUnreachable: The store does not answer.
         """
         return any(self._reported(attempt, name) is not None for name in _REPORTS)
+
+    def last_reports(self, attempt: int) -> Reports:
+        """Return what a machine that is gone has told last, if that can be read now.
+
+        Its bill does not wait for it: the exchange may not answer, or be gone for good.
+        """
+        try:
+            heartbeat = self.heartbeat(attempt)
+            return Reports(heartbeat or {}, self.exit_record(attempt), self.has_reported(attempt))
+        except StoreUnreachable:
+            return Reports()
 
     def collected(self, attempt: int) -> None:
         """Keep the last reports of a machine in the run, and note that its folder is not needed.
@@ -294,7 +349,18 @@ def ending_of(found: AttemptDocument) -> Ending:
         step=found.result.step,
         machine_id=None if found.intent is None else found.intent.machine_id,
         host_id=None if found.intent is None else found.intent.host_id,
+        is_claim=found.result.is_claim,
+        basis=found.basis,
+        is_idle=found.result.is_idle,
     )
+
+
+def _texts_in(content: Mapping[str, Any], name: str) -> dict[str, str]:
+    found: object = content.get(name)
+    if not isinstance(found, Mapping):
+        return {}
+    named = cast("Mapping[object, object]", found)
+    return {str(key): text for key, text in named.items() if isinstance(text, str)}
 
 
 def _parse(kind: type[Intent] | type[AttemptResult], content: object) -> Any:
@@ -337,6 +403,11 @@ def _harmless(value: object) -> Any:
 def durable_step(arm: Mapping[str, Any]) -> int:
     """Return the updates that are safe in the store; all of them where they are not told apart."""
     return count_in(arm, "durable_step" if "durable_step" in arm else "step")
+
+
+def has_made_updates(record: Mapping[str, Any]) -> bool:
+    """Return whether a machine tells of an update beyond the checkpoints that it went on from."""
+    return any(count_in(arm, "step") > count_in(arm, "first_step") for arm in arms(record).values())
 
 
 def durable_steps(record: Mapping[str, Any]) -> int:
@@ -382,8 +453,8 @@ def machine_record(
     Raises:
         StoreError: It cannot be read.
     """
-    heartbeat = documents.heartbeat(document.attempt) or {}
-    exit_record = documents.exit_record(document.attempt)
+    told = documents.last_reports(document.attempt)
+    heartbeat, exit_record = told.heartbeat, told.exit_record
     up, down = counted_bytes(account, document)
     more = Usage(
         bytes_up=max(0, count_in(heartbeat, "bytes_up") - up),

@@ -110,6 +110,19 @@ class Exchange:
         """Return what opens the main run in a folder, as `RunDocuments` takes it."""
         return lambda folder: self.open(run_id, folder, deadline_seconds=deadline_seconds)
 
+    def folders(self, run_id: str, deadline_seconds: float = DEADLINE_SECONDS) -> frozenset[str]:
+        """Return the names of the folders of a run's attempts, and of whatever else is there."""
+        files = open_filesystem(
+            join_run(self.url, run_id),
+            self.user,
+            self.password,
+            deadline_seconds=deadline_seconds,
+        )
+        try:
+            return frozenset(entry.name for entry in files.entries("") if entry.is_dir)
+        except FileNotFoundError:
+            return frozenset()
+
     def delete(self, run_id: str, folder: str, deadline_seconds: float = DEADLINE_SECONDS) -> None:
         """Delete an attempt's folder, once nothing in it is needed any more."""
         files = open_filesystem(

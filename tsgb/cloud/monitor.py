@@ -102,7 +102,7 @@ def _read_row(session: Session, running: RunningInstance) -> None:
         running.checked = running.instance.hourly is not None
         wrong = mismatch(running.instance, running.intent)
         if wrong is not None:
-            running.cause = TerminationReason.CONFIG
+            running.cause, running.is_certain = TerminationReason.CONFIG, True
             running.message = f"instance {running.instance_id} is not what was asked for: {wrong}"
 
 

@@ -47,13 +47,16 @@ def reconcile(session: Session) -> RunningInstance | None:
     for instance in instances.values():
         _count_row(session, instance)
     kept = _adoptable(session, lease, attempts, instances)
+    gone: list[tuple[int, datetime]] = []
     for number, instance in sorted(instances.items()):
         if kept is None or number != kept.id:
             label = InstanceLabel.parse(instance.label)
             session.note(f"destroying instance {number} ({instance.label}), which no attempt needs")
             gone_at = destroy(session, number)
             if label is not None:
-                _close(session, attempts.get(label.attempt), label.attempt, gone_at)
+                gone.append((label.attempt, gone_at))
+    for attempt, gone_at in gone:  # when all are destroyed, since this needs the store
+        _close(session, attempts.get(attempt), attempt, gone_at)
     working = None if kept is None else InstanceLabel.parse(kept.label)
     for attempt, account in sorted(session.ledger.accounts.items()):
         if account.is_open and (working is None or working.attempt != attempt):
@@ -175,10 +178,11 @@ def _gone_at(
 ) -> datetime | None:
     """Return when a machine that is gone went, at the latest; None if there never was one."""
     account, document = session.ledger.accounts[attempt], attempts.get(attempt)
-    said = moment(session.documents.exit_record(attempt), "ended_at")
+    told = session.documents.last_reports(attempt)
+    said = moment(told.exit_record, "ended_at")
     lease = lease if lease is not None and lease.attempt == attempt else None
     existed = (
-        session.documents.has_reported(attempt)
+        told.has_reported is not False  # where that is unknown, it may have cost something
         or (lease is not None and lease.instance_id is not None)
         or (document is not None and document.instance_id is not None)
     )

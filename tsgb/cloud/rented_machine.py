@@ -69,6 +69,10 @@ class Work(Protocol[T_co]):
         """
         ...
 
+    def updates(self) -> int:
+        """Return the updates in the newest checkpoints of the run, all arms together."""
+        ...
+
     def verify(self, segment: int) -> T_co:
         """Return the result of a segment.
 
@@ -166,7 +170,8 @@ class RentedMachine(Machine[T]):
     def release(self, reason: str) -> None:
         """Let the instance save, destroy it, and write down its end and its cost."""
         if self.running is not None:
-            terminate.release(self.session, self.running, reason)
+            attempt = self.running.attempt
+            terminate.release(self.session, self.running, reason, lambda: self._saved(attempt))
 
     def check(self) -> None:
         """Raise the error for an instance that ended before its work was done.
@@ -214,6 +219,11 @@ class RentedMachine(Machine[T]):
                 self.release(f"its flow ended: {reason}")
         finally:
             self.session.end(reason)
+
+    def _saved(self, attempt: int) -> int:
+        """Take over what an attempt saved; return the updates that the run holds now."""
+        self._work.promote(attempt, lambda: None)
+        return self._work.updates()
 
     def _running(self) -> RunningInstance:
         assert self.running is not None, "recover or launch comes first"

@@ -7,7 +7,7 @@ store and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -31,6 +31,17 @@ class Ending:
     """The machine; None for an attempt without one."""
     host_id: int | None = None
     """The machine's owner; None for an attempt without a machine."""
+    is_claim: bool = False
+    """Whether nobody but the machine says so."""
+    basis: str = ""
+    """Names of the checkpoints that it went on from; empty if there were none."""
+    is_idle: bool = False
+    """Whether the machine told of no update beyond them."""
+
+    @property
+    def is_stuck(self) -> bool:
+        """Return whether its worker failed before any update: perhaps it could load nothing."""
+        return self.is_idle and self.cause in {TerminationReason.WORKER, TerminationReason.CONFIG}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +88,17 @@ _FINAL = {
     ),
     TerminationReason.LEASE_LOST: "a newer process works on this run",
 }
+_BELIEVED_OF_TWO = frozenset({TerminationReason.CONFIG, TerminationReason.LEASE_LOST})
+"""Reasons that end a run if a second host says the same; of one host they may be a lie."""
+_HOSTS = 2
+"""Number of hosts that are believed together."""
 
 
 def may_go_on(endings: Sequence[Ending], limits: Limits | None = None) -> Decision:
     """Decide whether a run rents another machine.
+
+    What a machine says of itself ends the run once two hosts say it. If both failed before any
+    update beyond the same checkpoint, the checkpoint is blamed first: see `is_blamed`.
 
     Args:
         endings: Endings of all its attempts, oldest first.
@@ -90,22 +108,25 @@ def may_go_on(endings: Sequence[Ending], limits: Limits | None = None) -> Decisi
     if not endings:
         return Decision(True)
     last = endings[-1]
-    if last.cause in _FINAL:
-        return Decision(False, _FINAL[last.cause])
     ran = [ending for ending in endings if ending.cause is not TerminationReason.REFUSED]
-    workers = [ending for ending in ran if ending.cause is TerminationReason.WORKER]
-    if last.cause is TerminationReason.WORKER and _same_twice(ran):
+    recent = _since_progress(ran)
+    excused = _excused(ran, recent)
+    answered = [e for e in ran if not (e.is_stuck and e.basis in excused)]
+    if last.cause in _FINAL and (
+        last.cause not in _BELIEVED_OF_TWO
+        or not last.is_claim
+        or _num_hosts(e for e in recent if e in answered and e.cause is last.cause) >= _HOSTS
+    ):
+        return Decision(False, _FINAL[last.cause])
+    if last.cause is TerminationReason.WORKER and _same_twice(answered):
         return Decision(False, f"the worker failed twice after step {last.step}: read its log")
-    fruitless = [
-        ending for ending in _since_progress(ran) if ending.cause is not TerminationReason.STOPPED
-    ]
-    infra = [ending for ending in fruitless if ending.cause.is_infra]
+    fruitless = [ending for ending in recent if ending.cause is not TerminationReason.STOPPED]
+    infra = [e for e in fruitless if e.cause.is_infra or e.cause in _BELIEVED_OF_TWO]
+    full = [e for e in ran if e.cause is TerminationReason.DISK_FULL]
+    workers = [e for e in answered if e.cause is TerminationReason.WORKER]
     counts = {
-        "failures of the worker": (len(workers), limits.worker),
-        "full disks": (
-            sum(e.cause is TerminationReason.DISK_FULL for e in ran),
-            limits.disk_full + 1,
-        ),
+        "failures of the worker": (_num_hosts(workers), limits.worker),
+        "full disks": (_num_hosts(full), limits.disk_full + 1),
         "lost or bad hosts without a newer checkpoint": (len(infra), limits.infra),
         "machines in a row without a newer checkpoint": (len(fruitless), limits.fruitless),
         "refusals in a row": (_refused(endings), limits.refused),
@@ -113,13 +134,50 @@ def may_go_on(endings: Sequence[Ending], limits: Limits | None = None) -> Decisi
     for what, (num, limit) in counts.items():
         if num >= limit:
             return Decision(False, f"{num} {what}: see the attempts, then run it again")
-    disks = sum(ending.cause is TerminationReason.DISK_FULL for ending in ran)
-    return Decision(True, disk_factor=1.5**disks)
+    return Decision(True, disk_factor=1.5 ** _num_hosts(full))
+
+
+def is_blamed(endings: Iterable[Ending], basis: str) -> bool:
+    """Return whether a run goes on from older checkpoints than these.
+
+    A host may have made them so that they load nowhere, or they may have rotted: machines of
+    several hosts failed before they had made any update beyond them.
+
+    Args:
+        endings: Endings of attempts.
+        basis: Names of checkpoints, as `Ending.basis`.
+    """
+    return bool(basis) and _num_hosts(_stuck(endings, basis)) >= _HOSTS
+
+
+def _stuck(endings: Iterable[Ending], basis: str) -> Iterator[Ending]:
+    return (ending for ending in endings if ending.is_stuck and ending.basis == basis)
+
+
+def _excused(ran: Sequence[Ending], recent: Sequence[Ending]) -> frozenset[str]:
+    """Return the checkpoints that answer for what failed on them, and not the run.
+
+    Where machines fail alike on two of them without any progress, it is neither.
+    """
+    blamed = {ending.basis for ending in ran if is_blamed(ran, ending.basis)}
+    now = {ending.basis for ending in recent if ending.is_stuck} & blamed
+    return frozenset(blamed if len(now) < _HOSTS else blamed - now)
+
+
+def _num_hosts(endings: Iterable[Ending]) -> int:
+    """Return the number of hosts; an attempt without one counts as one."""
+    found = list(endings)
+    known = {ending.host_id for ending in found if ending.host_id is not None}
+    return len(known) + sum(ending.host_id is None for ending in found)
 
 
 def _same_twice(ran: Sequence[Ending]) -> bool:
+    last = ran[-2:]
     return (
-        len(ran) > 1 and ran[-2].cause is TerminationReason.WORKER and ran[-2].step == ran[-1].step
+        len(last) == _HOSTS
+        and all(ending.cause is TerminationReason.WORKER for ending in last)
+        and last[0].step == last[1].step
+        and _num_hosts(last) == _HOSTS
     )
 
 
@@ -145,6 +203,17 @@ BAD_FOR = timedelta(hours=24)
 exclude the whole market."""
 TAKEN_FOR = timedelta(minutes=30)
 """Time for which a machine is avoided after its rental was refused."""
+
+
+_SPEAKS_AGAINST_HOST = frozenset(
+    {
+        TerminationReason.BAD_HOST,
+        TerminationReason.WORKER,
+        TerminationReason.DISK_FULL,
+        *_BELIEVED_OF_TWO,
+    }
+)
+"""Reasons for which a host is avoided: its own fault, or what another host has to confirm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +243,6 @@ def avoid(endings: Iterable[Ending], now: datetime) -> Avoided:
             lasts = BAD_FOR if failed else TAKEN_FOR
             if age < lasts and (failed or ending.cause is TerminationReason.REFUSED):
                 machines.add(ending.machine_id)
-        if (
-            ending.host_id is not None
-            and ending.cause is TerminationReason.BAD_HOST
-            and age < BAD_FOR
-        ):
+        if ending.host_id is not None and ending.cause in _SPEAKS_AGAINST_HOST and age < BAD_FOR:
             hosts.add(ending.host_id)
     return Avoided(frozenset(machines), frozenset(hosts))

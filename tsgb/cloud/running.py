@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tsgb.checkpoint.documents import count_in
-from tsgb.cloud.documents import Intent, durable_steps
+from tsgb.cloud.documents import Intent, durable_steps, has_made_updates
 from tsgb.cloud.pricing import Usage
 from tsgb.cloud.provider import Instance
 from tsgb.cloud.termination import TerminationReason
@@ -68,6 +68,8 @@ class RunningInstance:
     """Termination reason; None while it is at work."""
     message: str = ""
     """Termination reason in one line for people."""
+    is_certain: bool = False
+    """Whether the service itself showed the termination reason, which no host can change."""
     finished: bool = False
     """Whether it is gone, and its account and its end are recorded."""
 
@@ -78,8 +80,13 @@ class RunningInstance:
 
     @property
     def step(self) -> int:
-        """Return the updates of all arms together that are safe in the store."""
+        """Return the updates of all arms together that are safe, as it says itself."""
         return durable_steps(self.heartbeat)
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether it has told of no update beyond what it went on from."""
+        return not has_made_updates(self.heartbeat) and not has_made_updates(self.exit_record or {})
 
     def new_traffic(self) -> Usage:
         """Return the bytes in its heartbeat that the ledger has not counted yet."""

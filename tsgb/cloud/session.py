@@ -193,7 +193,12 @@ class Session:
         """End the run for now: nothing of it may live. A later start grants a new lease."""
         lease = self.documents.lease()
         if lease is not None and lease.owner == self.owner and not lease.ended:
-            self.documents.put_lease(leases.end(lease, reason))
+            ended = leases.end(lease, reason)
+            self.documents.put_lease_of_record(ended)
+            self.quietly(
+                lambda: self.documents.show_lease(ended),
+                "the machine's copy of the lease ends by itself",
+            )
 
     def quietly(self, use: Callable[[], object], what: str) -> None:
         """Use the store for what neither a watch nor the end of a machine may depend on."""

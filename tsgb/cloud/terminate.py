@@ -158,10 +158,19 @@ def destroy(session: Session, instance_id: int) -> datetime:
         pause = min(_LONGEST_PAUSE, 2 * pause)
 
 
-def release(session: Session, running: RunningInstance, reason: str) -> None:
+def release(
+    session: Session, running: RunningInstance, reason: str, saved: Callable[[], int]
+) -> None:
     """Let the machine save, if it is at work, and destroy it, however its flow ended.
 
     A further call does nothing once the machine is gone.
+
+    Args:
+        session: Session of the run.
+        running: The machine.
+        reason: Reason to stop one that is still at work.
+        saved: Returns the updates that the run itself holds, after the machine is gone. What the
+            machine says of them proves nothing, and would pay for the next one that saves nothing.
     """
     if running.finished:
         return
@@ -173,7 +182,7 @@ def release(session: Session, running: RunningInstance, reason: str) -> None:
             session.sleep(min(1.0, session.monitor_policy.look_seconds))
             session.quietly(lambda: _read_exit_record(session, running), "no news of the machine")
         running.cause, running.message = TerminationReason.STOPPED, reason
-    finish(session, running)
+    finish(session, running, saved)
 
 
 def stop(session: Session, running: RunningInstance, reason: str) -> None:
@@ -184,8 +193,8 @@ def stop(session: Session, running: RunningInstance, reason: str) -> None:
         session.revoke(running.attempt, reason)
 
 
-def finish(session: Session, running: RunningInstance) -> Ending:
-    """Destroy the machine, close its account and record its end."""
+def finish(session: Session, running: RunningInstance, saved: Callable[[], int]) -> Ending:
+    """Destroy the machine, close its account and record its end; see `release`."""
     assert running.cause is not None
     assert not running.finished
     if running.cause is not TerminationReason.DONE and running.stop is None:
@@ -213,9 +222,11 @@ def finish(session: Session, running: RunningInstance) -> Ending:
             cause=running.cause,
             message=running.message,
             at=gone_at,
-            step=running.step,
+            step=_step(session, saved),
             boot_seconds=running.boot_seconds,
             hold_seconds=running.hold_seconds(session.clock()),
+            is_claim=not running.is_certain,
+            is_idle=running.is_idle,
         ),
         machine_id=running.intent.machine_id,
         host_id=running.intent.host_id,
@@ -227,12 +238,16 @@ def conclude(
 ) -> Ending:
     """Record the end of an attempt."""
     session.documents.note(attempt, outcome=result.model_dump(mode="json"))
+    document = session.documents.attempt(attempt)
     ending = Ending(
         cause=result.cause,
         at=result.at,
         step=result.step,
         machine_id=machine_id,
         host_id=host_id,
+        is_claim=result.is_claim,
+        basis="" if document is None else document.basis,
+        is_idle=result.is_idle,
     )
     session.endings.append(ending)
     message = f": {result.message}" if result.message else ""
@@ -240,13 +255,24 @@ def conclude(
     return ending
 
 
+def _step(session: Session, saved: Callable[[], int]) -> int:
+    """Return the updates that the run holds; those of the attempt before if it cannot say."""
+    try:
+        return saved()
+    except TSGBError as error:
+        session.note(f"whether anything new was saved is not known: {error}")
+        return session.endings[-1].step if session.endings else 0
+
+
 def belied(session: Session, running: RunningInstance, message: str) -> TSGBError:
     """Record that a machine which said it was done was not; return the error to raise."""
     running.cause = TerminationReason.BAD_HOST
+    before = session.endings.pop()  # as the machine had told it
     result = AttemptResult(
         cause=TerminationReason.BAD_HOST,
         message=f"it said that it was done, but {message}"[:300],
         at=session.now(),
+        step=before.step,
         boot_seconds=running.boot_seconds,
         hold_seconds=running.hold_seconds(session.clock()),
     )

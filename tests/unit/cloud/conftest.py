@@ -26,14 +26,27 @@ class Renting:
     def __init__(self) -> None:
         self.cloud = MeadowCloud()
         self.files = MemoryFiles("memory://fake/r1")
+        self.exchange = MemoryFiles("memory://exchange/r1")
         self.told: list[str] = []
         self.is_store_away = False
+        self.is_exchange_away = False
         store = FaultyFiles(self.files, self._before)
-        self.documents = RunDocuments(RunStore(store, store.url, sleep=lambda _: None))
+        run = RunStore(store, store.url, sleep=lambda _: None)
+        self.documents = RunDocuments(run, self._seen)
 
     def _before(self, _operation: str, _path: str) -> None:
         if self.is_store_away:
             raise StoreUnreachable("the store is away")
+
+    def _seen(self, folder: str) -> RunStore:
+        """The run as machines see it: another place, which may be away while the store answers."""
+
+        def before(operation: str, path: str) -> None:
+            if self.is_exchange_away or self.is_store_away:
+                raise StoreUnreachable("the exchange is away")
+
+        files = FaultyFiles(self.exchange, before)
+        return RunStore(files, f"{files.url}/{folder}", sleep=lambda _: None)
 
     def flow(self, owner: str = "flow", budget: str = "5", **options: Any) -> Session:
         """A new process of a flow: the same `owner` is the same flow, started again."""

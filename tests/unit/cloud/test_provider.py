@@ -67,6 +67,9 @@ class Work:
     def collect(self, working: int | None) -> None:
         """Likewise."""
 
+    def updates(self) -> int:
+        return self.done
+
     def has_saved(self, segment: int, running: RunningInstance) -> bool:
         del segment, running
         return False

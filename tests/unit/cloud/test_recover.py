@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.second_provider import Server
 from tests.unit.cloud.conftest import Renting
+from tsgb.cloud.bill import make_bill
 from tsgb.cloud.forecast import workload
 from tsgb.cloud.launch import find_offer, intend
 from tsgb.cloud.pricing import Usage
@@ -146,6 +147,22 @@ def test_a_rental_that_appears_late_is_waited_for(renting: Renting) -> None:
     document = renting.documents.attempt(1)
     assert document is not None
     assert document.instance_id == number, "its flow died before it could write it down"
+
+
+def test_the_books_are_closed_while_the_exchange_is_away(renting: Renting) -> None:
+    """What a machine said last may be gone for good; its cost is the service's."""
+    begin(renting)
+    renting.is_exchange_away = True
+    renting.cloud.sleep(600)
+    session = renting.flow()
+    assert release_all(session, "crashed") == 1
+    assert renting.cloud.servers == {}
+    account = session.ledger.accounts[1]
+    assert not account.is_open
+    assert account.spent > 0
+    bill = make_bill(renting.documents, session.ledger, 0)
+    assert bill.dollars == pytest.approx(account.spent / 1e6)
+    assert renting.end_of(1) == "stopped"
 
 
 class TestReleaseAll:

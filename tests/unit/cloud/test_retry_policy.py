@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -91,6 +92,70 @@ def test_may_go_on(history: list[Ending], go_on: bool) -> None:
     assert bool(decision.reason) is not go_on
 
 
+def said(cause: TerminationReason, *hosts: int, **more: Any) -> list[Ending]:
+    """What machines of these hosts said of themselves, one after another."""
+    return [Ending(cause=cause, at=NOW, host_id=host, is_claim=True, **more) for host in hosts]
+
+
+CONFIG, LEASE_LOST = TerminationReason.CONFIG, TerminationReason.LEASE_LOST
+WORKER, FULL = TerminationReason.WORKER, TerminationReason.DISK_FULL
+STUCK = {"is_idle": True, "basis": "selfplay:x"}
+OLDER = {"is_idle": True, "basis": "selfplay:w"}
+
+
+@pytest.mark.parametrize(
+    ("history", "go_on"),
+    [
+        pytest.param(said(CONFIG, 1), True, id="one-host"),
+        pytest.param(said(CONFIG, 1, 1, 1), True, id="however-often-it-says-so"),
+        pytest.param(said(CONFIG, 1, 2), False, id="another-host-says-the-same"),
+        pytest.param(said(LEASE_LOST, 1), True, id="the-flow-has-the-lease"),
+        pytest.param(said(LEASE_LOST, 1, 2), False, id="two-lost-leases"),
+        pytest.param(said(CONFIG, 1) + said(LEASE_LOST, 2), True, id="not-the-same"),
+        pytest.param(
+            said(CONFIG, 1)
+            + said(TerminationReason.PREEMPTED, 3, step=9)
+            + said(CONFIG, 2, step=9),
+            True,
+            id="a-machine-in-between-has-worked",
+        ),
+        pytest.param(said(TerminationReason.FUNDS, 1), False, id="the-service-says-so"),
+        pytest.param(said(WORKER, 1, 1, 1), True, id="one-host-that-crashes"),
+        pytest.param(said(WORKER, 1, 2), False, id="two-hosts-that-crash"),
+        pytest.param(said(FULL, 1, 1), True, id="one-host-that-is-full"),
+        pytest.param(said(FULL, 1, 2), False, id="two-hosts-that-are-full"),
+        pytest.param(said(CONFIG, *[1] * 10), False, id="it-counts-as-a-bad-host"),
+        pytest.param(said(CONFIG, 1, 2, **STUCK), True, id="the-checkpoint-is-blamed-first"),
+        pytest.param(said(WORKER, 1, 2, **STUCK), True, id="also-for-crashes"),
+        pytest.param(
+            said(WORKER, 1, 2, **STUCK) + said(WORKER, 3, **OLDER), True, id="and-for-that-alone"
+        ),
+        pytest.param(
+            said(WORKER, 1, 2, **STUCK) + said(WORKER, 3, 4, **OLDER),
+            False,
+            id="two-checkpoints-are-not-both-bad",
+        ),
+        pytest.param(
+            said(CONFIG, 1, 2, **STUCK) + said(CONFIG, 3, 4, **OLDER),
+            False,
+            id="what-fails-on-both-is-ours",
+        ),
+        pytest.param(
+            said(WORKER, 1, 2, basis="selfplay:x"), False, id="they-made-updates-beyond-it"
+        ),
+        pytest.param(
+            said(WORKER, 1, 2, **STUCK)
+            + said(TerminationReason.PREEMPTED, 3, step=50)
+            + said(WORKER, 4, step=50, is_idle=True, basis="selfplay:y"),
+            True,
+            id="it-answers-for-them-later-too",
+        ),
+    ],
+)
+def test_what_one_host_says_ends_no_run(history: list[Ending], go_on: bool) -> None:
+    assert may_go_on(history).go_on is go_on
+
+
 def test_a_full_disk_asks_for_a_larger_one() -> None:
     assert may_go_on(endings(TerminationReason.DISK_FULL)).disk_factor == 1.5
     assert (
@@ -126,7 +191,8 @@ def failed(cause: TerminationReason, minutes_ago: float = 0.0) -> Ending:
         pytest.param(failed(TerminationReason.REFUSED, 29), True, False, id="taken"),
         pytest.param(failed(TerminationReason.REFUSED, 30), False, False, id="perhaps-free-again"),
         pytest.param(failed(TerminationReason.PREEMPTED), False, False, id="outbid-is-no-fault"),
-        pytest.param(failed(TerminationReason.WORKER), False, False, id="ours"),
+        pytest.param(failed(TerminationReason.WORKER), False, True, id="another-host-tells-why"),
+        pytest.param(failed(TerminationReason.CONFIG), False, True, id="or-whether-it-is-true"),
         pytest.param(
             Ending(cause=TerminationReason.BAD_HOST, at=NOW), False, False, id="of-no-machine"
         ),

@@ -75,6 +75,17 @@ def test_a_machine_that_cannot_be_asked_to_stop_is_told_of_and_no_error(renting:
     ]
 
 
+def test_the_end_of_a_run_does_not_need_the_exchange(renting: Renting) -> None:
+    session = renting.flow()
+    renting.rent(session)
+    renting.is_exchange_away = True
+    session.end("done")
+    lease = renting.documents.lease()
+    assert lease is not None
+    assert (lease.ended, lease.stop) == (True, "done")
+    assert "the exchange is away" in renting.told[-1]
+
+
 def test_own_instances_are_those_of_this_run_and_deployment(renting: Renting) -> None:
     session = renting.flow()
     labels = (session.label(1, renting.cloud.at), "tsgb/home/r2/1", "tsgb/office/r1/1")

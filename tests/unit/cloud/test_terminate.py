@@ -23,6 +23,7 @@ from tsgb.errors import (
     Preempted,
     ProviderAuthError,
     ProviderUnreachable,
+    StoreUnreachable,
     TSGBError,
     WorkerFailed,
 )
@@ -127,7 +128,7 @@ class TestRelease:
                 renting.says(1, 55, "interrupted")
 
         asked_at, cloud.work = cloud.clock(), obey
-        release(self.session, running, "enough for today")
+        release(self.session, running, "enough for today", lambda: 40)
         lease = renting.documents.lease()
         assert lease is not None
         assert lease.stop == "enough for today"
@@ -139,15 +140,40 @@ class TestRelease:
         assert renting.end_of(1) == "stopped"
 
         before = dict(renting.files.files), cloud.at
-        release(self.session, running, "again")
+        release(self.session, running, "again", lambda: 40)
         assert (renting.files.files, cloud.at) == before
+
+    def test_what_it_says_that_it_saved_is_no_progress(self, renting: Renting) -> None:
+        """Else a host that saves nothing would be paid again and again."""
+        running = self.begin(renting)
+        running.cause = TerminationReason.HOST_LOST
+        renting.says(1, 10**6)
+        release(self.session, running, "", lambda: 7)
+        assert [ending.step for ending in self.session.endings] == [7]
+        document = renting.documents.attempt(1)
+        assert document is not None
+        assert document.result is not None
+        assert document.result.step == 7
+
+    def test_where_that_cannot_be_known_nothing_new_counts(self, renting: Renting) -> None:
+        running = self.begin(renting)
+        self.session.endings = [
+            Ending(cause=TerminationReason.PREEMPTED, at=renting.cloud.at, step=5)
+        ]
+
+        def saved() -> int:
+            raise StoreUnreachable("the exchange is away")
+
+        release(self.session, running, "enough", saved)
+        assert [ending.step for ending in self.session.endings] == [5, 5]
+        assert not self.session.ledger.accounts[1].is_open
 
     def test_one_that_does_not_answer_is_waited_for_no_longer_than_allowed(
         self, renting: Renting
     ) -> None:
         running = self.begin(renting)
         began = renting.cloud.clock()
-        release(self.session, running, "enough")
+        release(self.session, running, "enough", lambda: 40)
         waited = renting.cloud.clock() - began
         assert waited == pytest.approx(self.session.monitor_policy.release_seconds, abs=1)
         assert renting.cloud.servers == {}
@@ -156,7 +182,7 @@ class TestRelease:
         session = renting.flow()
         running = renting.rent(session)
         began = renting.cloud.clock()
-        release(session, running, "enough")
+        release(session, running, "enough", lambda: 40)
         assert renting.cloud.clock() == began
         assert renting.cloud.servers == {}
 
@@ -164,7 +190,7 @@ class TestRelease:
         running = self.begin(renting)
         renting.is_store_away = True
         with pytest.raises(TSGBError, match="the store is away"):
-            release(self.session, running, "enough")
+            release(self.session, running, "enough", lambda: 40)
         assert renting.cloud.servers == {}
 
     def test_with_a_refused_key_the_machine_is_asked_to_end_itself(self, renting: Renting) -> None:
@@ -172,7 +198,7 @@ class TestRelease:
         running.cause = TerminationReason.DONE
         renting.cloud.errors["destroy"] = NO_KEY
         with pytest.raises(ProviderAuthError):
-            release(self.session, running, "")
+            release(self.session, running, "", lambda: 40)
         lease = renting.documents.lease()
         assert lease is not None
         assert lease.stop == "the account's key is refused"
@@ -183,7 +209,7 @@ class TestRelease:
     ) -> None:
         running = self.begin(renting)
         running.cause = TerminationReason.HOST_LOST
-        release(self.session, running, "")
+        release(self.session, running, "", lambda: 40)
         lease = renting.documents.lease()
         assert lease is not None
         assert lease.stop == "attempt 1 is over: host_lost"
