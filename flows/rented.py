@@ -15,13 +15,21 @@ from flows.progress import Bar, listener
 from flows.workers import Checkpoints, Workers, segment_targets
 from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.documents import count_in
-from tsgb.checkpoint.manifest import sha256_hex
-from tsgb.checkpoint.promote import Expected, hand_out, promote
+from tsgb.checkpoint.promote import Expected, Handover, TrustedStore, hand_out, promote
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
+from tsgb.checkpoint.store import NONE
 from tsgb.cloud.bill import RentalBill, make_bill
+from tsgb.cloud.budget import journal_path
 from tsgb.cloud.bundle import BootSpec, Code, boot, pack_code, publish_code
 from tsgb.cloud.connect import connect
-from tsgb.cloud.documents import Intent, RunDocuments, arms, durable_step
+from tsgb.cloud.documents import (
+    Intent,
+    RunDocuments,
+    arms,
+    basis_of,
+    durable_step,
+    ending_of,
+)
 from tsgb.cloud.exchange import Exchange, check_reach
 from tsgb.cloud.forecast import workload
 from tsgb.cloud.history import state_size
@@ -29,8 +37,10 @@ from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
 from tsgb.cloud.preemption import Workload
 from tsgb.cloud.provider import LaunchSpec, Provider
 from tsgb.cloud.rented_machine import RentedMachine
+from tsgb.cloud.retry_policy import is_blamed
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
+from tsgb.cloud.termination import TerminationReason
 from tsgb.config import Arm, RunConfig, arm_run_id
 from tsgb.data.training import copy_training_data
 from tsgb.envs import make_environment
@@ -40,6 +50,7 @@ from tsgb.models.requirements import workers_at_a_time
 from tsgb.plugins import Trust
 from tsgb.setting_groups import CloudSettings
 from tsgb.settings import Settings
+from tsgb.types import CheckpointRef
 
 _STORE_SECONDS = 30.0
 """A store that does not answer must not keep the flow from looking at the machine."""
@@ -70,6 +81,11 @@ class ArmsWork:
         self._code: Code | None = None
         self._steps: dict[Arm, int] | None = None
         """Newest known step of each arm, for people; None before the first look."""
+        self._first: int | None = None
+        """First attempt that this flow began; None before it."""
+        self._doubted: dict[Arm, set[int]] = {}
+        """Attempts by arm whose checkpoints nobody could go on from. A flow that is started again
+        forgets them, since a person may have mended what the machines really failed on."""
 
     def pack(self) -> Code:
         """Return the code that machines run, packed once for all of them.
@@ -142,6 +158,8 @@ class ArmsWork:
                 config_sha256=config.fingerprint,
                 last_step=config.total_steps,
                 max_bytes=int(found.intent.disk_gb * 1e9),
+                adapter=(config.model.adapter, config.model.rank),
+                doubted=frozenset(self._doubted.get(arm, ())),
             )
             seen = self._seen(found.intent.exchange, arm)
             promote(seen, self._open_cached(arm), expected, note=listener().note, tick=tick)
@@ -153,13 +171,16 @@ class ArmsWork:
             StoreError: See `promote`.
         """
         documents = self._documents()
+        listed = self._exchange.folders(self._workers.run, _STORE_SECONDS)
         for found in list(documents.attempts()):
-            if found.intent is None or found.is_collected or found.attempt == working:
+            folder = "" if found.intent is None else found.intent.exchange
+            if not folder or found.attempt == working:
                 continue
-            folder = found.intent.exchange
-            if not folder:
+            if found.is_collected:
+                if folder in listed:  # the flow was killed before it could delete it
+                    self._exchange.delete(self._workers.run, folder, _STORE_SECONDS)
                 continue
-            if found.first_beat_at is not None and not self._is_there(folder):
+            if found.first_beat_at is not None and folder not in listed:
                 listener().note(
                     f"{self._exchange.url} has no folder of attempt {found.attempt}, whose machine "
                     "has worked: if TSGB_EXCHANGE_URL has changed, set it back and start again, or "
@@ -181,12 +202,19 @@ class ArmsWork:
     def request(self, attempt: int, intent: Intent) -> LaunchSpec:
         """Return a machine that trains the arms, after all that it reads is in the exchange."""
         settings = self._workers.settings
+        self._first = self._first or attempt
+        self._go_back()
+        handed: dict[Arm, Handover] = {}
         for arm, config in self._configs.items():
             seen = self._seen(intent.exchange, arm)
             seen.write_text("config.json", config.canonical())
             if config.train_data is not None:
                 copy_training_data(self._workers.open(arm), seen, config.train_data)
-            hand_out(self._open_cached(arm), seen)
+            found = hand_out(self._open_cached(arm), seen, self._doubted.get(arm, ()))
+            if found is not None:
+                handed[arm] = found
+        names = {arm.value: found.kept.name for arm, found in handed.items()}
+        self._documents().note(attempt, resumed_from=names)
         main = self._seen(intent.exchange, Arm.SELFPLAY)
         made: BootSpec = boot(
             run_url=main.run_url,
@@ -201,6 +229,7 @@ class ArmsWork:
                 **self._at_a_time(),
                 "TSGB_SKEW_SECONDS": f"{settings.skew_seconds:g}",
                 "TSGB_GRACE_SECONDS": f"{settings.grace_seconds:g}",
+                "TSGB_RESUME_PINS": ",".join(one.seen.sha256 for one in handed.values()) or NONE,
             },
         )
         return LaunchSpec(
@@ -254,9 +283,39 @@ class ArmsWork:
         ]
         listener().bars(f"attempt {running.attempt}", bars or [Bar("machine", 0, 0, text)])
 
-    def _is_there(self, folder: str) -> bool:
-        run = self._workers.run
-        return bool(self._exchange.open(run, folder, None, _STORE_SECONDS).list_if_present(""))
+    def _go_back(self) -> None:
+        """Doubt the newest checkpoints if machines of several hosts could not go on from them.
+
+        The attempt that saved the newest of them answers for it: its host is avoided from now on.
+        """
+        newest = {arm: ref for arm in self._configs if (ref := self._newest_trusted(arm))}
+        basis = basis_of({arm.value: ref.name for arm, ref in newest.items()})
+        attempts = {one.attempt: one for one in self._documents().attempts()}
+        recent = [
+            ending_of(one)
+            for one in attempts.values()
+            if one.result is not None and one.attempt >= (self._first or 0)
+        ]
+        if not is_blamed(recent, basis):
+            return
+        suspect = max(ref.attempt for ref in newest.values())
+        for arm, ref in newest.items():
+            if ref.attempt == suspect:
+                self._doubted.setdefault(arm, set()).add(suspect)
+        listener().note(
+            f"machines of several hosts failed on the checkpoints of attempt {suspect} before any "
+            "update: going on from those before them"
+        )
+        wrote = attempts.get(suspect)
+        if wrote is not None and wrote.result is not None:
+            message = f"nobody could go on from what it saved; {wrote.result.message}"
+            result = wrote.result.model_copy(
+                update={"cause": TerminationReason.BAD_HOST, "message": message[:300]}
+            )
+            self._documents().note(suspect, outcome=result.model_dump(mode="json"))
+
+    def _newest_trusted(self, arm: Arm) -> CheckpointRef | None:
+        return TrustedStore(self._workers.open(arm), self._doubted.get(arm, ())).newest()
 
     def _saved_steps(self) -> dict[Arm, int]:
         """Return the steps of the newest checkpoints; nothing where the store cannot say."""
@@ -327,19 +386,29 @@ def _close(
     reason: str,
     on_bill: Callable[[RentalBill], None],
 ) -> None:
-    """End the lease, and write down the cost of the run; neither may hide how it ended."""
+    """End the lease, and write down the cost of the run; neither may hide how it ended.
+
+    The bill is that of the service and of this computer: it needs nothing that a machine said.
+    """
     session = machine.session
-    try:
+
+    def close() -> None:
         machine.close(reason)
         work.collect(None)
+
+    def write_bill() -> None:
         bill = make_bill(session.documents, session.ledger, work.updates())
         if bill.machines:
             run = session.documents.run
             run.write_json("summary.json", bill.as_json())
             session.note(f"{bill}; by machine in {run.run_url}/summary.json")
             on_bill(bill)
-    except Exception as error:  # noqa: BLE001 - the reason of the flow's end counts
-        session.note(f"no summary: {type(error).__name__}: {error}")
+
+    for what, step in (("not all is closed", close), ("no summary", write_bill)):
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - the reason of the flow's end counts
+            session.note(f"{what}: {type(error).__name__}: {error}")
 
 
 @contextmanager
@@ -411,7 +480,7 @@ def lock_of(settings: Settings, run_url: str) -> str:
 
     This computer also writes down there what the run costs, where no machine can change it.
     """
-    return str(settings.cache_dir / "flows" / sha256_hex(run_url.encode())[:16])
+    return str(journal_path(settings.cache_dir, run_url))
 
 
 def owner_of(settings: Settings) -> str:

@@ -147,6 +147,9 @@ class WorkerSettings(SettingsGroup):
     """Seconds without progress after which a worker is killed and started anew."""
     retries: Annotated[int, Field(ge=0)] = 20
     """Number of times that one segment survives the loss of its machines."""
+    resume_pins: str | None = None
+    """Hashes of the manifests that a rented machine may go on from, commas between; a flow sets
+    them. None where it goes on from any."""
     retry_delay_seconds: Annotated[float, Field(ge=0)] = 1.0
     """Seconds between the loss of a machine and the next attempt."""
 

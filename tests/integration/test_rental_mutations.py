@@ -175,7 +175,13 @@ def test_promotion(is_off: bool) -> None:
         if is_off:
             believing(seen, run)
         else:
-            wanted = Expected(attempt=2, config_sha256="c" * 64, last_step=90, max_bytes=10**6)
+            wanted = Expected(
+                attempt=2,
+                config_sha256="c" * 64,
+                last_step=90,
+                max_bytes=10**6,
+                adapter=("full", 16),
+            )
             promote(seen, run, wanted, note=lambda _line: None)
         assert CheckpointReader(run).newest_manifest() is None
 

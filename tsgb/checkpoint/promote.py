@@ -4,26 +4,21 @@
 machine saved into the run, after every byte of it was checked, under a name and a signature of this
 process: whatever the machine does later changes nothing of it. A host can still give bad weights
 for the updates that it made; it cannot give a file that is no checkpoint of this run.
-
-It knows the safetensors format, and no torch.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
-
-import numpy as np
 
 from tsgb.checkpoint.documents import (
     MAX_JSON_BYTES,
     MAX_TEXT_BYTES,
     parse_json_lines,
-    parse_json_object,
     printable,
 )
 from tsgb.checkpoint.filesystem import FileTooLargeError
@@ -38,8 +33,8 @@ from tsgb.checkpoint.layout import (
     CheckpointName,
 )
 from tsgb.checkpoint.manifest import FileRecord
-from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
+from tsgb.checkpoint.soundness import Unsound, check_checkpoint, check_file, is_text
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.errors import StoreFull, StoreUnreachable
 from tsgb.types import CheckpointRef
@@ -61,8 +56,6 @@ _FILES = frozenset(
 _FIRST_BYTES = 4 << 30
 """Size of the largest first checkpoint, in bytes; a later one grows by a tenth and `_SLACK`."""
 _SLACK_BYTES = 64 << 20
-_MAX_HEADER_BYTES = 100_000_000
-"""Size of the largest header of a safetensors file, as its library has it."""
 _LINE_BYTES = 2048
 """Size of the longest line of metrics, of which there is one an update."""
 _MAX_FIGURES = 64
@@ -71,23 +64,13 @@ _MAX_FILES = 1024
 _MAX_DOCUMENTS = 50
 """Most claims and exit records of earlier attempts that a machine is told of."""
 _EXIT_FIELDS = ("attempt", "outcome", "step", "useful_seconds")
-_EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00}
-"""Bits that are all set in a number that is not finite, for types of two bytes."""
-_SIZES = {
-    **dict.fromkeys(("F64", "I64", "U64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("BF16", "F16", "I16", "U16"), 2),
-    **dict.fromkeys(("BOOL", "I8", "U8"), 1),
-}
-"""Bytes of a number, by the format's name of its type."""
-_WIDE = {"F32": "<f4", "F64": "<f8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """The bounds within which a machine's checkpoint can be one of the run.
 
-    Example: `Expected(attempt=3, config_sha256="...", last_step=500, max_bytes=10**9)`
+    Example: `Expected(attempt=3, config_sha256="...", last_step=500, ...)`
     """
 
     attempt: int
@@ -98,13 +81,42 @@ class Expected:
     """Updates of the whole training."""
     max_bytes: int
     """Size of the largest checkpoint with its parts, in bytes."""
+    adapter: tuple[str, int]
+    """Kind and rank of the adapters, as the configuration names them."""
+    doubted: frozenset[int] = frozenset()
+    """Attempts whose checkpoints count for nothing, since machines cannot go on from them."""
 
 
-class Unsound(ValueError):  # noqa: N818 - a finding about somebody else's bytes
-    """A checkpoint of a machine that cannot be one of the run; the message says why."""
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """The checkpoint that a machine goes on from.
+
+    Example: `hand_out(run, seen).seen.sha256`
+    """
+
+    kept: CheckpointRef
+    """The checkpoint in the run."""
+    seen: CheckpointRef
+    """Its copy, where the machine reads it."""
 
 
-def hand_out(run: RunStore, seen: RunStore) -> CheckpointRef | None:
+class TrustedStore(CheckpointStore):
+    """The checkpoints of one run, without those of attempts that are doubted."""
+
+    def __init__(self, run: RunStore, doubted: Collection[int]) -> None:
+        """Wrap a run; nothing is read yet."""
+        super().__init__(run)
+        self._doubted = frozenset(doubted)
+
+    def _checkpoints(self) -> Sequence[CheckpointName]:
+        return [name for name in super()._checkpoints() if name.attempt not in self._doubted]
+
+    def _check_that_nothing_was_saved(self) -> None:
+        if not self._doubted:  # else all that was saved may be theirs
+            super()._check_that_nothing_was_saved()
+
+
+def hand_out(run: RunStore, seen: RunStore, doubted: Collection[int] = ()) -> Handover | None:
     """Copy the newest checkpoint of a run to where a machine goes on from it.
 
     Claims and exit records of earlier attempts go with it, from which a worker learns how often
@@ -113,22 +125,25 @@ def hand_out(run: RunStore, seen: RunStore) -> CheckpointRef | None:
     Args:
         run: The run in the store of runs.
         seen: The run as the machine sees it.
+        doubted: Attempts whose checkpoints are not handed out.
 
     Returns:
-        The checkpoint in the run; None if it has none yet.
+        The checkpoint; None if the run has none yet.
 
     Raises:
         CheckpointError: The run has checkpoints, but none that verifies.
     """
     _forget_unfinished(run)
-    found = CheckpointReader(run).newest_whole(lambda _line: None)
+    handover: Handover | None = None
+    found = TrustedStore(run, doubted).newest_whole(lambda _line: None)
     if found is not None:
         ref, manifest, files = found
         with suppress(FileTooLargeError):  # a worker goes on without them
             seen.copy_from(run, METRICS, MAX_TEXT_BYTES)
         store = CheckpointStore(seen)
         store.claim(ref.attempt)
-        store.publish(ref.step, ref.episode, files, manifest.config_sha256)
+        copy = store.publish(ref.step, ref.episode, files, manifest.config_sha256)
+        handover = Handover(ref, copy)
     # Afterwards, since a later attempt that saved nothing has claimed the run too.
     tokens = sorted(run.fencing_tokens())[-_MAX_DOCUMENTS:]
     exits = run.attempt_documents("exits")[-_MAX_DOCUMENTS:]
@@ -136,7 +151,7 @@ def hand_out(run: RunStore, seen: RunStore) -> CheckpointRef | None:
     for name in names + [f"exits/{attempt:04d}.json" for attempt in exits]:
         with suppress(FileTooLargeError):
             seen.copy_from(run, name)
-    return None if found is None else found[0]
+    return handover
 
 
 def promote(
@@ -169,7 +184,7 @@ def promote(
         return None  # it never came to train
     if any(token.attempt > expected.attempt for token in run.fencing_tokens()):
         return None  # a later attempt has gone on from what there was
-    store = CheckpointStore(run)
+    store = TrustedStore(run, expected.doubted)
     store.claim(expected.attempt)
     record = told.read("its exit record", lambda: _exit_figures(seen, expected.attempt), {})
     if record:
@@ -177,7 +192,12 @@ def promote(
     before = store.newest_whole(note)
     least = -1 if before is None else before[0].step
     kept = {} if before is None else before[2]
-    for name in told.read("its checkpoints", lambda: _candidates(seen, expected, least), []):
+    spare = _newest_before(run, expected)
+
+    def listed() -> list[CheckpointName]:
+        return _candidates(seen, expected, least)
+
+    for name in _looked_at(lambda: told.read("its checkpoints", listed, [])):
         files = told.read(
             name.name, lambda name=name: _read(seen, name, expected, kept, tick), None
         )
@@ -185,12 +205,39 @@ def promote(
             continue
         episode, content = files
         parent = None if before is None else before[0].name
-        ref = _publish(store, name.step, episode, content, expected.config_sha256, parent)
+        ref = _publish(
+            store, name.step, episode, content, expected.config_sha256, parent, spare=spare
+        )
         lines = told.read("its metrics", lambda: _figures(seen, expected.last_step), [])
         _add_metrics(run, lines, least, ref.step)
-        store.prune(KEEP_CHECKPOINTS)
+        store.prune(KEEP_CHECKPOINTS, spare=spare)
         return ref
     return None
+
+
+def _newest_before(run: RunStore, expected: Expected) -> str:
+    """Return the name of the newest checkpoint of an earlier attempt; empty if there is none.
+
+    It stays however often the machine saves: to it the run goes back if nobody can go on from what
+    the machine gave.
+    """
+    for one in Inspector(run).committed(lambda _line: None):
+        attempt = one.checkpoint.attempt
+        if attempt < expected.attempt and attempt not in expected.doubted:
+            return one.checkpoint.name
+    return ""
+
+
+def _looked_at(listed: Callable[[], list[CheckpointName]]) -> Iterator[CheckpointName]:
+    """Yield the candidates, newest first, and those that a second list has more.
+
+    A machine at work deletes its older checkpoints. While a slow store is read, all that were
+    listed may go, and the machine is honest nevertheless.
+    """
+    first = listed()
+    yield from first
+    if first:
+        yield from (name for name in listed() if name not in first)
 
 
 class _Told:
@@ -234,12 +281,14 @@ def _publish(
     files: Mapping[str, bytes],
     config_sha256: str,
     parent: str | None,
+    *,
+    spare: str,
 ) -> CheckpointRef:
     """Publish a checkpoint; where the store is full, after older ones have made room."""
     try:
         return store.publish(step, episode, files, config_sha256, parent)
     except StoreFull:
-        if not store.prune(1):
+        if not store.prune(1, spare=spare):
             raise
         return store.publish(step, episode, files, config_sha256, parent)
 
@@ -284,7 +333,7 @@ def _read(
     most = min(expected.max_bytes, _most_bytes(before))
     if size > most or len(records) > _MAX_FILES:
         raise Unsound(f"{len(records)} files of {size} bytes are more than this run can have")
-    texts = [record.size for file, record in records.items() if _is_text(file)]
+    texts = [record.size for file, record in records.items() if is_text(file)]
     if max(texts) > MAX_JSON_BYTES:
         raise Unsound(f"a text of {max(texts)} bytes is more than this run can have")
     files: dict[str, bytes] = {}
@@ -292,11 +341,11 @@ def _read(
         same = before.get(file)
         if same is None or record.mismatch(same) is not None:
             files[file] = inspector.file(listed, file)
-            _check(file, files[file], same)
+            check_file(file, files[file])
             tick()
         else:
             files[file] = same  # as the weights of past rounds, which need not be sent again
-    _check_state(files[STATE_FILE], manifest.step, before.get(STATE_FILE))
+    check_checkpoint(files, before, step=manifest.step, adapter=expected.adapter)
     return manifest.episode, files
 
 
@@ -304,110 +353,6 @@ def _most_bytes(before: Mapping[str, bytes]) -> int:
     if not before:
         return _FIRST_BYTES
     return sum(map(len, before.values())) * 11 // 10 + _SLACK_BYTES
-
-
-def _is_text(file: str) -> bool:
-    return file.partition("/")[0] == STATE_FILE
-
-
-def _check(name: str, data: bytes, before: bytes | None) -> None:
-    """Return if a file can be what its name says.
-
-    Raises:
-        Unsound: It is no such file, has numbers that are not finite, or weights of other shapes
-            than those of the checkpoint before.
-    """
-    if _is_text(name):
-        try:
-            parse_json_object(data)
-        except ValueError as error:
-            raise Unsound(f"{name}: {error}") from error
-        return
-    tensors = _tensors(name, data)
-    if strange := [tensor for tensor, one in tensors.items() if not _is_finite(one)]:
-        raise Unsound(f"{name}: {strange[0][:200]!r} has numbers that are not finite")
-    # The state of an optimizer grows with the first update; weights keep their shapes.
-    if before is not None and not name.startswith("optim_"):
-        shapes, earlier = _shapes(tensors), _shapes(_tensors(name, before))
-        if shapes != earlier:
-            raise Unsound(f"{name}: its tensors have other names, types or shapes than before")
-
-
-def _check_state(data: bytes, step: int, before: bytes | None) -> None:
-    """Return if a trainer's state has the parts of one, and those of the checkpoint before.
-
-    Raises:
-        Unsound: It lacks one, or is that of another step.
-    """
-    content = parse_json_object(data)
-    parts = [content.get(name) for name in ("state", "python_rng", "torch_rng")]
-    if not all(isinstance(part, dict) for part in parts):
-        raise Unsound(f"{STATE_FILE} lacks a part")
-    state: dict[str, Any] = content["state"]
-    if state.get("step") != step:
-        raise Unsound(f"{STATE_FILE} is that of another step")
-    if before is not None:
-        earlier = parse_json_object(before)
-        wanted = (earlier.keys(), earlier["state"].keys(), earlier.get("state_version"))
-        if (content.keys(), state.keys(), content.get("state_version")) != wanted:
-            raise Unsound(f"{STATE_FILE} has other parts than before")
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    dtype: str
-    """The format's name of its type."""
-    shape: tuple[int, ...]
-    """Its shape."""
-    data: memoryview
-    """Its bytes."""
-
-
-def _tensors(name: str, data: bytes) -> dict[str, _Tensor]:
-    """Return the tensors of a safetensors file, whose bytes must follow each other without a gap.
-
-    The format: https://huggingface.co/docs/safetensors, version 0.3 and later.
-    """
-    try:
-        length = min(int.from_bytes(data[:8], "little"), _MAX_HEADER_BYTES)
-        header = parse_json_object(data[8 : 8 + length])
-        for text in header.pop("__metadata__", {}).values():
-            text.encode()  # its library takes nothing but texts
-        content = memoryview(data)[8 + length :]
-        found = {key: _tensor(content, one) for key, one in header.items()}
-        spans = sorted(tuple(one["data_offsets"]) for one in header.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unsound(f"{name} is no safetensors file") from error
-    ends = [0, *(stop for _, stop in spans)]
-    if ends != [*(start for start, _ in spans), len(content)]:
-        raise Unsound(f"{name} is no safetensors file: its tensors do not fill it")
-    return found
-
-
-def _tensor(content: memoryview, described: Mapping[str, Any]) -> _Tensor:
-    shape = tuple(described["shape"])
-    start, stop = described["data_offsets"]
-    if len(shape) > 16 or not all(
-        type(one) is int and 0 <= one <= len(content) for one in (*shape, start, stop)
-    ):
-        raise ValueError("a size is no count, or more than the file")  # before they are multiplied
-    size = _SIZES[described["dtype"]] * math.prod(shape)
-    if stop - start != size:
-        raise ValueError("its bytes are not those of its shape")
-    return _Tensor(described["dtype"], shape, content[start:stop])
-
-
-def _shapes(tensors: Mapping[str, _Tensor]) -> dict[str, tuple[object, ...]]:
-    return {name: (one.dtype, *one.shape) for name, one in tensors.items()}
-
-
-def _is_finite(tensor: _Tensor) -> bool:
-    if tensor.dtype in _WIDE:
-        return bool(np.isfinite(np.frombuffer(tensor.data, _WIDE[tensor.dtype])).all())
-    if tensor.dtype in _EXPONENT:
-        mask = _EXPONENT[tensor.dtype]
-        return not bool(((np.frombuffer(tensor.data, "<u2") & mask) == mask).any())
-    return True
 
 
 def _figures(seen: RunStore, last_step: int) -> list[dict[str, Any]]:

@@ -43,9 +43,14 @@ from tsgb.checkpoint.urls import check_run_id, is_name, join_run
 from tsgb.errors import CheckpointError, LeaseLost, StoreError
 from tsgb.types import Buffer, CheckpointRef
 
+NONE = "none"
+"""Text in the place of hashes where a run has no checkpoint yet."""
+
 __all__ = [
+    "NONE",
     "CheckpointReader",
     "CheckpointStore",
+    "PinnedStore",
     "RunLock",
     "RunStore",
     "check_run_id",
@@ -328,12 +333,16 @@ class CheckpointStore(CheckpointReader):
         }
         return manifest.model_copy(update={"parts": parts})
 
-    def prune(self, keep: int = 3) -> Sequence[str]:
+    def prune(self, keep: int = 3, *, spare: str = "") -> Sequence[str]:
         """Delete all but the newest `keep` checkpoints, and what older writers left unfinished.
 
         Parts that no checkpoint refers to any more are deleted after them. The checkpoint that this
         process started from stays until it has `keep` of its own: it is the only one that was read
         in full.
+
+        Args:
+            keep: Number of newest checkpoints that stay.
+            spare: Name of another one that stays.
 
         Returns:
             The names of the deleted ones.
@@ -359,6 +368,7 @@ class CheckpointStore(CheckpointReader):
                     old.append(checkpoint)  # nobody will finish it; a damaged one stays as evidence
         if sum(checkpoint.token == own for checkpoint in kept) < keep:
             old = [checkpoint for checkpoint in old if checkpoint.name != self._proven]
+        old = [checkpoint for checkpoint in old if checkpoint.name != spare]
         old = sorted(checkpoint for checkpoint in old if checkpoint.token <= own)
         for checkpoint in old:
             self._delete(checkpoint)
@@ -411,6 +421,30 @@ class CheckpointStore(CheckpointReader):
         for name in self.run.list_if_present(f"{CHECKPOINTS}/{checkpoint.name}"):
             self.run.delete(f"{directory}/{name}")
         self.run.filesystem.delete_dir(directory)
+
+
+class PinnedStore(CheckpointStore):
+    """The checkpoints of a run that others can write to, who may put theirs among them.
+
+    Those of earlier attempts count only if the hash of their manifest is among the given ones.
+    """
+
+    def __init__(self, run: RunStore, pins: str) -> None:
+        """Wrap a run; nothing is read yet.
+
+        Args:
+            run: The run.
+            pins: Hashes of manifests, commas between, or `NONE`.
+        """
+        super().__init__(run)
+        self._pins = frozenset(pins.split(","))
+
+    def _manifest(self, checkpoint: CheckpointName) -> tuple[Manifest, str]:
+        manifest, sha256 = super()._manifest(checkpoint)
+        if checkpoint.attempt < self._own_token().attempt and sha256 not in self._pins:
+            reason = "it is not the one that this machine was told to go on from"
+            raise InvalidCheckpoint(reason, committed=True)
+        return manifest, sha256
 
 
 def _is_part(name: str, files: Collection[str]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from tsgb.checkpoint.layout import KEEP_CHECKPOINTS
 from tsgb.checkpoint.run import RunLock, RunStore
-from tsgb.checkpoint.store import CheckpointStore
+from tsgb.checkpoint.store import CheckpointStore, PinnedStore
 from tsgb.config import RunConfig
 from tsgb.data.readable import MAX_TOKENS
 from tsgb.data.training import read_training_data, with_training_data
@@ -89,7 +89,8 @@ class TrainingAttempt:
         self.signals = signals
         self.on_update = on_update
         self.on_build = on_build
-        store = CheckpointStore(run)
+        pins = context.worker.resume_pins
+        store = CheckpointStore(run) if pins is None else PinnedStore(run, pins)
         self.number = store.claim(attempt)
         self.checkpointer = Checkpointer(
             store,

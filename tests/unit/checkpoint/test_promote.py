@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import SecretStr
 from safetensors.numpy import save
 
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
-from tsgb.checkpoint.manifest import MANIFEST, FileRecord, Manifest
+from tsgb.checkpoint.manifest import MANIFEST, FileRecord, Manifest, sha256_hex
 from tsgb.checkpoint.promote import MAX_CANDIDATES, Expected, hand_out, promote
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore, open_run
@@ -23,11 +24,25 @@ from tsgb.errors import StoreUnreachable
 
 CONFIG = "c" * 64
 KEY = SecretStr("a key of the control plane")
-EXPECTED = Expected(attempt=2, config_sha256=CONFIG, last_step=100, max_bytes=30_000)
+EXPECTED = Expected(
+    attempt=2, config_sha256=CONFIG, last_step=100, max_bytes=30_000, adapter=("full", 16)
+)
+ABOUT = {"base_sha256": "b" * 64, "adapter": "full", "rank": 16}
 
 
-def tensors(**arrays: Any) -> bytes:
-    return save({name: np.asarray(value, dtype=np.float32) for name, value in arrays.items()})
+def tensors(about: Mapping[str, Any] | None = None, /, **arrays: Any) -> bytes:
+    named = {
+        name.replace("_", "/"): np.asarray(value, dtype=np.float32)
+        for name, value in arrays.items()
+    }
+    return save(named, {"tsgb": json.dumps(about or {})})
+
+
+def moments(*names: str, **arrays: Any) -> bytes:
+    """The state of an optimizer of weights by these names."""
+    named = {f"{name}|exp_avg": np.asarray(v, dtype=np.float32) for name, v in arrays.items()}
+    groups = [{"params": list(names), "lr": 0.1}]
+    return save(named, {"tsgb": json.dumps({"param_groups": groups, "scalars": {}})})
 
 
 def state(step: int, **more: Any) -> bytes:
@@ -38,15 +53,15 @@ def state(step: int, **more: Any) -> bytes:
 def files(value: float = 1.0, step: int = 30) -> dict[str, bytes]:
     """Two parts have the same content, as the weights before and after an empty warm-up."""
     return {
-        "attacker.safetensors": tensors(weight=[value]),
+        "attacker.safetensors": tensors(ABOUT, current_weight=[value]),
         "attacker.safetensors/sft": tensors(weight=[0.25]),
         "attacker.safetensors/warm": tensors(weight=[0.25]),
-        "guard.safetensors": tensors(weight=[value, 2.0]),
+        "guard.safetensors": tensors(ABOUT, current_weight=[value, 2.0]),
         "guard.safetensors/round-1": tensors(weight=[0.5, 2.0]),
-        "optim_attacker.safetensors": tensors(),
-        "optim_guard.safetensors": tensors(moment=[value]),
+        "optim_attacker.safetensors": moments("weight"),
+        "optim_guard.safetensors": moments("weight", weight=[value, value]),
         "trainer_state.json": state(step),
-        "trainer_state.json/round-1": b'{"attacks":[]}',
+        "trainer_state.json/round-1": b'{"attacks":[],"name":"round-1"}',
     }
 
 
@@ -107,8 +122,7 @@ def test_attempts_that_saved_nothing_are_handed_out_too(place: Place) -> None:
     store.publish(10, 5, files(step=10), CONFIG)
     CheckpointStore(place.run).claim(2)
     place.run.write_json("exits/0002.json", {"outcome": "interrupted"})
-    ref = hand_out(place.run, place.seen)
-    assert ref is not None
+    assert hand_out(place.run, place.seen) is not None
     assert CheckpointStore(place.seen).claim(3) == 3
     assert {token.attempt for token in place.seen.fencing_tokens()} == {1, 2, 3}
     assert place.seen.read_json("exits/0002.json") == {"outcome": "interrupted"}
@@ -144,6 +158,77 @@ def test_a_later_attempt_has_gone_on(place: Place) -> None:
     place.machine().publish(30, 9, files(3.0), CONFIG)
     CheckpointStore(place.run).claim(3)
     assert place.promote() is None
+
+
+def test_a_machine_is_told_the_hash_of_what_it_goes_on_from(place: Place) -> None:
+    begun(place)
+    handed = hand_out(place.run, place.seen)
+    assert handed is not None
+    assert handed.kept == CheckpointReader(place.run).newest()
+    manifest = place.outbox.files[f"checkpoints/{handed.seen.name}/{MANIFEST}"]
+    assert handed.seen.sha256 == sha256_hex(manifest)
+
+
+def test_what_nobody_can_go_on_from_is_left_alone(place: Place) -> None:
+    """A later attempt begins where the one before it did; what it saves counts by itself."""
+    begun(place)
+    place.machine().publish(30, 9, files(3.0), CONFIG)
+    assert place.promote() == 30
+    place.outbox.files.clear()
+    handed = hand_out(place.run, place.seen, doubted={2})
+    assert handed is not None
+    assert (handed.kept.step, handed.kept.attempt) == (10, 1)
+    place.machine(3).publish(20, 7, files(2.0, 20), CONFIG)
+    assert place.promote(replace(EXPECTED, attempt=3, doubted=frozenset({2}))) == 20
+    ref = CheckpointReader(place.run).newest()
+    assert ref is not None
+    assert (ref.step, ref.attempt) == (20, 3)
+
+
+def test_a_run_of_which_all_is_doubted_begins_again(place: Place) -> None:
+    place.machine().publish(30, 9, files(3.0), CONFIG)
+    place.seen.write_text("metrics.jsonl", '{"step": 30, "loss": 1.0}\n')
+    assert place.promote() == 30
+    place.outbox.files.clear()
+    assert hand_out(place.run, place.seen, doubted={2}) is None
+    assert CheckpointReader(place.seen).newest() is None
+    place.machine(3).publish(0, 0, files(step=0), CONFIG)
+    assert place.promote(replace(EXPECTED, attempt=3, doubted=frozenset({2}))) == 0
+    assert place.newest() == 0
+
+
+def test_a_machine_that_saves_often_leaves_the_checkpoint_before_it(place: Place) -> None:
+    """Else one host could leave nothing to go back to."""
+    begun(place)
+    machine = place.machine()
+    for step in (20, 30, 40, 50):
+        machine.publish(step, 9, files(3.0, step), CONFIG)
+        assert place.promote() == step
+    place.outbox.files.clear()
+    handed = hand_out(place.run, place.seen, doubted={2})
+    assert handed is not None
+    assert handed.kept.step == 10
+
+
+def test_candidates_that_go_while_they_are_read_are_looked_for_again(place: Place) -> None:
+    """A slow store, and an honest machine that deletes its older checkpoints meanwhile."""
+    begun(place)
+    machine = place.machine()
+    machine.publish(20, 7, files(2.0, 20), CONFIG)
+    slow = FaultyFiles(place.outbox)
+
+    def before(operation: str, path: str) -> None:
+        if operation == "read" and "step-00000020" in path and path.endswith(".safetensors"):
+            slow.before = lambda _operation, _path: None
+            machine.publish(30, 9, files(3.0), CONFIG)
+            machine.prune(keep=1)
+
+    slow.before = before
+    seen = RunStore(slow, slow.url)
+    ref = promote(seen, place.run, EXPECTED, note=place.told.append)
+    assert ref is not None
+    assert ref.step == 30
+    assert len(place.told) == 1
 
 
 def test_a_run_without_a_checkpoint(place: Place) -> None:
@@ -216,16 +301,22 @@ HOSTILE: Mapping[str, Callable[[Place], None]] = {
     "offsets beyond the file": swapped("guard.safetensors", header(data_offsets=[4, 8])),
     "bytes behind the tensors": swapped("guard.safetensors", header() + b"more"),
     "a type that does not exist": swapped("guard.safetensors", header(dtype="PICKLE")),
-    "not a number": swapped("guard.safetensors", tensors(weight=[float("nan"), 2.0])),
-    "infinite": swapped("optim_guard.safetensors", tensors(moment=[float("inf")])),
-    "another shape": swapped("guard.safetensors", tensors(weight=[1.0, 2.0, 3.0])),
-    "another tensor": swapped("guard.safetensors", tensors(weights=[1.0, 2.0])),
+    "not a number": swapped(
+        "guard.safetensors", tensors(ABOUT, current_weight=[float("nan"), 2.0])
+    ),
+    "infinite": swapped("optim_guard.safetensors", moments("weight", weight=[float("inf"), 0])),
+    "another shape": swapped("guard.safetensors", tensors(ABOUT, current_weight=[1.0, 2.0, 3.0])),
+    "another tensor": swapped("guard.safetensors", tensors(ABOUT, current_weights=[1.0, 2.0])),
     "a state that is deep": swapped("trainer_state.json", b"[" * 200_000),
     "a state that is half": swapped("trainer_state.json", b"{"),
     "a state without a generator": swapped("trainer_state.json", b'{"state":{"step":30}}'),
     "the state of another step": swapped("trainer_state.json", state(31)),
     "a state with more": swapped("trainer_state.json", state(30, more=1)),
     "a state of lists": swapped("trainer_state.json", state(30, state=[])),
+    "another base": swapped(
+        "guard.safetensors", tensors({**ABOUT, "base_sha256": "d" * 64}, current_weight=[1.0, 2.0])
+    ),
+    "an optimizer of other weights": swapped("optim_guard.safetensors", moments("elsewhere")),
     "a file too many": swapped("zzz.json", b"{}"),
     "metadata that are none": swapped("guard.safetensors", header(about=5)),
     "a shape of huge numbers": swapped("guard.safetensors", header(shape=[10**299] * 2)),
@@ -233,7 +324,7 @@ HOSTILE: Mapping[str, Callable[[Place], None]] = {
     "a shape with a text": swapped("guard.safetensors", header(shape=["a", 10**9])),
     "a shape of a bool": swapped("guard.safetensors", header(shape=[True])),
     "a part that is none": swapped("guard.safetensors/round-2", b"import os"),
-    "too large": swapped("optim_guard.safetensors", tensors(moment=np.zeros(19_000))),
+    "too large": swapped("optim_guard.safetensors", moments("weight", weight=np.zeros(19_000))),
     "another run": manifested(run_id="r2"),
     "another configuration": manifested(config_sha256="d" * 64),
     "no files": manifested(files={}, parts={}),

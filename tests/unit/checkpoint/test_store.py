@@ -28,7 +28,7 @@ from tests.fakes.filesystems import FaultyFiles, Killed, MemoryFiles, dies_after
 from tests.fakes.miniature import make_trainer, miniature_config
 from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.manifest import MANIFEST
-from tsgb.checkpoint.store import CheckpointStore, RunStore
+from tsgb.checkpoint.store import NONE, CheckpointStore, PinnedStore, RunStore
 from tsgb.errors import CheckpointError, LeaseLost, StoreError, StoreFull
 from tsgb.types import Buffer
 
@@ -588,3 +588,35 @@ def test_every_changed_byte_is_found_and_the_older_checkpoint_is_used(
     finally:
         files.files[path] = good
     assert open_store(files).newest_valid(pytest.fail) is not None
+
+
+class TestPins:
+    """A machine goes on from what its flow named, whatever others put into its folder."""
+
+    def test_a_newer_one_of_somebody_else_does_not_count(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files, 1), 5)
+        ours = open_store(files).newest()
+        assert ours is not None
+        publish(writer(files, 2), 7)
+        store = PinnedStore(RunStore(files, files.url), ours.sha256)
+        store.claim(3)
+        skipped: list[str] = []
+        found = store.newest_valid(skipped.append)
+        assert found is not None
+        assert found[0] == ours
+        assert "not the one that this machine was told" in skipped[0]
+        publish(store, 9)
+        again = PinnedStore(RunStore(files, files.url), ours.sha256)
+        again.claim(3)
+        newest = again.newest()
+        assert newest is not None
+        assert newest.step == 9, "its own ones count when its container starts again"
+
+    def test_where_nothing_was_named_nothing_counts(self) -> None:
+        files = MemoryFiles()
+        publish(writer(files, 1), 5)
+        store = PinnedStore(RunStore(files, files.url), NONE)
+        store.claim(2)
+        with pytest.raises(CheckpointError, match="not the one that this machine was told"):
+            store.newest()

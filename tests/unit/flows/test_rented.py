@@ -21,13 +21,15 @@ from tests.fakes.hub_cache import cache_repository
 from tests.fakes.sentinels import leaks, sentinel
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.store import CheckpointStore
-from tsgb.cloud.documents import Intent, RunDocuments
+from tsgb.cloud.documents import AttemptResult, Intent, RunDocuments
 from tsgb.cloud.exchange import Exchange
 from tsgb.cloud.running import RunningInstance
+from tsgb.cloud.termination import TerminationReason
 from tsgb.config import Arm, RunConfig, make_config
 from tsgb.data.training import TrainingData, read_training_data, write_training_data
 from tsgb.errors import Preempted
 from tsgb.settings import Settings
+from tsgb.types import CheckpointRef
 
 SIZES = {
     "segments": 2,
@@ -37,6 +39,7 @@ SIZES = {
 }
 
 
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
 MAP = ["prompt=q label=bad"]
 FOLDER = "0001-0011223344556677"
 INTENT = Intent(
@@ -53,11 +56,18 @@ INTENT = Intent(
 )
 
 
-WEIGHTS = save_tensors({"weight": np.ones(2, dtype=np.float32)})
+ABOUT = {"base_sha256": "b" * 64, "adapter": "full", "rank": 16}
+WEIGHTS = save_tensors(
+    {"current/weight": np.ones(2, dtype=np.float32)}, {"tsgb": json.dumps(ABOUT)}
+)
+MOMENTS = save_tensors(
+    {"weight|exp_avg": np.ones(2, dtype=np.float32)},
+    {"tsgb": json.dumps({"param_groups": [{"params": ["weight"], "lr": 0.1}], "scalars": {}})},
+)
 STATE = {"state": {"step": 30}, "python_rng": {}, "torch_rng": {}}
 CHECKPOINT = {
     **dict.fromkeys(("attacker.safetensors", "guard.safetensors"), WEIGHTS),
-    **dict.fromkeys(("optim_attacker.safetensors", "optim_guard.safetensors"), WEIGHTS),
+    **dict.fromkeys(("optim_attacker.safetensors", "optim_guard.safetensors"), MOMENTS),
     "trainer_state.json": json.dumps(STATE).encode(),
 }
 
@@ -149,6 +159,97 @@ def test_what_a_machine_saved_is_taken_over_and_its_folder_goes(workers: Workers
     assert documents.exit_record(1) == {"outcome": "done", "message": "trained"}
     assert not (Path(workers.store) / "_exchange" / "r1" / FOLDER).exists()
     work.collect(working=None)
+
+
+def test_a_folder_that_a_killed_flow_left_behind_goes(workers: Workers) -> None:
+    """It was killed after it had written down that the folder is not needed."""
+    work, exchange = started(workers, {Arm.SELFPLAY: make_config(SIZES)})
+    exchange.open("r1", FOLDER).write_json("machines/0001/beat.json", {"step": 1})
+    RunDocuments(workers.open(), exchange.opener("r1", 5)).collected(1)
+    work.collect(working=1)
+    assert exchange.folders("r1", 5) == {FOLDER}
+    work.collect(working=None)
+    assert exchange.folders("r1", 5) == frozenset()
+
+
+class Fleeting:
+    """Attempts of a run, one after another, each on a machine of another host."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self.config = make_config(SIZES)
+        self.work, self.exchange = started(workers, {Arm.SELFPLAY: self.config})
+        self.documents = RunDocuments(workers.open())
+
+    def begin(self, attempt: int) -> CheckpointRef | None:
+        """What its machine goes on from."""
+        intent = INTENT.model_copy(
+            update={"exchange": f"{attempt:04d}-{attempt:016x}", "host_id": attempt}
+        )
+        self.documents.note(attempt, intent=intent.model_dump(mode="json"))
+        pins = self.work.request(attempt, intent).env["TSGB_RESUME_PINS"].get_secret_value()
+        ref = CheckpointReader(self.exchange.open("r1", intent.exchange)).newest()
+        assert pins == ("none" if ref is None else ref.sha256)
+        return ref
+
+    def end(self, attempt: int, cause: TerminationReason, *, is_idle: bool = True) -> None:
+        result = AttemptResult(cause=cause, at=NOW, is_claim=True, is_idle=is_idle)
+        self.documents.note(attempt, outcome=result.model_dump(mode="json"))
+
+    def save(self, attempt: int, step: int) -> None:
+        store = CheckpointStore(self.workers.open())
+        store.claim(attempt)
+        state = json.dumps({**STATE, "state": {"step": step}}).encode()
+        files = {**CHECKPOINT, "trainer_state.json": state}
+        store.publish(step, step, files, self.config.fingerprint)
+
+
+class TestGoingBack:
+    """A checkpoint that loads nowhere stops no run: the next machine begins where that one did."""
+
+    def test_after_two_hosts_have_failed_on_it(self, workers: Workers) -> None:
+        run = Fleeting(workers)
+        run.save(1, 10)
+        assert run.begin(2) is not None
+        run.save(2, 30)
+        run.end(2, TerminationReason.PREEMPTED, is_idle=False)
+        for attempt, cause in ((3, TerminationReason.WORKER), (4, TerminationReason.CONFIG)):
+            ref = run.begin(attempt)
+            assert ref is not None
+            assert ref.step == 30
+            run.end(attempt, cause)
+        ref = run.begin(5)
+        assert ref is not None
+        assert (ref.step, ref.attempt) == (10, 1)
+        causes = [ending.cause.value for ending in run.documents.endings()]
+        assert causes == ["bad_host", "worker", "config"], "the host that saved it is avoided"
+        run.end(5, TerminationReason.PREEMPTED)
+        ref = run.begin(6)
+        assert ref is not None
+        assert ref.step == 10, "not to the one that was given up"
+
+    def test_not_when_machines_have_worked_on_from_it(self, workers: Workers) -> None:
+        run = Fleeting(workers)
+        run.save(1, 10)
+        for attempt in (2, 3, 4):
+            ref = run.begin(attempt)
+            assert ref is not None
+            assert ref.step == 10
+            run.end(attempt, TerminationReason.WORKER, is_idle=False)
+
+    def test_a_flow_that_is_started_again_tries_it_again(self, workers: Workers) -> None:
+        """A person may have mended what the machines really failed on."""
+        run = Fleeting(workers)
+        run.save(1, 10)
+        for attempt in (2, 3):
+            assert run.begin(attempt) is not None
+            run.end(attempt, TerminationReason.CONFIG)
+        assert run.begin(4) is None
+        run.end(4, TerminationReason.STOPPED)
+        run.work = ArmsWork(workers, {Arm.SELFPLAY: run.config})
+        ref = run.begin(5)
+        assert ref is not None
+        assert ref.step == 10
 
 
 @pytest.mark.parametrize(("gigabytes", "most"), [(2, "1"), (4, "2"), (24, None), (0, None)])
