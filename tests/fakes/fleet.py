@@ -122,8 +122,10 @@ class Fleet:
         self.claimed = 0
         self.liars: set[int] = set()
         """Attempts whose machines say that they have saved what is not there."""
-        self.idlers: set[int] = set()
-        """Attempts whose machines do nothing, and say at once that they are done."""
+        self.claims: dict[int, str] = {}
+        """Attempts whose machines do nothing, and say at once that they ended so."""
+        self.boast = 0
+        """Updates that each of these says it saved, times the number of its attempt."""
         self.on_publish: Callable[[], object] = lambda: None
         self.events: list[tuple[float, Callable[[], object]]] = []
 
@@ -246,8 +248,9 @@ class Fleet:
         if not self.starts:
             self._destroy(box)
             return
-        if box.attempt in self.idlers:
-            self._leave(box, "done")
+        if box.attempt in self.claims:
+            box.step = box.saved = self.boast * box.attempt
+            self._leave(box, self.claims[box.attempt])
             return
         if not box.trains:
             box.trains = True

@@ -16,7 +16,7 @@ from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.inventory import Coverage, take_inventory
 from tsgb.cloud.lease import SKEW, TTL, end
 from tsgb.cloud.reaper import ReapReport, reap
-from tsgb.errors import BudgetReached
+from tsgb.errors import BudgetReached, ConfigError, WorkerFailed
 
 pytestmark = pytest.mark.integration
 
@@ -183,11 +183,48 @@ def test_a_machine_that_says_it_has_saved_what_is_not_there_is_given_up() -> Non
 
 def test_a_host_that_says_done_and_has_done_nothing_is_avoided() -> None:
     with Fleet() as fleet:
-        fleet.idlers = {1, 2}
+        fleet.claims = {1: "done", 2: "done"}
         assert Flow(fleet).run() == "done"
         assert causes(fleet) == ["bad_host", "bad_host", "done"]
         machines = [found.intent.machine_id for found in fleet.documents.attempts() if found.intent]
         assert len(set(machines)) == 3
+        assert_settled(fleet)
+
+
+def test_one_host_that_says_another_would_fail_alike_ends_no_run() -> None:
+    with Fleet() as fleet:
+        fleet.claims = {1: "config", 2: "lease_lost", 3: "disk_full", 4: "crash"}
+        assert Flow(fleet).run() == "done"
+        assert causes(fleet) == ["config", "lease_lost", "disk_full", "worker", "done"]
+        hosts = [found.intent.host_id for found in fleet.documents.attempts() if found.intent]
+        assert len(set(hosts)) == 5, "each of them was left for another host"
+        assert_settled(fleet)
+
+
+def test_what_two_hosts_say_does() -> None:
+    with Fleet() as fleet:
+        fleet.claims = {1: "config", 2: "config"}
+        with pytest.raises(ConfigError, match="mend the image"):
+            Flow(fleet).run()
+        assert_settled(fleet)
+
+
+def test_hosts_that_say_they_have_saved_and_never_did_are_not_paid_without_end() -> None:
+    """Each told of a later step than the one before, which counted as progress."""
+    with Fleet(steps=10**6, num_machines=200) as fleet:
+        fleet.claims, fleet.boast = dict.fromkeys(range(1, 61), "store_unreachable"), 100
+        with pytest.raises(WorkerFailed, match="10 lost or bad hosts without a newer checkpoint"):
+            Flow(fleet).run()
+        assert causes(fleet) == ["host_lost"] * 10
+        assert_settled(fleet)
+
+
+def test_hosts_that_say_they_are_done_are_not_either() -> None:
+    with Fleet(num_machines=200) as fleet:
+        fleet.claims, fleet.boast = dict.fromkeys(range(1, 61), "done"), 100
+        with pytest.raises(WorkerFailed, match="10 lost or bad hosts without a newer checkpoint"):
+            Flow(fleet).run()
+        assert causes(fleet) == ["bad_host"] * 10
         assert_settled(fleet)
 
 

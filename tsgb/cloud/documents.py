@@ -25,6 +25,7 @@ from typing import Any, cast
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from tsgb.checkpoint.documents import count_in, printable
+from tsgb.checkpoint.layout import CheckpointName
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.lease import NAME, Lease
 from tsgb.cloud.preemption import Hold, machine_class
@@ -136,6 +137,12 @@ class AttemptDocument:
     def basis(self) -> str:
         """Return the names of these checkpoints in one text, by which attempts are compared."""
         return basis_of(self.resumed_from)
+
+    @property
+    def first_step(self) -> int:
+        """Return the updates in these checkpoints, all arms together."""
+        found = map(CheckpointName.parse, self.resumed_from.values())
+        return sum(checkpoint.step for checkpoint in found if checkpoint is not None)
 
 
 def basis_of(names: Mapping[str, str]) -> str:

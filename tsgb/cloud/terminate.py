@@ -215,6 +215,9 @@ def finish(session: Session, running: RunningInstance, saved: Callable[[], int])
         gpu_billed=running.billed or instance is None or instance.gpu_billed,
     )
     running.finished = True
+    step = _step(session, saved)
+    if _saved_nothing(session, running, step):
+        running.cause, running.message = TerminationReason.BAD_HOST, "it saved nothing for hours"
     return conclude(
         session,
         running.attempt,
@@ -222,7 +225,7 @@ def finish(session: Session, running: RunningInstance, saved: Callable[[], int])
             cause=running.cause,
             message=running.message,
             at=gone_at,
-            step=_step(session, saved),
+            step=step,
             boot_seconds=running.boot_seconds,
             hold_seconds=running.hold_seconds(session.clock()),
             is_claim=not running.is_certain,
@@ -262,6 +265,19 @@ def _step(session: Session, saved: Callable[[], int]) -> int:
     except TSGBError as error:
         session.note(f"whether anything new was saved is not known: {error}")
         return session.endings[-1].step if session.endings else 0
+
+
+def _saved_nothing(session: Session, running: RunningInstance, step: int) -> bool:
+    """Return whether a machine had to move, after hours in which nothing of its work came here.
+
+    By its own words it worked and saved all the time, or it would have been given up before.
+    """
+    if running.cause is not TerminationReason.STOPPED or running.stop != MOVE:
+        return False
+    document = session.documents.attempt(running.attempt)
+    began = 0 if document is None else document.first_step
+    longest = session.monitor_policy.deadlines.step
+    return running.hold_seconds(session.clock()) > longest and step <= began
 
 
 def belied(session: Session, running: RunningInstance, message: str) -> TSGBError:

@@ -14,7 +14,16 @@ from tests.unit.cloud.conftest import Renting
 from tsgb.cloud.provider import LaunchSpec
 from tsgb.cloud.retry_policy import Ending
 from tsgb.cloud.running import RunningInstance
-from tsgb.cloud.terminate import BUDGET, destroy, destroy_all, destroy_once, error_of, release
+from tsgb.cloud.terminate import (
+    BUDGET,
+    MOVE,
+    destroy,
+    destroy_all,
+    destroy_once,
+    error_of,
+    release,
+    stop,
+)
 from tsgb.cloud.termination import TerminationReason
 from tsgb.errors import (
     BudgetReached,
@@ -154,6 +163,20 @@ class TestRelease:
         assert document is not None
         assert document.result is not None
         assert document.result.step == 7
+
+    @pytest.mark.parametrize(("saved", "cause"), [(30, "bad_host"), (31, "stopped")])
+    def test_hours_in_which_nothing_was_saved_speak_against_the_host(
+        self, renting: Renting, saved: int, cause: str
+    ) -> None:
+        """It told of new steps all the time, so that it was no stall, until it had to move."""
+        running = self.begin(renting)
+        name = "step-00000030-a0001-00012345"
+        renting.documents.note(1, resumed_from={"selfplay": name})
+        running.first_beat_at = renting.cloud.clock()
+        renting.cloud.sleep(2 * 3600)
+        stop(self.session, running, MOVE)
+        release(self.session, running, MOVE, lambda: saved)
+        assert renting.end_of(1) == cause
 
     def test_where_that_cannot_be_known_nothing_new_counts(self, renting: Renting) -> None:
         running = self.begin(renting)
