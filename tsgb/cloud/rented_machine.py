@@ -18,12 +18,17 @@ from tsgb.cloud.recover import reconcile
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.termination import TerminationReason
-from tsgb.errors import Preempted, ProviderUnreachable
+from tsgb.errors import CheckpointError, Preempted, ProviderUnreachable, StoreError
 
 MAX_OUTAGES = 10
 """Attempts in a row that may end because the service does not answer, or takes no requests."""
 MAX_OUTAGE_SECONDS = 3600.0
 """Seconds for which such attempts may go on in any case; then a person has to look."""
+
+COPY_SECONDS = 3600.0
+"""Seconds after which the checkpoints that a machine says it has saved are looked for."""
+_VAIN_LOOKS = 2
+"""Looks in a row that may find none of them; a slow store may hide them once."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -104,6 +109,8 @@ class RentedMachine(Machine[T]):
         self._work = work
         self._outages = 0
         self._outage_since = 0.0
+        self._copied_at = 0.0
+        self._vain_looks = 0
 
     def attempt(self, segment: int, step: Step = plainly) -> T:
         """See `Machine.attempt`; a service that does not answer for minutes costs the attempt."""
@@ -154,7 +161,10 @@ class RentedMachine(Machine[T]):
                 if running.cause is None:
                     session.note(f"instance {running.instance_id} {news}")
 
+        self._copied_at, self._vain_looks = session.clock(), 0
+
         def has_saved(found: RunningInstance) -> bool:
+            self._copy_if_due(found)
             # One that was asked to stop saves once more before it goes.
             return found.at_work and self._work.has_saved(segment, found)
 
@@ -219,6 +229,32 @@ class RentedMachine(Machine[T]):
                 self.release(f"its flow ended: {reason}")
         finally:
             self.session.end(reason)
+
+    def _copy_if_due(self, running: RunningInstance) -> None:
+        """Take over what a machine says it has saved; one that has not is a bad host.
+
+        Else a host could tell of new steps, save none of them, and be paid until the budget is
+        used up.
+        """
+        session = self.session
+        if not running.at_work or session.clock() - self._copied_at < COPY_SECONDS:
+            return
+        self._copied_at = session.clock()
+        try:
+            before = self._work.updates()
+            if running.step <= before:
+                return  # it says no more than is known; how long it may do so is another rule
+            self._work.promote(running.attempt, lambda: monitor.look_if_due(session, running))
+            after = self._work.updates()
+        except (StoreError, CheckpointError) as error:
+            session.note(f"what instance {running.instance_id} has saved is not known: {error}")
+            return
+        self._vain_looks = 0 if after > before else self._vain_looks + 1
+        if self._vain_looks >= _VAIN_LOOKS and running.cause is None:
+            running.cause = TerminationReason.BAD_HOST
+            running.message = (
+                f"it says that it has saved {running.step} updates, and the run holds {after}"
+            )
 
     def _saved(self, attempt: int) -> int:
         """Take over what an attempt saved; return the updates that the run holds now."""
