@@ -13,10 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from flows.workers import Workers
 from tsgb.checkpoint.documents import canonical_json
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import check_run_id
 from tsgb.config import (
     Arm,
@@ -29,7 +32,7 @@ from tsgb.data.readable import check_reads_text
 from tsgb.data.training import OPTION as TRAIN_DATA
 from tsgb.data.training import TrainingData, write_training_data
 from tsgb.envs import Environment, make_environment
-from tsgb.errors import CheckpointError, ConfigError, UsageError
+from tsgb.errors import CheckpointError, ConfigError, StoreError, StoreUnreachable, UsageError
 from tsgb.eval import request as requests
 from tsgb.eval.additions import OWN_NAMES, Additions, choose_targets, split_targets
 from tsgb.eval.human_labels import HumanLabels
@@ -406,3 +409,28 @@ def write_request(
 
 def _short_hash(content: Mapping[str, Any]) -> str:
     return sha256_hex(canonical_json(content))[:12]
+
+
+def valid_summary(run: RunStore, directory: str) -> dict[str, Any] | None:
+    """Return the summary of an evaluation that is there; None if it is to be made again.
+
+    One that is half, is none, or says that it is not valid is made again. Where there is a key, one
+    that is not signed with it is none: a host may have written it.
+
+    Args:
+        run: The run that the report is kept in.
+        directory: Directory of the evaluation in it.
+
+    Raises:
+        StoreUnreachable: The store does not answer.
+    """
+    from tsgb.eval.records import Summary
+
+    try:
+        summary = run.read_signed_json(f"{directory}/summary.json")
+        is_valid = not Summary.model_validate(summary).invalid
+    except StoreUnreachable:
+        raise
+    except (FileNotFoundError, StoreError, ValidationError):
+        return None
+    return summary if is_valid else None

@@ -23,14 +23,14 @@ from flows.prepare import (
     fought_guards,
     guards_of,
     labels_of,
+    valid_summary,
     with_checked_names,
     write_request,
 )
 from flows.progress import listener, listening
 from flows.workers import Workers
-from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import canonical_url, local_path
-from tsgb.errors import InvalidResult, StoreError, StoreUnreachable
+from tsgb.errors import InvalidResult
 from tsgb.eval.ration import share_of_run
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
@@ -118,7 +118,7 @@ def stage2(
     eval_id = evaluation_id(guards, configs, targets, {**identities, **hashes})
     directory = f"reports/{eval_id}"
     home = runs[run].open()
-    summary = _valid_summary(home, directory)
+    summary = valid_summary(home, directory)
     if labels is not None and summary is not None and not labels.are_in(summary.get("judge")):
         summary = None  # its cells are there: they are merged again, and nothing is asked
     if summary is None:
@@ -163,20 +163,6 @@ def key_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         for row in summary.get("results", [])
         if row.get("seed") is None
     ]
-
-
-def _valid_summary(home: RunStore, directory: str) -> dict[str, Any] | None:
-    """Return the summary that is there; None for none, half of one, and one that is not valid.
-
-    Where there is a key, one that is not signed with it is none: a host may have written it.
-    """
-    try:
-        summary = home.read_signed_json(f"{directory}/summary.json")
-    except StoreUnreachable:
-        raise
-    except (FileNotFoundError, StoreError):
-        return None
-    return None if summary.get("invalid") else summary
 
 
 def _publish(run: str, report: str, summary: Mapping[str, Any]) -> str | None:

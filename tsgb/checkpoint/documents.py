@@ -7,6 +7,7 @@ reads one goes through `parse_json`, and limits its size before it is downloaded
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -78,6 +79,17 @@ def parse_json_object(data: bytes | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - a wrong file, not a bug
     return cast("dict[str, Any]", value)
+
+
+def finite(value: Any) -> Any:
+    """Return a JSON value with None for each number that JSON cannot hold, such as infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in cast("dict[str, object]", value).items()}
+    return (
+        [finite(one) for one in cast("list[object]", value)] if isinstance(value, list) else value
+    )
 
 
 def parse_json_lines(text: str) -> Iterator[dict[str, Any]]:

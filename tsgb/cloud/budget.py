@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tsgb.checkpoint.documents import finite
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.pricing import Account, Bandwidth, CreditMark, Drift, Rates, Usage, in_dollars
@@ -403,7 +404,7 @@ class Ledger:
     def _write_document(self, account: Account, fields: Mapping[str, Any] | None) -> None:
         name = _document(account.attempt)
         try:
-            before = self._run.read_json(name)
+            before = finite(self._run.read_json(name))
         except FileNotFoundError:
             before = {}
         except StoreUnreachable:

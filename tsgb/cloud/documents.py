@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from tsgb.checkpoint.documents import count_in, printable
+from tsgb.checkpoint.documents import count_in, finite, printable
 from tsgb.checkpoint.layout import CheckpointName
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.lease import NAME, Lease
@@ -241,7 +241,7 @@ class RunDocuments:
         """Add fields to an attempt's document."""
         name = f"attempts/{attempt:04d}.json"
         try:
-            before = self._read(name) or {"attempt": attempt}
+            before = finite(self._read(name)) or {"attempt": attempt}
         except StoreUnreachable:
             raise
         except StoreError:

@@ -17,6 +17,7 @@ from tests.fakes.checkpoints import (
     publish_with_parts,
     with_parts,
 )
+from tests.fakes.deformations import DEFORMED
 from tests.fakes.sentinels import sentinel
 from tsgb.checkpoint.documents import canonical_json
 from tsgb.checkpoint.inspect import CheckpointInfo
@@ -155,6 +156,28 @@ class TestPull:
         assert "is no name of a checkpoint's file" in notes[0]
         inside = tmp_path / "copy"
         assert [p for p in sorted(tmp_path.rglob("*")) if not p.is_relative_to(inside)] == before
+
+    @pytest.mark.parametrize("what", DEFORMED)
+    def test_whatever_stands_in_the_place_of_a_manifest(
+        self, store: CheckpointStore, tmp_path: Path, what: str
+    ) -> None:
+        newest = store.newest()
+        assert newest is not None
+        (Path(newest.url) / "manifest.json").write_bytes(DEFORMED[what])
+        notes: list[str] = []
+        assert self.pull(store.run.run_url, tmp_path / "copy", notes).source.checkpoint.step == 2
+        assert len(notes) == 1
+        assert len(notes[0]) < 1000
+        with pytest.raises(CheckpointError, match="cannot be used"):
+            load(newest.url)
+        assert set(tmp_path.iterdir()) == {tmp_path / "runs", tmp_path / "copy"}
+
+    def test_thousands_of_names_among_the_checkpoints(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        for number in range(2000):
+            (tmp_path / "runs" / "r1" / "checkpoints" / f"step-{number}").touch()
+        assert self.pull(store.run.run_url, tmp_path / "copy").source.checkpoint.step == 3
 
     def test_a_link_in_the_target_that_leads_out_of_it(
         self, store: CheckpointStore, tmp_path: Path

@@ -23,22 +23,24 @@ from tsgb.errors import StoreUnreachable
 class Renting:
     """The service, the run's documents, and all that its flows told a person."""
 
-    def __init__(self) -> None:
+    session: Session
+
+    def __init__(self, run: str = "r1") -> None:
         self.cloud = MeadowCloud()
-        self.files = MemoryFiles("memory://fake/r1")
+        self.files = MemoryFiles(f"memory://fake/{run}")
         self.exchange = MemoryFiles("memory://exchange/r1")
         self.told: list[str] = []
         self.is_store_away = False
         self.is_exchange_away = False
         store = FaultyFiles(self.files, self._before)
-        run = RunStore(store, store.url, sleep=lambda _: None)
-        self.documents = RunDocuments(run, self._seen)
+        store_of_run = RunStore(store, store.url, sleep=lambda _: None)
+        self.documents = RunDocuments(store_of_run, self.seen)
 
     def _before(self, _operation: str, _path: str) -> None:
         if self.is_store_away:
             raise StoreUnreachable("the store is away")
 
-    def _seen(self, folder: str) -> RunStore:
+    def seen(self, folder: str) -> RunStore:
         """The run as machines see it: another place, which may be away while the store answers."""
 
         def before(operation: str, path: str) -> None:

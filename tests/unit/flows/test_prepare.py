@@ -18,9 +18,13 @@ from flows.prepare import (
     new_run_id,
     trained_arms,
     training_data_of,
+    valid_summary,
     write_configs,
 )
 from flows.workers import Workers
+from tests.fakes.deformations import DEFORMED
+from tests.fakes.filesystems import MemoryFiles
+from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.checkpoint.urls import is_run_id
 from tsgb.cli.options import parse_overrides
@@ -47,6 +51,15 @@ def workers(tmp_path: Path) -> Workers:
 
 def test_a_new_run_id_is_one() -> None:
     assert is_run_id(new_run_id(datetime(2026, 11, 24, 8, 0, 0)))  # noqa: DTZ001
+
+
+@pytest.mark.parametrize("what", DEFORMED)
+def test_whatever_stands_in_the_place_of_a_summary_is_made_again(what: str) -> None:
+    """Without a key nobody can tell who wrote it; but it ends no flow."""
+    files = MemoryFiles()
+    run = RunStore(files, files.url, sleep=lambda _: None)
+    run.write_bytes("reports/e1/summary.json", DEFORMED[what])
+    assert valid_summary(run, "reports/e1") is None
 
 
 def test_layers_of_a_configuration() -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.contexts import worker_context
+from tests.fakes.deformations import DEFORMED
 from tests.fakes.miniature import miniature_config
 from tsgb.checkpoint.run import RunStore
-from tsgb.errors import CheckpointError, ConfigError, Interrupted, UsageError
+from tsgb.errors import CheckpointError, ConfigError, Interrupted, StoreError, UsageError
 from tsgb.worker.context import StopSignals, WorkerContext, find_run, read_config
 
 
@@ -68,6 +69,19 @@ def test_checkpoints_alone_do_not_say_what_they_belong_to(
     run.write_text("config.json", '{"profile": ')
     with pytest.raises(ConfigError, match=re.escape(f"{run.run_url}/config.json")):
         read_config(run)
+
+
+@pytest.mark.parametrize("what", DEFORMED)
+def test_whatever_stands_in_the_place_of_a_configuration_is_one_line(
+    context: WorkerContext, tmp_path: Path, what: str
+) -> None:
+    """As in a store that a stranger could write to; `eval-local` and workers read it so."""
+    run = context.open(str(tmp_path / "r1"))
+    run.write_bytes("config.json", DEFORMED[what])
+    with pytest.raises((ConfigError, StoreError), match=r"config\.json") as raised:
+        read_config(run)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 1000
 
 
 @pytest.mark.usefixtures("handlers")
