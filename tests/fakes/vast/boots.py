@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from random import Random
 
@@ -42,7 +43,8 @@ def draw_fate(contract: Contract, options: Options, rng: Random) -> Fate:
 
 def environment(contract: Contract, options: Options) -> dict[str, str]:
     """What the container sees; port mappings are no variables."""
-    given = {name: value for name, value in contract.env if not name.startswith("-")}
+    hidden = contract.machine.strips
+    given = {n: value for n, value in contract.env if not n.startswith("-") and n not in hidden}
     return {
         **options.image_env,
         **options.account_env,
@@ -52,4 +54,5 @@ def environment(contract: Contract, options: Options) -> dict[str, str]:
         "VAST_CONTAINERLABEL": f"C.{contract.id}",
         "PUBLIC_IPADDR": "203.0.113.42",
         "GPU_COUNT": str(contract.machine.num_gpus),
+        "SIM_CARD": json.dumps(contract.machine.driver()),
     }

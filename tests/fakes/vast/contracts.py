@@ -73,6 +73,10 @@ class Contract:
     """Number of its transitions; an event that was planned in another one is void."""
     num_starts: int = 0
     running_since: Moment | None = None
+    ready_at: Moment | None = None
+    """When its command begins, after its downloads."""
+    downloaded_gb: Decimal = Decimal(0)
+    """By its container, the image apart."""
     destroyed_at: Moment | None = None
     destroyed_turn: int | None = None
     history: list[tuple[Moment, Status]] = field(default_factory=list)
@@ -86,6 +90,11 @@ class Contract:
         """What a bid pays: itself, at most the price on demand."""
         base = self.machine.dph_base
         return base if self.bid is None else min(self.bid, base)
+
+    @property
+    def has_door(self) -> bool:
+        """Whether the service runs an SSH server in it, and opens a port."""
+        return self.body.get("runtype") != "args"
 
     @property
     def is_live(self) -> bool:

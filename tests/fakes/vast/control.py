@@ -5,6 +5,7 @@ POST /_sim/clock     {"advance_seconds": 60, "speed": 1}
 POST /_sim/options   {"hazard_per_hour": 0.4}
 POST /_sim/faults    one fault or a list; GET shows the plan, DELETE ends it
 POST /_sim/machines/88001   {"min_bid": 0.3, "taken_seconds": 600, "fate": "oci_error"}
+POST /_sim/machines/88001   {"cuda": 12.4, "true_card": "RTX 3090", "strips": ["X"], "inet_down": 9}
 POST /_sim/instances/7835610   {"do": "preempt" | "resume" | "offline" | "online" | "expire"}
 POST /_sim/instances/7835610   {"do": "traffic", "charge": "upload", "gigabytes": 1.5}
 POST /_sim/credit    {"deposit": 5}, which may be negative
@@ -13,6 +14,7 @@ POST /_sim/credit    {"deposit": 5}, which may be negative
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -24,6 +26,7 @@ from tests.fakes.vast.contracts import Contract
 from tests.fakes.vast.faults import Fault, FaultPlan
 from tests.fakes.vast.ledger import shown
 from tests.fakes.vast.messages import Answer, Request, ok, refused
+from tests.fakes.vast.offers import CARDS
 from tests.fakes.vast.options import Fate, Options
 from tests.fakes.vast.world import World
 
@@ -119,10 +122,22 @@ class Control:
         min_bid: float | Decimal | None = None,
         taken_seconds: float | None = None,
         fate: str | None = None,
+        true_card: str | None = None,
+        cuda: float | Decimal | None = None,
+        strips: Sequence[str] | None = None,
+        inet_down: float | Decimal | None = None,
     ) -> dict[str, Any]:
         machine = next(item for item in self.world.machines if item.machine_id == number)
         if fate is not None:
             machine.fate = Fate(fate)
+        if true_card is not None:
+            machine.true_card = next(card for card in CARDS if card.name == true_card)
+        if cuda is not None:
+            machine.cuda_max_good = float(cuda)
+        if strips is not None:
+            machine.strips = tuple(strips)
+        if inet_down is not None:
+            machine.inet_down = float(inet_down)
         if min_bid is not None:
             self.world.set_floor(machine, Decimal(str(min_bid)))
         if taken_seconds is not None:

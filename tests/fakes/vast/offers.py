@@ -65,6 +65,12 @@ class Machine:
     """Of its offer now; an offer is used once."""
     taken_until: Moment
     """Until then somebody outside has it."""
+    gpu_frac: float = 1.0
+    """Share of the computer's GPUs that it rents out together."""
+    true_card: Card | None = None
+    """What containers find, if its offers lie; None if they do not."""
+    strips: tuple[str, ...] = ()
+    """Variables of a rental that its host keeps from containers."""
     fate: Fate | None = None
     """What becomes of containers here, if that is settled."""
     tenant: int | None = None
@@ -72,6 +78,20 @@ class Machine:
 
     def is_free(self, now: Moment) -> bool:
         return self.tenant is None and self.taken_until <= now
+
+    def driver(self) -> dict[str, Any]:
+        """What a container's own driver says, whatever the offer does."""
+        card = self.true_card or self.card
+        return {
+            "gpu_name": f"NVIDIA GeForce {card.name}",
+            "driver": self.driver_version,
+            "cuda": f"{self.cuda_max_good}",
+            "torch_cuda": "13.0",
+            "memory_gb": card.ram_mb / 1000,
+            "free_gb": card.ram_mb / 1000,
+            "seconds": 2.0,
+            "tflops": card.dlperf,
+        }
 
     def hardware(self) -> dict[str, Any]:
         """The fields that offers and instances share."""
@@ -83,7 +103,7 @@ class Machine:
             "gpu_name": card.name,
             "gpu_ram": card.ram_mb,
             "cpu_cores": self.cpu_cores,
-            "cpu_cores_effective": float(self.cpu_cores),
+            "cpu_cores_effective": self.cpu_cores * self.gpu_frac,
             "cpu_ram": self.cpu_cores * 4000,
             "inet_up": self.inet_up,
             "inet_down": self.inet_down,
@@ -114,7 +134,7 @@ class Machine:
             "ask_contract_id": self.ask_id,
             "bundle_id": 900_000_000 + self.machine_id,
             "gpu_total_ram": card.ram_mb * self.num_gpus,
-            "gpu_frac": 1.0,
+            "gpu_frac": self.gpu_frac,
             "gpu_arch": "nvidia",
             "gpu_lanes": 16,
             "gpu_mem_bw": 888.8,
@@ -154,8 +174,12 @@ class Machine:
 
 def draw_machines(seed: int, number: int, now: Moment) -> list[Machine]:
     """Equal seeds, equal books."""
-    rng = Random(f"offers/{seed}")
-    return [_draw(rng, index, now) for index in range(number)]
+    rng, parts = Random(f"offers/{seed}"), Random(f"parts/{seed}")
+    drawn = [_draw(rng, index, now) for index in range(number)]
+    for machine in drawn:
+        # Many computers with 8 GPUs are rented out in parts.
+        machine.gpu_frac = parts.choice((1.0, 1.0, machine.num_gpus / 8))
+    return drawn
 
 
 def _draw(rng: Random, index: int, now: Moment) -> Machine:

@@ -51,6 +51,16 @@ class Options(BaseModel):
     """Chance that a create finds the offer gone."""
     image_gb: Decimal = Decimal(0)
     """Downloaded, and billed as traffic, at each first boot."""
+    wheels_gb: Decimal = Decimal(0)
+    """Likewise by the container itself, before its command does anything."""
+    weights_gb: Decimal = Decimal(0)
+    """Likewise."""
+    download_speed: float = Field(0.0, ge=0)
+    """How much faster than by its `inet_down` a host downloads all that; 0 takes no time."""
+    ssh_seconds: float = 0.0
+    """Longer boot of an image without an SSH server under a runtype that needs one."""
+    ssh_images: tuple[str, ...] = ()
+    """Images that have one."""
     exited_bills_gpu: bool = False
     """Whether a container that has ended still bills its GPU: the real service was not asked."""
 

@@ -269,6 +269,10 @@ class World(Agenda):
         rng = self._rng(contract, "boot")
         seconds = rng.uniform(*self.options.boot_seconds)
         fresh = contract.num_starts == 1
+        if fresh:
+            seconds += self._download_seconds(contract, self.options.image_gb)
+            if contract.has_door and contract.image not in self.options.ssh_images:
+                seconds += self.options.ssh_seconds
         status = Status(None if fresh else "loading", "running", "running", "running")
         self._become(contract, Phase.BOOTING, status)
         self.later(seconds / 3, contract, self._load)
@@ -295,9 +299,18 @@ class World(Agenda):
     def _run(self, contract: Contract) -> None:
         contract.running_since = self.now
         self._become(contract, Phase.RUNNING, Status("running", "running", "running", "running"))
-        command = command_of(contract.body)
-        if command is not None:
-            contract.container.start(command, environment(contract, self.options))
+        gigabytes = Decimal(0)
+        if contract.num_starts == 1:
+            gigabytes = self.options.wheels_gb + self.options.weights_gb
+        wait = self._download_seconds(contract, gigabytes)
+        contract.ready_at = self.after(wait)
+        if gigabytes:
+            contract.downloaded_gb += gigabytes
+            self.bill_traffic(contract, "download", gigabytes)
+        if wait:
+            self.later(wait, contract, self._begin)
+        else:
+            self._begin(contract)
         hazard = self.options.hazard_per_hour
         if contract.bid is not None and hazard:
             rng = self._rng(contract, "hazard")
@@ -307,10 +320,20 @@ class World(Agenda):
                 hours * 3600, contract, lambda contract: self.preempt(contract, outage_seconds)
             )
 
+    def _begin(self, contract: Contract) -> None:
+        command = command_of(contract.body)
+        if command is not None and contract.container.pid is None:
+            contract.container.start(command, environment(contract, self.options))
+
+    def _download_seconds(self, contract: Contract, gigabytes: Decimal) -> float:
+        speed = contract.machine.inet_down * self.options.download_speed
+        return float(gigabytes) * 8000 / speed if speed else 0.0
+
     def _look_at(self, contract: Contract) -> None:
         """A command that is the container's first process ends the container with it."""
-        is_first = contract.body.get("runtype") == "args" and command_of(contract.body) is not None
-        if is_first and contract.container.has_ended():
+        is_first = not contract.has_door and command_of(contract.body) is not None
+        began = contract.ready_at is not None and contract.ready_at <= self.now
+        if is_first and began and contract.container.has_ended():
             contract.container.kill()
             self._become(contract, Phase.EXITED, contract.status._replace(actual="exited"))
 
