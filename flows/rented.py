@@ -227,6 +227,7 @@ class ArmsWork:
             boot_seconds=settings.provision_seconds + settings.lease_seconds,
             worker_env={
                 **self._at_a_time(),
+                "TSGB_CARD_GB": f"{intent.card_gb:g}",
                 "TSGB_SKEW_SECONDS": f"{settings.skew_seconds:g}",
                 "TSGB_GRACE_SECONDS": f"{settings.grace_seconds:g}",
                 "TSGB_RESUME_PINS": ",".join(one.seen.sha256 for one in handed.values()) or NONE,
@@ -240,6 +241,16 @@ class ArmsWork:
             onstart=made.onstart,
             env=made.env,
         )
+
+    def card_gb(self) -> float:
+        """Return the memory that a machine's card must have, GB; 0 for worlds of small models."""
+        config, settings = next(iter(self._configs.values())), self._workers.settings
+        if not config.model.device.startswith(("auto", "cuda")):
+            return 0.0
+        trust = Trust.of(self._workers.env)
+        env = make_environment(config.env, world_seed=config.world_seed, trust=trust)
+        base = config.model.pretrained or env.recipes(config.profile.value)["base"].pretrained
+        return settings.gpu_ram_gb if base else 0.0
 
     def _at_a_time(self) -> dict[str, str]:
         """Return the variables that let no more arms train at a time than a card has memory for.

@@ -265,3 +265,13 @@ class InstanceSettings(SettingsGroup):
     """Copy of that file from the container's start; `infra/bootstrap.sh` sets it."""
     alive_file: Path | None = None
     """File that the watcher of a rented machine touches while it is alive."""
+    card_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """GB of memory that the GPU must have, by the rental; 0 needs none, and looks for none."""
+    probe_command: Annotated[list[str], NoDecode] = [sys.executable, "-m", "tsgb.worker.card_probe"]
+    """Command that uses the GPU for some seconds and tells what it found, split as a shell would
+    split it; without it this Python with `-m tsgb.worker.card_probe`."""
+
+    @field_validator("probe_command", mode="before")
+    @classmethod
+    def _split_probe(cls, value: Any) -> Any:
+        return shlex.split(value) if isinstance(value, str) else value

@@ -31,6 +31,7 @@ static const struct card *card(int number) {
     return &cards[visible ? visible[2 * number] - '0' : number];
 }
 int cuInit(unsigned flags) { return %d; }
+int cuDriverGetVersion(int *version) { *version = %d; return 0; }
 int cuDeviceGetCount(int *count) {
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
     *count = visible ? (strlen(visible) + 1) / 2 : sizeof cards / sizeof *cards - 1;
@@ -55,6 +56,7 @@ def install_driver(
     monkeypatch: pytest.MonkeyPatch,
     *cards: tuple[str, int, int],
     fails_with: int = 0,
+    cuda: int = 13000,
 ) -> None:
     """Let processes that start from now on find these cards.
 
@@ -63,12 +65,13 @@ def install_driver(
         monkeypatch: Sets the path on which libraries are looked for.
         cards: Name, bytes of memory, and ten times the compute capability of each.
         fails_with: What `cuInit` returns; 100 is a driver without cards.
+        cuda: A thousand times the major CUDA version that it carries, and ten times the minor one.
     """
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler: the driver's library cannot be built")
     rows = "".join(f'{{ "{name}", {total}UL, {capability} }},' for name, total, capability in cards)
-    _build(compiler, directory / LIBRARY, _SOURCE % (rows, fails_with))
+    _build(compiler, directory / LIBRARY, _SOURCE % (rows, fails_with, cuda))
     paths: Sequence[str] = [str(directory), os.environ.get("LD_LIBRARY_PATH", "")]
     monkeypatch.setenv("LD_LIBRARY_PATH", ":".join(filter(None, paths)))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -30,6 +30,7 @@ from tests.fakes.vast.server import VastSimulator
 from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.budget import Ledger
+from tsgb.cloud.card import CardProbe
 from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.exchange import IN_STORE, Exchange
 from tsgb.cloud.inventory import DeploymentRuns
@@ -40,6 +41,7 @@ from tsgb.cloud.reaper import ReapReport, reap
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.convert import VastProvider
 from tsgb.cloud.vast.throttle import RateLimiter
+from tsgb.worker.card_probe import unusable
 
 SLICE_SECONDS = 5.0
 BEAT_SECONDS = 10.0
@@ -62,6 +64,12 @@ class Box:
     step: int = 0
     saved: int = 0
     bytes_up: int = 0
+    bytes_down: int = 0
+    driver: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What a probe of its card finds."""
+    strips: tuple[str, ...] = ()
+    """Variables that its host keeps from it."""
+    ready_at: float = 0.0
     beat_at: float = -1e9
     read_at: float = -1e9
     watch: LeaseTracker | None = None
@@ -83,6 +91,7 @@ class Fleet:
         starts: bool = True,
         directory: Path | None = None,
         save_bytes: int = 0,
+        card_gb: float = 0.0,
         **options: Any,
     ) -> None:
         """Prepare.
@@ -95,6 +104,7 @@ class Fleet:
             fenced: False lets a machine of an older attempt publish.
             starts: False has every bootstrap fail: the dead-man destroys it, and nobody says why.
             save_bytes: that each checkpoint sends, and the service bills.
+            card_gb: memory that each machine's card must have; 0 is work without a card.
             directory: of the store, which a reaper can find then; without it, memory.
             options: of the simulator.
         """
@@ -108,6 +118,7 @@ class Fleet:
         self.fenced = fenced
         self.starts = starts
         self.save_bytes = save_bytes
+        self.card_gb = card_gb
         self._directory = directory
         self._exchange = None if directory is None else Exchange(url=str(directory / IN_STORE))
         self.files: FileSystem = MemoryFiles(f"memory://fleet/{RUN}")
@@ -236,6 +247,8 @@ class Fleet:
             if box is None or box.starts != row["num_starts"]:
                 box = Box(row["id"], label.attempt, row["num_starts"], self._time)
                 box.watch = LeaseTracker(attempt=label.attempt, since=self._time)
+                box.driver, box.strips = row["driver"], tuple(row["strips"])
+                box.ready_at, box.bytes_down = row["ready_at"], row["downloaded_bytes"]
                 self.boxes[row["id"]] = box
             self._work(box)
 
@@ -243,7 +256,7 @@ class Fleet:
         if box.ending is not None or (self.machine_reads_lease and not self._may_work(box)):
             self._leave(box, box.ending or "lease_lost")
             return
-        if self._time - box.since < self.boot_seconds:
+        if self._time < max(box.since, box.ready_at) + self.boot_seconds:
             return
         if not self.starts:
             self._destroy(box)
@@ -253,6 +266,9 @@ class Fleet:
             self._leave(box, self.claims[box.attempt])
             return
         if not box.trains:
+            if fault := self._fault_of_card(box):
+                self._leave(box, "bad_host", fault)
+                return
             box.trains = True
             self.claimed = max(self.claimed, box.attempt)
             box.first = box.step = box.saved = self.progress()
@@ -266,6 +282,17 @@ class Fleet:
             self._beat(box)
         if box.saved >= self.steps:
             self._leave(box, "done")
+
+    def _knows_of_card(self, box: Box) -> bool:
+        return self.card_gb > 0 and "TSGB_CARD_GB" not in box.strips
+
+    def _fault_of_card(self, box: Box) -> str:
+        """As `tsgb.worker.card_probe` finds it."""
+        if not self._knows_of_card(box):
+            return ""
+        if float(box.driver["cuda"]) < 13.0:
+            return unusable(**{name: box.driver[name] for name in ("driver", "cuda", "torch_cuda")})
+        return CardProbe.model_validate(box.driver).lacking(self.card_gb)
 
     def _may_work(self, box: Box) -> bool:
         assert box.watch is not None
@@ -298,18 +325,21 @@ class Fleet:
         arm = {"first_step": box.first, "step": box.step, "durable_step": box.saved}
         arm |= {"total_steps": self.steps, "useful_seconds": box.step - box.first}
         word = {"attempt": box.attempt, "instance_id": box.number, "arms": {"selfplay": arm}}
-        return {**word, "bytes_up": box.bytes_up, "bytes_down": 0}
+        if box.trains and self._knows_of_card(box):
+            word["probe"] = box.driver
+        return {**word, "bytes_up": box.bytes_up, "bytes_down": box.bytes_down}
 
     def _beat(self, box: Box) -> None:
         word = {**self._word(box), "updated_at": self.now().isoformat(), "phase": "train"}
         self.seen_by(box.attempt).write_json(f"machines/{box.attempt:04d}/beat.json", word)
 
-    def _leave(self, box: Box, outcome: str) -> None:
+    def _leave(self, box: Box, outcome: str, message: str = "") -> None:
         seen = self.seen_by(box.attempt)
         lease = RunDocuments(seen).lease()
         if lease is not None and lease.attempt == box.attempt:
             self._beat(box)
             word = {**self._word(box), "outcome": outcome, "ended_at": self.now().isoformat()}
+            word["message"] = message
             seen.write_json(f"machines/{box.attempt:04d}/exit.json", word)
         box.ending = outcome
         self._destroy(box)

@@ -186,6 +186,9 @@ class _Steps:
     def load(self) -> Workload:
         return workload(0.2, disk_gb=20)
 
+    def card_gb(self) -> float:
+        return self._fleet.card_gb
+
     def request(self, attempt: int, intent: Intent) -> LaunchSpec:
         return LaunchSpec(
             image="img", label=intent.label, price=intent.price, disk_gb=intent.disk_gb

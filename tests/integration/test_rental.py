@@ -259,3 +259,43 @@ def test_a_contract_that_ends_soon_is_left_in_time() -> None:
         assert causes(fleet)[0] == "stopped"
         assert causes(fleet)[-1] == "done"
         assert_settled(fleet)
+
+
+def test_machines_whose_cards_are_no_good_are_left_for_others() -> None:
+    """An old driver, a host without the probe, another card than was offered, a slow line."""
+    troubles: list[dict[str, Any]] = [
+        {"cuda": 12.4},
+        {"strips": ["TSGB_CARD_GB"]},
+        {"true_card": "H100 SXM"},
+        {"inet_down": 0.5},
+        {},
+    ]
+    with Fleet(card_gb=8.0, wheels_gb="0.13", download_speed=1.0) as fleet:
+        for offer in fleet.vast.search():
+            fleet.vast.sim(f"machines/{offer['machine_id']}", {"cuda": 13.0})
+        known: dict[int, int] = {}
+
+        def meddle() -> None:
+            for row in fleet.vast.sim("state")["instances"]:
+                if row["id"] not in known:
+                    change = troubles[len(known)]
+                    known[row["id"]] = row["machine_id"]
+                    fleet.vast.sim(f"machines/{row['machine_id']}", change)
+            fleet.at(1, meddle)
+
+        meddle()
+        assert Flow(fleet).run() == "done"
+        ends = [found.result for found in fleet.documents.attempts() if found.result is not None]
+        assert [end.cause.value for end in ends] == ["bad_host"] * 4 + ["done"]
+        assert len(set(known.values())) == 5, "each is avoided from then on"
+        said = [end.message for end in ends]
+        assert "is too old: it carries CUDA 12.4, and torch was built for 13.0" in said[0]
+        assert said[1] == "its heartbeat has no probe of the card"
+        assert said[2].startswith("its card is 'NVIDIA GeForce H100 SXM', and 'RTX ")
+        attempts = list(fleet.documents.attempts())
+        assert [found.probe is not None for found in attempts] == [False, False, True, False, True]
+        assert attempts[-1].probe is not None
+        assert attempts[-1].intent is not None
+        assert attempts[-1].probe.gpu_name.endswith(attempts[-1].intent.gpu_name)
+        assert {attempt for attempt, _ in fleet.published} == {5}, "no other one trained"
+        assert_settled(fleet)

@@ -30,6 +30,14 @@ SLOW = {"step_seconds": 0.3}
 TOTAL = sum(miniature_config(arm_overrides(arm)).total_steps for arm in ARMS)
 
 
+FAKE_PROBE = """
+import json, os, sys
+card = json.loads(os.environ["SIM_CARD"])
+sys.exit(f"the driver carries CUDA {card['cuda']}") if float(card["cuda"]) < 13 else None
+print(json.dumps(card))
+"""
+
+
 def at_work(rented: Rented, attempt: int = 1) -> bool:
     """Every worker has begun."""
     beat = f"{attempt:04d}.json"
@@ -243,3 +251,26 @@ def test_a_killed_watcher_leaves_nothing_running(tmp_path: Path) -> None:
         record = rented.run().read_json("exits/0001.json")
         assert record["outcome"] == "interrupted", "it saved and went"
         gone(rented, number)
+
+
+@pytest.mark.parametrize("card", ["good", "old driver"])
+def test_a_machine_uses_its_card_before_any_work(tmp_path: Path, card: str) -> None:
+    """The probe of the simulated host tells what the driver in its container would."""
+    probe = shlex.join([sys.executable, "-c", FAKE_PROBE])
+    with Rented(tmp_path, TSGB_PROBE_COMMAND=probe) as rented:
+        for offer in rented.vast.search():
+            cuda = 13.0 if card == "good" else 12.4
+            rented.vast.sim(f"machines/{offer['machine_id']}", {"cuda": cuda})
+        rented.grant(1)
+        gone(rented, rented.rent(1, worker_env={"TSGB_CARD_GB": "8"}))
+        record, beat = rented.exit(1), rented.beat(1)
+        assert record is not None
+        assert beat is not None
+        if card == "good":
+            assert record["outcome"] == "done"
+            assert beat["probe"]["tflops"] > 0
+        else:
+            assert record["outcome"] == "bad_host"
+            assert record["message"] == "the driver carries CUDA 12.4"
+            assert "probe" not in beat
+            assert "claims" not in rented.run().list("")

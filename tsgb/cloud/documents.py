@@ -27,6 +27,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from tsgb.checkpoint.documents import count_in, finite, printable
 from tsgb.checkpoint.layout import CheckpointName
 from tsgb.checkpoint.run import RunStore
+from tsgb.cloud.card import CardProbe
 from tsgb.cloud.lease import NAME, Lease
 from tsgb.cloud.preemption import Hold, machine_class
 from tsgb.cloud.pricing import Account, Usage
@@ -74,6 +75,8 @@ class Intent(BaseModel):
     """Size of the image: downloaded, and billed, before anything in the container can count."""
     intended_at: AwareDatetime
     """Time at which it was written."""
+    card_gb: float = 0.0
+    """Memory that its card must have, GB; 0 for work that needs no card."""
     ends_at: AwareDatetime | None = None
     """Deadline in the label; None in a document of an earlier version."""
     exchange: str = ""
@@ -128,6 +131,8 @@ class AttemptDocument:
     """The end; None while it is not written."""
     first_beat_at: datetime | None = None
     """Time at which its flow saw the first heartbeat; None if it saw none."""
+    probe: CardProbe | None = None
+    """What its machine found when it used its card; None without a probe."""
     is_collected: bool = False
     """Whether all that its machine saved was looked at, and its folder needs nobody any more."""
     resumed_from: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -233,6 +238,7 @@ class RunDocuments:
             number if isinstance(number, int) else None,
             _parse(AttemptResult, content.get("outcome")),
             moment(content, "first_beat_at"),
+            CardProbe.read(content),
             content.get("collected") is True,
             _texts_in(content, "resumed_from"),
         )

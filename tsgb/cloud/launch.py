@@ -120,8 +120,14 @@ def check_money(session: Session) -> int:
     return microdollars(credit)
 
 
-def intend(session: Session, chosen: Appraisal, attempt: int) -> Intent:
+def intend(session: Session, chosen: Appraisal, attempt: int, *, card_gb: float = 0.0) -> Intent:
     """Reserve money, record the intended rental and take the lease.
+
+    Args:
+        session: Session of the run.
+        chosen: The offer.
+        attempt: Number of the attempt.
+        card_gb: Memory that the machine's card must have, GB; 0 for work that needs no card.
 
     Raises:
         BudgetReached: The money does not last for a start.
@@ -141,6 +147,7 @@ def intend(session: Session, chosen: Appraisal, attempt: int) -> Intent:
         hourly=chosen.hourly,
         disk_gb=_disk_gb(session),
         image_bytes=round(session.launch_policy.image_gb * 1e9),
+        card_gb=card_gb,
         intended_at=now,
         ends_at=ends_at,
         exchange=new_folder(attempt),

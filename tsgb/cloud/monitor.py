@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
+from tsgb.cloud.card import CardProbe, objection
 from tsgb.cloud.documents import Intent
 from tsgb.cloud.pricing import Usage
 from tsgb.cloud.provider import Instance, InstanceState
@@ -130,13 +132,18 @@ def _read_reports(session: Session, running: RunningInstance) -> None:
         before, running.heartbeat, running.beat_at = running.step, beat, session.clock()
         if running.first_beat_at is None:
             running.first_beat_at = running.beat_at
-            now = session.now().isoformat()
+            first = {"first_beat_at": session.now().isoformat(), "probe": _probe(running)}
             session.quietly(
-                lambda: session.documents.note(running.attempt, first_beat_at=now),
+                lambda: session.documents.note(running.attempt, **first),
                 "a flow that is started again will not know how long it took to boot",
             )
         if running.step != before or running.step_at == 0.0:
             running.step_at = running.beat_at
+
+
+def _probe(running: RunningInstance) -> dict[str, Any] | None:
+    probe = CardProbe.read(running.heartbeat)
+    return None if probe is None else probe.model_dump()
 
 
 def _count(session: Session, running: RunningInstance) -> None:
@@ -226,6 +233,14 @@ def _decide(session: Session, running: RunningInstance) -> None:
         doubted_before=_doubted(session, running),
     )
     cause = termination_reason(observation, policy.deadlines)
+    if cause is None and running.heartbeat:
+        wrong = objection(
+            CardProbe.read(running.heartbeat),
+            gpu_name=running.intent.gpu_name,
+            card_gb=running.intent.card_gb,
+        )
+        if wrong:
+            cause, running.message = TerminationReason.BAD_HOST, wrong
     if (
         cause is TerminationReason.PREEMPTED
         and running.exit_record is None

@@ -53,6 +53,10 @@ class Work(Protocol[T_co]):
         """Return the demands on a machine now, for the choice among offers."""
         ...
 
+    def card_gb(self) -> float:
+        """Return the memory that a machine's card must have, GB; 0 for work without a card."""
+        ...
+
     def request(self, attempt: int, intent: Intent) -> LaunchSpec:
         """Return the rental to ask for, so that the machine does the work."""
         ...
@@ -145,7 +149,7 @@ class RentedMachine(Machine[T]):
         session = self.session
         chosen = launch.find_offer(session, self._work.load())
         attempt = self._next()
-        intent = launch.intend(session, chosen, attempt)
+        intent = launch.intend(session, chosen, attempt, card_gb=self._work.card_gb())
         request = self._work.request(attempt, intent)
         self.running = launch.rent(session, attempt, intent, request)
 

@@ -19,6 +19,7 @@ from tsgb.checkpoint.documents import count_in, seconds_in
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import local_path
+from tsgb.cloud.card import CardProbe
 from tsgb.cloud.documents import arms
 from tsgb.errors import StoreError
 from tsgb.logging import get_logger
@@ -268,6 +269,7 @@ class MachineHeartbeat:
         self._run = run
         self._arms = arms
         self._attempt = attempt
+        self._name = f"machines/{attempt:04d}/beat.json"
         self._instance_id = instance_id
         self._every_seconds = every_seconds
         self._disk = disk
@@ -276,8 +278,11 @@ class MachineHeartbeat:
         self._before = read_traffic(net_before or net_dev)
         self._peak_memory_bytes = 0
         self._phase = "probe"
+        self.probe: CardProbe | None = None
+        """What the probe of the card found; None on a machine that needs none."""
         self._changed = threading.Event()
         self._stopped = False
+        self._started = False
 
     def enter(self, phase: str) -> None:
         """Report at once that a phase begins: `probe`, `train` or `ending`."""
@@ -286,12 +291,23 @@ class MachineHeartbeat:
 
     def start(self) -> None:
         """Begin to write, until `stop` or the end of the process."""
+        self._started = True
         threading.Thread(target=self._work, name="machine heartbeat", daemon=True).start()
 
     def stop(self) -> None:
         """Write no more."""
         self._stopped = True
         self._changed.set()
+
+    def write_if_none(self) -> None:
+        """Write one heartbeat unless `start` was called: its traffic is billed in any case.
+
+        Raises:
+            StoreError: The store does not take it.
+        """
+        if not self._started:
+            with suppress(OSError):  # of a disk that cannot be read
+                self._run.write_json(self._name, self.measure())
 
     def measure(self) -> dict[str, Any]:
         """Read progress, counters and disk now, and return the heartbeat's document."""
@@ -310,10 +326,10 @@ class MachineHeartbeat:
             "bytes_up": traffic.up,
             "bytes_down": traffic.down,
             "peak_memory_bytes": self._peak_memory_bytes or None,
+            **({} if self.probe is None else {"probe": self.probe.model_dump()}),
         }
 
     def _work(self) -> None:
-        name = f"machines/{self._attempt:04d}/beat.json"
         logged = None
         while not self._stopped:
             self._changed.clear()
@@ -323,7 +339,7 @@ class MachineHeartbeat:
                 if facts != logged:  # the container's log shows progress too
                     logged = facts
                     get_logger().info("heartbeat", **facts)
-                self._run.write_json(name, heartbeat)
+                self._run.write_json(self._name, heartbeat)
             except (StoreError, OSError) as error:
                 get_logger().warning("heartbeat not written", reason=str(error))
             self._changed.wait(self._every_seconds)

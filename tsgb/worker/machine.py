@@ -26,6 +26,7 @@ from typing import Any
 from tsgb.checkpoint.documents import MAX_JSON_BYTES
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import join_run
+from tsgb.cloud.card import CardProbe
 from tsgb.cloud.connect import connect
 from tsgb.cloud.lease import LeaseState
 from tsgb.config import Arm, arm_run_id
@@ -38,6 +39,7 @@ from tsgb.errors import (
 )
 from tsgb.logging import get_logger
 from tsgb.processes import Job, JobState, LocalProcess, StartedJob, run_processes
+from tsgb.worker.card_probe import CardFault, probe_card
 from tsgb.worker.context import MachineContext, StopSignals
 from tsgb.worker.exit_record import EXIT_CODES, WorkerEnd, machine_exit_record
 from tsgb.worker.heartbeat import ArmMonitor, MachineHeartbeat
@@ -127,7 +129,7 @@ class WorkerMachine:
             get_logger().error("the watcher failed", traceback=traceback.format_exc())
             end = MachineEnd("crash", f"the watcher failed: {type(error).__name__}: {error}")
         heartbeat.enter("ending")
-        outcome = self._try_to_record(end)
+        outcome = self._try_to_record(end, heartbeat)
         if end is not None and end.signalled:
             return ExitCode.INTERRUPTED
         instance.destroy(DestroySchedule.of(self._lease_poll_seconds), sleep=self._sleep)
@@ -184,8 +186,9 @@ class WorkerMachine:
         self._has_lease = True
 
     def _begin(self, heartbeat: MachineHeartbeat) -> None:
-        """Check disk and store; each fault ends the machine with an outcome of its own."""
+        """Check disk, card and store; each fault ends the machine with an outcome of its own."""
         self._probe_disk()
+        heartbeat.probe = self._probe_card()
 
         def begin() -> None:
             # An earlier start of this attempt may have left both.
@@ -208,6 +211,28 @@ class WorkerMachine:
             raise
         except (FileNotFoundError, StoreError):
             return {}
+
+    def _probe_card(self) -> CardProbe | None:
+        """Return what the card has done in the probe; None for work that needs no card."""
+        settings = self._context.instance
+
+        def sleep(seconds: float) -> None:
+            self._check_signal()
+            if not self._lease.standing().may_work:
+                raise MachineEnd("lease_lost", self._lease.reason)
+            self._sleep(seconds)
+
+        if not settings.card_gb:
+            return None
+        try:
+            return probe_card(
+                settings.probe_command,
+                self._context.environment,
+                card_gb=settings.card_gb,
+                sleep=sleep,
+            )
+        except CardFault as fault:
+            raise MachineEnd("bad_host", str(fault)) from fault
 
     def _probe_disk(self) -> None:
         disk = self._context.worker.cache_dir
@@ -280,15 +305,17 @@ class WorkerMachine:
 
     # At the end
 
-    def _try_to_record(self, end: MachineEnd | None) -> str:
+    def _try_to_record(
+        self, end: MachineEnd | None, heartbeat: MachineHeartbeat | None = None
+    ) -> str:
         """Write the exit record if the store takes it in time; return the outcome."""
         try:
-            return self._record(end)
+            return self._record(end, heartbeat)
         except Exception:  # noqa: BLE001 - the machine costs money
             get_logger().error("no exit record", traceback=traceback.format_exc())
             return "crash" if end is None else end.outcome
 
-    def _record(self, end: MachineEnd | None) -> str:
+    def _record(self, end: MachineEnd | None, heartbeat: MachineHeartbeat | None) -> str:
         ends = self._ends()
         for one in ends:
             if one.log_tail:
@@ -307,6 +334,8 @@ class WorkerMachine:
             if not self._has_lease and self._exists(name):
                 return  # keep the record that this attempt wrote while it had the lease
             self._run.write_json(name, {"attempt": self._attempt, **record})
+            if heartbeat is not None and self._has_lease:
+                heartbeat.write_if_none()  # after the record, so that nobody sees it alone
 
         try:
             run_within(self._store_seconds, write, tick=self._tick)

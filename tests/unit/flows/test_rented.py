@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -268,8 +269,19 @@ def test_no_more_arms_train_on_a_card_at_a_time_than_it_has_memory_for(
     )
     workers = Workers(settings, (tmp_path / "store").as_uri(), "r1")
     work = ArmsWork(workers, dict.fromkeys((Arm.SELFPLAY, Arm.SFT, Arm.FROZEN), config))
-    sent = work.request(1, INTENT).env.get("TSGB_MAX_PARALLEL")
+    assert work.card_gb() == gigabytes
+    env = work.request(1, INTENT.model_copy(update={"card_gb": work.card_gb()})).env
+    sent = env.get("TSGB_MAX_PARALLEL")
     assert (sent and sent.get_secret_value()) == most
+    assert env["TSGB_CARD_GB"].get_secret_value() == str(gigabytes)
+
+
+@pytest.mark.parametrize("model", [{}, {"pretrained": "a/b", "device": "cpu"}], ids=str)
+def test_work_that_computes_on_no_card_needs_none(workers: Workers, model: dict[str, Any]) -> None:
+    config = make_config(SIZES, {"model": model} if model else {})
+    work = ArmsWork(workers, {Arm.SELFPLAY: config})
+    assert work.card_gb() == 0
+    assert work.request(1, INTENT).env["TSGB_CARD_GB"].get_secret_value() == "0"
 
 
 class Shown(Silent):

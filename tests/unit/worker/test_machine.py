@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -322,3 +324,57 @@ def test_what_came_before_the_watcher_is_traffic_too(scene: Scene, tmp_path: Pat
     assert scene.work(net_dev=now, net_before=then) == ExitCode.OK
     beat = scene.run().read_json("machines/0001/beat.json")
     assert (beat["bytes_down"], beat["bytes_up"]) == (4_000, 600)
+
+
+def probe_command(**changes: Any) -> list[str]:
+    """A program that finds a card as the real one does."""
+    found = {"gpu_name": "NVIDIA GeForce RTX 3090", "cuda": "13.0", "torch_cuda": "13.0"}
+    found |= {"memory_gb": 25.4, "free_gb": 25.0, "seconds": 2.0, "tflops": 60.0} | changes
+    return [sys.executable, "-c", f"print({json.dumps(found)!r})"]
+
+
+def test_the_first_heartbeat_has_the_probe_of_the_card(scene: Scene) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def look() -> bool:
+        with suppress(FileNotFoundError):
+            seen.append(scene.run().read_json("machines/0001/beat.json"))
+        return bool(seen)
+
+    scene.meanwhile(look, lambda: None)
+    assert scene.work(card_gb=24.0, probe_command=probe_command()) == ExitCode.OK
+    last = scene.run().read_json("machines/0001/beat.json")
+    for beat in (seen[0], last):
+        assert beat["probe"]["gpu_name"] == "NVIDIA GeForce RTX 3090"
+        assert (beat["probe"]["memory_gb"], beat["probe"]["tflops"]) == (25.4, 60.0)
+
+
+def test_a_machine_whose_card_fails_ends_before_any_worker(scene: Scene, tmp_path: Path) -> None:
+    """What it has downloaded until then is told after the reason."""
+    counters = tmp_path / "now"
+    counters.write_text("eth0: 5000 0 0 0 0 0 0 0 700 0 0 0 0 0 0 0\n")
+    (none := tmp_path / "then").write_text("")
+    code = scene.work(
+        card_gb=24.0, probe_command=probe_command(memory_gb=8.0), net_dev=counters, net_before=none
+    )
+    assert code == ExitCode.FAILURE
+    record, beat = scene.exit(), scene.run().read_json("machines/0001/beat.json")
+    assert record["outcome"] == "bad_host"
+    assert record["message"].endswith("RTX 3090 has 8.0 GB, and 24 GB were promised")
+    assert "probe" not in beat
+    assert (beat["bytes_down"], beat["bytes_up"]) == (5000, 700)
+    assert (scene.claims(), scene.destroyed) == ([], 1)
+
+
+def test_a_lease_that_is_revoked_during_the_probe_ends_it(scene: Scene, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    code = f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(300)"
+    scene.meanwhile(begun.exists, lambda: scene.put(revoke(scene.lease, "enough")))
+    command = [sys.executable, "-c", code]
+    assert scene.work(card_gb=24.0, probe_command=command) == ExitCode.LEASE_LOST
+    assert (scene.claims(), scene.destroyed) == ([], 1)
+
+
+def test_work_that_needs_no_card_looks_for_none(scene: Scene) -> None:
+    assert scene.work(probe_command=["/no/such/program"]) == ExitCode.OK
+    assert "probe" not in scene.run().read_json("machines/0001/beat.json")
