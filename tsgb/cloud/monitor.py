@@ -25,6 +25,9 @@ from tsgb.errors import ProviderAuthError, ProviderError, StoreUnreachable
 _SLACK = 0.02
 """Share by which the price that the service shows may exceed the one that was reserved."""
 
+_MAX_MESSAGE = 500
+"""Characters of a machine's own reason that are kept, in one line."""
+
 OnLook = Callable[[RunningInstance], None]
 
 
@@ -279,7 +282,7 @@ def _doubted(session: Session, running: RunningInstance) -> bool:
 
 def _message(running: RunningInstance) -> str:
     if running.exit_record is not None:
-        return str(running.exit_record.get("message", ""))
+        return " ".join(str(running.exit_record.get("message", "")).split())[:_MAX_MESSAGE]
     if running.stop is not None:
         return running.stop
     if running.instance is None:

@@ -239,3 +239,27 @@ def test_what_was_rented_wrongly_is_ended(renting: Renting) -> None:
     watch(session, running, never)
     assert running.cause is TerminationReason.CONFIG
     assert "not what was asked for: it costs" in running.message
+
+
+def test_the_reason_of_a_machine_is_one_line(
+    renting: Renting, session: Session, running: RunningInstance
+) -> None:
+    renting.says(1, 3, outcome="crash", message="first\nand\x1b[2J\n" + "x" * 2_000)
+    look(session, running)
+    assert running.message.startswith("first and?[2J xxx")
+    assert running.message.isprintable()
+    assert len(running.message) <= 500
+
+
+def test_a_card_that_is_not_shown_is_none(
+    renting: Renting, session: Session, running: RunningInstance
+) -> None:
+    """However late its heartbeat comes, and whatever the service says of the instance."""
+    running.intent = running.intent.model_copy(update={"card_gb": 8.0})
+    renting.says(1, 3, probe={"gpu_name": running.intent.gpu_name, "tflops": "many"})
+    look(session, running)
+    assert running.cause is TerminationReason.BAD_HOST
+    assert running.message == "its heartbeat has no probe of the card"
+    found = renting.documents.attempt(1)
+    assert found is not None
+    assert found.probe is None
