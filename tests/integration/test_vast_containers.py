@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -71,6 +72,18 @@ def test_its_image_brings_variables_and_a_rentals_own_win(vast: Driver) -> None:
     vast.sim("options", {"image_env": {"A": "image", "B": "image", "CONTAINER_ID": "image"}})
     number = vast.rent(env={"B": "rental"}, onstart='echo "$A/$B/$CONTAINER_ID"')
     assert until(lambda: vast.log(number)) == f"image/rental/{number}\n"
+
+
+def test_a_host_may_lie_about_its_card_and_keep_variables_back(vast: Driver) -> None:
+    offer = vast.search()[0]
+    lies = {"true_card": "H100 SXM", "cuda": 12.2, "strips": ["A"]}
+    vast.sim(f"machines/{offer['machine_id']}", lies)
+    number = vast.rent(offer, env={"A": "1", "B": "2"}, onstart='echo "$A/$B/$SIM_CARD"')
+    name, _, card = until(lambda: vast.log(number)).partition("/2/")
+    found = json.loads(card)
+    assert (name, found["cuda"]) == ("", "12.2")
+    assert found["gpu_name"].endswith("H100 SXM")
+    assert vast.show(number)["gpu_name"] == offer["gpu_name"] != "H100 SXM"
 
 
 @pytest.mark.parametrize("how", ["preempt", "destroy", "stop"])

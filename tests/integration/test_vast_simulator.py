@@ -52,6 +52,52 @@ def test_one_instance_from_search_to_its_last_cent(vast: Driver) -> None:
     assert user["credit"] == pytest.approx(float(ledger["credit"]), abs=1e-11)
 
 
+def test_a_start_takes_as_long_as_its_downloads(vast: Driver) -> None:
+    """First those of the host, then those of the container, each once and paid by size."""
+    sizes = {"image_gb": 3, "wheels_gb": 0.1, "weights_gb": 1.9, "download_speed": 1}
+    vast.sim("options", sizes)
+    offer = next(one for one in vast.search() if one["inet_down_cost"] > 0)
+    vast.sim(f"machines/{offer['machine_id']}", {"inet_down": 80})
+    number = vast.rent(offer, runtype="args", onstart="/bin/sh", args=["-c", "echo x; sleep 300"])
+    vast.advance(359)
+    assert vast.show(number)["actual_status"] == "loading"
+    vast.advance(1)
+    assert vast.show(number)["actual_status"] == "running"
+    vast.advance(199)
+    assert vast.truth(number)["pid"] is None
+    vast.advance(1)
+    assert vast.truth(number)["pid"] is not None
+    paid = pytest.approx(5 * offer["inet_down_cost"])
+    assert float(vast.bill(number)["download_dollars"]) == paid
+    vast.do(number, "preempt", outage_seconds=10)
+    vast.advance(10 + 60)
+    assert vast.truth(number)["num_starts"] == 2
+    assert vast.truth(number)["pid"] is not None
+    assert float(vast.bill(number)["download_dollars"]) == paid
+
+
+def test_an_image_without_an_ssh_server_boots_longer_where_one_is_asked_for(vast: Driver) -> None:
+    vast.sim("options", {"ssh_seconds": 90, "ssh_images": ["with-ssh"]})
+    offers = vast.search()
+    rents = [
+        vast.rent(offers[0], runtype="args"),
+        vast.rent(offers[1], runtype="ssh_proxy", image="with-ssh"),
+        vast.rent(offers[2], runtype="ssh_proxy"),
+    ]
+    vast.advance(60)
+    states = [vast.show(number)["actual_status"] for number in rents]
+    assert states == ["running", "running", "loading"]
+    assert [vast.truth(number)["has_door"] for number in rents] == [False, True, True]
+    vast.advance(90)
+    assert vast.show(rents[2])["actual_status"] == "running"
+
+
+def test_some_offers_are_parts_of_a_computer(vast: Driver) -> None:
+    shares = {offer["gpu_frac"] for offer in vast.search(limit=64)}
+    assert 1.0 in shares
+    assert min(shares) == 1 / 8
+
+
 def test_an_offer_is_used_once(vast: Driver) -> None:
     offer = vast.search()[0]
     number = vast.rent(offer)
