@@ -42,10 +42,22 @@ class SearchSpec:
     """GPUs of one machine."""
     min_gpu_ram_gb: float = 0.0
     """Memory of each GPU, GB."""
+    min_cpu_ram_gb: float = 0.0
+    """Main memory, GB."""
+    min_compute_cap: int = 0
+    """CUDA compute capability times 100."""
+    min_cuda: float = 0.0
+    """CUDA version that the driver must carry."""
+    min_inet_down_mbps: float = 0.0
+    """Download bandwidth, Mb/s."""
+    regions: tuple[str, ...] = ()
+    """Countries by their codes of two letters; any if empty."""
     min_reliability: float = 0.0
     """The service's own measure of a host, from 0 to 1."""
     min_duration_seconds: float = 0.0
     """Seconds that the contract must allow."""
+    limit: int = 64
+    """Most offers in the answer: with as many there may be more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +113,10 @@ class Offer:
     """Whether it can be rented now."""
     verified: bool = True
     """Whether the service has verified the machine."""
+    region: str = ""
+    """Country by its code of two letters; empty if the service does not say."""
+    dlperf: float = 0.0
+    """The service's score for deep learning, of all GPUs of the offer; 0 if it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

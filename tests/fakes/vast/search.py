@@ -70,6 +70,8 @@ def _value(offer: Mapping[str, Any], field: str) -> Any:
             return offer["verification"] == "verified"
         case "external":
             return bool(offer["external"])
+        case "geolocation":  # a filter names the country alone
+            return offer["geolocation"].rpartition(", ")[2]
         case "cuda_vers":
             return offer["cuda_max_good"]
         case _:

@@ -25,7 +25,7 @@ from tsgb.cloud.provider import (
 )
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.records import InstanceRow, OfferRow, Rental
-from tsgb.cloud.vast.search import Search
+from tsgb.cloud.vast.search import Search, region_of
 from tsgb.errors import ConfigError, ProviderError
 
 _HIGH_TRAFFIC = 0.05
@@ -74,8 +74,14 @@ class VastProvider:
                 gpu_names=spec.gpu_names,
                 num_gpus=spec.num_gpus,
                 min_gpu_ram_mb=spec.min_gpu_ram_gb * 1000 or None,
+                min_cpu_ram_mb=spec.min_cpu_ram_gb * 1000 or None,
+                min_compute_cap=spec.min_compute_cap or None,
+                min_cuda=spec.min_cuda or None,
+                min_inet_down_mbps=spec.min_inet_down_mbps or None,
+                regions=spec.regions,
                 min_reliability=spec.min_reliability,
                 min_duration_seconds=spec.min_duration_seconds,
+                limit=spec.limit,
             )
         )
         return tuple(offer_of(row) for row in found)
@@ -133,6 +139,8 @@ def offer_of(row: OfferRow) -> Offer:
         gpu_name=row.gpu_name or "?",
         num_gpus=row.num_gpus or 0,
         gpu_ram=_measure(row.gpu_ram),
+        # A container gets the share of the machine's memory that it has of the GPUs.
+        cpu_ram=(row.cpu_ram or 0.0) * min(1.0, row.gpu_frac or 1.0),
         disk_space=_measure(row.disk_space),
         cuda_max_good=_measure(row.cuda_max_good),
         compute_cap=row.compute_cap or 0,
@@ -148,6 +156,8 @@ def offer_of(row: OfferRow) -> Offer:
         duration=_measure(row.duration),
         rentable=bool(row.rentable),
         verified=row.verification == "verified",
+        region=region_of(row),
+        dlperf=row.dlperf or 0.0,
     )
 
 

@@ -71,6 +71,10 @@ class OfferRow(_Row):
     """GPUs of the offer."""
     gpu_ram: _Number = None
     """Memory of each GPU, MB."""
+    gpu_frac: _Number = None
+    """Share of the machine's GPUs that the offer has."""
+    cpu_ram: _Number = None
+    """Main memory of the whole machine, MB."""
     compute_cap: _Whole = None
     """CUDA compute capability times 100: 890 is 8.9."""
     cuda_max_good: _Number = None

@@ -48,6 +48,8 @@ class Condition(NamedTuple):
             return (offer.verification == "verified") is self.value
         if self.field == "external":
             return bool(offer.external) is self.value
+        if self.field == "geolocation":  # a filter names the country, an offer the city as well
+            return region_of(offer) in self.value
         found = getattr(offer, self.field)
         return found is not None and _OPERATORS[self.op](found, self.value)
 
@@ -55,6 +57,7 @@ class Condition(NamedTuple):
 _FIELDS = {
     "num_gpus": ("num_gpus", "eq"),
     "min_gpu_ram_mb": ("gpu_ram", "gte"),
+    "min_cpu_ram_mb": ("cpu_ram", "gte"),
     "min_compute_cap": ("compute_cap", "gte"),
     "min_cuda": ("cuda_max_good", "gte"),
     "disk_gb": ("disk_space", "gte"),
@@ -89,6 +92,8 @@ class Search(BaseModel):
     """GPUs of an offer."""
     min_gpu_ram_mb: _Amount | None = None
     """Least memory of each GPU, MB."""
+    min_cpu_ram_mb: _Amount | None = None
+    """Least main memory of the machine, MB."""
     min_compute_cap: Annotated[int, Field(ge=0)] | None = None
     """Least CUDA compute capability times 100: 890 is 8.9."""
     min_cuda: _Amount | None = None
@@ -107,6 +112,8 @@ class Search(BaseModel):
     """Least seconds until the contract's limit."""
     max_usd_per_hour: _Amount | None = None
     """Highest price with storage at the lowest bid, without traffic, $/h."""
+    regions: tuple[str, ...] = ()
+    """Countries by their codes of two letters; any if empty."""
     verified: bool = True
     """Whether to take only machines that the service has verified."""
     limit: Annotated[int, Field(ge=1, le=_MOST)] = _MOST
@@ -125,6 +132,8 @@ class Search(BaseModel):
             always.append(Condition("verified", "eq", True))
         if self.gpu_names:
             always.append(Condition("gpu_name", "in", list(self.gpu_names)))
+        if self.regions:
+            always.append(Condition("geolocation", "in", list(self.regions)))
         given = ((wire, getattr(self, ours)) for ours, wire in _FIELDS.items())
         return (
             *always,
@@ -146,6 +155,12 @@ class Search(BaseModel):
         if offer.is_bid is not None and offer.is_bid is not self.interruptible:
             return False
         return all(condition.holds(offer) for condition in self.conditions())
+
+
+def region_of(offer: OfferRow) -> str:
+    """Return the code of the country in a place such as `Sweden, SE`; empty if it has none."""
+    code = (offer.geolocation or "").rpartition(",")[2].strip()
+    return code if len(code) == 2 else ""
 
 
 def readable(rows: Iterable[Any]) -> Iterator[OfferRow]:

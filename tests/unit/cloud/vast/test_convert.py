@@ -17,6 +17,23 @@ from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.convert import VastProvider, instance_of, offer_of
 from tsgb.cloud.vast.records import InstanceRow, OfferRow
 
+
+@pytest.mark.parametrize(
+    ("row", "cpu_ram", "region", "dlperf"),
+    [
+        ({"cpu_ram": 128_000, "gpu_frac": 0.25, "geolocation": "Sweden, SE"}, 32_000, "SE", 0.0),
+        ({"cpu_ram": 64_000, "geolocation": "Utopia", "dlperf": 90.1}, 64_000, "", 90.1),
+        ({"gpu_frac": -1, "geolocation": 7, "dlperf": float("nan")}, 0, "", 0.0),
+    ],
+    ids=["part-of-a-machine", "whole-machine", "nothing-that-can-be-read"],
+)
+def test_what_an_offer_says_of_itself(
+    row: dict[str, Any], cpu_ram: float, region: str, dlperf: float
+) -> None:
+    found = offer_of(OfferRow.model_validate({"id": 1, "machine_id": 2, **row}))
+    assert (found.cpu_ram, found.region, found.dlperf) == (cpu_ram, region, dlperf)
+
+
 STOPPED = {"cur_state": "stopped", "next_state": "stopped"}
 
 

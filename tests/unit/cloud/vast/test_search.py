@@ -23,10 +23,12 @@ ROWS = st.fixed_dictionaries(
         "external": st.sampled_from([True, False, None]),
         "rentable": st.sampled_from([True, False, None]),
         "is_bid": st.sampled_from([True, False, None]),
+        "geolocation": st.sampled_from(["Sweden, SE", "Texas, US", "SE", "Utopia", "", None]),
         "reliability2": st.one_of(st.floats(0, 1), st.none()),
         **dict.fromkeys(
             (
                 "gpu_ram",
+                "cpu_ram",
                 "compute_cap",
                 "cuda_max_good",
                 "disk_space",
@@ -49,6 +51,8 @@ SEARCHES = st.builds(
     gpu_names=st.sampled_from([(), ("RTX_4090",), ("RTX 3090", "RTX 4090")]),
     num_gpus=st.one_of(st.none(), st.integers(1, 8)),
     min_gpu_ram_mb=AMOUNTS,
+    min_cpu_ram_mb=AMOUNTS,
+    regions=st.sampled_from([(), ("SE",), ("SE", "US")]),
     min_compute_cap=st.one_of(st.none(), st.integers(0, 1000)),
     min_cuda=AMOUNTS,
     min_inet_up_mbps=AMOUNTS,
@@ -85,6 +89,8 @@ def allowed(row: dict[str, Any], search: Search) -> bool:
         and (not names or row.get("gpu_name") in names)
         and search.num_gpus in {row.get("num_gpus"), None}
         and at_least("gpu_ram", search.min_gpu_ram_mb)
+        and at_least("cpu_ram", search.min_cpu_ram_mb)
+        and (not search.regions or (row.get("geolocation") or "")[-2:] in search.regions)
         and at_least("compute_cap", search.min_compute_cap)
         and at_least("cuda_max_good", search.min_cuda)
         and at_least("disk_space", search.disk_gb)
@@ -109,6 +115,8 @@ LEAST: dict[str, Any] = {
     "gpu_name": "RTX 3090",
     "num_gpus": 2,
     "gpu_ram": 16_000,
+    "cpu_ram": 64_000,
+    "geolocation": "Texas, US",
     "compute_cap": 860,
     "cuda_max_good": 12.2,
     "disk_space": 59.9,
@@ -128,6 +136,8 @@ STRICT = Search(
     gpu_names=("RTX 4090",),
     disk_gb=60,
     min_gpu_ram_mb=20_000,
+    min_cpu_ram_mb=100_000,
+    regions=("SE", "DE"),
     min_compute_cap=890,
     min_cuda=12.4,
     min_inet_up_mbps=500,
