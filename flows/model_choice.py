@@ -85,7 +85,7 @@ def choose_models(
         workers=settings,
     )
     if rented:
-        needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
+        needs.machine(settings)
         if options.evaluate and (evaluates or asked):
             _check_evaluation(needs)
     else:

@@ -31,9 +31,9 @@ from tsgb.cloud.documents import (
     ending_of,
 )
 from tsgb.cloud.exchange import Exchange, check_reach
-from tsgb.cloud.forecast import workload
+from tsgb.cloud.forecast import StartDownloads, workload
 from tsgb.cloud.history import state_size
-from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
+from tsgb.cloud.policy import LaunchPolicy, MachineNeeds, MonitorPolicy
 from tsgb.cloud.preemption import Workload
 from tsgb.cloud.provider import LaunchSpec, Provider
 from tsgb.cloud.rented_machine import RentedMachine
@@ -46,7 +46,7 @@ from tsgb.data.training import copy_training_data
 from tsgb.envs import make_environment
 from tsgb.errors import BudgetReached, Preempted, ProviderNoCredit, StoreError
 from tsgb.models.planner import DeviceMemory
-from tsgb.models.requirements import workers_at_a_time
+from tsgb.models.requirements import machine_of_run, workers_at_a_time
 from tsgb.plugins import Trust
 from tsgb.setting_groups import CloudSettings
 from tsgb.settings import Settings
@@ -66,6 +66,7 @@ class ArmsWork:
         workers: Workers,
         configs: Mapping[Arm, RunConfig],
         documents: RunDocuments | None = None,
+        needs: MachineNeeds | None = None,
     ) -> None:
         """Describe the work; reads nothing yet.
 
@@ -73,9 +74,11 @@ class ArmsWork:
             workers: Workers of the run.
             configs: Configurations of the arms to train.
             documents: The run's documents as the flow holds them; without them, opened here.
+            needs: What the run's models ask of a machine; without it those of a run without any.
         """
         self._workers = workers
         self._configs = configs
+        self._needs = needs or MachineNeeds.of(workers.settings)
         self._exchange = Exchange.of(workers.settings, workers.store)
         self._opened = documents
         self._code: Code | None = None
@@ -194,9 +197,13 @@ class ArmsWork:
     def load(self) -> Workload:
         """Return the load, with the traffic of the newest checkpoints (0 before the first one)."""
         size = state_size(self._workers.open(arm, _STORE_SECONDS) for arm in self._configs)
-        disk_gb = self._workers.settings.disk_gb
+        policy = LaunchPolicy.of(self._workers.settings, self._needs)
         return workload(
-            _GUESSED_HOURS, disk_gb=disk_gb, restore_gb=size.restore_gb, save_gb=size.save_gb
+            _GUESSED_HOURS,
+            disk_gb=policy.disk_gb,
+            restore_gb=size.restore_gb,
+            save_gb=size.save_gb,
+            start=StartDownloads.of(policy),
         )
 
     def request(self, attempt: int, intent: Intent) -> LaunchSpec:
@@ -244,13 +251,13 @@ class ArmsWork:
 
     def card_gb(self) -> float:
         """Return the memory that a machine's card must have, GB; 0 for worlds of small models."""
-        config, settings = next(iter(self._configs.values())), self._workers.settings
+        config = next(iter(self._configs.values()))
         if not config.model.device.startswith(("auto", "cuda")):
             return 0.0
         trust = Trust.of(self._workers.env)
         env = make_environment(config.env, world_seed=config.world_seed, trust=trust)
         base = config.model.pretrained or env.recipes(config.profile.value)["base"].pretrained
-        return settings.gpu_ram_gb if base else 0.0
+        return self._needs.gpu_ram_gb if base else 0.0
 
     def _at_a_time(self) -> dict[str, str]:
         """Return the variables that let no more arms train at a time than a card has memory for.
@@ -258,7 +265,8 @@ class ArmsWork:
         The smallest card that may be rented decides, so that all machines of a run do the same.
         """
         config, settings = next(iter(self._configs.values())), self._workers.settings
-        if not settings.gpu_ram_gb or not config.model.device.startswith(("auto", "cuda")):
+        card_gb = self._needs.gpu_ram_gb
+        if not card_gb or not config.model.device.startswith(("auto", "cuda")):
             return {}
         num = workers_at_a_time(
             config,
@@ -269,7 +277,7 @@ class ArmsWork:
             settings.cache_dir / "models",
             most=len(self._configs),
             evaluates=False,
-            device=DeviceMemory("cuda", int(settings.gpu_ram_gb * 1e9), has_bfloat16_units=True),
+            device=DeviceMemory("cuda", int(card_gb * 1e9), has_bfloat16_units=True),
         )
         return {"TSGB_MAX_PARALLEL": str(num)} if num < len(self._configs) else {}
 
@@ -379,8 +387,9 @@ def renting(
         ProviderAuthError: There is no key.
         UsageError: Another process rents for this run, or machines could not reach the store.
     """
-    with rental_session(workers) as session:
-        work = ArmsWork(workers, configs, session.documents)
+    needs = needs_of(workers, configs)
+    with rental_session(workers, needs=needs) as session:
+        work = ArmsWork(workers, configs, session.documents, needs)
         work.pack()  # a refusal comes before a machine costs anything
         machine = RentedMachine(session, work)
         try:
@@ -422,15 +431,30 @@ def _close(
             session.note(f"{what}: {type(error).__name__}: {error}")
 
 
+def needs_of(workers: Workers, configs: Mapping[Arm, RunConfig]) -> MachineNeeds:
+    """Return what the models of a run ask of its machines.
+
+    Raises:
+        UsageError: Machines as the settings name them are too small.
+    """
+    config, settings = next(iter(configs.values())), workers.settings
+    env = make_environment(config.env, world_seed=config.world_seed, trust=Trust.of(workers.env))
+    models = settings.cache_dir / "models"
+    return machine_of_run(config, env, settings, settings, models, arms=len(configs))
+
+
 @contextmanager
 def rental_session(
-    workers: Workers, note: Callable[[str], None] | None = None
+    workers: Workers,
+    note: Callable[[str], None] | None = None,
+    needs: MachineNeeds | None = None,
 ) -> Generator[Session]:
     """Yield all that renting for a run needs; one flow of this computer at a time.
 
     Args:
         workers: Workers of the run; their settings name the account.
         note: Tells a person one line; the listener's by default.
+        needs: What the run's models ask of a machine, for who rents one.
 
     Raises:
         ProviderAuthError: There is no key.
@@ -449,7 +473,7 @@ def rental_session(
         yield Session(
             documents=RunDocuments(run, exchange.opener(workers.run, _STORE_SECONDS)),
             provider=provider,
-            launch_policy=LaunchPolicy.of(settings),
+            launch_policy=LaunchPolicy.of(settings, needs),
             monitor_policy=MonitorPolicy.of(settings, settings),
             owner=owner_of(settings),
             journal=open_run(here),

@@ -218,12 +218,16 @@ class CloudSettings(SettingsGroup):
     starts faster."""
     image_gb: Annotated[float, Field(ge=0, le=500)] = IMAGE_GB
     """GB that a host downloads of the image, compressed; billed before the container starts."""
-    disk_gb: Annotated[float, Field(ge=8, le=2048)] = 20.0
-    """Disk of a rented machine, GB."""
+    disk_gb: Annotated[float, Field(ge=8, le=2048)] | None = None
+    """Disk of a rented machine, GB; without it what the run's models need, and 20 at least."""
     gpus: Annotated[tuple[str, ...], NoDecode] = ()
     """Names of GPUs that may be rented, commas between, as in RTX 3090,RTX 4090; any if empty."""
-    gpu_ram_gb: Annotated[float, Field(ge=0)] = 8.0
-    """Least memory of the GPU, GB."""
+    regions: Annotated[tuple[str, ...], NoDecode] = ()
+    """Countries to rent in by their codes of two letters, commas between, as in DE,US; any if
+    empty."""
+    gpu_ram_gb: Annotated[float, Field(ge=0)] | None = None
+    """Least memory of the GPU, GB, where you want more than the run's models need; 0 trains them
+    without a card."""
     reliability: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Least reliability of a host, 0 to 1, by the service's own measure."""
     look_seconds: Annotated[float, Field(gt=0)] = 20.0
@@ -239,10 +243,18 @@ class CloudSettings(SettingsGroup):
     offer_seconds: Annotated[float, Field(ge=0)] = 1800.0
     """Seconds to wait for an offer that fits."""
 
-    @field_validator("gpus", mode="before")
+    @field_validator("gpus", "regions", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("regions")
+    @classmethod
+    def _codes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        codes = tuple(code.upper() for code in value)
+        if not all(re.fullmatch("[A-Z]{2}", code) for code in codes):
+            raise ValueError("a country is a code of two letters: write DE,US")
+        return codes
 
 
 class InstanceSettings(SettingsGroup):

@@ -18,6 +18,7 @@ from tsgb.cli.account import AccountContext, utc
 from tsgb.cli.output import place
 from tsgb.cloud.connect import check_url, connect
 from tsgb.cloud.exchange import Exchange, check_reach
+from tsgb.cloud.forecast import FoundOffers, count_offers
 from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.provider import AccountFacts, Provider, is_loopback
 from tsgb.errors import ConfigError, ProviderAuthError, ProviderError, StoreError, UsageError
@@ -100,8 +101,7 @@ def _account(settings: Settings, provider: Provider) -> Iterator[Check]:
         yield _credit(facts.credit, settings.budget)
         yield _facts(facts)
     try:
-        num = len(provider.search(LaunchPolicy.of(settings).search()))
-        yield Check("search", True, f"{num} offers")
+        yield _offers(settings, provider)
     except ProviderError as error:
         yield Check("search", False, str(error))
     try:
@@ -109,6 +109,14 @@ def _account(settings: Settings, provider: Provider) -> Iterator[Check]:
         yield Check("list", True, f"{num} instances; {_MORE_SCOPES}")
     except ProviderError as error:
         yield Check("list", False, str(error))
+
+
+def _offers(settings: Settings, provider: Provider) -> Check:
+    policy = LaunchPolicy.of(settings)
+    count = count_offers(FoundOffers.search(provider, policy, narrow=False), policy)
+    found = f"{count}; for a model see `tsgb plan --model`"
+    way_out = "" if count.fitting else "raise TSGB_MAX_PRICE or ask for less of a machine"
+    return Check("search", count.fitting > 0, found, way_out)
 
 
 def _credit(credit: float, budget: float) -> Check:

@@ -11,9 +11,11 @@ from tsgb.errors import BudgetReached, NoOffer, ProviderError, UsageError
 from tsgb.run_options import RunOptions
 
 if TYPE_CHECKING:
+    from tsgb.cli.account import AccountContext
     from tsgb.cloud.forecast import Plan, Quantiles
     from tsgb.cloud.history import RemainingWork
     from tsgb.cloud.offers import Appraisal
+    from tsgb.cloud.policy import MachineNeeds
     from tsgb.cloud.provider import Offer
     from tsgb.config import RunConfig
     from tsgb.envs.base import Environment
@@ -65,9 +67,9 @@ def plan(
 
     from tsgb.cli.account import AccountContext, utc
     from tsgb.cloud.exchange import Exchange
-    from tsgb.cloud.forecast import make_plan
+    from tsgb.cloud.forecast import FoundOffers, make_plan
     from tsgb.cloud.history import RemainingWork, measure, read_history
-    from tsgb.cloud.policy import LaunchPolicy
+    from tsgb.cloud.policy import LaunchPolicy, MachineNeeds
     from tsgb.cloud.pricing import in_dollars
 
     run_id = options.run
@@ -76,7 +78,13 @@ def plan(
     account = AccountContext.read(options)
     needs = _check_models(options, account.settings)
     sample = None if run_id is not None else _planned_sample(options)
-    policy = LaunchPolicy.of(account.settings)
+    if needs is not None:
+        asked = needs.machine(account.settings)
+    elif run_id is not None:
+        asked = _asked_by(run_id, options, account)
+    else:
+        asked = MachineNeeds.of(account.settings)
+    policy = LaunchPolicy.of(account.settings, asked)
     with account.provider() as provider:
         if run_id is not None:
             left = measure(account.runs, run_id)
@@ -85,6 +93,13 @@ def plan(
             left = RemainingWork(
                 hours=_USUAL_HOURS if hours is None else hours,
                 source=assumed if hours is None else "as given",
+            )
+        if not left.traffic_source and asked.save_gb:
+            left = replace(
+                left,
+                save_gb=asked.save_gb,
+                restore_gb=asked.restore_gb,
+                traffic_source="estimated by the size of the adapters",
             )
         if state_gb is not None:
             left = replace(left, restore_gb=state_gb, save_gb=state_gb, traffic_source="as given")
@@ -95,7 +110,7 @@ def plan(
                 "TSGB_BUDGET"
             )
         track = read_history(account.runs)
-        offers = provider.search(policy.search())
+        offers = FoundOffers.search(provider, policy)
         warnings: list[str] = []
         with suppress(ProviderError):  # a plan needs no permission to read the account
             warnings = provider.facts().warnings()
@@ -127,7 +142,7 @@ def _check_models(options: RunOptions, settings: Settings) -> Requirements | Non
     # A world that trains its own models says nothing about pretrained ones.
     pretrained = env.recipes(options.profile)["base"].pretrained
     work = training_work(config, env) if pretrained else None
-    needs = Requirements.of(
+    return Requirements.of(
         base,
         other,
         boxes,
@@ -136,8 +151,33 @@ def _check_models(options: RunOptions, settings: Settings) -> Requirements | Non
         arms=len(options.trained_arms),
         workers=settings,
     )
-    needs.check_rented(gpu_ram_gb=settings.gpu_ram_gb, rented_gb=settings.disk_gb)
-    return needs
+
+
+def _asked_by(run_id: str, options: RunOptions, account: AccountContext) -> MachineNeeds:
+    """Return what the models of a run ask of a machine; of one that cannot be read, nothing.
+
+    Raises:
+        UsageError: Machines as the settings name them are too small.
+    """
+    from tsgb.checkpoint.documents import MAX_JSON_BYTES
+    from tsgb.cloud.policy import MachineNeeds
+    from tsgb.config import parse_config
+    from tsgb.envs import make_environment
+    from tsgb.errors import ConfigError
+    from tsgb.models.requirements import machine_of_run
+    from tsgb.plugins import Trust
+
+    settings = account.settings
+    run = account.runs.documents(run_id).run
+    try:
+        config = parse_config(run.read_text("config.json", MAX_JSON_BYTES), run.run_url)
+        env = make_environment(
+            config.env, world_seed=config.world_seed, trust=Trust.of(options.env)
+        )
+    except (FileNotFoundError, ConfigError):
+        return MachineNeeds.of(settings)
+    models, arms = settings.cache_dir / "models", len(options.trained_arms)
+    return machine_of_run(config, env, settings, settings, models, arms=arms)
 
 
 def _configured(options: RunOptions) -> tuple[RunConfig, Environment]:
@@ -183,6 +223,8 @@ def _print_plan(
         return
     from rich.table import Table
 
+    from tsgb.cloud.speed import REFERENCE
+
     hazard, out = found.hazard, console()
     lines = {}
     if needs is not None:
@@ -190,8 +232,7 @@ def _print_plan(
         lines = {name: known[name] for name in ("rented", "black boxes") if name in known}
     lines |= {
         "work": f"{found.left.hours:.2f} useful hours, {found.left.source}",
-        "offers": f"{found.seen} seen, {len(found.choice.ranked)} fit under "
-        f"${found.choice.cap:.3f}/h with storage",
+        "offers": f"{found.count}; under ${found.choice.cap:.3f}/h with storage",
     }
     if sample is not None:
         lines["sample"] = str(sample)
@@ -210,7 +251,13 @@ def _print_plan(
             f"{hazard.mean:.2f} preemptions/h ({hazard.quantile(0.1):.2f} to "
             f"{hazard.quantile(0.9):.2f}), {found.hazard_source}"
         )
-        lines["start"] = f"{found.boot_seconds:.0f} s until it trains, {found.boot_source}"
+        if found.speed_source:
+            lines["speed"] = f"{found.speed:.2f} of an {REFERENCE}, {found.speed_source}"
+        lines["start"] = _start(found, offer)
+        lines["preemption"] = (
+            f"{found.preemption_gb:.3g} GB down for ${found.preemption_dollars:.3f}, and "
+            f"{found.boot_seconds / 60:.1f} minutes until it trains again"
+        )
         lines["traffic"] = _traffic(found.left, offer)
         lines["saves"] = f"every {_seconds(found.interval_seconds)} s ({found.interval_source})"
     for name, text in lines.items():
@@ -227,6 +274,20 @@ def _print_plan(
         f"{found.within:.0%} of simulated runs stay within the ${found.budget:.2f} that are left "
         "of the budget",
         markup=False,
+    )
+
+
+def _start(found: Plan, offer: Offer) -> str:
+    parts = {
+        "image": found.start.image_gb,
+        "packages": found.start.packages_gb,
+        "models": found.start.weights_gb,
+        "checkpoint": found.left.restore_gb,
+    }
+    sizes = ", ".join(f"{name} {size:.2g}" for name, size in parts.items() if size)
+    return (
+        f"{found.boot_seconds:.0f} s until it trains, {found.boot_source}: {sizes} GB at "
+        f"{offer.inet_down:.0f} Mb/s"
     )
 
 
@@ -253,8 +314,10 @@ def _document(found: Plan) -> dict[str, Any]:
     return {
         "useful_hours": found.left.hours,
         "useful_hours_source": found.left.source,
-        "offers_seen": found.seen,
-        "offers_fitting": len(found.choice.ranked),
+        "offers_seen": found.count.seen,
+        "offers_fitting": found.count.fitting,
+        "offers_cut": found.count.is_cut,
+        "offers_removed": dict(found.count.removed),
         "max_price": found.choice.cap,
         "best": _best(found.choice.best),
         "hazard_per_hour": {
@@ -265,6 +328,13 @@ def _document(found: Plan) -> dict[str, Any]:
         },
         "boot_seconds": found.boot_seconds,
         "boot_source": found.boot_source,
+        "image_gb": found.start.image_gb,
+        "packages_gb": found.start.packages_gb,
+        "models_gb": found.start.weights_gb,
+        "preemption_gb": found.preemption_gb,
+        "preemption_dollars": found.preemption_dollars,
+        "speed": found.speed,
+        "speed_source": found.speed_source or None,
         "checkpoint_interval_seconds": found.interval_seconds,
         "checkpoint_interval_source": found.interval_source,
         "save_gb": found.left.save_gb,

@@ -117,6 +117,7 @@ def _result(
         step=record.step,
         boot_seconds=record.boot_seconds,
         hold_seconds=record.hold_seconds,
+        updates=record.updates,
     )
 
 

@@ -33,9 +33,11 @@ from tsgb.cloud.preemption import Hold, machine_class
 from tsgb.cloud.pricing import Account, Usage
 from tsgb.cloud.retry_policy import Ending
 from tsgb.cloud.termination import TerminationReason
+from tsgb.config import Arm
 from tsgb.errors import StoreError, StoreUnreachable
 
 _HOUR = 3600.0
+_ARMS = frozenset(arm.value for arm in Arm)
 _MAX_REPORT_BYTES = 64 << 10
 """Size of the largest heartbeat or exit record that is read, in bytes."""
 _REPORTS = ("beat.json", "exit.json")
@@ -112,6 +114,8 @@ class AttemptResult(BaseModel):
     """Whether nobody but the machine gave that reason."""
     is_idle: bool = False
     """Whether the machine told of no update beyond the checkpoints that it went on from."""
+    updates: dict[str, tuple[int, int]] = {}
+    """By arm, the step from which its machine went on and the one that it had saved at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +427,16 @@ def has_made_updates(record: Mapping[str, Any]) -> bool:
     return any(count_in(arm, "step") > count_in(arm, "first_step") for arm in arms(record).values())
 
 
+def saved_updates(record: Mapping[str, Any] | None) -> dict[str, tuple[int, int]]:
+    """Return by arm the step from which a machine went on, and the last one that it has saved."""
+    found = {
+        name: (count_in(arm, "first_step"), durable_step(arm))
+        for name, arm in arms(record or {}).items()
+        if "first_step" in arm and name in _ARMS
+    }
+    return {name: (first, last) for name, (first, last) in found.items() if last > first}
+
+
 def durable_steps(record: Mapping[str, Any]) -> int:
     """Return the updates of all arms together that are safe in the store."""
     return sum(durable_step(arm) for arm in arms(record).values())
@@ -452,6 +466,8 @@ class MachineRecord:
     """Seconds from the rental to the first heartbeat; None if its flow saw none."""
     hold_seconds: float
     """Seconds from the first heartbeat, or else from the rental, to the last document."""
+    updates: dict[str, tuple[int, int]]
+    """Updates that it saved, by arm: see `AttemptResult`."""
     exit_record: Mapping[str, Any] | None
     """Its exit record; None if it had no time for one."""
     said_at: datetime | None
@@ -485,6 +501,7 @@ def machine_record(
         step=durable_steps(exit_record or heartbeat) or durable_steps(heartbeat),
         boot_seconds=None if boot is None else max(0.0, boot.total_seconds()),
         hold_seconds=max(0.0, hold),
+        updates=saved_updates(heartbeat),
         exit_record=exit_record,
         said_at=last,
     )

@@ -7,10 +7,11 @@ widens the quantiles. Offers, remaining work and history are arguments; no store
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,26 +19,65 @@ from numpy.typing import NDArray
 from tsgb.checkpoint.interval import save_interval
 from tsgb.cloud.history import MachineHistory, RemainingWork
 from tsgb.cloud.launch import hazard_of
-from tsgb.cloud.offers import Choice, choose
+from tsgb.cloud.offers import Choice, Needs, OfferCount, choose
 from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.preemption import PRIOR, Hazard, History, Workload, machine_class
 from tsgb.cloud.pricing import MICRO
-from tsgb.cloud.provider import Offer
-from tsgb.cloud.retry_policy import avoid
+from tsgb.cloud.provider import Offer, Provider
+from tsgb.cloud.retry_policy import NOTHING_AVOIDED, avoid
 
 STALL_SECONDS = 0.1
 """Seconds that training stands still at each save, measured for states of up to 0.7 GB."""
 UPLOAD_SECONDS = 10.0
 """Seconds from a save until it is durable, assumed."""
-BOOT_SECONDS = 300.0
-"""Seconds from the rental until training goes on, assumed without history."""
+CONTAINER_SECONDS = 60.0
+"""Seconds from the rental until training goes on, without downloads and unpacking, assumed: the
+service makes a container, Python imports torch, and a model is put on a card."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartDownloads:
+    """What a machine downloads before training goes on, beside the checkpoint.
+
+    Example: `StartDownloads.of(policy).gigabytes`
+    """
+
+    image_gb: float = 0.0
+    """Compressed size of the image, GB."""
+    packages_gb: float = 0.0
+    """Size of Python packages, GB."""
+    weights_gb: float = 0.0
+    """Size of the models' files, GB."""
+    measured_seconds: float | None = None
+    """Seconds from a rental to its first heartbeat as measured, image and packages included; None
+    without history. Models and checkpoint come after it."""
+
+    @classmethod
+    def of(cls, policy: LaunchPolicy, measured: Sequence[float] = ()) -> Self:
+        """Return the downloads of a start.
+
+        Args:
+            policy: Machines that are rented.
+            measured: Seconds from each earlier rental to its first heartbeat.
+        """
+        return cls(
+            image_gb=policy.image_gb,
+            packages_gb=policy.packages_gb,
+            weights_gb=policy.weights_gb,
+            measured_seconds=median(measured) if measured else None,
+        )
+
+    @property
+    def gigabytes(self) -> float:
+        """All of it, which each start is billed for, GB."""
+        return self.image_gb + self.packages_gb + self.weights_gb
 
 
 def workload(
     hours: float,
     *,
     disk_gb: float,
-    boot_seconds: float = BOOT_SECONDS,
+    start: StartDownloads | None = None,
     stall_seconds: float = STALL_SECONDS,
     upload_seconds: float = UPLOAD_SECONDS,
     step_seconds: float = 1.0,
@@ -50,7 +90,7 @@ def workload(
     Args:
         hours: Useful hours of training that are left.
         disk_gb: Storage to rent, GB.
-        boot_seconds: Seconds from the rental until training goes on.
+        start: What a start downloads, and how long it took so far.
         stall_seconds: Seconds that training stands still at each save.
         upload_seconds: Seconds from a save until it is durable.
         step_seconds: Seconds of one update, within which nothing can be saved.
@@ -65,14 +105,18 @@ def workload(
             return save_updates * step_seconds
         return save_interval(stall_seconds, upload_seconds, step_seconds, mtbf)
 
+    start = start or StartDownloads()
+    packed = start.image_gb + start.packages_gb if start.measured_seconds is None else 0.0
     return Workload(
         work_hours=hours,
         interval=interval,
-        boot_seconds=boot_seconds,
+        boot_seconds=start.measured_seconds or CONTAINER_SECONDS,
+        timed_gb=packed + start.weights_gb + restore_gb,
+        unpacked_gb=packed,
         stall_seconds=stall_seconds,
         upload_seconds=upload_seconds,
         disk_gb=disk_gb,
-        restore_gb=restore_gb,
+        restore_gb=start.gigabytes + restore_gb,
         save_gb=save_gb,
     )
 
@@ -208,18 +252,25 @@ class Plan:
 
     left: RemainingWork
     """The remaining work."""
-    seen: int
-    """Number of offers that were compared."""
+    count: OfferCount
+    """How many offers fit, and which rule removes how many."""
     choice: Choice
     """The offers that fit, and why the others do not."""
     hazard: Hazard
     """Preemptions per hour in the best offer's class; the prior if no offer fits."""
     hazard_source: str
     """Origin of the hazard, for people."""
+    start: StartDownloads
+    """What a start downloads, beside the checkpoint."""
     boot_seconds: float
-    """Seconds from a rental until training goes on."""
+    """Seconds from a rental of the best offer until training goes on; without its downloads if no
+    offer fits."""
     boot_source: str
     """Origin of the boot time, for people."""
+    speed: float
+    """Useful work per hour on the best offer, relative to `REFERENCE`; 1 if it does not matter."""
+    speed_source: str
+    """Origin of the speed, for people; empty if it does not matter."""
     interval_seconds: float
     """Seconds between two checkpoints."""
     interval_source: str
@@ -230,13 +281,72 @@ class Plan:
     """Dollars that are left for the run."""
 
     @property
+    def preemption_gb(self) -> float:
+        """Size of what the start after a preemption downloads, GB."""
+        return self.start.gigabytes + self.left.restore_gb
+
+    @property
+    def preemption_dollars(self) -> float:
+        """Price of that traffic at the best offer; 0 if no offer fits."""
+        best = self.choice.best
+        return 0.0 if best is None else self.preemption_gb * best.offer.inet_down_cost
+
+    @property
     def within(self) -> float:
         """Probability that the run ends within the budget."""
         return 0.0 if self.forecast is None else self.forecast.within(self.budget)
 
 
+@dataclass(frozen=True, slots=True)
+class FoundOffers:
+    """Offers of now: those to choose from, and all of one GPU, which show what each rule removes.
+
+    Example: `FoundOffers.search(provider, policy)`
+    """
+
+    fitting: tuple[Offer, ...]
+    """Offers by the search of a flow."""
+    wide: tuple[Offer, ...]
+    """Offers by a search without its rules."""
+    limit: int
+    """Most offers of one search."""
+
+    @classmethod
+    def search(cls, provider: Provider, policy: LaunchPolicy, *, narrow: bool = True) -> Self:
+        """Search without rules; and with them, if there may be more than the service tells.
+
+        Args:
+            provider: The account.
+            policy: Machines that may be rented.
+            narrow: Whether the second search may be made; a service allows few a minute.
+
+        Raises:
+            ProviderError: The service does not answer, or grants no more searches.
+        """
+        spec = policy.wide_search()
+        wide = tuple(provider.search(spec))
+        is_cut = narrow and len(wide) >= spec.limit
+        return cls(tuple(provider.search(policy.search())) if is_cut else wide, wide, spec.limit)
+
+
+def count_offers(found: FoundOffers, terms: LaunchPolicy) -> OfferCount:
+    """Return how many of the offers fit a run that has not begun.
+
+    Args:
+        found: The offers.
+        terms: Machines that may be rented.
+    """
+    work = workload(1.0, disk_gb=terms.disk_gb, start=StartDownloads.of(terms))
+    needs = terms.needs(NOTHING_AVOIDED, terms.disk_gb, found.wide)
+    return _count_offers(found, needs, work, History())
+
+
+def _count_offers(found: FoundOffers, needs: Needs, work: Workload, history: History) -> OfferCount:
+    return OfferCount.of(choose(found.wide, needs, work, hazard_of(history)), found.limit)
+
+
 def make_plan(
-    offers: Iterable[Offer],
+    offers: FoundOffers,
     terms: LaunchPolicy,
     left: RemainingWork,
     machines: MachineHistory,
@@ -245,41 +355,49 @@ def make_plan(
     """Choose an offer as a flow would now, and simulate the run on machines of its class.
 
     Args:
-        offers: Offers of one search.
+        offers: Offers of now.
         terms: Machines that may be rented, and the budget.
         left: The remaining work.
         machines: History of this deployment's machines.
         now: Time of day.
     """
-    seen = list(offers)
-    boot, boot_source = BOOT_SECONDS, "assumed"
+    needs = terms.needs(
+        avoid(left.endings, now),
+        terms.disk_gb,
+        (*offers.fitting, *offers.wide),
+        machines.updates,
+    )
+    start = StartDownloads.of(terms, machines.boot_seconds)
+    boot_source = "assumed"
     if machines.boot_seconds:
-        boot, boot_source = (
-            median(machines.boot_seconds),
-            f"of {_count(len(machines.boot_seconds), 'start')}",
-        )
+        boot_source = f"of {_count(len(machines.boot_seconds), 'start')}"
     work = workload(
-        left.hours,
+        left.hours * _speed_so_far(left, needs),
         disk_gb=terms.disk_gb,
-        boot_seconds=boot,
+        start=start,
         step_seconds=left.step_seconds,
         save_updates=left.save_updates,
         restore_gb=left.restore_gb,
         save_gb=left.save_gb,
     )
     history = History.of(machines.holds)
-    choice = choose(
-        seen, terms.needs(avoid(left.endings, now), terms.disk_gb), work, hazard_of(history)
-    )
+    choice = choose(offers.fitting, needs, work, hazard_of(history))
+    count = _count_offers(offers, needs, work, history)
+    speed, speed_source = 1.0, ""
     best, hazard, source, expected = choice.best, PRIOR, _PRIOR_SOURCE, None
     if best is not None:
         name = machine_class(best.offer.gpu_name, best.offer.num_gpus, is_bid=best.offer.is_bid)
         hazard, source = history.hazard(name), _source(history, name, machines)
+        work = work.on(best.offer.inet_down)
+        if needs.speeds:
+            speed = needs.speed(best.offer.gpu_name)
+            speed_source = _speed_source(best.offer.gpu_name, machines)
         expected = forecast(
             work,
             ForecastTerms(
                 hourly=best.hourly,
                 hazard=hazard,
+                speed=speed,
                 up_cost=best.offer.inet_up_cost,
                 down_cost=best.offer.inet_down_cost,
             ),
@@ -287,13 +405,16 @@ def make_plan(
         )
     return Plan(
         left=left,
-        seen=len(seen),
+        count=count,
         choice=choice,
         hazard=hazard,
         hazard_source=source,
-        boot_seconds=boot,
+        start=start,
+        speed=speed,
+        speed_source=speed_source,
+        boot_seconds=work.boot_seconds,
         boot_source=boot_source,
-        interval_seconds=3600 * work.interval_hours(hazard.mean, left.hours),
+        interval_seconds=3600 * work.interval_hours(hazard.mean, work.work_hours / speed),
         interval_source=_interval_source(left),
         forecast=expected,
         budget=max(0, terms.budget - left.spent) / MICRO,
@@ -307,6 +428,18 @@ def _interval_source(left: RemainingWork) -> str:
     if left.save_updates is None:
         return "Young"
     return f"{_count(left.save_updates, 'update')}, fixed by the run's configuration"
+
+
+def _speed_so_far(left: RemainingWork, needs: Needs) -> float:
+    """Return the mean speed of the machines that the hours were measured on; 1 if unknown."""
+    known = [one for one in left.measured_on if needs.speeds.get(one.gpu_name)]
+    total = sum(one.num for one in known)
+    return sum(one.num * needs.speed(one.gpu_name) for one in known) / total if total else 1.0
+
+
+def _speed_source(name: str, machines: MachineHistory) -> str:
+    num = sum(one.num for one in machines.updates if one.gpu_name == name)
+    return f"by the service's score and {_count(num, 'update')}" if num else "by its score alone"
 
 
 def _source(history: History, name: str, machines: MachineHistory) -> str:

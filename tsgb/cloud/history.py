@@ -19,12 +19,16 @@ from tsgb.checkpoint.documents import MAX_JSON_BYTES, count_in, parse_json_lines
 from tsgb.checkpoint.manifest import Manifest
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
-from tsgb.cloud.documents import hold_of
+from tsgb.cloud.documents import RunDocuments, hold_of
 from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.preemption import Hold
 from tsgb.cloud.retry_policy import Ending
+from tsgb.cloud.speed import MeasuredUpdates, summarise
 from tsgb.config import Arm, arm_run_id, parse_config
 from tsgb.errors import CheckpointError, StoreError, UsageError
+
+_MOST_UPDATES = 1_000_000
+"""Updates of one attempt that are counted at most, since its machine told the number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,8 @@ class RemainingWork:
     """Mean size of what a save of all arms sends, GB; an arm that is done saves nothing."""
     traffic_source: str = ""
     """Origin of these sizes, for people; empty if they are unknown."""
+    measured_on: tuple[MeasuredUpdates, ...] = ()
+    """Updates by the GPU that made them, of which the hours are an estimate; empty if unknown."""
     spent: int = 0
     """Micro-dollars that the run has cost or set aside already."""
     endings: tuple[Ending, ...] = ()
@@ -67,21 +73,54 @@ class MachineHistory:
     """Seconds from each rental to the first heartbeat."""
     runs: int = 0
     """Number of runs that rented machines."""
+    updates: tuple[MeasuredUpdates, ...] = ()
+    """Updates that they made, by run, kind and GPU."""
 
 
 def read_history(runs: DeploymentRuns) -> MachineHistory:
     """Return the machines of all runs of the deployment."""
     holds: list[Hold] = []
     boots: list[float] = []
+    updates: list[MeasuredUpdates] = []
     num_runs = 0
     for documents in runs.rented():
         num_runs += 1
+        updates += measured_updates(documents)
         for document in documents.attempts():
             hold = hold_of(document)
             holds += [] if hold is None else [hold]
             boot = None if document.result is None else document.result.boot_seconds
             boots += [] if boot is None else [boot]
-    return MachineHistory(holds=tuple(holds), boot_seconds=tuple(boots), runs=num_runs)
+    return MachineHistory(
+        holds=tuple(holds), boot_seconds=tuple(boots), runs=num_runs, updates=tuple(updates)
+    )
+
+
+def measured_updates(documents: RunDocuments) -> tuple[MeasuredUpdates, ...]:
+    """Return the updates of a run's main arm by kind and by the GPU that made them.
+
+    Which attempt made an update is told by the ends of the attempts, and its seconds by the
+    metrics; none, where a document cannot be read.
+    """
+    name, made_by = Arm.SELFPLAY.value, dict[int, str]()
+    for document in documents.attempts():
+        if document.intent is None or document.result is None:
+            continue
+        first, last = document.result.updates.get(name, (0, 0))
+        steps = range(first + 1, min(last, first + _MOST_UPDATES) + 1)
+        made_by |= dict.fromkeys(steps, document.intent.gpu_name)
+    if not made_by:
+        return ()
+    try:
+        text = documents.run.read_text("metrics.jsonl")
+    except (FileNotFoundError, StoreError):
+        return ()
+    run = documents.run.run_id
+    return summarise(
+        ((run, str(line.get("phase"))), made_by[step], seconds)
+        for line in parse_json_lines(text)
+        if (step := count_in(line, "step")) in made_by and (seconds := _seconds(line)) > 0
+    )
 
 
 def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
@@ -119,6 +158,7 @@ def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
         if any(size.restore_gb for size in sizes)
         else "",
         spent=runs.ledger(documents).held,
+        measured_on=measured_updates(documents),
         endings=tuple(documents.endings()),
     )
 

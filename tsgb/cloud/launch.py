@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from tsgb.cloud.documents import AttemptResult, Intent
 from tsgb.cloud.exchange import new_folder
+from tsgb.cloud.history import measured_updates
 from tsgb.cloud.offers import Appraisal, choose, rates_of
 from tsgb.cloud.preemption import ON_DEMAND, History, Workload, machine_class
 from tsgb.cloud.pricing import Bandwidth, Usage, microdollars
@@ -62,7 +63,12 @@ def find_offer(session: Session, work: Workload) -> Appraisal:
             endings = session.documents.endings()
             choice = choose(
                 offers,
-                session.launch_policy.needs(avoid(endings, session.now()), _disk_gb(session)),
+                session.launch_policy.needs(
+                    avoid(endings, session.now()),
+                    _disk_gb(session),
+                    offers,
+                    measured_updates(session.documents),
+                ),
                 work,
                 hazard_of(History.of(session.documents.holds())),
             )

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
 from tsgb.cloud.preemption import Workload, stretch
 from tsgb.cloud.pricing import HOURS_PER_MONTH, Rates
@@ -34,6 +35,8 @@ class OfferRule(StrEnum):
     DOWN = "download, Mb/s"
     RELIABILITY = "reliability"
     DURATION = "contract, h"
+    REGION = "region"
+    NAME = "another GPU"
     PRICE = "price"
     CAP = "over the cap"
     HAZARD = "taken away before it saves"
@@ -70,6 +73,10 @@ class Needs:
     """Seconds until the contract's limit."""
     verified: bool = True
     """Whether only verified machines fit."""
+    regions: Collection[str] = ()
+    """Countries by their codes of two letters; any if empty."""
+    gpu_names: Collection[str] = ()
+    """Names of GPUs as the service writes them; any if empty."""
     speeds: Mapping[str, float] = field(default_factory=dict[str, float])
     """Useful work per hour by GPU name, relative to the workload's; all GPUs are alike if empty."""
     machines_out: Collection[int] = frozenset()
@@ -92,6 +99,8 @@ class Failure:
     """The rule."""
     detail: str = ""
     """Numbers, for people."""
+    needed: str = ""
+    """What the rule asks for, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +134,17 @@ class Choice:
     """Highest price with storage, $/h."""
 
     @property
+    def removed(self) -> dict[OfferRule, int]:
+        """How many offers each rule removes, most first; an offer may fail several."""
+        counts = Counter(failure.rule for _, found in self.rejected for failure in found)
+        return dict(sorted(counts.items(), key=_by_count))
+
+    @property
+    def reasons(self) -> str:
+        """The rules and how many offers each removes, for people."""
+        return ", ".join(f"{num} {rule}" for rule, num in self.removed.items())
+
+    @property
     def best(self) -> Appraisal | None:
         """The best offer; None if none fits."""
         return self.ranked[0] if self.ranked else None
@@ -140,11 +160,51 @@ class Choice:
             return "no offers at all: ask for less, or look again later"
         nearest, failures = self.rejected[0]
         only_cap = {failure.rule for failure in failures} == {OfferRule.CAP}
-        counts = Counter(failure.rule for _, found in self.rejected for failure in found)
-        reasons = ", ".join(f"{num} {rule}" for rule, num in sorted(counts.items(), key=_by_count))
+        reasons = self.reasons
         why = "; ".join(failure.detail or failure.rule for failure in failures)
         head = f"no offer under the cap of ${self.cap:.3f}/h" if only_cap else "no offer fits"
         return f"{head}: nearest is {_name(nearest)}: {why} ({len(self.rejected)} seen: {reasons})"
+
+
+@dataclass(frozen=True, slots=True)
+class OfferCount:
+    """How many offers of a search fit, and which rule removes how many.
+
+    Example: `OfferCount.of(choice, limit=64)`
+    """
+
+    seen: int
+    """Number of offers that were compared."""
+    fitting: int
+    """Number of offers that fit."""
+    removed: Mapping[OfferRule, int]
+    """Offers that each rule removes, most first; one offer may fail several."""
+    needed: Mapping[OfferRule, str]
+    """What a rule asks for, for people, where that is a number."""
+    is_cut: bool
+    """Whether the service may have more offers than it has told."""
+
+    @classmethod
+    def of(cls, choice: Choice, limit: int) -> Self:
+        """Count the offers of a choice.
+
+        Args:
+            choice: All offers of the search.
+            limit: Most offers that the search could give.
+        """
+        failures = [one for _, found in choice.rejected for one in found]
+        seen = len(choice.ranked) + len(choice.rejected)
+        needed = {one.rule: one.needed for one in failures if one.needed}
+        return cls(seen, len(choice.ranked), choice.removed, needed, seen >= limit)
+
+    def __str__(self) -> str:
+        seen = f"of the {self.seen} cheapest" if self.is_cut else f"of {self.seen}"
+        rules = [
+            f"{rule.partition(',')[0]} {self.needed.get(rule, '')}".rstrip() + f": {num}"
+            for rule, num in self.removed.items()
+        ]
+        removed = f"; removed by {', '.join(rules)} (one may fail several)" if rules else ""
+        return f"{seen} offers of one GPU, {self.fitting} fit{removed}"
 
 
 def choose(
@@ -186,7 +246,7 @@ def appraise(offer: Offer, price: float, needs: Needs, work: Workload, hazard: f
     The first start is spread over the work that is left; reliability is the share of attempts that
     come to anything.
     """
-    hours = work.work_hours / needs.speed(offer.gpu_name)
+    work, hours = work.on(offer.inet_down), work.work_hours / needs.speed(offer.gpu_name)
     hourly = price + _storage(offer, work)
     interval = work.interval_hours(hazard, hours)
     wall = hours * stretch(hazard, interval, work)
@@ -208,6 +268,8 @@ def _failures(offer: Offer, needs: Needs) -> Iterator[Failure]:
         OfferRule.RENTABLE: not offer.rentable,
         OfferRule.EXCLUDED: out,
         OfferRule.VERIFIED: needs.verified and not offer.verified,
+        OfferRule.NAME: bool(needs.gpu_names) and offer.gpu_name not in needs.gpu_names,
+        OfferRule.REGION: bool(needs.regions) and offer.region not in needs.regions,
         OfferRule.GPU: not needs.speed(offer.gpu_name) > 0,
     }
     yield from (Failure(rule) for rule, failed in flags.items() if failed)
@@ -229,7 +291,7 @@ def _failures(offer: Offer, needs: Needs) -> Iterator[Failure]:
 
 
 def _short(rule: OfferRule, has: float, needs: float) -> Failure:
-    return Failure(rule, f"{rule} {has:g}, needs {needs:g}")
+    return Failure(rule, f"{rule} {has:g}, needs {needs:g}", f"{needs:g}")
 
 
 def _price(offer: Offer, needs: Needs, work: Workload) -> tuple[float, Failure | None]:
@@ -239,7 +301,8 @@ def _price(offer: Offer, needs: Needs, work: Workload) -> tuple[float, Failure |
     if not (floor > 0 and math.isfinite(floor + storage)):
         return 0.0, Failure(OfferRule.PRICE, f"a price of ${floor:.3f}/h is none")
     if floor + storage > needs.cap:
-        return 0.0, Failure(OfferRule.CAP, f"${floor + storage:.3f}/h with storage")
+        dear = f"${floor + storage:.3f}/h with storage"
+        return 0.0, Failure(OfferRule.CAP, dear, f"${needs.cap:.3f}/h")
     if not offer.is_bid:
         return floor, None
     bid = choose_bid(floor, offer.dph_base or None, needs.cap - storage)

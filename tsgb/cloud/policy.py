@@ -2,18 +2,60 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Self
 
 from tsgb.cloud.budget import WINDOW
+from tsgb.cloud.bundle import start_download
 from tsgb.cloud.lease import SKEW, TTL
 from tsgb.cloud.offers import Needs
 from tsgb.cloud.pricing import microdollars
-from tsgb.cloud.provider import SearchSpec
+from tsgb.cloud.provider import Offer, SearchSpec
 from tsgb.cloud.retry_policy import Avoided, Limits
+from tsgb.cloud.speed import MeasuredUpdates, speeds
 from tsgb.cloud.termination import Deadlines
 from tsgb.setting_groups import IMAGE, IMAGE_GB, CloudSettings, WorkerSettings
+
+_LEAST_DISK_GB = 8.0
+"""Storage of the smallest rental, GB."""
+USUAL_DISK_GB = 20.0
+"""Storage to rent for models that need no more, GB."""
+DOWNLOAD_SECONDS = 600.0
+"""Seconds within which a machine for a pretrained model must be able to download what it starts
+with: half of what a start may take by default, since the rest is unpacking and Python's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineNeeds:
+    """What a run's models ask of a machine; 0 asks for nothing.
+
+    Example: `MachineNeeds(gpu_ram_gb=24, disk_gb=30, compute_cap=800, cuda=13.0, weights_gb=6.2)`
+    """
+
+    gpu_ram_gb: float = 0.0
+    """Memory of the card, GB; 0 for a run that needs none."""
+    cpu_ram_gb: float = 0.0
+    """Main memory, GB."""
+    disk_gb: float = USUAL_DISK_GB
+    """Storage, GB."""
+    compute_cap: int = 0
+    """CUDA compute capability times 100."""
+    cuda: float = 0.0
+    """CUDA version that the driver must carry."""
+    weights_gb: float = 0.0
+    """Size of the models' files, which each start downloads, GB."""
+    save_gb: float = 0.0
+    """Size of what a save of all arms sends, estimated, GB; 0 if unknown."""
+    restore_gb: float = 0.0
+    """Size of the checkpoints that a start downloads, estimated, GB; 0 if unknown."""
+
+    @classmethod
+    def of(cls, settings: CloudSettings) -> Self:
+        """Return the needs of a run without pretrained models: what the settings name, if any."""
+        return cls(gpu_ram_gb=settings.gpu_ram_gb or 0.0, disk_gb=settings.disk_gb or USUAL_DISK_GB)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +75,24 @@ class LaunchPolicy:
     """Container image."""
     image_gb: float = IMAGE_GB
     """Compressed size of the image, which a host downloads, GB."""
-    disk_gb: float = 20.0
+    packages_gb: float = 0.0
+    """Size of the packages and the code that a start downloads into it, GB."""
+    disk_gb: float = USUAL_DISK_GB
     """Storage to rent, GB."""
     gpus: tuple[str, ...] = ()
     """Names of GPUs as the service writes them; any GPU if empty."""
-    gpu_ram_gb: float = 8.0
-    """Least memory of a GPU, GB."""
+    regions: tuple[str, ...] = ()
+    """Countries by their codes of two letters; any if empty."""
+    gpu_ram_gb: float = 0.0
+    """Least memory of a GPU, GB; 0 for a run that needs no card."""
+    cpu_ram_gb: float = 0.0
+    """Least main memory, GB."""
+    compute_cap: int = 0
+    """Least CUDA compute capability times 100."""
+    cuda: float = 0.0
+    """Least CUDA version that the driver must carry."""
+    weights_gb: float = 0.0
+    """Size of the models' files, which each start downloads, GB."""
     reliability: float = 0.9
     """Least reliability of a host, by the service's own measure, from 0 to 1."""
     duration_hours: float = 4.0
@@ -49,19 +103,39 @@ class LaunchPolicy:
     """Failures after which the run ends."""
 
     @classmethod
-    def of(cls, settings: CloudSettings) -> Self:
-        """Return the policy that the settings describe."""
+    def of(cls, settings: CloudSettings, needs: MachineNeeds | None = None) -> Self:
+        """Return the policy that the settings describe.
+
+        Args:
+            settings: Money, and what a user asks of a machine.
+            needs: What the run's models ask of it; without it those of a run without any.
+        """
+        needs, started = needs or MachineNeeds.of(settings), start_download(settings)
         return cls(
             budget=microdollars(settings.budget),
             cap=settings.max_price,
             deployment=settings.deployment,
             image=settings.image,
             image_gb=settings.image_gb,
-            disk_gb=settings.disk_gb,
+            packages_gb=(started.wheels + started.code) / 1e9,
+            disk_gb=needs.disk_gb,
             gpus=settings.gpus,
-            gpu_ram_gb=settings.gpu_ram_gb,
+            regions=settings.regions,
+            gpu_ram_gb=needs.gpu_ram_gb,
+            cpu_ram_gb=needs.cpu_ram_gb,
+            compute_cap=needs.compute_cap,
+            cuda=needs.cuda,
+            weights_gb=needs.weights_gb,
             reliability=settings.reliability,
         )
+
+    @property
+    def inet_down_mbps(self) -> float:
+        """Least bandwidth, Mb/s, that brings models and packages in `DOWNLOAD_SECONDS`."""
+        if not self.weights_gb:
+            return 0.0
+        gigabytes = self.image_gb + self.packages_gb + self.weights_gb
+        return math.ceil(gigabytes * 8000 / DOWNLOAD_SECONDS)
 
     def search(self) -> SearchSpec:
         """Return the search to ask the service for."""
@@ -69,18 +143,48 @@ class LaunchPolicy:
             disk_gb=self.disk_gb,
             gpu_names=self.gpus,
             min_gpu_ram_gb=self.gpu_ram_gb,
+            min_cpu_ram_gb=self.cpu_ram_gb,
+            min_compute_cap=self.compute_cap,
+            min_cuda=self.cuda,
+            min_inet_down_mbps=self.inet_down_mbps,
+            regions=self.regions,
             min_reliability=self.reliability,
             min_duration_seconds=self.duration_hours * 3600,
         )
 
-    def needs(self, avoided: Avoided, disk_gb: float) -> Needs:
-        """Return the rules that are checked again here, and the machines to avoid now."""
+    def wide_search(self) -> SearchSpec:
+        """Return the search for all offers of one GPU, which shows what each rule removes."""
+        return SearchSpec(disk_gb=_LEAST_DISK_GB)
+
+    def needs(
+        self,
+        avoided: Avoided,
+        disk_gb: float,
+        offers: Iterable[Offer] = (),
+        measured: Iterable[MeasuredUpdates] = (),
+    ) -> Needs:
+        """Return the rules that are checked again here, and the machines to avoid now.
+
+        Args:
+            avoided: Machines that have failed lately.
+            disk_gb: Storage to rent, GB.
+            offers: Offers with the service's scores, by which speeds are estimated: for a run that
+                computes on cards.
+            measured: Updates that machines of this deployment have made.
+        """
         return Needs(
             cap=self.cap,
             gpu_ram=self.gpu_ram_gb * 1000,
+            cpu_ram=self.cpu_ram_gb * 1000,
+            compute_cap=self.compute_cap,
+            cuda_max_good=self.cuda,
+            inet_down=self.inet_down_mbps,
             disk_space=disk_gb,
+            regions=self.regions,
+            gpu_names=[name.replace("_", " ") for name in self.gpus],
             reliability=self.reliability,
             duration=self.duration_hours * 3600,
+            speeds=speeds(offers, measured) if self.gpu_ram_gb else {},
             machines_out=avoided.machine_ids,
             hosts_out=avoided.host_ids,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,10 @@ class History:
 
 
 _SECONDS = 3600.0
+_MEGABITS = 8000.0
+"""Megabits of a gigabyte."""
+UNPACK_SECONDS_PER_GB = 20.0
+"""Seconds to unpack and write a compressed GB of an image or of packages, assumed."""
 _MOST = 500.0
 """Exponents beyond it mean: this never ends."""
 _LEAST = 1e-12
@@ -130,7 +134,12 @@ class Workload:
     interval: Interval
     """The rule by which the worker saves."""
     boot_seconds: float = 300.0
-    """Seconds from the rental until training goes on, billed as training is."""
+    """Seconds from the rental until training goes on, billed as training is, without the time of
+    what is downloaded meanwhile."""
+    timed_gb: float = 0.0
+    """Size of what is downloaded meanwhile, GB."""
+    unpacked_gb: float = 0.0
+    """Part of it that is unpacked before it can be used, GB."""
     stall_seconds: float = 0.0
     """Seconds that training stands still for a save."""
     upload_seconds: float = 0.0
@@ -138,9 +147,17 @@ class Workload:
     disk_gb: float = 20.0
     """Storage, GB."""
     restore_gb: float = 0.0
-    """Size of what each start loads, GB."""
+    """Size of what each start downloads and is billed, GB."""
     save_gb: float = 0.0
     """Size of what each save sends, GB."""
+
+    def on(self, inet_down: float) -> Workload:
+        """Return the workload on a machine with so many Mb/s, whose downloads are in its boot."""
+        seconds = self.timed_gb * _MEGABITS / max(inet_down, 1.0)
+        seconds += self.unpacked_gb * UNPACK_SECONDS_PER_GB
+        return replace(
+            self, boot_seconds=self.boot_seconds + seconds, timed_gb=0.0, unpacked_gb=0.0
+        )
 
     def interval_hours(self, hazard: float, work_hours: float) -> float:
         """Return the hours between two saves at a hazard per hour, at most `work_hours`."""

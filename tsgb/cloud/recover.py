@@ -218,6 +218,7 @@ def _close(
         step=record.step,
         boot_seconds=record.boot_seconds,
         hold_seconds=record.hold_seconds,
+        updates=record.updates,
     )
     # No ending of this flow's: the one that died answers for it.
     session.documents.note(attempt, outcome=result.model_dump(mode="json"))

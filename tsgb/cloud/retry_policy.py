@@ -229,6 +229,10 @@ class Avoided:
     """Owners of machines."""
 
 
+NOTHING_AVOIDED = Avoided(frozenset(), frozenset())
+"""The machines and hosts that a run which has not begun avoids."""
+
+
 def avoid(endings: Iterable[Ending], now: datetime) -> Avoided:
     """Return machines and hosts that failed lately, and machines that were refused just now.
 

@@ -1,6 +1,6 @@
 """Speed of GPUs for a run: the service's own score first, then the updates that were measured.
 
-Without a measurement a GPU is as fast as its score says (`dlperf` on Vast.ai), relative to that of
+Without a measurement a GPU is as fast as its score says (`dlperf`), relative to that of
 `REFERENCE`. How far a score misses the speed at this kind of work is unknown: the logarithm of the
 ratio is taken to be normal around 0 with standard deviation `DOUBT`. Updates of one kind in one run
 on several GPUs tell their speeds apart, whatever the model and the batch are. The posterior mean is

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tsgb.cloud.documents import AttemptResult
+from tsgb.cloud.documents import AttemptResult, saved_updates
 from tsgb.cloud.provider import Provider
 from tsgb.cloud.retry_policy import Ending, may_go_on
 from tsgb.cloud.running import RunningInstance
@@ -230,6 +230,7 @@ def finish(session: Session, running: RunningInstance, saved: Callable[[], int])
             hold_seconds=running.hold_seconds(session.clock()),
             is_claim=not running.is_certain,
             is_idle=running.is_idle,
+            updates=saved_updates(running.heartbeat),
         ),
         machine_id=running.intent.machine_id,
         host_id=running.intent.host_id,

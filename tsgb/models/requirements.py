@@ -6,12 +6,15 @@ It looks at the devices of this machine and imports no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from tsgb.cloud.policy import USUAL_DISK_GB, MachineNeeds
 from tsgb.config import ModelConfig, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import HubUnreachable, UsageError
@@ -28,13 +31,26 @@ from tsgb.models.planner import (
 )
 from tsgb.models.quantization import FOUR_BIT, check_quantization
 from tsgb.models.source import ModelFacts, inspect
-from tsgb.setting_groups import HubSettings, WorkerSettings
+from tsgb.setting_groups import CloudSettings, HubSettings, WorkerSettings
 from tsgb.types import Message, Messages, Split, StreamKind
 
 NO_ESTIMATE = "no estimate of its memory is available for the architecture"
 """Said of models whose sizes are not understood, in place of a wrong number."""
 
 
+CUDA_OF_TORCH: Mapping[str, float] = {"2.13": 13.0}
+"""CUDA version of torch's wheel in the Python package index, which a rented machine installs, by
+the version of torch: what the wheel requires as cuda-toolkit or nvidia-cuda-runtime."""
+LEAST_COMPUTE: Mapping[float, int] = {12.0: 500, 13.0: 750}
+"""Compute capability times 100 that a CUDA version compiles for at least: CUDA 13 has dropped
+Maxwell, Pascal and Volta."""
+_BFLOAT16_COMPUTE = 800
+"""Compute capability times 100 from which cards multiply in bfloat16, as `card_has_units`."""
+_RUNTIME = re.compile(r"(?:cuda-toolkit|nvidia-cuda-runtime)\S*==(\d+\.\d+)")
+_PROCESS_GB = 2.5
+"""Main memory of a process with torch and CUDA loaded, GB, assumed."""
+_UNKNOWN_FACTOR, _UNKNOWN_GB = 1.5, 2.0
+"""Memory of a card for an architecture without an estimate: so many times its files, and some."""
 _CHARACTERS = 2
 """Characters of a token that texts are counted by, where no tokenizer is at hand; it has more."""
 _TEMPLATE_TOKENS = 64
@@ -213,6 +229,16 @@ class Requirements:
     """Bytes of the files of each black box, which this machine needs and a rented one does not."""
     quantization: str = "none"
     """How the weights of the target are held: `none` or `4bit`."""
+    weight_bytes: int = 0
+    """Bytes of the files of base and target."""
+    on_card: bool = True
+    """Whether models are computed on a rented machine's card, if it has one."""
+    rented_dtype: str = "bfloat16"
+    """Type of frozen weights there."""
+    adapter_bytes: int = 0
+    """Bytes of one adapter of the base; 0 without an estimate."""
+    arms: int = 1
+    """Number of arms that are trained."""
 
     @classmethod
     def of(
@@ -272,6 +298,11 @@ class Requirements:
             disk_gb=disk_gb(*(facts.weight_bytes for facts in trained)),
             black_boxes={facts.name: facts.weight_bytes for facts in black_boxes},
             quantization=model.target_quantization,
+            weight_bytes=sum(facts.weight_bytes for facts in trained),
+            on_card=model.device.startswith(("auto", "cuda")),
+            rented_dtype=dtype_of(model, DeviceMemory("cuda", 0, has_bfloat16_units=True)),
+            adapter_bytes=0 if base.sizes is None else 4 * base.sizes.adapter(work.rank),
+            arms=arms,
         )
 
     def check_here(self) -> None:
@@ -287,32 +318,73 @@ class Requirements:
             card = None if self.black_boxes else self.card
             check_fits(self.name + self.beside, self.here, card)
 
-    def check_rented(self, *, gpu_ram_gb: float, rented_gb: float) -> None:
-        """Refuse a model that the machines which may be rented are too small for.
+    def machine(self, settings: CloudSettings) -> MachineNeeds:
+        """Return what a rented machine must have; memory and disk that a user names are kept.
 
         Args:
-            gpu_ram_gb: GB of memory that a rented card has at least; 0 asks for no card.
-            rented_gb: GB of disk that is rented.
+            settings: What a user asks of machines; `gpu_ram_gb` 0 asks for no card.
 
         Raises:
-            UsageError: One is too small; the message is one line.
+            ConfigError: The target's weights are to be in four bits, and no card is asked for.
+            UsageError: What a user names is too small, or no card is large enough; one line.
         """
-        if not gpu_ram_gb:  # machines without a card
-            check_quantization(self.quantization, "cpu")
-        needs = {"TSGB_DISK_GB": (rented_gb, self.disk_gb)}
-        if not self.family and gpu_ram_gb:
-            if self.card is None:
-                raise UsageError(
-                    f"model {self.name} fits on no single card of up to {max(CARD_CLASSES)} GB: "
-                    "name a smaller model"
-                )
-            needs["TSGB_GPU_RAM_GB"] = (gpu_ram_gb, round(self.card.device.total / 1e9))
+        weights_gb = self.weight_bytes / 1e9
+        card_gb = self._card_gb(settings)
+        disk_gb = settings.disk_gb or max(USUAL_DISK_GB, self.disk_gb)
+        needs = {"TSGB_DISK_GB": (disk_gb, self.disk_gb)}
+        if not self.family:
+            needs["TSGB_GPU_RAM_GB"] = (card_gb, self._class_gb if card_gb else 0)
         changes = [f"{key}={need}" for key, (has, need) in needs.items() if has < need]
         if changes:
             raise UsageError(
-                f"model {self.name} needs {self.rented}, and machines with {gpu_ram_gb:g} GB and "
-                f"{rented_gb:g} GB of disk are rented: set {' and '.join(changes)}"
+                f"model {self.name} needs {self.rented}, and machines with {card_gb:g} GB and "
+                f"{disk_gb:g} GB of disk are rented: set {' and '.join(changes)}, or leave it away"
             )
+        # Each checkpoint holds both players' adapters with the two moments of their optimizer; a
+        # start fetches the kept copies too.
+        state_gb = self.arms * self.adapter_bytes / 1e9
+        asked = MachineNeeds(
+            gpu_ram_gb=card_gb,
+            disk_gb=disk_gb,
+            weights_gb=weights_gb,
+            save_gb=3 * self.work.roles * state_gb,
+            restore_gb=(3 * self.work.roles + self.work.snapshots) * state_gb,
+        )
+        if not card_gb:
+            return asked
+        cuda = cuda_of_torch()
+        native = _BFLOAT16_COMPUTE if self.rented_dtype == "bfloat16" else 0
+        compiled = max((cap for v, cap in LEAST_COMPUTE.items() if v <= cuda), default=0)
+        # The watcher is a process, too; weights pass through memory on their way to the card.
+        memory = weights_gb + self.work.snapshots * state_gb + (self.arms + 1) * _PROCESS_GB
+        return replace(
+            asked,
+            cpu_ram_gb=math.ceil(memory),
+            compute_cap=max(native, compiled),
+            cuda=cuda,
+        )
+
+    @property
+    def _class_gb(self) -> int:
+        """GB of the smallest class of cards; only where there is an estimate."""
+        return 0 if self.card is None else round(self.card.device.total / 1e9)
+
+    def _card_gb(self, settings: CloudSettings) -> float:
+        """Return the GB of memory to ask of a card: what a user names, else the planner's class."""
+        asked = settings.gpu_ram_gb
+        if asked == 0 or (asked is None and not self.on_card):
+            check_quantization(self.quantization, "cpu")
+            return 0.0
+        if self.family:
+            held = _UNKNOWN_FACTOR * self.weight_bytes / 1e9 + _UNKNOWN_GB
+            usual = next((size for size in CARD_CLASSES if size >= held), max(CARD_CLASSES))
+            return usual if asked is None else asked
+        if self.card is None:
+            raise UsageError(
+                f"model {self.name} fits on no single card of up to {max(CARD_CLASSES)} GB: "
+                "name a smaller model"
+            )
+        return self._class_gb if asked is None else asked
 
     @property
     def rented(self) -> str:
@@ -363,6 +435,60 @@ class Requirements:
             "disk_gb": self.disk_gb,
             "black_box_bytes": sum(self.black_boxes.values()),
         }
+
+
+def cuda_of_torch(requirements: Iterable[str] | None = None, version: str | None = None) -> float:
+    """Return the CUDA version that torch's wheel for Linux brings, without importing torch.
+
+    Args:
+        requirements: Requirements of the installed wheel; without them they are looked up.
+        version: Its version; likewise.
+
+    Returns:
+        What its own requirements name; for a wheel without CUDA what `CUDA_OF_TORCH` says of the
+        version, or of the newest that it knows, because a rented machine installs the usual one.
+    """
+    found = (metadata.requires("torch") or []) if requirements is None else requirements
+    for line in found:
+        if match := _RUNTIME.match(line):
+            return float(match[1])
+    release = (metadata.version("torch") if version is None else version).split(".")
+    return CUDA_OF_TORCH.get(".".join(release[:2]), max(CUDA_OF_TORCH.values()))
+
+
+def machine_of_run(
+    config: RunConfig,
+    env: Environment,
+    settings: CloudSettings,
+    hub: HubSettings,
+    cache: Path,
+    *,
+    arms: int,
+) -> MachineNeeds:
+    """Return what the models of a run ask of a rented machine.
+
+    Args:
+        config: Configuration of the run.
+        env: Its world.
+        settings: What a user asks of machines.
+        hub: Settings of the hub.
+        cache: Directory of converted models.
+        arms: Number of arms that are trained.
+
+    Raises:
+        UsageError: A machine as the settings name it is too small, or a model cannot be looked at.
+    """
+    chosen = config.model
+    base = chosen.pretrained or env.recipes(config.profile.value)["base"].pretrained
+    if not base:
+        return MachineNeeds.of(settings)
+    return Requirements.of(
+        inspect(base, hub, cache),
+        inspect(chosen.target, hub, cache) if chosen.target else None,
+        model=chosen,
+        work=training_work(config, env),
+        arms=arms,
+    ).machine(settings)
 
 
 def check_fits(name: str, plan: MemoryPlan, card: MemoryPlan | None) -> None:

@@ -54,6 +54,10 @@ def test_a_plan_costs_one_search_and_two_looks_at_the_account(
     ]
     document = json.loads(run("plan --hours 8 --json").out)
     assert document["offers_seen"] > document["offers_fitting"] > 0
+    removed = document["offers_removed"]
+    assert removed["over the cap"] <= document["offers_seen"] - document["offers_fitting"]
+    assert document["offers_cut"] is False
+    assert document["preemption_gb"] == pytest.approx(3.0 + 0.131), "the image, and its packages"
     assert document["hours"]["p10"] <= document["hours"]["p50"] <= document["hours"]["p90"]
     assert document["best"]["min_bid"] <= document["best"]["bid"] <= document["max_price"]
 
@@ -155,7 +159,7 @@ def test_a_plan_of_a_run_goes_by_its_own_updates(
 def test_no_offer_and_no_budget(run: Callable[[str], Ended], vast: Driver) -> None:
     ended = run("plan --max-price 0.01")
     one_line(ended, 9, r"no offer under the cap of \$0.010/h: nearest is offer")
-    assert "0 fit under $0.010/h" in ended.out
+    assert "53 offers of one GPU, 0 fit; removed by over the cap $0.010/h: 53" in ended.out
     one_line(run("plan --budget 0"), 8, r"a budget of \$0.0000 rents nothing: raise --budget")
     one_line(run("plan --budget=-1"), 2, "budget")
     vast.sim("options", {"searches_per_day": 1})
@@ -175,6 +179,9 @@ def test_a_healthy_place(run: Callable[[str], Ended], runs: DeploymentRuns) -> N
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
     assert len(lines) == 12
+    assert re.search(
+        r"search +of 53 offers of one GPU, \d+ fit; removed by over the cap", ended.out
+    )
     assert all(line.startswith("    ok  ") for line in lines)
     assert runs.ids() == ["other"]
     assert [path.name for path in Path(runs.url).iterdir()] == ["other"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,19 @@ import pytest
 from flows.rented import ArmsWork
 from flows.workers import Workers
 from tsgb.checkpoint.store import CheckpointStore
+from tsgb.cloud.documents import AttemptResult, saved_updates
 from tsgb.cloud.forecast import workload
-from tsgb.cloud.history import RemainingWork, StateSize, measure, state_size
+from tsgb.cloud.history import (
+    RemainingWork,
+    StateSize,
+    measure,
+    measured_updates,
+    read_history,
+    state_size,
+)
 from tsgb.cloud.inventory import DeploymentRuns
+from tsgb.cloud.speed import MeasuredUpdates
+from tsgb.cloud.termination import TerminationReason
 from tsgb.config import Arm, arm_overrides, arm_run_id, make_config
 from tsgb.settings import Settings
 
@@ -21,6 +32,13 @@ SIZES: dict[str, Any] = {
     "attacker": {"sft_steps": 10, "warmup_steps": 0},
     "guard": {"sft_steps": 10},
     "selfplay": {"rounds": 1, "attacker_steps": 20, "guard_steps": 20},
+}
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+INTENT: dict[str, Any] = {
+    "label": "tsgb/home/r1/1",
+    **dict.fromkeys(("ask_id", "machine_id", "host_id"), 1),
+    **dict.fromkeys(("price", "hourly", "disk_gb"), 1.0),
+    "intended_at": NOW.isoformat(),
 }
 SECONDS = {"sft_attacker": 0.5, "sft_guard": 1.0, "attacker": 3.0, "guard": 2.0}
 
@@ -72,6 +90,34 @@ def test_a_fixed_interval_is_that_of_the_worker(runs: DeploymentRuns) -> None:
         assert work.interval(mtbf) == 4 * left.step_seconds
 
 
+def test_updates_are_those_of_the_gpu_whose_attempt_saved_them(runs: DeploymentRuns) -> None:
+    """The second attempt went on from update 2, so what the first did after it is lost."""
+    run = runs.documents("r1").run
+    seconds = [1.0, 1.0, 4.0, 4.0, 9.0]
+    lines = [{"step": n, "phase": "guard", "seconds": s} for n, s in enumerate(seconds, 1)]
+    run.write_text("metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
+    run.write_json("budget.json", {})
+    for attempt, (gpu, first, last) in enumerate(
+        [("RTX 3090", 0, 2), ("RTX 5090", 2, 4), ("RTX 5090", 9, 9)], start=1
+    ):
+        arm = {"first_step": first, "step": last + 5, "durable_step": last}
+        told = saved_updates({"arms": {"selfplay": arm, "\x1b": arm, "frozen": {"step": 3}}})
+        assert told == ({"selfplay": (first, last)} if last > first else {})
+        result = AttemptResult(cause=TerminationReason.PREEMPTED, at=NOW, updates=told)
+        runs.documents("r1").note(
+            attempt,
+            intent={**INTENT, "gpu_name": gpu},
+            outcome=result.model_dump(mode="json"),
+        )
+    found = (
+        MeasuredUpdates(("r1", "guard"), "RTX 3090", 2, 1.0),
+        MeasuredUpdates(("r1", "guard"), "RTX 5090", 2, pytest.approx(4.0)),
+    )
+    assert measured_updates(runs.documents("r1")) == found
+    assert read_history(runs).updates == found
+    assert measured_updates(runs.documents("r2")) == ()
+
+
 def save(runs: DeploymentRuns, arm: Arm, step: int, num_bytes: int, shared: bytes = b"") -> None:
     store = CheckpointStore(runs.documents(arm_run_id("r1", arm)).run)
     store.claim(None)
@@ -108,13 +154,15 @@ def test_an_offer_is_chosen_with_the_traffic_of_the_run_by_then(runs: Deployment
     workers = Workers(Settings(), runs.url, "r1")
     work = ArmsWork(workers, {Arm.SELFPLAY: workers.config()})
     assert work.load().save_gb == 0.0
+    start = 3.0 + 0.131
+    assert work.load().restore_gb == pytest.approx(start), "the image, and the packages"
     save(runs, Arm.SELFPLAY, 10, 3_000_000)
     assert work.load().save_gb == pytest.approx(0.003)
-    assert work.load().restore_gb == pytest.approx(0.003)
+    assert work.load().restore_gb == pytest.approx(start + 0.003)
     # What checkpoints share is sent no more, but a new machine fetches it.
     save(runs, Arm.SELFPLAY, 12, 3_000_000, shared=bytes(1_000_000))
     assert work.load().save_gb == pytest.approx(0.003)
-    assert work.load().restore_gb == pytest.approx(0.004)
+    assert work.load().restore_gb == pytest.approx(start + 0.004)
     left = measure(runs, "r1")
     assert (left.save_gb, left.restore_gb) == pytest.approx((0.003, 0.004))
 

@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsgb.cloud.offers import Needs, OfferRule, choose, choose_bid
+from tsgb.cloud.forecast import StartDownloads, workload
+from tsgb.cloud.offers import Needs, OfferCount, OfferRule, choose, choose_bid
+from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.preemption import Workload, stretch
 from tsgb.cloud.provider import Offer
+from tsgb.cloud.retry_policy import NOTHING_AVOIDED
+from tsgb.cloud.speed import MeasuredUpdates
 
 WORK = Workload(
     work_hours=8.0,
@@ -31,6 +35,8 @@ GOOD = Offer(
     host_id=2,
     gpu_name="RTX 4090",
     gpu_ram=24_000,
+    cpu_ram=32_000,
+    region="SE",
     disk_space=100.0,
     dph_base=0.4,
     min_bid=0.2,
@@ -145,6 +151,66 @@ def test_a_faster_gpu_may_cost_more() -> None:
     assert [failure.rule for failure in choice.rejected[0][1]] == [OfferRule.GPU]
 
 
+CARDS = LaunchPolicy(budget=1, cap=0.5, gpu_ram_gb=24, cuda=13.0, compute_cap=800)
+"""Cards for a model of 3B, as a flow looks for them."""
+MADE = {"compute_cap": 860, "cuda_max_good": 13.0}
+RTX_3090 = replace(GOOD, gpu_name="RTX 3090", min_bid=0.149, dlperf=60.2, **MADE)
+RTX_5090 = replace(
+    GOOD, id=42, gpu_name="RTX 5090", min_bid=0.179, dlperf=139.6, gpu_ram=32_607, **MADE
+)
+
+
+def best_card(measured: dict[str, float] | None = None, **changes: Any) -> str:
+    seen = [RTX_3090, replace(RTX_5090, **changes)]
+    updates = [
+        MeasuredUpdates(("r1", "guard"), name, 1000, seconds)
+        for name, seconds in (measured or {}).items()
+    ]
+    best = choose(seen, CARDS.needs(NOTHING_AVOIDED, 40.0, seen, updates), WORK, hazard_of).best
+    assert best is not None
+    return best.offer.gpu_name
+
+
+def test_the_card_that_does_more_for_a_dollar_is_the_better_one() -> None:
+    """404 of the service's score for a dollar an hour against 780, as seen in the market."""
+    assert best_card() == "RTX 5090"
+    assert best_card(dlperf=60.2) == "RTX 3090"
+    assert best_card({"RTX 3090": 1.0, "RTX 5090": 0.99}) == "RTX 3090", "by its own updates"
+    assert best_card(cuda_max_good=12.8) == "RTX 3090"
+
+
+def test_a_slow_line_is_paid_for() -> None:
+    """Two machines that differ in nothing else: one downloads 12 GB in minutes, one in hours."""
+    work = workload(8.0, disk_gb=40.0, start=StartDownloads(packages_gb=2.9, weights_gb=9.1))
+    fast, slow = replace(GOOD, inet_down=1000.0), replace(GOOD, id=40, inet_down=50.0)
+    choice = choose([slow, fast], NEEDS, work, hazard_of)
+    assert [found.offer for found in choice.ranked] == [fast, slow]
+    minutes = [work.on(offer.inet_down).boot_seconds / 60 for offer in (fast, slow)]
+    assert minutes == pytest.approx([1 + 96 / 60 + 58 / 60, 1 + 1920 / 60 + 58 / 60])
+    seen = StartDownloads(packages_gb=2.9, weights_gb=9.1, measured_seconds=200.0)
+    measured = workload(8.0, disk_gb=40.0, start=seen).on(1000.0)
+    assert measured.boot_seconds == pytest.approx(200 + 9.1 * 8), "models come after the report"
+    assert measured.restore_gb == pytest.approx(12.0), "packages are billed nevertheless"
+
+
+def test_it_counts_what_each_rule_removes() -> None:
+    old, dear = replace(RTX_3090, id=1, cuda_max_good=12.4), replace(RTX_3090, id=2, min_bid=0.6)
+    both = replace(old, id=3, gpu_ram=12_000)
+    choice = choose(
+        [RTX_3090, old, dear, both],
+        CARDS.needs(NOTHING_AVOIDED, 40.0, [RTX_3090]),
+        WORK,
+        hazard_of,
+    )
+    count = OfferCount.of(choice, limit=64)
+    assert (count.seen, count.fitting, sum(count.removed.values())) == (4, 1, 4)
+    assert str(count) == (
+        "of 4 offers of one GPU, 1 fit; removed by CUDA version 13: 2, GPU memory 24000: 1, "
+        "over the cap $0.500/h: 1 (one may fail several)"
+    )
+    assert str(OfferCount.of(choice, limit=4)).startswith("of the 4 cheapest offers of one GPU")
+
+
 @pytest.mark.parametrize(
     ("offer", "rule"),
     [
@@ -159,12 +225,23 @@ def test_a_faster_gpu_may_cost_more() -> None:
         pytest.param(replace(GOOD, min_bid=0.0), OfferRule.PRICE, id="no-price"),
         pytest.param(replace(GOOD, min_bid=0.39), OfferRule.PRICE, id="hardly-below-on-demand"),
         pytest.param(replace(GOOD, machine_id=13), OfferRule.EXCLUDED, id="machine-out"),
+        pytest.param(replace(GOOD, gpu_name="K80"), OfferRule.NAME, id="another-gpu"),
+        pytest.param(replace(GOOD, region="US"), OfferRule.REGION, id="elsewhere"),
+        pytest.param(replace(GOOD, cpu_ram=8_000), OfferRule.CPU_RAM, id="main-memory"),
         pytest.param(replace(GOOD, host_id=13), OfferRule.EXCLUDED, id="host-out"),
         pytest.param(replace(GOOD, id=13), OfferRule.EXCLUDED, id="ask-out"),
     ],
 )
 def test_each_rule_rejects(offer: Offer, rule: OfferRule) -> None:
-    needs = replace(NEEDS, machines_out={13}, hosts_out={13}, asks_out={13})
+    needs = replace(
+        NEEDS,
+        machines_out={13},
+        hosts_out={13},
+        asks_out={13},
+        gpu_names={"RTX 4090"},
+        regions={"SE"},
+        cpu_ram=16_000,
+    )
     [(_, failures)] = choose([offer], needs, WORK, hazard_of).rejected
     assert [failure.rule for failure in failures] == [rule]
 

@@ -42,6 +42,9 @@ class Boasted:
     def load(self) -> Workload:
         return workload(0.2, disk_gb=20)
 
+    def card_gb(self) -> float:
+        return 0.0
+
     def request(self, attempt: int, intent: Intent) -> LaunchSpec:
         del attempt
         return self._renting.spec(intent.label, intent.price)

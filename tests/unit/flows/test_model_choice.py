@@ -154,7 +154,8 @@ def test_a_rented_run_is_refused_where_this_machine_could_not_evaluate_it(
     }
     with hub_server() as server:
         server.models = {"acme/tiny": model}
-        online = settings.model_copy(update={"hf_endpoint": server.url, "hf_offline": False})
+        changes = {"hf_endpoint": server.url, "hf_offline": False, "gpu_ram_gb": 24.0}
+        online = settings.model_copy(update=changes)
         message = "cannot: .* needs a CUDA card, .*, or evaluate elsewhere: --no-evaluate$"
         with pytest.raises(UsageError, match=message):
             choose_models(options(**asked), online, evaluates=True)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from tests.fakes.chat_model import save_chat_model
 from tests.fakes.cuda_driver import T4, install_driver
 from tests.unit.models.test_planner import REAL
+from tsgb.cloud.policy import MachineNeeds
 from tsgb.config import ModelConfig, make_config
 from tsgb.envs.canary import CanaryEnvironment
+from tsgb.envs.glyph import GlyphEnvironment
 from tsgb.errors import ConfigError, HubUnreachable, UsageError
 from tsgb.models.chat_tokenizer import ChatTokenizer
 from tsgb.models.machine_memory import main_memory
@@ -20,11 +23,13 @@ from tsgb.models.planner import DeviceMemory, card_for, plan_memory
 from tsgb.models.requirements import (
     Requirements,
     check_fits,
+    cuda_of_torch,
+    machine_of_run,
     training_work,
     workers_at_a_time,
 )
 from tsgb.models.source import ModelFacts, inspect
-from tsgb.setting_groups import HubSettings, WorkerSettings
+from tsgb.setting_groups import CloudSettings, HubSettings, WorkerSettings
 from tsgb.types import Split, StreamKind
 
 CANARY = CanaryEnvironment(world_seed=0)
@@ -35,6 +40,10 @@ def fixture_facts(tmp_path: Path) -> ModelFacts:
     return inspect(str(save_chat_model(tmp_path / "tiny")), HubSettings(), tmp_path)
 
 
+def cloud(**changes: Any) -> CloudSettings:
+    return CloudSettings.model_validate(changes)
+
+
 def of_size(facts: ModelFacts, name: str) -> ModelFacts:
     return replace(facts, name=name, sizes=REAL[name], weight_bytes=2 * REAL[name].parameters)
 
@@ -42,7 +51,7 @@ def of_size(facts: ModelFacts, name: str) -> ModelFacts:
 def test_a_small_model_fits_here(facts: ModelFacts) -> None:
     needs = Requirements.of(facts, model=ModelConfig(device="cpu", dtype="float32"))
     needs.check_here()
-    needs.check_rented(gpu_ram_gb=8, rented_gb=20)
+    assert needs.machine(cloud(gpu_ram_gb=24, disk_gb=40)).gpu_ram_gb == 24
     document = needs.document()
     assert (document["device"], document["dtype"], document["fits"]) == ("cpu", "float32", True)
     assert (document["micro_batch_tokens"], document["gpu_gb"], document["disk_gb"]) == (
@@ -85,29 +94,84 @@ def test_a_target_in_four_bits_needs_a_card_and_a_third_of_the_memory(facts: Mod
     with pytest.raises(ConfigError, match="needs a CUDA card, and models are computed on 'cpu'"):
         small.check_here()
     with pytest.raises(ConfigError, match="needs a CUDA card"):
-        small.check_rented(gpu_ram_gb=0, rented_gb=100)
-    small.check_rented(gpu_ram_gb=24, rented_gb=100)
+        small.machine(cloud(gpu_ram_gb=0))
+    assert small.machine(cloud(gpu_ram_gb=24)).gpu_ram_gb == 24
 
 
 def test_rented_machines_that_are_too_small_are_refused(facts: ModelFacts) -> None:
     needs = Requirements.of(of_size(facts, "3B"))
-    with pytest.raises(UsageError, match=r"set TSGB_GPU_RAM_GB=16$"):
-        needs.check_rented(gpu_ram_gb=8, rented_gb=20)
-    needs.check_rented(gpu_ram_gb=0, rented_gb=20)
+    with pytest.raises(UsageError, match=r"set TSGB_GPU_RAM_GB=16, or leave it away$"):
+        needs.machine(cloud(gpu_ram_gb=8))
     with pytest.raises(UsageError, match=r"model 8B needs a card of 32 .* set TSGB_DISK_GB=30 and"):
-        Requirements.of(of_size(facts, "8B")).check_rented(gpu_ram_gb=24, rented_gb=20)
-    both = Requirements.of(of_size(facts, "3B"), of_size(facts, "3B"))
-    assert both.card is not None
-    assert both.card.device.total == 24 * 10**9
+        Requirements.of(of_size(facts, "8B")).machine(cloud(gpu_ram_gb=24, disk_gb=20))
     huge = replace(of_size(facts, "8B"), sizes=replace(REAL["8B"], layers=320))
     with pytest.raises(UsageError, match="fits on no single card of up to 141 GB: name a smaller"):
-        Requirements.of(huge).check_rented(gpu_ram_gb=80, rented_gb=200)
+        Requirements.of(huge).machine(cloud(gpu_ram_gb=80))
+
+
+@pytest.mark.parametrize(
+    ("model", "card", "disk", "memory"),
+    [("0.5B", 8, 20, 7), ("1.5B", 12, 20, 9), ("3B", 16, 20, 13), ("8B", 32, 30, 23)],
+)
+def test_what_a_machine_must_have_follows_from_the_model(
+    facts: ModelFacts, model: str, card: int, disk: int, memory: int
+) -> None:
+    base = of_size(facts, model)
+    asked = Requirements.of(base).machine(cloud())
+    assert (asked.gpu_ram_gb, asked.disk_gb, asked.cpu_ram_gb) == (card, disk, memory)
+    assert (asked.compute_cap, asked.cuda) == (800, 13.0)
+    assert asked.weights_gb == base.weight_bytes / 1e9
+    save = 2 * 3 * 4 * REAL[model].adapter(16) / 1e9  # two adapters, two moments of each, float32
+    assert (asked.save_gb, asked.restore_gb) == pytest.approx((save, save * 14 / 6))
+
+
+def test_a_card_that_computes_in_float32_may_be_older_but_not_older_than_cuda(
+    facts: ModelFacts,
+) -> None:
+    needs = Requirements.of(of_size(facts, "3B"), model=ModelConfig(dtype="float32"))
+    assert needs.machine(cloud()).compute_cap == 750
+
+
+def test_no_rule_about_cards_where_none_is_used(facts: ModelFacts) -> None:
+    named = {"profile": "smoke", "env": "canary"}
+    base = of_size(facts, "3B")
+    for asked in (
+        Requirements.of(base).machine(cloud(gpu_ram_gb=0)),
+        Requirements.of(base, model=ModelConfig(device="cpu")).machine(cloud()),
+    ):
+        assert (asked.gpu_ram_gb, asked.cuda, asked.compute_cap, asked.cpu_ram_gb) == (0, 0, 0, 0)
+        assert asked.weights_gb == base.weight_bytes / 1e9
+    glyph = GlyphEnvironment(world_seed=0)
+    config = make_config(glyph.profile("smoke"), {"profile": "smoke", "env": "glyph"})
+    asked = machine_of_run(config, glyph, cloud(), HubSettings(), Path("cache"), arms=1)
+    assert asked == MachineNeeds()
+    chosen = {"model": {"pretrained": str(facts.directory)}}
+    config = make_config(CANARY.profile("smoke"), named, chosen)
+    asked = machine_of_run(config, CANARY, cloud(), HubSettings(), Path("cache"), arms=1)
+    assert (asked.gpu_ram_gb, asked.cuda) == (8, 13.0)
+
+
+@pytest.mark.parametrize(
+    ("requirements", "version", "cuda"),
+    [
+        (['cuda-toolkit[cublas,cudart]==13.0.3; platform_system == "Linux"'], "2.13.0", 13.0),
+        (['nvidia-cuda-runtime-cu12==12.8.90; platform_system == "Linux"'], "2.8.0", 12.8),
+        (["filelock"], "2.13.1+cpu", 13.0),
+        ([], "9.9", 13.0),
+    ],
+    ids=["this-wheel", "an-older-one", "without-cuda", "unknown"],
+)
+def test_the_driver_must_carry_the_cuda_version_of_the_wheel(
+    requirements: list[str], version: str, cuda: float
+) -> None:
+    assert cuda_of_torch(requirements, version) == cuda
 
 
 def test_an_unknown_architecture_has_no_estimate_and_is_not_refused(facts: ModelFacts) -> None:
     needs = Requirements.of(replace(facts, family="novel", sizes=None))
     needs.check_here()
-    needs.check_rented(gpu_ram_gb=8, rented_gb=20)
+    assert needs.machine(cloud(gpu_ram_gb=8)).gpu_ram_gb == 8
+    assert needs.machine(cloud()).gpu_ram_gb == 8, "by the size of its files"
     assert needs.lines()["memory"] == (
         "no estimate of its memory is available for the architecture 'novel'"
     )
