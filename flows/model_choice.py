@@ -5,7 +5,7 @@ It reads a model's small files, never its weights, and knows no Prefect.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -13,9 +13,11 @@ from typing import Any, TypeVar, cast
 
 from flows.prepare import arm_configs, world_of
 from flows.workers import Workers
+from tsgb.cloud.exchange import Exchange
 from tsgb.config import Arm, ModelConfig
 from tsgb.envs import Environment
 from tsgb.errors import ConfigError, UsageError
+from tsgb.models.pushed import PushedModels, parse_pushed
 from tsgb.models.requirements import Requirements, training_work
 from tsgb.models.source import ModelFacts, inspect
 from tsgb.run_options import MachineKind, RunOptions
@@ -66,6 +68,9 @@ def choose_models(
     base, facts = look(model or usual, [stored.pretrained])
     facts.check_verdicts(env.guard_template())
     target, other = look(target, [stored.target]) if target else (None, None)
+    if rented:
+        exchange = Exchange.of(settings, options.store or settings.default_store)
+        check_pushed([base, *([target] if target else [])], exchange, settings)
     asked = choose_black_boxes(boxes, env, settings, stored.black_boxes)
     changes = {
         "model": base if model else None,
@@ -91,6 +96,25 @@ def choose_models(
     else:
         needs.check_here()
     return chosen
+
+
+def check_pushed(names: Iterable[str], exchange: Exchange, settings: Settings) -> None:
+    """Return if the exchange has all of the models that were pushed to it.
+
+    Args:
+        names: Names of models, pushed or not.
+        exchange: The exchange that machines will read.
+        settings: Settings of this process.
+
+    Raises:
+        ConfigError: It lacks one, or a part of one.
+        StoreError: It does not answer.
+    """
+    for name in names:
+        pushed = parse_pushed(name)
+        if pushed is not None:
+            cache = settings.cache_dir / "models"
+            PushedModels(cache, exchange.open_models()).check_there(*pushed)
 
 
 def _check_evaluation(needs: Requirements) -> None:

@@ -46,6 +46,7 @@ from tsgb.data.training import copy_training_data
 from tsgb.envs import make_environment
 from tsgb.errors import BudgetReached, Preempted, ProviderNoCredit, StoreError
 from tsgb.models.planner import DeviceMemory
+from tsgb.models.pushed import parse_pushed
 from tsgb.models.requirements import machine_of_run, workers_at_a_time
 from tsgb.plugins import Trust
 from tsgb.setting_groups import CloudSettings
@@ -235,6 +236,7 @@ class ArmsWork:
             worker_env={
                 **self._at_a_time(),
                 "TSGB_CARD_GB": f"{intent.card_gb:g}",
+                **self._models(),
                 "TSGB_SKEW_SECONDS": f"{settings.skew_seconds:g}",
                 "TSGB_GRACE_SECONDS": f"{settings.grace_seconds:g}",
                 "TSGB_RESUME_PINS": ",".join(one.seen.sha256 for one in handed.values()) or NONE,
@@ -280,6 +282,13 @@ class ArmsWork:
             device=DeviceMemory("cuda", int(card_gb * 1e9), has_bfloat16_units=True),
         )
         return {"TSGB_MAX_PARALLEL": str(num)} if num < len(self._configs) else {}
+
+    def _models(self) -> dict[str, str]:
+        """Return the variable that says where pushed models are, if the run has one."""
+        models = [config.model for config in self._configs.values()]
+        names = [name for model in models for name in (model.pretrained, model.target)]
+        pushed = any(parse_pushed(name) for name in names)
+        return {"TSGB_MODELS_URL": self._exchange.models_url} if pushed else {}
 
     def show(self, running: RunningInstance) -> None:
         """Show bars of the arms, or the state of the machine before anything is known of them.

@@ -89,8 +89,8 @@ class ExchangeSettings(StoreSettings):
     """Password for the exchange, which rented machines get."""
 
 
-class HubSettings(SettingsGroup):
-    """The Hugging Face Hub, or a server like it, that pretrained models come from.
+class HubSettings(StoreSettings):
+    """The Hugging Face Hub, or a server like it, and other places of pretrained models.
 
     Example: `HubSettings(hf_offline=True, hf_cache=Path("hub"))`
     """
@@ -104,6 +104,9 @@ class HubSettings(SettingsGroup):
     """Whether only models in the local cache are used (0 or 1)."""
     hf_cache: Path | None = Field(default=None, validation_alias="HF_HUB_CACHE")
     """Directory of downloaded models; without it hub below HF_HOME, or ~/.cache/huggingface/hub."""
+    models_url: str | None = None
+    """Directory of pushed models; a rented machine gets it, and elsewhere `tsgb models pull` gets
+    them."""
 
 
 class EndpointSettings(SettingsGroup):

@@ -22,6 +22,7 @@ from tsgb.cli import (
     export_guard,
     machines,
     manager,
+    models,
     plan,
     recalibrate,
     report,
@@ -57,6 +58,7 @@ app.add_typer(worker.worker_app, name="worker")
 app.add_typer(manager.manager_app, name="manager")
 app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
 app.add_typer(data.data_app, name="data")
+app.add_typer(models.models_app, name="models")
 
 
 def main() -> None:

@@ -104,11 +104,12 @@ def pack_code(
     for name in models:
         if name.startswith("gguf:") or Path(name).is_dir():
             raise UsageError(
-                f"model {name} is on this machine, where a rented one cannot read it: train with "
-                "it here (tsgb experiment), or name a repository of the Hugging Face Hub"
+                f"model {name} is on this machine, where a rented one cannot read it: put it where "
+                f"it can with `tsgb models push {name}`, or train with it here (tsgb experiment)"
             )
     files = {name: path.read_bytes() for name, path in _of_packages(_PACKAGES)}
-    packaged = any("/" not in name for name in models)  # a repository has an owner
+    # A repository has an owner, and a pushed model a prefix.
+    packaged = any("/" not in name and ":" not in name for name in models)
     quantized = model.target_quantization != "none"
     required = _requirements({_PACKAGED: packaged, _QUANTIZED: quantized})
     module, own, _ = world.partition(":")

