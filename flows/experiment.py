@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from flows import embedded
@@ -22,13 +23,15 @@ from flows.prepare import (
     with_checked_names,
     write_configs,
 )
-from flows.progress import watching
+from flows.progress import listener, watching
+from flows.seeds import sharing, train_all
 from flows.workers import Workers
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.urls import canonical_url
+from tsgb.cloud.pricing import MICRO, in_dollars
 from tsgb.config import Arm, ModelConfig
 from tsgb.errors import Interrupted, UsageError
-from tsgb.run_options import RunOptions
+from tsgb.run_options import MachineKind, RunOptions
 from tsgb.settings import child_environment, load_settings
 
 if TYPE_CHECKING:
@@ -41,13 +44,14 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Train, then evaluate; the same call with the same `options.run` resumes.
 
-    Progress goes to stderr. Several seeds are trained one after the other, each in a run of
-    its own, and one report pools them.
+    Progress goes to stderr. Several seeds are trained one after the other, or on several rented
+    machines at once, each in a run of its own, and one report pools them.
 
     Returns:
         The JSON document: `run_id`, `seed`, `profile`, `env`, `wall_seconds`, `stage1`, `stage2`,
-        `results` over all seeds; with several seeds also `runs`, stage 1 of each. Without
-        `options.evaluate` there are no `stage2` and `results`.
+        `results` over all seeds; with several seeds also `runs`, stage 1 of each, and
+        `held_dollars`, what their rented machines have cost. Without `options.evaluate` there are
+        no `stage2` and `results`.
 
     Raises:
         TSGBError: The way in which it ended; `exit_code` says what a process should exit with.
@@ -59,6 +63,11 @@ def run_experiment(
     run_id = options.run or new_run_id(datetime.now().astimezone())
     seeds = options.training_seeds
     names = [run_id if len(seeds) == 1 else f"{run_id}-s{seed}" for seed in seeds]
+    if options.machines > len(seeds):
+        raise UsageError(
+            f"--machines {options.machines}: a run has one machine at a time, and there are "
+            f"{len(seeds)} of them, one a seed: give --seeds too, or fewer machines"
+        )
 
     def stored(name: str) -> ModelConfig | None:
         return stored_models(Workers(settings, where, name))
@@ -79,19 +88,23 @@ def run_experiment(
         interruptible(),
         _resumable(run_id, options.seeds),
         embedded.start(settings.prefect_home, name, child_environment()) as api,
-        watching() as listener,
+        watching() as shown,
     ):
-        listener.note(
+        shown.note(
             f"experiment {run_id}: profile {options.profile}, world {options.env}, "
             f"{len(runs)} seed(s)"
         )
         with embedded.connected(api):
             from flows.stage1 import stage1
 
-            trained = [_stage1(_run(stage1, **run.parameters())) for run in runs]
+            jobs = {
+                name: partial(_train, stage1, run) for name, run in zip(names, runs, strict=True)
+            }
+            with _one_budget(options, where, names) as spent:
+                trained = train_all(jobs, options.machines)
             evaluated = _stage2(names, options, where) if options.evaluate else {}
         if options.evaluate:
-            listener.note(f"report: {evaluated['stage2']['report']}")
+            shown.note(f"report: {evaluated['stage2']['report']}")
     return {
         "run_id": run_id,
         "seed": options.seed,
@@ -100,6 +113,7 @@ def run_experiment(
         "wall_seconds": round(clock() - start, 1),
         "stage1": trained[0],
         **({"runs": dict(zip(names, trained, strict=True))} if len(runs) > 1 else {}),
+        **spent,
         **evaluated,
     }
 
@@ -107,6 +121,37 @@ def run_experiment(
 def _run(flow: Flow[..., dict[str, Any]], **parameters: Any) -> State[dict[str, Any]]:
     """Run a flow to its final state, in this process."""
     return cast("State[dict[str, Any]]", flow(**parameters, return_state=True))
+
+
+def _train(stage1: Flow[..., dict[str, Any]], run: RunOptions) -> dict[str, Any]:
+    return _stage1(_run(stage1, **run.parameters()))
+
+
+@contextmanager
+def _one_budget(
+    options: RunOptions, store: str, names: Sequence[str]
+) -> Generator[dict[str, float]]:
+    """Let the runs of several seeds on rented machines spend of one budget; say what they spent.
+
+    Yields:
+        What the document says of it, once the context is left.
+    """
+    said: dict[str, float] = {}
+    if options.machine is not MachineKind.RENTED or len(names) == 1:
+        yield said
+        return
+    settings = options.applied_to(load_settings())
+    from flows.rented import budget_of
+
+    shared = budget_of([Workers(settings, store, name) for name in names])
+    try:
+        with sharing(shared):
+            yield said
+    finally:
+        said["held_dollars"] = shared.held / MICRO
+        listener().note(
+            f"all {len(names)} runs: {in_dollars(shared.held)} of ${settings.budget:.2f}"
+        )
 
 
 def _stage2(runs: Sequence[str], options: RunOptions, store: str) -> dict[str, Any]:

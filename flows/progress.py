@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
@@ -125,6 +126,49 @@ def bar_of(state: JobState) -> Bar:
     elif not heartbeat:
         text = "runs"
     return Bar(state.key, done, total, text)
+
+
+class Together:
+    """Shows several runs that train at once on one listener, each under its name.
+
+    Example: `Together(listener()).of("r1-s0").note("instance 7 is up")`
+    """
+
+    def __init__(self, to: Listener) -> None:
+        """Show them on a listener, which one thread at a time uses."""
+        self._to = to
+        self._lock = Lock()
+        self._bars: dict[str, Sequence[Bar]] = {}
+
+    def of(self, name: str) -> Listener:
+        """Return the listener of one run."""
+        return _One(self, name)
+
+    def note(self, name: str, text: str) -> None:
+        """Show a line of a run."""
+        with self._lock:
+            self._to.note(f"{name}: {text}")
+
+    def bars(self, name: str, bars: Sequence[Bar]) -> None:
+        """Show the bars of a run beside those that the others showed last."""
+        with self._lock:
+            self._bars[name] = [replace(bar, key=f"{name} {bar.key}") for bar in bars]
+            shown_now = [bar for run in sorted(self._bars) for bar in self._bars[run]]
+            self._to.bars("runs", shown_now)
+
+
+@dataclass(frozen=True, slots=True)
+class _One:
+    """One of several runs."""
+
+    together: Together
+    name: str
+
+    def note(self, text: str) -> None:
+        self.together.note(self.name, text)
+
+    def bars(self, stage: str, bars: Sequence[Bar]) -> None:  # noqa: ARG002 - runs differ in it
+        self.together.bars(self.name, bars)
 
 
 class Lines:

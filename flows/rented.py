@@ -6,12 +6,13 @@ It joins the settings, the workers' traces in the store and the account. It deci
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from secrets import token_hex
 
-from flows.interrupts import check_interrupt
+from flows.interrupts import check_interrupt, pause
 from flows.progress import Bar, listener
+from flows.seeds import shared_budget
 from flows.workers import Checkpoints, Workers, segment_targets
 from tsgb.checkpoint.cache import FileCache
 from tsgb.checkpoint.documents import count_in
@@ -19,7 +20,7 @@ from tsgb.checkpoint.promote import Expected, Handover, TrustedStore, hand_out, 
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.store import NONE
 from tsgb.cloud.bill import RentalBill, make_bill
-from tsgb.cloud.budget import journal_path
+from tsgb.cloud.budget import Ledger, SharedBudget, journal_path
 from tsgb.cloud.bundle import BootSpec, Code, boot, pack_code, publish_code
 from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import (
@@ -486,8 +487,27 @@ def rental_session(
             monitor_policy=MonitorPolicy.of(settings, settings),
             owner=owner_of(settings),
             journal=open_run(here),
+            shared_budget=shared_budget(),
+            sleep=pause,
             note=tell,
         )
+
+
+def budget_of(workers: Sequence[Workers]) -> SharedBudget:
+    """Return one budget for several runs, with what they have spent already.
+
+    Args:
+        workers: Workers of each run.
+
+    Raises:
+        StoreError: What one of them has spent is unknown.
+    """
+    earlier: dict[str, int] = {}
+    for one in workers:
+        run = one.open(deadline_seconds=_STORE_SECONDS)
+        ledger = Ledger.open(run, 0, open_run(lock_of(one.settings, run.run_url)))
+        earlier[one.run] = ledger.held
+    return SharedBudget(earlier)
 
 
 def provider_of(settings: CloudSettings) -> Provider:

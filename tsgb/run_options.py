@@ -24,7 +24,7 @@ from tsgb.errors import UsageError
 from tsgb.setting_groups import CloudSettings
 
 S = TypeVar("S", bound=CloudSettings)
-NOT_OF_A_RUN = {"seeds", "evaluate"}
+NOT_OF_A_RUN = {"seeds", "machines", "evaluate"}
 """Options that say what happens around a run: the flow stage 1, which trains one, has none."""
 
 
@@ -93,7 +93,7 @@ class RunOptions(BaseModel):
     """Seed of everything that happens in the world."""
     seeds: Annotated[Annotated[int, Field(ge=1, le=100)] | None, Flag("--seeds", "N")] = None
     """Number of training seeds, from --seed on, that one report pools; without it paper trains five
-    and the others one. Each has the budget of a run."""
+    and the others one. They share --budget."""
     world_seed: Annotated[int, Field(ge=0), Flag("--world-seed")] = 0
     """Seed of the world itself: policy, weaknesses, models."""
     arms: Annotated[
@@ -144,10 +144,12 @@ class RunOptions(BaseModel):
     """Path or fsspec URL of all runs; without it TSGB_STORE, RCLONE_WEBDAV_URL or ./runs."""
     machine: Annotated[MachineKind, Flag("--machine")] = MachineKind.LOCAL
     """Machine that trains: processes here, or one rented instance at a time."""
+    machines: Annotated[Annotated[int, Field(ge=1, le=100)], Flag("--machines", "N")] = 1
+    """Most rented machines at once, one for each of --seeds."""
     budget: Annotated[
         Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, Flag("--budget")
     ] = None
-    """Dollars that the whole run may cost on rented machines; without it TSGB_BUDGET."""
+    """Dollars that all seeds together may cost on rented machines; without it TSGB_BUDGET."""
     max_price: Annotated[Annotated[float, Field(ge=0.001, le=128)] | None, Flag("--max-price")] = (
         None
     )

@@ -213,7 +213,7 @@ class CloudSettings(SettingsGroup):
     deployment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,15}$")] = "home"
     """Part of the labels of instances; instances of another deployment are never touched."""
     budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
-    """Dollars that one run may cost on rented machines, all attempts together."""
+    """Dollars that all seeds of a run may cost on rented machines, all attempts together."""
     max_price: Annotated[float, Field(gt=0, le=128)] = 0.3
     """Dollars an hour that one machine may cost, storage included."""
     image: str = IMAGE

@@ -39,16 +39,16 @@ def bounds(schema: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("words", "lacking", "defaults"),
     [
-        ("experiment", {"machine", "budget", "max_price", "service_url", "evaluate"}, {}),
+        ("experiment", {"machine", "machines", "budget", "max_price", "service_url", "evaluate"}, {}),
         ("manager run", {"machine"}, {}),
-        ("manager loop", {"machine", "evaluate", "seeds"}, {}),
+        ("manager loop", {"machine", "machines", "evaluate", "seeds"}, {}),
         (
             "train-local",
             {
                 *("arms", "targets", "targets_file", "adaptive", "max_requests", "max_cost"),
                 *("target_class", "judge_class", "judge", "human_labels", "machine"),
                 *("guards", "fresh"),
-                *("budget", "max_price", "service_url", "evaluate", "seeds"),
+                *("budget", "max_price", "service_url", "evaluate", "seeds", "machines"),
             },
             {"profile": "smoke", "store": "./checkpoints", "run": "local"},
         ),

@@ -11,14 +11,14 @@ from tsgb.cli.options import JsonOption, takes
 from tsgb.errors import UsageError
 from tsgb.run_options import MachineKind, RunOptions
 
-manager_app = typer.Typer(help="Train on rented machines, one at a time, within a budget.")
+manager_app = typer.Typer(help="Train on rented machines, within a budget.")
 
 RENTED = (*TRAINING, "budget", "max_price", "service_url")
 """Options of every command that trains on rented machines."""
 
 
 @manager_app.command("run")
-@takes(*RENTED, "seeds", "evaluate", machine=MachineKind.RENTED)
+@takes(*RENTED, "seeds", "machines", "evaluate", machine=MachineKind.RENTED)
 def manager_run(options: RunOptions, as_json: JsonOption = False) -> None:
     """Train on rented machines, then evaluate here; resumes with the same --run-id.
 

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -45,15 +47,60 @@ def journal_path(cache_dir: Path, run_url: str) -> Path:
     return cache_dir / "flows" / sha256_hex(run_url.encode())[:16]
 
 
+@dataclass(slots=True)
+class SharedBudget:
+    """One budget of several runs that one process trains, one after the other or at once.
+
+    What a run may spend is what the others neither spent nor set aside. Runs that train in threads
+    reserve money in turns.
+
+    Example: `SharedBudget({"r1-s0": 0, "r1-s1": 0})`
+    """
+
+    earlier: Mapping[str, int]
+    """Micro-dollars that each run held when the process began."""
+    lock: RLock = field(default_factory=RLock)
+    """Held while a run decides what to reserve, and until it is written."""
+    _ledgers: dict[str, Ledger] = field(default_factory=dict[str, "Ledger"])
+
+    def join(self, ledger: Ledger) -> None:
+        """Let a run spend of it from now on, whose ledger says what it holds."""
+        self._ledgers[ledger.run_id] = ledger
+
+    @property
+    def held(self) -> int:
+        """Micro-dollars that all runs have spent or set aside."""
+        return sum(map(self._held_by, self.earlier))
+
+    def held_by_others(self, run_id: str) -> int:
+        """Return the micro-dollars that the other runs have spent or set aside."""
+        return sum(self._held_by(run) for run in self.earlier if run != run_id)
+
+    def promised_by_others(self, run_id: str) -> int:
+        """Return the micro-dollars that the other runs have set aside and not spent yet."""
+        return sum(ledger.promised for run, ledger in self._ledgers.items() if run != run_id)
+
+    def _held_by(self, run_id: str) -> int:
+        ledger = self._ledgers.get(run_id)
+        return self.earlier[run_id] if ledger is None else ledger.held
+
+
 class Ledger:
     """All accounts of one run.
 
     Example: `ledger = Ledger.open(run, microdollars("5.00"))`
     """
 
-    def __init__(self, run: RunStore, budget: int, journal: RunStore | None = None) -> None:
+    def __init__(
+        self,
+        run: RunStore,
+        budget: int,
+        journal: RunStore | None = None,
+        shared: SharedBudget | None = None,
+    ) -> None:
         """Create a ledger without accounts; see `open`."""
         self._run = run
+        self._shared = shared or SharedBudget({})
         self._journal = journal
         self.budget = budget
         """Micro-dollars that the run may cost."""
@@ -71,7 +118,13 @@ class Ledger:
         """Reason not to believe the store, in one line for people; empty if there is none."""
 
     @classmethod
-    def open(cls, run: RunStore, budget: int, journal: RunStore | None = None) -> Ledger:
+    def open(
+        cls,
+        run: RunStore,
+        budget: int,
+        journal: RunStore | None = None,
+        shared: SharedBudget | None = None,
+    ) -> Ledger:
         """Read the accounts in the store; a run without any account has spent nothing.
 
         Args:
@@ -79,11 +132,12 @@ class Ledger:
             budget: Micro-dollars that the run may cost.
             journal: Directory of this computer for this run alone. What it holds is spent, whatever
                 the store says; a journal that cannot be read or written is no error.
+            shared: The other runs that spend of the same budget, if there are any.
 
         Raises:
             StoreError: Neither document of an account can be read, so its cost is unknown.
         """
-        ledger, noted = cls(run, budget, journal), _read_journal(journal)
+        ledger, noted = cls(run, budget, journal, shared), _read_journal(journal)
         mirror = _read_mirror(run)
         mirrored = {} if mirror is None else mirror.accounts
         ledger._mark = None if mirror is None else mirror.credit
@@ -108,6 +162,7 @@ class Ledger:
             )
         ledger._believe(noted)
         ledger._stale = {n for n, account in ledger._accounts.items() if own.get(n) != account}
+        ledger._shared.join(ledger)
         return ledger
 
     def _believe(self, noted: _Journal) -> None:
@@ -124,6 +179,11 @@ class Ledger:
                 f"than the journal of this computer, {self._journal.run_url}/{NAME}: what the "
                 "journal says is spent; if this is a new run, delete that file"
             )
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return self._run.run_id
 
     @property
     def accounts(self) -> Mapping[int, Account]:
@@ -168,7 +228,14 @@ class Ledger:
     @property
     def held(self) -> int:
         """Micro-dollars spent or set aside."""
-        return self.extra + sum(account.held for account in self._accounts.values())
+        # A copy: another run's thread may ask while this one's counts.
+        return self.extra + sum(account.held for account in tuple(self._accounts.values()))
+
+    @property
+    def promised(self) -> int:
+        """Micro-dollars that are set aside and not spent yet."""
+        open_ones = [account for account in tuple(self._accounts.values()) if account.is_open]
+        return sum(account.held - account.spent for account in open_ones)
 
     @property
     def highest(self) -> int:
@@ -177,8 +244,8 @@ class Ledger:
 
     @property
     def left(self) -> int:
-        """Micro-dollars that are neither spent nor set aside; never below 0."""
-        return max(0, self.budget - self.held)
+        """Micro-dollars that no run of the budget has spent or set aside; never below 0."""
+        return max(0, self.budget - self.held - self._shared.held_by_others(self.run_id))
 
     def reserve(
         self,
@@ -222,18 +289,19 @@ class Ledger:
         )
         needed = (start + Usage.of(least)).cost(rates)
         wanted = (start + Usage.of(max(2 * window, least))).cost(rates)
-        free = self.left
-        if credit is not None:
-            promised = sum(a.held - a.spent for a in self._accounts.values() if a.is_open)
-            free = min(free, max(0, credit - promised))
-        if needed > free or free == 0:
-            raise BudgetReached(
-                f"attempt {attempt} needs {in_dollars(needed)} for its first {least}, and "
-                f"{in_dollars(free)} of {in_dollars(self.budget)} is free: raise the budget or the "
-                "credit; what was trained is kept"
-            )
-        account = fresh.model_copy(update={"reserved": min(wanted, free)})
-        self._write(account, intent)
+        with self._shared.lock:
+            free = self.left
+            if credit is not None:
+                promised = self.promised + self._shared.promised_by_others(self.run_id)
+                free = min(free, max(0, credit - promised))
+            if needed > free or free == 0:
+                raise BudgetReached(
+                    f"attempt {attempt} needs {in_dollars(needed)} for its first {least}, and "
+                    f"{in_dollars(free)} of {in_dollars(self.budget)} is free: raise the budget or "
+                    "the credit; what was trained is kept"
+                )
+            account = fresh.model_copy(update={"reserved": min(wanted, free)})
+            self._write(account, intent)
         return account
 
     def keep(
@@ -259,13 +327,14 @@ class Ledger:
             window: See `WINDOW`.
         """
         account = self._of(attempt).used(now, more, gpu_billed=gpu_billed)
-        self._accounts[attempt] = account
         traffic = ahead or Usage()
-        reach = account.held + self.left
-        short = account.reserved < min(reach, account.cost_after(max(poll, window), traffic))
-        if short or account.spent > account.reserved:
-            wanted = min(reach, account.cost_after(max(poll, 2 * window), traffic))
-            self._write(account.model_copy(update={"reserved": max(account.spent, wanted)}))
+        with self._shared.lock:
+            self._accounts[attempt] = account
+            reach = account.held + self.left
+            short = account.reserved < min(reach, account.cost_after(max(poll, window), traffic))
+            if short or account.spent > account.reserved:
+                wanted = min(reach, account.cost_after(max(poll, 2 * window), traffic))
+                self._write(account.model_copy(update={"reserved": max(account.spent, wanted)}))
         return account.cost_after(poll, traffic) <= reach
 
     def covers_until(self, attempt: int) -> datetime:

@@ -5,12 +5,15 @@ A further service is a package beside `vast` that implements `Provider`, and a l
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from pydantic import SecretStr
 
 from tsgb.cloud.provider import Provider
 from tsgb.cloud.vast.client import VastClient
 from tsgb.cloud.vast.convert import VastProvider
 from tsgb.cloud.vast.http import checked_url
+from tsgb.cloud.vast.throttle import RateLimiter
 from tsgb.errors import ProviderAuthError
 
 RETRY_SECONDS = 60.0
@@ -34,7 +37,14 @@ def connect(key: SecretStr | None, url: str, *, retry_seconds: float = RETRY_SEC
             "VAST_API_KEY is not set: create a key with misc, user_read, instance_read and "
             "instance_write on the service's page for keys, then put it into .env"
         )
-    return VastProvider(VastClient(key, url=url, retry_seconds=retry_seconds))
+    limiter = _limiter(url, key)
+    return VastProvider(VastClient(key, url=url, retry_seconds=retry_seconds, limiter=limiter))
+
+
+@lru_cache(maxsize=16)
+def _limiter(_url: str, _key: SecretStr) -> RateLimiter:
+    """Return the limiter of an account, which all clients of this process share."""
+    return RateLimiter()
 
 
 def check_url(url: str) -> str:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud import lease as leases
-from tsgb.cloud.budget import Ledger
+from tsgb.cloud.budget import Ledger, SharedBudget
 from tsgb.cloud.documents import RunDocuments
 from tsgb.cloud.lease import Lease
 from tsgb.cloud.orphans import InstanceLabel
@@ -61,6 +61,8 @@ class Session:
     """Ends of the attempts that this flow made: a person who starts it again begins anew."""
     journal: RunStore | None = None
     """Directory of this computer in which the ledger is kept too; None for no journal."""
+    shared_budget: SharedBudget | None = None
+    """Other runs that spend of the same budget; None if there are none."""
     _ledger: Ledger | None = None
     _listed: bool = False
     """Whether there was a whole list since the last look at the credit."""
@@ -72,7 +74,8 @@ class Session:
         """Return the run's accounts, read once: only this flow writes while it holds the lease."""
         if self._ledger is None:
             budget = self.launch_policy.budget
-            self._ledger = Ledger.open(self.documents.run, budget, self.journal)
+            run, shared = self.documents.run, self.shared_budget
+            self._ledger = Ledger.open(run, budget, self.journal, shared)
             if self._ledger.doubts:
                 self.note(self._ledger.doubts)
         return self._ledger

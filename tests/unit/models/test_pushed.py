@@ -66,7 +66,6 @@ def test_a_machine_gets_what_the_laptop_has(
     assert (facts.name, facts.family) == (name, "llama")
     assert facts.directory is not None
     assert not (facts.directory / WEIGHTS).exists(), "a look needs no weights"
-    assert facts.parameters == inspect(str(model), HubSettings(), tmp_path / "other").parameters
     found = fetch(name, hub, tmp_path / "machine")
     assert found.identity == identity(model)
     here = {path.name: path.read_bytes() for path in model.iterdir()}
