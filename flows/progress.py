@@ -162,7 +162,9 @@ class _One:
     """One of several runs."""
 
     together: Together
+    """All of them."""
     name: str
+    """Its id."""
 
     def note(self, text: str) -> None:
         self.together.note(self.name, text)

@@ -155,7 +155,7 @@ def test_every_option_is_in_the_table_with_its_commands() -> None:
         # A group alone means all of its commands.
         expanded: set[str] = set()
         for part in where.split(", "):
-            if part in {"worker", "checkpoint", "manager", "machines"}:
+            if part in {"worker", "checkpoint", "manager", "machines", "models"}:
                 expanded |= {path for path in known if path.startswith(f"{part} ")}
             else:
                 expanded.add(part if part in known else f"worker {part}")

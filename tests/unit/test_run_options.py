@@ -39,7 +39,11 @@ def bounds(schema: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("words", "lacking", "defaults"),
     [
-        ("experiment", {"machine", "machines", "budget", "max_price", "service_url", "evaluate"}, {}),
+        (
+            "experiment",
+            {"machine", "machines", "budget", "max_price", "service_url", "evaluate"},
+            {},
+        ),
         ("manager run", {"machine"}, {}),
         ("manager loop", {"machine", "machines", "evaluate", "seeds"}, {}),
         (

@@ -25,7 +25,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -57,6 +57,10 @@ _LIST = "files.json"
 
 OnPiece = Callable[[int, int], None]
 """Called with the bytes that are done and with all, after each piece."""
+
+
+def _quiet(_done: int, _total: int) -> None:
+    """Tell nobody."""
 
 
 class PushedFile(BaseModel):
@@ -183,7 +187,7 @@ class PushedModels:
         self,
         directory: Path,
         name: str,
-        on_piece: OnPiece = lambda *_: None,
+        on_piece: OnPiece = _quiet,
         *,
         again: bool = False,
     ) -> PushResult:
@@ -279,7 +283,7 @@ class PushedModels:
         """
         return self._have(name, pin, only=frozenset(DESCRIPTION))
 
-    def fetch(self, name: str, pin: str, on_piece: OnPiece = lambda *_: None) -> Path:
+    def fetch(self, name: str, pin: str, on_piece: OnPiece = _quiet) -> Path:
         """Return the directory with all files, downloaded now if they are not here.
 
         Args:
@@ -299,7 +303,7 @@ class PushedModels:
         pin: str,
         *,
         only: frozenset[str] | None = None,
-        on_piece: OnPiece = lambda *_: None,
+        on_piece: OnPiece = _quiet,
     ) -> tuple[Path, Mapping[str, int]]:
         directory = self.cache_dir / "pushed" / pin
         try:
@@ -309,9 +313,7 @@ class PushedModels:
                 with _locked(directory.with_name(f"{pin}.lock")):  # several workers may want it
                     for file_name, file in wanted.items():
                         if not self._is_here(directory / file_name, file):
-                            self._download(
-                                directory / file_name, file, pushed.full_name, on_piece
-                            )
+                            self._download(directory / file_name, file, pushed.full_name, on_piece)
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}:
                 raise
@@ -358,15 +360,11 @@ class PushedModels:
     def _is_here(self, path: Path, file: PushedFile) -> bool:
         """Return whether a file is as it was pushed; large ones are hashed once."""
         try:
-            return (
-                path.stat().st_size == file.size and self._hashes.sha256_of(path) == file.sha256
-            )
+            return path.stat().st_size == file.size and self._hashes.sha256_of(path) == file.sha256
         except FileNotFoundError:
             return False
 
-    def _download(
-        self, target: Path, file: PushedFile, model: str, on_piece: OnPiece
-    ) -> None:
+    def _download(self, target: Path, file: PushedFile, model: str, on_piece: OnPiece) -> None:
         if self.files is None:
             raise ConfigError(
                 f"model {model}: {target} has changed or is gone since it was pushed: push it "

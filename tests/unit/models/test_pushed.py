@@ -69,9 +69,10 @@ def test_a_machine_gets_what_the_laptop_has(
     found = fetch(name, hub, tmp_path / "machine")
     assert found.identity == identity(model)
     here = {path.name: path.read_bytes() for path in model.iterdir()}
-    assert contents(found.directory).items() >= {
-        name: data for name, data in here.items() if name in result.pushed.files
-    }.items()
+    assert (
+        contents(found.directory).items()
+        >= {name: data for name, data in here.items() if name in result.pushed.files}.items()
+    )
     # The laptop itself asks nobody, and keeps nothing twice.
     kept = fetch(name, HubSettings(), tmp_path / "laptop").directory / WEIGHTS
     assert kept.resolve() == (model / WEIGHTS).resolve()
@@ -92,20 +93,17 @@ def test_each_content_is_sent_once(large: Path, laptop: PushedModels, tmp_path: 
 def test_a_transfer_that_was_cut_off_goes_on(
     large: Path, laptop: PushedModels, machine: PushedModels
 ) -> None:
-    class Killed(Exception):
-        pass
-
     def kill(done: int, _total: int) -> None:
         if done >= PIECE_BYTES:
-            raise Killed
+            raise KeyboardInterrupt
 
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         laptop.push(large, "large", kill)
     assert laptop.listed() == []
     result = laptop.push(large, "large")
     assert 0 < result.sent_bytes < result.pushed.size
     name = result.pushed.name, result.pushed.pin
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         machine.fetch(*name, kill)
     seen: list[int] = []
     directory = machine.fetch(*name, lambda done, _: seen.append(done))
@@ -179,7 +177,7 @@ def test_what_is_not_whole_is_found_before_anything_is_rented(
     pushed = laptop.push(model, "tiny").pushed
     laptop.check_there(pushed.name, pushed.pin)
     spoil(lambda data: data[:-1])(exchange, pushed)
-    with pytest.raises(ConfigError, match="1 of .* pieces are missing or cut short"):
+    with pytest.raises(ConfigError, match=r"1 of .* pieces are missing or cut short"):
         laptop.check_there(pushed.name, pushed.pin)
     laptop.push(model, "tiny")
     laptop.check_there(pushed.name, pushed.pin)
