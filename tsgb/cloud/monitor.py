@@ -19,7 +19,12 @@ from tsgb.cloud.provider import Instance, InstanceState
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.terminate import BUDGET, MOVE, destroy, moves_soon, stop
-from tsgb.cloud.termination import Observation, TerminationReason, termination_reason
+from tsgb.cloud.termination import (
+    Observation,
+    TerminationReason,
+    overdue,
+    termination_reason,
+)
 from tsgb.errors import ProviderAuthError, ProviderError, StoreUnreachable
 
 _SLACK = 0.02
@@ -250,15 +255,16 @@ def _decide(session: Session, running: RunningInstance) -> None:
         and _credit(session, default=1.0) <= 0
     ):
         cause = termination_reason(replace(observation, credit_used_up=True), policy.deadlines)
-    overdue = running.stop is not None and clock - running.stop_at > policy.grace_seconds
-    if cause is None and overdue:
+    goes_on = running.stop is not None and clock - running.stop_at > policy.grace_seconds
+    if cause is None and goes_on:
         cause = TerminationReason.STOPPED
     late = max(policy.lag_seconds, 2 * policy.look_seconds)
     if cause is None and running.verified and not running.seen and clock - running.since > late:
         cause, running.message = TerminationReason.BAD_HOST, "it never appeared"
     if cause is not None:
         running.cause = cause
-        running.message = running.message or _message(running)
+        late_for = overdue(observation, policy.deadlines)
+        running.message = running.message or _message(running, late_for)
 
 
 def _credit(session: Session, default: float | None = None) -> float:
@@ -280,7 +286,7 @@ def _doubted(session: Session, running: RunningInstance) -> bool:
     )
 
 
-def _message(running: RunningInstance) -> str:
+def _message(running: RunningInstance, late_for: str) -> str:
     if running.exit_record is not None:
         return " ".join(str(running.exit_record.get("message", "")).split())[:_MAX_MESSAGE]
     if running.stop is not None:
@@ -289,4 +295,5 @@ def _message(running: RunningInstance) -> str:
         silent = ", and it never reported" * (running.beat_at is None)
         return f"instance {running.instance_id} is gone{silent}"
     message = f", {running.instance.message!r}" if running.instance.message else ""
-    return f"instance {running.instance_id}: {running.instance.status}{message}"
+    why = f"; {late_for}" if late_for else ""
+    return f"instance {running.instance_id}: {running.instance.status}{message}{why}"

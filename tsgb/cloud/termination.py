@@ -144,6 +144,7 @@ class Deadlines:
 
 _CONFIG_MESSAGES = ("manifest unknown", "unauthorized", "invalid reference format")
 _HOST_MESSAGES = ("error response from daemon", "oci runtime create failed", "failed to pull image")
+_NOT_RUNNING = {InstanceState.STOPPED, InstanceState.EXITED, InstanceState.UNREACHABLE}
 _BY_OUTCOME = {
     "done": TerminationReason.DONE,
     "config": TerminationReason.CONFIG,
@@ -232,3 +233,23 @@ def _starting(
     failed = any(text in said for text in _HOST_MESSAGES)
     failed = failed or instance.state in {InstanceState.EXITED, InstanceState.UNREACHABLE}
     return TerminationReason.BAD_HOST if failed or seen.age_seconds > deadlines.provision else None
+
+
+def overdue(seen: Observation, deadlines: Deadlines | None = None) -> str:
+    """Return which deadline a machine has missed, for people; empty if none.
+
+    One whose service says that it does not run is not late.
+
+    Args:
+        seen: What was observed.
+        deadlines: Seconds after which a machine is given up.
+    """
+    deadlines = deadlines or Deadlines()
+    if seen.instance is None or seen.instance.state in _NOT_RUNNING:
+        return ""
+    if seen.heartbeat_age_seconds is None:
+        late = seen.age_seconds > deadlines.provision
+        return f"no heartbeat within {deadlines.provision:g} s of its rental" if late else ""
+    if seen.heartbeat_age_seconds > deadlines.heartbeat:
+        return f"no heartbeat for {deadlines.heartbeat:g} s"
+    return f"no update for {deadlines.step:g} s" if seen.step_age_seconds > deadlines.step else ""

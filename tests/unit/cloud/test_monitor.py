@@ -150,6 +150,7 @@ def test_silence_is_a_lost_host(
     renting.cloud.work = lambda _server: None
     watch(session, running, never)
     assert running.cause is TerminationReason.HOST_LOST
+    assert running.message.endswith("; no heartbeat for 600 s")
     heard = running.beat_at or 0.0
     assert renting.cloud.clock() - heard == pytest.approx(
         session.monitor_policy.deadlines.heartbeat, abs=21

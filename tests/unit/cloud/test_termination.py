@@ -13,6 +13,7 @@ from tsgb.cloud.termination import (
     Observation,
     TerminationReason,
     job_end,
+    overdue,
     termination_reason,
 )
 
@@ -169,6 +170,27 @@ def test_a_machine_without_a_heartbeat(
 ) -> None:
     seen = Observation(instance=instance, seen_before=True, age_seconds=age)
     assert termination_reason(seen) is cause
+
+
+@pytest.mark.parametrize(
+    ("seen", "late_for"),
+    [
+        pytest.param(signs(ALIVE), "", id="at-work"),
+        pytest.param(
+            signs(LOADING, heartbeat_age_seconds=None),
+            "no heartbeat within 1200 s of its rental",
+            id="slow",
+        ),
+        pytest.param(
+            signs(ALIVE, heartbeat_age_seconds=601.0), "no heartbeat for 600 s", id="silent"
+        ),
+        pytest.param(signs(ALIVE, step_age_seconds=3601.0), "no update for 3600 s", id="stuck"),
+        pytest.param(signs(OUTBID, heartbeat_age_seconds=601.0), "", id="outbid"),
+        pytest.param(signs(None, heartbeat_age_seconds=601.0), "", id="gone"),
+    ],
+)
+def test_the_deadline_that_a_machine_missed_is_named(seen: Observation, late_for: str) -> None:
+    assert overdue(seen) == late_for
 
 
 def test_how_a_flow_treats_a_cause() -> None:
