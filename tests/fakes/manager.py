@@ -9,9 +9,11 @@ Flow, containers, scripts and workers are real processes.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -52,11 +54,14 @@ SECONDS = 600.0
 class Manager:
     """A store, a service, and the settings of a laptop."""
 
-    def __init__(self, directory: Path, **options: Any) -> None:
+    def __init__(
+        self, directory: Path, image_env: Mapping[str, str] | None = None, **options: Any
+    ) -> None:
         """Prepare.
 
         Args:
             directory: for everything that is left behind.
+            image_env: more variables of the image, or others.
             options: of the simulator.
         """
         self.directory = directory
@@ -71,6 +76,7 @@ class Manager:
             "TSGB_POLL_SECONDS": "0.1",
             "TSGB_MIN_FREE_GB": "0.01",
             "PYTHONPATH": str(ROOT),
+            **(image_env or {}),
         }
         given = {
             "boot_seconds": (0.1, 0.3),
@@ -148,6 +154,18 @@ class Manager:
             "PYTHONPATH": str(ROOT),
             **settings,
         }
+
+    def push_model(self, name: str, *arguments: str, **settings: str) -> dict[str, Any]:
+        """What `tsgb models push` tells of a model."""
+        done = subprocess.run(
+            [sys.executable, "-m", "tsgb.cli", "models", "push", name, "--json", *arguments],
+            env=self.environment(**settings),
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        return json.loads(done.stdout)
 
     def start(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
         """The command; its stderr goes to `manager.log`."""
