@@ -92,6 +92,7 @@ def experiment(tmp_path: Path, keys: list[str], servers: list[EndpointServer]) -
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow  # test_evaluate_endpoints.py attacks, test_responses_kills.py kills
 def test_two_endpoints_are_attacked_and_a_kill_repeats_what_was_on_its_way(
     tmp_path: Path, migrated: Path
 ) -> None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tsgb.checkpoint.documents import canonical_json, parse_json_object
 from tsgb.checkpoint.filesystem import (
@@ -76,7 +76,7 @@ class PushedFile(BaseModel):
     sha256: Annotated[str, Field(pattern=_SHA256)]
     """Hash of the whole file."""
     pieces: tuple[Annotated[str, Field(pattern=_SHA256)], ...]
-    """Hashes of its pieces, in their order; all but the last have `PIECE_BYTES`."""
+    """Hashes of its pieces, in their order; all but the last have the size that the list names."""
 
 
 class PushedList(BaseModel):
@@ -89,18 +89,19 @@ class PushedList(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,79}$")]
     """Short name, for people."""
+    piece_bytes: Annotated[int, Field(ge=1, le=PIECE_BYTES)] = PIECE_BYTES
+    """Bytes of a whole piece."""
     files: Mapping[str, PushedFile]
     """Its files, by name."""
 
-    @field_validator("files")
-    @classmethod
-    def _check_files(cls, files: Mapping[str, PushedFile]) -> Mapping[str, PushedFile]:
-        for name, file in files.items():
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        for name, file in self.files.items():
             if not is_name(name) or not (name in DESCRIPTION or name.endswith(".safetensors")):
                 raise ValueError(f"{name!r} is no file of a model")
-            if len(file.pieces) != -(-file.size // PIECE_BYTES):
+            if len(file.pieces) != -(-file.size // self.piece_bytes):
                 raise ValueError(f"{name} has {file.size} bytes and {len(file.pieces)} pieces")
-        return files
+        return self
 
     @classmethod
     def read(cls, data: bytes, pin: str) -> Self:
@@ -176,6 +177,8 @@ class PushedModels:
     """Directory of converted models; pushed ones get a directory in it."""
     files: FileSystem | None = None
     """The directory of pushed models in the exchange; None where only this machine's are used."""
+    piece_bytes: int = PIECE_BYTES
+    """Bytes of the pieces in which models are pushed from here."""
     _hashes: HashCache = field(init=False)
 
     def __post_init__(self) -> None:
@@ -208,11 +211,14 @@ class PushedModels:
         """
         files = self._exchange()
         names = [*(n for n in DESCRIPTION if (directory / n).is_file()), *weight_files(directory)]
-        found = {name: _hashed(directory / name) for name in sorted(names)}
-        pushed = PushedList(name=name, files=found)
+        size = self.piece_bytes
+        found = {name: _hashed(directory / name, size) for name in sorted(names)}
+        pushed = PushedList(name=name, piece_bytes=size, files=found)
         there, done, sent = self._piece_sizes(), 0, 0
         for file_name, file in found.items():
-            for digest, data in zip(file.pieces, _pieces(directory / file_name), strict=False):
+            for digest, data in zip(
+                file.pieces, _pieces(directory / file_name, size), strict=False
+            ):
                 if hashlib.sha256(data).hexdigest() != digest:
                     raise ConfigError(f"{directory / file_name} changed while it was pushed")
                 if again or there.get(digest) != len(data):
@@ -313,7 +319,7 @@ class PushedModels:
                 with _locked(directory.with_name(f"{pin}.lock")):  # several workers may want it
                     for file_name, file in wanted.items():
                         if not self._is_here(directory / file_name, file):
-                            self._download(directory / file_name, file, pushed.full_name, on_piece)
+                            self._download(directory / file_name, file, pushed, on_piece)
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}:
                 raise
@@ -364,7 +370,10 @@ class PushedModels:
         except FileNotFoundError:
             return False
 
-    def _download(self, target: Path, file: PushedFile, model: str, on_piece: OnPiece) -> None:
+    def _download(
+        self, target: Path, file: PushedFile, pushed: PushedList, on_piece: OnPiece
+    ) -> None:
+        model, size = pushed.full_name, pushed.piece_bytes
         if self.files is None:
             raise ConfigError(
                 f"model {model}: {target} has changed or is gone since it was pushed: push it "
@@ -376,13 +385,13 @@ class PushedModels:
             out.seek(0)
             kept = 0
             for digest in file.pieces:  # what an earlier process brought
-                data = out.read(PIECE_BYTES)
+                data = out.read(size)
                 if hashlib.sha256(data).hexdigest() != digest:
                     break
                 whole.update(data)
                 kept += len(data)
             out.truncate(kept)
-            for digest in file.pieces[-(-kept // PIECE_BYTES) :]:
+            for digest in file.pieces[-(-kept // size) :]:
                 data = self._piece(digest, model)
                 whole.update(data)
                 out.write(data)
@@ -453,18 +462,18 @@ def pushed_models(settings: HubSettings, cache_dir: Path) -> PushedModels:
 def _piece_sizes_of(pushed: PushedList) -> Iterator[tuple[str, int]]:
     for file in pushed.files.values():
         for index, piece in enumerate(file.pieces):
-            yield piece, min(PIECE_BYTES, file.size - index * PIECE_BYTES)
+            yield piece, min(pushed.piece_bytes, file.size - index * pushed.piece_bytes)
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def _pieces(path: Path, size: int) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while data := file.read(PIECE_BYTES):
+        while data := file.read(size):
             yield data
 
 
-def _hashed(path: Path) -> PushedFile:
+def _hashed(path: Path, piece_bytes: int) -> PushedFile:
     whole, pieces, size = hashlib.sha256(), list[str](), 0
-    for data in _pieces(path):
+    for data in _pieces(path, piece_bytes):
         whole.update(data)
         pieces.append(hashlib.sha256(data).hexdigest())
         size += len(data)

@@ -20,6 +20,9 @@ from tsgb.models.pushed import PIECE_BYTES, PushedList, PushedModels, short_name
 from tsgb.models.source import ModelSource, inspect
 from tsgb.setting_groups import HubSettings
 
+SMALL = 100_000
+"""Bytes of a piece in these tests."""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,7 +36,7 @@ def exchange(tmp_path: Path) -> FileSystem:
 
 @pytest.fixture
 def laptop(tmp_path: Path, exchange: FileSystem) -> PushedModels:
-    return PushedModels(tmp_path / "laptop", exchange)
+    return PushedModels(tmp_path / "laptop", exchange, piece_bytes=SMALL)
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def large(tmp_path: Path) -> Path:
     """A directory with weights of two whole pieces and a rest, all different."""
     directory = tmp_path / "large"
     directory.mkdir()
-    (directory / WEIGHTS).write_bytes(Random(1).randbytes(2 * PIECE_BYTES + 5))
+    (directory / WEIGHTS).write_bytes(Random(1).randbytes(2 * SMALL + 5))
     (directory / "config.json").write_text("{}")
     return directory
 
@@ -94,7 +97,7 @@ def test_a_transfer_that_was_cut_off_goes_on(
     large: Path, laptop: PushedModels, machine: PushedModels
 ) -> None:
     def kill(done: int, _total: int) -> None:
-        if done >= PIECE_BYTES:
+        if done >= SMALL:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -107,7 +110,7 @@ def test_a_transfer_that_was_cut_off_goes_on(
         machine.fetch(*name, kill)
     seen: list[int] = []
     directory = machine.fetch(*name, lambda done, _: seen.append(done))
-    assert min(seen) > PIECE_BYTES, "the first piece was there"
+    assert min(seen) > SMALL, "the first piece was there"
     assert (directory / WEIGHTS).read_bytes() == (large / WEIGHTS).read_bytes()
 
 
