@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes.command_line import Run
 from tests.fakes.sentinels import sentinel
-from tests.fakes.users import other_user
+from tests.fakes.users import unknown_user
 from tsgb import errors
 from tsgb.errors import TSGBError
 from tsgb.run_options import RunOptions
@@ -185,7 +185,7 @@ def test_a_home_that_nobody_knows(
     monkeypatch.delenv("HOME")
     monkeypatch.setenv("VAST_API_KEY", "key")
     monkeypatch.setenv("TSGB_CACHE_DIR", str(tmp_path / "cache"))
-    with other_user():
+    with unknown_user():
         ended = tsgb(*words.split())
     assert ended.code == 2
     assert ended.err.endswith("write the whole path instead of ~\n")
