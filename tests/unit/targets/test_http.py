@@ -87,17 +87,23 @@ def test_each_answer_is_handed_out_when_it_arrives() -> None:
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [NEVER, Fault(header_drip=0.05), Fault(body_drip=0.05), status(429, Retry_After="60")],
+    ("fault", "first"),
+    [
+        (NEVER, 4),
+        (Fault(header_drip=0.05), 4),
+        (Fault(body_drip=0.05), 4),
+        # All threads wait once one is told to, and on a busy machine some have sent nothing yet.
+        (status(429, Retry_After="60"), 1),
+    ],
     ids=["no-answer", "headers", "body", "retry-after"],
 )
-def test_a_stop_ends_everything_that_is_on_its_way(fault: Fault) -> None:
+def test_a_stop_ends_everything_that_is_on_its_way(fault: Fault, first: int) -> None:
     """Whatever the threads wait for; the time-outs are too long to be the reason."""
     with serving(otherwise=fault) as server:
         asked = Event()
 
         def check() -> None:
-            if server.requests >= 4:
+            if server.requests >= first:
                 asked.set()
                 raise Interrupted("stopped")
 
@@ -107,7 +113,7 @@ def test_a_stop_ends_everything_that_is_on_its_way(fault: Fault) -> None:
             target.answer(chats(40))
         assert asked.is_set()
         assert not left_threads()
-        assert server.requests == 4
+        assert first <= server.requests <= 4
 
 
 @pytest.fixture
