@@ -44,7 +44,6 @@ from tsgb.cloud.session import Session
 from tsgb.cloud.termination import TerminationReason
 from tsgb.config import Arm, RunConfig, arm_run_id
 from tsgb.data.training import copy_training_data
-from tsgb.envs import make_environment
 from tsgb.errors import BudgetReached, Preempted, ProviderNoCredit, StoreError
 from tsgb.models.planner import DeviceMemory
 from tsgb.models.pushed import parse_pushed
@@ -257,9 +256,8 @@ class ArmsWork:
         config = next(iter(self._configs.values()))
         if not config.model.device.startswith(("auto", "cuda")):
             return 0.0
-        trust = Trust.of(self._workers.env)
-        env = make_environment(config.env, world_seed=config.world_seed, trust=trust)
-        base = config.model.pretrained or env.recipes(config.profile.value)["base"].pretrained
+        recipes = self._workers.world(config).recipes(config.profile.value)
+        base = config.model.pretrained or recipes["base"].pretrained
         return self._needs.gpu_ram_gb if base else 0.0
 
     def _at_a_time(self) -> dict[str, str]:
@@ -268,14 +266,12 @@ class ArmsWork:
         The smallest card that may be rented decides, so that all machines of a run do the same.
         """
         config, settings = next(iter(self._configs.values())), self._workers.settings
-        card_gb = self._needs.gpu_ram_gb
-        if not card_gb or not config.model.device.startswith(("auto", "cuda")):
+        card_gb = self.card_gb()
+        if not card_gb:
             return {}
         num = workers_at_a_time(
             config,
-            make_environment(
-                config.env, world_seed=config.world_seed, trust=Trust.of(self._workers.env)
-            ),
+            self._workers.world(config),
             settings,
             settings.cache_dir / "models",
             most=len(self._configs),
@@ -448,8 +444,7 @@ def needs_of(workers: Workers, configs: Mapping[Arm, RunConfig]) -> MachineNeeds
         UsageError: Machines as the settings name them are too small.
     """
     config, settings = next(iter(configs.values())), workers.settings
-    env = make_environment(config.env, world_seed=config.world_seed, trust=Trust.of(workers.env))
-    models = settings.cache_dir / "models"
+    env, models = workers.world(config), settings.cache_dir / "models"
     return machine_of_run(config, env, settings, settings, models, arms=len(configs))
 
 

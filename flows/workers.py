@@ -20,7 +20,7 @@ from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.urls import join_run
 from tsgb.cloud.termination import JobEnd, TerminationReason
 from tsgb.config import Arm, RunConfig, arm_run_id, parse_config
-from tsgb.envs import make_environment
+from tsgb.envs import Environment, make_environment
 from tsgb.errors import (
     ExitCode,
     LeaseLost,
@@ -88,6 +88,10 @@ class Workers:
         """Return the stored configuration of an arm."""
         run = self.open(arm)
         return parse_config(run.read_text("config.json"), f"{run.run_url}/config.json")
+
+    def world(self, config: RunConfig) -> Environment:
+        """Return the world of a configuration; its module may be imported if the user named it."""
+        return make_environment(config.env, world_seed=config.world_seed, trust=Trust.of(self.env))
 
     def build(self, arm: Arm) -> None:
         """Build the models that the run needs, in as many parts as there are workers at a time."""
@@ -239,10 +243,9 @@ class Workers:
         if most == 1:
             return most
         config, settings = self.config(arm), self.settings
-        env = make_environment(config.env, world_seed=config.world_seed, trust=Trust.of(self.env))
         num = workers_at_a_time(
             config,
-            env,
+            self.world(config),
             settings,
             settings.cache_dir / "models",
             most=most,
