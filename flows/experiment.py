@@ -143,7 +143,7 @@ def _one_budget(
     settings = options.applied_to(load_settings())
     from flows.rented import budget_of
 
-    shared = budget_of([Workers(settings, store, name) for name in names])
+    shared = budget_of(settings, store, names)
     try:
         with sharing(shared):
             yield said

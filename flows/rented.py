@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from secrets import token_hex
 
 from flows.interrupts import check_interrupt, pause
@@ -20,7 +21,7 @@ from tsgb.checkpoint.promote import Expected, Handover, TrustedStore, hand_out, 
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.store import NONE
 from tsgb.cloud.bill import RentalBill, make_bill
-from tsgb.cloud.budget import Ledger, SharedBudget, journal_path
+from tsgb.cloud.budget import SharedBudget, journal_path
 from tsgb.cloud.bundle import BootSpec, Code, boot, pack_code, publish_code
 from tsgb.cloud.connect import connect
 from tsgb.cloud.documents import (
@@ -34,6 +35,7 @@ from tsgb.cloud.documents import (
 from tsgb.cloud.exchange import Exchange, check_reach
 from tsgb.cloud.forecast import StartDownloads, workload
 from tsgb.cloud.history import state_size
+from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.policy import LaunchPolicy, MachineNeeds, MonitorPolicy
 from tsgb.cloud.preemption import Workload
 from tsgb.cloud.provider import LaunchSpec, Provider
@@ -488,21 +490,20 @@ def rental_session(
         )
 
 
-def budget_of(workers: Sequence[Workers]) -> SharedBudget:
+def budget_of(settings: Settings, store: str, names: Sequence[str]) -> SharedBudget:
     """Return one budget for several runs, with what they have spent already.
 
     Args:
-        workers: Workers of each run.
+        settings: Settings of this process.
+        store: URL of the store that holds the runs.
+        names: Their ids.
 
     Raises:
         StoreError: What one of them has spent is unknown.
     """
-    earlier: dict[str, int] = {}
-    for one in workers:
-        run = one.open(deadline_seconds=_STORE_SECONDS)
-        ledger = Ledger.open(run, 0, open_run(lock_of(one.settings, run.run_url)))
-        earlier[one.run] = ledger.held
-    return SharedBudget(earlier)
+    runs = DeploymentRuns.of(settings, store, settings.cache_dir)
+    runs = replace(runs, deadline_seconds=_STORE_SECONDS)
+    return SharedBudget({name: runs.ledger(runs.documents(name)).held for name in names})
 
 
 def provider_of(settings: CloudSettings) -> Provider:
