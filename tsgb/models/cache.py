@@ -1,23 +1,22 @@
 """A cache of trained models, keyed by a hash of what made them and verified at every read.
 
 If two processes want the same model at once, one builds it, and the other waits and reads it.
-A damaged entry is rebuilt. The lock is the kernel's, so it dies with its holder.
+A damaged entry is rebuilt.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors.torch import load, save
 from torch import Tensor
 
+from tsgb.models.file_lock import locked
 from tsgb.models.files import WEIGHTS
 
 FORMAT = 1
@@ -65,8 +64,7 @@ def cached_file(
     found = _read(entry, name)
     if found is not None:
         return found
-    directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory / f"{key}.lock"):
+    with locked(directory / f"{key}.lock"):
         found = _read(entry, name)
         if found is None:
             _publish(entry, name, build())
@@ -122,10 +120,3 @@ def _publish(entry: Path, name: str, data: bytes) -> None:
     (scratch / "sha256").write_text(hashlib.sha256(data).hexdigest())
     shutil.rmtree(entry, ignore_errors=True)  # a damaged entry, or an earlier state
     scratch.rename(entry)
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

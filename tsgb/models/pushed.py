@@ -17,12 +17,10 @@ On the machine that pushed, they are links to where they were pushed from.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
@@ -38,6 +36,7 @@ from tsgb.checkpoint.filesystem import (
 )
 from tsgb.checkpoint.urls import is_name
 from tsgb.errors import ConfigError
+from tsgb.models.file_lock import locked
 from tsgb.models.files import DESCRIPTION, weight_files
 from tsgb.models.hash_cache import HashCache
 from tsgb.setting_groups import HubSettings
@@ -316,7 +315,7 @@ class PushedModels:
             pushed = self._list_here(directory, name, pin)
             wanted = {n: f for n, f in pushed.files.items() if only is None or n in only}
             if not all(self._is_here(directory / n, file) for n, file in wanted.items()):
-                with _locked(directory.with_name(f"{pin}.lock")):  # several workers may want it
+                with locked(directory.with_name(f"{pin}.lock")):  # several workers may want it
                     for file_name, file in wanted.items():
                         if not self._is_here(directory / file_name, file):
                             self._download(directory / file_name, file, pushed, on_piece)
@@ -478,11 +477,3 @@ def _hashed(path: Path, piece_bytes: int) -> PushedFile:
         pieces.append(hashlib.sha256(data).hexdigest())
         size += len(data)
     return PushedFile(size=size, sha256=whole.hexdigest(), pieces=tuple(pieces))
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
