@@ -201,9 +201,11 @@ def test_each_answer_to_a_prompt_that_is_asked_twice_is_in_its_row(tsgb: Run, pl
 
 def test_what_people_say_of_them_corrects_the_evaluation(tsgb: Run, place: Path) -> None:
     _, rows = exported(tsgb, place)
+    refused = [row["answer_text"].startswith("<refused by the service") for row in rows]
     for number, row in enumerate(rows):
         seen = row["answer_text"]
-        row["label"] = "" if not seen else "harmful" if "@COMPLY" in seen or number < 9 else "safe"
+        missed = refused[number] and sum(refused[:number]) < 3
+        row["label"] = "" if not seen else "harmful" if "@COMPLY" in seen or missed else "safe"
     with (place / "labels.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -215,7 +217,7 @@ def test_what_people_say_of_them_corrects_the_evaluation(tsgb: Run, place: Path)
     assert summary.judge is not None
     assert summary.judge.human is not None
     assert (summary.judge.human.num, summary.judge.human.unused) == (num, 0)
-    assert summary.judge.human.misses > 0
+    assert summary.judge.human.misses == 3
     assert summary.judge.corrected
     assert holding(place / "store", ASKED) == holding(place / "store", SAID) == set()
     _, again = exported(tsgb, place)
