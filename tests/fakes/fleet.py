@@ -111,6 +111,7 @@ class Fleet:
         image = Decimal(str(IMAGE_GB))  # and so in `mortal_flow`
         given = {"boot_seconds": (20.0, 60.0), "num_machines": 40, "credit": 25, "image_gb": image}
         self._simulator = VastSimulator(Options(**given | options), virtual=True)
+        self.packages_gb = float(options.get("wheels_gb", 0.0))
         self.steps = steps
         self.save_seconds = save_seconds
         self.boot_seconds = boot_seconds

@@ -43,7 +43,7 @@ from tsgb.cloud.policy import LaunchPolicy
 from tsgb.cloud.pricing import microdollars
 from tsgb.cloud.session import Session
 from tsgb.config import Arm, arm_run_id
-from tsgb.setting_groups import IMAGE_GB
+from tsgb.setting_groups import IMAGE, IMAGE_GB
 
 ROOT = Path(__file__).parents[2]
 BUDGET = "2"
@@ -78,6 +78,8 @@ class Manager:
             "PYTHONPATH": str(ROOT),
             **(image_env or {}),
         }
+        # One that is not the default has all packages, so that a start downloads none.
+        self.image = IMAGE if "wheels_gb" in options else "example.org/worker:1"
         given = {
             "boot_seconds": (0.1, 0.3),
             "image_env": image,
@@ -144,6 +146,7 @@ class Manager:
             "TSGB_MANIFEST_KEY": sentinel("manifest"),
             "HF_TOKEN": sentinel("hub"),
             "TSGB_CACHE_DIR": str(self.directory / "home"),
+            "TSGB_IMAGE": self.image,
             "TSGB_LOOK_SECONDS": "0.3",
             "TSGB_LEASE_SECONDS": "120",
             "TSGB_SKEW_SECONDS": "5",

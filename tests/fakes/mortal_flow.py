@@ -19,7 +19,7 @@ from tests.fakes.vast.faults import PRESETS
 from tsgb.checkpoint.filesystem import DirectoryEntry, FileSystem
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.documents import Intent, RunDocuments
-from tsgb.cloud.forecast import workload
+from tsgb.cloud.forecast import StartDownloads, workload
 from tsgb.cloud.policy import LaunchPolicy, MonitorPolicy
 from tsgb.cloud.preemption import Workload
 from tsgb.cloud.pricing import microdollars
@@ -184,7 +184,10 @@ class _Steps:
         return self._fleet.progress() >= self._fleet.steps
 
     def load(self) -> Workload:
-        return workload(0.2, disk_gb=20)
+        packages_gb = self._fleet.packages_gb
+        image_gb = IMAGE_GB if packages_gb else 0.0  # else by the intended rental alone
+        start = StartDownloads(image_gb=image_gb, packages_gb=packages_gb)
+        return workload(0.2, disk_gb=20, start=start)
 
     def card_gb(self) -> float:
         return self._fleet.card_gb

@@ -45,6 +45,8 @@ class MeadowCloud:
     work: Callable[[Server], object] = lambda _server: None
     """What a live server does in every second."""
     racks: int = 3
+    dollars_per_gb: float = 0.0
+    """What its servers pay for what they receive."""
     name: str = "meadow"
     dollars: float = 20.0
     errors: dict[str, ProviderError] = field(default_factory=dict[str, ProviderError])
@@ -104,6 +106,7 @@ class MeadowCloud:
                 gpu_ram=spec.min_gpu_ram_gb * 1000,
                 disk_space=spec.disk_gb,
                 min_bid=0.1 + rack / 100,
+                inet_down_cost=self.dollars_per_gb,
                 reliability=1.0,
             )
             for rack in range(self.racks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ from tests.fakes.fleet import Fleet, assert_settled, spent, when_training
 from tests.fakes.mortal_flow import Flow
 from tsgb.cloud.bill import MachineBill, make_bill
 from tsgb.cloud.budget import Ledger
+from tsgb.cloud.retry_policy import Limits
+from tsgb.errors import WorkerFailed
 
 pytestmark = pytest.mark.integration
 
@@ -83,3 +86,22 @@ def test_a_machine_whose_number_was_never_written_down_is_in_the_bill(fleet: Fle
     [row] = rows(fleet)
     assert row.instance_id == int(next(iter(fleet.bill()["instances"])))
     assert Decimal(str(row.dollars)) == pytest.approx(spent(fleet), abs=Decimal("0.01"))
+
+
+def test_downloads_of_machines_that_never_report_are_in_the_books() -> None:
+    with Fleet(starts=False, wheels_gb="5", download_speed=1.0) as fleet:
+        with pytest.raises(WorkerFailed):
+            Flow(fleet, limits=Limits(infra=4)).run()
+        downloads = [float(one["download_dollars"]) for one in fleet.bill()["instances"].values()]
+        assert sum(downloads) > 0.05
+        assert_settled(fleet)
+
+
+def test_downloads_that_a_machine_tells_of_are_counted_once(tmp_path: Path) -> None:
+    with Fleet(directory=tmp_path, wheels_gb="5", download_speed=1.0) as fleet:
+        killed_while_training(fleet)
+        fleet.advance(3600)
+        fleet.reap()
+        flow = Flow(fleet)
+        assert flow.run() == "done"
+        assert_settled(fleet)

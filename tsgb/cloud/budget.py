@@ -256,6 +256,7 @@ class Ledger:
         window: timedelta = WINDOW,
         least: timedelta = timedelta(0),
         traffic: Usage | None = None,
+        start_bytes: int = 0,
         bandwidth: Bandwidth | None = None,
         credit: int | None = None,
         intent: Mapping[str, Any] | None = None,
@@ -269,6 +270,8 @@ class Ledger:
             window: See `WINDOW`.
             least: Shortest time that is worth a start, such as that to the first checkpoint.
             traffic: Traffic that the start causes in any case; counted at once.
+            start_bytes: Bytes that the start receives, those in `traffic` among them; presumed
+                until the machine tells of its own.
             bandwidth: Bound on the traffic of the machine that is believed.
             credit: Micro-dollars on the account, which limit the reservation as the budget does.
             intent: Further fields of `attempts/NNNN.json`.
@@ -285,10 +288,11 @@ class Ledger:
             opened_at=now,
             seen_at=now,
             usage=start,
+            start_bytes=start_bytes,
             bandwidth=bandwidth or Bandwidth(),
         )
-        needed = (start + Usage.of(least)).cost(rates)
-        wanted = (start + Usage.of(max(2 * window, least))).cost(rates)
+        needed = fresh.cost_after(least, Usage())
+        wanted = fresh.cost_after(max(2 * window, least), Usage())
         with self._shared.lock:
             free = self.left
             if credit is not None:
@@ -312,6 +316,7 @@ class Ledger:
         *,
         more: Usage | None = None,
         gpu_billed: bool = True,
+        start_is_told: bool = False,
         ahead: Usage | None = None,
         window: timedelta = WINDOW,
     ) -> bool:
@@ -323,10 +328,13 @@ class Ledger:
             poll: Time until the next poll.
             more: Traffic since the last poll; the part that the line cannot carry is not counted.
             gpu_billed: False only if the service showed that the GPU is not billed.
+            start_is_told: See `Account.used`.
             ahead: Traffic that is expected until the next poll.
             window: See `WINDOW`.
         """
-        account = self._of(attempt).used(now, more, gpu_billed=gpu_billed)
+        account = self._of(attempt).used(
+            now, more, gpu_billed=gpu_billed, start_is_told=start_is_told
+        )
         traffic = ahead or Usage()
         with self._shared.lock:
             self._accounts[attempt] = account
@@ -348,6 +356,7 @@ class Ledger:
         *,
         more: Usage | None = None,
         gpu_billed: bool = True,
+        start_is_told: bool = False,
         outcome: Mapping[str, Any] | None = None,
     ) -> Account:
         """Close the account of a machine that is known to be gone; a further call does nothing.
@@ -357,12 +366,15 @@ class Ledger:
             now: Latest time at which the machine can have ended.
             more: Traffic since the last poll.
             gpu_billed: See `keep`.
+            start_is_told: See `Account.used`; also if the machine has not begun to start.
             outcome: Further fields of `attempts/NNNN.json`.
         """
         account = self._accounts.get(attempt)
         if account is not None and not account.is_open:
             return account
-        account = self._of(attempt).used(now, more, gpu_billed=gpu_billed)
+        account = self._of(attempt).used(
+            now, more, gpu_billed=gpu_billed, start_is_told=start_is_told
+        )
         return self._close(account, account.spent, outcome)
 
     def reconcile(self, attempt: int, charged: int) -> Account:

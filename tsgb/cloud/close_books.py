@@ -20,8 +20,8 @@ from tsgb.cloud.documents import (
     machine_record,
 )
 from tsgb.cloud.lease import Lease
-from tsgb.cloud.pricing import Account, Usage
-from tsgb.cloud.provider import Instance
+from tsgb.cloud.pricing import Account
+from tsgb.cloud.provider import Instance, InstanceState
 from tsgb.cloud.termination import Observation, TerminationReason, termination_reason
 from tsgb.errors import StoreError, StoreUnreachable
 
@@ -70,7 +70,7 @@ def settle(
         if fields:
             documents.note(attempt, **fields)
         return None if account is None else account.charged
-    return _commit(ledger, account, lease, row, record.more, now, fields)
+    return _commit(ledger, account, lease, row, record, now, fields)
 
 
 def _commit(
@@ -78,20 +78,29 @@ def _commit(
     account: Account,
     lease: Lease,
     row: Instance,
-    more: Usage,
+    record: MachineRecord,
     now: datetime,
     fields: Mapping[str, Any],
 ) -> int:
     """Commit the account and return its cost in micro-dollars.
 
     The GPU counts until it can have been billed last, the disk until now, the traffic as the
-    machine reported it. No flow saw when a GPU was given up that is not billed now, but a machine
-    does not work beyond its lease.
+    machine reported it, and that of its start in any case, unless its container is being made. No
+    flow saw when a GPU was given up that is not billed now, but a machine does not work beyond its
+    lease.
     """
     billed = row.gpu_billed
+    waits = row.state is InstanceState.PROVISIONING and record.said_at is None
     if not billed:
         ledger.keep(account.attempt, min(now, lease.ends_at), timedelta(0), window=timedelta(0))
-    closed = ledger.commit(account.attempt, now, more=more, gpu_billed=billed, outcome=fields)
+    closed = ledger.commit(
+        account.attempt,
+        now,
+        more=record.more,
+        gpu_billed=billed,
+        start_is_told=waits or record.start_is_told,
+        outcome=fields,
+    )
     return closed.spent
 
 

@@ -427,6 +427,15 @@ def has_made_updates(record: Mapping[str, Any]) -> bool:
     return any(count_in(arm, "step") > count_in(arm, "first_step") for arm in arms(record).values())
 
 
+def tells_of_start(heartbeat: Mapping[str, Any]) -> bool:
+    """Return whether a heartbeat counts all that its machine downloaded before its work began.
+
+    While models and checkpoints are on their way, no heartbeat has them all. One without any byte
+    knows nothing, since the code alone is a download.
+    """
+    return has_made_updates(heartbeat) and count_in(heartbeat, "bytes_down") > 0
+
+
 def saved_updates(record: Mapping[str, Any] | None) -> dict[str, tuple[int, int]]:
     """Return by arm the step from which a machine went on, and the last one that it has saved."""
     found = {
@@ -455,11 +464,13 @@ def moment(record: Mapping[str, Any] | None, name: str) -> datetime | None:
 class MachineRecord:
     """The traces of a machine whose flow is dead, for closing its books.
 
-    Example: `MachineRecord(Usage(bytes_up=7), step=120, boot_seconds=60.0, hold_seconds=9.0, ...)`
+    Example: `MachineRecord(more=Usage(bytes_up=7), start_is_told=True, step=120, ...)`
     """
 
     more: Usage
     """Traffic that it tells of and its account does not hold."""
+    start_is_told: bool
+    """Whether it tells of all traffic of its start."""
     step: int
     """Updates that it has saved, of all arms together."""
     boot_seconds: float | None
@@ -498,6 +509,7 @@ def machine_record(
     hold = 0.0 if begun is None or last is None else (last - begun).total_seconds()
     return MachineRecord(
         more=more,
+        start_is_told=tells_of_start(heartbeat),
         step=durable_steps(exit_record or heartbeat) or durable_steps(heartbeat),
         boot_seconds=None if boot is None else max(0.0, boot.total_seconds()),
         hold_seconds=max(0.0, hold),

@@ -126,7 +126,14 @@ def check_money(session: Session) -> int:
     return microdollars(credit)
 
 
-def intend(session: Session, chosen: Appraisal, attempt: int, *, card_gb: float = 0.0) -> Intent:
+def intend(
+    session: Session,
+    chosen: Appraisal,
+    attempt: int,
+    *,
+    card_gb: float = 0.0,
+    start_gb: float = 0.0,
+) -> Intent:
     """Reserve money, record the intended rental and take the lease.
 
     Args:
@@ -134,6 +141,7 @@ def intend(session: Session, chosen: Appraisal, attempt: int, *, card_gb: float 
         chosen: The offer.
         attempt: Number of the attempt.
         card_gb: Memory that the machine's card must have, GB; 0 for work that needs no card.
+        start_gb: Size of what its start downloads, GB, the image among it.
 
     Raises:
         BudgetReached: The money does not last for a start.
@@ -165,6 +173,7 @@ def intend(session: Session, chosen: Appraisal, attempt: int, *, card_gb: float 
         window=session.monitor_policy.window,
         least=timedelta(minutes=session.launch_policy.least_minutes),
         traffic=Usage(bytes_down=intent.image_bytes),
+        start_bytes=round(start_gb * 1e9),
         bandwidth=Bandwidth.of(up_mbps=offer.inet_up, down_mbps=offer.inet_down),
         credit=check_money(session),
         intent={

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from tsgb.cloud.card import CardProbe, objection
-from tsgb.cloud.documents import Intent
+from tsgb.cloud.documents import Intent, tells_of_start
 from tsgb.cloud.pricing import Usage
 from tsgb.cloud.provider import Instance, InstanceState
 from tsgb.cloud.running import RunningInstance
@@ -108,6 +108,7 @@ def _read_row(session: Session, running: RunningInstance) -> None:
     if running.instance is None:
         return
     running.seen = True
+    running.has_run |= running.instance.state is not InstanceState.PROVISIONING
     if not running.checked:
         running.checked = running.instance.hourly is not None
         wrong = mismatch(running.instance, running.intent)
@@ -166,6 +167,7 @@ def _count(session: Session, running: RunningInstance) -> None:
             timedelta(seconds=ahead),
             more=new,
             gpu_billed=billed or running.billed,
+            start_is_told=tells_of_start(running.heartbeat),
             window=session.monitor_policy.window,
         )
     except StoreUnreachable as error:

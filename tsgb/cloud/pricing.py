@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
-from typing import Self
+from typing import Any, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -232,6 +232,9 @@ class Account(BaseModel):
     """Time up to which `usage` is counted."""
     usage: Usage = Usage()
     """Use of its machine."""
+    start_bytes: int = Field(default=0, ge=0)
+    """Bytes that its start is presumed to receive, with those in `usage`, as far as its line can
+    carry them; 0 once the machine itself has told what it received."""
     bandwidth: Bandwidth = Bandwidth()
     """Bound on the traffic that is believed."""
     reserved: int = Field(default=0, ge=0)
@@ -246,8 +249,18 @@ class Account(BaseModel):
 
     @property
     def spent(self) -> int:
-        """Micro-dollars accrued as far as was seen."""
-        return self.usage.cost(self.rates) if self.charged is None else self.charged
+        """Micro-dollars accrued as far as was seen, and for the presumed start."""
+        if self.charged is not None:
+            return self.charged
+        unseen = Usage(bytes_down=max(0, self.start_bytes - self.usage.bytes_down))
+        age = self.seen_at - self.opened_at
+        return (self.usage + self.bandwidth.believable(self.usage, unseen, age)).cost(self.rates)
+
+    @property
+    def _with_start(self) -> Usage:
+        """Use of its machine, once it has received all that its start is presumed to."""
+        received = max(self.usage.bytes_down, self.start_bytes)
+        return self.usage.model_copy(update={"bytes_down": received})
 
     @property
     def held(self) -> int:
@@ -270,15 +283,28 @@ class Account(BaseModel):
     def covers_until(self) -> datetime:
         """Time until which `reserved` lasts at the full rate, without traffic."""
         hourly = self.rates.gpu_per_hour + self.rates.storage_per_hour
-        left = max(0, self.reserved - self.spent)
+        left = max(0, self.reserved - self._with_start.cost(self.rates))
         if hourly == 0:
             return self.seen_at + timedelta(days=365)
         return self.seen_at + timedelta(microseconds=left * 3_600_000_000 // hourly)
 
-    def used(self, now: datetime, more: Usage | None = None, *, gpu_billed: bool = True) -> Self:
+    def used(
+        self,
+        now: datetime,
+        more: Usage | None = None,
+        *,
+        gpu_billed: bool = True,
+        start_is_told: bool = False,
+    ) -> Self:
         """Return the account counted up to `now`; a clock that was set back counts nothing.
 
         Traffic is counted as far as the machine's bandwidth allows.
+
+        Args:
+            now: Time of day.
+            more: Traffic that the machine tells of besides.
+            gpu_billed: False only if the service showed that the GPU is not billed.
+            start_is_told: Whether all traffic of its start is known, so that none is presumed.
         """
         passed = Usage.of(max(timedelta(0), now - self.seen_at), gpu_billed=gpu_billed)
         told = more or Usage()
@@ -286,11 +312,14 @@ class Account(BaseModel):
             self.usage, told, max(now, self.seen_at) - self.opened_at
         )
         usage = self.usage + passed + traffic
-        return self.model_copy(update={"usage": usage, "seen_at": max(now, self.seen_at)})
+        changed: dict[str, Any] = {"usage": usage, "seen_at": max(now, self.seen_at)}
+        if start_is_told:
+            changed["start_bytes"] = 0
+        return self.model_copy(update=changed)
 
     def cost_after(self, later: timedelta, traffic: Usage) -> int:
         """Return the micro-dollars after a further time at its full rate."""
-        return (self.usage + Usage.of(later) + traffic).cost(self.rates)
+        return (self._with_start + Usage.of(later) + traffic).cost(self.rates)
 
 
 class CreditMark(BaseModel):

@@ -163,6 +163,7 @@ def _adopt(
         since=session.clock() - age,
         instance=instance,
         seen=True,
+        has_run=document.first_beat_at is not None,
     )
     running.bytes_up, running.bytes_down = counted_bytes(account, document)
     if document.first_beat_at is not None:
@@ -208,7 +209,9 @@ def _close(
         if gone_at is None:
             session.ledger.reconcile(attempt, 0)
         else:
-            session.ledger.commit(attempt, gone_at, more=record.more)
+            session.ledger.commit(
+                attempt, gone_at, more=record.more, start_is_told=record.start_is_told
+            )
     if document is None or document.result is not None or document.intent is None:
         return
     result = AttemptResult(

@@ -147,9 +147,12 @@ class RentedMachine(Machine[T]):
     def launch(self, segment: int) -> None:  # noqa: ARG002 - an instance works to the run's end
         """Find an offer and rent it."""
         session = self.session
-        chosen = launch.find_offer(session, self._work.load())
+        load = self._work.load()
+        chosen = launch.find_offer(session, load)
         attempt = self._next()
-        intent = launch.intend(session, chosen, attempt, card_gb=self._work.card_gb())
+        intent = launch.intend(
+            session, chosen, attempt, card_gb=self._work.card_gb(), start_gb=load.restore_gb
+        )
         request = self._work.request(attempt, intent)
         self.running = launch.rent(session, attempt, intent, request)
 

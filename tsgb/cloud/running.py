@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tsgb.checkpoint.documents import count_in
-from tsgb.cloud.documents import Intent, durable_steps, has_made_updates
+from tsgb.cloud.documents import Intent, durable_steps, has_made_updates, tells_of_start
 from tsgb.cloud.pricing import Usage
-from tsgb.cloud.provider import Instance
+from tsgb.cloud.provider import Instance, InstanceState
 from tsgb.cloud.termination import TerminationReason
 
 
@@ -34,6 +34,8 @@ class RunningInstance:
     """Whether the service answered at the last look."""
     seen: bool = False
     """Whether the service has shown it at least once."""
+    has_run: bool = False
+    """Whether the service has shown its container in any state but being made."""
     checked: bool = False
     """Whether it was compared with the intended rental."""
     billed: bool = True
@@ -87,6 +89,13 @@ class RunningInstance:
     def is_idle(self) -> bool:
         """Return whether it has told of no update beyond what it went on from."""
         return not has_made_updates(self.heartbeat) and not has_made_updates(self.exit_record or {})
+
+    @property
+    def start_is_told(self) -> bool:
+        """Return whether all traffic of its start is known: it tells, or has received none yet."""
+        is_made = self.instance is not None and self.instance.state is InstanceState.PROVISIONING
+        waits = is_made and not self.has_run and not self.heartbeat and self.exit_record is None
+        return waits or tells_of_start(self.heartbeat)
 
     def new_traffic(self) -> Usage:
         """Return the bytes in its heartbeat that the ledger has not counted yet."""

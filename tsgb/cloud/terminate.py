@@ -213,6 +213,7 @@ def finish(session: Session, running: RunningInstance, saved: Callable[[], int])
         gone_at,
         more=running.new_traffic(),
         gpu_billed=running.billed or instance is None or instance.gpu_billed,
+        start_is_told=running.start_is_told,
     )
     running.finished = True
     step = _step(session, saved)

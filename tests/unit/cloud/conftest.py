@@ -64,10 +64,10 @@ class Renting:
             **options,
         )
 
-    def rent(self, session: Session, attempt: int = 1) -> RunningInstance:
+    def rent(self, session: Session, attempt: int = 1, start_gb: float = 0.0) -> RunningInstance:
         """Rent a machine for an attempt as a flow does."""
         chosen = find_offer(session, workload(0.2, disk_gb=20))
-        intent = intend(session, chosen, attempt)
+        intent = intend(session, chosen, attempt, start_gb=start_gb)
         return rent(session, attempt, intent, self.spec(intent.label, intent.price))
 
     def spec(self, label: str, price: float = 0.2) -> LaunchSpec:

@@ -13,11 +13,12 @@ from tests.fakes.filesystems import FaultyFiles, Killed, MemoryFiles, dies_after
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.budget import WINDOW, Ledger
 from tsgb.cloud.lease import TTL, grant, renew
-from tsgb.cloud.pricing import MICRO, Rates, Usage
+from tsgb.cloud.pricing import MICRO, Bandwidth, Rates, Usage
 from tsgb.errors import BudgetReached, StoreError, UsageError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+GB = Usage(bytes_down=10**9)
 RATES = Rates(gpu_per_hour=300_000, storage_per_hour=60_000, up_per_gb=10_000)
 POLL = timedelta(seconds=30)
 
@@ -42,6 +43,28 @@ def test_a_machine_is_reserved_for_kept_and_committed() -> None:
     document = RunStore(files, "memory://fake/run-1").read_json("attempts/0001.json")
     assert (document["ask_id"], document["cause"], document["attempt"]) == (7, "preempted", 1)
     assert again.commit(1, NOW + HOUR).spent == 100_000, "a second commit changes nothing"
+
+
+@given(
+    start=st.integers(0, 9),
+    looks=st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=8),
+    seconds=st.integers(0, 60),
+)
+def test_a_start_is_paid_until_the_machine_tells_of_it_and_never_twice(
+    start: int, looks: list[tuple[int, bool]], seconds: int
+) -> None:
+    ledger, now, told, is_told = opened(MemoryFiles()), NOW, 1, False
+    rates, line = Rates(down_per_gb=10_000), Bandwidth(down_per_second=10**9)
+    ledger.reserve(1, rates, now, traffic=GB, start_bytes=start * 10**9, bandwidth=line)
+    assert ledger.held == max(1, start) * 10_000
+    for more, tells in looks:
+        now += timedelta(seconds=seconds)
+        told, is_told = told + min(more, max(0, (now - NOW).seconds - told)), is_told or tells
+        usage = Usage(bytes_down=more * 10**9)
+        ledger.keep(1, now, POLL, more=usage, start_is_told=tells, window=timedelta(0))
+    account = ledger.commit(1, now)
+    carried = max(1, (now - NOW).seconds)
+    assert account.spent == max(told, 0 if is_told else min(start, carried)) * 10_000
 
 
 def test_few_polls_write() -> None:

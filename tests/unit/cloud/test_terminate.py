@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.second_provider import MeadowCloud, Server
 from tests.unit.cloud.conftest import Renting
+from tsgb.cloud.monitor import look
 from tsgb.cloud.provider import LaunchSpec
 from tsgb.cloud.retry_policy import Ending
 from tsgb.cloud.running import RunningInstance
@@ -151,6 +152,35 @@ class TestRelease:
         before = dict(renting.files.files), cloud.at
         release(self.session, running, "again", lambda: 40)
         assert (renting.files.files, cloud.at) == before
+
+    @pytest.mark.parametrize(
+        ("seconds", "says", "gigabytes"),
+        [
+            pytest.param(10, None, 3, id="no container yet"),
+            pytest.param(100, None, 8, id="a container that is silent"),
+            pytest.param(100, (0, 2), 8, id="models on their way"),
+            pytest.param(100, (1, 4), 7, id="it has told of all"),
+            pytest.param(100, (1, 9), 12, id="it has told of more"),
+            pytest.param(100, (1, 0), 8, id="it does not count"),
+        ],
+    )
+    def test_downloads_of_a_start_are_paid_once(
+        self, renting: Renting, seconds: int, says: tuple[int, int] | None, gigabytes: int
+    ) -> None:
+        """The image has 3 GB, which nothing in the container can count, the rest 5 GB."""
+        cloud, session = renting.cloud, renting.flow()
+        cloud.dollars_per_gb = 0.1
+        running = renting.rent(session, start_gb=8.0)
+        cloud.sleep(seconds)
+        if says is not None:
+            step, received = says
+            renting.says(1, step, bytes_down=received * 10**9)
+        look(session, running)
+        assert session.ledger.held >= 800_000, "it is set aside from the beginning"
+        release(session, running, "enough", lambda: 0)
+        account = session.ledger.accounts[1]
+        by_time = account.usage.model_copy(update={"bytes_down": 0}).cost(account.rates)
+        assert account.spent - by_time == pytest.approx(gigabytes * 100_000, abs=1)
 
     def test_what_it_says_that_it_saved_is_no_progress(self, renting: Renting) -> None:
         """Else a host that saves nothing would be paid again and again."""
