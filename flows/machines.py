@@ -5,6 +5,7 @@ Both live by the same steps (`tsgb.cloud.lifecycle`) and leave the same document
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,15 +13,21 @@ from datetime import UTC, datetime
 from flows.progress import listener
 from flows.rented import renting
 from flows.workers import Checkpoints, Workers, check_ends, failure_of, segment_targets
+from tsgb.checkpoint.layout import CheckpointName
+from tsgb.checkpoint.reject import ReaderWithout
 from tsgb.cloud.bill import RentalBill
 from tsgb.cloud.documents import AttemptResult, RunDocuments
 from tsgb.cloud.lifecycle import Machine, Recovery
 from tsgb.cloud.termination import JobEnd, TerminationReason
 from tsgb.config import Arm, RunConfig
-from tsgb.errors import StoreError
+from tsgb.errors import CheckpointError, Preempted, StoreError
 from tsgb.processes import JobState
 from tsgb.run_options import MachineKind
+from tsgb.types import CheckpointRef
 
+LOAD_FAILURES = 2
+"""Failures to load a checkpoint after which the next attempt begins at the one before it; as many
+as those of rented machines (`tsgb.cloud.retry_policy`)."""
 _LAST_SECONDS = 10.0
 """Deadline of the store for the end of an attempt, which may be the end of the whole flow."""
 
@@ -65,6 +72,10 @@ class LocalMachine(Machine[Checkpoints]):
         self._built = False
         self._attempt = 0
         self._states: Sequence[JobState] = ()
+        self._not_loaded = {arm: Counter[str]() for arm in configs}
+        """Names of the checkpoints of each arm that this flow's workers could not load, with the
+        number of times. A flow that is started again forgets them, since a person may have mended
+        what they really failed on."""
 
     def recover(self, segment: int) -> Recovery:
         """Let workers end that still save, because the flow that started them was killed."""
@@ -93,7 +104,7 @@ class LocalMachine(Machine[Checkpoints]):
         """Run the workers to the segment's end; one that does not end well stops the others."""
         self._states, self._label = (), f"segment {segment}"
         self._states = self._workers.train(
-            segment_targets(self._configs, segment), self._attempt, self._label
+            segment_targets(self._configs, segment), self._attempt, self._label, self._pins()
         )
 
     @property
@@ -113,10 +124,56 @@ class LocalMachine(Machine[Checkpoints]):
         """Raise the error for workers that did not end well, with a failure before a loss.
 
         Raises:
-            Preempted: A worker vanished; the others have saved.
+            Preempted: A worker vanished, the others have saved; or it could not load a checkpoint,
+                and the next attempt tries again or goes on from the one before it.
             TSGBError: A worker said why it cannot go on.
         """
+        failed = [state for state in self._states if state.end is JobEnd.FAILED]
+        again = [self._tries_again(state) for state in failed]
+        if failed and all(again):
+            error = Preempted("; ".join(again))
+            listener().note(str(error))
+            raise error
         check_ends(self._label, self._states)
+
+    def _tries_again(self, state: JobState) -> str:
+        """Return how the next attempt goes on where a worker loaded nothing; empty if none does.
+
+        Where two checkpoints do not load alike, neither is to blame.
+        """
+        name = str((state.exit_record or {}).get("not_loaded", ""))
+        failed, arm = CheckpointName.parse(name), Arm(state.key)
+        if failed is None:
+            return ""
+        counts = self._not_loaded[arm]
+        counts[name] += 1
+        what = f"{self._label}: {arm}: {state.message}"
+        if counts[name] < LOAD_FAILURES:
+            return f"{what}; trying it once more"
+        has_gone_back = any(
+            other is not None and failed < other for other in map(CheckpointName.parse, counts)
+        )
+        before = None if has_gone_back else self._before(arm)
+        return "" if before is None else f"{what}; going on from {before.name}, the one before it"
+
+    def _pins(self) -> dict[Arm, str]:
+        """Return the hash of the checkpoint to go on from, for arms whose newest does not load."""
+        found: dict[Arm, str] = {}
+        for arm, ref in self._workers.newest(self._configs).items():
+            if self._not_loaded[arm][ref.name] >= LOAD_FAILURES:
+                before = self._before(arm)
+                if before is not None:
+                    found[arm] = before.sha256
+        return found
+
+    def _before(self, arm: Arm) -> CheckpointRef | None:
+        """Return the newest checkpoint that verifies and may load; None if there is none."""
+        names = [name for name, num in self._not_loaded[arm].items() if num >= LOAD_FAILURES]
+        try:
+            found = ReaderWithout(self._workers.open(arm), names).newest_valid(listener().note)
+        except CheckpointError:
+            return None
+        return None if found is None else found[0]
 
     def verify(self, segment: int) -> Checkpoints:
         """Return the checkpoints at the end of the segment, each read in full.

@@ -19,6 +19,7 @@ from flows.workers import Workers
 from tsgb.checkpoint.documents import canonical_json
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.reject import names_of_rejected
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.urls import check_run_id
 from tsgb.config import (
@@ -230,7 +231,8 @@ def write_configs(
 
     Returns:
         A key that names this run with these configurations in this store, and changes when the
-        run is deleted and begun anew: results that Prefect keeps are kept under it.
+        run is deleted and begun anew, or when one of its checkpoints is taken out: results that
+        Prefect keeps are kept under it.
 
     Raises:
         ConfigError: The run exists with another configuration.
@@ -245,7 +247,11 @@ def write_configs(
         identity = {"identity": secrets.token_hex(8)}
         main.write_json(IDENTITY, identity)
     prints = {arm.value: config.fingerprint for arm, config in configs.items()}
-    return _short_hash({"url": main.run_url, **identity, **prints})
+    rejected = {arm.value: names_of_rejected(workers.open(arm)) for arm in configs}
+    out = {arm: list(names) for arm, names in rejected.items() if names}
+    return _short_hash(
+        {"url": main.run_url, **identity, **prints, **({"rejected": out} if out else {})}
+    )
 
 
 def _write_config(workers: Workers, arm: Arm, config: RunConfig, data: TrainingData | None) -> None:

@@ -111,14 +111,22 @@ class Workers:
         ]
         self._drive("building models", jobs, at_a_time=num, stall_seconds=None)
 
-    def train(self, targets: Mapping[Arm, int], attempt: int, label: str) -> list[JobState]:
+    def train(
+        self,
+        targets: Mapping[Arm, int],
+        attempt: int,
+        label: str,
+        pins: Mapping[Arm, str] | None = None,
+    ) -> list[JobState]:
         """Bring every arm to its target; return how its worker ended, for each that had work left.
 
         Args:
             targets: Update to reach, by arm.
             attempt: Number of the attempt.
             label: Name of the stage, for people.
+            pins: Hash of the only checkpoint to go on from, by arm; without it the newest one.
         """
+        pinned = pins or {}
         reached = self.reached(targets)
         # All arms count, or the batches of one would depend on how far the others are.
         most = min(self.settings.max_parallel, len(targets))
@@ -126,7 +134,9 @@ class Workers:
         jobs = [
             Job(
                 arm.value,
-                lambda arm=arm: self._trainer(self.open(arm), attempt, targets[arm], num),
+                lambda arm=arm: self._trainer(
+                    self.open(arm), attempt, targets[arm], num, pinned.get(arm)
+                ),
             )
             for arm in targets
             if arm not in reached
@@ -256,7 +266,9 @@ class Workers:
             listener().note(f"memory has room for {num} of {most} workers at a time")
         return num
 
-    def _trainer(self, run: RunStore, attempt: int, target: int, at_a_time: int) -> StartedJob:
+    def _trainer(
+        self, run: RunStore, attempt: int, target: int, at_a_time: int, pin: str | None
+    ) -> StartedJob:
         return self._begin(
             run,
             f"train-{attempt:04d}",
@@ -264,6 +276,7 @@ class Workers:
             heartbeat=f"heartbeats/{attempt:04d}.json",
             exit_record=f"exits/{attempt:04d}.json",
             at_a_time=at_a_time,
+            more={} if pin is None else {"TSGB_RESUME_PINS": pin},
         )
 
     def _job(
@@ -289,12 +302,14 @@ class Workers:
         heartbeat: str | None = None,
         exit_record: str | None = None,
         at_a_time: int = 1,
+        more: Mapping[str, str] | None = None,
     ) -> StartedJob:
         verb, *rest = arguments
         # What the store names as the world is imported only if this flow's user named it too.
         own = ["--env", self.env] if self.env is not None and ":" in self.env else []
         command = [*self.settings.worker_command, verb, "--resume-path", run.run_url, *rest, *own]
-        environment = {**child_environment(self.settings), **self.settings.shared_by(at_a_time)}
+        shares = self.settings.shared_by(at_a_time)
+        environment = {**child_environment(self.settings), **shares, **(more or {})}
         log_path = self.settings.log_dir / run.run_id / f"{log}.log"
         return StartedJob(
             process=LocalProcess(command, log_path, environment),

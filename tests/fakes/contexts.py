@@ -24,10 +24,13 @@ def worker_context(
     manifest_key: SecretStr | None = None,
     grace_seconds: float = 60.0,
     hub: HubSettings | None = None,
+    resume_pins: str | None = None,
 ) -> WorkerContext:
     return WorkerContext(
         store=StoreSettings(webdav_user=user, webdav_pass=password, manifest_key=manifest_key),
-        worker=WorkerSettings(cache_dir=cache_dir, grace_seconds=grace_seconds),
+        worker=WorkerSettings(
+            cache_dir=cache_dir, grace_seconds=grace_seconds, resume_pins=resume_pins
+        ),
         trust=trust,
         hub=hub or HubSettings(),
     )

@@ -76,7 +76,7 @@ def prune(
         LeaseLost: A worker started just now.
     """
     if not (force or dry_run):
-        _check_nobody_works(run, clock())
+        check_nobody_works(run, clock())
     with nullcontext() if force or dry_run else RunLock(run.run_url):
         before = Inspector(run).all()
         store = (_Rehearsal if dry_run else _Successor)(run, clock=clock)
@@ -116,7 +116,16 @@ class _Rehearsal(_Successor):
         pass
 
 
-def _check_nobody_works(run: RunStore, now: datetime) -> None:
+def check_nobody_works(run: RunStore, now: datetime) -> None:
+    """Return if no worker is alive on a run.
+
+    Args:
+        run: The run.
+        now: Time of day.
+
+    Raises:
+        UsageError: One has written a heartbeat lately, and no exit record since.
+    """
     beat, name = _newest_heartbeat(run)
     since = _time(beat, "updated_at")
     if since is None or (now - since).total_seconds() >= ALIVE_SECONDS:

@@ -1,4 +1,4 @@
-"""`tsgb checkpoint ...`: list, show, verify, copy and delete the checkpoints of a store."""
+"""`tsgb checkpoint ...`: list, show, verify, copy, delete and reject checkpoints of a store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tsgb.cli.options import JsonOption
-from tsgb.errors import TSGBError
+from tsgb.errors import TSGBError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from tsgb.checkpoint.inspect import CheckpointInfo
     from tsgb.checkpoint.resolve import StoreLocation
 
-checkpoint_app = typer.Typer(help="List, show, verify, copy and delete the checkpoints of a store.")
+checkpoint_app = typer.Typer(
+    help="List, show, verify, copy, delete and reject the checkpoints of a store."
+)
 
 StoreArgument = Annotated[
     str | None,
@@ -121,6 +123,31 @@ def checkpoint_prune(
     run = _open(store).only_run()
     pruned = prune(run, keep, dry_run=dry_run, force=force, on_skip=_note)
     tables.say_pruned(pruned, dry_run=dry_run, as_json=as_json)
+
+
+@checkpoint_app.command("reject")
+def checkpoint_reject(
+    checkpoint: Annotated[str, typer.Argument(help="The checkpoint, by its own path or URL.")],
+    reason: Annotated[str, typer.Option(help="Reason, kept in the store for people.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Do it even if a worker seems to be alive.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a checkpoint that loads nowhere out of its run, which goes on from the one before.
+
+    Nothing is trained by this command: start the run again with the same --run-id.
+    """
+    from tsgb.checkpoint.reject import reject
+    from tsgb.checkpoint.resolve import parse_address
+    from tsgb.cli import checkpoint_tables as tables
+
+    opened, address = _open(checkpoint), parse_address(checkpoint)
+    if address.name is None:
+        raise UsageError(f"{checkpoint} is not one checkpoint: give the path or URL of its own")
+    run = opened.open(address.base).run
+    found = reject(run, address.name, reason=reason, force=force, on_skip=_note)
+    tables.say_rejected(found, as_json=as_json)
 
 
 def _open(url: str | None) -> StoreLocation:

@@ -14,6 +14,7 @@ from rich.table import Table
 from tsgb.checkpoint.inspect import CheckpointInfo, CheckpointState
 from tsgb.checkpoint.prune import PruneResult
 from tsgb.checkpoint.pull import PullResult
+from tsgb.checkpoint.reject import RejectedCheckpoint
 from tsgb.checkpoint.verify import VerifyResult
 from tsgb.cli.output import console, place, print_json
 
@@ -220,4 +221,20 @@ def say_pruned(pruned: PruneResult, *, dry_run: bool, as_json: bool) -> None:
         out,
         f"{verb} {len(pruned.deleted)} of {total} checkpoints of {place(pruned.run.run_url)}, "
         f"{decimal(pruned.num_bytes)} {effect}",
+    )
+
+
+# -- reject --------------------------------------------------------------------------------
+
+
+def say_rejected(found: RejectedCheckpoint, *, as_json: bool) -> None:
+    """Print the checkpoint that counts no more, and the one from which its run goes on."""
+    rejected, before = found.rejected, found.before
+    if as_json:
+        print_json({"rejected": place(rejected.url), "before": place(before.url)})
+        return
+    _line(
+        console(),
+        f"{place(rejected.url)} counts no more: run {before.run_url.rpartition('/')[2]} goes on "
+        f"from {before.name}, after update {before.step}, when it is started again",
     )

@@ -7,8 +7,8 @@ interrupted evaluation goes on where it stopped and nothing is asked twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from random import Random
 from typing import Any
 
@@ -17,11 +17,12 @@ import torch
 from tsgb.checkpoint.documents import count_in, parse_json_lines
 from tsgb.checkpoint.layout import STATE_FILE
 from tsgb.checkpoint.reader import CheckpointReader
+from tsgb.checkpoint.reject import way_back
 from tsgb.checkpoint.run import RunStore
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.pool import PoolAttack
-from tsgb.errors import CheckpointError, StoreError, StoreUnreachable
+from tsgb.errors import StoreError, StoreUnreachable
 from tsgb.eval import calibrated
 from tsgb.eval.additions import choose_targets
 from tsgb.eval.calibrated import CalibratedGuard
@@ -52,7 +53,7 @@ from tsgb.protocols import Judge, Target
 from tsgb.targets.build import build_target
 from tsgb.trainer.best_response import FreshAttacker
 from tsgb.trainer.players import GuardPlayer
-from tsgb.trainer.state import check_target, read_weights, stored_state
+from tsgb.trainer.state import check_target, loading, read_weights, stored_state
 from tsgb.trainer.variance import gradient_batches, variance_ratio
 from tsgb.types import CheckpointRef, Split, StreamKind, TargetSpec
 
@@ -283,11 +284,14 @@ class Evaluation:
             refs = self.refs()
             for arm in sorted(refs, key=lambda a: order.index(a) if a in order else len(order)):
                 files = self._files(refs[arm], ["guard.safetensors"])
-                _, about = read_weights(files, "guard.safetensors")
+                with _loading(refs[arm]):
+                    _, about = read_weights(files, "guard.safetensors")
                 check_target(about, self.registry.own_target(), f"guard {arm!r}")
-                found.append(
-                    calibrated.trained(arm, files, self.env, model, self.config, refs[arm].sha256)
-                )
+                sha256 = refs[arm].sha256
+                with _loading(refs[arm]):
+                    found.append(
+                        calibrated.trained(arm, files, self.env, model, self.config, sha256)
+                    )
             found += [*self._load_own_guards(), calibrated.oracle(self.env)]
             self._guards = [guard for guard in found if guard is not None]
         return self._guards
@@ -325,8 +329,9 @@ class Evaluation:
     def _payoffs(self) -> list[Payoff]:
         payoffs: list[Payoff] = []
         for arm, ref in self.refs().items():
-            state = stored_state(self._files(ref, [STATE_FILE]))["state"]
-            with _well_formed(ref):
+            files = self._files(ref, [STATE_FILE])
+            with _loading(ref):
+                state = stored_state(files)["state"]
                 if state["pool"] and state["guards"]:
                     payoffs.append(
                         Payoff(
@@ -368,14 +373,14 @@ class Evaluation:
         refs = self.refs()
         ref = refs.get("selfplay") or next(iter(refs.values()))
         files = self._files(ref, ["guard.safetensors", STATE_FILE])
-        columns, _ = read_weights(files, "guard.safetensors")
         generator = torch.Generator().manual_seed(self.config.seed + 1)
         engine = self.registry.base()
         role = engine.add_role(self.config.model, generator)
         player = GuardPlayer(engine, self.env, self.config.guard, role)
-        load_parameters(player.parameters, columns.get("round-1", columns["current"]))
-        state = stored_state(files)["state"]
-        with _well_formed(ref):
+        with _loading(ref):
+            columns, _ = read_weights(files, "guard.safetensors")
+            load_parameters(player.parameters, columns.get("round-1", columns["current"]))
+            state = stored_state(files)["state"]
             attacks = [PoolAttack(**a) for m in state["pool"] for a in m["attacks"]]
         rng = Random(f"variance-{self.config.seed}")
         batches = gradient_batches(self.env, self.config, attacks, rng)
@@ -383,13 +388,6 @@ class Evaluation:
         return {"value": value, "low": low, "high": high}
 
 
-@contextmanager
-def _well_formed(ref: CheckpointRef) -> Generator[None]:
-    """Turn the error of a field that is missing or of another type into a line for people."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{ref.url}/{STATE_FILE} has no pool of this form ({type(error).__name__}: {error}): "
-            "evaluate it with the version that wrote it"
-        ) from error
+def _loading(ref: CheckpointRef) -> AbstractContextManager[None]:
+    """Say how a run goes on whose checkpoint loads nowhere, since no older guard stands for it."""
+    return loading(ref.url, way_back(ref.url))

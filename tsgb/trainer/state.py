@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from random import Random
@@ -31,7 +32,7 @@ from tsgb.checkpoint.documents import canonical_json, parse_json_object
 from tsgb.checkpoint.layout import STATE_FILE
 from tsgb.config import ModelConfig
 from tsgb.envs.pool import PoolAttack, PoolMember
-from tsgb.errors import CheckpointError
+from tsgb.errors import CheckpointError, TSGBError
 from tsgb.logging import get_logger
 from tsgb.models.engine import Engine
 from tsgb.models.weights import load_parameters
@@ -352,3 +353,35 @@ def _decode_state(
     successes: Counter[str] = Counter(raw.pop("successes"))
     buffer = [PoolAttack(**attack) for attack in raw.pop("buffer")]
     return TrainerState(**raw, successes=successes, buffer=buffer, pool=pool)
+
+
+@contextmanager
+def loading(url: str, way_out: str = "") -> Generator[None]:
+    """Turn whatever keeps a checkpoint from being loaded into one line for people.
+
+    Its bytes verify, and a stranger may have chosen them so that they are no checkpoint.
+
+    Args:
+        url: Address of the checkpoint.
+        way_out: What to do about it.
+
+    Raises:
+        CheckpointError: What is done inside failed, and not for want of memory or an answer.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except CheckpointError as error:
+        raise _not_loaded(url, str(error), way_out) from error
+    except TSGBError:
+        raise
+    except Exception as error:
+        raise _not_loaded(url, f"{type(error).__name__}: {error}", way_out) from error
+
+
+def _not_loaded(url: str, why: str, way_out: str) -> CheckpointError:
+    reason = " ".join(why.split())[:300]
+    return CheckpointError(
+        f"{url} cannot be loaded: {reason}" + (f"; {way_out}" if way_out else "")
+    )

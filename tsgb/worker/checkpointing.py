@@ -98,6 +98,11 @@ class Checkpointer:
         """Newest checkpoint in the store; None before the first one."""
         return self._saved
 
+    @property
+    def is_spooled(self) -> bool:
+        """Whether `resume` found the state in this machine's spool."""
+        return self._origin is not self.run
+
     def resume(self, on_skip: Callable[[str], None]) -> dict[str, bytes] | None:
         """Return the files of the newest checkpoint, in the store or in this machine's spool.
 

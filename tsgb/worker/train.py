@@ -28,6 +28,7 @@ from tsgb.logging import get_logger
 from tsgb.models.registry import ModelRegistry
 from tsgb.targets.build import build_surrogate
 from tsgb.trainer.loop import Trainer
+from tsgb.trainer.state import loading
 from tsgb.types import CheckpointRef
 from tsgb.worker.build import OnBuild, make_registry, setup_torch
 from tsgb.worker.checkpointing import Checkpointer
@@ -107,6 +108,8 @@ class TrainingAttempt:
         self._last: dict[str, Any] = {}
         self._useful_seconds = 0.0
         self.trainer: Trainer | None = None
+        self._loading = ""
+        """Name of the checkpoint that is being loaded, or could not be."""
 
     def train(self, until_step: int | None) -> CheckpointRef:
         """Resume, train to a step and save.
@@ -163,12 +166,20 @@ class TrainingAttempt:
         )
         files = self.checkpointer.resume(_log_skipped)
         if files is not None:
-            trainer.load(files)
+            self._load(trainer, files)
             self._metrics = self.checkpointer.earlier_metrics(trainer.state.step)
         self.trainer = trainer
         # What takes long between two updates, such as a calibration, is no stall.
         registry.tick = partial(self._write_heartbeat, trainer)
         return trainer
+
+    def _load(self, trainer: Trainer, files: Mapping[str, bytes]) -> None:
+        """Load the state; the exit record names a checkpoint of the run that does not load."""
+        saved = self.checkpointer.saved
+        self._loading = "" if saved is None or self.checkpointer.is_spooled else saved.name
+        with loading(self.run.run_url if saved is None else saved.url):
+            trainer.load(files)
+        self._loading = ""
 
     def _metrics_text(self) -> str:
         return "\n".join(self._metrics) + "\n" * bool(self._metrics)
@@ -220,6 +231,7 @@ class TrainingAttempt:
             "ended_at": datetime.now(UTC).isoformat(),
             "useful_seconds": round(self._useful_seconds, 3),
             "peak_memory_bytes": peak_memory_bytes(),
+            **({"not_loaded": self._loading} if self._loading else {}),
         }
         try:
             self.run.write_json(f"exits/{self.number:04d}.json", record)

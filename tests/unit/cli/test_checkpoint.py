@@ -250,3 +250,17 @@ class TestPrune:
         assert ended.code == 2
         assert re.search("a worker is alive on run .*/alpha: .* s old.*--force", ended.err)
         assert len(ask("prune", "runs/alpha", "--keep=1", "--force")["deleted"]) == 2
+
+
+def test_one_that_loads_nowhere_is_rejected_by_its_own_address(
+    tsgb: Run, ask: Ask, runs: Path
+) -> None:
+    newest = ask("show", "runs/alpha")["checkpoint"]
+    ended = tsgb("checkpoint", "reject", "runs/alpha")
+    assert ended.code == 2
+    assert "is not one checkpoint" in ended.err
+    ended = tsgb("checkpoint", "reject", newest, "--reason", "it is odd")
+    assert ended.code == 0
+    assert "run alpha goes on from step-00000002-" in ended.out
+    assert ask("show", "runs/alpha")["step"] == 2
+    assert tsgb("checkpoint", "reject", newest).code == 2

@@ -222,7 +222,11 @@ def test_prompts_that_no_guard_can_learn_from(
 def test_the_key_changes_with_the_run(workers: Workers, tmp_path: Path) -> None:
     key = write_configs(workers, configs())
     (tmp_path / "store" / "r1" / "flow.json").unlink()
-    assert write_configs(workers, configs()) != key, "a run begun anew has nothing finished"
+    anew = write_configs(workers, configs())
+    assert anew != key, "a run begun anew has nothing finished"
+    workers.open(Arm.SFT).write_json("rejected/step-00000030-a0002-00012345.json", {})
+    assert write_configs(workers, configs()) != anew, "nor has one that lost a checkpoint"
+    assert write_configs(workers, configs()) == write_configs(workers, configs())
 
 
 def test_only_finished_arms_are_evaluated(workers: Workers) -> None:

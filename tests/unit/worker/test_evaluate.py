@@ -12,7 +12,8 @@ from tests.fakes.contexts import signalled, worker_context
 from tests.fakes.miniature import TRUST, miniature_config, world
 from tests.fakes.runs import save_run
 from tsgb.checkpoint.run import RunStore, open_run
-from tsgb.errors import Interrupted, UsageError
+from tsgb.checkpoint.store import CheckpointStore
+from tsgb.errors import CheckpointError, Interrupted, UsageError
 from tsgb.eval.request import plan, write_request
 from tsgb.eval.runner import Evaluation
 from tsgb.worker.build import make_registry
@@ -165,6 +166,23 @@ class TestEvaluate:
         context = worker_context(tmp_path / "cache", trust=TRUST)
         with pytest.raises(UsageError, match="has no evaluation 'e2'"):
             evaluate(context, run.run_url, "e2", 0, 1)
+
+    def test_a_guard_that_loads_nowhere_says_which_command_goes_back(
+        self, run: RunStore, tmp_path: Path
+    ) -> None:
+        store = CheckpointStore(run)
+        good = store.newest()
+        assert good is not None
+        files = store.read(good)
+        store.claim()
+        files["guard.safetensors"] = files["optim_guard.safetensors"]
+        bad = store.publish(good.step, good.episode, files, CONFIG.fingerprint)
+        write_request(run, "e3", {"selfplay": bad}, ["T_s"])
+        context = worker_context(tmp_path / "cache", trust=TRUST)
+        with pytest.raises(CheckpointError, match=f"`tsgb checkpoint reject {bad.url}`") as raised:
+            evaluate(context, run.run_url, "e3", 0, 1)
+        assert "\n" not in str(raised.value)
+        assert not run.list_if_present("reports/e3/cells")
 
     def test_the_streams_are_told_of_and_can_be_stopped_while_they_are_scored(
         self, run: RunStore, tmp_path: Path

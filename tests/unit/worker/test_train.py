@@ -17,6 +17,7 @@ from tests.fakes.contexts import worker_context
 from tests.fakes.miniature import TRUST, MiniatureEnvironment, miniature_config
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore, open_run
+from tsgb.checkpoint.store import CheckpointStore
 from tsgb.data.training import TrainingData, write_training_data
 from tsgb.errors import CheckpointError, Interrupted, LeaseLost, TrainingFailed, UsageError
 from tsgb.trainer.batches import clean_prompts
@@ -213,6 +214,25 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(
     assert found[0].step == 5
     assert steps(made) == [1, 2, 3, 4, 5]
     assert TrainingFailed.exit_code == 2
+
+
+def test_a_checkpoint_that_loads_nowhere_is_named_and_another_one_may_be_pinned(
+    run: RunStore, context: WorkerContext, tmp_path: Path
+) -> None:
+    good = attempt(run, context).train(4)
+    store = CheckpointStore(run)
+    store.claim()
+    files = {**store.read(good), "guard.safetensors": store.read(good)["optim_guard.safetensors"]}
+    bad = store.publish(5, 5, files, CONFIG.fingerprint)
+    with pytest.raises(CheckpointError, match=rf"{bad.name} cannot be loaded: "):
+        train(context, run.run_url)
+    record = run.read_json("exits/0003.json")
+    assert (record["outcome"], record["not_loaded"]) == ("config", bad.name)
+
+    pinned = worker_context(tmp_path / "cache", trust=TRUST, resume_pins=good.sha256)
+    assert train(pinned, run.run_url, until_step=6).step == 6
+    assert "not_loaded" not in run.read_json("exits/0004.json")
+    assert steps(run) == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_guard_learns_from_the_prompts_in_the_store(
