@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from tsgb.cli.options import JsonOption, takes
 from tsgb.errors import UsageError
 from tsgb.run_options import RunOptions, flag_of
+
+if TYPE_CHECKING:
+    from tsgb.cloud.offers import OfferCount
+    from tsgb.models.requirements import Requirements
+    from tsgb.settings import Settings
 
 
 @takes("store", "service_url", "model", "target_model", "black_boxes")
@@ -14,7 +21,8 @@ def doctor(options: RunOptions, as_json: JsonOption = False) -> None:
     """Check key, credit, store, disk, clock, Prefect and image; exit code 1 if one is not well.
 
     It reads, and writes and deletes one small file in the store; it costs nothing. With --model it
-    looks at that model instead: a few MB of it, never its weights, and what memory it takes.
+    looks at that model instead: a few MB of it, never its weights, what memory it takes, and with a
+    key how many offers fit it.
     """
     if options.model is not None:
         _show_model(options.model, options, as_json=as_json)
@@ -72,7 +80,7 @@ def _show_model(name: str, options: RunOptions, *, as_json: bool) -> None:
     from tsgb.models.source import inspect
     from tsgb.settings import load_settings
 
-    settings = load_settings()
+    settings = options.applied_to(load_settings())
     cache = settings.cache_dir / "models"
     facts = inspect(name, settings, cache)
     target = options.target_model and inspect(options.target_model, settings, cache)
@@ -84,10 +92,12 @@ def _show_model(name: str, options: RunOptions, *, as_json: bool) -> None:
         arms=len(options.trained_arms),
         workers=settings,
     )
+    offers = _offers(needs, settings)
     if as_json:
         known = asdict(facts)
         del known["sizes"], known["directory"]
-        print_json({**known, "memory": needs.document()})
+        counted = {} if isinstance(offers, str) else offers.document()
+        print_json({**known, "memory": needs.document(), **counted})
         return
     lines = {
         "model": facts.name,
@@ -99,10 +109,26 @@ def _show_model(name: str, options: RunOptions, *, as_json: bool) -> None:
         if facts.system_role
         else "chat template without a system role: its text goes before the first user message",
         **needs.lines(),
+        "offers": str(offers),
     }
     out = console()
     for label, text in lines.items():
         out.print(f"{label:>11}  {text}", markup=False, soft_wrap=True)
+
+
+def _offers(needs: Requirements, settings: Settings) -> OfferCount | str:
+    """Return how many offers fit a model, by one search; or why that is not known."""
+    from flows.rented import provider_of
+    from tsgb.cloud.forecast import FoundOffers, count_offers
+    from tsgb.cloud.policy import LaunchPolicy
+    from tsgb.errors import ProviderError
+
+    try:
+        policy = LaunchPolicy.of(settings, needs.machine(settings))
+        with provider_of(settings) as provider:
+            return count_offers(FoundOffers.search(provider, policy, narrow=False), policy)
+    except (ProviderError, UsageError) as error:
+        return f"not looked for: {error}"
 
 
 def _millions(num: int) -> str:

@@ -31,6 +31,7 @@ _USUAL_HOURS = 2.0
     "profile",
     "env",
     "seeds",
+    "machines",
     "overrides",
     "model",
     "target_model",
@@ -57,8 +58,10 @@ def plan(
 ) -> None:
     """Forecast hours and dollars of a run on rented machines: one search, nothing is rented.
 
-    With --run-id, forecast the rest of that run from the time that its updates took and the size of
-    its newest checkpoints; without it, say what the sample of the profile's evaluation can show.
+    Several seeds are counted together, under one budget, with as many machines at once as
+    --machines allows. With --run-id, forecast the rest of that run from the time that its updates
+    took and the size of its newest checkpoints; without it, say what the sample of the profile's
+    evaluation can show.
     With --model, first say what memory and disk that model takes, and check that rented machines
     can get and train it.
     """
@@ -75,6 +78,12 @@ def plan(
     run_id = options.run
     if hours is not None and run_id is not None:
         raise UsageError("--hours and --run-id both say how much is left: give one of them")
+    if run_id is not None and (options.seeds or 1) > 1:
+        raise UsageError(
+            f"--run-id {run_id} is one run, and --seeds {options.seeds} asks for several: leave "
+            f"--seeds away, and plan the run of each seed, such as {run_id}-s0"
+        )
+    seeds = 1 if run_id is not None else len(options.training_seeds)
     account = AccountContext.read(options)
     needs = _check_models(options, account.settings)
     sample = None if run_id is not None else _planned_sample(options)
@@ -114,7 +123,9 @@ def plan(
         warnings: list[str] = []
         with suppress(ProviderError):  # a plan needs no permission to read the account
             warnings = provider.facts().warnings()
-    found = make_plan(offers, policy, left, track, utc())
+    found = make_plan(
+        offers, policy, left, track, utc(), seeds=seeds, machines_at_once=options.machines
+    )
     sees = Exchange.of(account.settings, account.runs.url).what_machines_can_do
     _print_plan(found, needs, sample, sees, warnings, as_json=as_json)
     if found.forecast is None:
@@ -231,7 +242,7 @@ def _print_plan(
         known = needs.lines()
         lines = {name: known[name] for name in ("rented", "black boxes") if name in known}
     lines |= {
-        "work": f"{found.left.hours:.2f} useful hours, {found.left.source}",
+        "work": f"{found.left.hours:.2f} useful hours{_each(found)}, {found.left.source}",
         "offers": f"{found.count}; under ${found.choice.cap:.3f}/h with storage",
     }
     if sample is not None:
@@ -264,7 +275,7 @@ def _print_plan(
         out.print(f"{name:>11}  {text}", markup=False, soft_wrap=True)
     if found.forecast is None:
         return
-    table = Table("", "p10", "p50", "p90")
+    table = Table(_all_seeds(found), "p10", "p50", "p90")
     expected = found.forecast
     table.add_row("hours", *(f"{value:.2f}" for value in _three(expected.hours)))
     table.add_row("dollars", *(f"{value:.3f}" for value in _three(expected.dollars)))
@@ -272,9 +283,21 @@ def _print_plan(
     out.print(table)
     out.print(
         f"{found.within:.0%} of simulated runs stay within the ${found.budget:.2f} that are left "
-        "of the budget",
+        f"of the budget{' of all seeds' if found.seeds > 1 else ''}",
         markup=False,
     )
+
+
+def _each(found: Plan) -> str:
+    return f" for each of {found.seeds} seeds" if found.seeds > 1 else ""
+
+
+def _all_seeds(found: Plan) -> str:
+    """Return the head of the table: what its figures are about."""
+    if found.seeds == 1:
+        return ""
+    at_once = found.machines_at_once
+    return f"all {found.seeds} seeds, {at_once} machine{'s' * (at_once > 1)} at once"
 
 
 def _start(found: Plan, offer: Offer) -> str:
@@ -314,10 +337,9 @@ def _document(found: Plan) -> dict[str, Any]:
     return {
         "useful_hours": found.left.hours,
         "useful_hours_source": found.left.source,
-        "offers_seen": found.count.seen,
-        "offers_fitting": found.count.fitting,
-        "offers_cut": found.count.is_cut,
-        "offers_removed": dict(found.count.removed),
+        "seeds": found.seeds,
+        "machines_at_once": found.machines_at_once,
+        **found.count.document(),
         "max_price": found.choice.cap,
         "best": _best(found.choice.best),
         "hazard_per_hour": {

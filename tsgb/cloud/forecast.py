@@ -170,22 +170,22 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Hours, dollars and machines that a run will take.
+    """Hours, dollars and machines that the runs of all seeds will take together.
 
     Example: `str(forecast)` is "9.1 h (8.6 to 10.4), $2.01 ($1.90 to $2.30), 3 machines (2 to 6)"
     """
 
     hours: Quantiles
-    """Hours until the run is done."""
+    """Hours until the last run is done."""
     dollars: Quantiles
-    """Dollars that it costs."""
+    """Dollars that all cost."""
     machines: Quantiles
-    """Machines that it rents."""
+    """Machines that all rent."""
     all_dollars: _Array
-    """[num] dollars of each simulated run, infinite for one that never ends."""
+    """[num] dollars of all runs in each simulation, infinite where one never ends."""
 
     def within(self, budget: float) -> float:
-        """Return the share of simulated runs that cost at most `budget` dollars."""
+        """Return the share of simulations that cost at most `budget` dollars."""
         return float(np.mean(self.all_dollars <= budget))
 
     def __str__(self) -> str:
@@ -198,23 +198,35 @@ class Forecast:
 
 
 def forecast(
-    work: Workload, terms: ForecastTerms, rng: np.random.Generator, num: int = 2_000
+    work: Workload,
+    terms: ForecastTerms,
+    rng: np.random.Generator,
+    num: int = 2_000,
+    *,
+    seeds: int = 1,
+    machines_at_once: int = 1,
 ) -> Forecast:
-    """Simulate `num` runs from now to their end.
+    """Simulate the runs of all seeds `num` times from now to their end.
+
+    The seeds of one simulation have one hazard: they rent in the same market.
 
     Args:
-        work: The remaining work. The worker is assumed to know the hazard and to save accordingly.
+        work: The remaining work of each run. The worker is assumed to know the hazard and to save
+            accordingly.
         terms: Price and hazard of every machine.
         rng: Generator that nothing else draws from.
-        num: Number of runs; with 2000 the quantiles are accurate to a few percent.
+        num: Number of simulations; with 2000 the quantiles are accurate to a few percent.
+        seeds: Number of runs of this work.
+        machines_at_once: Most machines that are rented at once, one for each run.
     """
-    hazards = terms.hazard.draw(rng, num)
-    left = np.full(num, work.work_hours / terms.speed)
-    whole = float(left[0])
-    intervals = np.array([work.interval_hours(float(hazard), whole) for hazard in hazards])
+    drawn = terms.hazard.draw(rng, num)
+    whole = work.work_hours / terms.speed
+    intervals = np.array([work.interval_hours(float(hazard), whole) for hazard in drawn])
+    hazards, intervals = np.repeat(drawn, seeds), np.repeat(intervals, seeds)
+    left = np.full(num * seeds, whole)
     cycles = intervals + work.stall_seconds / 3600
     boot, upload = work.boot_seconds / 3600, work.upload_seconds / 3600
-    hours, billed, saves, machines = np.zeros(num), np.zeros(num), np.zeros(num), np.zeros(num)
+    hours, billed, saves, machines = (np.zeros(num * seeds) for _ in range(4))
     for _ in range(_MOST_HOLDS):
         at = np.flatnonzero(left > 0)
         if not at.size:
@@ -236,7 +248,20 @@ def forecast(
     dollars += machines * work.restore_gb * terms.down_cost
     endless = left > 0
     hours[endless] = dollars[endless] = machines[endless] = math.inf
-    return Forecast(Quantiles.of(hours), Quantiles.of(dollars), Quantiles.of(machines), dollars)
+    ends = _last_end(hours.reshape(num, seeds), machines_at_once)
+    dollars, machines = (each.reshape(num, seeds).sum(axis=1) for each in (dollars, machines))
+    return Forecast(Quantiles.of(ends), Quantiles.of(dollars), Quantiles.of(machines), dollars)
+
+
+def _last_end(hours: _Array, at_once: int) -> _Array:
+    """Return [num] hours until all runs of [num, seeds] are done; each begins as soon as it may."""
+    num, seeds = hours.shape
+    free = np.zeros((num, min(at_once, seeds)))
+    for seed in range(seeds):
+        first = free.argmin(axis=1, keepdims=True)
+        begun = np.take_along_axis(free, first, axis=1)
+        np.put_along_axis(free, first, begun + hours[:, seed : seed + 1], axis=1)
+    return free.max(axis=1)
 
 
 SEED = 0
@@ -245,13 +270,17 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The machine that a run would rent now, and what the run is expected to take.
+    """The machine that a run would rent now, and what the runs of all seeds are expected to take.
 
     Example: `make_plan(offers, terms, left, machines, now).forecast`
     """
 
     left: RemainingWork
-    """The remaining work."""
+    """The remaining work of each run."""
+    seeds: int
+    """Number of runs with that work."""
+    machines_at_once: int
+    """Most machines that are rented at once."""
     count: OfferCount
     """How many offers fit, and which rule removes how many."""
     choice: Choice
@@ -278,7 +307,7 @@ class Plan:
     forecast: Forecast | None
     """The forecast; None if no offer fits."""
     budget: float
-    """Dollars that are left for the run."""
+    """Dollars that are left for all of them."""
 
     @property
     def preemption_gb(self) -> float:
@@ -293,7 +322,7 @@ class Plan:
 
     @property
     def within(self) -> float:
-        """Probability that the run ends within the budget."""
+        """Probability that all runs end within the budget."""
         return 0.0 if self.forecast is None else self.forecast.within(self.budget)
 
 
@@ -351,15 +380,20 @@ def make_plan(
     left: RemainingWork,
     machines: MachineHistory,
     now: datetime,
+    *,
+    seeds: int = 1,
+    machines_at_once: int = 1,
 ) -> Plan:
     """Choose an offer as a flow would now, and simulate the run on machines of its class.
 
     Args:
         offers: Offers of now.
         terms: Machines that may be rented, and the budget.
-        left: The remaining work.
+        left: The remaining work of each run.
         machines: History of this deployment's machines.
         now: Time of day.
+        seeds: Number of runs with that work.
+        machines_at_once: Most machines that are rented at once, one for each run.
     """
     needs = terms.needs(
         avoid(left.endings, now),
@@ -402,9 +436,13 @@ def make_plan(
                 down_cost=best.offer.inet_down_cost,
             ),
             np.random.default_rng(SEED),
+            seeds=seeds,
+            machines_at_once=machines_at_once,
         )
     return Plan(
         left=left,
+        seeds=seeds,
+        machines_at_once=min(seeds, machines_at_once),
         count=count,
         choice=choice,
         hazard=hazard,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from tsgb.cloud.preemption import Workload, stretch
 from tsgb.cloud.pricing import HOURS_PER_MONTH, Rates
@@ -196,6 +196,15 @@ class OfferCount:
         seen = len(choice.ranked) + len(choice.rejected)
         needed = {one.rule: one.needed for one in failures if one.needed}
         return cls(seen, len(choice.ranked), choice.removed, needed, seen >= limit)
+
+    def document(self) -> dict[str, Any]:
+        """Return the fields of a JSON document that say so."""
+        return {
+            "offers_seen": self.seen,
+            "offers_fitting": self.fitting,
+            "offers_cut": self.is_cut,
+            "offers_removed": dict(self.removed),
+        }
 
     def __str__(self) -> str:
         seen = f"of the {self.seen} cheapest" if self.is_cut else f"of {self.seen}"

@@ -272,6 +272,7 @@ def test_doctor_says_what_it_found(tsgb: Run, server: HubServer) -> None:
         "chat template with a system role",
     ):
         assert text in ended.out
+    assert "offers  not looked for: " in ended.out
     document = json.loads(tsgb("doctor", "--model", "acme/open", "--json").out)
     assert (document["name"], document["system_role"]) == (f"acme/open@{commit}", True)
     assert not leaks("".join(server.asked))
@@ -287,6 +288,12 @@ def test_a_plan_for_a_model_that_rented_machines_can_get(
     ended = tsgb("plan", *words, "--env", "canary", "--black-box", box)
     assert (ended.code, ended.err) == (0, "")
     assert "black boxes  0.00015 GB of files, loaded here one at a time" in ended.out
+    removed = re.search(r"offers  (of \d+ offers of one GPU, \d+ fit; removed by .*)", ended.out)
+    assert removed
+    ended = tsgb("doctor", "--model", "acme/open", "--vast-url", vast.vast.url)
+    assert re.search(r"offers  of \d+ offers of one GPU, \d+ fit; removed by .*CUDA", ended.out)
+    document = json.loads(tsgb("doctor", "--model", "acme/open", *words[2:4], "--json").out)
+    assert document["offers_fitting"] < document["offers_seen"]
     four_bit = ["--target-model", "acme/open", "--set", "model.target_quantization=4bit"]
     ended = tsgb("plan", *words, *four_bit, "--json")
     assert (ended.code, ended.err) == (0, "")

@@ -67,6 +67,16 @@ def test_a_plan_says_what_its_evaluation_can_show(run: Callable[[str], Ended]) -
     assert "553 adaptive attempts an arm and target tell 50% from" in plain.out
     more = json.loads(run("plan --profile paper --set evaluation.prompts=553 --json").out)
     assert more["adaptive_attempts"] == 5 * 553
+    assert (more["seeds"], more["machines_at_once"]) == (5, 1)
+    faster = json.loads(run("plan --profile paper --machines 3 --json").out)
+    assert faster["dollars"] == more["dollars"]
+    assert faster["hours"]["p50"] < 0.5 * more["hours"]["p50"]
+    assert faster["within_budget"] == more["within_budget"]
+    ended = run("plan --seeds 2 --machines 3 --hours 1")
+    assert "1.00 useful hours for each of 2 seeds, as given" in ended.out
+    assert "all 2 seeds, 2 machines at once" in ended.out
+    assert "of the budget of all seeds" in ended.out
+    one_line(run("plan --run-id r1 --seeds 2"), 2, "leave --seeds away, and plan .* as r1-s0")
     canary = json.loads(run("plan --env canary --set evaluation.prompts=240 --json").out)
     assert (canary["adaptive_attempts"], canary["design_effect"]) == (240, 1.05)
     one_line(run("plan --env nowhere"), 2, "unknown environment 'nowhere'")

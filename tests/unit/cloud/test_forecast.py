@@ -35,6 +35,28 @@ def test_the_same_generator_tells_the_same() -> None:
     assert run().within(run().dollars.p90) == pytest.approx(0.9, abs=0.01)
 
 
+def test_seeds_cost_together_and_take_as_long_as_their_machines_let_them() -> None:
+    calm = replace(TERMS, hazard=known(1e-9), wait_seconds=0.0)
+
+    def of(seeds: int, at_once: int, terms: ForecastTerms = calm) -> Forecast:
+        rng = np.random.default_rng(1)
+        return forecast(WORK, terms, rng, 500, seeds=seeds, machines_at_once=at_once)
+
+    one = of(1, 1)
+    for at_once, rounds in ((1, 5), (2, 3), (4, 2), (5, 1), (9, 1)):
+        all_five = of(5, at_once)
+        assert all_five.hours.p50 == pytest.approx(rounds * one.hours.p50)
+        assert all_five.dollars.p50 == pytest.approx(5 * one.dollars.p50)
+        assert all_five.machines.p50 == 5
+    # Of runs that are preempted the slowest decides, and their market is one.
+    wild = [of(5, at_once, TERMS).hours.p50 for at_once in (1, 2, 5)]
+    assert wild == sorted(wild, reverse=True)
+    assert wild[-1] > of(1, 1, TERMS).hours.p50
+    mean = of(1, 1, TERMS).all_dollars.mean()
+    assert of(5, 5, TERMS).all_dollars.mean() == pytest.approx(5 * mean, rel=0.1)
+    assert str(of(1, 7, TERMS)) == str(of(1, 1, TERMS))
+
+
 def test_a_machine_that_stays_costs_its_time() -> None:
     calm = run(terms=replace(TERMS, hazard=known(1e-9), wait_seconds=0.0), num=10)
     hours = (600 + 60) / 3600 + 8.0 * stretch(0.0, 8.0, WORK)
