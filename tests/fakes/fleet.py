@@ -92,6 +92,7 @@ class Fleet:
         directory: Path | None = None,
         save_bytes: int = 0,
         card_gb: float = 0.0,
+        slice_seconds: float = SLICE_SECONDS,
         **options: Any,
     ) -> None:
         """Prepare.
@@ -105,6 +106,7 @@ class Fleet:
             starts: False has every bootstrap fail: the dead-man destroys it, and nobody says why.
             save_bytes: that each checkpoint sends, and the service bills.
             card_gb: memory that each machine's card must have; 0 is work without a card.
+            slice_seconds: between two looks of all machines at the time.
             directory: of the store, which a reaper can find then; without it, memory.
             options: of the simulator.
         """
@@ -120,6 +122,7 @@ class Fleet:
         self.starts = starts
         self.save_bytes = save_bytes
         self.card_gb = card_gb
+        self._slice_seconds = slice_seconds
         self._directory = directory
         self._exchange = None if directory is None else Exchange(url=str(directory / IN_STORE))
         self.files: FileSystem = MemoryFiles(f"memory://fleet/{RUN}")
@@ -191,7 +194,7 @@ class Fleet:
         """Let time pass; machines work in it."""
         left = seconds
         while left > 0:
-            part = min(SLICE_SECONDS, left)
+            part = min(self._slice_seconds, left)
             left -= part
             self._time = self.vast.sim("clock", {"advance_seconds": part})["now"]
             for due, event in sorted(self.events, key=lambda item: item[0]):

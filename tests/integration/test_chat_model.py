@@ -172,6 +172,7 @@ def test_a_tiny_chat_model_goes_the_whole_way(
     assert f"""--set 'model.black_boxes=["{other}"]'""" in again
 
 
+@pytest.mark.slow
 def test_another_black_box_may_be_named_at_the_evaluation(tmp_path: Path, signals: None) -> None:
     model, named, later = (save_chat_model(tmp_path / name) for name in ("model", "named", "later"))
     workers = Workers(load_settings(), (tmp_path / "store").as_uri(), "r1")

@@ -78,6 +78,7 @@ def test_a_signal_lets_the_machine_save_and_ends_it(number: signal.Signals, tmp_
         assert not any(account.is_open for account in manager.ledger().accounts.values())
 
 
+@pytest.mark.slow
 def test_a_flow_that_was_killed_finds_its_machine_again(tmp_path: Path) -> None:
     with Manager(tmp_path) as manager:
         process = manager.start(*arguments())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +103,14 @@ def test_a_list_that_fails_is_not_empty(is_off: bool) -> None:
         assert fleet.bill()["max_live"] == 1
 
 
+DEAF: dict[str, Any] = {
+    "machine_reads_lease": False,
+    "steps": 10**6,
+    "slice_seconds": 60.0,
+    "save_seconds": 3600.0,  # hours of it, in seconds of this machine
+}
+
+
 class NoDeadline(Session):
     """Labels instances as earlier versions did."""
 
@@ -113,7 +122,7 @@ class NoDeadline(Session):
 def test_the_deadline(is_off: bool, tmp_path: Path) -> None:
     """A machine that ignores its lease, whose lease nobody can read, ends nevertheless."""
     with (
-        Fleet(directory=tmp_path, machine_reads_lease=False, steps=10**6) as fleet,
+        Fleet(directory=tmp_path, **DEAF) as fleet,
         broken(is_off=is_off),
     ):
         session_type = NoDeadline if is_off else Session

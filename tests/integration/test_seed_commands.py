@@ -158,6 +158,7 @@ def test_interrupted_and_resumed(start: Start, folder: Path) -> None:
     assert attempts == {"0001", "0002"}
 
 
+@pytest.mark.slow
 def test_a_black_box_and_a_judge_of_ones_own(start: Start, trained: Path, folder: Path) -> None:
     (folder / "mine.py").write_text(
         "class Parrot:\n"
@@ -207,6 +208,7 @@ def test_a_black_box_and_a_judge_of_ones_own(start: Start, trained: Path, folder
     assert not any("Down" in path.name for path in trained.rglob("cells/*")), "nobody attacked it"
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_asks_a_black_box_only_the_rest(
     start: Start, trained: Path, folder: Path
 ) -> None:

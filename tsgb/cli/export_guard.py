@@ -96,12 +96,14 @@ def _export(
     source: Source, directory: Path, *, with_base: bool, dtypes: Sequence[Dtype]
 ) -> GuardFile:
     """Export the guard, and show how far its calibration is."""
+    from flows.interrupts import check_interrupt, interruptible
     from flows.progress import Bar, watching
     from tsgb.export.guard import export_guard as export
 
-    with watching() as listener:
+    with interruptible(), watching() as listener:
 
         def calibrated(dtype: str, done: int, total: int) -> None:
+            check_interrupt()  # torch may lose the exception of a signal
             bar = Bar(key=dtype, done=done, total=total, text="prompts scored")
             listener.bars("calibrate", [bar])
 
