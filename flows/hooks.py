@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import Flow
+from prefect import Flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
+from flows.flow_runs import crash_tasks
 from flows.rented import rental_session
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
@@ -57,3 +58,11 @@ def release_machines(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
         logger.warning("%d machines of run %s were still there, and are gone", num, run)
     except Exception:
         logger.exception("machines of the run may be left: `tsgb reap` or the reaper ends them")
+
+
+def end_task_runs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Say of task runs whose process was killed that they do not run any more."""
+    with get_client(sync_client=True) as client:
+        num = crash_tasks(client, flow_run.id, f"its flow run ended as {state.name}")
+    if num:
+        flow_run_logger(flow_run, flow).info("%d task runs were killed with it", num)

@@ -1,8 +1,9 @@
-"""The reaper: ends machines that no lease covers, and starts crashed trainings again.
+"""The reaper: ends machines that no lease covers, and starts crashed flow runs again.
 
 It runs on a schedule, in another process than the flows that it looks after, best on another host.
 Where it could not look, or could not do what it should, its flow run fails. Wiring only: what an
-orphan is, `tsgb.cloud.orphans` says; what is done about it, `tsgb.cloud.reaper`.
+orphan is, `tsgb.cloud.orphans` says; what is done about it, `tsgb.cloud.reaper`; which flow runs
+have crashed, `flows.flow_runs`.
 """
 
 from __future__ import annotations
@@ -14,19 +15,8 @@ from typing import Any
 
 from prefect import flow, get_client, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterName,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import StateType
-from prefect.client.schemas.responses import SetStateStatus
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import AwaitingRetry
 
+from flows.flow_runs import crash_silent, resume
 from flows.tasks import quietly
 from tsgb.cloud.connect import connect
 from tsgb.cloud.inventory import DeploymentRuns
@@ -34,17 +24,12 @@ from tsgb.cloud.reaper import ReapReport, reap
 from tsgb.errors import ProviderError
 from tsgb.settings import load_settings
 
-RESUMED = ("stage1",)
+NAME = "tsgb-reaper"
+RESUMED = ("stage1", "stage2")
 """Deployments whose crashed flow runs are started again."""
-MAX_RUNS = 20
-"""Starts of one flow run, after which it stays crashed."""
-LEAST_AGE = timedelta(seconds=30)
-"""Least age of a crash: a Prefect worker reports it twice, the second time some seconds later."""
-MAX_AGE = timedelta(hours=24)
-"""Greatest age of a crash whose run is started again."""
 
 
-@flow(name="tsgb-reaper", flow_run_name="reaper")
+@flow(name=NAME, flow_run_name="reaper")
 def reaper(store: str | None = None, deployments: list[str] | None = None) -> dict[str, Any]:
     """Destroy the machines that no lease covers, and start crashed flow runs again.
 
@@ -92,35 +77,14 @@ def sweep_machines(store: str | None) -> dict[str, Any] | None:
 
 @task(name="resume-crashed")
 def resume_crashed(deployments: Sequence[str]) -> list[str]:
-    """Start crashed flow runs again; return their ids."""
+    """Find flow runs whose process is gone, start crashed ones again; return the ids of these."""
     with get_client(sync_client=True) as client:
+        silent = crash_silent(client, deployments, NAME, datetime.now(UTC))
         resumed = resume(client, deployments, datetime.now(UTC))
+    for flow_run_id in silent:
+        get_run_logger().warning("Flow run %s sends no heartbeat: it has crashed", flow_run_id)
     for flow_run_id in resumed:
         get_run_logger().warning("Flow run %s had crashed and starts again", flow_run_id)
-    return resumed
-
-
-def resume(client: SyncPrefectClient, deployments: Sequence[str], now: datetime) -> list[str]:
-    """Have crashed flow runs of these deployments scheduled again, as far as that makes sense.
-
-    The state is not forced: only then the server hands the run to a worker, with the same id, and
-    its finished segments come from their stored results.
-    """
-    crashed = client.read_flow_runs(
-        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=list(deployments))),
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED]))
-        ),
-        sort=FlowRunSort.START_TIME_DESC,
-    )
-    resumed: list[str] = []
-    for run in crashed:
-        age = timedelta(0) if run.state is None else now - run.state.timestamp
-        if run.run_count < MAX_RUNS and LEAST_AGE <= age <= MAX_AGE:
-            again = AwaitingRetry(message="Resumed by the reaper")
-            answer = client.set_flow_run_state(run.id, again)
-            if answer.status is SetStateStatus.ACCEPT:
-                resumed.append(str(run.id))
     return resumed
 
 

@@ -15,8 +15,10 @@ from prefect.client.schemas.filters import ArtifactCollectionFilter, ArtifactCol
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Crashed, Running
 
-from flows.reaper import LEAST_AGE, MAX_AGE, MAX_RUNS, reaper, resume
+from flows.flow_runs import LEAST_AGE, MAX_AGE, MAX_RUNS, resume
+from flows.reaper import reaper
 from flows.stage1 import stage1
+from flows.tasks import segment
 from tests.fakes.vast.driver import Driver
 from tests.fakes.vast.options import Options
 from tests.fakes.vast.server import VastSimulator
@@ -112,6 +114,20 @@ def test_crashed_runs_of_a_deployment_start_again() -> None:
         assert resume(client, [name], now + LEAST_AGE) == [], "it waits for a worker now"
         names = {one: client.read_flow_run(one).state_name for one in (crashed, done, foreign)}
         assert names == {crashed: "AwaitingRetry", done: "Completed", foreign: "Crashed"}
+
+
+def test_tasks_of_a_crashed_run_do_not_seem_to_run() -> None:
+    name = f"crashes-{uuid4().hex[:6]}"
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(stage1), name)
+        number = _run(client, deployment, Running(), Crashed())
+        tasks = [
+            client.create_task_run(segment, number, dynamic_key=key, state=state)
+            for key, state in {"killed": Running(), "done": Completed()}.items()
+        ]
+        resume(client, [name], datetime.now(UTC))
+        states = [client.read_task_run(one.id).state for one in tasks]
+    assert [state and state.type.value for state in states] == ["CRASHED", "COMPLETED"]
 
 
 def test_a_run_that_crashes_for_ever_is_left() -> None:
