@@ -5,7 +5,8 @@ weak reference's callback or a lock of asyncio it is printed or swallowed, and t
 So the signal is also recorded, and the loop that watches workers checks for it at each look.
 
 Python hands signals to the main thread alone. Where it waits for flows in other threads, it asks
-them to end by a `Stop`, which is looked at in the same places.
+them to end by a `Stop`, which is looked at in the same places; so does who watches for the
+cancellation of a flow run.
 """
 
 from __future__ import annotations
@@ -15,71 +16,78 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import Event
+from threading import Event, current_thread, main_thread
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STEP_SECONDS = 0.5
 _asked: list[int] = []
 
 
 class Stop:
     """Asks the flow in one thread to end, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, raises: type[BaseException] = KeyboardInterrupt) -> None:
+        """Let the thread work.
+
+        Args:
+            raises: Error by which it ends.
+        """
+        self._raises = raises
         self._asked = Event()
         self._was_told = False
+        self._reason = ""
 
-    def ask(self) -> None:
-        """Let the thread's next look, or its pause, raise what a signal raises."""
+    def ask(self, reason: str = "") -> None:
+        """Let the thread's next look, or its pause, raise the error.
+
+        Args:
+            reason: Message of the error.
+        """
+        self._reason = reason
         self._asked.set()
 
     def check(self) -> None:
         """Raise if the thread is asked, and was not told before.
 
         Raises:
-            KeyboardInterrupt: Once.
+            BaseException: Once, the error that was chosen.
         """
         if self._asked.is_set() and not self._was_told:
             self._was_told = True
-            raise KeyboardInterrupt
-
-    def pause(self, seconds: float) -> None:
-        """Wait; an unheard wish to end cuts it short.
-
-        Raises:
-            KeyboardInterrupt: Once.
-        """
-        if self._was_told:
-            time.sleep(seconds)
-        else:
-            self._asked.wait(seconds)
-            self.check()
+            raise self._raises(self._reason) if self._reason else self._raises
 
 
-_STOP: ContextVar[Stop | None] = ContextVar("tsgb_stop", default=None)
+_STOPS: ContextVar[tuple[Stop, ...]] = ContextVar("tsgb_stops", default=())
 
 
 @contextmanager
-def stopped_by(stop: Stop) -> Generator[None]:
-    """Let a `Stop` take the place of signals in this thread."""
-    token = _STOP.set(stop)
+def stopped_by(stop: Stop, *, alone: bool = False) -> Generator[None]:
+    """Let a `Stop` end what runs inside, as a signal would.
+
+    Args:
+        stop: Asks for the end.
+        alone: Whether the stops around it do not count inside, because whoever hears them asks this
+            one: a thread of several.
+    """
+    token = _STOPS.set((stop,) if alone else (*_STOPS.get(), stop))
     try:
         yield
     finally:
-        _STOP.reset(token)
+        _STOPS.reset(token)
 
 
 def pause(seconds: float) -> None:
     """Wait, as `time.sleep` does; whatever ends a flow cuts it short.
 
     Raises:
-        KeyboardInterrupt: The flow shall end.
+        BaseException: The flow shall end: a signal's `KeyboardInterrupt`, or the error of a `Stop`.
     """
-    stop = _STOP.get()
-    if stop is None:
-        time.sleep(seconds)
-    else:
-        stop.pause(seconds)
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        for stop in _STOPS.get():
+            stop.check()
+        time.sleep(min(left, _STEP_SECONDS))
 
 
 @contextmanager
@@ -104,12 +112,11 @@ def check_interrupt() -> None:
     A loop calls this that the exception would have ended; clean-up after it must not.
 
     Raises:
-        KeyboardInterrupt: Once for all signals so far.
+        BaseException: Once for all signals so far, `KeyboardInterrupt`; or the error of a `Stop`.
     """
-    stop = _STOP.get()
-    if stop is not None:
+    for stop in _STOPS.get():
         stop.check()
-    elif _asked:
+    if _asked and current_thread() is main_thread():
         _asked.clear()
         raise KeyboardInterrupt
 

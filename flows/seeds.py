@@ -57,7 +57,7 @@ def train_all(jobs: Mapping[str, Callable[[], T]], at_once: int) -> list[T]:
     stops = {name: Stop() for name in jobs}
 
     def call(name: str) -> T:
-        with stopped_by(stops[name]), listening(together.of(name)):
+        with stopped_by(stops[name], alone=True), listening(together.of(name)):
             check_interrupt()
             return jobs[name]()
 

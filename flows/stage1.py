@@ -15,7 +15,8 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from flows import tasks
-from flows.hooks import release_machines, say_how_to_resume
+from flows.cancellation import check_cancelled, ends_when_cancelled
+from flows.hooks import end_task_runs, release_machines, say_how_to_resume
 from flows.machines import machine_of
 from flows.model_choice import choose_models, stored_models
 from flows.parameters import takes
@@ -59,9 +60,10 @@ def _flow_run_name() -> str:
     name="tsgb",
     flow_run_name=_flow_run_name,
     on_failure=[release_machines, say_how_to_resume],
-    on_crashed=[release_machines, say_how_to_resume],
-    on_cancellation=[release_machines, say_how_to_resume],
+    on_crashed=[release_machines, end_task_runs, say_how_to_resume],
+    on_cancellation=[release_machines, end_task_runs, say_how_to_resume],
 )
+@ends_when_cancelled
 @takes(name for name in RunOptions.model_fields if name not in NOT_OF_A_RUN)
 def stage1(**options: Any) -> dict[str, Any]:
     """Train all arms to their last step.
@@ -95,6 +97,7 @@ def stage1(**options: Any) -> dict[str, Any]:
         for index in range(configs[Arm.SELFPLAY].segments):
             refs = segment(run, key, index, machine)
     main = CheckpointRef(**refs[Arm.SELFPLAY.value])
+    check_cancelled()  # what nobody wants any more starts no stage 2
     _announce(main, chosen.model_copy(update={"run": run, "store": store}))
     return {
         "run": run,

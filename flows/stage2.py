@@ -6,16 +6,19 @@ that is there already is not made again.
 
 # No postponed annotations: see `flows.stage1`.
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from flows import tasks
-from flows.hooks import say_how_to_resume
+from flows.cancellation import ends_when_cancelled
+from flows.hooks import end_task_runs, say_how_to_resume
+from flows.interrupts import check_interrupt, pause
 from flows.parameters import takes
 from flows.prepare import (
     additions_of,
@@ -34,11 +37,13 @@ from tsgb.errors import InvalidResult
 from tsgb.eval.ration import share_of_run
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
+from tsgb.models.file_lock import locked
 from tsgb.models.hash_cache import HashCache
 from tsgb.run_options import RunId, read_options
-from tsgb.settings import endpoint_key, load_settings
+from tsgb.settings import Settings, endpoint_key, load_settings
 from tsgb.targets.pretrained import file_hashes
 
+_WAIT_SECONDS = 2.0
 RATES = (
     "asr",
     "asr_no_guard",
@@ -58,9 +63,10 @@ def _flow_run_name() -> str:
     name="tsgb",
     flow_run_name=_flow_run_name,
     on_failure=[say_how_to_resume],
-    on_crashed=[say_how_to_resume],
-    on_cancellation=[say_how_to_resume],
+    on_crashed=[end_task_runs, say_how_to_resume],
+    on_cancellation=[end_task_runs, say_how_to_resume],
 )
+@ends_when_cancelled
 @takes(
     [
         *("targets", "targets_file", "adaptive", "max_requests", "max_cost"),
@@ -122,7 +128,7 @@ def stage2(
     if labels is not None and summary is not None and not labels.are_in(summary.get("judge")):
         summary = None  # its cells are there: they are merged again, and nothing is asked
     if summary is None:
-        with listening(tasks.PrefectListener(listener())):
+        with listening(tasks.PrefectListener(listener())), _alone(settings):
             for name, workers in runs.items():
                 arms = ", ".join(guards[name])
                 listener().note(f"stage 2: run {name}, {arms}, evaluation {eval_id}")
@@ -145,6 +151,29 @@ def stage2(
         "summary_path": _place(f"{home.run_url}/{directory}/summary.json"),
         "summary": summary,
     }
+
+
+@contextmanager
+def _alone(settings: Settings) -> Generator[None]:
+    """Let one deployed evaluation at a time use this machine; the others wait, each in its flow.
+
+    A concurrency limit of the deployment would be a lease in the server's memory, and a restart of
+    the server would end an evaluation whose tasks go on or have completed.
+    """
+    if deployment.id is None:
+        yield
+        return
+    told: list[str] = []
+
+    def wait() -> None:
+        if not told:
+            told.append("another evaluation uses this machine: this one waits for its end")
+            listener().note(told[0])
+        check_interrupt()
+        pause(_WAIT_SECONDS)
+
+    with locked(settings.cache_dir / "stage2.lock", wait):
+        yield
 
 
 def _place(url: str) -> str:

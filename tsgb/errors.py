@@ -127,6 +127,12 @@ class Interrupted(TSGBError):
     exit_code = ExitCode.INTERRUPTED
 
 
+class RunCancelled(TSGBError):
+    """A person has cancelled the work through its control plane, or deleted it there."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
 class Preempted(TSGBError, RuntimeError):
     """The machine is gone without an exit record: resume from the last checkpoint."""
 
