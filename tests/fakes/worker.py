@@ -90,6 +90,7 @@ def evaluate(run: RunStore, eval_id: str, part: str) -> int:
     cells = [(g, t) for g in request["guards"] for t in targets][index::num]
     for done, (guard, target) in enumerate(cells, 1):
         name = f"reports/{eval_id}/cells/{guard}-{target}.json"
+        time.sleep(float(plan_of(run.run_id).get("cell_seconds", 0)))
         try:
             run.read_json(name)
         except FileNotFoundError:
