@@ -235,6 +235,9 @@ class CloudSettings(SettingsGroup):
     """Least reliability of a host, 0 to 1, by the service's own measure."""
     look_seconds: Annotated[float, Field(gt=0)] = 20.0
     """Seconds between two looks at a rented machine."""
+    copy_every: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Saves of a rented machine after which one is copied into the store, while it works on; 0
+    copies the last of each segment, and one an hour."""
     lease_seconds: Annotated[float, Field(ge=1, le=21_600)] = 1200.0
     """Seconds that a rented machine works on when its flow is dead."""
     skew_seconds: Annotated[float, Field(ge=0)] = 600.0

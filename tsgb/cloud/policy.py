@@ -199,6 +199,9 @@ class MonitorPolicy:
 
     look_seconds: float = 20.0
     """Seconds between two looks at a machine."""
+    copy_every: int = 0
+    """Saves of a machine, as far as looks tell them apart, after which one is copied into the run;
+    0 for none but the last of each segment, and one an hour."""
     list_seconds: float = 300.0
     """Seconds between two lists of all instances, which show what a look by id hides."""
     lag_seconds: float = 180.0
@@ -233,6 +236,7 @@ class MonitorPolicy:
         lease, look = settings.lease_seconds, settings.look_seconds
         return cls(
             look_seconds=look,
+            copy_every=settings.copy_every,
             search_seconds=look,
             list_seconds=min(300.0, lease / 4),
             lag_seconds=min(180.0, 9 * look),

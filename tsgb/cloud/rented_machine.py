@@ -113,7 +113,9 @@ class RentedMachine(Machine[T]):
         self._work = work
         self._outages = 0
         self._outage_since = 0.0
-        self._copied_at = 0.0
+        self._looked_at = 0.0
+        self._known_step, self._num_saves = 0, 0
+        """Updates that the machine told of last, and its saves since the last copy of one."""
         self._vain_looks = 0
 
     def attempt(self, segment: int, step: Step = plainly) -> T:
@@ -168,7 +170,8 @@ class RentedMachine(Machine[T]):
                 if running.cause is None:
                     session.note(f"instance {running.instance_id} {news}")
 
-        self._copied_at, self._vain_looks = session.clock(), 0
+        self._looked_at, self._vain_looks = session.clock(), 0
+        self._known_step, self._num_saves = running.step, 0
 
         def has_saved(found: RunningInstance) -> bool:
             self._copy_if_due(found)
@@ -241,12 +244,19 @@ class RentedMachine(Machine[T]):
         """Take over what a machine says it has saved; one that has not is a bad host.
 
         Else a host could tell of new steps, save none of them, and be paid until the budget is
-        used up.
+        used up. Beside this look, each so many saves are taken over as the settings name.
         """
-        session = self.session
-        if not running.at_work or session.clock() - self._copied_at < COPY_SECONDS:
+        session, every = self.session, self.session.monitor_policy.copy_every
+        if not running.at_work:
             return
-        self._copied_at = session.clock()
+        self._num_saves += running.step > self._known_step
+        self._known_step = running.step
+        is_look = session.clock() - self._looked_at >= COPY_SECONDS
+        if not is_look and not 0 < every <= self._num_saves:
+            return
+        self._num_saves = 0
+        if is_look:
+            self._looked_at = session.clock()
         try:
             before = self._work.updates()
             if running.step <= before:
@@ -256,7 +266,10 @@ class RentedMachine(Machine[T]):
         except (StoreError, CheckpointError) as error:
             session.note(f"what instance {running.instance_id} has saved is not known: {error}")
             return
-        self._vain_looks = 0 if after > before else self._vain_looks + 1
+        if after > before:
+            self._looked_at, self._vain_looks = session.clock(), 0
+        elif is_look:
+            self._vain_looks += 1
         if self._vain_looks >= _VAIN_LOOKS and running.cause is None:
             running.cause = TerminationReason.BAD_HOST
             running.message = (

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import SecretStr
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from tests.fakes.filesystems import FaultyFiles, MemoryFiles
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, Manifest, sha256_hex
@@ -208,6 +210,49 @@ def test_a_machine_that_saves_often_leaves_the_checkpoint_before_it(place: Place
     handed = hand_out(place.run, place.seen, doubted={2})
     assert handed is not None
     assert handed.kept.step == 10
+
+
+def updated(value: float) -> float:
+    """The only weight after one more update."""
+    return float(np.float32(1.0 - np.float32(1.7) * np.float32(value) ** 2))
+
+
+def trained(place: Place, attempt: int, updates: int, copy_every: int) -> None:
+    """One machine that saves each second update, and the flow that takes over some of it."""
+    place.outbox.files.clear()  # its predecessor's folder is gone
+    hand_out(place.run, place.seen)
+    machine = place.machine(attempt)
+    found, step, value, num_saves = machine.newest_valid(pytest.fail), 0, 0.5, 0
+    if found is None:
+        machine.publish(0, 0, files(value, 0), CONFIG)
+    else:
+        step = found[0].step
+        [value] = load(found[1]["attacker.safetensors"])["current/weight"].tolist()
+    for _ in range(min(updates, LAST_STEP - step)):
+        step, value = step + 1, updated(value)
+        if step % 2 == 0:
+            machine.publish(step, step, files(value, step), CONFIG)
+            num_saves += 1
+            if num_saves % copy_every == 0 or step == LAST_STEP:
+                place.promote(replace(EXPECTED, attempt=attempt))
+
+
+LAST_STEP = 10
+
+
+@given(copy_every=st.integers(1, 6), lives=st.lists(st.integers(0, 9), max_size=4))
+@settings(max_examples=12)
+def test_however_often_is_copied_the_end_is_the_same(copy_every: int, lives: list[int]) -> None:
+    """Machines vanish with their folders after so many updates."""
+    place, value = Place(), 0.5
+    for attempt, updates in enumerate([*lives, LAST_STEP], 1):
+        trained(place, attempt, updates, copy_every)
+    for _ in range(LAST_STEP):
+        value = updated(value)
+    reader = CheckpointReader(place.run)
+    ref = reader.newest()
+    assert ref is not None
+    assert reader.read(ref) == files(value, LAST_STEP)
 
 
 def test_candidates_that_go_while_they_are_read_are_looked_for_again(place: Place) -> None:

@@ -10,6 +10,7 @@ from tests.fakes.second_provider import Server
 from tests.unit.cloud.conftest import Renting
 from tsgb.cloud.documents import Intent
 from tsgb.cloud.forecast import workload
+from tsgb.cloud.policy import MonitorPolicy
 from tsgb.cloud.preemption import Workload
 from tsgb.cloud.provider import LaunchSpec
 from tsgb.cloud.rented_machine import RentedMachine
@@ -22,7 +23,7 @@ class Boasted:
 
     def __init__(self, renting: Renting, taken: Callable[[int], int]) -> None:
         self._renting, self._taken = renting, taken
-        self.told = self.held = 0
+        self.told = self.held = self.num_copies = 0
         renting.cloud.work = self.tell
 
     def tell(self, server: Server) -> None:
@@ -52,6 +53,7 @@ class Boasted:
     def promote(self, attempt: int, tick: Callable[[], object]) -> None:
         del attempt
         tick()
+        self.num_copies += 1
         self.held = self._taken(self.told)
 
     def collect(self, working: int | None) -> None:
@@ -71,17 +73,24 @@ class Boasted:
         """Nobody looks."""
 
 
+@pytest.mark.parametrize("copy_every", [0, 10])
 @pytest.mark.parametrize(
     ("taken", "cause", "hours"),
     [(lambda _told: 0, "bad_host", 2), (lambda told: told, "preempted", 4)],
     ids=["saves nothing", "saves all"],
 )
 def test_a_machine_is_paid_for_what_it_saves(
-    renting: Renting, taken: Callable[[int], int], cause: str, hours: int
+    renting: Renting, taken: Callable[[int], int], cause: str, hours: int, copy_every: int
 ) -> None:
+    """It saves each minute; the last copy is made when it is gone."""
     work = Boasted(renting, taken)
+    flow = renting.flow(monitor_policy=MonitorPolicy(copy_every=copy_every))
     with pytest.raises(Preempted):
-        RentedMachine(renting.flow(), work).attempt(0)
+        RentedMachine(flow, work).attempt(0)
+    if copy_every == 0:
+        assert work.num_copies <= hours + 1
+    else:
+        assert hours * 60 / copy_every - 2 <= work.num_copies <= hours * (60 / copy_every + 1) + 1
     assert renting.end_of(1) == cause
     assert hours * 3600 <= work.told < (hours + 0.2) * 3600
     assert renting.cloud.servers == {}
