@@ -155,8 +155,9 @@ def _one_budget(
 
 
 def _stage2(runs: Sequence[str], options: RunOptions, store: str) -> dict[str, Any]:
+    from flows.artifacts import key_figures
     from flows.stage1 import STAGE_2
-    from flows.stage2 import key_figures, stage2
+    from flows.stage2 import stage2
 
     state = _run(
         stage2,

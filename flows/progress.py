@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -36,6 +36,8 @@ FIRST_SECONDS = 1.0
 ESTIMATE_SECONDS = 5.0
 """Seconds of a piece of work after which its speed says something."""
 _MOST_CHARACTERS = 10_000
+SHOWN_RATES = ("asr", "fpr")
+"""Metrics of updates that a line about progress shows."""
 WAITS, DONE = "waits", "done"
 """Texts of a worker that has not begun, and of one that has ended well."""
 
@@ -55,6 +57,8 @@ class Bar:
     """Steps in all; 0 while that is unknown."""
     text: str = ""
     """Current work, for people: a phase, a model, a state."""
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Rates of its newest update, by name, as far as that update has them."""
 
 
 class Listener(Protocol):
@@ -104,12 +108,14 @@ def bar_of(state: JobState) -> Bar:
     `done`, `total`, `label`.
     """
     heartbeat: Mapping[str, Any] = state.progress
+    metrics: Mapping[str, float] = {}
     if "build_total" in heartbeat:
         done, total = count_in(heartbeat, "built"), count_in(heartbeat, "build_total")
         text = str(heartbeat.get("phase", ""))
     elif "total_steps" in heartbeat:
         done, total = count_in(heartbeat, "step"), count_in(heartbeat, "total_steps")
         text = f"{heartbeat.get('phase', '')}, round {heartbeat.get('round', 0)}"
+        metrics = rates_in(heartbeat)
         if "durable_step" in heartbeat:
             text += f", saved {count_in(heartbeat, 'durable_step')}"
             seconds = seconds_in(heartbeat, "seconds_since_durable")
@@ -125,7 +131,21 @@ def bar_of(state: JobState) -> Bar:
         text = WAITS
     elif not heartbeat:
         text = "runs"
-    return Bar(state.key, done, total, text)
+    return Bar(state.key, done, total, text, metrics)
+
+
+def rates_in(heartbeat: Mapping[str, Any]) -> dict[str, float]:
+    """Return the rates that a heartbeat tells of its newest update: 0 to 1, by name."""
+    told: object = heartbeat.get("metrics")
+    if not isinstance(told, Mapping):
+        return {}
+    named = cast("Mapping[str, object]", told)
+    found = {name: named.get(name) for name in SHOWN_RATES}
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if isinstance(value, int | float) and 0 <= value <= 1
+    }
 
 
 class Together:
@@ -173,13 +193,57 @@ class _One:
         self.together.bars(self.name, bars)
 
 
-class Lines:
-    """A line on each note, and one about a stage from time to time: for logs and pipes.
+class ProgressText:
+    """A text about a stage from time to time: how far, how fast and how well each worker is.
 
-    A stage has a line after its first second, when a worker passes another tenth of its work, and
-    every `every_seconds` in any case. A line says how far each worker is, and about how long it
-    still takes at its speed so far.
+    There is one after the stage's first second, when a worker passes another tenth of its work, and
+    every `every_seconds` in any case.
     """
+
+    def __init__(self, every_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin.
+
+        Args:
+            every_seconds: Most seconds between two texts; a third of it is the least.
+            clock: Seconds that never go back.
+        """
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._stage = ""
+        self._due = self._earliest = 0.0
+        self._tenths: list[int] = []
+        self._paces: dict[str, _Pace] = {}
+        self._rates: dict[str, dict[str, float]] = {}
+
+    def due(self, stage: str, bars: Sequence[Bar]) -> str | None:
+        """Return a text if there is news, or if the last one is old enough."""
+        now = self._clock()
+        if stage != self._stage:
+            self._stage, self._paces, self._tenths = stage, {}, []
+            self._due = self._earliest = now + FIRST_SECONDS
+        for bar in bars:
+            pace = self._paces.get(bar.key)
+            if pace is None or pace.total != bar.total or bar.done < pace.first_done:
+                self._paces[bar.key] = _Pace(now, bar.done, bar.total)
+            # An update trains one of the two players, and tells the rate of that one.
+            self._rates.setdefault(bar.key, {}).update(bar.metrics)
+        tenths = [10 * bar.done // bar.total for bar in bars if bar.total]
+        if now < self._due and (now < self._earliest or tenths == self._tenths):
+            return None
+        self._tenths = tenths
+        self._due, self._earliest = now + self._every_seconds, now + self._every_seconds / 3
+        return f"{stage}: {self.describe(bars)}"
+
+    def describe(self, bars: Sequence[Bar]) -> str:
+        """Return the text about workers that were looked at before."""
+        now = self._clock()
+        return "; ".join(
+            self._paces[bar.key].describe(bar, now, self._rates.get(bar.key, {})) for bar in bars
+        )
+
+
+class Lines:
+    """A line on each note, and one about a stage from time to time: for logs and pipes."""
 
     def __init__(
         self,
@@ -195,14 +259,9 @@ class Lines:
             clock: Seconds that never go back.
         """
         self._stream = stream
-        self._every_seconds = every_seconds
         self._clock = clock
         self._start = clock()
-        self._stage = ""
-        self._due = self._start
-        self._earliest = self._start
-        self._tenths: list[int] = []
-        self._paces: dict[str, _Pace] = {}
+        self._text = ProgressText(every_seconds, clock)
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -211,20 +270,9 @@ class Lines:
 
     def bars(self, stage: str, bars: Sequence[Bar]) -> None:
         """Print a line if there is news, or if the last line is old enough."""
-        now = self._clock()
-        if stage != self._stage:
-            self._stage, self._paces, self._tenths = stage, {}, []
-            self._due = self._earliest = now + FIRST_SECONDS
-        for bar in bars:
-            pace = self._paces.get(bar.key)
-            if pace is None or pace.total != bar.total or bar.done < pace.first_done:
-                self._paces[bar.key] = _Pace(now, bar.done, bar.total)
-        tenths = [10 * bar.done // bar.total for bar in bars if bar.total]
-        if now >= self._due or (now >= self._earliest and tenths != self._tenths):
-            self._tenths = tenths
-            self._due, self._earliest = now + self._every_seconds, now + self._every_seconds / 3
-            parts = [self._paces[bar.key].describe(bar, now) for bar in bars]
-            self.note(f"{stage}: {'; '.join(parts)}")
+        text = self._text.due(stage, bars)
+        if text is not None:
+            self.note(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,13 +286,14 @@ class _Pace:
     total: int
     """Steps of the piece; a worker that builds models has one piece for each."""
 
-    def describe(self, bar: Bar, now: float) -> str:
-        """Return the worker's part of a line."""
+    def describe(self, bar: Bar, now: float, rates: Mapping[str, float]) -> str:
+        """Return the worker's part of a text."""
         seconds = now - self.start
         if not bar.total:
             plain = bar.text in {WAITS, DONE} or seconds < ESTIMATE_SECONDS
             return f"{bar.key} {bar.text}" + ("" if plain else f" for {duration(seconds)}")
-        text = f"{bar.key} {bar.done}/{bar.total} {bar.text}"
+        figures = [f"{name.upper()} {100 * rate:.3g} %" for name, rate in sorted(rates.items())]
+        text = ", ".join([f"{bar.key} {bar.done}/{bar.total} {bar.text}", *figures])
         fresh = bar.done - self.first_done
         if fresh <= 0 or seconds < ESTIMATE_SECONDS or bar.done >= bar.total:
             return text

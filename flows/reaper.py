@@ -16,8 +16,8 @@ from typing import Any
 from prefect import flow, get_client, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.artifacts import quietly
 from flows.flow_runs import crash_silent, resume
-from flows.tasks import quietly
 from tsgb.cloud.connect import connect
 from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.reaper import ReapReport, reap

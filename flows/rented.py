@@ -12,7 +12,7 @@ from dataclasses import replace
 from secrets import token_hex
 
 from flows.interrupts import check_interrupt, pause
-from flows.progress import Bar, listener
+from flows.progress import Bar, listener, rates_in
 from flows.seeds import shared_budget
 from flows.workers import Checkpoints, Workers, segment_targets
 from tsgb.checkpoint.cache import FileCache
@@ -38,6 +38,7 @@ from tsgb.cloud.history import state_size
 from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.policy import LaunchPolicy, MachineNeeds, MonitorPolicy
 from tsgb.cloud.preemption import Workload
+from tsgb.cloud.pricing import in_dollars
 from tsgb.cloud.provider import LaunchSpec, Provider
 from tsgb.cloud.rented_machine import RentedMachine
 from tsgb.cloud.retry_policy import is_blamed
@@ -70,6 +71,7 @@ class ArmsWork:
         configs: Mapping[Arm, RunConfig],
         documents: RunDocuments | None = None,
         needs: MachineNeeds | None = None,
+        spent: Callable[[], int] | None = None,
     ) -> None:
         """Describe the work; reads nothing yet.
 
@@ -78,8 +80,10 @@ class ArmsWork:
             configs: Configurations of the arms to train.
             documents: The run's documents as the flow holds them; without them, opened here.
             needs: What the run's models ask of a machine; without it those of a run without any.
+            spent: Returns the micro-dollars that the run has cost so far, to show them.
         """
         self._workers = workers
+        self._spent = spent
         self._configs = configs
         self._needs = needs or MachineNeeds.of(workers.settings)
         self._exchange = Exchange.of(workers.settings, workers.store)
@@ -297,6 +301,8 @@ class ArmsWork:
         check_interrupt()
         state = "?" if running.instance is None else running.instance.status
         text = f"instance {running.instance_id} {state}, ${running.intent.hourly:.3f}/h"
+        if self._spent is not None:
+            text += f", ${in_dollars(self._spent()):.2f} so far"
         if self._steps is None:
             self._steps = self._saved_steps()
         told = arms(running.heartbeat)
@@ -304,7 +310,13 @@ class ArmsWork:
             if arm.value in told:
                 self._steps[arm] = count_in(told[arm.value], "step")
         bars = [
-            Bar(arm.value, self._steps.get(arm, 0), config.total_steps, text)
+            Bar(
+                arm.value,
+                self._steps.get(arm, 0),
+                config.total_steps,
+                text,
+                rates_in(told.get(arm.value, {})),
+            )
             for arm, config in self._configs.items()
             if self._steps
         ]
@@ -397,7 +409,8 @@ def renting(
     """
     needs = needs_of(workers, configs)
     with rental_session(workers, needs=needs) as session:
-        work = ArmsWork(workers, configs, session.documents, needs)
+        ledger = session.ledger
+        work = ArmsWork(workers, configs, session.documents, needs, lambda: ledger.spent)
         work.pack()  # a refusal comes before a machine costs anything
         machine = RentedMachine(session, work)
         try:

@@ -15,6 +15,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from flows import tasks
+from flows.artifacts import show_bill, show_training, tag_run
 from flows.cancellation import check_cancelled, ends_when_cancelled
 from flows.hooks import end_task_runs, release_machines, say_how_to_resume
 from flows.machines import machine_of
@@ -76,6 +77,7 @@ def stage1(**options: Any) -> dict[str, Any]:
     chosen = read_options(**options)
     settings = chosen.applied_to(load_settings())
     run = chosen.run or _run_id()
+    tag_run(run)
     store = canonical_url(chosen.store or settings.default_store)
     workers = Workers(settings, store, run, chosen.env)
     chosen = choose_models(chosen, settings, stored_models(workers))
@@ -87,7 +89,7 @@ def stage1(**options: Any) -> dict[str, Any]:
     refs: dict[str, dict[str, Any]] = {}
     with (
         listening(tasks.PrefectListener(listener())),
-        machine_of(chosen.machine, workers, configs, partial(tasks.bill_table, run)) as machine,
+        machine_of(chosen.machine, workers, configs, partial(show_bill, run)) as machine,
     ):
         names = ", ".join(arm.value for arm in configs)
         listener().note(f"stage 1: run {run}, {names}, in {store}")
@@ -95,7 +97,7 @@ def stage1(**options: Any) -> dict[str, Any]:
             listener().note(str(data))
         segment = tasks.resilient(tasks.segment, settings, RETRIES[chosen.machine])
         for index in range(configs[Arm.SELFPLAY].segments):
-            refs = segment(run, key, index, machine)
+            refs = segment(run, key, index, machine, partial(show_training, workers, configs))
     main = CheckpointRef(**refs[Arm.SELFPLAY.value])
     check_cancelled()  # what nobody wants any more starts no stage 2
     _announce(main, chosen.model_copy(update={"run": run, "store": store}))

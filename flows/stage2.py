@@ -6,16 +6,16 @@ that is there already is not made again.
 
 # No postponed annotations: see `flows.stage1`.
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.runtime import deployment, flow_run
 
 from flows import tasks
+from flows.artifacts import show_report, tag_run
 from flows.cancellation import ends_when_cancelled
 from flows.hooks import end_task_runs, say_how_to_resume
 from flows.interrupts import check_interrupt, pause
@@ -44,15 +44,6 @@ from tsgb.settings import Settings, endpoint_key, load_settings
 from tsgb.targets.pretrained import file_hashes
 
 _WAIT_SECONDS = 2.0
-RATES = (
-    "asr",
-    "asr_no_guard",
-    "adaptive_asr",
-    "scripted_tpr",
-    "fpr",
-    "fnr",
-    "auroc",
-)
 
 
 def _flow_run_name() -> str:
@@ -99,6 +90,7 @@ def stage2(
         `eval_id`, `report` and `summary_path` (paths, or URLs in a remote store), and `summary`.
     """
     settings = load_settings()
+    tag_run(run)
     chosen = with_checked_names(read_options(**options), settings)
     labels = labels_of(chosen)
     where = canonical_url(chosen.store or settings.default_store)
@@ -141,7 +133,7 @@ def stage2(
                 run, where, eval_id, more_runs or [], env
             )
     report = _place(f"{home.run_url}/{directory}/report.html")
-    obstacle = _publish(run, report, summary)
+    obstacle = show_report(run, report, summary)
     if obstacle is not None:
         raise InvalidResult(obstacle)
     unfinished.finish()
@@ -180,49 +172,3 @@ def _place(url: str) -> str:
     """A path where the store is local, else the URL."""
     path = local_path(url)
     return url if path is None else str(path)
-
-
-def key_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the results over all seeds, one row a guard and target."""
-    return [
-        {
-            **{name: row.get(name) for name in ("guard", "target", "threshold_rule")},
-            **{name: row.get(name) for name in RATES},
-        }
-        for row in summary.get("results", [])
-        if row.get("seed") is None
-    ]
-
-
-def _publish(run: str, report: str, summary: Mapping[str, Any]) -> str | None:
-    """Show the verdict, the tables and the key figures in Prefect's UI.
-
-    Returns:
-        Why the evaluation is not valid; None if it is.
-    """
-    from tsgb.eval.records import Summary
-    from tsgb.eval.report import render_tables
-    from tsgb.eval.wording import invalid_evaluation
-
-    read = Summary.model_validate(summary)
-    key = tasks.artifact_key(f"report-{run}")
-    create_markdown_artifact(
-        f"# {run}\n\n{render_tables(read, 'markdown')}\nReport: `{report}`\n",
-        key=key,
-        description=read.verdict.sentence,
-    )
-    create_table_artifact(
-        [{name: _cell(value) for name, value in row.items()} for row in key_figures(summary)],
-        key=f"{key}-figures",
-        description=f"Key figures of {run}, with 95 % intervals",
-    )
-    link = report if "://" in report else f"file://{report}"
-    create_link_artifact(link, link_text="report.html", key=f"{key}-link")
-    return invalid_evaluation(read.invalid, report) if read.invalid else None
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        rate = cast("Mapping[str, float]", value)
-        return f"{rate['value']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
-    return "" if value is None else str(value)

@@ -7,22 +7,17 @@ workers, and its `finally` ends them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-import httpx
 from prefect import Task, get_run_logger, task
-from prefect.artifacts import (
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import task_run
 
-from flows.progress import WAITS, Bar, Listener, shown
+from flows.artifacts import quietly
+from flows.progress import Bar, Listener, ProgressText, shown
 from flows.workers import Checkpoints, Workers, as_json
-from tsgb.cloud.bill import RentalBill
 from tsgb.cloud.lifecycle import Machine
 from tsgb.config import Arm
 from tsgb.errors import Preempted, StoreUnreachable
@@ -30,6 +25,7 @@ from tsgb.eval.additions import Additions
 from tsgb.settings import Settings, load_settings
 
 _ARTIFACT_SECONDS = 5.0
+_LOG_SECONDS = 60.0
 
 
 P = ParamSpec("P")
@@ -71,15 +67,20 @@ def as_task(name: str, function: Callable[[], R]) -> R:
     result_storage_key="tsgb-{parameters[run]}-{parameters[key]}-segment-{parameters[index]}.json",
 )
 def segment(
-    run: str,
+    run: str,  # noqa: ARG001 - part of the result's name
     key: str,  # noqa: ARG001 - part of the result's name
     index: int,
     machine: Machine[Checkpoints],
+    show: Callable[[], object],
 ) -> dict[str, dict[str, Any]]:
-    """Train every arm to the end of one segment; gives the checkpoints, by arm."""
-    refs = as_json(machine.attempt(index, as_task))
-    quietly(lambda: _checkpoint_table(run, index, refs))
-    return refs
+    """Train every arm to the end of one segment; gives the checkpoints, by arm.
+
+    `show` is called when an attempt has ended, well or not.
+    """
+    try:
+        return as_json(machine.attempt(index, as_task))
+    finally:
+        show()
 
 
 @task(name="evaluate", task_run_name="evaluate-{run}", retry_condition_fn=only_preemption)
@@ -107,7 +108,10 @@ def report(
 
 
 class PrefectListener:
-    """Shows notes in the log of the run, and progress as an artifact of the task run."""
+    """Shows notes and progress in the log of the run, and progress as an artifact of the task run.
+
+    The log has a line about the workers every minute, and at each tenth of their work.
+    """
 
     def __init__(self, to: Listener, clock: Callable[[], float] = time.monotonic) -> None:
         """Wrap another listener.
@@ -118,10 +122,10 @@ class PrefectListener:
         """
         self._to = to
         self._clock = clock
+        self._text = ProgressText(_LOG_SECONDS, clock)
         self._task: object = None
         self._next = 0.0
         self._artifact: Any = None
-        self._started: set[str] = set()
 
     def note(self, text: str) -> None:
         """Log a line."""
@@ -129,15 +133,14 @@ class PrefectListener:
         self._to.note(text)
 
     def bars(self, stage: str, bars: Sequence[Bar]) -> None:
-        """Update the artifact every few seconds; a task run has one of its own."""
+        """Log a line if it is time, and update the artifact, which each task run has of its own."""
         self._to.bars(stage, bars)
         if (stage, task_run.id) != self._task:
             self._task, self._artifact = (stage, task_run.id), None
-            self._next, self._started = self._clock() + _ARTIFACT_SECONDS, set()
-        for bar in bars:
-            if bar.text != WAITS and bar.key not in self._started:
-                self._started.add(bar.key)
-                get_run_logger().info("%s: started %s", stage, bar.key)
+            self._next = self._clock() + _ARTIFACT_SECONDS
+        line = self._text.due(stage, bars)
+        if line is not None:
+            get_run_logger().info("%s", shown(line))
         if self._clock() >= self._next:
             self._next = self._clock() + _ARTIFACT_SECONDS
             quietly(lambda: self._show(bars))
@@ -145,38 +148,8 @@ class PrefectListener:
     def _show(self, bars: Sequence[Bar]) -> None:
         total = sum(bar.total for bar in bars)
         percent = 100.0 * sum(bar.done for bar in bars) / total if total else 0.0
-        text = shown("; ".join(f"{bar.key} {bar.done}/{bar.total} {bar.text}" for bar in bars))
+        text = shown(self._text.describe(bars))
         if self._artifact is None:
             self._artifact = create_progress_artifact(percent, description=text)
         else:
             update_progress_artifact(self._artifact, percent, description=text)
-
-
-def quietly(show: Callable[[], object]) -> None:
-    """An API that is down for a while must not end a training run."""
-    try:
-        show()
-    except (httpx.HTTPError, OSError) as error:
-        get_run_logger().warning("No artifact: %s", error)
-
-
-def _checkpoint_table(run: str, index: int, refs: Mapping[str, Mapping[str, Any]]) -> None:
-    create_table_artifact(
-        [
-            {"arm": arm, **{name: ref[name] for name in ("step", "episode", "attempt", "name")}}
-            for arm, ref in refs.items()
-        ],
-        key=artifact_key(f"checkpoints-{run}"),
-        description=f"Checkpoints of run {run} after segment {index}",
-    )
-
-
-def bill_table(run: str, bill: RentalBill) -> None:
-    """Show what each machine of a run cost and did."""
-    key = artifact_key(f"machines-{run}")
-    quietly(lambda: create_table_artifact(bill.rows(), key=key, description=str(bill)))
-
-
-def artifact_key(text: str) -> str:
-    """Lower-case letters, digits and dashes: what Prefect takes as a key."""
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower())

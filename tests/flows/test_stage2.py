@@ -10,7 +10,8 @@ import pytest
 from prefect import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
-from flows.stage2 import key_figures, stage2
+from flows.artifacts import key_figures
+from flows.stage2 import stage2
 from tests.fakes.sentinels import sentinel
 from tests.flows.conftest import Behave
 from tests.flows.test_stage1 import train

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -28,6 +29,22 @@ INK, MUTED, LINE = "#010203", "#040506", "#070809"
 PAGE_COLOURS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)"}
 SERIES = ("none", "sft", "frozen", "selfplay", "tfidf", "untrained", "oracle")
 MARKERS = "osD^vPX"
+LIGHT = {
+    "currentColor": "#1c1f23",
+    "var(--muted)": "#5b6470",
+    "var(--line)": "#dcdfe3",
+    "var(--s0)": "#6d7681",
+    "var(--s1)": "#b26a00",
+    "var(--s2)": "#c2410c",
+    "var(--s3)": "#0b6bb8",
+    "var(--s4)": "#7c4dbd",
+    "var(--s5)": "#8d8575",
+    "var(--s6)": "#1a7f4b",
+    "var(--s7)": "#a6336d",
+}
+"""Colours of a picture that stands in no page, as the report's page has them by daylight."""
+LEARNED = ("asr", "fpr", "fnr")
+"""Series that say whether a guard learns."""
 MAIN_GUARDS = ("none", "sft", "frozen", "selfplay")
 MAX_CURVES = 10
 MAX_TITLE = 80
@@ -169,6 +186,46 @@ def training(curves: Sequence[Curve]) -> list[Markup]:
         _training_figure(curves, arms, name, f"training-{index}")
         for index, name in enumerate(chosen)
     ]
+
+
+def learning(curves: Sequence[Curve]) -> Markup | None:
+    """ASR, FPR and FNR of every arm over its updates; None before there is any."""
+    names = [n for n in LEARNED if any(n in point for c in curves for point in c.points)]
+    if not names:
+        return None
+    with _style(STYLE):
+        figure: Canvas = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
+        for index, name in enumerate(names):
+            axes = figure.add_subplot(1, len(names), index + 1)
+            axes.grid(visible=True, axis="y")
+            for curve in curves:
+                points = [(p["step"], p[name]) for p in curve.points if name in p]
+                if points:
+                    label = _name(curve.arm) if index == 0 else None
+                    axes.plot(*zip(*points, strict=True), color=colour(curve.arm), label=label)
+            axes.set_title(name.upper())
+            axes.set_xlabel("update")
+            _percent(axes, "y")
+            if index == 0:
+                _legend(axes)
+        return _svg(figure, "ASR, FPR and FNR while training", "learning")
+
+
+def data_url(picture: Markup) -> str:
+    """Return a picture as a `data:` URL, in colours of its own, for a page that is not ours."""
+    text = str(picture)
+    for variable, tint in LIGHT.items():
+        text = text.replace(variable, tint)
+    found = re.search(r'viewBox="([^"]*)"', text)
+    assert found is not None
+    _, _, width, height = found[1].split()
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * float(width):.0f}" '
+        f'height="{2 * float(height):.0f}" font-family="sans-serif" '
+        f'style="background:white" '
+    )
+    content = text.replace("<svg ", head, 1).encode()
+    return f"data:image/svg+xml;base64,{b64encode(content).decode()}"
 
 
 def _training_figure(curves: Sequence[Curve], arms: Sequence[str], name: str, salt: str) -> Markup:

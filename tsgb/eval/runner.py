@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from tsgb.checkpoint.documents import count_in, parse_json_lines
 from tsgb.checkpoint.layout import STATE_FILE
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.reject import way_back
@@ -27,6 +26,7 @@ from tsgb.eval import calibrated
 from tsgb.eval.additions import choose_targets
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.cells import RationedAttack, adaptive_items, scripted_items
+from tsgb.eval.curves import curve_of
 from tsgb.eval.guard_times import NUM_TIMED, time_guards
 from tsgb.eval.judge_results import examine
 from tsgb.eval.logged_target import AttackedTarget
@@ -60,20 +60,6 @@ from tsgb.types import CheckpointRef, Split, StreamKind, TargetSpec
 OpenRun = Callable[[str], RunStore]
 Report = Callable[[int, int, str], None]
 """Called with (cells done, cells in all, what is being done)."""
-CURVE_POINTS = 200
-_PHASES = frozenset({"attacker", "guard", "warmup"})
-CURVE_FIELDS = (
-    "asr",
-    "asr_no_guard",
-    "family_share",
-    "fpr",
-    "fnr",
-    "kl",
-    "entropy",
-    "grad_norm",
-    "loss",
-    "tau",
-)
 
 
 class Evaluation:
@@ -351,14 +337,7 @@ class Evaluation:
                 text = self._open_run(ref.run_url).read_text("metrics.jsonl")
             except FileNotFoundError:
                 continue
-            lines = [line for line in parse_json_lines(text) if str(line.get("phase")) in _PHASES]
-            stride = max(1, len(lines) // CURVE_POINTS)
-            points = [
-                {"step": float(count_in(line, "step"))}
-                | {k: float(line[k]) for k in CURVE_FIELDS if isinstance(line.get(k), int | float)}
-                for line in lines[::stride]
-            ]
-            curves.append(Curve(seed=self.config.seed, arm=arm, points=points))
+            curves.append(curve_of(text, self.config.seed, arm))
         return curves
 
     def _variance(self) -> dict[str, float] | None:

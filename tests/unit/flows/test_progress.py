@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from flows.progress import Bar, Bars, Lines, bar_of, listener, listening, watching
+from flows.progress import Bar, Bars, Lines, bar_of, listener, listening, rates_in, watching
 from tsgb.cloud.termination import JobEnd
 from tsgb.processes import JobState, StartedJob
 
@@ -56,6 +56,23 @@ def test_heartbeats_become_bars(heartbeat: dict[str, object], end: JobEnd | None
     started = StartedJob(process=None)  # type: ignore[arg-type]
     state = JobState("sft", started=started, progress=heartbeat, end=end)
     assert bar_of(state) == bar
+
+
+def test_a_line_keeps_the_rate_of_the_player_that_rests() -> None:
+    def bar(done: int, **rates: float) -> list[Bar]:
+        return [Bar("selfplay", done, 100, "guard", rates)]
+
+    lines = told(
+        [(0, "train", bar(0)), (2, "train", bar(1, asr=0.312)), (60, "train", bar(40, fpr=0.02))]
+    )
+    assert lines[-1].endswith("selfplay 40/100 guard, ASR 31.2 %, FPR 2 % (about 90 s left)")
+
+
+def test_rates_of_a_heartbeat_are_rates() -> None:
+    told_of = {"asr": 0.5, "fpr": -1, "fnr": 0.1, "step": 3}
+    assert rates_in({"metrics": told_of}) == {"asr": 0.5}
+    assert rates_in({"metrics": "\x1b[2J"}) == {}
+    assert rates_in({"metrics": {"asr": "high", "fpr": float("nan")}}) == {}
 
 
 @dataclass
