@@ -13,11 +13,12 @@ R = TypeVar("R")
 
 
 def takes(names: Iterable[str]) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Give a function the named options of a run as keyword parameters.
+    """Give a function the named options of a run as keyword parameters, in the order of the run's.
 
     The function declares them as one `**options`. Further parameters of its own come first.
     """
-    fields = {name: RunOptions.model_fields[name] for name in names}
+    chosen = set(names)
+    fields = {name: field for name, field in RunOptions.model_fields.items() if name in chosen}
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
         signature = inspect.signature(function)
@@ -41,11 +42,12 @@ def takes(names: Iterable[str]) -> Callable[[Callable[..., R]], Callable[..., R]
 
 
 def description_of(name: str) -> str:
-    """Return the help of an option with its bounds, which Prefect's form does not show itself."""
+    """Return the help of an option in one line, with its bounds, which the form does not show."""
     schema = value_schema(name)
-    named = {"minimum": "At least", "maximum": "At most"}
-    bounds = [f"{text} {schema[bound]:g}." for bound, text in named.items() if bound in schema]
-    return " ".join([RunOptions.model_fields[name].description or "", *bounds])
+    named = {"minimum": "at least", "maximum": "at most"}
+    bounds = [f"{text} {schema[bound]:,}" for bound, text in named.items() if bound in schema]
+    text = " ".join((RunOptions.model_fields[name].description or "").split())
+    return f"{text} It is {' and '.join(bounds)}." if bounds else text
 
 
 def _with_arguments(docstring: str, lines: Iterable[str]) -> str:

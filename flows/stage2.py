@@ -39,7 +39,7 @@ from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
 from tsgb.models.file_lock import locked
 from tsgb.models.hash_cache import HashCache
-from tsgb.run_options import RunId, read_options
+from tsgb.run_options import RunId, Text, read_options
 from tsgb.settings import Settings, endpoint_key, load_settings
 from tsgb.targets.pretrained import file_hashes
 
@@ -66,20 +66,19 @@ def _flow_run_name() -> str:
 )
 def stage2(
     run: RunId,
-    checkpoint: str | None = None,
+    checkpoint: Text | None = None,
     more_runs: list[RunId] | None = None,
     *,
-    env: str | None = None,
+    env: Text | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluate the guards of a run and report.
 
     Args:
-        run: Name of the run whose guards are evaluated.
-        checkpoint: URL of the self-play guard's checkpoint; without it the newest one.
+        run: The name of the run whose guards are evaluated, as in first-try.
+        checkpoint: The URL of a checkpoint of its self-play guard. Without it, the newest counts.
         more_runs: Further runs of the same configuration, one a seed, pooled into one report.
-        env: World of the runs, if it is code of yours: `module:attribute`. Its module is imported
-            only if it is named here, whatever the runs' configurations say.
+        env: The world as module:attribute if it is code of yours, imported only if it is named.
         **options: Options of a run, as below.
 
     Raises:

@@ -59,105 +59,134 @@ def _with_selfplay(arms: list[Arm]) -> list[Arm]:
 RunId = Annotated[
     str,
     AfterValidator(check_run_id),
-    WithJsonSchema({"type": "string", "pattern": r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^(?!(latest|checkpoints)$)[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$(?!\n)",
+        }
+    ),
 ]
 """Name of a run: a directory of the store."""
+Text = Annotated[str, Field(min_length=1)]
+"""A name, path or address: never empty."""
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""A seed from which every generator can derive its own: they take 64 bits."""
 
 
 class RunOptions(BaseModel):
     """All that a user may choose about a run.
+
+    The order is that of the form in Prefect's UI: what a run is and where it trains, then details
+    of the training, then those of the evaluation.
 
     Example: `RunOptions(run="r1", profile=Profile.SMOKE)`
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    run: Annotated[RunId | None, Flag("--run-id", "ID")] = None
-    """Name of the run; an existing one resumes. Without it a new name is made."""
     profile: Annotated[Profile, Flag("--profile", "|".join(Profile))] = Profile.DEMO
-    """Size of the run: smoke takes a minute, demo minutes, paper hours."""
-    env: Annotated[str, Field(min_length=1), Flag("--env", "NAME")] = "glyph"
-    """World: glyph, canary, or module:attribute."""
-    model: Annotated[Annotated[str, Field(min_length=1)] | None, Flag("--model", "NAME")] = None
-    """Pretrained base in place of the world's: org/name@revision, directory, gguf:FILE, smollm2."""
-    target_model: Annotated[
-        Annotated[str, Field(min_length=1)] | None, Flag("--target-model", "NAME")
-    ] = None
-    """Pretrained model of the targets, named as for --model; without it the base."""
-    black_boxes: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None,
-        Flag("--black-box", "NAME", form="repeated"),
-    ] = None
-    """Pretrained models to evaluate on as they are, named as for --model, on top of the targets."""
-    seed: Annotated[int, Field(ge=0), Flag("--seed")] = 0
-    """Seed of everything that happens in the world."""
-    seeds: Annotated[Annotated[int, Field(ge=1, le=100)] | None, Flag("--seeds", "N")] = None
-    """Number of training seeds, from --seed on, that one report pools; without it paper trains five
-    and the others one. They share --budget."""
-    world_seed: Annotated[int, Field(ge=0), Flag("--world-seed")] = 0
-    """Seed of the world itself: policy, weaknesses, models."""
-    arms: Annotated[
-        Annotated[list[Arm], AfterValidator(_with_selfplay)] | None,
-        Flag("--arms", "A,B,...", form="commas"),
-    ] = None
-    """Arms to train, selfplay among them; without it those of the profile."""
-    targets: Annotated[list[str] | None, Flag("--target", "NAME", form="repeated")] = None
-    """Targets to evaluate on, endpoints as openai:MODEL@URL too; without it all of the world."""
-    targets_file: Annotated[
-        Annotated[str, Field(min_length=1)] | None, Flag("--targets-file", "FILE")
-    ] = None
-    """TOML file that declares endpoints as [targets.NAME], which are asked like the world's."""
-    adaptive: Annotated[int, Field(ge=0), Flag("--adaptive", "N")] = 0
-    """Attacks that fresh attackers may send to each endpoint, all seeds together; 0 sends none."""
-    max_requests: Annotated[Annotated[int, Field(ge=0)] | None, Flag("--max-requests", "N")] = None
-    """Requests that the evaluation may send to endpoints, repeated ones included."""
-    max_cost: Annotated[
-        Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, Flag("--max-cost")
-    ] = None
-    """Dollars that endpoints may cost in the evaluation, by the prices of the targets file."""
-    target_class: Annotated[
-        list[str] | None, Flag("--target-class", "MODULE:CLASS", form="repeated")
-    ] = None
-    """Black boxes of yours, with generate(prompt) -> str, on top of the targets."""
-    judge_class: Annotated[str | None, Flag("--judge-class", "MODULE:CLASS")] = None
-    """Judge of yours, with judge(response, is_benign) -> bool, in place of the world's."""
-    judge: Annotated[Annotated[str, Field(min_length=1)] | None, Flag("--judge", "FORM")] = None
-    """Judge in place of the world's, as in openai:MODEL@URL, local:NAME or classifier:NAME."""
-    human_labels: Annotated[
-        Annotated[str, Field(min_length=1)] | None, Flag("--human-labels", "FILE")
-    ] = None
-    """Labels that people gave to answers (JSON lines or CSV), by which rates are corrected."""
-    guards: Annotated[list[str] | None, Flag("--guard", "FORM", form="repeated")] = None
-    """Guards of yours beside those of the run, as in keywords:FILE or export:DIR."""
-    fresh: Annotated[bool, Flag("--fresh")] = False
-    """Evaluate again what was evaluated already."""
-    overrides: Annotated[dict[str, Any] | None, Flag("--set", "NAME=VALUE", form="pairs")] = None
-    """Changes to the run's configuration, such as selfplay.rounds=2."""
-    train_data: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None,
-        Flag("--train-data", "FILE", form="repeated"),
-    ] = None
-    """Labelled prompts of yours whose train split the guard learns from; the store gets a copy."""
-    train_map: Annotated[list[str] | None, Flag("--map", "KEY=COLUMN", form="repeated")] = None
-    """A column of these files, as for `tsgb data check`: prompt=COL, label=COL=VALUE, group=COL."""
-    store: Annotated[str | None, Flag("--store", "URL")] = None
-    """Path or fsspec URL of all runs; without it TSGB_STORE, RCLONE_WEBDAV_URL or ./runs."""
+    """The size of the run: smoke takes about a minute and shows that every step works, demo takes
+    minutes, and paper takes hours."""
+    env: Annotated[Text, Flag("--env", "NAME")] = "glyph"
+    """The world that attacker and guard play in: glyph, canary, or code of yours as
+    module:attribute."""
+    run: Annotated[RunId | None, Flag("--run-id", "ID")] = None
+    """The name of the run, as in first-try. A run that exists is resumed; without a name, a new one
+    is made."""
+    seed: Annotated[Seed, Flag("--seed")] = 0
+    """The seed of all that happens in the world, as in 7. The same seed repeats the same run."""
+    model: Annotated[Text | None, Flag("--model", "NAME")] = None
+    """The pretrained base of both players, as in org/name@revision, a directory, gguf:FILE or
+    smollm2. Without it, the world brings a small model of its own."""
+    targets: Annotated[list[Text] | None, Flag("--target", "NAME", form="repeated")] = None
+    """The targets that the guards are evaluated on: names of the world's, or endpoints such as
+    openai:MODEL@URL. Without it, all of the world's are asked, and all of the targets file."""
     machine: Annotated[MachineKind, Flag("--machine")] = MachineKind.LOCAL
-    """Machine that trains: processes here, or one rented instance at a time."""
-    machines: Annotated[Annotated[int, Field(ge=1, le=100)], Flag("--machines", "N")] = 1
-    """Most rented machines at once, one for each of --seeds."""
+    """The machine that trains: local is the one that the flow runs on, rented is one rented
+    instance at a time."""
     budget: Annotated[
         Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, Flag("--budget")
     ] = None
-    """Dollars that all seeds together may cost on rented machines; without it TSGB_BUDGET."""
+    """The dollars that all seeds together may cost on rented machines, as in 20. Without it, the
+    setting TSGB_BUDGET counts."""
     max_price: Annotated[Annotated[float, Field(ge=0.001, le=128)] | None, Flag("--max-price")] = (
         None
     )
-    """Dollars an hour that one machine may cost, storage included; without it TSGB_MAX_PRICE."""
-    service_url: Annotated[str | None, Flag("--vast-url", "URL")] = None
-    """Address of the service that rents machines, or of a simulator; without it TSGB_VAST_URL."""
+    """The dollars an hour that one rented machine may cost, storage included, as in 0.4. Without
+    it, the setting TSGB_MAX_PRICE counts."""
+    machines: Annotated[Annotated[int, Field(ge=1, le=100)], Flag("--machines", "N")] = 1
+    """The most machines that are rented at once, one for each seed."""
+    store: Annotated[Text | None, Flag("--store", "URL")] = None
+    """The place of all runs, as a path or an fsspec URL. Without it, the settings TSGB_STORE and
+    RCLONE_WEBDAV_URL count, or else the directory ./runs."""
+    service_url: Annotated[Text | None, Flag("--vast-url", "URL")] = None
+    """The address of the service that rents machines, or of a simulator of it. Without it, the
+    setting TSGB_VAST_URL counts."""
+    arms: Annotated[
+        Annotated[
+            list[Arm],
+            AfterValidator(_with_selfplay),
+            Field(json_schema_extra={"contains": {"const": Arm.SELFPLAY.value}}),
+        ]
+        | None,
+        Flag("--arms", "A,B,...", form="commas"),
+    ] = None
+    """The arms to train, selfplay among them, since all are measured against it. Without it, those
+    of the profile are trained."""
+    seeds: Annotated[Annotated[int, Field(ge=1, le=100)] | None, Flag("--seeds", "N")] = None
+    """The number of training seeds, counted from the seed on, that one report pools. They share
+    the budget. Without it, paper trains five and the other profiles train one."""
+    world_seed: Annotated[Seed, Flag("--world-seed")] = 0
+    """The seed that the world itself is drawn from: its policy, its weaknesses, its models."""
+    target_model: Annotated[Text | None, Flag("--target-model", "NAME")] = None
+    """The pretrained model of the world's targets, named as the base is. Without it, they have the
+    base."""
+    black_boxes: Annotated[list[Text] | None, Flag("--black-box", "NAME", form="repeated")] = None
+    """Further pretrained models that the guards are evaluated on as they are, named as the base
+    is."""
+    train_data: Annotated[list[Text] | None, Flag("--train-data", "FILE", form="repeated")] = None
+    """Files with labelled prompts of yours; the guard learns from their train split. The store gets
+    a copy."""
+    train_map: Annotated[list[Text] | None, Flag("--map", "KEY=COLUMN", form="repeated")] = None
+    """The columns of the training files, as in prompt=COL, label=COL=VALUE or group=COL."""
+    overrides: Annotated[dict[str, Any] | None, Flag("--set", "NAME=VALUE", form="pairs")] = None
+    """Changes to the configuration: selfplay.rounds=2 on the command line is, as a parameter,
+    {"selfplay": {"rounds": 2}}."""
+    targets_file: Annotated[Text | None, Flag("--targets-file", "FILE")] = None
+    """A TOML file that declares endpoints as [targets.NAME]. They are evaluated on like the world's
+    targets."""
+    adaptive: Annotated[int, Field(ge=0), Flag("--adaptive", "N")] = 0
+    """The number of attacks that fresh attackers may send to each endpoint, of all seeds together.
+    With 0, none are sent."""
+    max_requests: Annotated[Annotated[int, Field(ge=0)] | None, Flag("--max-requests", "N")] = None
+    """The number of requests that the evaluation may send to endpoints, repeated ones included.
+    Without it, there is no limit."""
+    max_cost: Annotated[
+        Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, Flag("--max-cost")
+    ] = None
+    """The dollars that the evaluation may spend on endpoints, by the prices of the targets file.
+    Without it, there is no limit."""
+    target_class: Annotated[
+        list[Text] | None, Flag("--target-class", "MODULE:CLASS", form="repeated")
+    ] = None
+    """Black boxes of yours, as in mine:MyBox, with generate(prompt) -> str. They are evaluated on
+    beside the targets."""
+    judge: Annotated[Text | None, Flag("--judge", "FORM")] = None
+    """A judge that replaces the world's, as in exact, openai:MODEL@URL, local:NAME or
+    classifier:NAME."""
+    judge_class: Annotated[Text | None, Flag("--judge-class", "MODULE:CLASS")] = None
+    """A judge of yours, as in mine:MyJudge, with judge(response, is_benign) -> bool. It replaces
+    the world's."""
+    human_labels: Annotated[Text | None, Flag("--human-labels", "FILE")] = None
+    """A file of labels that people gave to answers, in JSON lines or CSV. The rates are corrected
+    by them for the judge's errors."""
+    guards: Annotated[list[Text] | None, Flag("--guard", "FORM", form="repeated")] = None
+    """Guards of yours that are measured beside those of the run, as in keywords:FILE or
+    export:DIR."""
+    fresh: Annotated[bool, Flag("--fresh")] = False
+    """Evaluates again what was evaluated already."""
     evaluate: Annotated[bool, Flag("--evaluate/--no-evaluate")] = True
-    """Evaluate on this machine (stage 2) after the training."""
+    """Evaluates on this machine (stage 2) after the training."""
 
     @property
     def trained_arms(self) -> tuple[Arm, ...]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect import Flow
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import ValidationError, validate
 
 from flows.stage1 import STAGE_2, stage1
 from flows.stage2 import stage2
@@ -28,12 +33,6 @@ def command(words: str) -> dict[str, Any]:
     for word in words.split():
         found = found.commands[word]
     return {parameter.name: parameter for parameter in found.params}
-
-
-def bounds(schema: dict[str, Any]) -> dict[str, Any]:
-    """Type and bounds, also of a value that may be absent."""
-    first = schema.get("anyOf", [schema])[0]
-    return {name: value for name, value in first.items() if name not in {"description", "default"}}
 
 
 @pytest.mark.parametrize(
@@ -78,12 +77,10 @@ def test_a_flow_has_the_parameters_of_the_model() -> None:
     assert list(schema) == [name for name in FIELDS if name not in NOT_OF_A_RUN]
     for position, (name, shown) in enumerate(schema.items()):
         assert shown["position"] == position
-        assert shown["description"].startswith(str(FIELDS[name].description))
+        text = " ".join(str(FIELDS[name].description).split())
+        assert shown["description"].startswith(text)
         assert shown["default"] == FIELDS[name].default
-    assert schema["max_price"]["description"].endswith("At least 0.001. At most 128.")
-    assert bounds(schema["seed"])["minimum"] == 0
-    assert bounds(schema["run"])["pattern"] == bounds(SCHEMA["run"])["pattern"]
-    assert bounds(schema["max_price"])["maximum"] == 128
+    assert schema["max_price"]["description"].endswith("It is at least 0.001 and at most 128.")
 
 
 def test_stage_2_describes_shared_options_as_stage_1_does() -> None:
@@ -91,7 +88,56 @@ def test_stage_2_describes_shared_options_as_stage_1_does() -> None:
     assert second.required == ["run"]
     for name in set(first.properties) & set(second.properties) - {"run", "env"}:
         assert second.properties[name]["description"] == first.properties[name]["description"]
-    assert all(shown["description"] for shown in second.properties.values())
+
+
+@pytest.mark.parametrize("flow", [stage1, stage2], ids=["stage1", "stage2"])
+def test_a_form_reads_without_the_command_line(flow: Flow[..., Any]) -> None:
+    for shown in parameter_schema(flow).properties.values():
+        assert re.fullmatch(r"[A-Z][a-z]*( [^\n]+){4,}\.", shown["description"])
+        assert not re.search(r"--|`", shown["description"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("seed", -1, "-1 is less than the minimum of 0"),
+        ("seed", 10**15, "is greater than the maximum"),
+        ("seed", "7", "is not of type 'integer'"),
+        ("run", "../x", "does not match"),
+        ("run", "latest", "does not match"),
+        ("run", "x\n", "does not match"),
+        ("profile", "huge", "is not one of ['smoke', 'demo', 'paper']"),
+        ("machine", "vast", "is not one of ['local', 'rented']"),
+        ("arms", ["sft"], "does not contain"),
+        ("arms", ["selfplay", "stf"], "'stf' is not one of"),
+        ("max_price", 500, "500 is greater than the maximum of 128"),
+        ("budget", -1, "-1 is less than the minimum of 0"),
+        ("model", "", "should be non-empty"),
+        ("targets", ["T_s", ""], "should be non-empty"),
+    ],
+)
+def test_the_server_refuses_before_a_run_is_made(name: str, value: Any, reason: str) -> None:
+    """By the check that a server makes of the parameters of a deployment's run."""
+    for flow in (stage1, stage2):
+        schema = parameter_schema(flow).model_dump()
+        if name in schema["properties"]:
+            with pytest.raises(ValidationError, match=f"field .*{name}.*{re.escape(reason)}"):
+                validate({"run": "r1", name: value}, schema, raise_on_error=True)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=4,
+)
+TEXTS = st.text(max_size=9) | st.sampled_from([*Arm, *Profile, "rented", "a/b", "latest", "r\n"])
+STAGE_1 = parameter_schema(stage1).model_dump()
+
+
+@given(name=st.sampled_from([*STAGE_1["properties"]]), value=JSON | TEXTS | st.lists(TEXTS))
+def test_what_the_form_accepts_the_flow_accepts(name: str, value: Any) -> None:
+    if not validate({name: value}, STAGE_1):
+        read_options(**{name: value})
 
 
 def test_the_event_of_a_checkpoint_carries_what_stage_2_takes() -> None:
@@ -110,7 +156,7 @@ def test_the_event_of_a_checkpoint_carries_what_stage_2_takes() -> None:
         ({"arms": ["sft"]}, "lack 'selfplay'"),
         ({"run": "../x"}, r"run id '\.\./x' is not 1 to 128 of"),
         ({"max_price": 200}, "--max-price 200: .* less than or equal to 128"),
-        ({"speed": 1}, "no option 'speed': choose of run, profile"),
+        ({"speed": 1}, "no option 'speed': choose of profile, env"),
     ],
 )
 def test_a_value_that_breaks_its_rule_is_refused(wrong: dict[str, Any], message: str) -> None:
