@@ -16,6 +16,7 @@ from prefect.logging.loggers import flow_run_logger
 
 from flows.flow_runs import crash_tasks
 from flows.rented import rental_session
+from flows.server_settings import complete
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.cloud.recover import release_all
@@ -49,6 +50,8 @@ def release_machines(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
         return
     logger = flow_run_logger(flow_run, flow)
     try:
+        if flow_run.deployment_id is not None:
+            complete(logger.warning)
         options = read_options(**flow_run.parameters)
         settings = options.applied_to(load_settings())
         where = canonical_url(options.store or settings.default_store)

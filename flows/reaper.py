@@ -18,11 +18,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.artifacts import quietly
 from flows.flow_runs import crash_silent, resume
+from flows.server_settings import settings_of_flow
 from tsgb.cloud.connect import connect
 from tsgb.cloud.inventory import DeploymentRuns
 from tsgb.cloud.reaper import ReapReport, reap
 from tsgb.errors import ProviderError
-from tsgb.settings import load_settings
 
 NAME = "tsgb-reaper"
 RESUMED = ("stage1", "stage2")
@@ -54,7 +54,7 @@ def sweep_machines(store: str | None) -> dict[str, Any] | None:
     Raises:
         ProviderError: The list could not be read, or something is left to look after.
     """
-    settings = load_settings()
+    settings = settings_of_flow()
     if settings.vast_api_key is None:
         get_run_logger().warning("No VAST_API_KEY here, so rented machines were not checked")
         _publish("No `VAST_API_KEY` here, so rented machines were not checked.")

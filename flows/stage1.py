@@ -29,11 +29,11 @@ from flows.prepare import (
     write_configs,
 )
 from flows.progress import listener, listening
+from flows.server_settings import settings_of_flow
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import Arm
 from tsgb.run_options import NOT_OF_A_RUN, MachineKind, RunOptions, read_options
-from tsgb.settings import load_settings
 from tsgb.types import CheckpointRef
 
 CHECKPOINT_READY = "tsgb.checkpoint.ready"
@@ -75,7 +75,7 @@ def stage1(**options: Any) -> dict[str, Any]:
         A rented machine that never began to train is not counted.
     """
     chosen = read_options(**options)
-    settings = chosen.applied_to(load_settings())
+    settings = chosen.applied_to(settings_of_flow())
     run = chosen.run or _run_id()
     tag_run(run)
     store = canonical_url(chosen.store or settings.default_store)

@@ -31,6 +31,7 @@ from flows.prepare import (
     write_request,
 )
 from flows.progress import listener, listening
+from flows.server_settings import settings_of_flow
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import InvalidResult
@@ -40,7 +41,7 @@ from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
 from tsgb.models.file_lock import locked
 from tsgb.models.hash_cache import HashCache
 from tsgb.run_options import RunId, Text, read_options
-from tsgb.settings import Settings, endpoint_key, load_settings
+from tsgb.settings import Settings, endpoint_key
 from tsgb.targets.pretrained import file_hashes
 
 _WAIT_SECONDS = 2.0
@@ -88,7 +89,7 @@ def stage2(
     Returns:
         `eval_id`, `report` and `summary_path` (paths, or URLs in a remote store), and `summary`.
     """
-    settings = load_settings()
+    settings = settings_of_flow()
     tag_run(run)
     chosen = with_checked_names(read_options(**options), settings)
     labels = labels_of(chosen)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dotenv import dotenv_values
 from pydantic import SecretStr, ValidationError, model_validator
@@ -123,6 +123,36 @@ def endpoint_key(variable: str) -> SecretStr | None:
         _check_env_file()
         value = dotenv_values(ENV_FILE, encoding="utf-8-sig").get(variable)
     return SecretStr(value) if value else None
+
+
+def setting_variables() -> frozenset[str]:
+    """Return the names of all environment variables that are settings."""
+    return frozenset(_variable(name) for name in Settings.model_fields)
+
+
+def secret_variables() -> frozenset[str]:
+    """Return the names of the environment variables that hold secrets."""
+    return frozenset(
+        _variable(name)
+        for name, field in Settings.model_fields.items()
+        if SecretStr in (field.annotation, *get_args(field.annotation))
+    )
+
+
+def add_to_environment(values: Mapping[str, str]) -> None:
+    """Set variables that neither the environment nor the `.env` file has.
+
+    Args:
+        values: Values by the name of the variable.
+
+    Raises:
+        ConfigError: The `.env` file cannot be read.
+    """
+    _check_env_file()
+    named = dotenv_values(ENV_FILE, encoding="utf-8-sig")
+    for name, value in values.items():
+        if not os.environ.get(name) and not named.get(name):
+            os.environ[name] = value
 
 
 def _variable(name: str) -> str:
