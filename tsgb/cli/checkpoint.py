@@ -1,24 +1,25 @@
-"""`tsgb checkpoint ...`: list, show, verify, copy, delete and reject checkpoints of a store."""
+"""`tsgb checkpoint ...`: list, show, verify, copy, delete, reject and replay checkpoints."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tsgb.cli.options import JsonOption
+from tsgb.cli.options import JsonOption, OwnEnvOption, TrustOption, read_context
 from tsgb.errors import TSGBError, UsageError
+from tsgb.plugins import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from tsgb.checkpoint.inspect import CheckpointInfo
     from tsgb.checkpoint.resolve import StoreLocation
 
 checkpoint_app = typer.Typer(
-    help="List, show, verify, copy, delete and reject the checkpoints of a store."
+    help="List, show, verify, copy, delete, reject and replay the checkpoints of a store."
 )
 
 StoreArgument = Annotated[
@@ -148,6 +149,78 @@ def checkpoint_reject(
     run = opened.open(address.base).run
     found = reject(run, address.name, reason=reason, force=force, on_skip=_note)
     tables.say_rejected(found, as_json=as_json)
+
+
+@checkpoint_app.command("replay")
+def checkpoint_replay(
+    run: Annotated[
+        str, typer.Argument(help="A run, or the checkpoint of one to begin at, as a path or URL.")
+    ],
+    updates: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Updates to train again; to the next checkpoint that is kept after them."
+        ),
+    ],
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Greatest difference that counts as rounding; 0.0001 without it."),
+    ] = None,
+    env: OwnEnvOption = None,
+    trust_config: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a stretch of a run again, here, and compare; exit code 1 if it comes to something else.
+
+    The run's checkpoints stay as they are. What was found is kept in the run, and reports that are
+    made afterwards say which share was replayed.
+    """
+    from flows.progress import Bar, watching
+    from tsgb.checkpoint.replays import read_replays, share_replayed, write_replay
+    from tsgb.checkpoint.resolve import parse_address
+    from tsgb.cli import checkpoint_tables as tables
+    from tsgb.errors import StoreError
+    from tsgb.worker.replay import TOLERANCE, replay
+
+    opened, address = _open(run), parse_address(run)
+    context = read_context(Trust.of(env, trust_config=trust_config))
+    url = address.base if address.name is not None else opened.only_run().run_url
+    store = context.open(url)
+    with watching(sys.stderr) as listener:
+
+        def show(metrics: Mapping[str, Any]) -> None:
+            bar = Bar(store.run_id, metrics["step"], metrics["step"], metrics["phase"])
+            listener.bars("replay", [bar])
+
+        def build(model: str, done: int, total: int) -> None:
+            listener.bars("replay", [Bar(store.run_id, done, total, f"build {model}")])
+
+        found = replay(
+            context,
+            store,
+            updates,
+            start=address.name,
+            tolerance=TOLERANCE if tolerance is None else tolerance,
+            note=listener.note,
+            on_update=show,
+            on_build=build,
+        )
+    record, kept = found.record, [found.record]
+    try:
+        write_replay(store, record)
+        kept = [*read_replays(store)]
+    except StoreError as error:
+        _note(f"reports will not say that this was replayed: {error}")
+    for line in found.caveats:
+        _note(line)
+    share = share_replayed(kept, record.total_steps)
+    tables.say_replayed(store.run_url, record, share, as_json=as_json)
+    if not record.agrees:
+        raise TSGBError(
+            f"what {record.stop} holds is not what training from {record.start} gives here: see "
+            f"{record.where}; replay it on another machine, and take it out with `tsgb checkpoint "
+            "reject` if that deviates too"
+        )
 
 
 def _open(url: str | None) -> StoreLocation:

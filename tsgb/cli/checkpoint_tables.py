@@ -15,6 +15,7 @@ from tsgb.checkpoint.inspect import CheckpointInfo, CheckpointState
 from tsgb.checkpoint.prune import PruneResult
 from tsgb.checkpoint.pull import PullResult
 from tsgb.checkpoint.reject import RejectedCheckpoint
+from tsgb.checkpoint.replays import ReplayRecord
 from tsgb.checkpoint.verify import VerifyResult
 from tsgb.cli.output import console, place, print_json
 
@@ -238,3 +239,36 @@ def say_rejected(found: RejectedCheckpoint, *, as_json: bool) -> None:
         f"{place(rejected.url)} counts no more: run {before.run_url.rpartition('/')[2]} goes on "
         f"from {before.name}, after update {before.step}, when it is started again",
     )
+
+
+# -- replay --------------------------------------------------------------------------------
+
+
+def say_replayed(run_url: str, found: ReplayRecord, share: float, *, as_json: bool) -> None:
+    """Print what was trained again, how far it deviates, and the share of the run in all."""
+    if as_json:
+        print_json(
+            {
+                "run": place(run_url),
+                **found.model_dump(mode="json"),
+                "agrees": found.agrees,
+                "updates": found.num_updates,
+                "share_replayed": share,
+            }
+        )
+        return
+    out = console()
+    _line(
+        out,
+        f"trained updates {found.first_step + 1} to {found.last_step} again, {found.num_updates} "
+        f"of {found.total_steps}: from {found.start} to {found.stop}",
+    )
+    if found.deviation is None:
+        _line(out, f"more than numbers differ, first in {found.where}")
+    else:
+        _line(
+            out,
+            f"greatest deviation {found.deviation:.3g} (tolerance {found.tolerance:g}; the weights "
+            f"moved by up to {found.moved:.3g})" + (f", in {found.where}" if found.where else ""),
+        )
+    _line(out, f"replays agree with {share:.1%} of the run's updates")
