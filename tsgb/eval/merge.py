@@ -36,6 +36,7 @@ from tsgb.eval.records import (
     Item,
     Payoff,
     Provenance,
+    ReplayShare,
     Setup,
     Summary,
     TargetRecord,
@@ -97,7 +98,13 @@ class _Cells:
     """Time and money of what was asked, of each cell."""
 
 
-def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -> Summary:
+def merge(
+    parts: Sequence[Part],
+    env: Environment,
+    eval_id: str,
+    command: str,
+    replays: Mapping[str, ReplayShare] | None = None,
+) -> Summary:
     """Merge, write the three files into the first run, and return the summary.
 
     Where too many items have no outcome, the files are written too, and the summary and the report
@@ -108,6 +115,7 @@ def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -
         env: their world.
         eval_id: names the evaluation.
         command: what to type to do it again.
+        replays: what replays of guards came to, by `run/arm`.
 
     Raises:
         UsageError: a cell is missing, or the runs do not belong together.
@@ -124,7 +132,7 @@ def merge(parts: Sequence[Part], env: Environment, eval_id: str, command: str) -
         use = LabelUse(labels, unused)
     summary = summarise(
         items,
-        _setup(parts, cells, env, eval_id, command, use),
+        _setup(parts, cells, env, eval_id, command, use, replays or {}),
         num_draws=parts[0].config.evaluation.bootstrap,
     )
     run, directory = parts[0].run, f"reports/{eval_id}"
@@ -217,6 +225,7 @@ def _setup(
     eval_id: str,
     command: str,
     labels: LabelUse | None,
+    replays: Mapping[str, ReplayShare],
 ) -> Setup:
     config = parts[0].config
     names: Sequence[str] = cells[0].request.get("targets") or list(env.targets())
@@ -280,6 +289,7 @@ def _setup(
                 for arm, ref in c.request["guards"].items()
             },
             train_data=_training_data(parts),
+            replays=dict(replays),
             models={k: v for c in cells for k, v in c.extras.get("models", {}).items()},
             created_at=now,
             wall_seconds=_seconds([c.request for c in cells], now),

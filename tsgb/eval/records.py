@@ -268,6 +268,18 @@ class Estimate(Record):
     """Upper end of the 95 % interval."""
 
 
+class ReplayShare(Record):
+    """The result of replays of a guard's training (`tsgb checkpoint replay`).
+
+    Example: `ReplayShare(share=0.25)`
+    """
+
+    share: float = Field(ge=0, le=1)
+    """Share of the updates that were trained again elsewhere and came to the same."""
+    deviating: NonNegativeInt = Field(default=0, exclude_if=not_)
+    """Stretches that came to something else."""
+
+
 class Provenance(Record):
     """Versions, hashes and the command that repeat an evaluation, and its known gaps."""
 
@@ -287,6 +299,11 @@ class Provenance(Record):
         default_factory=list[TrainingDataConfig], exclude_if=_is_empty
     )
     """Prompts of the user's that the guards of the runs learned from, each set once."""
+    replays: dict[str, ReplayShare] = Field(
+        default_factory=dict[str, ReplayShare], exclude_if=_is_empty
+    )
+    """Result of the replays of each guard's training until this report was made; a guard that was
+    not replayed is left out."""
     models: dict[str, Sha256] = Field(default_factory=dict, exclude_if=_is_empty)
     """Hash of the files of each pretrained model, as in `{"base tiny": ...}`."""
     created_at: AwareDatetime

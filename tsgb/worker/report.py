@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tsgb.checkpoint.documents import parse_json
+from tsgb.checkpoint.replays import read_replays, share_replayed
+from tsgb.checkpoint.urls import join_run
 from tsgb.config import (
     SEEDS,
     Arm,
     RunConfig,
     TrainingDataConfig,
     arm_overrides,
+    arm_run_id,
     default_arms,
     make_config,
 )
@@ -22,6 +25,7 @@ from tsgb.envs.base import Environment
 from tsgb.errors import InvalidResult
 from tsgb.eval.additions import Additions
 from tsgb.eval.merge import Part, merge
+from tsgb.eval.records import ReplayShare
 from tsgb.eval.request import read_request
 from tsgb.eval.wording import invalid_evaluation
 from tsgb.logging import get_logger
@@ -48,11 +52,28 @@ def report(context: WorkerContext, resume_paths: Sequence[str], eval_id: str) ->
     env = Additions.of(first, requests[0]).extend(world)
     get_logger().info("merging the cells", evaluation=eval_id, runs=len(runs))
     done = command([part.config for part in parts], env, requests)
-    summary = merge(parts, env, eval_id, done)
+    replays = dict(_replays(context, parts, requests))
+    summary = merge(parts, env, eval_id, done, replays)
     if summary.invalid:
         place = f"{runs[0].run_url}/reports/{eval_id}/report.html"
         raise InvalidResult(invalid_evaluation(summary.invalid, place))
     return summary.verdict.sentence
+
+
+def _replays(
+    context: WorkerContext, parts: Sequence[Part], requests: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, ReplayShare]]:
+    """Yield what replays of guards came to, for those that have been replayed."""
+    for part, request in zip(parts, requests, strict=True):
+        store, _, run_id = part.run.run_url.rpartition("/")
+        for arm in Arm:
+            if arm.value in request["guards"]:
+                url = join_run(store, arm_run_id(run_id, arm))
+                found = read_replays(context.open(url))
+                if found:
+                    share = share_replayed(found, found[0].total_steps)
+                    deviating = sum(not one.agrees for one in found)
+                    yield f"{run_id}/{arm}", ReplayShare(share=share, deviating=deviating)
 
 
 def command(

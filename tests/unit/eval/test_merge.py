@@ -13,6 +13,7 @@ import pytest
 
 from tests.fakes import evaluation as fake
 from tests.fakes.contexts import worker_context
+from tsgb.checkpoint.replays import ReplayRecord, write_replay
 from tsgb.checkpoint.run import RunStore, open_run
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.config import RunConfig, make_config
@@ -20,7 +21,7 @@ from tsgb.envs import make_environment
 from tsgb.envs.glyph import GlyphEnvironment
 from tsgb.errors import StoreError, UsageError
 from tsgb.eval.merge import Part, merge
-from tsgb.eval.records import Provenance, Summary, TargetRecord
+from tsgb.eval.records import Provenance, ReplayShare, Summary, TargetRecord
 from tsgb.eval.request import plan, read_request, write_request
 from tsgb.eval.transcripts import NUM_ADAPTIVE, TRANSCRIPTS, Transcript
 from tsgb.targets.plugins import target_specs
@@ -128,6 +129,44 @@ def test_the_time_is_that_of_the_evaluation_not_of_the_training(evaluated: Evalu
         "tsgb experiment --profile smoke --env glyph --seed 0 --arms selfplay,sft "
         "--set evaluation.bootstrap=100"
     )
+
+
+def test_a_report_says_what_was_replayed(evaluated: Evaluated) -> None:
+    run = evaluated(asked=None)
+    provenance, page = made(run)
+    assert provenance.replays == {}
+    assert "Replayed" not in page
+    total = config(0).total_steps
+
+    def note(arm: RunStore, last: int, deviation: float) -> None:
+        record = ReplayRecord(
+            start=f"step-{0:08d}-a0001-00000000",
+            stop=f"step-{last:08d}-a0001-00000000",
+            start_sha256="a",
+            stop_sha256="b",
+            first_step=0,
+            last_step=last,
+            total_steps=total,
+            deviation=deviation,
+            where="",
+            moved=0.1,
+            tolerance=1e-4,
+            at=datetime(2026, 11, 29, tzinfo=UTC),
+        )
+        write_replay(arm, record)
+
+    note(run, total // 2, 0.0)
+    note(run, total, 0.5)
+    note(open_run(f"{run.run_url}.sft"), total, 0.0)
+    provenance, page = made(run)
+    assert provenance.replays == {
+        "r0/selfplay": ReplayShare(share=total // 2 / total, deviating=1),
+        "r0/sft": ReplayShare(share=1.0),
+    }
+    assert (
+        "<dd>r0/sft: 100.0 % of its updates, trained again elsewhere, came to the same</dd>" in page
+    )
+    assert "came to the same; 1 stretch(es) did not</dd>" in page
 
 
 def test_cells_of_two_dtypes_are_no_report(evaluated: Evaluated) -> None:
