@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 
-from tsgb.checkpoint.filesystem import DirectoryEntry, FileTooLargeError
+from tsgb.checkpoint.filesystem import DirectoryEntry, FileAddress, FileTooLargeError
 from tsgb.types import Buffer
 
 
@@ -13,11 +13,35 @@ class Killed(BaseException):
     """The process dies here: nothing may catch it."""
 
 
+class CopyingServer:
+    """A server that copies files between its roots, as COPY of WebDAV does, and may lie."""
+
+    def __init__(self) -> None:
+        self.roots: dict[str, MemoryFiles] = {}
+        self.copies: list[str] = []
+        """Paths of the copies that it made."""
+        self.spoil: Callable[[bytes], bytes] = lambda data: data
+        """What becomes of the bytes on their way."""
+        self.refuses = False
+
+    def copy(self, source: FileAddress, target: FileAddress) -> bool:
+        here, there = self.roots.get(source.root), self.roots.get(target.root)
+        if self.refuses or here is None or there is None or source.path not in here.files:
+            return False
+        there.files[target.path] = self.spoil(here.files[source.path])
+        self.copies.append(target.path)
+        return True
+
+
 class MemoryFiles:
     """A dict of files; directories exist as long as something is in them."""
 
-    def __init__(self, url: str = "memory://fake/run-1") -> None:
+    def __init__(
+        self, url: str = "memory://fake/run-1", server: CopyingServer | None = None
+    ) -> None:
         self.url = url
+        self.server = server or CopyingServer()
+        self.server.roots[url] = self
         self.files: dict[str, bytes] = {}
         self.writes: list[str] = []
 
@@ -51,6 +75,9 @@ class MemoryFiles:
     def delete_dir(self, path: str) -> None:
         for name in [name for name in self.files if name.startswith(f"{path}/")]:
             del self.files[name]
+
+    def copy(self, source: FileAddress, target: FileAddress) -> bool:
+        return self.server.copy(source, target)
 
 
 class FaultyFiles:
@@ -98,6 +125,10 @@ class FaultyFiles:
         self.before("delete_dir", path)
         self.inner.delete_dir(path)
 
+    def copy(self, source: FileAddress, target: FileAddress) -> bool:
+        self.before("copy", target.path)
+        return self.inner.copy(source, target)
+
 
 def dies_after(num_changes: int) -> Callable[[str, str], None]:
     """For `FaultyFiles`: lets so many changes through, then kills the process at the next one."""
@@ -105,7 +136,7 @@ def dies_after(num_changes: int) -> Callable[[str, str], None]:
 
     def before(operation: str, path: str) -> None:
         nonlocal left
-        if operation in {"write", "delete", "delete_dir"}:
+        if operation in {"write", "delete", "delete_dir", "copy"}:
             left -= 1
             if left < 0:
                 raise Killed

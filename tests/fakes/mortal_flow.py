@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from tests.fakes.filesystems import Killed
 from tests.fakes.fleet import IMAGE_GB, Fleet
 from tests.fakes.vast.faults import PRESETS
-from tsgb.checkpoint.filesystem import DirectoryEntry, FileSystem
+from tsgb.checkpoint.filesystem import DirectoryEntry, FileAddress, FileSystem
 from tsgb.checkpoint.run import RunStore
 from tsgb.cloud.documents import Intent, RunDocuments
 from tsgb.cloud.forecast import StartDownloads, workload
@@ -290,6 +290,10 @@ class _MortalFiles:
     def delete(self, path: str) -> None:
         self._mortal.alive()
         self._inner.delete(path)
+
+    def copy(self, source: FileAddress, target: FileAddress) -> bool:
+        del source, target
+        return False
 
     def delete_dir(self, path: str) -> None:
         self._mortal.alive()

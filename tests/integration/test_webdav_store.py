@@ -19,10 +19,12 @@ from urllib.parse import unquote
 import pytest
 from pydantic import SecretStr
 
+from tests.fakes.checkpoints import with_parts
 from tests.fakes.dav_server import PASSWORD, USER, dav_app, serve
 from tests.fakes.miniature import make_trainer, miniature_config
 from tests.fakes.sentinels import leaks
 from tsgb.checkpoint.filesystem import FileSystem, open_filesystem
+from tsgb.checkpoint.promote import hand_out
 from tsgb.checkpoint.store import CheckpointStore, RunStore, load, open_run, resolve
 from tsgb.errors import LeaseLost, StoreError, StoreUnreachable
 
@@ -152,6 +154,31 @@ def test_two_writers(server: Server) -> None:
     with pytest.raises(LeaseLost):
         old.publish(1, 1, {"x": b"1"}, CONFIG)
     new.publish(1, 1, {"x": b"1"}, CONFIG)
+
+
+def test_a_machine_is_handed_its_checkpoint_by_copies(server: Server) -> None:
+    """And a file that it has saved can be copied into a run: nothing but a manifest is sent."""
+    store = server.store("copies/r1")
+    store.claim()
+    ref = store.publish(1, 10, with_parts(1), CONFIG)
+    seen = server.store("copies/_exchange/r1/0002-77/r1").run
+    handed = hand_out(store.run, seen)
+    assert handed is not None
+    machine = CheckpointStore(seen)
+    machine.claim(2)
+    assert machine.read(handed.seen) == store.read(ref) == with_parts(1)
+    [name, *_] = with_parts(1)
+    found = machine.newest_whole(pytest.fail)
+    assert found is not None
+    later = server.store("copies/r2")
+    later.claim()
+    path = seen.address(f"checkpoints/{handed.seen.name}/{name}")
+    placed = later.place_copy(2, name, found[1].files[name], path, later.run)
+    assert placed == with_parts(1)[name]
+    assert placed is not None
+    copied = later.publish(2, 20, {name: placed}, CONFIG)
+    assert later.bytes_sent == 0
+    assert later.read(copied) == {name: placed}
 
 
 def test_documents(server: Server) -> None:

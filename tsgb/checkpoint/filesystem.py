@@ -38,6 +38,8 @@ from tsgb.types import Buffer
 DEADLINE_SECONDS = 300.0
 """Seconds for which one call goes on retrying what can heal."""
 _CHUNK = 1 << 20
+_BUSY = frozenset({408, 425, 429, 503, 504})
+"""Statuses after which a copy may still be made: it is asked for again."""
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _T = TypeVar("_T")
 
@@ -59,6 +61,28 @@ class DirectoryEntry:
     """Size in bytes; None for directories and where the store does not tell."""
     is_dir: bool
     """Whether it is surely a directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileAddress:
+    """A file below the root of a store, for a copy that is made where both are.
+
+    Example: `FileAddress("https://dav.example.org/tsgb/r1", "parts/1f2e-a0003-0001b2c4")`
+    """
+
+    root: str
+    """Root of the store, as `FileSystem.url`."""
+    path: str
+    """Path below it."""
+
+    @property
+    def url(self) -> str:
+        """URL of the file.
+
+        Raises:
+            StoreError: The path is refused, see `check_path`.
+        """
+        return f"{self.root}/{check_path(self.path)}"
 
 
 class FileSystem(Protocol):
@@ -96,6 +120,19 @@ class FileSystem(Protocol):
 
     def delete_dir(self, path: str) -> None:
         """Delete a directory with what is left in it; a missing one is fine."""
+        ...
+
+    def copy(self, source: FileAddress, target: FileAddress) -> bool:
+        """Have a file copied where it is, by this store's server and with its credentials.
+
+        Args:
+            source: The file, below this root or another one.
+            target: Likewise its copy; missing parents are made.
+
+        Returns:
+            Whether it says so, which proves nothing of the bytes; False if it does not do that, or
+            the file is not there.
+        """
         ...
 
 
@@ -214,6 +251,14 @@ class _LocalFiles(_Files):
                 shutil.rmtree(self._root / path)
 
         self._call(path, remove)
+
+    def copy(self, source: FileAddress, target: FileAddress) -> bool:
+        here, there = local_path(source.url), local_path(target.url)
+        if here is None or there is None or not here.is_file():
+            return False
+        # The bytes pass through memory, where whoever asked for a copy wants them too.
+        self._retry(target.url, lambda: write_atomically(there, here.read_bytes()))
+        return True
 
 
 def _local_entry(item: os.DirEntry[str]) -> DirectoryEntry:
@@ -422,6 +467,30 @@ class _WebDAVFiles(_Files):
         with suppress(FileNotFoundError):
             self._call(path, lambda path: self._send("DELETE", _with_slash(self._address(path))))
 
+    def copy(self, source: FileAddress, target: FileAddress) -> bool:
+        """See `FileSystem.copy`; the request is COPY (RFC 4918, section 9.8)."""
+        if {server_of(one.url) for one in (source, target)} != {server_of(self.url)}:
+            return False
+        here, there = (httpx.URL(one.url.removeprefix("webdav+")) for one in (source, target))
+        # Without its content, should somebody have put a directory in the place of the file.
+        headers = {"Destination": str(there), "Overwrite": "T", "Depth": "0"}
+
+        def copied(makes_parents: bool = True) -> bool:
+            try:
+                self._send("COPY", here, headers=headers)
+            except HTTPFailure as error:
+                if error.status in _BUSY:
+                    raise
+                if not makes_parents or error.status not in {404, 409, 500}:
+                    return False
+                with suppress(HTTPFailure):
+                    self._make_dirs(_parent(there))
+                    return copied(makes_parents=False)
+                return False
+            return True
+
+        return self._retry(source.url, copied)
+
 
 class _Redirect(HTTPFailure):
     """The server names another address instead of an answer."""
@@ -509,6 +578,7 @@ class _AnyFileSystem(Protocol):
     def ls(self, path: str, detail: bool = True) -> list[dict[str, Any]]: ...
     def rm_file(self, path: str) -> None: ...
     def rm(self, path: str, recursive: bool = False) -> None: ...
+    def cp_file(self, path1: str, path2: str) -> None: ...
     def invalidate_cache(self) -> None: ...
 
 
@@ -569,3 +639,15 @@ class _FsspecFiles(_Files):
     def delete_dir(self, path: str) -> None:
         with suppress(FileNotFoundError):
             self._call(path, lambda path: self._fs.rm(self._target(path), recursive=True))
+
+    def copy(self, source: FileAddress, target: FileAddress) -> bool:
+        """See `FileSystem.copy`; only within one bucket or host."""
+        if {urlsplit(one.url)[:2] for one in (source, target)} != {urlsplit(self.url)[:2]}:
+            return False
+        here, there = (cast("Any", core).url_to_fs(one.url)[1] for one in (source, target))
+        try:
+            self._fs.makedirs(there.rpartition("/")[0], exist_ok=True)
+            self._fs.cp_file(here, there)
+        except Exception:  # noqa: BLE001 - each kind of store says in its own way that it does not
+            return False
+        return True

@@ -32,7 +32,7 @@ from tsgb.checkpoint.layout import (
     STATE_FILE,
     CheckpointName,
 )
-from tsgb.checkpoint.manifest import FileRecord
+from tsgb.checkpoint.manifest import FileRecord, PartRecord
 from tsgb.checkpoint.run import RunStore
 from tsgb.checkpoint.soundness import Unsound, check_checkpoint, check_file, is_text
 from tsgb.checkpoint.store import CheckpointStore
@@ -142,6 +142,11 @@ def hand_out(run: RunStore, seen: RunStore, doubted: Collection[int] = ()) -> Ha
             seen.copy_from(run, METRICS, MAX_TEXT_BYTES)
         store = CheckpointStore(seen)
         store.claim(ref.attempt)
+        for name, record in {**manifest.files, **manifest.part_records}.items():
+            path = _path_of(record, f"{CHECKPOINTS}/{ref.name}/{name}")
+            files[name] = (
+                store.place_copy(ref.step, name, record, run.address(path), run) or files[name]
+            )
         copy = store.publish(ref.step, ref.episode, files, manifest.config_sha256)
         handover = Handover(ref, copy)
     # Afterwards, since a later attempt that saved nothing has claimed the run too.
@@ -199,9 +204,10 @@ def promote(
 
     for name in _looked_at(lambda: told.read("its checkpoints", listed, [])):
         files = told.read(
-            name.name, lambda name=name: _read(seen, name, expected, kept, tick), None
+            name.name, lambda name=name: _read(seen, store, name, expected, kept, tick), None
         )
         if files is None:
+            store.delete_copies()
             continue
         episode, content = files
         parent = None if before is None else before[0].name
@@ -306,14 +312,23 @@ def _candidates(seen: RunStore, expected: Expected, least: int) -> list[Checkpoi
     return sorted(wanted, reverse=True)[:MAX_CANDIDATES]
 
 
+def _path_of(record: FileRecord, path: str) -> str:
+    """Return the path of a part, or that of a file, which is given."""
+    return record.path if isinstance(record, PartRecord) else path
+
+
 def _read(
     seen: RunStore,
+    store: CheckpointStore,
     name: CheckpointName,
     expected: Expected,
     before: Mapping[str, bytes],
     tick: Callable[[], object],
 ) -> tuple[int, dict[str, bytes]]:
     """Return the episode of a checkpoint, and its files and parts, each of them checked.
+
+    Where one server has both the run and what the machine sees, it copies them into the run first,
+    and the copies are checked, which no machine can change: so they need not be sent.
 
     Raises:
         Unsound: One of them cannot belong to a checkpoint of this run.
@@ -340,7 +355,9 @@ def _read(
     for file, record in records.items():
         same = before.get(file)
         if same is None or record.mismatch(same) is not None:
-            files[file] = inspector.file(listed, file)
+            path = _path_of(record, f"{listed.directory}/{file}")
+            copied = store.place_copy(name.step, file, record, seen.address(path), store.run)
+            files[file] = inspector.file(listed, file) if copied is None else copied
             check_file(file, files[file])
             tick()
         else:

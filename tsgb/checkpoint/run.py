@@ -27,6 +27,7 @@ from tsgb.checkpoint.documents import (
 )
 from tsgb.checkpoint.filesystem import (
     DEADLINE_SECONDS,
+    FileAddress,
     FileSystem,
     FileTooLargeError,
     open_filesystem,
@@ -149,6 +150,10 @@ class RunStore:
             return False
         self.write_bytes(name, data)
         return True
+
+    def address(self, name: str) -> FileAddress:
+        """Return where a document is, for `FileSystem.copy`."""
+        return FileAddress(self.filesystem.url, name)
 
     def write_signed(self, name: str, data: Buffer) -> None:
         """Create or replace a document that counts only with our key, where there is one.

@@ -19,6 +19,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from tsgb.checkpoint.documents import canonical_json
+from tsgb.checkpoint.filesystem import FileAddress
 from tsgb.checkpoint.layout import (
     CHECKPOINTS,
     CLAIMS,
@@ -40,7 +41,7 @@ from tsgb.checkpoint.reader import CheckpointReader, InvalidCheckpoint
 from tsgb.checkpoint.resolve import load, resolve
 from tsgb.checkpoint.run import RunLock, RunStore, open_run
 from tsgb.checkpoint.urls import check_run_id, is_name, join_run
-from tsgb.errors import CheckpointError, LeaseLost, StoreError
+from tsgb.errors import CheckpointError, LeaseLost, StoreError, StoreUnreachable
 from tsgb.types import Buffer, CheckpointRef
 
 NONE = "none"
@@ -83,6 +84,10 @@ class CheckpointStore(CheckpointReader):
         """Parts that were hashed, by `FILE/PART`: the same memory is not hashed twice."""
         self._wanted: set[str] = set()
         """Paths of the parts that the latest `publish` refers to, committed or not."""
+        self._placed: dict[str, bytes] = {}
+        """Files that the server copied here and that this process read, by path."""
+        self._server_copies = True
+        """Whether the server may be asked to copy: not again once it did not."""
         self.bytes_sent = 0
         """Bytes of files and parts that this process has written to the store."""
         self.part_bytes_freed = 0
@@ -236,6 +241,58 @@ class CheckpointStore(CheckpointReader):
             self._keep(record, parts[name])
         return self._ref(checkpoint, kept, sha256)
 
+    def place_copy(
+        self, step: int, name: str, record: FileRecord, source: FileAddress, by: RunStore
+    ) -> bytes | None:
+        """Have the server copy a file for the next checkpoint to where `publish` would write it.
+
+        What the server says proves nothing: the copy is read, and counts if it has the recorded
+        bytes. `publish` does not send it again if it is given the memory that this returns.
+
+        Args:
+            step: Step of the checkpoint.
+            name: Name of the file, or that of a part by `FILE/PART`.
+            record: Size and hash.
+            source: Where it is.
+            by: The run whose server and credentials copy.
+
+        Returns:
+            The bytes; None if they are not there, so that they have to be sent.
+        """
+        own = self._own_token()
+        path = f"{CHECKPOINTS}/{CheckpointName(own.attempt, step, own.writer).name}/{name}"
+        if "/" in name:
+            path = PartRecord(size=record.size, sha256=record.sha256, writer=own.name).path
+        if path in self._placed:
+            return self._placed[path]
+        if self._server_copies:
+            try:
+                self._server_copies = by.filesystem.copy(source, self.run.address(path))
+            except StoreUnreachable:
+                raise
+            except (FileNotFoundError, StoreError):
+                self._server_copies = False  # who sends the file hears what is wrong
+        if not self._server_copies:
+            return None
+        try:
+            data = self.run.read_bytes(path, record.size)
+        except StoreUnreachable:
+            raise
+        except (FileNotFoundError, StoreError):
+            data = None  # it is too large, or a directory of that name
+        if data is not None and record.mismatch(data) is None:
+            self._placed[path] = data
+            return data
+        with suppress(StoreError):
+            self.run.delete(path)
+        return None
+
+    def delete_copies(self) -> None:
+        """Delete what `place_copy` has placed, for a checkpoint that is not published."""
+        for path in self._placed:
+            self.run.delete(path)
+        self._placed.clear()
+
     def _earlier_commit(
         self, checkpoint: CheckpointName, manifest: Manifest
     ) -> CheckpointRef | None:
@@ -262,6 +319,8 @@ class CheckpointStore(CheckpointReader):
                 )
 
     def _send(self, path: str, data: Buffer) -> None:
+        if self._placed.get(path) is data:
+            return
         self.run.write_bytes(path, data)
         self.bytes_sent += len(data)
 
@@ -412,6 +471,7 @@ class CheckpointStore(CheckpointReader):
         stored = self._stored.get(part.sha256)
         if stored is not None and stored.writer == part.token.name:
             del self._stored[part.sha256]
+        self._placed.pop(f"{PARTS}/{part.name}", None)
         self.run.delete(f"{PARTS}/{part.name}")
 
     def _delete(self, checkpoint: CheckpointName) -> None:

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from tests.fakes.sentinels import sentinel
 from tsgb.checkpoint.filesystem import (
     DirectoryEntry,
+    FileAddress,
     FileSystem,
     FileTooLargeError,
     open_filesystem,
@@ -56,6 +57,23 @@ class TestEveryKind:
                 files.entries(path)
             with pytest.raises(FileNotFoundError):
                 files.read(f"{path}/x".lstrip("/"))
+
+    def test_a_copy_is_made_where_the_file_is(self, files: FileSystem) -> None:
+        files.write("a/x", b"content")
+        files.write("b/x", b"old")
+        other = open_filesystem(f"{files.url}/b/inner", deadline_seconds=0)
+        for target in (FileAddress(files.url, "b/x"), FileAddress(other.url, "c/d/x")):
+            assert files.copy(FileAddress(files.url, "a/x"), target)
+            assert other.copy(FileAddress(files.url, "a/x"), target)
+        assert (files.read("b/x"), other.read("c/d/x")) == (b"content", b"content")
+        there = FileAddress(files.url, "b/y")
+        assert not files.copy(FileAddress(files.url, "a/none"), there)
+        assert not files.copy(FileAddress("https://dav.test/base", "x"), there)
+        assert not files.copy(FileAddress(files.url, "a/x"), FileAddress("https://dav.test", "x"))
+        for way_out in ("../x", "b/../../x"):
+            with pytest.raises(StoreError, match="is refused"):
+                files.copy(FileAddress(files.url, "a/x"), FileAddress(files.url, way_out))
+        assert [entry.name for entry in files.entries("b")] == ["inner", "x"]
 
     def test_a_file_is_not_an_empty_directory(self, files: FileSystem) -> None:
         files.write("x", b"1")
@@ -219,6 +237,41 @@ class TestWebDAVAnswers:
         files, seen = answering(status, 201, 201)
         files.write("a/x", b"1")
         assert [request.method for request in seen] == ["PUT", "MKCOL", "PUT"]
+
+    @pytest.mark.parametrize(
+        ("statuses", "sent", "is_done"),
+        [
+            ((201,), ["COPY"], True),
+            ((503, 204), ["COPY", "COPY"], True),
+            ((409, 201, 201), ["COPY", "MKCOL", "COPY"], True),
+            ((404, 405, 404), ["COPY", "MKCOL", "COPY"], False),
+            ((409, 403), ["COPY", "MKCOL"], False),
+            *(((status,), ["COPY"], False) for status in (401, 403, 405, 412, 423, 501, 502, 507)),
+        ],
+    )
+    def test_a_copy_is_asked_for_once_where_it_is_refused(
+        self, statuses: tuple[int, ...], sent: list[str], is_done: bool
+    ) -> None:
+        files, seen = answering(*statuses)
+        there = FileAddress("webdav+https://dav.test/other", "a/y")
+        assert files.copy(FileAddress(files.url, "x"), there) is is_done
+        assert [request.method for request in seen] == sent
+        assert seen[0].url.path == "/base/run-1/x"
+        assert seen[0].headers["Destination"] == "https://dav.test/other/a/y"
+        assert seen[0].headers["Depth"] == "0", "a directory is not copied with its content"
+        assert seen[0].headers["Authorization"].startswith("Basic ")
+
+    def test_no_password_is_sent_to_another_server_for_a_copy(self) -> None:
+        files, seen = answering(201)
+        for other in ("https://dav.other/base", "http://dav.test/base", "https://dav.test:8443"):
+            assert not files.copy(FileAddress(other, "x"), FileAddress(files.url, "y"))
+            assert not files.copy(FileAddress(files.url, "x"), FileAddress(other, "y"))
+        assert seen == []
+
+    def test_a_copy_that_may_still_be_made_is_asked_for_again(self) -> None:
+        files, _ = answering(504, deadline_seconds=0)
+        with pytest.raises(StoreUnreachable):
+            files.copy(FileAddress(files.url, "x"), FileAddress(files.url, "y"))
 
     def test_a_lost_answer_to_delete_is_no_error(self) -> None:
         files, seen = answering(503, 404)

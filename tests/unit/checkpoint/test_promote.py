@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from safetensors.numpy import load, save
 
-from tests.fakes.filesystems import FaultyFiles, MemoryFiles
+from tests.fakes.filesystems import CopyingServer, FaultyFiles, MemoryFiles
 from tsgb.checkpoint.manifest import MANIFEST, FileRecord, Manifest, sha256_hex
 from tsgb.checkpoint.promote import MAX_CANDIDATES, Expected, hand_out, promote
 from tsgb.checkpoint.reader import CheckpointReader
@@ -70,9 +70,9 @@ def files(value: float = 1.0, step: int = 30) -> dict[str, bytes]:
 class Place:
     """A run and what a machine sees of it."""
 
-    def __init__(self) -> None:
-        self.stored = MemoryFiles("memory://store/r1")
-        self.outbox = MemoryFiles("memory://exchange/r1/0002-77/r1")
+    def __init__(self, server: CopyingServer | None = None) -> None:
+        self.stored = MemoryFiles("memory://store/r1", server)
+        self.outbox = MemoryFiles("memory://exchange/r1/0002-77/r1", server)
         self.run = RunStore(self.stored, self.stored.url, manifest_key=KEY)
         self.seen = RunStore(self.outbox, self.outbox.url)
         self.told: list[str] = []
@@ -238,13 +238,32 @@ def trained(place: Place, attempt: int, updates: int, copy_every: int) -> None:
 
 
 LAST_STEP = 10
+SPOILS: Mapping[str, Callable[[bytes], bytes]] = {
+    "copies": lambda data: data,
+    "copies half": lambda data: data[: len(data) // 2],
+    "copies another": lambda data: bytes(len(data)),
+    "copies too much": lambda data: data + bytes(9_000),
+}
+"""What servers do that say that they have copied a file."""
 
 
-@given(copy_every=st.integers(1, 6), lives=st.lists(st.integers(0, 9), max_size=4))
-@settings(max_examples=12)
-def test_however_often_is_copied_the_end_is_the_same(copy_every: int, lives: list[int]) -> None:
+def server_that(does: str) -> CopyingServer:
+    made = CopyingServer()
+    made.spoil = SPOILS[does]
+    return made
+
+
+@given(
+    copy_every=st.integers(1, 6),
+    lives=st.lists(st.integers(0, 9), max_size=4),
+    server=st.sampled_from([None, *SPOILS]),
+)
+@settings(max_examples=16)
+def test_however_often_is_copied_the_end_is_the_same(
+    copy_every: int, lives: list[int], server: str | None
+) -> None:
     """Machines vanish with their folders after so many updates."""
-    place, value = Place(), 0.5
+    place, value = Place(None if server is None else server_that(server)), 0.5
     for attempt, updates in enumerate([*lives, LAST_STEP], 1):
         trained(place, attempt, updates, copy_every)
     for _ in range(LAST_STEP):
@@ -253,6 +272,64 @@ def test_however_often_is_copied_the_end_is_the_same(copy_every: int, lives: lis
     ref = reader.newest()
     assert ref is not None
     assert reader.read(ref) == files(value, LAST_STEP)
+
+
+def sent(place: Place) -> tuple[list[str], list[str]]:
+    """Files of checkpoints that were sent to the run and to the exchange."""
+    files = [
+        [path for path in one.writes if path.startswith(("checkpoints/", "parts/"))]
+        for one in (place.stored, place.outbox)
+    ]
+    for one in (place.stored, place.outbox):
+        one.writes.clear()
+    return files[0], files[1]
+
+
+def test_what_one_server_has_is_copied_there_and_read_once() -> None:
+    server = server_that("copies")
+    place = Place(server)
+    store = CheckpointStore(place.run)
+    store.claim(1)
+    store.publish(10, 5, files(step=10), CONFIG)
+    sent(place)
+    handed = hand_out(place.run, place.seen)
+    assert handed is not None
+    assert sent(place) == ([], [f"checkpoints/{handed.seen.name}/{MANIFEST}"])
+    assert CheckpointReader(place.seen).read(handed.seen) == files(step=10)
+    saved = place.machine().publish(30, 9, files(3.0), CONFIG)
+    place.outbox.writes.clear()
+    assert place.promote() == 30
+    ref = CheckpointReader(place.run).newest()
+    assert ref is not None
+    known = "optim_attacker.safetensors"  # as it was before, so that nobody had to read it
+    assert sent(place)[0] == [f"checkpoints/{ref.name}/{name}" for name in (known, MANIFEST)]
+    assert CheckpointReader(place.run).read(ref) == files(3.0)
+    assert ref.name != saved.name
+    assert len(server.copies) == 8 + 4, "parts that are there already are left where they are"
+
+
+@pytest.mark.parametrize("does", [does for does in SPOILS if does != "copies"])
+def test_a_server_is_not_believed_that_it_has_copied(does: str) -> None:
+    place = begun(Place(server_that(does)))
+    assert CheckpointReader(place.seen).newest_valid(pytest.fail) is not None
+    place.machine().publish(30, 9, files(3.0), CONFIG)
+    sent(place)
+    assert place.promote() == 30
+    assert len(sent(place)[0]) == 6, "they are sent as if it had refused"
+    found = CheckpointReader(place.run).newest_valid(pytest.fail)
+    assert found is not None
+    assert found[1] == files(3.0)
+
+
+def test_what_is_refused_leaves_nothing_of_what_was_copied() -> None:
+    """The newest candidate has numbers that are not finite, the one before is taken."""
+    place = begun(Place(server_that("copies")))
+    machine = place.machine()
+    machine.publish(20, 7, files(2.0, 20), CONFIG)
+    machine.publish(30, 9, {**files(3.0), "guard.safetensors": tensors(ABOUT, w=np.inf)}, CONFIG)
+    assert place.promote() == 20
+    assert [path for path in place.stored.files if "step-00000030" in path] == []
+    assert place.newest() == 20
 
 
 def test_candidates_that_go_while_they_are_read_are_looked_for_again(place: Place) -> None:
