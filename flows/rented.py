@@ -302,7 +302,7 @@ class ArmsWork:
         state = "?" if running.instance is None else running.instance.status
         text = f"instance {running.instance_id} {state}, ${running.intent.hourly:.3f}/h"
         if self._spent is not None:
-            text += f", ${in_dollars(self._spent()):.2f} so far"
+            text += f", {in_dollars(self._spent())} so far"
         if self._steps is None:
             self._steps = self._saved_steps()
         told = arms(running.heartbeat)

@@ -289,10 +289,12 @@ class Shown(Silent):
 
     def __init__(self) -> None:
         self.steps: dict[str, tuple[int, int]] = {}
+        self.text = ""
 
     def bars(self, stage: str, bars: Sequence[Bar]) -> None:
         del stage
         self.steps = {bar.key: (bar.done, bar.total) for bar in bars}
+        self.text = bars[0].text
 
 
 def test_progress_does_not_fall_back_before_the_next_machine_reports(workers: Workers) -> None:
@@ -301,10 +303,11 @@ def test_progress_does_not_fall_back_before_the_next_machine_reports(workers: Wo
     first, second = (
         RunningInstance(attempt=n, instance_id=n, intent=INTENT, since=0.0) for n in (1, 2)
     )
-    work = ArmsWork(workers, configs)
+    work = ArmsWork(workers, configs, spent=lambda: 1_234_567)
     with listening(seen := Shown()):
         work.show(first)
         assert seen.steps == {"machine": (0, 0)}, "nothing is known yet"
+        assert seen.text.endswith("/h, $1.2346 so far")
         first.heartbeat = {"arms": {"selfplay": {"step": 20}, "x\x1b": {"step": 3}, "sft": {}}}
         work.show(first)
         assert seen.steps == {"selfplay": (20, total), "sft": (0, total)}
