@@ -16,6 +16,7 @@ import typer
 from tsgb.cli import (
     checkpoint,
     data,
+    deploy,
     doctor,
     eval_local,
     experiment,
@@ -51,6 +52,7 @@ app.command()(recalibrate.recalibrate)
 app.command()(report.report)
 app.command()(report.compare)
 app.command()(plan.plan)
+app.command()(deploy.deploy)
 app.command()(machines.reap)
 app.command()(doctor.doctor)
 app.add_typer(machines.machines_app, name="machines")
