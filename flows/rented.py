@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from secrets import token_hex
 
@@ -93,6 +93,9 @@ class ArmsWork:
         """Newest known step of each arm, for people; None before the first look."""
         self._first: int | None = None
         """First attempt that this flow began; None before it."""
+        self._left = ""
+        """Folder in the exchange of the last machine that is gone, until the next one has what it
+        goes on from: the server may copy it from there."""
         self._doubted: dict[Arm, set[int]] = {}
         """Attempts by arm whose checkpoints nobody could go on from. A flow that is started again
         forgets them, since a person may have mended what the machines really failed on."""
@@ -175,7 +178,7 @@ class ArmsWork:
             promote(seen, self._open_cached(arm), expected, note=listener().note, tick=tick)
 
     def collect(self, working: int | None) -> None:
-        """Copy what machines that are gone have saved, and delete their folders.
+        """Copy what machines that are gone have saved, and delete all folders but the last one.
 
         Raises:
             StoreError: See `promote`.
@@ -187,7 +190,9 @@ class ArmsWork:
             if not folder or found.attempt == working:
                 continue
             if found.is_collected:
-                if folder in listed:  # the flow was killed before it could delete it
+                if (
+                    folder in listed and folder != self._left
+                ):  # the flow was killed before it could delete it
                     self._exchange.delete(self._workers.run, folder, _STORE_SECONDS)
                 continue
             if found.first_beat_at is not None and folder not in listed:
@@ -199,7 +204,18 @@ class ArmsWork:
                 continue
             self.promote(found.attempt)
             documents.collected(found.attempt)
-            self._exchange.delete(self._workers.run, folder, _STORE_SECONDS)
+            self.clear()
+            self._left = folder
+
+    def clear(self) -> None:
+        """Delete the last machine's folder too.
+
+        Raises:
+            StoreError: The exchange does not take it; the next flow deletes it.
+        """
+        if self._left:
+            self._exchange.delete(self._workers.run, self._left, _STORE_SECONDS)
+            self._left = ""
 
     def load(self) -> Workload:
         """Return the load, with the traffic of the newest checkpoints (0 before the first one)."""
@@ -224,9 +240,12 @@ class ArmsWork:
             seen.write_text("config.json", config.canonical())
             if config.train_data is not None:
                 copy_training_data(self._workers.open(arm), seen, config.train_data)
-            found = hand_out(self._open_cached(arm), seen, self._doubted.get(arm, ()))
+            earlier = self._seen(self._left, arm) if self._left else None
+            found = hand_out(self._open_cached(arm), seen, self._doubted.get(arm, ()), earlier)
             if found is not None:
                 handed[arm] = found
+        with suppress(StoreError):  # then after the next machine
+            self.clear()
         names = {arm.value: found.kept.name for arm, found in handed.items()}
         self._documents().note(attempt, resumed_from=names)
         main = self._seen(intent.exchange, Arm.SELFPLAY)
@@ -436,6 +455,7 @@ def _close(
     def close() -> None:
         machine.close(reason)
         work.collect(None)
+        work.clear()
 
     def write_bill() -> None:
         bill = make_bill(session.documents, session.ledger, work.updates())

@@ -116,7 +116,12 @@ class TrustedStore(CheckpointStore):
             super()._check_that_nothing_was_saved()
 
 
-def hand_out(run: RunStore, seen: RunStore, doubted: Collection[int] = ()) -> Handover | None:
+def hand_out(
+    run: RunStore,
+    seen: RunStore,
+    doubted: Collection[int] = (),
+    earlier: RunStore | None = None,
+) -> Handover | None:
     """Copy the newest checkpoint of a run to where a machine goes on from it.
 
     Claims and exit records of earlier attempts go with it, from which a worker learns how often
@@ -126,6 +131,8 @@ def hand_out(run: RunStore, seen: RunStore, doubted: Collection[int] = ()) -> Ha
         run: The run in the store of runs.
         seen: The run as the machine sees it.
         doubted: Attempts whose checkpoints are not handed out.
+        earlier: The run as the machine before saw it, which may have the same bytes: its server
+            copies them if it does not copy from the run.
 
     Returns:
         The checkpoint; None if the run has none yet.
@@ -142,11 +149,14 @@ def hand_out(run: RunStore, seen: RunStore, doubted: Collection[int] = ()) -> Ha
             seen.copy_from(run, METRICS, MAX_TEXT_BYTES)
         store = CheckpointStore(seen)
         store.claim(ref.attempt)
+        there = {} if earlier is None else _paths_by_hash(earlier, ref.step)
         for name, record in {**manifest.files, **manifest.part_records}.items():
             path = _path_of(record, f"{CHECKPOINTS}/{ref.name}/{name}")
-            files[name] = (
-                store.place_copy(ref.step, name, record, run.address(path), run) or files[name]
-            )
+            copied = store.place_copy(ref.step, name, record, run.address(path), run)
+            if copied is None and earlier is not None and record.sha256 in there:
+                source = earlier.address(there[record.sha256])
+                copied = store.place_copy(ref.step, name, record, source, seen)
+            files[name] = files[name] if copied is None else copied
         copy = store.publish(ref.step, ref.episode, files, manifest.config_sha256)
         handover = Handover(ref, copy)
     # Afterwards, since a later attempt that saved nothing has claimed the run too.
@@ -310,6 +320,21 @@ def _candidates(seen: RunStore, expected: Expected, least: int) -> list[Checkpoi
         and least < name.step <= expected.last_step
     ]
     return sorted(wanted, reverse=True)[:MAX_CANDIDATES]
+
+
+def _paths_by_hash(seen: RunStore, step: int) -> dict[str, str]:
+    """Return paths of files by sha256, as manifests of a step say that a machine has written."""
+    found: dict[str, str] = {}
+    try:
+        names = map(CheckpointName.parse, seen.list_if_present(CHECKPOINTS))
+        wanted = sorted(name for name in names if name is not None and name.step == step)
+        for listed in map(Inspector(seen).look, wanted[-MAX_CANDIDATES:]):
+            found |= {record.sha256: path for path, record in listed.contents.values()}
+    except StoreUnreachable:
+        raise
+    except Exception:  # noqa: BLE001 - a stranger chose the bytes
+        return {}
+    return found
 
 
 def _path_of(record: FileRecord, path: str) -> str:

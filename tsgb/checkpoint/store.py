@@ -86,8 +86,8 @@ class CheckpointStore(CheckpointReader):
         """Paths of the parts that the latest `publish` refers to, committed or not."""
         self._placed: dict[str, bytes] = {}
         """Files that the server copied here and that this process read, by path."""
-        self._server_copies = True
-        """Whether the server may be asked to copy: not again once it did not."""
+        self._refused: set[tuple[str, str]] = set()
+        """Runs whose account was refused to copy, and from where: it is not asked again."""
         self.bytes_sent = 0
         """Bytes of files and parts that this process has written to the store."""
         self.part_bytes_freed = 0
@@ -265,14 +265,16 @@ class CheckpointStore(CheckpointReader):
             path = PartRecord(size=record.size, sha256=record.sha256, writer=own.name).path
         if path in self._placed:
             return self._placed[path]
-        if self._server_copies:
-            try:
-                self._server_copies = by.filesystem.copy(source, self.run.address(path))
-            except StoreUnreachable:
-                raise
-            except (FileNotFoundError, StoreError):
-                self._server_copies = False  # who sends the file hears what is wrong
-        if not self._server_copies:
+        if (by.run_url, source.root) in self._refused:
+            return None
+        try:
+            is_copied = by.filesystem.copy(source, self.run.address(path))
+        except StoreUnreachable:
+            raise
+        except (FileNotFoundError, StoreError):
+            is_copied = False  # who sends the file hears what is wrong
+        if not is_copied:
+            self._refused.add((by.run_url, source.root))
             return None
         try:
             data = self.run.read_bytes(path, record.size)

@@ -308,6 +308,24 @@ def test_what_one_server_has_is_copied_there_and_read_once() -> None:
     assert len(server.copies) == 8 + 4, "parts that are there already are left where they are"
 
 
+@pytest.mark.parametrize("does", SPOILS)
+def test_what_an_earlier_machine_saw_is_copied_where_the_run_is_elsewhere(does: str) -> None:
+    """An exchange with a server or an account of its own."""
+    server = server_that(does)
+    place = Place()
+    place.outbox = MemoryFiles(place.outbox.url, server)
+    place.seen = RunStore(place.outbox, place.outbox.url)
+    machine = begun(place).machine()
+    machine.publish(30, 9, files(3.0), CONFIG)
+    assert place.promote() == 30
+    later = MemoryFiles("memory://exchange/r1/0003-78/r1", server)
+    handed = hand_out(place.run, RunStore(later, later.url), earlier=place.seen)
+    assert handed is not None
+    assert CheckpointReader(RunStore(later, later.url)).read(handed.seen) == files(3.0)
+    sends = [path for path in later.writes if path.startswith(("checkpoints/", "parts/"))]
+    assert len(sends) == (1 if does == "copies" else 9)
+
+
 @pytest.mark.parametrize("does", [does for does in SPOILS if does != "copies"])
 def test_a_server_is_not_believed_that_it_has_copied(does: str) -> None:
     place = begun(Place(server_that(does)))

@@ -158,6 +158,11 @@ def test_what_a_machine_saved_is_taken_over_and_its_folder_goes(workers: Workers
     assert work.is_reached(0)
     documents = RunDocuments(workers.open(), exchange.opener("r1", 5))
     assert documents.exit_record(1) == {"outcome": "done", "message": "trained"}
+    assert exchange.folders("r1", 5) == {FOLDER}, "the next machine may get copies from there"
+    later = INTENT.model_copy(update={"exchange": "0002-0000000000000002"})
+    documents.note(2, intent=later.model_dump(mode="json"))
+    work.request(2, later)
+    assert exchange.folders("r1", 5) == {later.exchange}
     assert not (Path(workers.store) / "_exchange" / "r1" / FOLDER).exists()
     work.collect(working=None)
 
