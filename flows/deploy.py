@@ -9,6 +9,7 @@ after: of these it deletes what an earlier version left.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -33,7 +34,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from tsgb.errors import ConfigError
+from tsgb.errors import ConfigError, UsageError
 
 TAG = "tsgb"
 """Tag of every deployment that this looks after."""
@@ -41,6 +42,7 @@ PREFIX = "tsgb-"
 """Beginning of the name of every automation that this looks after."""
 _HERE = Path(__file__).parent
 _PAGE = 200
+_POOL = re.compile(r"(?!\s*prefect)\s*[^\s/%&<>][^/%&<>]*", re.IGNORECASE)
 T = TypeVar("T")
 _Trigger: TypeAdapter[DeploymentTriggerTypes] = TypeAdapter(DeploymentTriggerTypes)
 
@@ -160,7 +162,13 @@ def read_declaration(
 
     Raises:
         ConfigError: There is no file, or it has parts that this module does not know.
+        UsageError: A server takes no pool of this name.
     """
+    if pool is not None and not _POOL.fullmatch(pool):
+        raise UsageError(
+            f"--pool {pool!r} is no name of a work pool: it has none of / % & < >, and does not "
+            "begin with 'prefect'"
+        )
     root = package.parent
     checkout = root / "deployments" / "prefect.yaml"
     path = next((p for p in (checkout, package / "prefect.yaml") if p.is_file()), None)

@@ -5,9 +5,11 @@ It knows nothing of deployments. An experiment's own server is in `flows.embedde
 
 from __future__ import annotations
 
+import io
 import re
+import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -28,19 +30,23 @@ def server_url() -> str:
     Raises:
         UsageError: No server is named, or Prefect's settings are wrong.
     """
+    said = io.StringIO()
     try:
-        from prefect.settings import get_current_settings
+        # Prefect prints what is wrong with its settings in lines of its own, before it fails.
+        with redirect_stderr(said), warnings.catch_warnings(action="ignore"):
+            from prefect.settings import get_current_settings
 
-        url = get_current_settings().api.url
+            url = get_current_settings().api.url
     except ValueError as error:  # it reads its settings when it is imported
         raise UsageError(
             f"Prefect's settings cannot be read: {error}: mend its variables, its profile, .env, "
             "prefect.toml or pyproject.toml here"
         ) from error
+    note = f" ({said.getvalue().strip()})" if said.getvalue() else ""
     if not url:
         raise UsageError(
-            "PREFECT_API_URL is not set: start a server with `prefect server start`, then set it "
-            "to http://127.0.0.1:4200/api"
+            f"PREFECT_API_URL is not set{note}: start a server with `prefect server start`, then "
+            "set it to http://127.0.0.1:4200/api"
         )
     return url
 

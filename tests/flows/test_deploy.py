@@ -19,11 +19,12 @@ import pytest
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from flows.deploy import Action, ServerObject, deploy, read_declaration
 from tsgb.cli.deploy import deploy as command
-from tsgb.errors import ConfigError
+from tsgb.errors import ConfigError, UsageError
 
 pytestmark = [pytest.mark.flows, pytest.mark.usefixtures("prefect_api")]
 
@@ -80,6 +81,9 @@ def test_it_makes_what_prefect_deploy_makes(client: SyncPrefectClient) -> None:
     assert actions(made) == {Action.CREATED}
     assert [one.name for one in made] == ["tsgb-local", *NAMES[:2], TRIGGER, NAMES[2]]
     ours = snapshot(client)
+    stage1 = client.read_deployment_by_name("tsgb/stage1").id
+    with pytest.raises(PrefectHTTPStatusError, match="-1 is less than the minimum of 0"):
+        client.create_flow_run_from_deployment(stage1, parameters={"seed": -1})
     assert actions(deployed(client)) == {Action.UNCHANGED}
     assert snapshot(client) == ours, "a second call writes nothing"
 
@@ -171,6 +175,12 @@ def test_it_deletes_what_an_earlier_version_left_and_nothing_else(
     assert len(left & {automation.id, twin}) == 1, "an event starts stage 2 once"
     names = {one.name for one in client.read_deployments()}
     assert names == {"stage1", "stage2", "reaper", "manager-r1", "nightly"}
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "Prefect-pool"])
+def test_no_name_of_a_pool(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--pool '{name}' is no name of a work pool"):
+        read_declaration(ROOT, name)
 
 
 def test_another_pool(client: SyncPrefectClient) -> None:

@@ -11,21 +11,27 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("variables", "message"),
+    ("variables", "profiles", "message"),
     [
-        ({}, "PREFECT_API_URL is not set: start a server"),
+        ({}, 'active = "x"', "PREFECT_API_URL is not set (WARNING: Active profile 'x' set in"),
+        ({}, "active = ", "Prefect's settings cannot be read: Invalid value"),
         (
             {"PREFECT_API_URL": "http://127.0.0.1:9/api"},
+            "",
             "no Prefect server answers at PREFECT_API_URL http://127.0.0.1:9/api",
         ),
         (
             {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_API_REQUEST_TIMEOUT": "many"},
+            "",
             "Prefect's settings cannot be read: ",
         ),
     ],
-    ids=["no url", "no server", "wrong settings"],
+    ids=["no url", "broken profile", "no server", "wrong settings"],
 )
-def test_a_loop_without_a_server(tmp_path: Path, variables: dict[str, str], message: str) -> None:
+def test_a_loop_without_a_server(
+    tmp_path: Path, variables: dict[str, str], profiles: str, message: str
+) -> None:
+    (tmp_path / "profiles.toml").write_text(profiles)
     code = """
 from flows.serving import serve
 from tsgb.errors import UsageError
@@ -43,5 +49,5 @@ except UsageError as error:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(message)
