@@ -29,7 +29,7 @@ from flows.workers import Workers
 from tsgb.checkpoint.manifest import sha256_hex
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.cloud.pricing import MICRO, in_dollars
-from tsgb.config import Arm, ModelConfig
+from tsgb.config import Arm, ModelConfig, arm_run_id
 from tsgb.errors import Interrupted, UsageError
 from tsgb.run_options import MachineKind, RunOptions
 from tsgb.settings import child_environment, load_settings
@@ -45,13 +45,14 @@ def run_experiment(
     """Train, then evaluate; the same call with the same `options.run` resumes.
 
     Progress goes to stderr. Several seeds are trained one after the other, or on several rented
-    machines at once, each in a run of its own, and one report pools them.
+    machines at once, each in a run of its own, and one report pools them. With more machines than
+    seeds, each arm of a seed has machines to itself.
 
     Returns:
         The JSON document: `run_id`, `seed`, `profile`, `env`, `wall_seconds`, `stage1`, `stage2`,
-        `results` over all seeds; with several seeds also `runs`, stage 1 of each, and
-        `held_dollars`, what their rented machines have cost. Without `options.evaluate` there are
-        no `stage2` and `results`.
+        `results` over all seeds; with several seeds also `runs`, stage 1 of each; where several
+        runs rented machines, `held_dollars`, what these have cost. Without `options.evaluate` there
+        are no `stage2` and `results`.
 
     Raises:
         TSGBError: The way in which it ended; `exit_code` says what a process should exit with.
@@ -63,10 +64,11 @@ def run_experiment(
     run_id = options.run or new_run_id(datetime.now().astimezone())
     seeds = options.training_seeds
     names = [run_id if len(seeds) == 1 else f"{run_id}-s{seed}" for seed in seeds]
-    if options.machines > len(seeds):
+    arms = options.trained_arms
+    if options.machines > len(seeds) * len(arms):
         raise UsageError(
-            f"--machines {options.machines}: a run has one machine at a time, and there are "
-            f"{len(seeds)} of them, one a seed: give --seeds too, or fewer machines"
+            f"--machines {options.machines}: an arm has one machine at a time, and the seeds have "
+            f"{len(seeds) * len(arms)} arms in all: give more --seeds or --arms, or fewer machines"
         )
 
     def stored(name: str) -> ModelConfig | None:
@@ -101,7 +103,9 @@ def run_experiment(
                 name: partial(_train, stage1, run) for name, run in zip(names, runs, strict=True)
             }
             with _one_budget(options, where, names) as spent:
-                trained = train_all(jobs, options.machines)
+                if options.machines > len(seeds):
+                    _train_apart(runs, options.machines)
+                trained = train_all(jobs, min(options.machines, len(seeds)))
             evaluated = _stage2(names, options, where) if options.evaluate else {}
         if options.evaluate:
             shown.note(f"report: {evaluated['stage2']['report']}")
@@ -127,30 +131,64 @@ def _train(stage1: Flow[..., dict[str, Any]], run: RunOptions) -> dict[str, Any]
     return _stage1(_run(stage1, **run.parameters()))
 
 
+def _train_apart(runs: Sequence[RunOptions], machines: int) -> None:
+    """Train each arm of each run on machines of its own, self-play first.
+
+    Afterwards all is trained, and stage 1 of each run finds it done.
+    """
+    from flows.arm import train_arm
+    from flows.homes import settle
+
+    jobs: dict[str, Callable[[], object]] = {}
+    for run in runs:
+        settings = run.applied_to(load_settings())
+        workers = Workers(settings, str(run.store), str(run.run), run.env)
+        settle(workers, arm_configs(run, training_data_of(run)), apart=True)
+    for arm in runs[0].trained_arms:
+        for run in runs:
+            name = arm_run_id(str(run.run), arm)
+            jobs[name] = partial(_result, train_arm, arm=arm.value, **run.parameters())
+    train_all(jobs, machines)
+
+
+def _result(flow: Flow[..., dict[str, Any]], **parameters: Any) -> dict[str, Any]:
+    return _run(flow, **parameters).result()
+
+
 @contextmanager
 def _one_budget(
     options: RunOptions, store: str, names: Sequence[str]
 ) -> Generator[dict[str, float]]:
-    """Let the runs of several seeds on rented machines spend of one budget; say what they spent.
+    """Let all runs on rented machines spend of one budget; say what they spent.
 
     Yields:
         What the document says of it, once the context is left.
     """
     said: dict[str, float] = {}
-    if options.machine is not MachineKind.RENTED or len(names) == 1:
+    if options.machine is not MachineKind.RENTED:
         yield said
         return
     settings = options.applied_to(load_settings())
+    from flows.homes import homes_of
     from flows.rented import budget_of
 
-    shared = budget_of(settings, store, names)
+    arms, apart = options.trained_arms, options.machines > len(names)
+    homes = [
+        home
+        for name in names
+        for home in homes_of(Workers(settings, store, name), arms, apart=apart)
+    ]
+    if len(homes) == 1:
+        yield said
+        return
+    shared = budget_of(settings, store, homes)
     try:
         with sharing(shared):
             yield said
     finally:
         said["held_dollars"] = shared.held / MICRO
         listener().note(
-            f"all {len(names)} runs: {in_dollars(shared.held)} of ${settings.budget:.2f}"
+            f"all {len(homes)} runs: {in_dollars(shared.held)} of ${settings.budget:.2f}"
         )
 
 

@@ -20,6 +20,7 @@ from flows.server_settings import complete
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.cloud.recover import release_all
+from tsgb.config import Arm
 from tsgb.run_options import MachineKind, read_options
 from tsgb.settings import load_settings
 
@@ -46,19 +47,22 @@ def release_machines(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
 
     A flow that holds the run's lock is alive and looks after its machine itself.
     """
-    if flow_run.parameters.get("machine") != MachineKind.RENTED:
+    parameters = dict(flow_run.parameters)
+    arm = parameters.pop("arm", None)  # of a flow that trains one
+    if parameters.get("machine") != MachineKind.RENTED:
         return
     logger = flow_run_logger(flow_run, flow)
     try:
         if flow_run.deployment_id is not None:
             complete(logger.warning)
-        options = read_options(**flow_run.parameters)
+        options = read_options(**parameters)
         settings = options.applied_to(load_settings())
         where = canonical_url(options.store or settings.default_store)
         run = options.run or f"run-{str(flow_run.id)[:8]}"
-        with rental_session(Workers(settings, where, run), logger.warning) as session:
+        workers = Workers(settings, where, run, alone=None if arm is None else Arm(arm))
+        with rental_session(workers, logger.warning) as session:
             num = release_all(session, f"its flow run ended as {state.name}")
-        logger.warning("%d machines of run %s were still there, and are gone", num, run)
+        logger.warning("%d machines of run %s were still there, and are gone", num, workers.home)
     except Exception:
         logger.exception("machines of the run may be left: `tsgb reap` or the reaper ends them")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from flows.homes import one_budget, settle
 from flows.progress import listener
 from flows.rented import renting
 from flows.workers import Checkpoints, Workers, check_ends, failure_of, segment_targets
@@ -51,8 +52,11 @@ def machine_of(
         TSGBError: Machines of that kind cannot be had.
     """
     if kind is MachineKind.RENTED:
-        with renting(workers, configs, on_bill) as rented:
-            yield rented
+        with one_budget(workers, configs):
+            if workers.alone is None:
+                settle(workers, configs, apart=False)
+            with renting(workers, configs, on_bill) as rented:
+                yield rented
     else:
         yield LocalMachine(workers, configs)
 

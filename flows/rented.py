@@ -184,7 +184,8 @@ class ArmsWork:
             StoreError: See `promote`.
         """
         documents = self._documents()
-        listed = self._exchange.folders(self._workers.run, _STORE_SECONDS)
+        home = self._workers.home
+        listed = self._exchange.folders(home, _STORE_SECONDS)
         for found in list(documents.attempts()):
             folder = "" if found.intent is None else found.intent.exchange
             if not folder or found.attempt == working:
@@ -193,7 +194,7 @@ class ArmsWork:
                 if (
                     folder in listed and folder != self._left
                 ):  # the flow was killed before it could delete it
-                    self._exchange.delete(self._workers.run, folder, _STORE_SECONDS)
+                    self._exchange.delete(home, folder, _STORE_SECONDS)
                 continue
             if found.first_beat_at is not None and folder not in listed:
                 listener().note(
@@ -214,7 +215,7 @@ class ArmsWork:
             StoreError: The exchange does not take it; the next flow deletes it.
         """
         if self._left:
-            self._exchange.delete(self._workers.run, self._left, _STORE_SECONDS)
+            self._exchange.delete(self._workers.home, self._left, _STORE_SECONDS)
             self._left = ""
 
     def load(self) -> Workload:
@@ -247,12 +248,13 @@ class ArmsWork:
         with suppress(StoreError):  # then after the next machine
             self.clear()
         names = {arm.value: found.kept.name for arm, found in handed.items()}
-        self._documents().note(attempt, resumed_from=names)
-        main = self._seen(intent.exchange, Arm.SELFPLAY)
+        trained = [arm.value for arm in self._configs]
+        self._documents().note(attempt, resumed_from=names, arms=trained)
+        main = self._seen(intent.exchange, self._workers.alone or Arm.SELFPLAY)
         made: BootSpec = boot(
             run_url=main.run_url,
             attempt=attempt,
-            arms=[arm.value for arm in self._configs],
+            arms=trained,
             code=publish_code(main, self.pack()),
             vast_url=settings.vast_url,
             webdav_user=self._exchange.user,
@@ -386,13 +388,13 @@ class ArmsWork:
     def _documents(self) -> RunDocuments:
         if self._opened is not None:
             return self._opened
-        run = self._workers.open(deadline_seconds=_STORE_SECONDS)
-        return RunDocuments(run, self._exchange.opener(self._workers.run, _STORE_SECONDS))
+        run = self._workers.open_home(_STORE_SECONDS)
+        return RunDocuments(run, self._exchange.opener(self._workers.home, _STORE_SECONDS))
 
     def _seen(self, folder: str, arm: Arm) -> RunStore:
         """Return an arm's run as a machine sees it."""
-        run = self._workers.run
-        return self._exchange.open(run, folder, arm_run_id(run, arm))
+        workers = self._workers
+        return self._exchange.open(workers.home, folder, arm_run_id(workers.run, arm))
 
     def _open_cached(self, arm: Arm) -> RunStore:
         cache = FileCache(self._workers.settings.cache_dir / "files")
@@ -501,7 +503,7 @@ def rental_session(
         UsageError: Another process rents for this run, or machines could not reach the store.
     """
     settings = workers.settings
-    provider, run = provider_of(settings), workers.open(deadline_seconds=_STORE_SECONDS)
+    provider, run = provider_of(settings), workers.open_home(_STORE_SECONDS)
     exchange = Exchange.of(settings, workers.store)
     check_reach(exchange, settings.vast_url)
     tell = note or listener().note
@@ -511,7 +513,7 @@ def rental_session(
     here = lock_of(settings, run.run_url)
     with RunLock(here), provider:
         yield Session(
-            documents=RunDocuments(run, exchange.opener(workers.run, _STORE_SECONDS)),
+            documents=RunDocuments(run, exchange.opener(workers.home, _STORE_SECONDS)),
             provider=provider,
             launch_policy=LaunchPolicy.of(settings, needs),
             monitor_policy=MonitorPolicy.of(settings, settings),

@@ -65,6 +65,20 @@ class Workers:
     """Id of the run."""
     env: str | None = None
     """The run's world as this flow's own user named it: workers may import its module."""
+    alone: Arm | None = None
+    """The arm that rented machines train alone; None where one machine trains all arms."""
+
+    @property
+    def home(self) -> str:
+        """Id of the run that keeps what renting writes: lease, ledger and attempts.
+
+        It is the main run, or that of an arm which has machines to itself.
+        """
+        return arm_run_id(self.run, self.alone or Arm.SELFPLAY)
+
+    def open_home(self, deadline_seconds: float = DEADLINE_SECONDS) -> RunStore:
+        """Return the store of that run."""
+        return self.open(self.alone or Arm.SELFPLAY, deadline_seconds)
 
     def open(
         self,

@@ -115,7 +115,8 @@ class RunOptions(BaseModel):
     """The dollars an hour that one rented machine may cost, storage included, as in 0.4. Without
     it, the setting TSGB_MAX_PRICE counts."""
     machines: Annotated[Annotated[int, Field(ge=1, le=100)], Flag("--machines", "N")] = 1
-    """The most machines that are rented at once, one for each seed."""
+    """The most machines that are rented at once: one for each seed, and where there are more than
+    seeds, one for each arm of each seed."""
     store: Annotated[Text | None, Flag("--store", "URL")] = None
     """The place of all runs, as a path or an fsspec URL. Without it, the settings TSGB_STORE and
     RCLONE_WEBDAV_URL count, or else the directory ./runs."""

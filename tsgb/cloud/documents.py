@@ -141,6 +141,8 @@ class AttemptDocument:
     """Whether all that its machine saved was looked at, and its folder needs nobody any more."""
     resumed_from: Mapping[str, str] = field(default_factory=dict[str, str])
     """Name of the checkpoint that each arm went on from, where there was one."""
+    arms: frozenset[str] = frozenset()
+    """Arms that its machine trains; empty in a document of an earlier version, for all."""
 
     @property
     def basis(self) -> str:
@@ -245,6 +247,7 @@ class RunDocuments:
             CardProbe.read(content),
             content.get("collected") is True,
             _texts_in(content, "resumed_from"),
+            _names_in(content, "arms"),
         )
 
     def note(self, attempt: int, **fields: Any) -> None:
@@ -378,6 +381,13 @@ def _texts_in(content: Mapping[str, Any], name: str) -> dict[str, str]:
         return {}
     named = cast("Mapping[object, object]", found)
     return {str(key): text for key, text in named.items() if isinstance(text, str)}
+
+
+def _names_in(content: Mapping[str, Any], name: str) -> frozenset[str]:
+    found: object = content.get(name)
+    if not isinstance(found, list):
+        return frozenset()
+    return frozenset(one for one in cast("list[object]", found) if isinstance(one, str))
 
 
 def _parse(kind: type[Intent] | type[AttemptResult], content: object) -> Any:

@@ -78,7 +78,7 @@ class WorkerMachine:
 
         Args:
             context: Settings of this machine.
-            run_url: URL of the main run.
+            run_url: URL of the main run; of an arm's own, if that arm is alone and not self-play.
             attempt: Fencing token.
             arms: Arms to train, in the order in which their workers start.
         """
@@ -88,11 +88,12 @@ class WorkerMachine:
         self._attempt = attempt
         self._name = f"machines/{attempt:04d}"
         self._run = self._open(run_url)
-        store = self._run.run_url.rpartition("/")[0]
-        runs = {
-            arm.value: self._open(join_run(store, arm_run_id(self._run.run_id, arm)))
-            for arm in arms
-        }
+        store, _, name = self._run.run_url.rpartition("/")
+        own = {arm: name for arm in arms if len(arms) == 1}
+        ids = {arm: arm_run_id(name, arm) for arm in arms} if Arm.SELFPLAY in arms else own
+        if not ids:
+            raise UsageError(f"arms {', '.join(arms)} lack 'selfplay', whose run is the main one")
+        runs = {arm.value: self._open(join_run(store, run_id)) for arm, run_id in ids.items()}
         self._arms = ArmMonitor(runs, attempt)
         self._lease = LeaseMonitor(self._run, attempt, every_seconds=self._lease_poll_seconds)
         self._signals = StopSignals()

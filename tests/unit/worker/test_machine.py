@@ -24,7 +24,7 @@ from tests.fakes.scripted_http import Reply, Script, serve
 from tsgb.checkpoint.store import CheckpointStore
 from tsgb.cloud.lease import end, grant, revoke
 from tsgb.config import Arm
-from tsgb.errors import ExitCode
+from tsgb.errors import ExitCode, UsageError
 from tsgb.worker.machine import WorkerMachine
 
 
@@ -41,6 +41,20 @@ def test_it_is_torch_free() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'prefect', 'safetensors')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_an_arm_alone_is_trained_in_its_own_run(scene: Scene) -> None:
+    run = scene.run(Arm.SFT)
+    run.write_json("lease.json", scene.lease.to_json())
+    machine = WorkerMachine(scene.context, run.run_url, 1, [Arm.SFT])
+    assert machine.run() == ExitCode.OK
+    record = run.read_json("machines/0001/exit.json")
+    assert (record["outcome"], record["step"]) == ("done", TOTAL[Arm.SFT])
+    newest = CheckpointStore(run).newest()
+    assert newest is not None
+    assert newest.step == TOTAL[Arm.SFT]
+    with pytest.raises(UsageError, match="arms sft, frozen lack 'selfplay', whose run is"):
+        WorkerMachine(scene.context, run.run_url, 1, [Arm.SFT, Arm.FROZEN])
 
 
 def test_all_arms_are_trained_then_it_destroys_itself(scene: Scene) -> None:
