@@ -207,6 +207,7 @@ def test_another_black_box_may_be_named_at_the_evaluation(tmp_path: Path, signal
     assert len({first, second, third}) == 3, "a model with other files is another question"
 
 
+@pytest.mark.slow
 def test_guards_score_the_prompts_of_a_file_and_nothing_shows_them(
     tmp_path: Path, signals: None
 ) -> None:

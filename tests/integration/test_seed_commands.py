@@ -128,6 +128,7 @@ def test_half_an_evaluation_is_made_whole(start: Start, evaluated: tuple[str, st
     assert cell.read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained")  # for its models
 def test_interrupted_and_resumed(start: Start, folder: Path) -> None:
     """Ctrl-C saves; meanwhile nobody else may train this run; the same command goes on."""
