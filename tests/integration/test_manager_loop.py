@@ -6,36 +6,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
+from tests.fakes.control_plane import ControlPlane, wait_for
 from tests.fakes.manager import RUN, Manager
 from tests.fakes.miniature import MINIATURE
-from tests.integration.test_deployment import Api, free_port, running, wait_for
 from tests.integration.test_manager_ends import set_options
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_the_run_is_started_until_it_is_done(tmp_path: Path) -> None:
-    api = Api(f"http://127.0.0.1:{free_port()}/api")
-    prefect = {
-        "DO_NOT_TRACK": "1",
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": api.url,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_RUNNER_POLL_FREQUENCY": "2",
-    }
-    port = str(httpx.URL(api.url).port)
-    serve = ["server", "start", "--no-ui", "--host", "127.0.0.1", "--port", port]
-    with (
-        Manager(tmp_path) as manager,
-        running(serve, manager.environment(**prefect), tmp_path / "server.log"),
-    ):
-        wait_for("the server", api.healthy, 180)
-        environment = manager.environment(**prefect)
+    plane = ControlPlane(tmp_path)
+    prefect = {k: v for k, v in plane.environment.items() if k.startswith("PREFECT_")}
+    with Manager(tmp_path) as manager, closing_server(plane):
+        environment = manager.environment(**prefect, PREFECT_RUNNER_POLL_FREQUENCY="2")
         command = [sys.executable, "-m", "tsgb.cli", "manager", "loop", "--interval", "10"]
         command += ["--run-id", RUN, "--profile", "smoke", "--env", MINIATURE["env"]]
         command += ["--arms", "selfplay", "--vast-url", manager.simulator.url]
@@ -45,7 +34,7 @@ def test_the_run_is_started_until_it_is_done(tmp_path: Path) -> None:
                 command, env=environment, cwd=tmp_path, stdout=log, stderr=log
             )
         try:
-            wait_for("three starts", lambda: _completed(api) >= 3, 480)
+            wait_for("three starts", lambda: _completed(plane) >= 3, 480)
         finally:
             process.send_signal(signal.SIGINT)
             try:
@@ -59,5 +48,14 @@ def test_the_run_is_started_until_it_is_done(tmp_path: Path) -> None:
     assert not any(one["live"] for one in bill["instances"].values())
 
 
-def _completed(api: Api) -> int:
-    return sum(run["state_type"] == "COMPLETED" for run in api.flow_runs("stage1-"))
+def _completed(plane: ControlPlane) -> int:
+    return sum(run["state_type"] == "COMPLETED" for run in plane.flow_runs("stage1-"))
+
+
+@contextmanager
+def closing_server(plane: ControlPlane) -> Generator[None]:
+    plane.start_server()
+    try:
+        yield
+    finally:
+        plane.stop_server()
