@@ -226,15 +226,13 @@ def _crash_killed_runs(client: SyncPrefectClient) -> None:
     """Mark as crashed what still counts as running: the database has no other user than us."""
     from prefect.client.schemas import filters
     from prefect.client.schemas.objects import StateType
-    from prefect.states import Crashed
 
-    from flows.flow_runs import crash_tasks
+    from flows.flow_runs import crash
 
     of_type = filters.FlowRunFilterStateType(any_=[StateType.RUNNING])
     running = filters.FlowRunFilter(state=filters.FlowRunFilterState(type=of_type))
     for run in client.read_flow_runs(flow_run_filter=running):
-        client.set_flow_run_state(run.id, Crashed(message="Its process was killed"), force=True)
-        crash_tasks(client, run.id, "its process was killed")
+        crash(client, run.id, "Its process was killed")
 
 
 @contextmanager

@@ -72,8 +72,7 @@ def crash_silent(
         ):
             minutes = (now - beats[0]).total_seconds() / 60
             reason = f"no heartbeat for {minutes:.0f} min: its process is gone"
-            client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
-            crash_tasks(client, run.id, reason)
+            crash(client, run.id, reason)
             crashed.append(str(run.id))
     return crashed
 
@@ -98,6 +97,12 @@ def resume(client: SyncPrefectClient, deployments: Sequence[str], now: datetime)
             if answer.status is SetStateStatus.ACCEPT:
                 resumed.append(str(run.id))
     return resumed
+
+
+def crash(client: SyncPrefectClient, flow_run_id: UUID, reason: str) -> None:
+    """Set a flow run whose process is gone to `Crashed`, and its task runs with it."""
+    client.set_flow_run_state(flow_run_id, Crashed(message=reason), force=True)
+    crash_tasks(client, flow_run_id, reason)
 
 
 def crash_tasks(client: SyncPrefectClient, flow_run_id: UUID, reason: str) -> int:
