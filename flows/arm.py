@@ -2,20 +2,16 @@
 
 # No postponed annotations: Prefect reads the flow's signature.
 
-from functools import partial
 from typing import Any
 
 from prefect import flow
 
-from flows import tasks
-from flows.artifacts import show_bill, show_training, tag_run
+from flows.artifacts import tag_run
 from flows.cancellation import ends_when_cancelled
 from flows.hooks import end_task_runs, release_machines, say_how_to_resume
-from flows.machines import machine_of
 from flows.parameters import takes
 from flows.prepare import arm_configs, training_data_of, write_configs
-from flows.progress import listener, listening
-from flows.stage1 import RETRIES
+from flows.training import train_segments
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import Arm
@@ -45,18 +41,8 @@ def train_arm(arm: str, **options: Any) -> dict[str, Any]:
     store = canonical_url(chosen.store or settings.default_store)
     workers = Workers(settings, store, str(chosen.run), chosen.env, alone)
     data = training_data_of(chosen)
-    config = arm_configs(chosen, data)[alone]
-    configs = {alone: config}
+    configs = {alone: arm_configs(chosen, data)[alone]}
     key = write_configs(workers, configs, data)
-    home = workers.home
     tag_run(workers.run)
-    refs: dict[str, Any] = {}
-    with (
-        listening(tasks.PrefectListener(listener())),
-        machine_of(chosen.machine, workers, configs, partial(show_bill, home)) as machine,
-    ):
-        listener().note(f"stage 1: {home}, on machines of its own, in {store}")
-        segment = tasks.resilient(tasks.segment, settings, RETRIES[chosen.machine])
-        for index in range(config.segments):
-            refs = segment(home, key, index, machine, partial(show_training, workers, configs))
-    return refs
+    notes = [f"stage 1: {workers.home}, on machines of its own, in {store}"]
+    return train_segments(workers, configs, key, chosen.machine, notes)

@@ -131,11 +131,11 @@ def attempt_rows(attempts: Iterable[AttemptDocument]) -> Iterator[dict[str, Any]
 
 
 def _show_attempts(workers: Workers) -> None:
-    rows = list(attempt_rows(RunDocuments(workers.open()).attempts()))
+    rows = list(attempt_rows(RunDocuments(workers.open_home()).attempts()))
     create_table_artifact(
         rows,
-        key=artifact_key(f"attempts-{workers.run}"),
-        description=f"Attempts of run {workers.run}: machines, and how each ended",
+        key=artifact_key(f"attempts-{workers.home}"),
+        description=f"Attempts of run {workers.home}: machines, and how each ended",
     )
 
 

@@ -1,12 +1,11 @@
 """Stage 1: self-play training in segments, each of which survives the loss of its machines.
 
-Wiring only: how a segment is trained is in `flows.machines`, when it is retried in `flows.tasks`.
+Wiring only: the segments are in `flows.training`, how one is trained in `flows.machines`.
 """
 
 # No postponed annotations: `flow.serve` hands the flow to its processes by value, where names of
 # this module are not found again.
 
-from functools import partial
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -14,11 +13,9 @@ from prefect import flow
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from flows import tasks
-from flows.artifacts import show_bill, show_training, tag_run
+from flows.artifacts import tag_run
 from flows.cancellation import check_cancelled, ends_when_cancelled
 from flows.hooks import end_task_runs, release_machines, say_how_to_resume
-from flows.machines import machine_of
 from flows.model_choice import choose_models, stored_models
 from flows.parameters import takes
 from flows.prepare import (
@@ -28,18 +25,15 @@ from flows.prepare import (
     with_checked_names,
     write_configs,
 )
-from flows.progress import listener, listening
 from flows.server_settings import settings_of_flow
+from flows.training import train_segments
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url
 from tsgb.config import Arm
-from tsgb.run_options import NOT_OF_A_RUN, MachineKind, RunOptions, read_options
+from tsgb.run_options import NOT_OF_A_RUN, RunOptions, read_options
 from tsgb.types import CheckpointRef
 
 CHECKPOINT_READY = "tsgb.checkpoint.ready"
-RETRIES = {MachineKind.LOCAL: None, MachineKind.RENTED: 10_000}
-"""Retries of a segment by kind of machine; None as the settings say. For rented ones the number
-bounds nothing: budget, refusals, lost hosts and failed workers have bounds of their own."""
 STAGE_2 = {
     *("run", "store", "env", "targets", "targets_file", "adaptive", "max_requests", "max_cost"),
     *("target_class", "judge_class", "judge", "human_labels", "guards", "fresh"),
@@ -86,18 +80,9 @@ def stage1(**options: Any) -> dict[str, Any]:
     data = training_data_of(chosen)
     configs = arm_configs(chosen, data)
     key = write_configs(workers, configs, data)
-    refs: dict[str, dict[str, Any]] = {}
-    with (
-        listening(tasks.PrefectListener(listener())),
-        machine_of(chosen.machine, workers, configs, partial(show_bill, run)) as machine,
-    ):
-        names = ", ".join(arm.value for arm in configs)
-        listener().note(f"stage 1: run {run}, {names}, in {store}")
-        if data is not None:
-            listener().note(str(data))
-        segment = tasks.resilient(tasks.segment, settings, RETRIES[chosen.machine])
-        for index in range(configs[Arm.SELFPLAY].segments):
-            refs = segment(run, key, index, machine, partial(show_training, workers, configs))
+    names = ", ".join(arm.value for arm in configs)
+    notes = [f"stage 1: run {run}, {names}, in {store}", *([] if data is None else [str(data)])]
+    refs = train_segments(workers, configs, key, chosen.machine, notes)
     main = CheckpointRef(**refs[Arm.SELFPLAY.value])
     check_cancelled()  # what nobody wants any more starts no stage 2
     _announce(main, chosen.model_copy(update={"run": run, "store": store}))
