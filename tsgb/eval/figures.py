@@ -30,19 +30,19 @@ PAGE_COLOURS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)"}
 SERIES = ("none", "sft", "frozen", "selfplay", "tfidf", "untrained", "oracle")
 MARKERS = "osD^vPX"
 LIGHT = {
-    "currentColor": "#1c1f23",
-    "var(--muted)": "#5b6470",
-    "var(--line)": "#dcdfe3",
-    "var(--s0)": "#6d7681",
-    "var(--s1)": "#b26a00",
-    "var(--s2)": "#c2410c",
-    "var(--s3)": "#0b6bb8",
-    "var(--s4)": "#7c4dbd",
-    "var(--s5)": "#8d8575",
-    "var(--s6)": "#1a7f4b",
-    "var(--s7)": "#a6336d",
+    "ink": "#1c1f23",
+    "muted": "#5b6470",
+    "line": "#dcdfe3",
+    "s0": "#6d7681",
+    "s1": "#b26a00",
+    "s2": "#c2410c",
+    "s3": "#0b6bb8",
+    "s4": "#7c4dbd",
+    "s5": "#8d8575",
+    "s6": "#1a7f4b",
+    "s7": "#a6336d",
 }
-"""Colours of a picture that stands in no page, as the report's page has them by daylight."""
+"""Colours of pictures by daylight, by the page's variable; one that stands in no page has them."""
 LEARNED = ("asr", "fpr", "fnr")
 """Series that say whether a guard learns."""
 MAIN_GUARDS = ("none", "sft", "frozen", "selfplay")
@@ -213,9 +213,9 @@ def learning(curves: Sequence[Curve]) -> Markup | None:
 
 def data_url(picture: Markup) -> str:
     """Return a picture as a `data:` URL, in colours of its own, for a page that is not ours."""
-    text = str(picture)
-    for variable, tint in LIGHT.items():
-        text = text.replace(variable, tint)
+    text = str(picture).replace("currentColor", LIGHT["ink"])
+    for name, tint in LIGHT.items():
+        text = text.replace(f"var(--{name})", tint)
     found = re.search(r'viewBox="([^"]*)"', text)
     assert found is not None
     _, _, width, height = found[1].split()

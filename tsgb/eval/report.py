@@ -70,6 +70,7 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
         alone=figures.guards_alone(summary),
         roc=figures.roc(summary),
         training=figures.training(summary.curves),
+        light=figures.LIGHT,
         swatches={guard: figures.css_colour(guard) for guard in summary.guards},
     )
 
