@@ -433,8 +433,8 @@ def _delete_stale(
             )
         )
     )
-    flows = {entry.flow().name: entry for entry in declaration.deployments}
     declared = {(entry.flow().name, entry.name) for entry in declaration.deployments}
+    flows = {flow for flow, _ in declared}
     names = {number: client.read_flow(number).name for number in {d.flow_id for d in deployments}}
     stale = [
         one

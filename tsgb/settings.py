@@ -120,8 +120,7 @@ def endpoint_key(variable: str) -> SecretStr | None:
     """
     value = os.environ.get(variable)
     if not value:
-        _check_env_file()
-        value = dotenv_values(ENV_FILE, encoding="utf-8-sig").get(variable)
+        value = _in_env_file().get(variable)
     return SecretStr(value) if value else None
 
 
@@ -148,11 +147,16 @@ def add_to_environment(values: Mapping[str, str]) -> None:
     Raises:
         ConfigError: The `.env` file cannot be read.
     """
-    _check_env_file()
-    named = dotenv_values(ENV_FILE, encoding="utf-8-sig")
+    named = _in_env_file()
     for name, value in values.items():
         if not os.environ.get(name) and not named.get(name):
             os.environ[name] = value
+
+
+def _in_env_file() -> Mapping[str, str | None]:
+    """Return the variables of the `.env` file; none where there is no file."""
+    _check_env_file()
+    return dotenv_values(ENV_FILE, encoding="utf-8-sig")
 
 
 def _variable(name: str) -> str:
