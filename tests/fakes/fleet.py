@@ -12,7 +12,7 @@ A flow that is killed has no effect on anything from then on, whatever its `fina
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -44,6 +44,13 @@ from tsgb.cloud.vast.throttle import RateLimiter
 from tsgb.worker.card_probe import unusable
 
 SLICE_SECONDS = 5.0
+DEAF: Mapping[str, Any] = {
+    "machine_reads_lease": False,
+    "steps": 10**6,
+    "slice_seconds": 60.0,
+    "save_seconds": 3600.0,
+}
+"""Arguments of a fleet whose machines work on whatever becomes of their lease, for hours of it."""
 BEAT_SECONDS = 10.0
 LEASE_SECONDS = 30.0
 RUN = "r1"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.fleet import Fleet, assert_settled, causes, spent, when_training
+from tests.fakes.fleet import DEAF, Fleet, assert_settled, causes, spent, when_training
 from tests.fakes.mortal_flow import Flow
 from tests.fakes.vast.renter import Scene, scene
 from tsgb.checkpoint.filesystem import open_filesystem
@@ -243,13 +243,7 @@ def test_a_host_that_prolongs_its_own_lease_is_reaped(tmp_path: Path) -> None:
 
 def test_a_deadline_ends_a_machine_whose_lease_nobody_can_read(tmp_path: Path) -> None:
     """As where machines have the whole store's password, and write over the lease of record."""
-    with Fleet(
-        directory=tmp_path,
-        machine_reads_lease=False,
-        steps=10**6,
-        slice_seconds=60,
-        save_seconds=3600,
-    ) as fleet:
+    with Fleet(directory=tmp_path, **DEAF) as fleet:
         assert Flow(fleet, kill_at="training", budget="0.2").run() == "killed"
         fleet.store.write_bytes("lease.json", DEEP)
         fleet.advance(DEAD)

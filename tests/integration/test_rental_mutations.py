@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save as save_tensors
 
 from tests.fakes.filesystems import MemoryFiles
-from tests.fakes.fleet import Fleet, when_training
+from tests.fakes.fleet import DEAF, Fleet, when_training
 from tests.fakes.mortal_flow import Flow
 from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.promote import Expected, promote
@@ -101,14 +100,6 @@ def test_a_list_that_fails_is_not_empty(is_off: bool) -> None:
         flow = Flow(fleet, session_type=FailsOpen if is_off else Session)
         assert flow.run() == "done"
         assert fleet.bill()["max_live"] == 1
-
-
-DEAF: dict[str, Any] = {
-    "machine_reads_lease": False,
-    "steps": 10**6,
-    "slice_seconds": 60.0,
-    "save_seconds": 3600.0,  # hours of it, in seconds of this machine
-}
 
 
 class NoDeadline(Session):
