@@ -15,7 +15,7 @@ from contextvars import copy_context
 from datetime import timedelta
 from functools import wraps
 from threading import Event, Thread
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
@@ -45,9 +45,8 @@ def ends_when_cancelled(function: Callable[..., R]) -> Callable[..., R]:
             with cancellable():
                 return function(*args, **kwargs)
         except RunCancelled as error:
-            return cast(
-                "Any", Cancelled(message=str(error))
-            )  # Prefect takes a state for the result
+            state: Any = Cancelled(message=str(error))  # Prefect takes a state for the result
+            return state
 
     return call
 

@@ -191,9 +191,8 @@ class ArmsWork:
             if not folder or found.attempt == working:
                 continue
             if found.is_collected:
-                if (
-                    folder in listed and folder != self._left
-                ):  # the flow was killed before it could delete it
+                # The flow was killed before it could delete it.
+                if folder in listed and folder != self._left:
                     self._exchange.delete(home, folder, _STORE_SECONDS)
                 continue
             if found.first_beat_at is not None and folder not in listed:
