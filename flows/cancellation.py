@@ -21,6 +21,7 @@ from uuid import UUID
 import httpx
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
@@ -59,6 +60,31 @@ def cancellable(look_every: timedelta = LOOK_EVERY, grace: timedelta = GRACE) ->
         look_every: Time between two looks.
         grace: Time from the first look that finds a cancellation.
     """
+    reason = "its flow run was cancelled, and Prefect sent no signal"
+    with _watched(_is_cancelled, reason, look_every, grace):
+        yield
+
+
+@contextmanager
+def while_flow_runs(look_every: timedelta = LOOK_EVERY) -> Generator[None]:
+    """Let `check_interrupt` raise `RunCancelled` inside a task once its flow run does not run.
+
+    A task in a cluster gets no signal of its flow's, and would work on when the flow is gone.
+
+    Args:
+        look_every: Time between two looks.
+    """
+    with _watched(_has_ended, "its flow run does not run any more", look_every, timedelta(0)):
+        yield
+
+
+@contextmanager
+def _watched(
+    shall_end: Callable[[SyncPrefectClient, UUID], bool],
+    reason: str,
+    look_every: timedelta,
+    grace: timedelta,
+) -> Generator[None]:
     number = flow_run.id
     if number is None:
         yield
@@ -69,12 +95,10 @@ def cancellable(look_every: timedelta = LOOK_EVERY, grace: timedelta = GRACE) ->
         since: float | None = None
         with get_client(sync_client=True) as client:
             while not done.wait(look_every.total_seconds()):
-                if not _is_cancelled(client, UUID(number)):
-                    since = None
-                elif since is None:
-                    since = time.monotonic()
-                elif time.monotonic() - since >= grace.total_seconds():
-                    stop.ask("its flow run was cancelled, and Prefect sent no signal")
+                now = time.monotonic()
+                since = (since or now) if shall_end(client, UUID(number)) else None
+                if since is not None and now - since >= grace.total_seconds():
+                    stop.ask(reason)
                     return
 
     # The settings that say which server it is are in the context.
@@ -104,10 +128,21 @@ def check_cancelled() -> None:
 
 def _is_cancelled(client: SyncPrefectClient, number: UUID) -> bool:
     """Whether it is being cancelled, or is gone; no, while the server does not answer."""
+    return _state_is(client, number, lambda state: state.is_cancelling() or state.is_cancelled())
+
+
+def _has_ended(client: SyncPrefectClient, number: UUID) -> bool:
+    """Whether it does not run, or is gone; no, while the server does not answer."""
+    return _state_is(client, number, lambda state: not state.is_running())
+
+
+def _state_is(
+    client: SyncPrefectClient, number: UUID, wanted: Callable[[State[Any]], bool]
+) -> bool:
     try:
         state = client.read_flow_run(number).state
     except ObjectNotFound:
         return True
     except (httpx.HTTPError, OSError, PrefectException):
         return False
-    return state is not None and (state.is_cancelling() or state.is_cancelled())
+    return state is not None and wanted(state)

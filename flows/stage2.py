@@ -32,6 +32,7 @@ from flows.prepare import (
 )
 from flows.progress import listener, listening
 from flows.server_settings import settings_of_flow
+from flows.task_runners import cluster_of, run_all
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import InvalidResult
@@ -120,6 +121,10 @@ def stage2(
     if labels is not None and summary is not None and not labels.are_in(summary.get("judge")):
         summary = None  # its cells are there: they are merged again, and nothing is asked
     if summary is None:
+        cluster = cluster_of(settings, where)
+        if cluster is not None and added.binds_to_machine:
+            listener().note("this machine evaluates: what you add to a world stays on it")
+            cluster = None
         with listening(tasks.PrefectListener(listener())), _alone(settings):
             for name, workers in runs.items():
                 arms = ", ".join(guards[name])
@@ -128,7 +133,20 @@ def stage2(
                 write_request(
                     workers, eval_id, guards[name], targets, added, fresh=fresh, labels=labels
                 )
-                tasks.resilient(tasks.evaluate, settings)(name, where, eval_id, env, added)
+                if cluster is None:
+                    tasks.resilient(tasks.evaluate, settings)(name, where, eval_id, env, added)
+            if cluster is not None:
+                num = len(targets or runs[run].world(configs[run]).targets())
+                question = {"store": where, "eval_id": eval_id, "env": env, "added": added}
+                run_all(
+                    cluster,
+                    tasks.resilient(tasks.evaluate_part, settings),
+                    [
+                        {**question, "run": name, "part": part, "parts": num}
+                        for name in runs
+                        for part in range(num)
+                    ],
+                )
             summary = tasks.resilient(tasks.report, settings)(
                 run, where, eval_id, more_runs or [], env
             )

@@ -1,7 +1,7 @@
 """Every task: one library call each, with its retries and the key that its result is kept under.
 
-They are called directly, never submitted: only then a signal reaches the loop that watches the
-workers, and its `finally` ends them.
+They are called directly: only then a signal reaches the loop that watches the workers, and its
+`finally` ends them. `evaluate_part` alone is submitted, to a cluster, and watches its flow run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import task_run
 
 from flows.artifacts import quietly
-from flows.progress import Bar, Listener, ProgressText, shown
+from flows.cancellation import while_flow_runs
+from flows.progress import Bar, Listener, ProgressText, listener, listening, shown
+from flows.server_settings import complete
 from flows.workers import Checkpoints, Workers, as_json
 from tsgb.cloud.lifecycle import Machine
 from tsgb.config import Arm
@@ -93,6 +95,31 @@ def evaluate(
 ) -> None:
     """Fill the cells of an evaluation; those that are there already are not filled again."""
     Workers(load_settings(), store, run, env).evaluate(Arm.SELFPLAY, eval_id, added)
+
+
+@task(
+    name="evaluate-part",
+    task_run_name="evaluate-{run}-part-{part}",
+    retry_condition_fn=only_preemption,
+)
+def evaluate_part(
+    run: str,
+    store: str,
+    eval_id: str,
+    env: str | None,
+    added: Additions,
+    part: int,
+    parts: int,
+) -> None:
+    """Fill one part of an evaluation's cells, in a process of a cluster.
+
+    It may be on another machine than the flow, so it takes settings from its own environment and
+    from the server.
+    """
+    complete(get_run_logger().warning)
+    workers = Workers(load_settings(), store, run, env)
+    with listening(PrefectListener(listener())), while_flow_runs():
+        workers.evaluate_part(Arm.SELFPLAY, eval_id, part, parts, added)
 
 
 @task(name="report", retry_condition_fn=only_preemption)

@@ -203,23 +203,43 @@ class Workers:
         added: Additions | None = None,
     ) -> None:
         """Fill the cells of an evaluation, in as many parts as there are workers at a time."""
-        run = self.open(arm)
         num = self._at_a_time(arm, self.settings.max_parallel, evaluates=True)
-        own = _arguments(added or Additions())
+        self._evaluate(arm, eval_id, range(num), num, added or Additions(), at_a_time=num)
+
+    def evaluate_part(
+        self, arm: Arm, eval_id: str, part: int, parts: int, added: Additions
+    ) -> None:
+        """Fill one part of an evaluation's cells, beside other machines that fill the others."""
+        self._evaluate(arm, eval_id, [part], parts, added, at_a_time=1)
+
+    def _evaluate(
+        self,
+        arm: Arm,
+        eval_id: str,
+        mine: Iterable[int],
+        parts: int,
+        added: Additions,
+        *,
+        at_a_time: int,
+    ) -> None:
+        run, own = self.open(arm), _arguments(added)
         jobs = [
             self._job(
                 f"part {part + 1}",
                 run,
                 f"evaluate-{eval_id}-{part}",
-                ["evaluate", "--eval-id", eval_id, "--part", f"{part}/{num}", *own],
+                ["evaluate", "--eval-id", eval_id, "--part", f"{part}/{parts}", *own],
                 heartbeat=f"reports/{eval_id}/progress-{part}.json",
-                at_a_time=num,
+                at_a_time=at_a_time,
             )
-            for part in range(num)
+            for part in mine
         ]
-        stall_seconds = self.settings.stall_seconds
-        label = f"evaluating {self.run}"
-        self._drive(label, jobs, at_a_time=num, stall_seconds=stall_seconds)
+        self._drive(
+            f"evaluating {self.run}",
+            jobs,
+            at_a_time=at_a_time,
+            stall_seconds=self.settings.stall_seconds,
+        )
 
     def report(self, arm: Arm, eval_id: str, more_urls: Sequence[str]) -> None:
         """Merge the cells of this run and of further seeds into one report, kept in this run.

@@ -155,6 +155,16 @@ class WorkerSettings(SettingsGroup):
     them. None where it goes on from any."""
     retry_delay_seconds: Annotated[float, Field(ge=0)] = 1.0
     """Seconds between the loss of a machine and the next attempt."""
+    task_runner: str = "local"
+    """Where stage 2 evaluates: `local` on this machine, `dask` or `ray` in a cluster of this
+    machine, `dask:ADDRESS` or `ray:ADDRESS` in a running one."""
+
+    @field_validator("task_runner")
+    @classmethod
+    def _known_runner(cls, value: str) -> str:
+        if not re.fullmatch(r"local|(dask|ray)(:\S+)?", value):
+            raise ValueError("it is local, dask, dask:ADDRESS, ray or ray:ADDRESS")
+        return value
 
     @field_validator("worker_command", mode="before")
     @classmethod

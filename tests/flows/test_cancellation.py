@@ -6,11 +6,16 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from prefect import flow, get_client
+from prefect import flow, get_client, task
 from prefect.runtime import flow_run
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Crashed
 
-from flows.cancellation import cancellable, check_cancelled, ends_when_cancelled
+from flows.cancellation import (
+    cancellable,
+    check_cancelled,
+    ends_when_cancelled,
+    while_flow_runs,
+)
 from flows.interrupts import check_interrupt, pause
 from tsgb.errors import RunCancelled
 
@@ -74,3 +79,27 @@ def test_a_flow_has_the_time_that_the_signal_needs() -> None:
 
     state = heard(return_state=True)
     assert state.message == "by the signal"
+
+
+def test_a_task_of_a_cluster_ends_with_its_flow_run() -> None:
+    looks: list[int] = []
+
+    @task
+    def far_away() -> None:
+        with while_flow_runs(AT_ONCE):
+            for number in range(1000):
+                looks.append(number)
+                if number == 5:  # the flow's process is gone
+                    with get_client(sync_client=True) as client:
+                        client.set_flow_run_state(UUID(flow_run.id), Crashed(), force=True)
+                pause(0.05)
+
+    @flow
+    def starts_it() -> None:
+        far_away.submit().result()
+
+    state = starts_it(return_state=True)
+    assert not state.is_completed()
+    with pytest.raises(RunCancelled, match="does not run any more"):
+        state.result()
+    assert 5 < len(looks) < 1000

@@ -134,6 +134,16 @@ class Additions:
         return [*added, *(endpoint.name for endpoint in self.endpoints)]
 
     @property
+    def binds_to_machine(self) -> bool:
+        """Whether the evaluation belongs on one machine.
+
+        The user's code and files lie there, and so do the log of answers, by which nothing is asked
+        twice, and the file that counts what endpoints cost.
+        """
+        own = self.target_class or self.judge_class or self.judge or self.guards or self.endpoints
+        return bool(own)
+
+    @property
     def guard_choices(self) -> list[GuardChoice]:
         """The user's guards.
 
