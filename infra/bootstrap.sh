@@ -152,4 +152,4 @@ export PYTHONPATH="$code${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 output=$("$python" -c "import tsgb.worker.machine" 2>&1) || fail "its code cannot be started" "$output"
 unset TSGB_BOOT_B64 TSGB_INSTALL_TO
 exec "$python" -m tsgb.cli worker machine \
-  --resume-path "$TSGB_RUN_URL" --attempt "$TSGB_ATTEMPT" --arms "$TSGB_ARMS"
+  --resume-path "$TSGB_RUN_URL" --attempt "$TSGB_ATTEMPT" --arms "${TSGB_ARMS-}"

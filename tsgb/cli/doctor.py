@@ -2,63 +2,157 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tsgb.cli.options import JsonOption, takes
-from tsgb.errors import UsageError
+from tsgb.errors import ProviderError, UsageError
 from tsgb.run_options import RunOptions, flag_of
 
 if TYPE_CHECKING:
+    from flows.probe import ProbeResult
+    from tsgb.cli.account import AccountContext
+    from tsgb.cli.checks import Check
     from tsgb.cloud.offers import OfferCount
     from tsgb.models.requirements import Requirements
     from tsgb.settings import Settings
 
 
 @takes("store", "service_url", "model", "target_model", "black_boxes")
-def doctor(options: RunOptions, as_json: JsonOption = False) -> None:
+def doctor(
+    *,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Rent a machine for a minute, too: a cent or two. It asks."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Rent it without being asked.")] = False,
+    dollars: Annotated[
+        float, typer.Option("--dollars", min=0.001, max=5, help="That the probe may cost.")
+    ] = 0.05,
+    options: RunOptions,
+    as_json: JsonOption = False,
+) -> None:
     """Check key, credit, store, disk, clock, Prefect and image; exit code 1 if one is not well.
 
     It reads, and writes and deletes one small file in the store; it costs nothing. With --model it
     looks at that model instead: a few MB of it, never its weights, what memory it takes, and with a
     key how many offers fit it.
+    With --probe it also rents the cheapest machine that fits, once all else is well: it shows that
+    a start there works, from the image to the first heartbeat, and is destroyed.
     """
+    _check_probe(options, dollars, asked=probe, yes=yes, as_json=as_json)
     if options.model is not None:
         _show_model(options.model, options, as_json=as_json)
         return
     check_beside_model(options)
     from tsgb.cli.account import AccountContext
     from tsgb.cli.checks import all_checks
-    from tsgb.cli.output import console, print_json
+    from tsgb.cli.output import print_json
     from tsgb.errors import ExitCode
 
-    checks = all_checks(AccountContext.read(options))
+    account = AccountContext.read(options)
+    checks = all_checks(account)
+    if not as_json:
+        _show(checks)
+    if probe:
+        made = _probe(account, checks, dollars, yes=yes)
+        checks += made
+        if not as_json:
+            _show(made)
     if as_json:
         print_json(
             {
                 "ok": all(check.ok is not False for check in checks),
-                "checks": [
-                    {
-                        "name": check.name,
-                        "ok": check.ok,
-                        "found": check.found,
-                        "way_out": check.way_out,
-                    }
-                    for check in checks
-                ],
+                "checks": [asdict(check) for check in checks],
             }
         )
-    else:
-        out = console()
-        for check in checks:
-            word = {True: "ok", False: "NOT OK", None: "-"}[check.ok]
-            way_out = f": {check.way_out}" if check.way_out else ""
-            out.print(
-                f"{word:>6}  {check.name:<8} {check.found}{way_out}", markup=False, soft_wrap=True
-            )
     if any(check.ok is False for check in checks):
         raise typer.Exit(ExitCode.FAILURE)
+
+
+def _show(checks: Sequence[Check]) -> None:
+    from tsgb.cli.output import console
+
+    out = console()
+    for check in checks:
+        word = {True: "ok", False: "NOT OK", None: "-"}[check.ok]
+        way_out = f": {check.way_out}" if check.way_out else ""
+        out.print(
+            f"{word:>6}  {check.name:<8} {check.found}{way_out}", markup=False, soft_wrap=True
+        )
+
+
+def _check_probe(
+    options: RunOptions, dollars: float, *, asked: bool, yes: bool, as_json: bool
+) -> None:
+    """Refuse a probe that nobody has agreed to and nobody can be asked about.
+
+    Raises:
+        UsageError: There is no terminal and no --yes; or the options contradict each other.
+    """
+    if yes and not asked:
+        raise UsageError("--yes is the answer to --probe: give both")
+    if asked and options.model is not None:
+        raise UsageError("--probe looks at no model: leave --model away, or --probe")
+    if asked and not yes and (as_json or not sys.stdin.isatty()):
+        raise UsageError(f"--probe rents a machine for up to ${dollars:g}: give --yes too")
+
+
+def _probe(
+    account: AccountContext, checks: Sequence[Check], dollars: float, *, yes: bool
+) -> list[Check]:
+    """Rent a machine if all else is well and the user agrees; return what it has shown."""
+    from flows.probe import find_machine, probe_account
+    from tsgb.cli.checks import Check
+    from tsgb.errors import BudgetReached, NoOffer
+
+    def note(line: str) -> None:
+        typer.echo(line, err=True)
+
+    if any(check.ok is False for check in checks):
+        return [Check("probe", None, "nothing was rented: first mend what is not well")]
+    try:
+        found = find_machine(account.settings, dollars)
+    except (NoOffer, BudgetReached, ProviderError) as error:
+        return [Check("probe", False, f"nothing was rented: {error}")]
+    note(f"the probe rents {found}")
+    if not yes and not typer.confirm("Rent it?", err=True):
+        return [Check("probe", None, "nothing was rented")]
+    return list(_shown(probe_account(account.settings, account.runs.url, dollars, note)))
+
+
+def _shown(result: ProbeResult) -> Iterator[Check]:
+    """Yield a line on each thing that a probe has shown."""
+    from tsgb.cli.checks import Check
+
+    if result.failure:
+        on = f"{result.machine}: " if result.machine else "no machine was rented: "
+        yield Check("probe", False, f"{on}{result.failure}")
+    else:
+        boot = "" if result.boot_seconds is None else f" {result.boot_seconds:.0f} s after that"
+        yield Check("probe", True, f"{result.machine} was rented at ${result.hourly:.3f}/h")
+        yield Check(
+            "start",
+            True,
+            "it got image, code and packages, reached the exchange with its own password, and was "
+            f"heard of{boot}",
+        )
+        card = result.card
+        told = (
+            "none was asked for"
+            if card is None
+            else f"{card.gpu_name}, driver {card.driver or '?'}, CUDA {card.cuda}, "
+            f"{card.memory_gb:.1f} GB, {card.tflops:.1f} TFLOPS in products that were right"
+        )
+        yield Check("card", None if card is None else True, told)
+    if result.machine:
+        gone = "it is destroyed, and neither its number nor the list of all shows it"
+        yield Check("end", result.is_gone, gone if result.is_gone else "it may still be there")
+    yield Check("cost", True, f"${result.dollars:.4f}")
 
 
 def check_beside_model(options: RunOptions) -> None:
@@ -73,8 +167,6 @@ def check_beside_model(options: RunOptions) -> None:
 
 
 def _show_model(name: str, options: RunOptions, *, as_json: bool) -> None:
-    from dataclasses import asdict
-
     from tsgb.cli.output import console, print_json
     from tsgb.models.requirements import Requirements
     from tsgb.models.source import inspect
@@ -121,7 +213,6 @@ def _offers(needs: Requirements, settings: Settings) -> OfferCount | str:
     from flows.rented import provider_of
     from tsgb.cloud.forecast import FoundOffers, count_offers
     from tsgb.cloud.policy import LaunchPolicy
-    from tsgb.errors import ProviderError
 
     try:
         policy = LaunchPolicy.of(settings, needs.machine(settings))

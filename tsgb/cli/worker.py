@@ -70,14 +70,19 @@ def worker_run(
 def worker_machine(
     resume_path: ResumePath,
     attempt: Annotated[int, typer.Option(min=1, help="Fencing token; the lease names it.")],
-    arms: Annotated[str, typer.Option(metavar="A,B", help="Arms to train, between commas.")],
+    arms: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B", help="Arms to train, between commas; with '' it does all but train."
+        ),
+    ],
     lease_poll_seconds: Annotated[
         float | None,
         typer.Option(min=0.01, help="Seconds between two reads of the lease; 30 by default."),
     ] = None,
 ) -> None:
     """Run as a rented machine: train arms of a run under its lease, then destroy the machine."""
-    path, names = _one(resume_path), parse_names(arms, "--arms") or []
+    path, names = _one(resume_path), parse_names(arms or None, "--arms") or []
     from tsgb.config import Arm
     from tsgb.settings import child_environment, load_settings
     from tsgb.worker.context import MachineContext

@@ -80,7 +80,8 @@ class WorkerMachine:
             context: Settings of this machine.
             run_url: URL of the main run; of an arm's own, if that arm is alone and not self-play.
             attempt: Fencing token.
-            arms: Arms to train, in the order in which their workers start.
+            arms: Arms to train, in the order in which their workers start. Without any, the machine
+                shows that it could: it does all but train.
         """
         self._context = context
         self._poll_seconds = context.worker.poll_seconds
@@ -91,7 +92,7 @@ class WorkerMachine:
         store, _, name = self._run.run_url.rpartition("/")
         own = {arm: name for arm in arms if len(arms) == 1}
         ids = {arm: arm_run_id(name, arm) for arm in arms} if Arm.SELFPLAY in arms else own
-        if not ids:
+        if arms and not ids:
             raise UsageError(f"arms {', '.join(arms)} lack 'selfplay', whose run is the main one")
         runs = {arm.value: self._open(join_run(store, run_id)) for arm, run_id in ids.items()}
         self._arms = ArmMonitor(runs, attempt)
@@ -254,6 +255,8 @@ class WorkerMachine:
     # While the workers run
 
     def _train(self) -> None:
+        if not self._arms.runs:
+            raise MachineEnd("done", "no arms to train: this machine could")
         run_processes(
             [Job(arm, lambda arm=arm: self._worker(arm)) for arm in self._arms.runs],
             max_parallel=self._at_a_time,

@@ -57,6 +57,18 @@ def test_an_arm_alone_is_trained_in_its_own_run(scene: Scene) -> None:
         WorkerMachine(scene.context, run.run_url, 1, [Arm.SFT, Arm.FROZEN])
 
 
+def test_without_arms_it_shows_that_it_works_and_destroys_itself(scene: Scene) -> None:
+    run = scene.run()
+    run.delete("config.json")
+    assert WorkerMachine(scene.context, run.run_url, 1, []).run() == ExitCode.OK
+    record, beat = (run.read_json(f"machines/0001/{name}.json") for name in ("exit", "beat"))
+    assert (record["outcome"], record["arms"]) == ("done", {})
+    assert (beat["instance_id"], beat["arms"]) == (77, {})
+    assert scene.destroyed == 1
+    run.write_json("lease.json", end(scene.lease, "its flow ended").to_json())
+    assert WorkerMachine(scene.context, run.run_url, 1, []).run() == ExitCode.LEASE_LOST
+
+
 def test_all_arms_are_trained_then_it_destroys_itself(scene: Scene) -> None:
     assert scene.work() == ExitCode.OK
     record = scene.exit()
