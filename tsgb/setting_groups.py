@@ -124,6 +124,17 @@ class EndpointSettings(SettingsGroup):
     """Key for targets of the kind anthropic, likewise."""
 
 
+class ServeSettings(SettingsGroup):
+    """Secrets of `tsgb serve`.
+
+    Example: `ServeSettings(serve_token=SecretStr("..."))`
+    """
+
+    serve_token: Annotated[SecretStr, Field(min_length=16)] | None = None
+    """Secret of at least 16 characters that clients of `tsgb serve` have to show; without it only
+    this machine may ask."""
+
+
 class WorkerSettings(SettingsGroup):
     """How worker processes are started and watched on the machine that drives a run.
 

@@ -22,13 +22,16 @@ from tsgb.setting_groups import (
     ExchangeSettings,
     HubSettings,
     InstanceSettings,
+    ServeSettings,
     SettingsGroup,
     WorkerSettings,
 )
 
 ENV_FILE = ".env"
 """File in the working directory with more variables; those of the environment win."""
-_SECRET_HERE = frozenset({"VAST_API_KEY", "CONTAINER_API_KEY", "TSGB_EXCHANGE_PASS"})
+_SECRET_HERE = frozenset(
+    {"VAST_API_KEY", "CONTAINER_API_KEY", "TSGB_EXCHANGE_PASS", "TSGB_SERVE_TOKEN"}
+)
 """Variables that no child process gets."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts as `NO_PROXY` names them."""
@@ -39,6 +42,7 @@ class Settings(  # pyright: ignore[reportIncompatibleVariableOverride] - pydanti
     CloudSettings,
     HubSettings,
     EndpointSettings,
+    ServeSettings,
     InstanceSettings,
     WorkerSettings,
     BaseSettings,

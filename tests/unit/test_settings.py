@@ -23,6 +23,7 @@ from tsgb.setting_groups import (
     ExchangeSettings,
     HubSettings,
     InstanceSettings,
+    ServeSettings,
     WorkerSettings,
 )
 from tsgb.settings import (
@@ -38,6 +39,7 @@ GROUPS = (
     CloudSettings,
     HubSettings,
     EndpointSettings,
+    ServeSettings,
     WorkerSettings,
     InstanceSettings,
 )

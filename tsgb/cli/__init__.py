@@ -28,6 +28,7 @@ from tsgb.cli import (
     recalibrate,
     report,
     score,
+    serve,
     train_local,
     worker,
 )
@@ -49,6 +50,7 @@ app.command()(eval_local.eval_local)
 app.command()(export_guard.export_guard)
 app.command()(score.score)
 app.command()(recalibrate.recalibrate)
+app.command()(serve.serve)
 app.command()(report.report)
 app.command()(report.compare)
 app.command()(plan.plan)

@@ -6,7 +6,8 @@ Whole weights and closed word lists belong to tiny models: they go through the e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from tsgb.checkpoint.documents import parse_json_object
 from tsgb.config import ModelConfig
 from tsgb.errors import ConfigError, UsageError
 from tsgb.export.directory import ADAPTER, BASE
-from tsgb.export.record import Dtype, GuardFile
+from tsgb.export.record import Dtype, GuardFile, Template
 from tsgb.models.device import pick_device
 from tsgb.models.files import CONFIG, WEIGHTS, sha256_of
 from tsgb.models.registry import make_engine
@@ -45,6 +46,27 @@ class Assessment(NamedTuple):
     """`unsafe` iff the score is above the threshold, else `safe`."""
 
 
+class TokenCount(NamedTuple):
+    """Size of a prompt as a guard reads it."""
+
+    total: int
+    """Tokens of the whole input, template included."""
+    unknown: int
+    """Tokens that stand for words of the prompt that the tokenizer does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Everything that is computed of prompts by the model of a guard and its tokenizer."""
+
+    score: Callable[[Sequence[str]], list[float]]
+    """Gives one score a prompt."""
+    count: Callable[[Sequence[str]], list[TokenCount]]
+    """Gives the sizes of prompts."""
+    window: int | None
+    """Tokens that the model reads at once; None if its configuration does not say."""
+
+
 class LoadedGuard:
     """A guard that is called as a text-classification pipeline of transformers is.
 
@@ -54,7 +76,7 @@ class LoadedGuard:
     def __init__(
         self,
         about: GuardFile,
-        score: Callable[[Sequence[str]], list[float]],
+        reader: Reader,
         preset: str | None,
         dtype: Dtype,
     ) -> None:
@@ -62,7 +84,7 @@ class LoadedGuard:
 
         Args:
             about: the export's `guard.json`.
-            score: gives one score a prompt.
+            reader: scores prompts, and counts their tokens.
             preset: name of the operating point; the export's default when left out.
             dtype: dtype that scores are computed in, one of the export's.
 
@@ -78,8 +100,10 @@ class LoadedGuard:
         self.about = about
         self.dtype: Dtype = dtype
         self.threshold = measured.thresholds[name].value
+        self.window = reader.window
+        """Tokens of the longest input, template included; None if the model does not say."""
         self._temperature = measured.temperature
-        self._score = score
+        self._reader = reader
 
     def assess(self, prompts: Sequence[str], *, batch_size: int = BATCH_SIZE) -> list[Assessment]:
         """Return score, probability and verdict of each prompt.
@@ -89,8 +113,12 @@ class LoadedGuard:
         """
         scores: list[float] = []
         for start in range(0, len(prompts), batch_size):
-            scores += self._score(prompts[start : start + batch_size])
+            scores += self._reader.score(prompts[start : start + batch_size])
         return [self._assessment(score) for score in scores]
+
+    def count(self, prompts: Sequence[str]) -> list[TokenCount]:
+        """Return how many tokens each prompt takes, and how many of them are unknown words."""
+        return self._reader.count(prompts)
 
     def __call__(
         self, inputs: str | Sequence[str], *, batch_size: int = BATCH_SIZE, **options: Any
@@ -193,12 +221,12 @@ def load_guard(
                 f"device {device!r}: this guard is a tiny model of its own, which is computed on "
                 "the CPU: choose auto or cpu"
             )
-        score = _by_script(directory, place, chosen)
+        reader = _by_script(directory, about, place, chosen)
     else:
-        score = _by_engine(directory, about, place, device, chosen)
-    guard = LoadedGuard(about, score, preset, chosen)
+        reader = _by_engine(directory, about, place, device, chosen)
+    guard = LoadedGuard(about, reader, preset, chosen)
     tests = about.dtypes[chosen].self_test
-    found = score([test.prompt for test in tests]) if tests else []
+    found = reader.score([test.prompt for test in tests]) if tests else []
     for test, value in zip(tests, found, strict=True):
         if not abs(value - test.score) <= test.tolerance:
             raise UsageError(
@@ -234,27 +262,45 @@ def _dtype(directory: Path, about: GuardFile, wanted: str | None) -> Dtype:
     )
 
 
-def _by_script(
-    directory: Path, base: Path | None, dtype: Dtype
-) -> Callable[[Sequence[str]], list[float]]:
+def _by_script(directory: Path, about: GuardFile, base: Path | None, dtype: Dtype) -> Reader:
     from tsgb.export.score import ExportedGuard
 
     try:
         guard = ExportedGuard(directory, base, dtype)
+        own = parse_json_object(((base or directory) / CONFIG).read_text("utf-8"))
     except SystemExit as error:
         raise UsageError(str(error)) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(f"{directory}: {' '.join(str(error).split())[:200]}") from error
-    return lambda prompts: [guard.score(prompt) for prompt in prompts]
+    words = about.template.words
+
+    def count(prompts: Sequence[str]) -> list[TokenCount]:
+        unknown = None if words is None else words.unknown_id
+        return [_token_count(guard.ids(prompt), about.template, unknown) for prompt in prompts]
+
+    def score(prompts: Sequence[str]) -> list[float]:
+        return [guard.score(prompt) for prompt in prompts]
+
+    return Reader(score, count, _window_in(own))
 
 
-def _by_engine(
-    directory: Path, about: GuardFile, place: Path, device: str, dtype: Dtype
-) -> Callable[[Sequence[str]], list[float]]:
+def _token_count(row: Sequence[int], template: Template, unknown: int | None) -> TokenCount:
+    """Return the size of an input; its template holds no unknown words."""
+    own = row[len(template.before_ids) : len(row) - len(template.after_ids)]
+    return TokenCount(len(row), sum(token == unknown for token in own))
+
+
+def _window_in(config: Mapping[str, Any]) -> int | None:
+    """Return the tokens that a model was made for, by its `config.json`."""
+    found = config.get("max_position_embeddings")
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _by_engine(directory: Path, about: GuardFile, place: Path, device: str, dtype: Dtype) -> Reader:
     try:
         settings = parse_json_object((directory / "adapter_config.json").read_text("utf-8"))
         own = parse_json_object((place / CONFIG).read_text("utf-8"))
-        context = own.get("max_position_embeddings")
+        window = _window_in(own)
         config = ModelConfig.model_validate(
             {"adapter": "lora", "rank": settings["r"], "device": device, "dtype": dtype}
         )
@@ -281,14 +327,20 @@ def _by_engine(
     def score(prompts: Sequence[str]) -> list[float]:
         asked = tokenizer.input_in(slot, prompts, about.unsafe.id, about.safe.id)
         longest = max(map(len, asked.rows), default=0)
-        if isinstance(context, int) and longest > context:
+        if window is not None and longest > window:
             raise UsageError(
-                f"a prompt takes {longest} tokens with its template, the guard reads {context}: "
+                f"a prompt takes {longest} tokens with its template, the guard reads {window}: "
                 "split it, nothing is cut"
             )
         return [float(value) for value in engine.score_rows(role, asked)]
 
-    return score
+    unknown: int | None = tokenizer.transformers().unk_token_id
+
+    def count(prompts: Sequence[str]) -> list[TokenCount]:
+        rows = tokenizer.rows_in(slot, prompts)
+        return [_token_count(row, template, unknown) for row in rows]
+
+    return Reader(score, count, window)
 
 
 def _base_of(
