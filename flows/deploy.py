@@ -61,6 +61,8 @@ class DeclaredPool(_Declared):
 
     name: str
     """Its name on the server."""
+    work_queue_name: str = "default"
+    """Queue of the pool, which a worker may take alone; made if missing."""
     job_variables: dict[str, Any] = {}
     """Values in place of those of its job template."""
 
@@ -320,6 +322,7 @@ def _wanted(
         "path": None,
         "pull_steps": [{step: {"directory": str(declaration.directory)}}],
         "work_pool_name": entry.work_pool.name,
+        "work_queue_name": entry.work_pool.work_queue_name,
         "job_variables": entry.work_pool.job_variables,
         "parameters": entry.parameters,
         "parameter_openapi_schema": parameter_schema(flow).model_dump(
