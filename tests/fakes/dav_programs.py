@@ -3,6 +3,10 @@
     with run_program("rclone", directory) as url: ...
 
 Started by root, they run as nobody, who gets the directory; everything in it is made through them.
+
+    with run_for_two("apache", directory) as place: ...
+
+serves two users, each of whom has a folder of his own.
 """
 
 from __future__ import annotations
@@ -22,7 +26,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fakes.dav_server import PASSWORD, USER
+from tests.fakes.dav_server import (
+    MACHINES_PASSWORD,
+    MACHINES_USER,
+    PASSWORD,
+    USER,
+    dav_app,
+    serve,
+)
 from tests.fakes.sentinels import leaking_files
 
 START_SECONDS = 30.0
@@ -38,13 +49,26 @@ Listen 127.0.0.1:{port}
 {modules}
 DocumentRoot {root}
 DavLockDB {work}/locks
-<Directory {root}>
+{folders}
+"""
+APACHE_FOLDER = """
+<Directory {folder}>
   Dav On
   AuthType Basic
   AuthName tsgb
   AuthUserFile {work}/users
-  Require valid-user
+  Require {who}
 </Directory>
+"""
+RCLONE_USERS = """#!/bin/sh
+# The auth proxy: who asks, by pass and user in JSON, is answered with the folder that he gets.
+asked=$(cat)
+case $asked in
+  *"\"$STORE_PASS\""*'"{user}"'*) folder=runs ;;
+  *"\"$MACHINES_PASS\""*'"{machines}"'*) folder=machines ;;
+  *) exit 1 ;;
+esac
+printf '{{"type": "local", "_root": "{root}/%s"}}' "$folder"
 """
 NGINX = """
 load_module {module};
@@ -97,7 +121,30 @@ def rclone(root: Path, work: Path, port: int) -> Start:
     return Start([*command, "--dir-cache-time", "0s"], secrets)
 
 
+def rclone_for_two(root: Path, work: Path, port: int) -> Start:
+    users = work / "users.sh"
+    users.write_text(RCLONE_USERS.format(user=USER, machines=MACHINES_USER, root=root))
+    users.chmod(0o755)
+    command = [find("rclone"), "serve", "webdav", "--addr", f"127.0.0.1:{port}"]
+    secrets = {"STORE_PASS": PASSWORD, "MACHINES_PASS": MACHINES_PASSWORD}
+    named = {**secrets, "RCLONE_CONFIG": str(work / "none")}
+    return Start([*command, "--auth-proxy", str(users), "--dir-cache-time", "0s"], named)
+
+
 def apache(root: Path, work: Path, port: int) -> Start:
+    folders = APACHE_FOLDER.format(work=work, folder=root, who="valid-user")
+    return _apache(root, work, port, folders)
+
+
+def apache_for_two(root: Path, work: Path, port: int) -> Start:
+    whose = {"runs": f"user {USER}", "machines": f"user {MACHINES_USER}"}
+    folders = [
+        APACHE_FOLDER.format(work=work, folder=root / name, who=who) for name, who in whose.items()
+    ]
+    return _apache(root, work, port, "".join(folders))
+
+
+def _apache(root: Path, work: Path, port: int, folders: str) -> Start:
     program = find("apache2")
     names = ("mpm_event", "authn_core", "authn_file", "authz_core", "authz_user", "auth_basic")
     modules = [
@@ -105,7 +152,8 @@ def apache(root: Path, work: Path, port: int) -> Start:
         for name in (*names, "dav", "dav_fs")
         if (APACHE_MODULES / f"mod_{name}.so").exists()
     ]
-    text = APACHE.format(work=work, root=root, port=port, modules="\n".join(modules))
+    lines = "\n".join(modules)
+    text = APACHE.format(work=work, root=root, port=port, modules=lines, folders=folders)
     (work / "conf").write_text(text)
     return Start([program, "-DFOREGROUND", "-f", str(work / "conf")])
 
@@ -126,21 +174,76 @@ PROGRAMS: Mapping[str, Callable[[Path, Path, int], Start]] = {
 }
 
 
+@dataclass(frozen=True)
+class TwoFolders:
+    """What one server has for two users."""
+
+    store: str
+    """URL of the runs, for `USER`."""
+    exchange: str
+    """URL of the exchange, for `MACHINES_USER`."""
+    runs: Path
+    """Directory of the runs."""
+    machines: Path
+    """Directory of the exchange."""
+
+
+FOR_TWO: Mapping[str, tuple[Callable[[Path, Path, int], Start], str, str]] = {
+    "rclone": (rclone_for_two, "", ""),  # each sees his folder as the root
+    "apache": (apache_for_two, "/runs", "/machines"),
+}
+"""How to start each, and where it has the folders."""
+
+
 @contextmanager
 def run_program(name: str, directory: Path) -> Iterator[tuple[str, Path]]:
     """Run a server; yields its URL, and the directory that it serves below the given one."""
+    with _running(PROGRAMS[name], directory, "/") as url:
+        yield url, directory / "root"
+
+
+@contextmanager
+def run_for_two(name: str, directory: Path) -> Iterator[TwoFolders]:
+    """Run a server with two users; `wsgidav` in this process, others as programs."""
+    root = directory / "root"
+    folders = root / "runs", root / "machines"
+    if name == "wsgidav":
+        for folder in folders:
+            folder.mkdir(parents=True)
+        with serve(dav_app(folders[0], machines=folders[1])) as url:
+            yield TwoFolders(url, f"{url}/machines", *folders)
+        return
+    start, store, exchange = FOR_TWO[name]
+    with _running(start, directory, f"{store}/", ("runs", "machines")) as url:
+        yield TwoFolders(f"{url}{store}", f"{url}{exchange}", *folders)
+
+
+@contextmanager
+def _running(
+    program: Callable[[Path, Path, int], Start],
+    directory: Path,
+    asked: str,
+    folders: Sequence[str] = (),
+) -> Iterator[str]:
+    """Run a program until it answers `USER`; yields its URL."""
     root, work = directory / "root", directory / "work"
-    for made in (root, work):
-        made.mkdir()
-    digest = base64.b64encode(hashlib.sha1(PASSWORD.encode()).digest()).decode()  # noqa: S324
-    (work / "users").write_text(f"{USER}:{{SHA}}{digest}\n")
+    made = [root, work, *(root / name for name in folders)]
+    for path in made:
+        path.mkdir()
+    passwords = {USER: PASSWORD, MACHINES_USER: MACHINES_PASSWORD}
+    digests = {
+        user: base64.b64encode(hashlib.sha1(password.encode()).digest()).decode()  # noqa: S324
+        for user, password in passwords.items()
+    }
+    lines = [f"{user}:{{SHA}}{digest}\n" for user, digest in digests.items()]
+    (work / "users").write_text("".join(lines))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = PROGRAMS[name](root, work, port)
+    start = program(root, work, port)
     nobody = "nobody" if os.geteuid() == 0 else None
     if nobody is not None:
-        for path in (directory, root, work):
+        for path in (directory, *made):
             shutil.chown(path, nobody)
     with (work / "output").open("wb") as output:
         process = subprocess.Popen(
@@ -152,8 +255,8 @@ def run_program(name: str, directory: Path) -> Iterator[tuple[str, Path]]:
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_for(url, process, work / "output")
-        yield url, root
+        _wait_for(f"{url}{asked}", process, work / "output")
+        yield url
     finally:
         process.terminate()
         process.wait(START_SECONDS)
@@ -165,9 +268,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], output: Path) -> None:
     while True:
         assert process.poll() is None, output.read_text()
         try:
-            answer = httpx.request(
-                "PROPFIND", f"{url}/", auth=(USER, PASSWORD), headers={"Depth": "1"}
-            )
+            answer = httpx.request("PROPFIND", url, auth=(USER, PASSWORD), headers={"Depth": "1"})
         except httpx.TransportError:
             assert time.monotonic() < deadline, output.read_text()
             time.sleep(0.1)
