@@ -59,19 +59,18 @@ def plan(
     """Forecast hours and dollars of a run on rented machines: one search, nothing is rented.
 
     Several seeds are counted together, under one budget, with as many machines at once as
-    --machines allows. With --run-id, forecast the rest of that run from the time that its updates
-    took and the size of its newest checkpoints; without it, say what the sample of the profile's
-    evaluation can show.
+    --machines allows; with more machines than seeds, each arm has machines to itself. With
+    --run-id, forecast the rest of that run from the time that its updates took and the size of its
+    newest checkpoints; without it, say what the sample of the profile's evaluation can show.
     With --model, first say what memory and disk that model takes, and check that rented machines
     can get and train it.
     """
     from contextlib import suppress
-    from dataclasses import replace
 
     from tsgb.cli.account import AccountContext, utc
     from tsgb.cloud.exchange import Exchange
     from tsgb.cloud.forecast import FoundOffers, make_plan
-    from tsgb.cloud.history import RemainingWork, measure, read_history
+    from tsgb.cloud.history import read_history
     from tsgb.cloud.policy import LaunchPolicy, MachineNeeds
     from tsgb.cloud.pricing import in_dollars
 
@@ -85,33 +84,18 @@ def plan(
         )
     seeds = 1 if run_id is not None else len(options.training_seeds)
     account = AccountContext.read(options)
-    needs = _check_models(options, account.settings)
+    apart = options.machines > seeds
+    needs = _check_models(options, account.settings, apart=apart)
     sample = None if run_id is not None else _planned_sample(options)
     if needs is not None:
         asked = needs.machine(account.settings)
     elif run_id is not None:
-        asked = _asked_by(run_id, options, account)
+        asked = _asked_by(run_id, options, account, apart=apart)
     else:
         asked = MachineNeeds.of(account.settings)
     policy = LaunchPolicy.of(account.settings, asked)
     with account.provider() as provider:
-        if run_id is not None:
-            left = measure(account.runs, run_id)
-        else:
-            assumed = "assumed: give --hours or --run-id"
-            left = RemainingWork(
-                hours=_USUAL_HOURS if hours is None else hours,
-                source=assumed if hours is None else "as given",
-            )
-        if not left.traffic_source and asked.save_gb:
-            left = replace(
-                left,
-                save_gb=asked.save_gb,
-                restore_gb=asked.restore_gb,
-                traffic_source="estimated by the size of the adapters",
-            )
-        if state_gb is not None:
-            left = replace(left, restore_gb=state_gb, save_gb=state_gb, traffic_source="as given")
+        left = _left(options, account, asked, hours, state_gb, apart=apart)
         if policy.budget <= left.spent:
             spent = f"; run {run_id} has cost {in_dollars(left.spent)}" if left.spent else ""
             raise BudgetReached(
@@ -124,7 +108,14 @@ def plan(
         with suppress(ProviderError):  # a plan needs no permission to read the account
             warnings = provider.facts().warnings()
     found = make_plan(
-        offers, policy, left, track, utc(), seeds=seeds, machines_at_once=options.machines
+        offers,
+        policy,
+        left,
+        track,
+        utc(),
+        seeds=seeds,
+        machines_at_once=options.machines,
+        apart=apart,
     )
     sees = Exchange.of(account.settings, account.runs.url).what_machines_can_do
     _print_plan(found, needs, sample, sees, warnings, as_json=as_json)
@@ -132,8 +123,59 @@ def plan(
         raise NoOffer(f"{found.choice}: raise --max-price, or ask for less")
 
 
-def _check_models(options: RunOptions, settings: Settings) -> Requirements | None:
+def _left(
+    options: RunOptions,
+    account: AccountContext,
+    asked: MachineNeeds,
+    hours: float | None,
+    state_gb: float | None,
+    *,
+    apart: bool,
+) -> RemainingWork:
+    """Return the work of each run, with the sizes of what one machine of it trains.
+
+    Args:
+        options: Options of the run.
+        account: The runs of the deployment.
+        asked: What the run's models ask of a machine.
+        hours: Useful hours that a user gives.
+        state_gb: GB of one checkpoint of all arms that a user gives.
+        apart: Whether a machine trains one arm, and not all.
+    """
+    from dataclasses import replace
+
+    from tsgb.cloud.history import RemainingWork, measure
+
+    if options.run is not None:
+        left = measure(account.runs, options.run)
+    else:
+        assumed = "assumed: give --hours or --run-id"
+        left = RemainingWork(
+            hours=_USUAL_HOURS if hours is None else hours,
+            source=assumed if hours is None else "as given",
+            arms=_arms_to_come(options) if apart else (1.0,),
+        )
+    num = len(left.arms) if apart else 1
+    if state_gb is not None:
+        each = state_gb / num
+        return replace(left, restore_gb=each, save_gb=each, traffic_source="as given")
+    if left.traffic_source or not asked.save_gb:
+        return replace(left, restore_gb=left.restore_gb / num, save_gb=left.save_gb / num)
+    return replace(
+        left,
+        save_gb=asked.save_gb,
+        restore_gb=asked.restore_gb,
+        traffic_source="estimated by the size of the adapters",
+    )
+
+
+def _check_models(options: RunOptions, settings: Settings, *, apart: bool) -> Requirements | None:
     """Return what the models of a run ask of a machine; None without a model.
+
+    Args:
+        options: Options of the run.
+        settings: What a user asks of machines.
+        apart: Whether a machine trains one arm, and not all.
 
     Raises:
         UsageError: A rented machine cannot get a model, or is too small for it.
@@ -159,13 +201,29 @@ def _check_models(options: RunOptions, settings: Settings) -> Requirements | Non
         boxes,
         model=config.model,
         work=work,
-        arms=len(options.trained_arms),
+        arms=1 if apart else len(options.trained_arms),
         workers=settings,
     )
 
 
-def _asked_by(run_id: str, options: RunOptions, account: AccountContext) -> MachineNeeds:
+def _arms_to_come(options: RunOptions) -> tuple[float, ...]:
+    """Return the updates of each arm of a run to come, as shares of those of the longest."""
+    from flows.prepare import arm_configs
+
+    updates = [config.total_steps for config in arm_configs(options).values()]
+    return tuple(num / max(updates) for num in updates)
+
+
+def _asked_by(
+    run_id: str, options: RunOptions, account: AccountContext, *, apart: bool
+) -> MachineNeeds:
     """Return what the models of a run ask of a machine; of one that cannot be read, nothing.
+
+    Args:
+        run_id: Id of the run.
+        options: Options of the run.
+        account: Settings and the runs of the deployment.
+        apart: Whether a machine trains one arm, and not all.
 
     Raises:
         UsageError: Machines as the settings name them are too small.
@@ -187,7 +245,7 @@ def _asked_by(run_id: str, options: RunOptions, account: AccountContext) -> Mach
         )
     except (FileNotFoundError, ConfigError):
         return MachineNeeds.of(settings)
-    models, arms = settings.cache_dir / "models", len(options.trained_arms)
+    models, arms = settings.cache_dir / "models", 1 if apart else len(options.trained_arms)
     return machine_of_run(config, env, settings, settings, models, arms=arms)
 
 
@@ -275,7 +333,7 @@ def _print_plan(
         out.print(f"{name:>11}  {text}", markup=False, soft_wrap=True)
     if found.forecast is None:
         return
-    table = Table(_all_seeds(found), "p10", "p50", "p90")
+    table = Table(_all_runs(found), "p10", "p50", "p90")
     expected = found.forecast
     table.add_row("hours", *(f"{value:.2f}" for value in _three(expected.hours)))
     table.add_row("dollars", *(f"{value:.3f}" for value in _three(expected.dollars)))
@@ -289,15 +347,22 @@ def _print_plan(
 
 
 def _each(found: Plan) -> str:
-    return f" for each of {found.seeds} seeds" if found.seeds > 1 else ""
+    """Return what the hours are about, where that is not one run on one machine."""
+    seeds = f"each of {found.seeds} seeds" if found.seeds > 1 else ""
+    if found.arms_apart == 1:
+        return f" for {seeds}" if seeds else ""
+    return f" for the longest of {found.arms_apart} arms" + (f" of {seeds}" if seeds else "")
 
 
-def _all_seeds(found: Plan) -> str:
+def _all_runs(found: Plan) -> str:
     """Return the head of the table: what its figures are about."""
-    if found.seeds == 1:
+    arms = f"all {found.arms_apart} arms" if found.arms_apart > 1 else ""
+    seeds = f"all {found.seeds} seeds" if found.seeds > 1 else ""
+    if not arms and not seeds:
         return ""
     at_once = found.machines_at_once
-    return f"all {found.seeds} seeds, {at_once} machine{'s' * (at_once > 1)} at once"
+    named = " of ".join(name for name in (arms, seeds) if name)
+    return f"{named}, {at_once} machine{'s' * (at_once > 1)} at once"
 
 
 def _start(found: Plan, offer: Offer) -> str:
@@ -338,6 +403,7 @@ def _document(found: Plan) -> dict[str, Any]:
         "useful_hours": found.left.hours,
         "useful_hours_source": found.left.source,
         "seeds": found.seeds,
+        "arms_apart": found.arms_apart,
         "machines_at_once": found.machines_at_once,
         **found.count.document(),
         "max_price": found.choice.cap,

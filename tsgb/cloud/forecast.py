@@ -204,11 +204,12 @@ def forecast(
     num: int = 2_000,
     *,
     seeds: int = 1,
+    arms: Sequence[float] = (1.0,),
     machines_at_once: int = 1,
 ) -> Forecast:
     """Simulate the runs of all seeds `num` times from now to their end.
 
-    The seeds of one simulation have one hazard: they rent in the same market.
+    The runs of one simulation have one hazard: they rent in the same market.
 
     Args:
         work: The remaining work of each run. The worker is assumed to know the hazard and to save
@@ -216,17 +217,21 @@ def forecast(
         terms: Price and hazard of every machine.
         rng: Generator that nothing else draws from.
         num: Number of simulations; with 2000 the quantiles are accurate to a few percent.
-        seeds: Number of runs of this work.
-        machines_at_once: Most machines that are rented at once, one for each run.
+        seeds: Number of seeds with this work.
+        arms: Parts of each seed's work that have machines to themselves, as shares of its hours; a
+            part takes its turn for all seeds before the next one begins.
+        machines_at_once: Most machines that are rented at once, one for each part of each seed.
     """
+    parts = np.repeat(np.asarray(arms, dtype=np.float64), seeds)
+    runs = parts.size
     drawn = terms.hazard.draw(rng, num)
     whole = work.work_hours / terms.speed
     intervals = np.array([work.interval_hours(float(hazard), whole) for hazard in drawn])
-    hazards, intervals = np.repeat(drawn, seeds), np.repeat(intervals, seeds)
-    left = np.full(num * seeds, whole)
+    left = np.tile(whole * parts, num)
+    hazards, intervals = np.repeat(drawn, runs), np.minimum(np.repeat(intervals, runs), left)
     cycles = intervals + work.stall_seconds / 3600
     boot, upload = work.boot_seconds / 3600, work.upload_seconds / 3600
-    hours, billed, saves, machines = (np.zeros(num * seeds) for _ in range(4))
+    hours, billed, saves, machines = (np.zeros(num * runs) for _ in range(4))
     for _ in range(_MOST_HOLDS):
         at = np.flatnonzero(left > 0)
         if not at.size:
@@ -248,19 +253,19 @@ def forecast(
     dollars += machines * work.restore_gb * terms.down_cost
     endless = left > 0
     hours[endless] = dollars[endless] = machines[endless] = math.inf
-    ends = _last_end(hours.reshape(num, seeds), machines_at_once)
-    dollars, machines = (each.reshape(num, seeds).sum(axis=1) for each in (dollars, machines))
+    ends = _last_end(hours.reshape(num, runs), machines_at_once)
+    dollars, machines = (each.reshape(num, runs).sum(axis=1) for each in (dollars, machines))
     return Forecast(Quantiles.of(ends), Quantiles.of(dollars), Quantiles.of(machines), dollars)
 
 
 def _last_end(hours: _Array, at_once: int) -> _Array:
-    """Return [num] hours until all runs of [num, seeds] are done; each begins as soon as it may."""
-    num, seeds = hours.shape
-    free = np.zeros((num, min(at_once, seeds)))
-    for seed in range(seeds):
+    """Return [num] hours until all of [num, runs] are done; each begins as soon as it may."""
+    num, runs = hours.shape
+    free = np.zeros((num, min(at_once, runs)))
+    for run in range(runs):
         first = free.argmin(axis=1, keepdims=True)
         begun = np.take_along_axis(free, first, axis=1)
-        np.put_along_axis(free, first, begun + hours[:, seed : seed + 1], axis=1)
+        np.put_along_axis(free, first, begun + hours[:, run : run + 1], axis=1)
     return free.max(axis=1)
 
 
@@ -279,6 +284,8 @@ class Plan:
     """The remaining work of each run."""
     seeds: int
     """Number of runs with that work."""
+    arms_apart: int
+    """Number of arms of each run that have machines to themselves; 1 where a machine trains all."""
     machines_at_once: int
     """Most machines that are rented at once."""
     count: OfferCount
@@ -383,18 +390,21 @@ def make_plan(
     *,
     seeds: int = 1,
     machines_at_once: int = 1,
+    apart: bool = False,
 ) -> Plan:
     """Choose an offer as a flow would now, and simulate the run on machines of its class.
 
     Args:
         offers: Offers of now.
         terms: Machines that may be rented, and the budget.
-        left: The remaining work of each run.
+        left: The remaining work of each run, with the sizes of one machine's arms.
         machines: History of this deployment's machines.
         now: Time of day.
         seeds: Number of runs with that work.
-        machines_at_once: Most machines that are rented at once, one for each run.
+        machines_at_once: Most machines that are rented at once, one for each run or arm.
+        apart: Whether each arm has machines to itself.
     """
+    arms = left.arms if apart else (1.0,)
     needs = terms.needs(
         avoid(left.endings, now),
         terms.disk_gb,
@@ -437,12 +447,14 @@ def make_plan(
             ),
             np.random.default_rng(SEED),
             seeds=seeds,
+            arms=arms,
             machines_at_once=machines_at_once,
         )
     return Plan(
         left=left,
         seeds=seeds,
-        machines_at_once=min(seeds, machines_at_once),
+        arms_apart=len(arms),
+        machines_at_once=min(seeds * len(arms), machines_at_once),
         count=count,
         choice=choice,
         hazard=hazard,

@@ -42,14 +42,16 @@ class RemainingWork:
     """Useful hours of the longest arm, on a machine as fast as the measured one."""
     source: str
     """Origin of these hours, for people."""
+    arms: tuple[float, ...] = (1.0,)
+    """Hours that each arm has left, as shares of these; arms that are done are not among them."""
     step_seconds: float = 1.0
     """Mean seconds of the updates that the longest arm has left."""
     save_updates: int | None = None
     """Updates between two saves if the configuration fixes them; None for Young's rule."""
     restore_gb: float = 0.0
-    """Size of all arms' checkpoints, which a machine loads at its start, GB."""
+    """Size of the checkpoints that a machine loads at its start, GB: those of all its arms."""
     save_gb: float = 0.0
-    """Mean size of what a save of all arms sends, GB; an arm that is done saves nothing."""
+    """Mean size of what a save of its arms sends, GB; an arm that is done saves nothing."""
     traffic_source: str = ""
     """Origin of these sizes, for people; empty if they are unknown."""
     measured_on: tuple[MeasuredUpdates, ...] = ()
@@ -143,13 +145,14 @@ def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
     together = ""
     if len(arms) > 1:
         together = f"; its {len(arms)} arms train at once, and {longest.arm} has the most left"
-    documents = runs.documents(run)
+    homes = [runs.documents(arm_run_id(run, arm.arm)) for arm in arms]
     sizes = _filled([arm.size for arm in arms])
     shares = [arm.seconds_left(pooled) / seconds for arm in arms]
     return RemainingWork(
         hours=seconds / 3600,
         source=f"{num_left} of {num_left + done} updates of run {run}, as fast as those before"
         f"{together}",
+        arms=tuple(share for share in shares if share > 0),
         step_seconds=seconds / longest.num_left,
         save_updates=longest.save_updates,
         restore_gb=sum(size.restore_gb for size in sizes),
@@ -157,9 +160,11 @@ def measure(runs: DeploymentRuns, run: str) -> RemainingWork:
         traffic_source=f"by the newest checkpoints of run {run}"
         if any(size.restore_gb for size in sizes)
         else "",
-        spent=runs.ledger(documents).held,
-        measured_on=measured_updates(documents),
-        endings=tuple(documents.endings()),
+        spent=sum(runs.ledger(home).held for home in homes),
+        measured_on=measured_updates(runs.documents(run)),
+        endings=tuple(
+            sorted((end for home in homes for end in home.endings()), key=lambda end: end.at)
+        ),
     )
 
 

@@ -72,14 +72,47 @@ def test_a_plan_says_what_its_evaluation_can_show(run: Callable[[str], Ended]) -
     assert faster["dollars"] == more["dollars"]
     assert faster["hours"]["p50"] < 0.5 * more["hours"]["p50"]
     assert faster["within_budget"] == more["within_budget"]
-    ended = run("plan --seeds 2 --machines 3 --hours 1")
-    assert "1.00 useful hours for each of 2 seeds, as given" in ended.out
-    assert "all 2 seeds, 2 machines at once" in ended.out
+    ended = run("plan --seeds 3 --machines 2 --hours 1")
+    assert "1.00 useful hours for each of 3 seeds, as given" in ended.out
+    assert "all 3 seeds, 2 machines at once" in ended.out
     assert "of the budget of all seeds" in ended.out
     one_line(run("plan --run-id r1 --seeds 2"), 2, "leave --seeds away, and plan .* as r1-s0")
     canary = json.loads(run("plan --env canary --set evaluation.prompts=240 --json").out)
     assert (canary["adaptive_attempts"], canary["design_effect"]) == (240, 1.05)
     one_line(run("plan --env nowhere"), 2, "unknown environment 'nowhere'")
+
+
+def test_a_plan_counts_the_machines_of_arms_that_have_their_own(
+    run: Callable[[str], Ended], runs: DeploymentRuns
+) -> None:
+    """As many runs as `manager run` would train: an arm of each seed, where there are more machines
+    than seeds."""
+    from tsgb.config import Arm, arm_run_id, make_config
+
+    ended = run("plan --seeds 2 --machines 3 --hours 1")
+    assert "1.00 useful hours for the longest of 3 arms of each of 2 seeds, as given" in ended.out
+    assert "all 3 arms of all 2 seeds, 3 machines at once" in ended.out
+    apart = json.loads(run("plan --seeds 2 --machines 3 --hours 1 --state-gb 3 --json").out)
+    whole = json.loads(run("plan --seeds 2 --machines 2 --hours 1 --state-gb 3 --json").out)
+    assert (apart["arms_apart"], whole["arms_apart"]) == (3, 1)
+    assert (apart["machines_at_once"], whole["machines_at_once"]) == (3, 2)
+    assert (apart["machines"]["p10"], whole["machines"]["p10"]) == (6, 2)
+    assert (apart["save_gb"], whole["save_gb"]) == (1.0, 3.0)
+    assert whole["dollars"]["p50"] < apart["dollars"]["p50"] < 4 * whole["dollars"]["p50"]
+
+    for arm, left in ((Arm.SELFPLAY, 20), (Arm.SFT, 10)):
+        documents = runs.documents(arm_run_id("r1", arm))
+        phases = {"rounds": 1, "attacker_steps": left // 2, "guard_steps": left // 2}
+        config = make_config({**CONFIG, "guard": {"sft_steps": 0}, "selfplay": phases})
+        documents.run.write_text("config.json", config.canonical())
+        line = {"tokens": 100, "phase": "guard", "tokens_per_second": 10}
+        documents.run.write_text("metrics.jsonl", json.dumps(line))
+        held(documents, 1, TerminationReason.DONE, 1.0)
+    spent = Ledger.open(runs.documents("r1").run, 0).held
+    ended = run("plan --run-id r1 --machines 2 --json")
+    found = json.loads(ended.out)
+    assert (found["arms_apart"], found["machines_at_once"]) == (2, 2)
+    assert found["budget_left"] == pytest.approx(5 - 2 * spent / 1e6), "both homes have spent"
 
 
 def test_a_plan_learns_from_the_machines_of_the_store(

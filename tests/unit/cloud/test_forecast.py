@@ -57,6 +57,29 @@ def test_seeds_cost_together_and_take_as_long_as_their_machines_let_them() -> No
     assert str(of(1, 7, TERMS)) == str(of(1, 1, TERMS))
 
 
+def test_arms_with_machines_of_their_own_take_their_turns() -> None:
+    calm = replace(TERMS, hazard=known(1e-9), wait_seconds=0.0)
+    boot = (600 + 60) / 3600
+
+    def of(arms: tuple[float, ...], seeds: int, at_once: int) -> Forecast:
+        rng = np.random.default_rng(1)
+        return forecast(WORK, calm, rng, 10, seeds=seeds, arms=arms, machines_at_once=at_once)
+
+    def alone(share: float) -> float:
+        left = share * WORK.work_hours
+        return boot + left + WORK.stall_seconds / 3600
+
+    for at_once, hours in ((1, alone(1) + alone(0.5)), (2, alone(1))):
+        found = of((1.0, 0.5), 1, at_once)
+        assert found.hours.p50 == pytest.approx(hours, rel=1e-3)
+        assert found.dollars.p50 == pytest.approx(0.25 * (alone(1) + alone(0.5)), rel=1e-3)
+        assert found.machines.p50 == 2
+    # Three machines for two seeds: both long arms and one short one, and then the other.
+    three = of((1.0, 0.25), 2, 3)
+    assert three.hours.p50 == pytest.approx(max(alone(1), 2 * alone(0.25)), rel=1e-3)
+    assert three.machines.p50 == 4
+
+
 def test_a_machine_that_stays_costs_its_time() -> None:
     calm = run(terms=replace(TERMS, hazard=known(1e-9), wait_seconds=0.0), num=10)
     hours = (600 + 60) / 3600 + 8.0 * stretch(0.0, 8.0, WORK)
