@@ -61,11 +61,13 @@ def fail(outcome, message):
         print(f"tsgb: no exit record: {type(error).__name__}: {error}", flush=True)
     sys.exit(f"tsgb: {message}")
 '
-fail() { # what failed, and its output, whose last line is the reason
+fail() { # what failed, and its output, which ends with the reason
   printf '%s\n' "$2"
   printf '%s' "$2" | "$python" -I -c "$shared"'
-last = [line.strip() for line in sys.stdin if line.strip()][-1:]
-fail("bad_host", ": ".join([sys.argv[1], *last])[:500])
+lines = [line.strip() for line in sys.stdin if line.strip()]
+errors = [index for index, line in enumerate(lines) if line.startswith("ERROR")]
+reason = " ".join(lines[errors[-1] :] if errors else lines[-1:])
+fail("bad_host", f"{sys.argv[1]}: {reason}"[:500])
 ' "$1"
   exit 1
 }
@@ -114,7 +116,10 @@ os.rename(fresh, target)  # complete, or not there
 '
 fi
 
-if ! "$python" -I - <<'PYTHON'
+# What this image lacks is installed into a folder of its own: nothing of the image is replaced, so a
+# torch that meets the requirement stays. Each file must have a hash that came with the code.
+site=$code.packages
+wanted=$("$python" -I - "$site" <<'PYTHON'
 import importlib.metadata as metadata
 import os, sys
 
@@ -122,33 +127,56 @@ try:
     from packaging.requirements import Requirement
 except ImportError:
     from pip._vendor.packaging.requirements import Requirement
-wanted = []
-for name in ("requirements.txt", "requirements-alone.txt"):
-    with open(os.environ["TSGB_INSTALL_TO"] + "/" + name) as file:
-        wanted += [Requirement(line.strip()) for line in file if line.strip()]
-missing = []
-for one in wanted:
-    try:
-        met = one.specifier.contains(metadata.version(one.name), prereleases=True)
-    except metadata.PackageNotFoundError:
-        met = False
-    if not met:
-        missing.append(str(one))
-if missing:
-    sys.exit(f"tsgb: not in this image: {', '.join(missing)}")
-PYTHON
-then
-  # The Python of a distribution refuses pip, for the sake of other programs; here are none.
-  for alone in "" --no-deps; do
-    # $alone is not quoted, because it is no argument at all, or one.
-    output=$(PIP_BREAK_SYSTEM_PACKAGES=1 "$python" -m pip install --no-input --no-cache-dir \
-      --disable-pip-version-check --quiet $alone --root-user-action ignore \
-      -r "$code/requirements${alone:+-alone}.txt" 2>&1) ||
-      fail "its requirements cannot be installed" "$output"
-  done
-fi
+site, code = sys.argv[1], os.environ["TSGB_INSTALL_TO"]
+sys.path.insert(0, site)
 
-export PYTHONPATH="$code${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+
+def lines(name):
+    with open(f"{code}/{name}") as file:
+        text = file.read().replace("\\\n", " ")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def is_met(requirement):
+    try:
+        return requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def missing(name):
+    return [one for one in map(Requirement, lines(name)) if not is_met(one)]
+
+
+ours, own = missing("requirements.txt"), missing("requirements-own.txt")
+if ours or own:
+    print(f"tsgb: not in this image: {', '.join(map(str, ours + own))}", file=sys.stderr)
+if ours:
+    pinned = lines("pinned.txt")
+    if any(one.name == "torch" for one in ours):
+        pinned += lines("pinned-torch.txt")
+    with open(f"{site}.txt", "w") as file:
+        for line in pinned:
+            one = Requirement(line.partition(" --hash")[0])
+            if (one.marker is None or one.marker.evaluate()) and not is_met(one):
+                print(line, file=file)
+    print("pinned")
+if own:
+    print("own")
+PYTHON
+)
+install() { # arguments of pip
+  # The Python of a distribution refuses pip, for the sake of other programs; here are none.
+  output=$(PYTHONPATH="$site" PIP_BREAK_SYSTEM_PACKAGES=1 "$python" -m pip install --no-input \
+    --no-cache-dir --disable-pip-version-check --quiet --root-user-action ignore "$@" 2>&1) ||
+    fail "its requirements cannot be installed" "$output"
+}
+case $wanted in *pinned*)
+  install --require-hashes --only-binary :all: --no-deps --upgrade --target "$site" -r "$site.txt" ;;
+esac
+case $wanted in *own*) install -r "$code/requirements-own.txt" ;; esac
+
+export PYTHONPATH="$code:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 output=$("$python" -c "import tsgb.worker.machine" 2>&1) || fail "its code cannot be started" "$output"
 unset TSGB_BOOT_B64 TSGB_INSTALL_TO
 exec "$python" -m tsgb.cli worker machine \

