@@ -53,12 +53,21 @@ class ControlPlane:
     Example: `with ControlPlane(tmp_path) as plane: plane.deploy(); plane.run("tsgb/stage1")`
     """
 
-    def __init__(self, home: Path, plan: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        plan: Mapping[str, Any] | None = None,
+        *,
+        more: Mapping[str, str] | None = None,
+        trains: bool = False,
+    ) -> None:
         """Choose a port.
 
         Args:
             home: Directory of databases, logs, store and cache.
             plan: Behaviour of the fake worker, by run id; see `tests/fakes/worker.py`.
+            more: Further variables of all processes.
+            trains: Whether the real worker trains, in place of the fake one.
         """
         self.home, self.port = home, free_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
@@ -83,7 +92,10 @@ class ControlPlane:
             ),
             "TSGB_FAKE": json.dumps(plan or {}),
             "PYTHONPATH": str(ROOT),
+            **(more or {}),
         }
+        if trains:
+            del self.environment["TSGB_WORKER_COMMAND"]
         self.server: subprocess.Popen[bytes] | None = None
         self.worker: subprocess.Popen[bytes] | None = None
 
@@ -197,7 +209,7 @@ class ControlPlane:
 
     # -- its command line ------------------------------------------------------------------------
 
-    def prefect(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def prefect(self, *words: str, seconds: float = 180) -> subprocess.CompletedProcess[str]:
         """Call `prefect` as a user does."""
         return subprocess.run(
             [*PREFECT, *words],
@@ -205,7 +217,7 @@ class ControlPlane:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=seconds,
             check=False,
         )
 
