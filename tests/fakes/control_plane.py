@@ -229,22 +229,24 @@ class ControlPlane:
     def run(self, deployment: str, **parameters: Any) -> str:
         """Create a run of a deployment; return the flow run's id."""
         found = httpx.get(f"{self.url}/deployments/name/{deployment}", timeout=30).json()
-        answer = httpx.post(
-            f"{self.url}/deployments/{found['id']}/create_flow_run",
-            json={"parameters": parameters, "state": {"type": "SCHEDULED"}},
-            timeout=30,
-        )
-        answer.raise_for_status()
-        return answer.json()["id"]
+        wanted = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return self._post(f"deployments/{found['id']}/create_flow_run", wanted)["id"]
 
     def set_state(self, number: str, kind: str, *, force: bool = False, **state: Any) -> None:
         """Set a flow run's state, as the UI does."""
-        answer = httpx.post(
-            f"{self.url}/flow_runs/{number}/set_state",
-            json={"state": {"type": kind, **state}, "force": force},
-            timeout=30,
+        self._post(
+            f"flow_runs/{number}/set_state", {"state": {"type": kind, **state}, "force": force}
         )
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        """Post to the API; while SQLite is locked, as Prefect's own clients do, once more."""
+        for _ in range(20):
+            answer = httpx.post(f"{self.url}/{path}", json=body, timeout=30)
+            if answer.status_code != 503:
+                break
+            time.sleep(1)
         answer.raise_for_status()
+        return answer.json()
 
 
 def _ended(process: subprocess.Popen[bytes] | None, number: signal.Signals) -> None:
