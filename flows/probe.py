@@ -10,9 +10,10 @@ ends it first.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from types import FrameType
 
 from flows.interrupts import check_interrupt, interruptible
@@ -32,7 +33,7 @@ from tsgb.cloud.pricing import MICRO, microdollars
 from tsgb.cloud.provider import LaunchSpec
 from tsgb.cloud.recover import release_all
 from tsgb.cloud.rented_machine import RentedMachine
-from tsgb.cloud.retry_policy import NOTHING_AVOIDED
+from tsgb.cloud.retry_policy import Ending, avoid
 from tsgb.cloud.running import RunningInstance
 from tsgb.cloud.session import Session
 from tsgb.cloud.terminate import BUDGET
@@ -133,12 +134,13 @@ def needs_of_probe(settings: Settings) -> MachineNeeds:
     return replace(usual, gpu_ram_gb=card_gb, cuda=cuda, compute_cap=compute_cap)
 
 
-def find_machine(settings: Settings, dollars: float) -> ProbeOffer:
+def find_machine(settings: Settings, dollars: float, endings: Iterable[Ending] = ()) -> ProbeOffer:
     """Return the machine that a probe would rent now: the cheapest one that fits. One search.
 
     Args:
         settings: The account, and what a user asks of machines.
         dollars: Dollars that the probe may cost.
+        endings: Ends of earlier probes, whose bad hosts are avoided.
 
     Raises:
         NoOffer: No offer fits.
@@ -149,7 +151,8 @@ def find_machine(settings: Settings, dollars: float) -> ProbeOffer:
     work = _load(policy)
     with provider_of(settings) as provider:
         offers = provider.search(policy.search())
-    needs = policy.needs(NOTHING_AVOIDED, policy.disk_gb, offers)
+    avoided = avoid(endings, datetime.now(UTC))
+    needs = policy.needs(avoided, policy.disk_gb, offers)
     choice = choose(offers, needs, work, hazard_of(History()))
     if choice.best is None:
         raise NoOffer(f"{choice}: raise TSGB_MAX_PRICE, or ask for less")

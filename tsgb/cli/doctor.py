@@ -106,9 +106,9 @@ def _probe(
     account: AccountContext, checks: Sequence[Check], dollars: float, *, yes: bool
 ) -> list[Check]:
     """Rent a machine if all else is well and the user agrees; return what it has shown."""
-    from flows.probe import find_machine, probe_account
+    from flows.probe import RUN, find_machine, probe_account
     from tsgb.cli.checks import Check
-    from tsgb.errors import BudgetReached, NoOffer
+    from tsgb.errors import BudgetReached, NoOffer, StoreError
 
     def note(line: str) -> None:
         typer.echo(line, err=True)
@@ -116,8 +116,9 @@ def _probe(
     if any(check.ok is False for check in checks):
         return [Check("probe", None, "nothing was rented: first mend what is not well")]
     try:
-        found = find_machine(account.settings, dollars)
-    except (NoOffer, BudgetReached, ProviderError) as error:
+        earlier = account.runs.documents(RUN).endings()
+        found = find_machine(account.settings, dollars, earlier)
+    except (NoOffer, BudgetReached, ProviderError, StoreError) as error:
         return [Check("probe", False, f"nothing was rented: {error}")]
     note(f"the probe rents {found}")
     if not yes and not typer.confirm("Rent it?", err=True):

@@ -265,6 +265,19 @@ def test_nothing_is_rented_unasked(
 
 
 @pytest.mark.slow
+def test_a_bad_host_is_not_announced_again(doctor: Callable[..., Ended], place: Manager) -> None:
+    offers = place.vast.search()
+    for offer in offers:
+        place.vast.sim(f"machines/{offer['machine_id']}", {"fate": "oci_error"})
+    said = [doctor("--probe", "--yes") for _ in range(2)]
+    assert [ended.code for ended in said] == [1, 1]
+    announced = [re.findall(r"the probe rents .*machine (\d+)\) at", ended.err) for ended in said]
+    rented = [re.findall(r"NOT OK  probe .*machine (\d+)\): bad_host", e.out) for e in said]
+    assert announced == rented
+    assert announced[0] != announced[1]
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_the_machine_of_the_command(place: Manager) -> None:
     for offer in place.vast.search():
         place.vast.sim(f"machines/{offer['machine_id']}", {"fate": "never_boots"})
