@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import httpx
@@ -22,6 +22,9 @@ from tsgb.cloud.bill import RentalBill
 from tsgb.cloud.documents import AttemptDocument, RunDocuments
 from tsgb.config import Arm, RunConfig
 from tsgb.errors import StoreError
+
+if TYPE_CHECKING:
+    from tsgb.eval.records import Summary
 
 RATES = (
     "asr",
@@ -76,7 +79,6 @@ def show_report(run: str, report: str, summary: Mapping[str, Any]) -> str | None
     Returns:
         Why the evaluation is not valid; None if it is.
     """
-    from tsgb.eval.figures import data_url, transfer
     from tsgb.eval.records import Summary
     from tsgb.eval.report import render_tables
     from tsgb.eval.wording import invalid_evaluation
@@ -95,12 +97,21 @@ def show_report(run: str, report: str, summary: Mapping[str, Any]) -> str | None
     )
     if report.startswith(("http://", "https://")):  # no browser follows a file:// link from there
         create_link_artifact(report, link_text="report.html", key=f"{key}-link")
-    picture = transfer(read) if deployment.id is not None else None
+    if deployment.id is not None:  # matplotlib is imported only where a UI shows it
+        _show_transfer(run, read)
+    return invalid_evaluation(read.invalid, report) if read.invalid else None
+
+
+def _show_transfer(run: str, summary: Summary) -> None:
+    from tsgb.eval.figures import data_url, transfer
+
+    picture = transfer(summary)
     if picture is not None:
         create_image_artifact(
-            data_url(picture), key=f"{key}-transfer", description=f"Adaptive ASR of {run} by target"
+            data_url(picture),
+            key=artifact_key(f"report-{run}-transfer"),
+            description=f"Adaptive ASR of {run} by target",
         )
-    return invalid_evaluation(read.invalid, report) if read.invalid else None
 
 
 def key_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The Prefect API that an experiment brings along: a server process of its own, without a UI.
 
+The process itself is `flows.embedded_server`; here are its owner and its client.
+
 Prefect's own temporary server costs more (the client imports the server before it starts it) and
 dies first on Ctrl-C, so that the end of a flow is never recorded. This one
 
@@ -20,38 +22,38 @@ flows inside at it. Prefect is imported nowhere else here.
 from __future__ import annotations
 
 import logging
-import os
 import select
 import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, chdir, closing, contextmanager, suppress
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from flows import embedded_server
 from tsgb.checkpoint.run import RunLock
 from tsgb.errors import TSGBError
 from tsgb.settings import without_prefect_settings
 
 if TYPE_CHECKING:
-    import uvicorn
     from prefect.client.orchestration import SyncPrefectClient
 
 TEMPLATE = f"template-{version('prefect')}.db"
 """Name of a migrated database without any run, in the home of all servers."""
 DRAIN_SECONDS = 10.0
 """Seconds that the client may take to send its queued logs and events at the end."""
-_READY = b"ready\n"
-_OFF = ("ACTIONS", "EVENT_LOGGER", "EVENT_PERSISTER", "TRIGGERS")
-"""Services that serve deployments and automations, which such a database does not hold."""
+DATABASE = "prefect.db"
+"""Name of a server's database in its home."""
+_OFF = (
+    *("SERVER_ANALYTICS", "UI", "SERVER_SERVICES_EVENT_PERSISTER", "SERVER_SERVICES_TRIGGERS"),
+    "API_EVENTS_STREAM_OUT",
+)
+"""What serves a UI, deployments and automations: such a server has none of them."""
 
 
 # -- the owner of the server ---------------------------------------------------------------------
@@ -84,7 +86,8 @@ class EmbeddedAPI:
             return
         output = self.process.stdout
         assert output is not None
-        if select.select([output], [], [], timeout_seconds)[0] and output.readline() == _READY:
+        is_heard = bool(select.select([output], [], [], timeout_seconds)[0])
+        if is_heard and output.readline() == embedded_server.READY:
             self._ready = True
             return
         code = self.process.poll()
@@ -142,29 +145,41 @@ def start(home: Path, name: str, environment: Mapping[str, str]) -> EmbeddedAPI:
     return EmbeddedAPI(f"http://127.0.0.1:{port}/api", directory, process, lock)
 
 
+def server_settings(directory: Path, *, migrated: bool) -> dict[str, str]:
+    """Return the server's environment variables.
+
+    Args:
+        directory: Its home.
+        migrated: Whether its database has all tables.
+    """
+    settings = {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_HOME": str(directory),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{directory / DATABASE}",
+        # Flows use no blocks there, so no types are registered, or compared with an earlier start.
+        "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+        "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+        **{f"PREFECT_{name}_ENABLED": "false" for name in _OFF},
+    }
+    if migrated:
+        settings["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
+    return settings
+
+
 def _spawn(
     home: Path, directory: Path, environment: Mapping[str, str], listener: socket.socket
 ) -> subprocess.Popen[bytes]:
-    database = directory / "prefect.db"
+    database = directory / DATABASE
     template = home / TEMPLATE
     if template.exists() and not database.exists():
         fresh = directory / "prefect.db.new"
         shutil.copyfile(template, fresh)
         fresh.replace(database)
-    settings = {
-        "DO_NOT_TRACK": "1",
-        "PREFECT_HOME": str(directory),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_UI_ENABLED": "false",
-        **{f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in _OFF},
-    }
-    if database.exists():
-        settings["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
-        settings["PREFECT_API_BLOCKS_REGISTER_ON_START"] = "false"
+    settings = server_settings(directory, migrated=database.exists())
+    arguments = [str(listener.fileno()), database, template]
     with (directory / "server.log").open("ab") as log:
-        return subprocess.Popen(  # noqa: S603 - this very module, no shell
-            [sys.executable, "-m", __name__, str(listener.fileno()), database, template],
+        return subprocess.Popen(  # noqa: S603 - a module of ours, no shell
+            [sys.executable, "-m", embedded_server.__name__, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -254,57 +269,3 @@ def _quiet_console() -> Generator[None]:
     finally:
         for handler, level in zip(handlers, levels, strict=True):
             handler.setLevel(level)
-
-
-# -- the server process --------------------------------------------------------------------------
-
-
-def _serve(listener_fd: int, database: Path, template: Path) -> None:
-    """Run the server until stdin ends."""
-    os.chdir(database.parent)  # Prefect, when it is imported, reads files of the directory it is in
-    import uvicorn
-    from prefect.server.api.server import create_app
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                _keep_template(database, template)
-                with suppress(OSError):  # the owner is gone already
-                    os.write(1, _READY)
-
-    app = create_app(ephemeral=True, final=True)
-    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=3)
-    server = Server(config)
-    threading.Thread(target=_follow_stdin, args=[server], daemon=True).start()
-    with socket.socket(fileno=listener_fd) as listener:
-        server.run(sockets=[listener])
-
-
-def _keep_template(database: Path, template: Path) -> None:
-    """Keep the migrated, still empty database for the experiments to come."""
-    if template.exists():
-        return
-    mine = template.with_name(f"{template.name}.{os.getpid()}")
-    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(mine)) as copy:
-        source.backup(copy)
-    mine.replace(template)
-
-
-def _follow_stdin(
-    server: uvicorn.Server,
-    *,
-    linger_seconds: float = 0.7,
-    grace_seconds: float = 8.0,
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
-    while os.read(0, 4096):
-        pass
-    sleep(linger_seconds)  # the last task states are still on their way into the database
-    server.should_exit = True
-    sleep(grace_seconds)
-    os._exit(1)  # something hangs; nothing of value is left in here
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))

@@ -14,7 +14,7 @@ from rich.markup import escape as markup_escape
 from rich.table import Table
 
 from tsgb.data.characters import visible
-from tsgb.eval import data_views, error_views, figures, judge_views, views
+from tsgb.eval import data_views, error_views, judge_views, views
 from tsgb.eval.box import box_lines, box_sheet
 from tsgb.eval.records import Summary
 from tsgb.eval.transcripts import MAX_CHARACTERS, NUM_ADAPTIVE, Transcript
@@ -33,6 +33,8 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
 
     Example: `Path("report.html").write_text(render_report(summary), encoding="utf-8")`
     """
+    from tsgb.eval import figures  # imports matplotlib, which tables as text do without
+
     target = surrogate(summary) or summary.targets[0].name
     return page_template("report.html.j2").render(
         s=summary,
