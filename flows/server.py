@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr
 from http import HTTPStatus
+from importlib.metadata import requires
 from typing import TYPE_CHECKING
 
 import httpx
@@ -94,8 +95,14 @@ def _check_version(client: SyncPrefectClient, url: str) -> None:
     if found.split(".")[:2] != mine.split(".")[:2]:
         raise UsageError(
             f"the Prefect server at PREFECT_API_URL {url} has version {found}, and the client here "
-            f"has {mine}: install the server with `pip install prefect=={mine}`"
+            f"has {mine}: give both one minor version, the server with `pip install "
+            f"prefect=={mine}` (TSGB takes {_requirement()})"
         )
+
+
+def _requirement() -> str:
+    """Return the range of versions that this project is tested with, as its metadata says it."""
+    return next(line for line in requires("tsgb") or () if line.startswith("prefect"))
 
 
 def _no_prefect(url: str) -> UsageError:

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -124,24 +125,29 @@ def test_an_evaluation_outlives_a_restart_of_the_server(plane: ControlPlane) -> 
 
 
 def test_a_stopped_worker_takes_no_run_and_leaves_none_behind(plane: ControlPlane) -> None:
-    """Prefect's worker kills its flows as it stops, and nobody says that they ended."""
+    """Prefect's worker kills its flows as it stops; that of 3.8 tells nobody that they ended."""
     number = training(plane, "stopped")
     plane.end_worker()
     later = plane.run("tsgb/stage1", run="later", targets=["T_s"], **TINY)
     wait_for("its processes", lambda: not plane.processes("worker.py"), 60)
     time.sleep(5)
-    assert (plane.state(number), plane.state(later)) == ("RUNNING", "SCHEDULED")
-    start = datetime.fromisoformat(plane.flow_run(number)["start_time"])
-    for seconds in (4, 2, 0):  # a flow that sends more of them is missed sooner
-        beat(plane, number, start - timedelta(seconds=seconds))
-    time.sleep(20)
+    assert plane.state(later) == "SCHEDULED"
+    untold = plane.state(number) == "RUNNING"
+    assert untold == (version("prefect") < "3.9")
+    if untold:
+        start = datetime.fromisoformat(plane.flow_run(number)["start_time"])
+        for seconds in (4, 2, 0):  # a flow that sends more of them is missed sooner
+            beat(plane, number, start - timedelta(seconds=seconds))
+        time.sleep(20)
     plane.start_worker()
-    reaper = plane.run("tsgb-reaper/reaper")
-    assert ended(plane, reaper)["state_name"] == "Completed"
-    with SyncPrefectClient(plane.url) as client:  # as the reaper does some minutes later
-        crash_silent(client, ["stage1"], "tsgb-reaper", datetime.now(UTC) + timedelta(minutes=20))
-    assert plane.flow_run(number)["state"]["message"].endswith("min: its process is gone")
-    assert "Running" not in plane.task_runs(number).values()
+    if untold:
+        reaper = plane.run("tsgb-reaper/reaper")
+        assert ended(plane, reaper)["state_name"] == "Completed"
+        with SyncPrefectClient(plane.url) as client:  # as the reaper does some minutes later
+            later_on = datetime.now(UTC) + timedelta(minutes=20)
+            crash_silent(client, ["stage1"], "tsgb-reaper", later_on)
+        assert plane.flow_run(number)["state"]["message"].endswith("min: its process is gone")
+        assert "Running" not in plane.task_runs(number).values()
     assert resumed(plane, number)["state_name"] == "Completed"
     assert ended(plane, later)["state_name"] == "Completed"
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version as version_of
+
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.server import connected_server
 from tests.fakes.scripted_http import Reply, Script, Seen, serve
 from tsgb.errors import TSGBError, UsageError
+
+MINE = version_of("prefect")
+OTHER_PATCH = f"{MINE.rpartition('.')[0]}.99"
 
 
 def complaint(script: Script) -> TSGBError:
@@ -26,8 +31,8 @@ def complaint(script: Script) -> TSGBError:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (Reply(body='"3.7.2"'), "has version 3.7.2, and the client here has 3.8.8: install"),
-        (Reply(body='"2.20.0"'), "has version 2.20.0, and the client here has 3.8.8"),
+        (Reply(body='"3.7.2"'), f"has version 3.7.2, and the client here has {MINE}: give"),
+        (Reply(body='"2.20.0"'), r"has version 2.20.0, .* \(TSGB takes prefect<3\.\d+,>=3\.8\.8\)"),
         (Reply(body="<html>"), "is no Prefect server: the URL ends with /api"),
         (Reply(body='{"a": 1}'), "is no Prefect server"),
         (Reply(404), "is no Prefect server"),
@@ -55,7 +60,7 @@ def test_a_server_that_is_not_ours(version: Reply, message: str) -> None:
 )
 def test_what_it_answers_inside(answer: Reply, message: str, usage: bool) -> None:
     def reply(seen: Seen) -> Reply:
-        return Reply(body='"3.8.8"') if seen.path.endswith("/version") else answer
+        return Reply(body=f'"{OTHER_PATCH}"') if seen.path.endswith("/version") else answer
 
     error = complaint(Script(reply))
     assert isinstance(error, UsageError) is usage
