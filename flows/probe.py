@@ -53,8 +53,6 @@ from tsgb.settings import Settings
 
 RUN = "doctor-probe"
 """Id of the run that keeps what probes of this deployment write: lease, ledger and attempts."""
-DOLLARS = 0.05
-"""Dollars that a probe may cost, unless a user says otherwise."""
 _START_SECONDS = 900.0
 """Seconds from the rental to the first heartbeat, at most."""
 _SILENT_SECONDS = 300.0

@@ -31,7 +31,7 @@ def doctor(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Rent it without being asked.")] = False,
     dollars: Annotated[
-        float, typer.Option("--dollars", min=0.001, max=5, help="That the probe may cost.")
+        float, typer.Option("--dollars", min=0.001, max=5, help="Dollars that the probe may cost.")
     ] = 0.05,
     options: RunOptions,
     as_json: JsonOption = False,
