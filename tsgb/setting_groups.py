@@ -133,6 +133,8 @@ class ServeSettings(SettingsGroup):
     serve_token: Annotated[SecretStr, Field(min_length=16)] | None = None
     """Secret of at least 16 characters that clients of `tsgb serve` have to show; without it only
     this machine may ask."""
+    upstream_key: SecretStr | None = None
+    """Key of the model service behind `tsgb serve --upstream`; no client of the proxy sees it."""
 
 
 class WorkerSettings(SettingsGroup):

@@ -30,7 +30,13 @@ from tsgb.setting_groups import (
 ENV_FILE = ".env"
 """File in the working directory with more variables; those of the environment win."""
 _SECRET_HERE = frozenset(
-    {"VAST_API_KEY", "CONTAINER_API_KEY", "TSGB_EXCHANGE_PASS", "TSGB_SERVE_TOKEN"}
+    {
+        "VAST_API_KEY",
+        "CONTAINER_API_KEY",
+        "TSGB_EXCHANGE_PASS",
+        "TSGB_SERVE_TOKEN",
+        "TSGB_UPSTREAM_KEY",
+    }
 )
 """Variables that no child process gets."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")

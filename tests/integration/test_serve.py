@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,13 +17,17 @@ import httpx
 import pytest
 
 import tsgb
+from tests.fakes.endpoint_server import EndpointServer, Fault
+from tests.fakes.endpoint_server import serving as endpoint
 from tests.fakes.sentinels import CORE, leaks, sentinel
 from tests.fakes.served_guard import PATIENCE_SECONDS, Served, export_tiny, serving
 from tsgb.envs import make_environment
+from tsgb.serve.sse import event
 from tsgb.types import Split, StreamKind
 
 pytestmark = pytest.mark.integration
-TOKEN = sentinel("serve")
+TOKEN, UPSTREAM_KEY = sentinel("serve"), sentinel("upstream")
+CHATS = "/v1/chat/completions"
 AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
 NUM = 1000
 QUEUE = 60
@@ -85,6 +92,46 @@ def check_full_queue(served: Served) -> None:
     assert {a.headers["retry-after"] for a in refused} == {"1"}
 
 
+def check_chats(served: Served, exported: Path, behind: EndpointServer) -> None:
+    """Unsafe ones never reach the service; one whose client is gone stops asking it."""
+    asked = prompts()[:100]
+    found = {
+        one.verdict: p
+        for p, one in zip(asked, tsgb.load_guard(exported).assess(asked), strict=True)
+    }
+
+    def chat(text: str, **more: Any) -> dict[str, Any]:
+        return {"model": "m", "messages": [{"role": "user", "content": text}], **more}
+
+    first, later = ({"index": 0, "delta": delta} for delta in ({"content": found["safe"]}, {}))
+    slow = Fault(
+        body=event({"choices": [first]}) + event({"choices": [later]}) * 10_000,
+        headers={"content-type": "text/event-stream"},
+        body_drip=0.001,
+    )
+    behind.plan = {found["safe"]: [slow]}
+    with client_of(served) as client:
+        refused = client.post(CHATS, json=chat(found["unsafe"])).json()
+        assert refused["choices"][0]["finish_reason"] == "content_filter"
+        assert behind.requests == 0
+        request = chat(found["safe"], stream=True)
+        for _ in range(2):
+            with client.stream("POST", CHATS, json=request) as answer:
+                assert answer.status_code == 200
+                assert b"data: " in next(answer.iter_raw())
+                assert behind.at_once == 1
+            until(lambda: behind.at_once == 0)
+        [header] = {headers["authorization"] for headers in behind.headers}
+        assert header == f"Bearer {UPSTREAM_KEY}"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def check_end_under_load(served: Served) -> None:
     """After SIGTERM each request is answered whole, or was never accepted."""
     answered: Counter[str] = Counter()
@@ -126,14 +173,21 @@ def answers_of(client: httpx.Client) -> float:
 
 
 def test_a_service_from_its_start_to_its_end(exported: Path, tmp_path: Path) -> None:
-    environment = {"TSGB_SERVE_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+    environment = {
+        "TSGB_SERVE_TOKEN": TOKEN,
+        "TSGB_UPSTREAM_KEY": UPSTREAM_KEY,
+        "OMP_NUM_THREADS": "1",
+    }
     log = tmp_path / "log"
-    options = ("--queue", str(QUEUE), "--host", "127.0.0.1")
-    with serving(exported, *options, log=log, environment=environment) as served:
+    with ExitStack() as stack:
+        behind = stack.enter_context(endpoint())
+        options = ("--queue", str(QUEUE), "--upstream", behind.openai, "--upstream-timeout", "30")
+        served = stack.enter_context(serving(exported, *options, log=log, environment=environment))
         assert httpx.get(f"{served.url}/readyz").json()["status"] == "ready"
         assert httpx.post(f"{served.url}/v1/moderations", json={"input": "x"}).status_code == 401
         check_verdicts(served, exported)
         check_long_text(served)
+        check_chats(served, exported, behind)
         check_full_queue(served)
         said: Any = client_of(served).get("/metrics").text
         check_end_under_load(served)

@@ -10,8 +10,8 @@ import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from tsgb.cloud.provider import is_loopback
 from tsgb.logging import get_logger
@@ -34,7 +35,10 @@ from tsgb.serve.faults import (
 )
 from tsgb.serve.formats import Inquiry, check, is_out_of_domain, litellm, moderation
 from tsgb.serve.metrics import MEDIA_TYPE, ServiceMetrics
+from tsgb.serve.proxy import ChatProxy, ProxyMode, ProxyOptions
 from tsgb.serve.readiness import ExportedAssessor, reason_not_ready
+from tsgb.serve.streaming import client_gone
+from tsgb.serve.upstream import Upstream
 
 R = TypeVar("R")
 _CLIENT_GONE = 499
@@ -65,6 +69,8 @@ class GuardService:
         *,
         limits: ServiceLimits | None = None,
         token: SecretStr | None = None,
+        upstream: Upstream | None = None,
+        proxy: ProxyOptions | None = None,
     ) -> None:
         """Score the self-test.
 
@@ -72,6 +78,8 @@ class GuardService:
             guard: Judges.
             limits: Bounds.
             token: What clients have to show; None lets any process of this machine ask.
+            upstream: The model service that chats are passed on to; None serves none.
+            proxy: How that is done.
         """
         self.limits = limits or ServiceLimits()
         self.metrics = ServiceMetrics()
@@ -92,6 +100,10 @@ class GuardService:
                 on_batch=self.metrics.on_batch, on_waiting=self.metrics.queue_depth.set
             ),
         )
+        self._options = proxy or ProxyOptions()
+        self._proxy = None
+        if upstream is not None:
+            self._proxy = ChatProxy(upstream, self._verdicts, self.metrics, self._options)
 
     # -- routes ----------------------------------------------------------------------------
 
@@ -105,6 +117,7 @@ class GuardService:
                 self._judging("/v1/moderations", "moderations", self._moderation),
                 self._judging("/beta/litellm_basic_guardrail_api", "litellm", _litellm),
                 self._judging("/v1/checks", "checks", _check),
+                *([] if self._proxy is None else [self._chats(self._proxy)]),
             ],
             exception_handlers={HTTPException: _not_there},
             lifespan=self._lifespan,
@@ -114,6 +127,8 @@ class GuardService:
     async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:
         self.batcher.start()
         yield
+        if self._proxy is not None:
+            await self._proxy.close()
         await self.batcher.close()
 
     async def _health(self, _: Request) -> Response:
@@ -138,10 +153,12 @@ class GuardService:
         self, path: str, name: str, read: Callable[[dict[str, Any], str], Inquiry]
     ) -> Route:
         async def answer(request: Request, request_id: str) -> tuple[Response, str]:
-            with self.batcher.expecting():
-                document = await read_object(request, self.limits.max_body_bytes)
-                inquiry = read(document, request_id)
-            verdicts = await _unless_gone(request, self._judge(inquiry))
+            self._check_ready()
+            async with asyncio.timeout(self.limits.deadline_seconds):
+                with self.batcher.expecting():
+                    document = await read_object(request, self.limits.max_body_bytes)
+                    inquiry = read(document, request_id)
+                verdicts = await _unless_gone(request, self._judge(inquiry))
             unsafe = any(verdict.unsafe for verdict in verdicts)
             if unsafe:
                 self.metrics.blocks.labels(name, "input").inc()
@@ -149,14 +166,28 @@ class GuardService:
 
         return Route(path, self._endpoint(name, answer), methods=["POST"])
 
-    async def _judge(self, inquiry: Inquiry) -> list[TextVerdict]:
-        """Return the verdict on each group: that of its most suspicious text."""
-        texts = [text for group in inquiry.groups for text in group]
+    def _chats(self, proxy: ChatProxy) -> Route:
+        async def answer(request: Request, request_id: str) -> tuple[Response, str]:
+            if self._options.mode is ProxyMode.ENFORCE:
+                self._check_ready()
+            async with asyncio.timeout(self.limits.deadline_seconds):
+                document = await read_object(request, self.limits.max_body_bytes)
+            return await _unless_gone(request, proxy.answer(document, request_id))
+
+        return Route("/v1/chat/completions", self._endpoint("chat", answer), methods=["POST"])
+
+    async def _verdicts(self, texts: Sequence[str], _stage: str = "input") -> list[TextVerdict]:
         found = await self.batcher.judge(texts)
         for verdict in found:
             self.metrics.score.observe(verdict.score)
             if is_out_of_domain(verdict):
                 self.metrics.out_of_domain.inc()
+        return found
+
+    async def _judge(self, inquiry: Inquiry) -> list[TextVerdict]:
+        """Return the verdict on each group: that of its most suspicious text."""
+        texts = [text for group in inquiry.groups for text in group]
+        found = await self._verdicts(texts)
         groups: list[TextVerdict] = []
         for group in inquiry.groups:
             own, found = found[: len(group)], found[len(group) :]
@@ -171,14 +202,19 @@ class GuardService:
     ) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             self.begun += 1
+            self._under_way += 1
             started, request_id = time.monotonic(), uuid.uuid4().hex
+
+            def ended() -> None:
+                self._under_way -= 1
+                self.answered += 1
+                self.metrics.requests.labels(name, outcome).inc()
+                self.metrics.request_seconds.labels(name).observe(time.monotonic() - started)
+
             response, outcome = await self._answer(request, request_id, answer)
             response.headers["x-tsgb-request-id"] = request_id
             response.headers["x-tsgb-guard"] = self.name
-            self.answered += 1
-            self.metrics.requests.labels(name, outcome).inc()
-            self.metrics.request_seconds.labels(name).observe(time.monotonic() - started)
-            return response
+            return _Tracked(response, ended)
 
         return endpoint
 
@@ -190,9 +226,9 @@ class GuardService:
     ) -> tuple[Response, str]:
         seconds = self.limits.deadline_seconds
         try:
-            with self._admitted(request):
-                async with asyncio.timeout(seconds):
-                    return await answer(request, request_id)
+            self._check_client(request)
+            self._check_room()
+            return await answer(request, request_id)
         except RequestFault as fault:
             return fault.response(), fault.code
         except TimeoutError:
@@ -212,19 +248,13 @@ class GuardService:
             fault = RequestFault(500, "internal_error", "this is a bug", kind="server_error")
             return fault.response(), "internal_error"
 
-    @contextmanager
-    def _admitted(self, request: Request) -> Generator[None]:
-        """Let a request in, or raise why not."""
-        self._check_client(request)
+    def _check_room(self) -> None:
+        if self._under_way > self.limits.queue:
+            raise overloaded("queue_full", "too many requests are under way")
+
+    def _check_ready(self) -> None:
         if self.not_ready:
             raise overloaded("not_ready", "the guard is not the one that was exported: see /readyz")
-        if self._under_way >= self.limits.queue:
-            raise overloaded("queue_full", "too many requests are under way")
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
 
     def _check_client(self, request: Request) -> None:
         """Refuse who has no token; without tokens, pages that a browser was led to by a name.
@@ -250,13 +280,27 @@ class GuardService:
             )
 
 
+class _Tracked(Response):
+    """An answer that tells when it was sent, or when that failed; it may take minutes to stream."""
+
+    def __init__(self, inner: Response, on_end: Callable[[], None]) -> None:
+        self._inner, self._on_end = inner, on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await self._inner(scope, receive, send)
+        finally:
+            self._on_end()
+
+
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, R]) -> R:
     """Return what work gives; it is cancelled when the client of a request that was read is gone.
 
     Raises:
         ClientDisconnect: The client is gone.
     """
-    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    task, gone = asyncio.create_task(work), asyncio.create_task(client_gone(request.receive))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -266,11 +310,6 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, R]) -> R:
         for one in (task, gone):
             one.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _litellm(document: dict[str, Any], _: str) -> Inquiry:

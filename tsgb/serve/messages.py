@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
-from tsgb.serve.faults import invalid, unsupported
+from tsgb.serve.faults import RequestFault, invalid, unsupported
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 """Roles of messages."""
@@ -48,8 +48,17 @@ def text_in(value: Any, param: str) -> str:
     return value
 
 
-def texts_of_messages(found: Any, param: str = "messages") -> list[str]:
+Passed = list[RequestFault] | None
+"""Takes the faults of what is no text and is passed over; None where they are raised."""
+
+
+def texts_of_messages(found: Any, param: str = "messages", passed: Passed = None) -> list[str]:
     """Return the texts of all messages: contents, refusals, names and arguments of tool calls.
+
+    Args:
+        found: The messages.
+        param: Their place in the request.
+        passed: Takes the faults of what is no text; without it the first one is raised.
 
     Raises:
         RequestFault: A message is malformed, or holds what is no text.
@@ -59,12 +68,14 @@ def texts_of_messages(found: Any, param: str = "messages") -> list[str]:
         raise invalid(param, "a list with a message in it")
     texts: list[str] = []
     for number, one in enumerate(messages):
-        texts += texts_of_message(object_in(one, f"{param}[{number}]"), f"{param}[{number}]")
+        texts += texts_of_message(
+            object_in(one, f"{param}[{number}]"), f"{param}[{number}]", passed
+        )
     return texts
 
 
-def texts_of_message(message: Mapping[str, Any], param: str) -> list[str]:
-    """Return the texts of one message.
+def texts_of_message(message: Mapping[str, Any], param: str, passed: Passed = None) -> list[str]:
+    """Return the texts of one message; see `texts_of_messages`.
 
     Raises:
         RequestFault: It is malformed, or holds what is no text.
@@ -78,22 +89,23 @@ def texts_of_message(message: Mapping[str, Any], param: str) -> list[str]:
             continue
         match name:
             case "content":
-                texts += texts_of_content(value, place)
+                texts += texts_of_content(value, place, passed)
             case "refusal" | "reasoning_content" | "reasoning" | "name":
                 texts.append(text_in(value, place))
             case "tool_calls":
                 for number, call in enumerate(list_in(value, place)):
-                    texts += _texts_of_call(object_in(call, f"{place}[{number}]"), place, number)
+                    inner = f"{place}[{number}]"
+                    texts += _texts_of_call(object_in(call, inner), inner, passed)
             case "function_call":
                 texts += _texts_of_function(value, place)
             case "audio":
-                raise unsupported(place, "sound")
+                _refuse(unsupported(place, "sound"), passed)
             case _:  # another vendor's: whatever it means, its texts are judged
                 texts += _texts_within({name: value})
     return [text for text in texts if text]
 
 
-def texts_of_content(content: Any, param: str) -> list[str]:
+def texts_of_content(content: Any, param: str, passed: Passed = None) -> list[str]:
     """Return the texts of a content: one text, or parts, which are judged apart and together.
 
     A model reads the parts of a message one after the other, so what is harmless in each of them
@@ -104,19 +116,23 @@ def texts_of_content(content: Any, param: str) -> list[str]:
     """
     if isinstance(content, str):
         return [content]
-    parts = [
-        _text_of_part(object_in(part, f"{param}[{number}]"), f"{param}[{number}]")
-        for number, part in enumerate(list_in(content, param))
-    ]
+    parts: list[str] = []
+    for number, part in enumerate(list_in(content, param)):
+        place = f"{param}[{number}]"
+        name = _PARTS.get(str(object_in(part, place).get("type")))
+        if name is None:
+            _refuse(unsupported(place, "a part that is no text"), passed)
+        else:
+            parts.append(text_in(part.get(name), f"{place}.{name}"))
     others = [text for part in content for text in _texts_within(part, ("type", *_PARTS.values()))]
     return [*parts, *others, *(["\n".join(parts)] if len(parts) > 1 else [])]
 
 
-def _text_of_part(part: Mapping[str, Any], param: str) -> str:
-    name = _PARTS.get(str(part.get("type")))
-    if name is None:
-        raise unsupported(param, "a part that is no text")
-    return text_in(part.get(name), f"{param}.{name}")
+def _refuse(fault: RequestFault, passed: Passed) -> None:
+    """Raise a fault, or note it where it is passed over."""
+    if passed is None:
+        raise fault
+    passed.append(fault)
 
 
 def _texts_within(found: Mapping[str, Any], known: Collection[str] = ()) -> list[str]:
@@ -136,13 +152,13 @@ def _texts_within(found: Mapping[str, Any], known: Collection[str] = ()) -> list
     return texts
 
 
-def _texts_of_call(call: Mapping[str, Any], param: str, number: int) -> list[str]:
-    place = f"{param}[{number}]"
+def _texts_of_call(call: Mapping[str, Any], place: str, passed: Passed) -> list[str]:
     if call.get("type", "function") == "custom":
         custom = object_in(call.get("custom"), f"{place}.custom")
         return [text_in(custom.get(name), f"{place}.custom.{name}") for name in ("name", "input")]
     if call.get("type", "function") != "function":
-        raise unsupported(place, "a call that is no function's")
+        _refuse(unsupported(place, "a call that is no function's"), passed)
+        return []
     return _texts_of_function(call.get("function"), f"{place}.function")
 
 

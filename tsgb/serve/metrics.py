@@ -32,6 +32,9 @@ class ServiceMetrics:
         self.guard_errors = Counter(
             "tsgb_guard_errors", "Checks that gave no verdict", ["class"], registry=own
         )
+        self.fail_open = Counter(
+            "tsgb_fail_open", "Chats that went on without a verdict", ["class"], registry=own
+        )
         self.out_of_domain = Counter(
             "tsgb_out_of_domain", "Texts with unknown words, or in windows", registry=own
         )

@@ -60,7 +60,7 @@ def run_server(
     app: Starlette,
     listener: socket.socket,
     *,
-    deadline_seconds: float,
+    grace_seconds: float,
     on_start: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was accepted and return.
@@ -68,7 +68,7 @@ def run_server(
     Args:
         app: The application.
         listener: What `bind` returned; it is closed at the end.
-        deadline_seconds: Seconds that a request may take.
+        grace_seconds: Seconds that the end waits for requests under way.
         on_start: Called when requests are answered.
     """
     config = uvicorn.Config(
@@ -82,7 +82,7 @@ def run_server(
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(deadline_seconds) + GRACE_SECONDS,
+        timeout_graceful_shutdown=int(grace_seconds) + GRACE_SECONDS,
     )
     server = _AnnouncedServer(config, on_start)
     # uvicorn raises the signal again once it has ended: without handlers it would end the process.
