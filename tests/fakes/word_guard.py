@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -76,6 +77,8 @@ class WordGuard:
     hangs: threading.Lock = field(default_factory=threading.Lock)
     batches: list[list[str]] = field(default_factory=list)
     """What was scored at once, batch after batch."""
+    count_seconds: float = 0.0
+    """Seconds that counting words takes."""
     begun: int = 0
     """Calls that asked for verdicts, those that wait for the lock included."""
     threads: set[int] = field(default_factory=set)
@@ -92,6 +95,7 @@ class WordGuard:
 
     def count(self, prompts: Sequence[str]) -> list[TokenCount]:
         self.threads.add(threading.get_ident())
+        time.sleep(self.count_seconds)
         return [TokenCount(len(p.split()), p.split().count("xyzzy")) for p in prompts]
 
     def _one(self, prompt: str) -> Assessment:

@@ -23,6 +23,8 @@ from tsgb.serve.windows import windows
 R = TypeVar("R")
 BATCH_SIZE = 16
 """Windows that are scored at once."""
+_MARGIN = 8
+"""Tokens that a tokenizer may add at the edges of a text."""
 WAIT_SECONDS = 0.005
 """Longest time that a text waits for others to be scored with."""
 
@@ -114,6 +116,7 @@ class Batcher:
         self._guard, self._capacity, self._batch_size = guard, capacity, batch_size
         self._wait_seconds = wait_seconds
         self._events = events or BatchEvents()
+        self._template = 0 if guard.window is None else guard.count([""])[0].total
         self._waiting: deque[_Piece] = deque()
         self._reserved = 0
         self._expected = 0
@@ -185,7 +188,7 @@ class Batcher:
     async def _windows(self, texts: Sequence[str]) -> list[list[str]]:
         """Cut what may be too long; only the guard's thread uses its tokenizer."""
         limit = self._guard.window
-        if limit is None:
+        if limit is None or all(_is_short(text, limit - self._template) for text in texts):
             return [[text] for text in texts]
 
         def count(text: str) -> int:
@@ -194,7 +197,8 @@ class Batcher:
         def cut() -> list[list[str]]:
             return [windows(text, count, limit) for text in texts]
 
-        return await self._in_thread(cut)
+        with self.expecting():
+            return await self._in_thread(cut)
 
     async def _in_thread(self, run: Callable[[], R]) -> R:
         try:
@@ -267,6 +271,16 @@ class Batcher:
             if len(batch) == 1:
                 return [JudgingError(f"the guard raised {type(error).__name__}")]
             return [result for piece in batch for result in self._judge([piece])]
+
+
+def _is_short(text: str, room: int) -> bool:
+    """Tell whether a text takes at most so many tokens, without a tokenizer.
+
+    A letter of ASCII is at most one token; another one is at most a token a byte, after a
+    normalisation that makes eleven times as many bytes of it at worst (U+FDFA by NFKC).
+    """
+    most = len(text) if text.isascii() else 11 * len(text.encode())
+    return most + _MARGIN <= room
 
 
 def _highest(judged: Sequence[WindowVerdict]) -> TextVerdict:

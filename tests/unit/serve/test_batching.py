@@ -65,15 +65,27 @@ def test_a_text_longer_than_the_window_is_as_suspicious_as_its_worst_window() ->
     run(body)
 
 
-def test_what_comes_while_a_batch_is_computed_makes_the_next_one() -> None:
-    guard = WordGuard()
+@pytest.mark.parametrize(
+    ("window", "text"),
+    [
+        pytest.param(None, "x", id="any length"),
+        pytest.param(50, "x", id="short"),
+        pytest.param(50, "x " * 40, id="counted"),
+        pytest.param(50, "é " * 3, id="not ASCII"),
+    ],
+)
+def test_what_comes_while_a_batch_is_computed_makes_the_next_one(
+    window: int | None, text: str
+) -> None:
+    """Also where only the thread that computes can tell how long a text is."""
+    guard = WordGuard(window=window, count_seconds=0.005)
 
     async def body() -> None:
-        async with running(guard) as batcher:
+        async with running(guard, wait_seconds=60.0) as batcher:
             with guard.hangs:
                 first = asyncio.create_task(batcher.judge(["first"]))
-                await until(lambda: bool(guard.threads))
-                rest = [asyncio.create_task(batcher.judge([f"{i}"])) for i in range(5)]
+                await until(lambda: guard.begun > 0)
+                rest = [asyncio.create_task(batcher.judge([f"{text} {i}"])) for i in range(5)]
                 await asyncio.sleep(0)
             await asyncio.gather(first, *rest)
         assert [len(batch) for batch in guard.batches] == [1, 5]
