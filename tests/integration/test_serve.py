@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -181,7 +182,16 @@ def test_a_service_from_its_start_to_its_end(exported: Path, tmp_path: Path) -> 
     log = tmp_path / "log"
     with ExitStack() as stack:
         behind = stack.enter_context(endpoint())
-        options = ("--queue", str(QUEUE), "--upstream", behind.openai, "--upstream-timeout", "30")
+        files = ("--audit", str(tmp_path / "audit"))
+        options = (
+            *files,
+            "--queue",
+            str(QUEUE),
+            "--upstream",
+            behind.openai,
+            "--upstream-timeout",
+            "30",
+        )
         served = stack.enter_context(serving(exported, *options, log=log, environment=environment))
         assert httpx.get(f"{served.url}/readyz").json()["status"] == "ready"
         assert httpx.post(f"{served.url}/v1/moderations", json={"input": "x"}).status_code == 401
@@ -192,3 +202,7 @@ def test_a_service_from_its_start_to_its_end(exported: Path, tmp_path: Path) -> 
         said: Any = client_of(served).get("/metrics").text
         check_end_under_load(served)
     assert not leaks(said + log.read_text())
+    [drift] = [line for line in said.splitlines() if line.startswith("tsgb_score_drift ")]
+    assert float(drift.split()[1]) >= 0
+    entry = json.loads((tmp_path / "audit").read_text().splitlines()[0])
+    assert entry["verdict"] in {"safe", "unsafe"}

@@ -66,6 +66,21 @@ def serve(
             "--upstream-timeout", help="Seconds between two pieces of the model service's answer."
         ),
     ] = 120.0,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            "--audit", metavar="FILE", help="Log of verdicts, without texts, beside its key."
+        ),
+    ] = None,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(
+            "--feedback",
+            metavar="FILE",
+            help="File for prompts that people label, and those that shadow mode would block; it "
+            "holds texts.",
+        ),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="Operating point; the export's own without it.")
     ] = None,
@@ -112,14 +127,24 @@ def serve(
 
     from tsgb import load_guard
     from tsgb.logging import get_logger
-    from tsgb.serve.app import GuardService, ServiceLimits
+    from tsgb.serve.app import GuardService, ServiceLimits, guard_name
+    from tsgb.serve.audit import AuditLog
+    from tsgb.serve.feedback import FeedbackFile
 
     disable_progress_bar()  # stderr is for ours
     with listener:
         guard = load_guard(directory, base=base, preset=preset, device=device, dtype=dtype)
         limits = ServiceLimits(queue=queue, deadline_seconds=deadline, max_body_bytes=max_body)
+        name = guard_name(guard.about)
+        log_of_verdicts = audit and AuditLog(audit, guard=name, threshold=guard.threshold)
         service = GuardService(
-            guard, limits=limits, token=token, upstream=service_behind, proxy=proxy
+            guard,
+            limits=limits,
+            token=token,
+            upstream=service_behind,
+            proxy=proxy,
+            audit=log_of_verdicts,
+            feedback=feedback and FeedbackFile(feedback),
         )
         log, url = get_logger(), address_of(*listener.getsockname()[:2])
         if service.not_ready:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -290,6 +291,7 @@ def _measured(
             SelfTest(prompt=prompt, score=float(score), tolerance=SELF_TEST_TOLERANCE[dtype])
             for prompt, score in zip(prompts, guard.score(prompts), strict=True)
         ],
+        deciles=[float(bound) for bound in np.quantile(benign, np.arange(1, 10) / 10)],
     )
     return _Measured(calibration, rule)
 

@@ -31,6 +31,10 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_empty(value: object) -> bool:
+    return value == []
+
+
 class WordList(Record):
     """How a tokenizer of whole words reads user text."""
 
@@ -209,6 +213,9 @@ class DtypeCalibration(Record):
     """Divides the score in the probability; fitted on held-out prompts."""
     self_test: list[SelfTest] = Field(default_factory=list[SelfTest])
     """Prompts with their scores; none in some exports of earlier versions."""
+    deciles: list[float] = Field(default_factory=list[float], exclude_if=_is_empty)
+    """Nine bounds between tenths of the benign calibration scores, by which `tsgb serve` tells that
+    its traffic is another one; none in exports of earlier versions."""
 
 
 class GuardFile(Record):

@@ -24,15 +24,19 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from tsgb.cloud.provider import is_loopback
+from tsgb.export.record import GuardFile
 from tsgb.logging import get_logger
+from tsgb.serve.audit import CURRENT, AuditLog, RequestContext
 from tsgb.serve.batching import Batcher, BatchEvents, JudgingError, TextVerdict
 from tsgb.serve.bodies import read_object
+from tsgb.serve.drift import ScoreDrift
 from tsgb.serve.faults import (
     RequestFault,
     deadline_passed,
     guard_failed,
     overloaded,
 )
+from tsgb.serve.feedback import FeedbackFile, no_room, read_feedback
 from tsgb.serve.formats import Inquiry, check, is_out_of_domain, litellm, moderation
 from tsgb.serve.metrics import MEDIA_TYPE, ServiceMetrics
 from tsgb.serve.proxy import ChatProxy, ProxyMode, ProxyOptions
@@ -71,6 +75,8 @@ class GuardService:
         token: SecretStr | None = None,
         upstream: Upstream | None = None,
         proxy: ProxyOptions | None = None,
+        audit: AuditLog | None = None,
+        feedback: FeedbackFile | None = None,
     ) -> None:
         """Score the self-test.
 
@@ -80,12 +86,15 @@ class GuardService:
             token: What clients have to show; None lets any process of this machine ask.
             upstream: The model service that chats are passed on to; None serves none.
             proxy: How that is done.
+            audit: Takes a line for each verdict.
+            feedback: Takes prompts that people label, and those that the guard would block in
+                shadow mode.
         """
         self.limits = limits or ServiceLimits()
         self.metrics = ServiceMetrics()
         self.not_ready = reason_not_ready(guard)
         """Why nothing is judged; empty if the guard is the one that was exported."""
-        self.name = f"tsgb-{guard.about.checkpoint.sha256[:12]}"
+        self.name = guard_name(guard.about)
         """Name of the guard in answers."""
         self._token = token
         self._under_way = 0
@@ -101,6 +110,10 @@ class GuardService:
             ),
         )
         self._options = proxy or ProxyOptions()
+        self._audit, self._feedback = audit, feedback
+        self._drift = ScoreDrift(guard.about.dtypes[guard.dtype].deciles)
+        self.metrics.drift.set_function(self._drift.index)
+        self.metrics.audit_lost.set_function(lambda: 0 if audit is None else audit.lost)
         self._proxy = None
         if upstream is not None:
             self._proxy = ChatProxy(upstream, self._verdicts, self.metrics, self._options)
@@ -118,6 +131,7 @@ class GuardService:
                 self._judging("/beta/litellm_basic_guardrail_api", "litellm", _litellm),
                 self._judging("/v1/checks", "checks", _check),
                 *([] if self._proxy is None else [self._chats(self._proxy)]),
+                *([] if self._feedback is None else [self._labels(self._feedback)]),
             ],
             exception_handlers={HTTPException: _not_there},
             lifespan=self._lifespan,
@@ -130,6 +144,9 @@ class GuardService:
         if self._proxy is not None:
             await self._proxy.close()
         await self.batcher.close()
+        for file in (self._audit, self._feedback):
+            if file is not None:
+                file.close()
 
     async def _health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -176,13 +193,45 @@ class GuardService:
 
         return Route("/v1/chat/completions", self._endpoint("chat", answer), methods=["POST"])
 
-    async def _verdicts(self, texts: Sequence[str], _stage: str = "input") -> list[TextVerdict]:
+    def _labels(self, feedback: FeedbackFile) -> Route:
+        async def answer(request: Request, _: str) -> tuple[Response, str]:
+            self._check_ready()
+            async with asyncio.timeout(self.limits.deadline_seconds):
+                document = await read_object(request, self.limits.max_body_bytes)
+                prompt, label = read_feedback(document)
+                [verdict] = await self.batcher.judge([prompt])
+            if not feedback.add(prompt, label, verdict, "user"):
+                raise no_room()
+            said = "unsafe" if verdict.unsafe else "safe"
+            return JSONResponse({"stored": True, "verdict": said}), "stored"
+
+        return Route("/v1/feedback", self._endpoint("feedback", answer), methods=["POST"])
+
+    async def _verdicts(self, texts: Sequence[str], stage: str = "input") -> list[TextVerdict]:
+        """Judge texts, and keep what is kept of every verdict."""
         found = await self.batcher.judge(texts)
-        for verdict in found:
+        for text, verdict in zip(texts, found, strict=True):
             self.metrics.score.observe(verdict.score)
             if is_out_of_domain(verdict):
                 self.metrics.out_of_domain.inc()
+            if stage == "input":
+                self._drift.add(verdict.score)
+            if self._audit is not None:
+                self._audit.write(text, verdict, stage)
+            if self._is_for_review(verdict, stage) and self._feedback is not None:
+                self._feedback.add(text, None, verdict, "shadow")
         return found
+
+    def _is_for_review(self, verdict: TextVerdict, stage: str) -> bool:
+        """Tell whether a verdict blocked nothing only because of the mode."""
+        request = CURRENT.get()
+        is_chat = request is not None and request.route == "chat"
+        return (
+            verdict.unsafe
+            and is_chat
+            and stage == "input"
+            and self._options.mode is ProxyMode.SHADOW
+        )
 
     async def _judge(self, inquiry: Inquiry) -> list[TextVerdict]:
         """Return the verdict on each group: that of its most suspicious text."""
@@ -204,6 +253,7 @@ class GuardService:
             self.begun += 1
             self._under_way += 1
             started, request_id = time.monotonic(), uuid.uuid4().hex
+            CURRENT.set(RequestContext(name, request_id))
 
             def ended() -> None:
                 self._under_way -= 1
@@ -310,6 +360,11 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, R]) -> R:
         for one in (task, gone):
             one.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+def guard_name(about: GuardFile) -> str:
+    """Return the name by which answers and logs call a guard."""
+    return f"tsgb-{about.checkpoint.sha256[:12]}"
 
 
 def _litellm(document: dict[str, Any], _: str) -> Inquiry:

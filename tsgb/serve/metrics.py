@@ -52,6 +52,14 @@ class ServiceMetrics:
             "tsgb_batch_windows", "Windows of a batch", buckets=(1, 2, 4, 8, 16), registry=own
         )
         self.queue_depth = Gauge("tsgb_queue_depth", "Windows that wait", registry=own)
+        self.drift = Gauge(
+            "tsgb_score_drift",
+            "Population stability index of recent input scores over the benign calibration",
+            registry=own,
+        )
+        self.audit_lost = Gauge(
+            "tsgb_audit_lost", "Lines of the audit log not written", registry=own
+        )
         self.score = Histogram("tsgb_score", "Scores of texts", buckets=_SCORES, registry=own)
 
     def on_batch(self, num: int, seconds: float) -> None:

@@ -19,6 +19,10 @@ from tests.fakes.served_guard import export_tiny
         (("--host", "0.0.0.0"), "set TSGB_SERVE_TOKEN"),  # noqa: S104
         (("--host", "192.0.2.1"), "set TSGB_SERVE_TOKEN"),
         (("--host", "::"), "set TSGB_SERVE_TOKEN"),
+        (("--mode", "loud"), "--mode 'loud': choose of enforce, shadow, off"),
+        (("--on-block", "x"), "--on-block 'x': choose of refusal, error"),
+        (("--fail-open", "all"), "--fail-open 'all': choose of guard_timeout, guard_error"),
+        (("--upstream", "http://example.org/v1"), "--upstream: the address sends to example.org"),
         (("--deadline", "0"), "--deadline 0: name seconds above 0"),
         (("--port", "0"), "name a directory that `tsgb export-guard` wrote"),
     ],

@@ -39,6 +39,7 @@ def test_a_verdict_and_its_headers() -> None:
     assert 'tsgb_blocks_total{route="moderations",stage="input"} 1.0' in counted
     assert 'tsgb_score_bucket{le="1.0"} 1.0' in counted
     assert "tsgb_queue_depth 0.0" in counted
+    assert "tsgb_score_drift NaN" in counted, "this export has no deciles"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +18,8 @@ from tests.fakes.sentinels import CORE, leaks, sentinel
 from tests.fakes.word_guard import WordGuard, guard_file
 from tests.unit.serve.conftest import HERE
 from tsgb.serve.app import GuardService, ServiceLimits
+from tsgb.serve.audit import AuditLog
+from tsgb.serve.feedback import FeedbackFile
 from tsgb.serve.proxy import REFUSAL, BlockStyle, FaultClass, ProxyMode, ProxyOptions
 from tsgb.serve.sse import event
 from tsgb.serve.upstream import Upstream
@@ -47,6 +50,8 @@ def proxied(
     *,
     guard: WordGuard | None = None,
     key: str | None = None,
+    audit: AuditLog | None = None,
+    feedback: FeedbackFile | None = None,
     **options: Any,
 ) -> Generator[Proxied]:
     with serving(plan, key=key) as behind:
@@ -56,6 +61,8 @@ def proxied(
             limits=ServiceLimits(queue=32),
             upstream=upstream,
             proxy=ProxyOptions(**options),
+            audit=audit,
+            feedback=feedback,
         )
         with TestClient(service.app(), base_url=HERE, raise_server_exceptions=False) as client:
             yield Proxied(client, behind, guard)
@@ -365,6 +372,26 @@ def test_modes_that_change_nothing(mode: ProxyMode, streamed: bool) -> None:
     said = [text for batch in guard.batches for text in batch]
     judged = {ProxyMode.SHADOW: ["be kind", "bad", "bad"], ProxyMode.OFF: []}[mode]
     assert sorted(said) == sorted(judged)
+
+
+def test_what_shadow_mode_would_block_is_kept_for_review(tmp_path: Path) -> None:
+    """Both files tell of one request; its audit holds no text."""
+    log = AuditLog(tmp_path / "audit", guard="g", threshold=0.5)
+    kept = FeedbackFile(tmp_path / "feedback.jsonl")
+    plan = {"so bad": [answer("bad too")]}
+    with proxied(plan, mode=ProxyMode.SHADOW, audit=log, feedback=kept) as proxy:
+        request_id = proxy.ask("so bad").headers["x-tsgb-request-id"]
+    [row] = [json.loads(line) for line in (tmp_path / "feedback.jsonl").open()]
+    assert (row["prompt"], row["label"], row["source"]) == ("so bad", None, "shadow")
+    lines = [json.loads(line) for line in (tmp_path / "audit").open()]
+    found = [(one["route"], one["stage"], one["verdict"]) for one in lines]
+    assert sorted(found) == [
+        ("chat", "input", "safe"),
+        ("chat", "input", "unsafe"),
+        ("chat", "output", "unsafe"),
+    ]
+    assert {one["request"] for one in lines} == {request_id}
+    assert "bad" not in (tmp_path / "audit").read_text()
 
 
 def test_nothing_repeats_a_text_or_a_key(capfd: pytest.CaptureFixture[str]) -> None:
