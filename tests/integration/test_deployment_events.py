@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -125,7 +124,7 @@ def test_an_evaluation_outlives_a_restart_of_the_server(plane: ControlPlane) -> 
 
 
 def test_a_stopped_worker_takes_no_run_and_leaves_none_behind(plane: ControlPlane) -> None:
-    """Prefect's worker kills its flows as it stops; that of 3.8 tells nobody that they ended."""
+    """Prefect's worker kills its flows as it stops, and may end before it says that they did."""
     number = training(plane, "stopped")
     plane.end_worker()
     later = plane.run("tsgb/stage1", run="later", targets=["T_s"], **TINY)
@@ -133,7 +132,6 @@ def test_a_stopped_worker_takes_no_run_and_leaves_none_behind(plane: ControlPlan
     time.sleep(5)
     assert plane.state(later) == "SCHEDULED"
     untold = plane.state(number) == "RUNNING"
-    assert untold == (version("prefect") < "3.9")
     if untold:
         start = datetime.fromisoformat(plane.flow_run(number)["start_time"])
         for seconds in (4, 2, 0):  # a flow that sends more of them is missed sooner
