@@ -101,7 +101,7 @@ def texts_of_message(message: Mapping[str, Any], param: str, passed: Passed = No
             case "audio":
                 _refuse(unsupported(place, "sound"), passed)
             case _:  # another vendor's: whatever it means, its texts are judged
-                texts += _texts_within({name: value})
+                texts += texts_within({name: value})
     return [text for text in texts if text]
 
 
@@ -124,7 +124,7 @@ def texts_of_content(content: Any, param: str, passed: Passed = None) -> list[st
             _refuse(unsupported(place, "a part that is no text"), passed)
         else:
             parts.append(text_in(part.get(name), f"{place}.{name}"))
-    others = [text for part in content for text in _texts_within(part, ("type", *_PARTS.values()))]
+    others = [text for part in content for text in texts_within(part, ("type", *_PARTS.values()))]
     return [*parts, *others, *(["\n".join(parts)] if len(parts) > 1 else [])]
 
 
@@ -135,7 +135,7 @@ def _refuse(fault: RequestFault, passed: Passed) -> None:
     passed.append(fault)
 
 
-def _texts_within(found: Mapping[str, Any], known: Collection[str] = ()) -> list[str]:
+def texts_within(found: Mapping[str, Any], known: Collection[str] = ()) -> list[str]:
     """Return all texts in the values of fields that are not known, however deep they lie."""
     left: list[Any] = [
         value for name, value in found.items() if name not in known and name not in _NO_TEXT

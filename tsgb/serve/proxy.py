@@ -22,7 +22,14 @@ from tsgb.checkpoint.documents import parse_json_object
 from tsgb.serve.batching import JudgingError, TextVerdict
 from tsgb.serve.faults import RequestFault, invalid, unsupported
 from tsgb.serve.holdback import Holdback
-from tsgb.serve.messages import Passed, list_in, object_in, texts_of_message, texts_of_messages
+from tsgb.serve.messages import (
+    Passed,
+    list_in,
+    object_in,
+    texts_of_message,
+    texts_of_messages,
+    texts_within,
+)
 from tsgb.serve.metrics import ServiceMetrics
 from tsgb.serve.sse import DONE, StreamError, event, read_events
 from tsgb.serve.streaming import PiecewiseResponse
@@ -32,6 +39,18 @@ REFUSAL = "I cannot help with this."
 """Text of a refusal in place of an answer."""
 PAUSE_SECONDS = 0.5
 """Seconds after a check in which little text waits for more, so that slow streams go on."""
+_NOT_JUDGED = frozenset(
+    {
+        *("messages", "model", "stream", "stream_options", "n", "seed", "stop", "user", "store"),
+        *("temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
+        *("logprobs", "top_logprobs", "modalities", "service_tier", "metadata", "verbosity"),
+        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+        *("response_format", "reasoning_effort", "prompt_cache_key", "safety_identifier"),
+    }
+)
+"""Fields of a chat that hold no text for the model, or the application's own: tools and forms of
+answers. What else a service may know, such as documents or a template, is judged text by text."""
 _MOST_CHOICES = 128
 """Answers that one request may ask for."""
 _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -182,6 +201,7 @@ class ChatProxy:
         if FaultClass.UNSUPPORTED_CONTENT in self._options.fail_open:
             passed = []
         texts = texts_of_messages(document.get("messages"), "messages", passed)
+        texts += texts_within(document, _NOT_JUDGED)
         _check_wishes(document)
         result = await self._check(texts, CheckStage.INPUT)
         if result.unsafe:

@@ -152,6 +152,21 @@ def test_an_unsafe_chat_never_reaches_the_service(messages: list[dict[str, Any]]
         assert blocks in proxy.client.get("/metrics").text
 
 
+@pytest.mark.parametrize(
+    ("more", "verdict"),
+    [
+        ({"prediction": {"type": "content", "content": "bad"}}, "unsafe"),
+        ({"documents": [{"title": "fine", "text": "bad"}]}, "unsafe"),
+        ({"chat_template": "bad"}, "unsafe"),
+        ({"user": "bad", "temperature": 1, "stop": ["bad"]}, "safe"),
+    ],
+)
+def test_texts_beside_the_messages(more: dict[str, Any], verdict: str) -> None:
+    """A service may put them before its model, whatever fields it knows."""
+    with proxied() as proxy:
+        assert proxy.ask(**more).headers["x-tsgb-verdict"] == verdict
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_block_as_an_error(streamed: bool) -> None:
     with proxied(on_block=BlockStyle.ERROR) as proxy:
