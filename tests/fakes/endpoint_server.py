@@ -71,7 +71,10 @@ def good_body(kind: str, text: str, finish: str | None = None) -> dict[str, Any]
         return {"generated_text": text, "details": details}
     message = {"role": "assistant", "content": text, "refusal": None}
     return {
+        "id": "chatcmpl-1",
         "object": "chat.completion",
+        "created": 1764410400,
+        "model": "m",
         "choices": [{"index": 0, "message": message, "finish_reason": finish or "stop"}],
         "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
     }
