@@ -21,7 +21,7 @@ COPY flows /opt/tsgb/flows
 COPY infra /opt/tsgb/infra
 COPY deployments /opt/tsgb/deployments
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --no-input \
-      --disable-pip-version-check --root-user-action ignore --editable '/opt/tsgb[smollm2,dask]' \
+      --disable-pip-version-check --root-user-action ignore --editable '/opt/tsgb[smollm2,dask,serve]' \
  && useradd --system --create-home tsgb \
  && mkdir /var/lib/tsgb \
  && chown tsgb:tsgb /var/lib/tsgb

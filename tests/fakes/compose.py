@@ -90,7 +90,7 @@ class ByHand:
 
     def in_order(self) -> Iterator[str]:
         """Yield the services, each after those that it depends on."""
-        left = dict(self.declared)
+        left = {n: s for n, s in self.declared.items() if not s.get("profiles")}
         while left:
             ready = [n for n, s in left.items() if not set(s.get("depends_on", ())) & set(left)]
             assert ready, f"{sorted(left)} wait for each other"

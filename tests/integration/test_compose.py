@@ -31,7 +31,7 @@ def test_it_is_what_the_specification_says() -> None:
 
 
 def test_one_file_holds_all_secrets_and_this_one_none() -> None:
-    named = set(re.findall(r"\$\{(\w+)", TEXT)) - {"TSGB_CONTROL_IMAGE"}
+    named = set(re.findall(r"\$\{(\w+)", TEXT)) - {"TSGB_CONTROL_IMAGE", "TSGB_GUARD_DIR"}
     example = re.findall(r"^#(\w+)=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE)
     assert named - {"POSTGRES_PASSWORD"} <= set(example)
     for service in SERVICES.values():
@@ -43,7 +43,8 @@ def test_one_file_holds_all_secrets_and_this_one_none() -> None:
 
 def test_nothing_is_published_beyond_this_host() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
-    assert ports == ["127.0.0.1:4200:4200"]
+    assert ports == ["127.0.0.1:4200:4200", "127.0.0.1:8100:8100"]
+    assert list(SERVICES["guard"]["environment"]) == ["TSGB_SERVE_TOKEN"], "and no key"
 
 
 def test_who_stays_has_a_health_check_and_comes_back() -> None:
