@@ -30,19 +30,24 @@ PATIENCE_SECONDS = 120
 
 def export_tiny(root: Path, family: str = "llama3") -> Path:
     """Train a random model a little, and export its guard with its base."""
-    base = save_family(root / "base", family)
+    return export_of(root, str(save_family(root / "base", family)))
+
+
+def export_of(root: Path, pretrained: str, cache: Path | None = None) -> Path:
+    """Train a pretrained model a little, and export its guard with its base."""
+    cache = root / "cache" if cache is None else cache
     config = make_config(
         make_environment("canary", world_seed=0).profile("smoke"),
         {"profile": "smoke", "env": "canary"},
-        {"model": {"pretrained": str(base), "rank": 2, "dtype": "float32"}},
+        {"model": {"pretrained": pretrained, "rank": 2, "dtype": "float32"}},
         {"calibration": {"fpr": 0.3, "delta": 0.3, "num": 8}},
     )
-    save_run(root / "run", config, root / "cache", until_step=3)
+    save_run(root / "run", config, cache, until_step=3)
     command = ["export-guard", str(root / "run"), str(root / "out"), "--env", "canary"]
     done = CliRunner().invoke(
         app,
         [*command, "--dtype", "float32"],
-        env={"TSGB_CACHE_DIR": str(root / "cache")},
+        env={"TSGB_CACHE_DIR": str(cache)},
         catch_exceptions=False,
     )
     assert done.exit_code == 0, done.output

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -119,10 +120,11 @@ def read_key(path: Path) -> bytes:
                 file.write(secrets.token_hex(_KEY_BYTES))
         if path.stat().st_mode & 0o077:
             raise UsageError(f"{path}: others may read this key: chmod 600 it")
-        return bytes.fromhex(path.read_text("ascii"))
+        text = path.read_text("ascii")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}: the audit log needs its key") from None
-    except ValueError as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{path} holds no key: remove it, and a new one is made") from None
+    except UnicodeDecodeError:
+        text = ""
+    if re.fullmatch(rf"[0-9a-f]{{{2 * _KEY_BYTES}}}", text) is None:
+        raise UsageError(f"{path} holds no key: remove it, and a new one is made")
+    return bytes.fromhex(text)
