@@ -32,7 +32,7 @@ from flows.prepare import (
 )
 from flows.progress import listener, listening
 from flows.server_settings import settings_of_flow
-from flows.task_runners import cluster_of, run_all
+from flows.task_runners import LOCAL, cluster_of, run_all
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import InvalidResult
@@ -121,10 +121,9 @@ def stage2(
     if labels is not None and summary is not None and not labels.are_in(summary.get("judge")):
         summary = None  # its cells are there: they are merged again, and nothing is asked
     if summary is None:
-        cluster = cluster_of(settings, where)
-        if cluster is not None and added.binds_to_machine:
+        cluster = None if added.binds_to_machine else cluster_of(settings, where)
+        if added.binds_to_machine and settings.task_runner != LOCAL:
             listener().note("this machine evaluates: what you add to a world stays on it")
-            cluster = None
         with listening(tasks.PrefectListener(listener())), _alone(settings):
             for name, workers in runs.items():
                 arms = ", ".join(guards[name])

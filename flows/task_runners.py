@@ -25,6 +25,8 @@ from tsgb.checkpoint.urls import local_path
 from tsgb.errors import UsageError
 from tsgb.settings import Settings
 
+LOCAL = "local"
+"""Value of the setting with which this machine does it all."""
 _OPTION = "TSGB_TASK_RUNNER"
 _WAIT_SECONDS = 2.0
 
@@ -40,7 +42,7 @@ def cluster_of(settings: Settings, store: str) -> TaskRunner[Any] | None:
         UsageError: Its package is not installed, or it cannot reach this machine's store or server.
     """
     kind, _, address = settings.task_runner.partition(":")
-    if kind == "local":
+    if kind == LOCAL:
         return None
     if address and not _is_here(address):
         _check_reach(settings.task_runner, store)
