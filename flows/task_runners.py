@@ -7,12 +7,9 @@ server that holds them), and a store and a Prefect server that it reaches.
 
 # No postponed annotations: see `flows.stage1`.
 
-import ipaddress
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect import Task
 from prefect.futures import PrefectFuture
@@ -22,6 +19,7 @@ from prefect.task_runners import TaskRunner
 from flows.interrupts import check_interrupt
 from flows.progress import listener
 from tsgb.checkpoint.urls import local_path
+from tsgb.cloud.provider import is_loopback
 from tsgb.errors import UsageError
 from tsgb.settings import Settings
 
@@ -71,10 +69,7 @@ def cluster_of(settings: Settings, store: str) -> TaskRunner[Any] | None:
 
 def _is_here(address: str) -> bool:
     """Whether the host of an address, `tcp://10.0.0.5:8786` or `10.0.0.5:6379`, is this machine."""
-    host = urlsplit(address if "//" in address else f"//{address}").hostname or ""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host in {"localhost", "auto"}
+    return address == "auto" or is_loopback(address if "//" in address else f"//{address}")
 
 
 def _check_reach(runner: str, store: str) -> None:
