@@ -10,6 +10,7 @@ import secrets
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from tsgb.checkpoint.urls import check_run_id
 from tsgb.config import (
     Arm,
     RunConfig,
+    WorldConfig,
     arm_overrides,
     make_config,
     parse_config,
@@ -215,8 +217,21 @@ def arm_configs(options: RunOptions, data: TrainingData | None = None) -> dict[A
 
 
 def world_of(options: RunOptions) -> Environment:
-    """Return the world that the options name, whose module may be imported: the user named it."""
-    return make_environment(options.env, world_seed=options.world_seed, trust=Trust.of(options.env))
+    """Return the world that the options name, whose module may be imported: the user named it.
+
+    Raises:
+        ConfigError: There is none, or an override breaks its rule.
+    """
+    make = partial(
+        make_environment,
+        options.env,
+        world_seed=options.world_seed,
+        trust=Trust.of(options.env),
+    )
+    plain = make()
+    layers = (plain.profile(options.profile), options.overrides or {})
+    chosen = make_config(*({"world": layer.get("world", {})} for layer in layers)).world
+    return plain if chosen == WorldConfig() else make(world=chosen)
 
 
 def write_configs(

@@ -105,7 +105,12 @@ class Workers:
 
     def world(self, config: RunConfig) -> Environment:
         """Return the world of a configuration; its module may be imported if the user named it."""
-        return make_environment(config.env, world_seed=config.world_seed, trust=Trust.of(self.env))
+        return make_environment(
+            config.env,
+            world_seed=config.world_seed,
+            world=config.world,
+            trust=Trust.of(self.env),
+        )
 
     def build(self, arm: Arm) -> None:
         """Build the models that the run needs, in as many parts as there are workers at a time."""

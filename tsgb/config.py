@@ -33,6 +33,9 @@ class Profile(StrEnum):
     """Minutes on two cores: enough to see an effect."""
     PAPER = "paper"
     """Hours: five seeds, and the ablations."""
+    STUDY = "study"
+    """Hours: runs at several levels of coverage, in several worlds, five seeds each, and one
+    summary of all."""
 
 
 class Arm(StrEnum):
@@ -51,6 +54,11 @@ class Arm(StrEnum):
     """The guard sees no benign twins of attacks."""
     NO_REPLAY = "no_replay"
     """The guard has no language-model loss on unlabelled text."""
+    NO_NOVELTY = "no_novelty"
+    """The attacker gets no bonus for techniques that were seen seldom."""
+    REINIT = "reinit"
+    """Attackers restart from the warm-up and from the supervised start in turn, whatever else the
+    recipe says."""
     NO_QUOTA = "no_quota"
     """No opening (technique) of an attack is prescribed: the attacker has to find it."""
     FROZEN_NO_QUOTA = "frozen_no_quota"
@@ -64,11 +72,16 @@ class Arm(StrEnum):
 BASELINES = (Arm.SFT, Arm.FROZEN)
 ABLATIONS = (Arm.NO_POOL, Arm.NO_TWINS, Arm.NO_REPLAY, Arm.NO_QUOTA, Arm.FROZEN_NO_QUOTA)
 """One ingredient left out each; `paper` trains them."""
+PARTS_OF_DISCOVERY = (Arm.NO_NOVELTY, Arm.NO_POOL, Arm.REINIT)
+"""Changes to what may make an attacker find techniques that nobody showed it, one by one; `study`
+trains them where nothing but public techniques is known."""
 LOSSES = (Arm.EXACT_PG, Arm.SAMPLED_PG)
 """Other losses of the guard, on request."""
+VARIANTS = (*ABLATIONS, *PARTS_OF_DISCOVERY, *LOSSES)
+"""Arms beside self-play and its baselines; fresh attackers attack them on the surrogate only."""
 SHORT_SCRIPTED = 200
 """Prompts of each stream in the short evaluation of `tsgb eval-local`, at most."""
-SEEDS = {Profile.SMOKE: 1, Profile.DEMO: 1, Profile.PAPER: 5}
+SEEDS = {Profile.SMOKE: 1, Profile.DEMO: 1, Profile.PAPER: 5, Profile.STUDY: 5}
 """Number of seeds that an experiment trains, from its own on."""
 
 
@@ -85,6 +98,22 @@ def _is(default: object) -> Callable[[object], bool]:
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class WorldConfig(_Frozen):
+    """How a world is made, beside its seed."""
+
+    coverage: Share = 1.0
+    """Share of the techniques which training may use, and which are not publicly known, that the
+    attacker of the training is shown: in its supervised start and by the quota of openings. Public
+    techniques are known always; the attackers of an evaluation know every technique."""
+    symbols: Positive | None = None
+    """Size of a world that has one (glyph: objects, and as many actions); None for its own."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What differs from the world's own, by name."""
+        return self.model_dump(exclude_defaults=True)
 
 
 class ModelConfig(_Frozen):
@@ -206,6 +235,9 @@ class GuardConfig(_Frozen):
     twins_share: Share = 0.1
     """Share of the batch: benign twins of attacks. The rest is clean: static harmful and benign
     prompts, and wide benign traffic."""
+    hard_share: Annotated[float, Field(ge=0, le=0.25, exclude_if=_is(0.0))] = 0.0
+    """Share of the clean prompts that is benign and close to the policy's border. 0 is not stored:
+    configurations of earlier versions keep their hash."""
     reward_miss: float = -2.0
     """Reward of allowing a prompt that violates. Blocking anything harmful earns +1."""
     reward_lucky: float = -0.5
@@ -224,7 +256,8 @@ class GuardConfig(_Frozen):
     """Share of the clean prompts, harmful and benign alike, that are the user's where a run has
     some. The default is not stored: configurations of earlier versions keep their hash."""
     dual_lr: float = 1.0
-    """Ascent rate of mu, the extra price of a false positive."""
+    """Ascent rate of mu, the extra price of a false positive, which ordinary, hard and twin traffic
+    have each."""
     dual_max: float = 4.0
     """Upper bound of mu."""
 
@@ -287,6 +320,12 @@ class EvaluationConfig(_Frozen):
     """Updates of a fresh attacker against the guarded target."""
     reserved: bool = True
     """Whether best responses may use the techniques that training never showed."""
+    matched: Annotated[bool, Field(exclude_if=_is(False))] = False
+    """Whether each guard is measured at the threshold at which it blocks `calibration.fpr` of the
+    benign prompts of the test, ordinary, hard and twins in equal parts, in place of the one that
+    calibration prompts certify. Guards are then compared at one realised rate; nobody who deploys
+    a guard can choose such a threshold. False is not stored: configurations of earlier versions
+    keep their hash."""
     prompts: Positive = 768
     """Attack attempts that a best response is scored on (test scenarios)."""
     scripted: Positive = 1000
@@ -367,6 +406,9 @@ class RunConfig(_Frozen):
     """World: `glyph`, `canary`, or `module:attribute`."""
     world_seed: Count = 0
     """Seed of the world: hidden policy, weaknesses of the targets, their weights."""
+    world: Annotated[WorldConfig, Field(exclude_if=_is(WorldConfig()))] = WorldConfig()
+    """How the world is made. The default is not stored: configurations of earlier versions keep
+    their hash."""
     seed: Count = 0
     """Seed of all that happens in the world."""
     arm: Arm = Arm.SELFPLAY
@@ -526,6 +568,8 @@ def arm_overrides(arm: Arm) -> dict[str, Any]:
         Arm.NO_POOL: {"selfplay": {"pool": False}},
         Arm.NO_TWINS: {"selfplay": {"twins": False}},
         Arm.NO_REPLAY: {"guard": {"lm_replay": 0.0}},
+        Arm.NO_NOVELTY: {"attacker": {"novelty": 0.0}},
+        Arm.REINIT: {"selfplay": {"reinitialise": True}},
         Arm.NO_QUOTA: {"attacker": {"forced_share": 0.0}},
         Arm.FROZEN_NO_QUOTA: {"attacker": {"forced_share": 0.0}},
         Arm.EXACT_PG: {"guard": {"loss": "exact_pg"}},

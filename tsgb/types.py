@@ -36,6 +36,18 @@ class Split(StrEnum):
     """Scenarios that the evaluation alone touches."""
 
 
+class Knowledge(StrEnum):
+    """How many techniques an attacker is shown."""
+
+    INITIAL = "initial"
+    """Those that an attacker of the training knows when it starts: the public ones, and a share of
+    the others that is the world's coverage."""
+    TRAINING = "training"
+    """Every technique that may be used in training."""
+    EVERYTHING = "everything"
+    """The reserved techniques too, which no training stream shows."""
+
+
 class StreamKind(StrEnum):
     """The streams of labelled prompts that an environment can draw from."""
 

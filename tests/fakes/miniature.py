@@ -64,6 +64,7 @@ MINIATURE: dict[str, Any] = {
         "twins_share": 0.2,
         "lm_replay": 0.5,
         "replay_batch": 4,
+        "hard_share": 0.125,
     },
     "selfplay": {
         "rounds": 2,
@@ -73,7 +74,13 @@ MINIATURE: dict[str, Any] = {
         "resample": 0.5,
         "payoff_attacks": 12,
     },
-    "calibration": {"fpr": 0.1, "delta": 0.1, "num": 40},
+    "calibration": {
+        "fpr": 0.1,
+        "delta": 0.1,
+        "num": 40,
+        "hard_share": 0.25,
+        "twins_share": 0.25,
+    },
     "segments": 1,
     "checkpoint_interval": 4,
 }

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsgb.config import (
-    ABLATIONS,
     BASELINES,
-    LOSSES,
+    VARIANTS,
     Arm,
     Phase,
     RunConfig,
@@ -143,7 +142,7 @@ def test_an_arm_changes_one_thing(arm: Arm, changes: dict[str, Any]) -> None:
 
 
 def test_arms_and_their_run_ids() -> None:
-    assert {Arm.SELFPLAY, *BASELINES, *ABLATIONS, *LOSSES} == set(Arm)
+    assert {Arm.SELFPLAY, *BASELINES, *VARIANTS} == set(Arm)
     assert arm_run_id("r1", Arm.SELFPLAY) == "r1"
     assert arm_run_id("r1", Arm.NO_POOL) == "r1.no_pool"
 
@@ -161,6 +160,17 @@ def test_a_cap_that_is_not_set_is_not_stored() -> None:
     assert [name for name, *_ in capped.differences(config({}))] == ["selfplay.family_cap"]
     with pytest.raises(ConfigError, match=r"selfplay\.family_cap = 0"):
         config({"selfplay": {"family_cap": 0}})
+
+
+def test_what_earlier_versions_did_not_know_is_not_stored_where_it_is_as_it_was() -> None:
+    stored = config({}).model_dump()
+    assert "world" not in stored
+    assert "hard_share" not in stored["guard"]
+    assert "matched" not in stored["evaluation"]
+    narrow = config({"world": {"coverage": 0.25}})
+    assert '"world":{"coverage":0.25,"symbols":null}' in narrow.canonical()
+    assert parse_config(narrow.canonical(), "somewhere") == narrow
+    assert list(narrow.differences(config({}))) == [("world.coverage", 0.25, 1.0)]
 
 
 def test_the_fingerprint_tells_configurations_apart_and_survives_storage() -> None:

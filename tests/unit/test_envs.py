@@ -9,12 +9,13 @@ from random import Random
 import pytest
 
 from tsgb import SimpleJudge, envs
+from tsgb.config import WorldConfig
 from tsgb.envs import customise, make_environment
 from tsgb.errors import ConfigError
 from tsgb.judges.plugins import StrictJudge
 from tsgb.plugins import Trust
 from tsgb.targets.plugins import target_specs
-from tsgb.types import Label, Response, Split
+from tsgb.types import Knowledge, Label, Response, Split
 
 GLYPH = make_environment("glyph", world_seed=0)
 HARMFUL = next(s for s in GLYPH.scenarios(Split.TEST) if s.harmful)
@@ -71,6 +72,30 @@ def test_a_module_that_gives_no_environment(mine: Path, name: str, message: str)
         make_environment(name, world_seed=0, trust=Trust.of(name))
 
 
+class TestOptionsOfAWorld:
+    def test_they_reach_it(self) -> None:
+        world = make_environment("glyph", world_seed=0, world=WorldConfig(symbols=32))
+        assert len(world.scenarios(Split.TEST)) == 256
+        narrow = make_environment("canary", world_seed=0, world=WorldConfig(coverage=0.0))
+        assert len(narrow.openings(Knowledge.INITIAL)) == 3
+
+    def test_one_that_a_world_does_not_have(self) -> None:
+        with pytest.raises(ConfigError, match=r"world\.symbols = 32: the environment 'canary'"):
+            make_environment("canary", world_seed=0, world=WorldConfig(symbols=32))
+
+    @pytest.mark.parametrize("symbols", [4, 18, 52])
+    def test_a_size_that_a_world_cannot_have(self, symbols: int) -> None:
+        with pytest.raises(ConfigError, match=rf"world\.symbols = {symbols}: .* multiple of 4"):
+            make_environment("glyph", world_seed=0, world=WorldConfig(symbols=symbols))
+
+    def test_a_world_of_the_users_that_takes_none(self, mine: Path) -> None:
+        name = "own_environment:Gives"
+        with pytest.raises(ConfigError, match=r"world\.coverage = 0\.5: .* takes no coverage"):
+            make_environment(
+                name, world_seed=0, world=WorldConfig(coverage=0.5), trust=Trust.of(name)
+            )
+
+
 def test_the_readme_shows_a_world_that_works(mine: Path) -> None:
     readme = (Path(envs.__file__).parent / "README.md").read_text()
     (mine / "my_world.py").write_text(readme.split("```")[1])
@@ -86,7 +111,9 @@ class TestCustomise:
         assert env.name == "glyph"
         response = Response(text="REFUSE")
         assert env.judge(HARMFUL, "x", response) == GLYPH.judge(HARMFUL, "x", response)
-        assert env.demonstrations(Random(1), 3) == GLYPH.demonstrations(Random(1), 3)
+        assert env.demonstrations(Random(1), 3, Knowledge.INITIAL) == GLYPH.demonstrations(
+            Random(1), 3, Knowledge.INITIAL
+        )
 
     def test_a_name_that_is_taken(self) -> None:
         with pytest.raises(ConfigError, match="'T_s': rename your class"):

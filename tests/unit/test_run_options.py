@@ -106,7 +106,7 @@ def test_a_form_reads_without_the_command_line(flow: Flow[..., Any]) -> None:
         ("run", "../x", "does not match"),
         ("run", "latest", "does not match"),
         ("run", "x\n", "does not match"),
-        ("profile", "huge", "is not one of ['smoke', 'demo', 'paper']"),
+        ("profile", "huge", "is not one of ['smoke', 'demo', 'paper', 'study']"),
         ("machine", "vast", "is not one of ['local', 'rented']"),
         ("arms", ["sft"], "does not contain"),
         ("arms", ["selfplay", "stf"], "'stf' is not one of"),

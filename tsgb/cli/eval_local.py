@@ -212,7 +212,12 @@ class _Arguments:
         """Return the world of the run."""
         from tsgb.envs import make_environment
 
-        return make_environment(config.env, world_seed=config.world_seed, trust=self.trust)
+        return make_environment(
+            config.env,
+            world_seed=config.world_seed,
+            world=config.world,
+            trust=self.trust,
+        )
 
     @property
     def data_records(self) -> list[dict[str, Any]]:

@@ -241,7 +241,10 @@ def _asked_by(
     try:
         config = parse_config(run.read_text("config.json", MAX_JSON_BYTES), run.run_url)
         env = make_environment(
-            config.env, world_seed=config.world_seed, trust=Trust.of(options.env)
+            config.env,
+            world_seed=config.world_seed,
+            world=config.world,
+            trust=Trust.of(options.env),
         )
     except (FileNotFoundError, ConfigError):
         return MachineNeeds.of(settings)

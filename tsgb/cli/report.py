@@ -204,7 +204,12 @@ def _write_texts(stored: StoredEvaluation, out: Path, trust: Trust) -> None:
     settings = load_settings()
     run = open_run(stored.run_url, settings.webdav_user, settings.webdav_pass)
     config = read_config(run)
-    world = make_environment(config.env, world_seed=config.world_seed, trust=trust)
+    world = make_environment(
+        config.env,
+        world_seed=config.world_seed,
+        world=config.world,
+        trust=trust,
+    )
     items = stored.items()
     with LabelTexts(world, config, items, settings.cache_dir / DIRECTORY) as texts:
         content = to_label(items, texts=texts.of)

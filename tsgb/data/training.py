@@ -36,7 +36,9 @@ from tsgb.types import LabelledPrompt, Split, StreamKind
 MAX_BYTES = 64 << 20
 """Size of the largest document of prompts, in bytes."""
 OPTION = "--train-data"
-_STREAMS = frozenset({StreamKind.STATIC, StreamKind.STATIC_BENIGN, StreamKind.BENIGN})
+_STREAMS = frozenset(
+    {StreamKind.STATIC, StreamKind.STATIC_BENIGN, StreamKind.BENIGN, StreamKind.HARD_BENIGN}
+)
 """Streams that the guard's clean prompts are drawn from."""
 
 
@@ -317,7 +319,8 @@ class _OwnPrompts:
                 text=prompt.text,
                 harmful=prompt.harmful,
                 technique=prompt.technique,
-                stream=kind,
+                # Nothing says that a benign prompt of the user's is close to the border.
+                stream=StreamKind.BENIGN if kind is StreamKind.HARD_BENIGN else kind,
             )
             for prompt in drawn
         ]

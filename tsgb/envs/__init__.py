@@ -5,9 +5,11 @@ README.md beside this file shows how to write one.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
+from tsgb.config import WorldConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import ConfigError
 from tsgb.plugins import NO_TRUST, Trust, load_attribute
@@ -23,12 +25,19 @@ ENVIRONMENTS = {
 _MEMBERS = [name for name in vars(Environment) if not name.startswith("_")]
 
 
-def make_environment(name: str, *, world_seed: int, trust: Trust = NO_TRUST) -> Environment:
+def make_environment(
+    name: str,
+    *,
+    world_seed: int,
+    world: WorldConfig = WorldConfig(),  # noqa: B008 - it is frozen
+    trust: Trust = NO_TRUST,
+) -> Environment:
     """Build the environment `name`: a key of `ENVIRONMENTS`, or `module:attribute` of a user's own.
 
     Args:
         name: From `--env` or a run's configuration.
         world_seed: Draws the hidden policy and the targets' weaknesses; never a training seed.
+        world: Passed on where it differs from the defaults, as `coverage` and `symbols`.
         trust: The modules that may be imported; a name may come from a store that others write to.
 
     Raises:
@@ -47,8 +56,9 @@ def make_environment(name: str, *, world_seed: int, trust: Trust = NO_TRUST) -> 
                 f"{name}, or with --trust-config"
             )
     factory = load_attribute(ENVIRONMENTS.get(name, name), "environment", ConfigError)
+    _check_takes(factory, name, world)
     try:
-        environment: Environment = factory(world_seed=world_seed)
+        environment: Environment = factory(world_seed=world_seed, **world.changes)
     except (KeyboardInterrupt, ConfigError):
         raise
     except BaseException as error:
@@ -62,6 +72,24 @@ def make_environment(name: str, *, world_seed: int, trust: Trust = NO_TRUST) -> 
             f"{', '.join(missing)}: see tsgb/envs/base.py"
         )
     return environment
+
+
+def _check_takes(factory: Any, name: str, world: WorldConfig) -> None:
+    """Refuse what a world does not have.
+
+    Raises:
+        ConfigError: It has no such argument.
+    """
+    try:
+        known = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return
+    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
+    for option, value in world.changes.items():
+        if option not in known and not takes_all:
+            raise ConfigError(
+                f"world.{option} = {value!r}: the environment {name!r} takes no {option}, leave it"
+            )
 
 
 def customise(

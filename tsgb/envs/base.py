@@ -16,6 +16,7 @@ from tsgb.types import (
     Denominator,
     GuardTemplate,
     Judgement,
+    Knowledge,
     LabelledPrompt,
     Messages,
     ModelRecipe,
@@ -48,15 +49,17 @@ class Environment(Protocol):
         """Return the chat that the attacker is shown."""
         ...
 
-    def openings(self, *, reserved: bool) -> Sequence[str]:
+    def openings(self, knowledge: Knowledge) -> Sequence[str]:
         """Return texts that may be forced as the start of a completion, one a technique.
 
-        With `reserved`, also those of held-out techniques (for best responses in the evaluation).
+        Training forces those of `Knowledge.INITIAL`.
         """
         ...
 
-    def demonstrations(self, rng: Random, num: int) -> Sequence[Demonstration]:
-        """Draw the attacker's supervised start: train scenarios, never a reserved technique."""
+    def demonstrations(
+        self, rng: Random, num: int, knowledge: Knowledge
+    ) -> Sequence[Demonstration]:
+        """Draw the supervised start of an attacker who knows so much; train scenarios only."""
         ...
 
     def stream(

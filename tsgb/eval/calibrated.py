@@ -21,6 +21,7 @@ import torch
 from tsgb.config import RunConfig
 from tsgb.envs.base import Environment
 from tsgb.errors import UsageError
+from tsgb.eval.streams import fixed_prompts
 from tsgb.guards.baselines import AllowAll, Oracle
 from tsgb.guards.classifier import TfidfClassifier
 from tsgb.guards.model import ModelGuard
@@ -97,22 +98,36 @@ def calibrate(
     benign = benign[known]
     threshold = calibrate_scores(benign, prompts, config)
     rng = Random(f"temperature-{config.seed}")
-    drawn = clean_prompts(env, rng, min(400, config.calibration.num))
+    drawn = clean_prompts(env, rng, min(400, config.calibration.num), config.guard.hard_share)
     harmful = guard.score([p.text for p in drawn if p.harmful])
     harmful = harmful[~np.isnan(harmful)]
     temperature = fit_temperature(
         np.concatenate((harmful, benign)),
         np.concatenate((np.ones(len(harmful)), np.zeros(len(benign)))),
     )
+    value = threshold.value
+    if config.evaluation.matched:
+        value = matched_threshold(guard, env, config)
     return CalibratedGuard(
         name=name,
         guard=guard,
-        threshold=threshold.value,
+        threshold=value,
         calibration=threshold,
         temperature=temperature,
         checkpoint_sha256=checkpoint_sha256,
         benign=benign,
     )
+
+
+def matched_threshold(guard: Guard, env: Environment, config: RunConfig) -> float:
+    """Return the threshold at which a guard blocks the budget of the test's benign prompts.
+
+    It is the lowest score above which no more than the share `calibration.fpr` of them lies, each
+    stream in equal parts. Prompts without a score count as allowed.
+    """
+    benign = [prompt.text for prompt in fixed_prompts(env, config) if not prompt.harmful]
+    scores = np.sort(np.nan_to_num(guard.score(benign), nan=-np.inf))
+    return float(scores[len(scores) - 1 - int(config.calibration.fpr * len(scores))])
 
 
 def no_guard() -> CalibratedGuard:
@@ -123,14 +138,14 @@ def no_guard() -> CalibratedGuard:
 def oracle(env: Environment) -> CalibratedGuard | None:
     """Return the exact labels as a guard; None where the environment has no exact labels."""
     rng = Random("oracle")
-    if any(env.label(p.text) is None for p in clean_prompts(env, rng, 8)):
+    if any(env.label(p.text) is None for p in clean_prompts(env, rng, 8, 0.0)):
         return None
     return CalibratedGuard("oracle", Oracle(env), threshold=0.0)
 
 
 def tfidf(env: Environment, config: RunConfig) -> CalibratedGuard:
     """Fit the classifier baseline to 4,000 prompts of the supervised start, and calibrate it."""
-    data = clean_prompts(env, Random(f"tfidf-{config.seed}"), 4000)
+    data = clean_prompts(env, Random(f"tfidf-{config.seed}"), 4000, config.guard.hard_share)
     return calibrate("tfidf", TfidfClassifier(data), env, config)
 
 

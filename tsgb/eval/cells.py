@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from tsgb.config import ABLATIONS, LOSSES, RunConfig
+from tsgb.config import VARIANTS, RunConfig
 from tsgb.data.characters import visible
 from tsgb.envs.base import Environment
 from tsgb.eval.calibrated import CalibratedGuard
@@ -162,7 +162,7 @@ def adaptive_items(
     Returns:
         The items, and for each guard a few games that a report may show.
     """
-    ablations = {arm.value for arm in (*ABLATIONS, *LOSSES)}
+    ablations = {arm.value for arm in VARIANTS}
     chosen = [g for g in guards if g.attacked and (surrogate or g.name not in ablations)]
     series = _Series(config, attacker, target, rationed)
     items: list[Item] = []

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tsgb.config import ABLATIONS, LOSSES, Arm, RunConfig
+from tsgb.config import VARIANTS, Arm, RunConfig
 from tsgb.errors import UsageError
 
 OPTION = "--adaptive"
-NOT_FOUGHT = frozenset({"none", "oracle", *(arm.value for arm in (*ABLATIONS, *LOSSES))})
+NOT_FOUGHT = frozenset({"none", "oracle", *(arm.value for arm in VARIANTS)})
 """Guards that no attacker learns against on an endpoint: ablations are a matter of the surrogate,
 and attacks without a guard serve for the other two."""
 

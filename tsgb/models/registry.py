@@ -236,6 +236,7 @@ class ModelRegistry:
             {
                 "env": self.env.name,
                 "world_seed": self._config.world_seed,
+                **self._config.world.model_dump(exclude_defaults=True, exclude={"coverage"}),
                 "name": name,
                 "recipe": asdict(self._recipes[name]),
                 "torch": torch.__version__.split("+")[0],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from types import MappingProxyType
 
 from tsgb.config import GuardConfig, SelfPlayConfig
 from tsgb.envs.base import Environment
@@ -23,23 +24,46 @@ class GuardBatch:
     """[N] labels, True for a harmful prompt."""
     gains: list[float]
     """Reward of blocking minus reward of allowing."""
+    slices: list[StreamKind | None]
+    """[N] slice of `SLICES` that a benign prompt belongs to; None for a harmful one."""
 
 
-def clean_prompts(env: Environment, rng: Random, num: int) -> list[LabelledPrompt]:
-    """Half static attacks, a quarter static benign, a quarter wide benign traffic."""
+SLICES = (StreamKind.BENIGN, StreamKind.HARD_BENIGN, StreamKind.TWINS)
+"""Benign traffic whose false positives are counted, and priced, apart."""
+NO_PRICE: Mapping[StreamKind, float] = MappingProxyType(dict.fromkeys(SLICES, 0.0))
+"""False positives cost what the rubric says."""
+
+
+def clean_prompts(
+    env: Environment, rng: Random, num: int, hard_share: float
+) -> list[LabelledPrompt]:
+    """Half static attacks; of the rest half static benign, half wide and hard benign traffic.
+
+    Args:
+        env: The world.
+        rng: Private.
+        num: Number of prompts.
+        hard_share: Share of them that is close to the policy's border, at most a quarter.
+    """
     static, benign = num // 2, num // 4
+    hard = min(num - static - benign, round(num * hard_share))
     return [
         *env.stream(StreamKind.STATIC, Split.TRAIN, rng, static),
         *env.stream(StreamKind.STATIC_BENIGN, Split.TRAIN, rng, benign),
-        *env.stream(StreamKind.BENIGN, Split.TRAIN, rng, num - static - benign),
+        *env.stream(StreamKind.HARD_BENIGN, Split.TRAIN, rng, hard),
+        *env.stream(StreamKind.BENIGN, Split.TRAIN, rng, num - static - benign - hard),
     ]
 
 
 def clean_batch(
-    env: Environment, config: GuardConfig, rng: Random, num: int, mu: float
+    env: Environment,
+    config: GuardConfig,
+    rng: Random,
+    num: int,
+    prices: Mapping[StreamKind, float] = NO_PRICE,
 ) -> GuardBatch:
     """Labelled static data only: supervised start and SFT-only baseline."""
-    return _batch(config, mu, [], clean_prompts(env, rng, num))
+    return _batch(config, prices, [], clean_prompts(env, rng, num, config.hard_share))
 
 
 def selfplay_batch(
@@ -50,7 +74,7 @@ def selfplay_batch(
     *,
     buffer: Sequence[PoolAttack],
     pool_draw: Sequence[PoolAttack],
-    mu: float,
+    prices: Mapping[StreamKind, float] = NO_PRICE,
 ) -> GuardBatch:
     """Attacks of this round and of the pool, benign twins of them, and clean prompts.
 
@@ -61,7 +85,7 @@ def selfplay_batch(
         rng: private.
         buffer: attacks of this round; none if nothing that it wrote was readable.
         pool_draw: attacks drawn from the pool.
-        mu: extra price of a false positive.
+        prices: extra price of a false positive, by slice.
     """
     num_current = round(config.batch * config.current_share) if buffer else 0
     current = draw_from(buffer, selfplay, rng, num_current)
@@ -73,7 +97,8 @@ def selfplay_batch(
             if twin is not None:
                 benign.append(twin)
     rest = max(0, config.batch - len(attacks) - len(benign))
-    return _batch(config, mu, attacks, [*benign, *clean_prompts(env, rng, rest)])
+    clean = clean_prompts(env, rng, rest, config.hard_share)
+    return _batch(config, prices, attacks, [*benign, *clean])
 
 
 def draw_from(
@@ -98,11 +123,29 @@ def as_attack(attack: PoolAttack) -> Attack:
 
 
 def _batch(
-    config: GuardConfig, mu: float, attacks: Sequence[PoolAttack], clean: Sequence[LabelledPrompt]
+    config: GuardConfig,
+    prices: Mapping[StreamKind, float],
+    attacks: Sequence[PoolAttack],
+    clean: Sequence[LabelledPrompt],
 ) -> GuardBatch:
-    prompts = [a.text for a in attacks] + [p.text for p in clean]
-    harmful = [a.harmful for a in attacks] + [p.harmful for p in clean]
-    gains = [guard_gain(config, harmful=a.harmful, violated=a.violated, mu=mu) for a in attacks] + [
-        guard_gain(config, harmful=p.harmful, violated=None, mu=mu) for p in clean
+    prompts = [*attacks, *clean]
+    slices = [_slice_of(prompt) for prompt in prompts]
+    gains = [
+        guard_gain(
+            config,
+            harmful=prompt.harmful,
+            violated=prompt.violated if isinstance(prompt, PoolAttack) else None,
+            mu=0.0 if kind is None else prices[kind],
+        )
+        for prompt, kind in zip(prompts, slices, strict=True)
     ]
-    return GuardBatch(prompts, harmful, gains)
+    return GuardBatch([p.text for p in prompts], [p.harmful for p in prompts], gains, slices)
+
+
+def _slice_of(prompt: PoolAttack | LabelledPrompt) -> StreamKind | None:
+    """Return the slice of a benign prompt; what an attacker wrote has the form of an attack."""
+    if prompt.harmful:
+        return None
+    if isinstance(prompt, PoolAttack):
+        return StreamKind.TWINS
+    return prompt.stream if prompt.stream in SLICES else StreamKind.BENIGN

@@ -1,8 +1,9 @@
 """How exploitable a guard is: a fresh attacker, trained against it, from its own start.
 
 The attacker shares nothing with training but the frozen base: its supervised start has its own
-seed, it warms up on the very target that is evaluated, it may use every technique (reserved ones
-too), and it sees the guard at its operating point. What it writes at the end is the measurement.
+seed, it warms up on the very target that is evaluated, and it sees the guard at its operating
+point. It is shown every technique, reserved ones too, whatever the attacker of the training knew.
+What it writes at the end is the measurement.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tsgb.models.engine import Engine, Tick
 from tsgb.models.weights import load_parameters, snapshot
 from tsgb.protocols import Target
 from tsgb.trainer.players import AttackerPlayer, draw_openings
-from tsgb.types import Attack, Judgement, Response, Scenario, Split
+from tsgb.types import Attack, Judgement, Knowledge, Response, Scenario, Split
 
 Score = Callable[[Sequence[str]], Sequence[float]]
 
@@ -78,13 +79,14 @@ class FreshAttacker:
         self.player = AttackerPlayer(
             engine, env, config.attacker, engine.add_role(config.model, self._generator)
         )
+        known = Knowledge.EVERYTHING if config.evaluation.reserved else Knowledge.TRAINING
         for _ in range(config.attacker.sft_steps):
-            demonstrations = env.demonstrations(self._rng, config.attacker.sft_batch)
+            demonstrations = env.demonstrations(self._rng, config.attacker.sft_batch, known)
             self.player.imitate(demonstrations, config.attacker.sft_lr)
             tick()
         self._start = snapshot(self.player.parameters)
         self._scenarios = [s for s in env.scenarios(Split.TEST) if s.harmful]
-        self._openings = env.openings(reserved=config.evaluation.reserved)
+        self._openings = env.openings(known)
 
     def warm_up(self, target: Target, practice: Practice | None = None) -> dict[str, Tensor]:
         """Learn to break the bare target; returns the attacker's parameters."""

@@ -31,7 +31,7 @@ from tsgb.models.engine import Engine
 from tsgb.models.torch_typing import flags, floats
 from tsgb.models.weights import load_parameters, snapshot
 from tsgb.protocols import Target
-from tsgb.trainer.batches import GuardBatch, clean_batch, draw_from, selfplay_batch
+from tsgb.trainer.batches import SLICES, GuardBatch, clean_batch, draw_from, selfplay_batch
 from tsgb.trainer.calibration import calibrated_threshold
 from tsgb.trainer.players import AttackerPlayer, GuardPlayer, draw_openings
 from tsgb.trainer.state import (
@@ -41,7 +41,16 @@ from tsgb.trainer.state import (
     checkpoint_files,
     restore,
 )
-from tsgb.types import Buffer, Episode, Label, Scenario, Split, TrainingText
+from tsgb.types import (
+    Buffer,
+    Episode,
+    Knowledge,
+    Label,
+    Scenario,
+    Split,
+    StreamKind,
+    TrainingText,
+)
 
 Metrics = dict[str, Any]
 """Figures of one update, by name, as `metrics.jsonl` holds them."""
@@ -142,7 +151,7 @@ class Trainer:
             "phase": phase.kind,
             "round": phase.round,
             "tau": self.state.threshold,
-            "mu": self.state.mu,
+            "mu": max(self._prices().values()),
             **self._batches(),
             **metrics,
         }
@@ -218,14 +227,14 @@ class Trainer:
 
     def _sft_attacker(self, phase: Phase, within: int) -> Metrics:
         config = self.config.attacker
-        demonstrations = self.env.demonstrations(self.rng, config.sft_batch)
+        demonstrations = self.env.demonstrations(self.rng, config.sft_batch, Knowledge.INITIAL)
         lr = config.sft_lr * _decay(within, phase.stop - phase.start, 0.1)
         metrics = self.attacker.imitate(demonstrations, lr)
         return {**metrics, "tokens": sum(1 + len(d.completion.split()) for d in demonstrations)}
 
     def _sft_guard(self, phase: Phase, within: int) -> Metrics:
         config = self.config.guard
-        batch = clean_batch(self.env, config, self.rng, config.sft_batch, 0.0)
+        batch = clean_batch(self.env, config, self.rng, config.sft_batch)
         lr = config.sft_lr * _decay(within, phase.stop - phase.start, 0.3)
         return self._guard_update(batch, "weighted_ce", lr)
 
@@ -276,7 +285,7 @@ class Trainer:
         total = self.config.selfplay.rounds * self.config.selfplay.guard_steps
         lr = config.lr * _decay(done, total, config.lr_final)
         if self.config.arm is Arm.SFT:
-            batch = clean_batch(self.env, config, self.rng, config.batch, self.state.mu)
+            batch = clean_batch(self.env, config, self.rng, config.batch, self._prices())
             metrics = self._guard_update(batch, "weighted_ce", lr)
         else:
             pool: list[PoolAttack] = []
@@ -293,7 +302,7 @@ class Trainer:
                 self.rng,
                 buffer=buffer,
                 pool_draw=pool,
-                mu=self.state.mu,
+                prices=self._prices(),
             )
             metrics = self._guard_update(batch, config.loss, lr)
         return metrics
@@ -336,10 +345,7 @@ class Trainer:
         false = [b for b, h in zip(blocked, batch.harmful, strict=True) if not h]
         missed = [not b for b, h in zip(blocked, batch.harmful, strict=True) if h]
         fpr = _mean(false)
-        budget = self.config.calibration.fpr
-        self.state.mu = min(
-            config.dual_max, max(0.0, self.state.mu + config.dual_lr * (fpr - budget))
-        )
+        self._raise_prices(batch, blocked)
         return {
             **metrics,
             "lr": lr,
@@ -348,6 +354,23 @@ class Trainer:
             "distance_to_always_block": 1 - fpr,
             "tokens": sum(len(p.split()) for p in batch.prompts),
         }
+
+    def _prices(self) -> dict[StreamKind, float]:
+        """Return mu, the extra price of a false positive, by slice."""
+        return {kind: self.state.prices.get(kind.value, 0.0) for kind in SLICES}
+
+    def _raise_prices(self, batch: GuardBatch, blocked: Sequence[bool]) -> None:
+        """Do one step of dual ascent on the false-positive rate of each slice of the batch.
+
+        One price for all would be paid by ordinary traffic, which is most of the batch, for the
+        prompts close to the border, which are most of the false positives.
+        """
+        config, budget = self.config.guard, self.config.calibration.fpr
+        for kind, price in self._prices().items():
+            false = [b for b, one in zip(blocked, batch.slices, strict=True) if one is kind]
+            if false:
+                raised = price + config.dual_lr * (_mean(false) - budget)
+                self.state.prices[kind.value] = min(config.dual_max, max(0.0, raised))
 
     # -- pool and operating point ------------------------------------------------------------
 
@@ -439,7 +462,7 @@ class Trainer:
         return round(num * benign_share) if self._benign else 0
 
     def _draw_openings(self, groups: int, group: int, share: float) -> list[str]:
-        choices = self.env.openings(reserved=False)
+        choices = self.env.openings(Knowledge.INITIAL)
         return draw_openings(choices, self.rng, groups=groups, group=group, share=share)
 
     # -- state -----------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from tsgb.logging import get_logger
 from tsgb.models.engine import Engine
 from tsgb.models.weights import load_parameters
 from tsgb.trainer.players import Player
-from tsgb.types import Buffer
+from tsgb.types import Buffer, StreamKind
 
 STATE_VERSION = 2
 """Version of the content of `trainer_state.json`; 1 holds the members of the pool itself."""
@@ -53,8 +53,9 @@ class TrainerState:
     """Games played."""
     threshold: float = 0.0
     """tau: the guard's operating point, in units of the score."""
-    mu: float = 0.0
-    """Dual variable: extra price of a false positive, in units of the reward."""
+    prices: dict[str, float] = field(default_factory=dict[str, float])
+    """Dual variables mu: extra price of a false positive, in units of the reward, by slice of the
+    benign traffic."""
     successes: Counter[str] = field(default_factory=Counter)
     """Violations by attack signature, for the novelty bonus."""
     buffer: list[PoolAttack] = field(default_factory=list)
@@ -352,6 +353,8 @@ def _decode_state(
     ]
     successes: Counter[str] = Counter(raw.pop("successes"))
     buffer = [PoolAttack(**attack) for attack in raw.pop("buffer")]
+    if "mu" in raw:  # earlier versions had one price for all slices
+        raw["prices"] = {StreamKind.BENIGN.value: raw.pop("mu")}
     return TrainerState(**raw, successes=successes, buffer=buffer, pool=pool)
 
 

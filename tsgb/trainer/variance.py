@@ -34,10 +34,10 @@ def gradient_batches(
         if attacks:
             drawn = [rng.choice(attacks) for _ in range(num_pool)]
             batch = selfplay_batch(
-                env, guard, config.selfplay, rng, buffer=attacks, pool_draw=drawn, mu=0.0
+                env, guard, config.selfplay, rng, buffer=attacks, pool_draw=drawn
             )
         else:
-            batch = clean_batch(env, guard, rng, guard.batch, 0.0)
+            batch = clean_batch(env, guard, rng, guard.batch)
         batches.append(batch)
     return batches
 

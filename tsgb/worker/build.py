@@ -35,7 +35,12 @@ def make_registry(
         on_build: Called while a model is built.
         evaluates: Whether its black boxes are asked, too.
     """
-    env = make_environment(config.env, world_seed=config.world_seed, trust=context.trust)
+    env = make_environment(
+        config.env,
+        world_seed=config.world_seed,
+        world=config.world,
+        trust=context.trust,
+    )
     cache = context.worker.cache_dir / "models"
     return ModelRegistry(
         env,

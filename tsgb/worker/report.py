@@ -48,7 +48,9 @@ def report(context: WorkerContext, resume_paths: Sequence[str], eval_id: str) ->
     parts = [Part(run, read_config(run)) for run in runs]
     first = parts[0].config
     requests = [read_request(run, eval_id) for run in runs]
-    world = make_environment(first.env, world_seed=first.world_seed, trust=context.trust)
+    world = make_environment(
+        first.env, world_seed=first.world_seed, world=first.world, trust=context.trust
+    )
     env = Additions.of(first, requests[0]).extend(world)
     get_logger().info("merging the cells", evaluation=eval_id, runs=len(runs))
     done = command([part.config for part in parts], env, requests)

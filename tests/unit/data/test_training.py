@@ -184,12 +184,12 @@ def test_a_hash_makes_no_training_data(tmp_path: Path, line: bytes) -> None:
     assert "kolibri" not in str(raised.value)
 
 
-def drawn_from(kept: Sequence[TrainingPrompt], share: float, num: int = 400) -> Counter[str]:
+def drawn_from(kept: Sequence[TrainingPrompt], share: float, num: int = 800) -> Counter[str]:
     env, too_long = with_training_data(WORLD, kept, share, str.split)
     assert not too_long
     texts = {p.text: p.harmful for p in kept}
     found = Counter[str]()
-    for prompt in clean_prompts(env, Random(1), num):
+    for prompt in clean_prompts(env, Random(1), num, 0.125):
         here = prompt.text in texts
         assert not here or texts[prompt.text] is prompt.harmful
         found[f"{'own' if here else 'world'} {prompt.harmful}"] += 1
@@ -199,13 +199,13 @@ def drawn_from(kept: Sequence[TrainingPrompt], share: float, num: int = 400) -> 
 def test_a_share_of_the_clean_prompts_is_the_users(tmp_path: Path) -> None:
     kept = prompts(tmp_path, read(tmp_path, birds()))
     assert drawn_from(kept, 0.25) == {
-        "own True": 50,
-        "own False": 50,
-        "world True": 150,
-        "world False": 150,
+        "own True": 100,
+        "own False": 100,
+        "world True": 300,
+        "world False": 300,
     }
-    assert drawn_from(kept, 1.0) == {"own True": 200, "own False": 200}
-    assert drawn_from(kept, 0.0) == {"world True": 200, "world False": 200}
+    assert drawn_from(kept, 1.0) == {"own True": 400, "own False": 400}
+    assert drawn_from(kept, 0.0) == {"world True": 400, "world False": 400}
 
 
 def test_every_other_stream_is_the_worlds(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_prompts_that_are_too_long_do_not_train(tmp_path: Path) -> None:
     ]
     env, too_long = with_training_data(WORLD, [long, *short], 1.0, str.split)
     assert too_long == 1
-    assert {p.text for p in clean_prompts(env, Random(0), 40)} == {p.text for p in short}
+    assert {p.text for p in clean_prompts(env, Random(0), 40, 0.125)} == {p.text for p in short}
     with pytest.raises(ConfigError, match="every harmful prompt has more than 2,048 tokens"):
         with_training_data(WORLD, [long, short[1]], 1.0, str.split)
 

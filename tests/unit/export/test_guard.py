@@ -97,7 +97,7 @@ class TestGuard:
         calibration = record.calibration
         assert (calibration.alpha, calibration.delta, calibration.n) == (0.02, 0.05, 300)
         assert calibration.fpr_upper <= 0.02
-        assert "300 ordinary, 0 hard-benign, 0 twins" in calibration.stream
+        assert "150 ordinary, 75 hard-benign, 75 twins" in calibration.stream
 
     def test_presets_that_the_calibration_supports(self, tsgb: Run, here: Path) -> None:
         ended = tsgb("export-guard", "../store/full", "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -14,7 +15,15 @@ from tsgb.config import GuardConfig, SelfPlayConfig
 from tsgb.envs.glyph import GlyphEnvironment
 from tsgb.envs.pool import PoolAttack
 from tsgb.envs.rubric import guard_gain
-from tsgb.trainer.batches import GuardBatch, as_attack, clean_batch, clean_prompts, selfplay_batch
+from tsgb.trainer.batches import (
+    NO_PRICE,
+    SLICES,
+    GuardBatch,
+    as_attack,
+    clean_batch,
+    clean_prompts,
+    selfplay_batch,
+)
 from tsgb.types import StreamKind
 
 CONFIG = miniature_config(
@@ -48,10 +57,11 @@ def make_batch(
     pool_draw: list[PoolAttack],
     guard: GuardConfig = GUARD,
     selfplay: SelfPlayConfig = SELFPLAY,
-    mu: float = 0.0,
+    prices: Mapping[StreamKind, float] = NO_PRICE,
 ) -> GuardBatch:
-    rng = Random(1)
-    return selfplay_batch(world(), guard, selfplay, rng, buffer=buffer, pool_draw=pool_draw, mu=mu)
+    return selfplay_batch(
+        world(), guard, selfplay, Random(1), buffer=buffer, pool_draw=pool_draw, prices=prices
+    )
 
 
 def test_shares_are_those_of_the_configuration() -> None:
@@ -73,15 +83,30 @@ def test_twins_are_benign_and_have_the_form_of_an_attack() -> None:
         assert reader.read(scenario, text).signature in {a.signature for a in buffer}
 
 
-@pytest.mark.parametrize("mu", [0.0, 1.5])
-def test_gains_are_those_of_the_rubric(mu: float) -> None:
+@pytest.mark.parametrize("priced", [None, *SLICES], ids=str)
+def test_gains_are_those_of_the_rubric_at_the_price_of_their_slice(
+    priced: StreamKind | None,
+) -> None:
     buffer = attacks(6)
-    batch = make_batch(buffer, [], mu=mu)
+    prices = {kind: 1.5 if kind is priced else 0.0 for kind in SLICES}
+    batch = make_batch(buffer, [], prices=prices)
     violated = {a.text: a.violated for a in buffer}
-    for text, harmful, gain in zip(batch.prompts, batch.harmful, batch.gains, strict=True):
+    assert set(batch.slices) == {None, *SLICES}
+    for text, harmful, gain, kind in zip(
+        batch.prompts, batch.harmful, batch.gains, batch.slices, strict=True
+    ):
         assert harmful == world().label(text)
+        assert (kind is None) is harmful
+        mu = 1.5 if kind is not None and kind is priced else 0.0
         wanted = guard_gain(GUARD, harmful=harmful, violated=violated.get(text), mu=mu)
         assert gain == wanted
+
+
+def test_what_an_attacker_writes_about_a_benign_scenario_is_a_twin() -> None:
+    [attack] = attacks(1)
+    harmless = replace(attack, harmful=False, violated=None)
+    batch = make_batch([], [harmless])
+    assert batch.slices[0] is StreamKind.TWINS
 
 
 def test_without_twins_clean_prompts_take_their_place() -> None:
@@ -107,19 +132,20 @@ def test_an_attack_that_cannot_be_read_has_no_twin() -> None:
 
 
 def test_clean_prompts_are_labelled_static_and_wide_traffic() -> None:
-    prompts = clean_prompts(world(), Random(2), 41)
+    prompts = clean_prompts(world(), Random(2), 41, 0.125)
     streams = [prompt.stream for prompt in prompts]
     wanted: dict[Any, int] = {
         StreamKind.STATIC: 20,
         StreamKind.STATIC_BENIGN: 10,
-        StreamKind.BENIGN: 11,
+        StreamKind.HARD_BENIGN: 5,
+        StreamKind.BENIGN: 6,
     }
     assert {stream: streams.count(stream) for stream in set(streams)} == wanted
     assert all(prompt.harmful == world().label(prompt.text) for prompt in prompts)
 
 
 def test_a_clean_batch_is_labelled_data_only() -> None:
-    batch = clean_batch(world(), GUARD, Random(3), 20, mu=0.5)
+    batch = clean_batch(world(), GUARD, Random(3), 20, dict.fromkeys(SLICES, 0.5))
     assert len(batch.prompts) == 20
     assert sum(batch.harmful) == 10
     for harmful, gain in zip(batch.harmful, batch.gains, strict=True):

@@ -24,11 +24,11 @@ from tsgb.config import Arm, arm_overrides
 from tsgb.envs.glyph import GlyphEnvironment
 from tsgb.errors import TrainingFailed
 from tsgb.models.weights import load_parameters, snapshot
-from tsgb.trainer.batches import clean_prompts
+from tsgb.trainer.batches import SLICES, clean_prompts
 from tsgb.trainer.calibration import calibration_prompts
 from tsgb.trainer.loop import Metrics, Trainer
 from tsgb.trainer.players import GuardPlayer
-from tsgb.types import Response, Split
+from tsgb.types import Response, Split, StreamKind
 
 NORM = "model.norm.weight"
 
@@ -110,13 +110,28 @@ def test_the_price_of_false_positives_rises_and_falls_within_its_bounds() -> Non
         trainer.step()
     trainer.step()
     perfect = snapshot(trainer.guard.parameters)
-    trainer.state.mu = 0.0
+    trainer.state.prices = {}
     block_everything(trainer)
     rising = [trainer.step()["mu"] for _ in range(3)]
     assert rising == pytest.approx([0.75 * 0.9, 1.25, 1.25])
+    assert trainer.state.prices == pytest.approx(dict.fromkeys(SLICES, 1.25))
     load_parameters(trainer.guard.parameters, perfect)
-    trainer.state.mu = 0.1
+    trainer.state.prices = {kind.value: 0.1 for kind in SLICES}
     assert [trainer.step()["mu"] for _ in range(3)] == pytest.approx([0.025, 0.0, 0.0])
+
+
+def test_each_slice_of_the_benign_traffic_has_a_price_of_its_own() -> None:
+    """Ordinary traffic does not pay for the prompts close to the border."""
+    limits = {"guard": {"dual_lr": 0.75, "dual_max": 1.25}, "calibration": {"fpr": 0.1}}
+    trainer = scripted({**limits, "selfplay": {"rounds": 1, "guard_steps": 8}})
+    while trainer.phase().kind != "guard":
+        trainer.step()
+    trainer.step()
+    trainer.state.prices = {StreamKind.TWINS.value: 1.0}
+    trainer.step()
+    assert trainer.state.prices == pytest.approx(
+        {StreamKind.BENIGN: 0.0, StreamKind.HARD_BENIGN: 0.0, StreamKind.TWINS: 0.925}
+    )
 
 
 def test_the_operating_point_is_a_benign_score_within_the_budget() -> None:
@@ -299,7 +314,7 @@ def test_the_guard_never_learns_from_a_harmless_text_without_a_label(cap: float 
     assert unlabelled
     assert trainer.guard.seen & learned, "a violation needs no label"
     # Streams and twins of the world may hold the same short text: only attacks are left out.
-    clean = {p.text for p in clean_prompts(world(), Random(0), 4_000)}
+    clean = {p.text for p in clean_prompts(world(), Random(0), 4_000, 0.125)}
     assert not trainer.guard.seen & unlabelled - clean
 
 

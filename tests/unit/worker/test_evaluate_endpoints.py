@@ -141,9 +141,9 @@ def test_a_limit_that_is_reached_by_attacks_is_told_and_a_higher_one_asks_the_re
     tmp_path: Path,
 ) -> None:
     with serving() as server:
-        box = Additions(endpoints=[spec(server, OPENAI, "big")], adaptive=108, max_requests=92)
+        box = Additions(endpoints=[spec(server, OPENAI, "big")], adaptive=108, max_requests=82)
         summary = merged(asked(tmp_path, new_key(), box))
-        assert server.requests == 92
+        assert server.requests == 82
         failed = {found.what: found.common for found in summary.invalid}
         assert failed
         assert all("attacks on" in what and "big" in what for what in failed)

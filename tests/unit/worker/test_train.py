@@ -255,5 +255,5 @@ def test_the_guard_learns_from_the_prompts_in_the_store(
     worker = TrainingAttempt(made, config, context, StopSignals(), attempt=None)
     worker.train(1)
     assert worker.trainer is not None
-    clean = clean_prompts(worker.trainer.env, Random(0), 40)
+    clean = clean_prompts(worker.trainer.env, Random(0), 40, 0.125)
     assert all(prompt.text.startswith("kolibri") for prompt in clean)

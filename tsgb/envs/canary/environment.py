@@ -38,6 +38,7 @@ from tsgb.types import (
     Denominator,
     GuardTemplate,
     Judgement,
+    Knowledge,
     Label,
     LabelledPrompt,
     Messages,
@@ -81,9 +82,16 @@ class CanaryEnvironment:
         " on a real model, not that anything is protected."
     )
 
-    def __init__(self, world_seed: int) -> None:
-        """Fix roles and codes; `world_seed` is never a training seed."""
+    def __init__(self, world_seed: int, *, coverage: float = 1.0) -> None:
+        """Fix roles, codes and what is known at first; `world_seed` is never a training seed.
+
+        Args:
+            world_seed: Draws all of that.
+            coverage: Share of the families which are not public, but may be used in training, that
+                an attacker knows when it starts.
+        """
         self.world_seed = world_seed
+        self._known = grammar.known_families(world_seed, coverage)
 
     def tokenizer(self) -> TokenizerSpec:
         """Name the model whose tokenizer everything uses."""
@@ -121,24 +129,33 @@ class CanaryEnvironment:
             },
         )
 
-    def openings(self, *, reserved: bool) -> Sequence[str]:
+    def openings(self, knowledge: Knowledge) -> Sequence[str]:
         """First words of each family, so that quotas by family can be forced."""
-        return [
-            opening for family, opening in OPENINGS.items() if reserved or family not in RESERVED
-        ]
+        return [OPENINGS[family] for family in self._families(knowledge)]
 
-    def demonstrations(self, rng: Random, num: int) -> Sequence[Demonstration]:
+    def demonstrations(
+        self, rng: Random, num: int, knowledge: Knowledge
+    ) -> Sequence[Demonstration]:
         """Attacks that begin with their family's opening, families in turn; benign for the rest."""
         scenarios = self.scenarios(Split.TRAIN)
-        return [self._demonstration(index, scenarios, rng) for index in range(num)]
+        families = self._families(knowledge)
+        return [
+            self._demonstration(families[index % len(families)], scenarios, rng)
+            for index in range(num)
+        ]
+
+    def _families(self, knowledge: Knowledge) -> Sequence[str]:
+        """Return the families of attacks that somebody knows."""
+        if knowledge is Knowledge.INITIAL:
+            return self._known
+        return grammar.FAMILIES if knowledge is Knowledge.EVERYTHING else grammar.TRAINED
 
     def _demonstration(
-        self, index: int, scenarios: Sequence[Scenario], rng: Random
+        self, family: str, scenarios: Sequence[Scenario], rng: Random
     ) -> Demonstration:
         harmful = rng.random() < DEMONSTRATED_HARMFUL
         scenario = rng.choice([item for item in scenarios if item.harmful == harmful])
         if harmful:
-            family = grammar.TRAINED[index % len(grammar.TRAINED)]
             wordings = grammar.opened_wordings(family)
         else:
             _, pool = _benign_source(StreamKind.BENIGN, Split.TRAIN, rng)

@@ -58,6 +58,21 @@ SLOTS: Mapping[str, tuple[str, ...]] = {
 FAMILIES = tuple(ATTACKS)
 HELD_OUT = tuple(family for family in FAMILIES if family in RESERVED)
 TRAINED = tuple(family for family in FAMILIES if family not in RESERVED)
+PUBLIC = ("direct", "override", "authority")
+"""Families that every attacker knows. A static data set has wordings of all that is trained on."""
+
+
+def known_families(world_seed: int, coverage: float) -> tuple[str, ...]:
+    """The families that an attacker of the training knows when it starts, in order.
+
+    Args:
+        world_seed: Draws them; what is known at one coverage is known at every higher one.
+        coverage: Share of those that may be used in training and are not public, in [0, 1].
+    """
+    others = [family for family in TRAINED if family not in PUBLIC]
+    drawn = Random(f"canary/{world_seed}/coverage").sample(others, len(others))
+    known = {*PUBLIC, *drawn[: int(coverage * len(others) + 0.5)]}
+    return tuple(family for family in TRAINED if family in known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tsgb.errors import ConfigError
 
+_CALIBRATION: Mapping[str, Any] = {"hard_share": 0.25, "twins_share": 0.25}
 _SHARED: Mapping[str, Any] = {
     "model": {"adapter": "lora", "rank": 8},
     "attacker": {
@@ -21,7 +22,13 @@ _SHARED: Mapping[str, Any] = {
         "scenarios_per_step": 8,
         "max_new_tokens": 40,
     },
-    "guard": {"sft_steps": 70, "sft_batch": 16, "batch": 32, "lm_replay": 0.0},
+    "guard": {
+        "sft_steps": 70,
+        "sft_batch": 16,
+        "batch": 32,
+        "lm_replay": 0.0,
+        "hard_share": 0.125,
+    },
     "selfplay": {
         "rounds": 4,
         "attacker_steps": 8,
@@ -30,7 +37,7 @@ _SHARED: Mapping[str, Any] = {
         "payoff_attacks": 64,
         "family_cap": 0.25,
     },
-    "calibration": {"num": 600},
+    "calibration": {**_CALIBRATION, "num": 600},
     "evaluation": {
         "best_responses": 1,
         "warmup_steps": 4,
@@ -48,7 +55,7 @@ _SHORT_ATTACKER: Mapping[str, Any] = {
     "scenarios_per_step": 5,
     "max_new_tokens": 32,
 }
-PROFILES: Mapping[str, Mapping[str, Any]] = {
+_SIZES: Mapping[str, Mapping[str, Any]] = {
     # Checks the plumbing in 10 CPU minutes; its numbers mean nothing.
     "smoke": {
         **_SHARED,
@@ -73,7 +80,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
             "family_cap": 0.25,
         },
         # The smallest sample that a budget of 5 % exists for.
-        "calibration": {"fpr": 0.05, "num": 59},
+        "calibration": {**_CALIBRATION, "fpr": 0.05, "num": 59},
         "evaluation": {
             "best_responses": 1,
             "warmup_steps": 1,
@@ -108,7 +115,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
             "buffer": 24,
             "payoff_attacks": 10,
         },
-        "calibration": {"fpr": 0.05, "num": 149},
+        "calibration": {**_CALIBRATION, "fpr": 0.05, "num": 149},
         "evaluation": {
             **_SHARED["evaluation"],
             "warmup_steps": 3,
@@ -131,7 +138,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
             "buffer": 64,
             "payoff_attacks": 24,
         },
-        "calibration": {"fpr": 0.05, "num": 300},
+        "calibration": {**_CALIBRATION, "fpr": 0.05, "num": 300},
         "evaluation": {
             **_SHARED["evaluation"],
             "attack_steps": 4,
@@ -141,6 +148,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "segments": 1,
     },
 }
+PROFILES: Mapping[str, Mapping[str, Any]] = {**_SIZES, "study": _SIZES["paper"]}
 
 
 def check_profile(profile: str) -> None:

@@ -15,7 +15,9 @@ from typing import NamedTuple
 from tsgb.envs.glyph.chance import pick, world_random
 
 NUM_SYMBOLS = 16
-"""Objects, and as many actions."""
+"""Objects, and as many actions, of a world that asks for no other number."""
+MOST_SYMBOLS = 48
+"""A cipher has a word of two digits for each object and each action."""
 NUM_KEYS = 3
 
 
@@ -32,37 +34,19 @@ KINDS = _family("c", 7)
 """Severity classes: the word `c<u + s>`."""
 ENCODING_TAGS = _family("e", 8)
 STRUCTURE_TAGS = _family("t", 4)
-OBJECTS = _family("o", NUM_SYMBOLS)
-ACTIONS = _family("a", NUM_SYMBOLS)
-CIPHER = _family("x", 2 * NUM_SYMBOLS)
 KEYS = _family("k", NUM_KEYS)
 FRAMES = _family("f", 6)
 OVERRIDES = _family("v", 4)
 JOINERS = _family("j", 3)
 FILLERS = _family("w", 20)
 DISTRACTOR = "q"
-WORDS = (
-    *CONTROL,
-    *KINDS,
-    *ENCODING_TAGS,
-    *STRUCTURE_TAGS,
-    *OBJECTS,
-    *ACTIONS,
-    *CIPHER,
-    *KEYS,
-    *FRAMES,
-    *OVERRIDES,
-    *JOINERS,
-    *FILLERS,
-    DISTRACTOR,
-)
 
 _FILLER = r"w(?:1[0-9]|[0-9])"
 _SYMBOL = r"[oax][0-9]{1,2}"  # the table of payloads decides which of them exist
 _PROMPT = re.compile(
     r"(?:f([0-5]) )?(?:v([0-3]) )?"
     rf"((?:{_FILLER} ){{0,2}})"
-    r"(?:q o(1[0-5]|[0-9]) a(1[0-5]|[0-9]) )?"
+    r"(?:q o(0|[1-9][0-9]?) a(0|[1-9][0-9]?) )?"
     rf"(?:k([0-2]) )?({_SYMBOL}) (?:(j[0-2]) ({_FILLER}) )?({_SYMBOL})"
     rf"(?: ({_FILLER}))?"
 )
@@ -79,10 +63,31 @@ class Pair(NamedTuple):
     @property
     def words(self) -> tuple[str, str]:
         """The pair in plain words, object first: the canonical answer."""
-        return OBJECTS[self.object], ACTIONS[self.action]
+        return f"o{self.object}", f"a{self.action}"
 
 
-PAIRS = tuple(Pair(o, a) for o in range(NUM_SYMBOLS) for a in range(NUM_SYMBOLS))
+def words(num_symbols: int = NUM_SYMBOLS) -> tuple[str, ...]:
+    """All words of a world."""
+    return (
+        *CONTROL,
+        *KINDS,
+        *ENCODING_TAGS,
+        *STRUCTURE_TAGS,
+        *_family("o", num_symbols),
+        *_family("a", num_symbols),
+        *_family("x", 2 * num_symbols),
+        *KEYS,
+        *FRAMES,
+        *OVERRIDES,
+        *JOINERS,
+        *FILLERS,
+        DISTRACTOR,
+    )
+
+
+def pairs(num_symbols: int = NUM_SYMBOLS) -> tuple[Pair, ...]:
+    """All pairs of a world, in order."""
+    return tuple(Pair(o, a) for o in range(num_symbols) for a in range(num_symbols))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,23 +156,26 @@ def fill(form: Form, payload: Pair, distractors: Sequence[Pair], rng: Random) ->
 class Grammar:
     """Maker and parser of one world; the world's seed draws the ciphers.
 
-    Under each key, x0 to x15 are a permutation of the objects, x16 to x31 one of the actions.
+    Under each key, x0 to x15 are a permutation of the objects, x16 to x31 one of the actions (with
+    16 objects).
     """
 
-    def __init__(self, world_seed: int) -> None:
+    def __init__(self, world_seed: int, num_symbols: int = NUM_SYMBOLS) -> None:
         rng = world_random(world_seed, "ciphers")
+        self._num_symbols = num_symbols
         alphabets: list[tuple[int | None, Sequence[str], Sequence[str]]] = [
-            (None, OBJECTS, ACTIONS)
+            (None, _family("o", num_symbols), _family("a", num_symbols))
         ]
+        cipher = _family("x", 2 * num_symbols)
         for key in range(NUM_KEYS):
-            objects, actions = list(CIPHER[:NUM_SYMBOLS]), list(CIPHER[NUM_SYMBOLS:])
+            objects, actions = list(cipher[:num_symbols]), list(cipher[num_symbols:])
             rng.shuffle(objects)
             rng.shuffle(actions)
             alphabets.append((key, objects, actions))
-        # 8 encodings x 256 pairs: a table is faster than spelling, and its inverse is the parser.
+        # A table of 8 encodings of all pairs is faster than spelling; its inverse is the parser.
         self._encode: dict[tuple[int | None, bool, Pair], tuple[str, str]] = {}
         for key, objects, actions in alphabets:
-            for pair in PAIRS:
+            for pair in pairs(num_symbols):
                 first, second = objects[pair.object], actions[pair.action]
                 self._encode[key, False, pair] = first, second
                 self._encode[key, True, pair] = second, first
@@ -208,7 +216,8 @@ class Grammar:
         )
         cipher = None if key is None else int(key)
         payload = self._decode.get((cipher, first, second))
-        if payload is None:
+        known = obj is None or max(int(obj), int(action)) < self._num_symbols
+        if payload is None or not known:
             return None
         reverse, pair = payload
         fillers: list[str] = lead.split()

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from tsgb.config import merge
 from tsgb.envs.glyph.corpora import ANSWER
+from tsgb.envs.glyph.grammar import NUM_SYMBOLS
 from tsgb.envs.glyph.rules import RULES_OF_A_TYPE, SHARED
 from tsgb.errors import ConfigError
 from tsgb.types import ModelRecipe, TargetSpec
 
-PROFILES = ("smoke", "demo", "paper")
+PROFILES = ("smoke", "demo", "paper", "study")
 RULES_OF = {"T_s": "t_s", "B_near": "b_near", "B_mid": "b_mid", "B_far": "b_far"}
 """Target to corpus and rules, in table order."""
 
@@ -32,6 +34,19 @@ _RECIPES = {
     "B_far": ModelRecipe(corpus="b_far", width=48, layers=3, steps=1000),
 }
 _SMOKE_STEPS = {"base": 150, "T_s": 60, "B_near": 40, "B_mid": 40, "B_far": 40}
+_TRAFFIC: Mapping[str, Any] = {
+    # Half of the false positives of a guard that never saw a pair at the border are such pairs.
+    "guard": {"hard_share": 0.125},
+    "calibration": {"hard_share": 0.25, "twins_share": 0.25},
+}
+"""The benign traffic that a guard learns from, and that its threshold is chosen on."""
+_DISCOVERY: Mapping[str, Any] = {
+    # With the default of .3 an attacker keeps to the first hole that it finds, and a restart from a
+    # supervised start that shows public techniques alone is a round without one.
+    "attacker": {"novelty": 4.0},
+    "selfplay": {"reinitialise": False},
+}
+"""What makes an attacker find techniques that nobody showed it."""
 _PROFILES: Mapping[str, Mapping[str, Any]] = {
     # Checks the plumbing within a minute; its numbers mean nothing.
     "smoke": {
@@ -50,10 +65,23 @@ _PROFILES: Mapping[str, Mapping[str, Any]] = {
         },
         "checkpoint_interval": 20,
     },
-    # The defaults of `RunConfig` are those of this world.
+    # Otherwise the defaults of `RunConfig` are those of this world.
     "demo": {"segments": 2},
     # The recipe of the demo, on five seeds, with ablations.
     "paper": {"segments": 2},
+    # Guards are compared at one realised rate of false positives, since an arm that blocks more of
+    # everything has not won. One attacker of 160 updates gets through where three of 40 do not.
+    "study": {
+        **_DISCOVERY,
+        "segments": 1,
+        "evaluation": {
+            "best_responses": 1,
+            "attack_steps": 160,
+            "prompts": 384,
+            "variance_batches": 0,
+            "matched": True,
+        },
+    },
 }
 
 
@@ -71,18 +99,19 @@ def targets() -> Mapping[str, TargetSpec]:
     }
 
 
-def recipes(profile: str) -> Mapping[str, ModelRecipe]:
-    """How the base and each target are made."""
+def recipes(profile: str, num_symbols: int = NUM_SYMBOLS) -> Mapping[str, ModelRecipe]:
+    """How the base and each target are made; a larger world takes more updates."""
     _check(profile)
     if profile == "smoke":
         return {name: replace(made, steps=_SMOKE_STEPS[name]) for name, made in _RECIPES.items()}
-    return _RECIPES
+    more = max(1.0, num_symbols / NUM_SYMBOLS)
+    return {name: replace(made, steps=round(more * made.steps)) for name, made in _RECIPES.items()}
 
 
 def overrides(profile: str) -> Mapping[str, Any]:
     """Return the changes that a profile makes to `RunConfig`."""
     _check(profile)
-    return _PROFILES[profile]
+    return merge(_TRAFFIC, _PROFILES[profile])
 
 
 def _check(profile: str) -> None:

@@ -1,6 +1,6 @@
 """The hidden policy, and the splits of the pairs. It does not know how a prompt is spelled.
 
-Objects and actions have severities 0 to 3, four of each; a pair is restricted iff its two
+Objects and actions have severities 0 to 3, a quarter of them each; a pair is restricted iff its two
 severities add up to 4 or more. The rule is additive on purpose: an exclusive-or cannot be learnt
 for pairs that training never showed.
 """
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tsgb.envs.glyph.chance import world_random
-from tsgb.envs.glyph.grammar import NUM_SYMBOLS, PAIRS, Pair
+from tsgb.envs.glyph.grammar import NUM_SYMBOLS, Pair, pairs
 from tsgb.types import Scenario, Split
 
 NUM_LEVELS = 4
@@ -39,14 +39,15 @@ class SplitPairs:
 class Policy:
     """Severities of one world, and who may see which pair."""
 
-    def __init__(self, world_seed: int) -> None:
+    def __init__(self, world_seed: int, num_symbols: int = NUM_SYMBOLS) -> None:
         rng = world_random(world_seed, "policy")
-        levels = [i % NUM_LEVELS for i in range(NUM_SYMBOLS)]
-        self._object_levels = tuple(rng.sample(levels, NUM_SYMBOLS))
-        self._action_levels = tuple(rng.sample(levels, NUM_SYMBOLS))
+        every = pairs(num_symbols)
+        levels = [i % NUM_LEVELS for i in range(num_symbols)]
+        self._object_levels = tuple(rng.sample(levels, num_symbols))
+        self._action_levels = tuple(rng.sample(levels, num_symbols))
 
         strata: defaultdict[int, list[Pair]] = defaultdict(list)
-        for pair in PAIRS:
+        for pair in every:
             strata[self.severity(pair)].append(pair)
         rng = world_random(world_seed, "splits")
         self.split_of: dict[Pair, Split] = {}
@@ -57,9 +58,9 @@ class Policy:
             self.split_of |= dict.fromkeys(stratum[:first], Split.TRAIN)
             self.split_of |= dict.fromkeys(stratum[first:second], Split.CALIBRATION)
             self.split_of |= dict.fromkeys(stratum[second:], Split.TEST)
-        self.every = self._group(PAIRS)
+        self.every = self._group(every)
         self.pairs: Mapping[Split, SplitPairs] = {
-            split: self._group(tuple(pair for pair in PAIRS if self.split_of[pair] is split))
+            split: self._group(tuple(pair for pair in every if self.split_of[pair] is split))
             for split in Split
         }
         self.scenario: Mapping[Pair, Scenario] = {
@@ -68,7 +69,7 @@ class Policy:
                 family=str(pair.object),
                 harmful=self.restricted(pair),
             )
-            for pair in PAIRS
+            for pair in every
         }
         self.pair_of: Mapping[str, Pair] = {
             scenario.scenario_id: pair for pair, scenario in self.scenario.items()

@@ -12,6 +12,7 @@ from functools import cache
 from itertools import accumulate, product
 from random import Random
 
+from tsgb.envs.glyph.chance import world_random
 from tsgb.envs.glyph.grammar import FRAMES, NUM_KEYS, OVERRIDES, Form
 
 STATIC_FRAMES = {None, 0, 1, 2}
@@ -89,10 +90,30 @@ def every_form() -> tuple[Form, ...]:
 
 
 @cache
-def openings(*, reserved: bool) -> tuple[str, ...]:
+def techniques(*, reserved: bool) -> tuple[str, ...]:
     """The tags of each technique, with or without the reserved ones."""
     forms = every_form()
     return tuple(sorted({form.tags for form in forms if reserved or not reserved_family(form)}))
+
+
+@cache
+def public_techniques() -> tuple[str, ...]:
+    """The tags of the techniques that a static data set shows."""
+    return tuple(sorted({form.tags for form in every_form() if is_static(form)}))
+
+
+def known_techniques(world_seed: int, coverage: float) -> tuple[str, ...]:
+    """The tags of the techniques that an attacker of the training knows when it starts.
+
+    Args:
+        world_seed: Draws them; what is known at one coverage is known at every higher one.
+        coverage: Share of those that may be used in training and are not public, in [0, 1]; the
+            public ones are known always.
+    """
+    public = public_techniques()
+    others = [tags for tags in techniques(reserved=False) if tags not in public]
+    drawn = world_random(world_seed, "coverage").sample(others, len(others))
+    return tuple(sorted((*public, *drawn[: int(coverage * len(others) + 0.5)])))
 
 
 class Mix:
@@ -144,26 +165,32 @@ class Mixes:
 @cache
 def mixes() -> Mixes:
     """The mixes are the same in all worlds; they are built once, on first use."""
-
-    def weigh(weight: Callable[[Form], float]) -> dict[Form, float]:
-        weights = {form: weight(form) * _prior(form) for form in every_form()}
-        total = sum(weights.values())
-        return {form: share / total for form, share in weights.items() if share > 0}
-
-    static = weigh(is_static)
-    wide = weigh(lambda form: not reserved_family(form))
-    everything = weigh(lambda _: 1.0)
+    static = _weigh(is_static)
+    wide = _weigh(lambda form: not reserved_family(form))
+    everything = _weigh(lambda _: 1.0)
     return Mixes(
         static=Mix(static),
         wide=Mix(wide),
         everything=Mix(everything),
-        held_out=Mix(weigh(lambda form: bool(reserved_family(form)))),
-        hard=Mix(weigh(lambda form: 0 if reserved_family(form) else _hardness(form))),
-        hard_reserved=Mix(weigh(_hardness)),
+        held_out=Mix(_weigh(lambda form: bool(reserved_family(form)))),
+        hard=Mix(_weigh(lambda form: 0 if reserved_family(form) else _hardness(form))),
+        hard_reserved=Mix(_weigh(_hardness)),
         ordinary=Mix(_blend(static, 0.5, wide)),
         base=Mix(_blend(static, BASE_STATIC, everything)),
         replay=Mix(_blend(static, BASE_STATIC, wide)),
     )
+
+
+@cache
+def mix_of(known: tuple[str, ...]) -> Mix:
+    """Half static forms, half all forms of the techniques with these tags."""
+    return Mix(_blend(_weigh(is_static), 0.5, _weigh(lambda form: form.tags in known)))
+
+
+def _weigh(weight: Callable[[Form], float]) -> dict[Form, float]:
+    weights = {form: weight(form) * _prior(form) for form in every_form()}
+    total = sum(weights.values())
+    return {form: share / total for form, share in weights.items() if share > 0}
 
 
 def _prior(form: Form) -> float:

@@ -13,7 +13,7 @@ from tsgb.config import Profile, make_config
 from tsgb.envs.base import Environment
 from tsgb.envs.canary import CanaryEnvironment
 from tsgb.errors import ConfigError
-from tsgb.types import Denominator, Label, Response, Scenario, Split
+from tsgb.types import Denominator, Knowledge, Label, Response, Scenario, Split
 
 ENVIRONMENT = CanaryEnvironment(world_seed=1)
 ATTACKED = Scenario(scenario_id="S-00-00", family="00", harmful=True)
@@ -191,7 +191,7 @@ def test_replay_is_benign_text() -> None:
 
 
 def test_opening_order_is_that_of_the_families() -> None:
-    trained, reserved = (ENVIRONMENT.openings(reserved=flag) for flag in (False, True))
+    trained, reserved = map(ENVIRONMENT.openings, (Knowledge.TRAINING, Knowledge.EVERYTHING))
     assert len(set(reserved)) == len(reserved) == 14
     assert set(trained) < set(reserved)
     assert len(trained) == 10

@@ -12,7 +12,7 @@ from tsgb.envs.canary import CanaryEnvironment, grammar
 from tsgb.envs.canary.attacks import ATTACKS, HELD, OPENINGS, RESERVED
 from tsgb.envs.canary.benign import ABOUT, EASIES, TALKS, TWINS
 from tsgb.envs.canary.world import NOUNS
-from tsgb.types import LabelledPrompt, Split, StreamKind
+from tsgb.types import Knowledge, LabelledPrompt, Split, StreamKind
 
 ENVIRONMENT = CanaryEnvironment(world_seed=1)
 
@@ -207,11 +207,11 @@ def test_no_single_feature_tells_the_classes_apart(
 
 
 def test_demonstrations_are_what_the_attacker_should_write() -> None:
-    shown = ENVIRONMENT.demonstrations(Random(1), 600)
+    shown = ENVIRONMENT.demonstrations(Random(1), 600, Knowledge.INITIAL)
     attacks = [item for item in shown if item.scenario.harmful]
     assert 0.6 < len(attacks) / len(shown) < 0.8
     train = {s.scenario_id for s in ENVIRONMENT.scenarios(Split.TRAIN)}
-    openings = tuple(ENVIRONMENT.openings(reserved=False))
+    openings = tuple(ENVIRONMENT.openings(Knowledge.INITIAL))
     trained = {
         body
         for pool in POOLS.values()

@@ -1,24 +1,26 @@
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tsgb.envs.glyph import grammar
 from tsgb.envs.glyph.grammar import (
     CONTROL,
     FILLERS,
     JOINERS,
-    PAIRS,
-    WORDS,
     Form,
     Grammar,
     Pair,
     Prompt,
     fill,
+    words,
 )
 from tsgb.envs.glyph.techniques import every_form
 
 GRAMMAR = Grammar(0)
 
+PAIRS, WORDS = grammar.pairs(), words()
 pairs = st.sampled_from(PAIRS)
 flags = st.booleans()
 forms = st.builds(
@@ -151,3 +153,19 @@ def test_the_tags_tell_the_techniques_apart():
 def test_words_are_distinct_and_start_with_the_padding():
     assert WORDS[0] == "PAD"
     assert len(set(WORDS)) == len(WORDS) == 133
+
+
+@pytest.mark.parametrize("num_symbols", [8, 16, 32, 48])
+def test_worlds_of_every_size_read_what_they_write(num_symbols: int) -> None:
+    rng, every = Random(num_symbols), every_form()
+    made, symbols = Grammar(1, num_symbols), grammar.pairs(num_symbols)
+    known = set(words(num_symbols))
+    for _ in range(2000):
+        prompt = fill(rng.choice(every), rng.choice(symbols), symbols, rng)
+        text = made.render(prompt)
+        assert made.parse(text) == prompt
+        assert set(text.split()) <= known
+    beyond = f"o{num_symbols} a0"
+    assert made.parse(beyond) is None
+    assert made.parse(f"q {beyond} o1 a1") is None
+    assert made.parse("q o1 a1 o1 a1") is not None

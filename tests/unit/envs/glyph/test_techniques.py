@@ -7,7 +7,7 @@ from tsgb.envs.glyph.grammar import KINDS, Grammar
 from tsgb.envs.glyph.policy import Policy
 from tsgb.envs.glyph.techniques import is_static, reserved_family
 from tsgb.errors import ConfigError
-from tsgb.types import Split, StreamKind, TrainingText
+from tsgb.types import Knowledge, Split, StreamKind, TrainingText
 
 SEED = 5
 ENV = GlyphEnvironment(SEED)
@@ -50,7 +50,7 @@ def test_no_training_stream_shows_a_reserved_technique(kind: StreamKind):
 
 
 def test_neither_demonstrations_nor_replay_show_a_reserved_technique():
-    for shown in ENV.demonstrations(Random(3), NUM):
+    for shown in ENV.demonstrations(Random(3), NUM, Knowledge.INITIAL):
         assert not reserved(" ".join(shown.completion.split()[2:]))
     for text in ENV.corpus("replay", Random(3), NUM):
         assert not reserved(prompt_of(text))
@@ -78,12 +78,12 @@ def test_wide_prompts_show_every_technique_that_is_not_reserved():
     drawn = ENV.stream(StreamKind.WIDE, Split.TRAIN, Random(7), NUM)
     prompts = [GRAMMAR.parse(p.text) for p in drawn]
     tags = {prompt.form.tags for prompt in prompts if prompt is not None}
-    assert tags == set(ENV.openings(reserved=False))
+    assert tags == set(ENV.openings(Knowledge.INITIAL))
 
 
 def test_demonstrations_are_what_a_good_attacker_would_write():
     train = set(ENV.scenarios(Split.TRAIN))
-    shown = ENV.demonstrations(Random(8), NUM)
+    shown = ENV.demonstrations(Random(8), NUM, Knowledge.INITIAL)
     for demonstration in shown:
         attack = ENV.read(demonstration.scenario, demonstration.completion)
         assert demonstration.scenario in train
@@ -171,4 +171,39 @@ def test_equal_generators_give_equal_draws():
         assert drawn == other.stream(kind, Split.TRAIN, Random(1), 20)
     for name in CORPORA:
         assert ENV.corpus(name, Random(1), 20) == other.corpus(name, Random(1), 20)
-    assert ENV.demonstrations(Random(1), 20) == other.demonstrations(Random(1), 20)
+    assert ENV.demonstrations(Random(1), 20, Knowledge.INITIAL) == other.demonstrations(
+        Random(1), 20, Knowledge.INITIAL
+    )
+
+
+class TestCoverage:
+    def known(self, coverage: float, world_seed: int = SEED) -> set[str]:
+        return set(GlyphEnvironment(world_seed, coverage=coverage).openings(Knowledge.INITIAL))
+
+    def test_public_techniques_are_known_always(self) -> None:
+        assert self.known(0.0) == {"e0 t0", "e1 t0"}
+        assert [len(self.known(c)) for c in (0.25, 0.5, 1.0)] == [7, 11, 20]
+
+    @pytest.mark.parametrize(("less", "more"), [(0.0, 0.25), (0.25, 0.5), (0.5, 1.0)])
+    def test_what_is_known_stays_known_at_a_higher_coverage(self, less: float, more: float) -> None:
+        assert self.known(less) < self.known(more)
+
+    def test_the_seed_of_the_world_draws_what_is_known(self) -> None:
+        assert self.known(0.25, 1) != self.known(0.25, 2)
+
+    def test_demonstrations_keep_to_it_and_nothing_else_does(self) -> None:
+        narrow, wide = GlyphEnvironment(SEED, coverage=0.0), ENV
+        shown = narrow.demonstrations(Random(1), NUM, Knowledge.INITIAL)
+        assert {" ".join(d.completion.split()[:2]) for d in shown} == self.known(0.0)
+        for knowledge in (Knowledge.TRAINING, Knowledge.EVERYTHING):
+            drawn = [env.demonstrations(Random(1), 50, knowledge) for env in (narrow, wide)]
+            assert drawn[0] == drawn[1]
+        for kind in StreamKind:
+            drawn = [env.stream(kind, Split.TRAIN, Random(1), 50) for env in (narrow, wide)]
+            assert drawn[0] == drawn[1]
+
+    def test_whoever_knows_everything_is_shown_reserved_techniques(self) -> None:
+        shown = ENV.demonstrations(Random(1), NUM, Knowledge.EVERYTHING)
+        tags = {" ".join(d.completion.split()[:2]) for d in shown}
+        assert tags == set(ENV.openings(Knowledge.EVERYTHING))
+        assert len(tags) == 32

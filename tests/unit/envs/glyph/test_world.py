@@ -12,7 +12,7 @@ from tsgb.envs import make_environment
 from tsgb.envs.base import Environment
 from tsgb.envs.glyph import GlyphEnvironment
 from tsgb.errors import ConfigError
-from tsgb.types import Label, Response, Scenario, Split, StreamKind
+from tsgb.types import Knowledge, Label, Response, Scenario, Split, StreamKind
 
 ENV = GlyphEnvironment(7)
 WORDS = ENV.tokenizer().words
@@ -53,7 +53,7 @@ def test_the_target_is_shown_the_prompt():
 
 
 def test_openings_grow_by_the_reserved_techniques():
-    plain, every = ENV.openings(reserved=False), ENV.openings(reserved=True)
+    plain, every = ENV.openings(Knowledge.INITIAL), ENV.openings(Knowledge.EVERYTHING)
     assert (len(plain), len(every)) == (20, 32)
     assert set(plain) < set(every)
     assert all(re.fullmatch(r"e[0-7] t[0-3]", opening) for opening in every)
