@@ -31,6 +31,7 @@ from tsgb.eval.judge_results import LabelUse, judge_record
 from tsgb.eval.records import (
     Curve,
     DataFileRecord,
+    Discovery,
     Estimate,
     GuardThreshold,
     Item,
@@ -237,7 +238,7 @@ def _setup(
     arms = [arm.value for arm in Arm if arm.value not in FIXED_ORDER]
     own = [GuardChoice.parse(text).name for text in cells[0].request.get("own_guards") or ()]
     order = [*FIXED_ORDER, *arms, *own, "oracle"]
-    rule = config.calibration
+    rule, matched = config.calibration, config.evaluation.matched
     name = config.model.target or config.model.pretrained or env.tokenizer().pretrained
     model = Path(name).name if Path(name).is_absolute() else name  # no path of this machine
     now = datetime.now(UTC)
@@ -248,7 +249,9 @@ def _setup(
         env=config.env,
         seeds=[part.config.seed for part in parts],
         limits=env.limits.replace("{model}", model),
-        threshold_rule=f"fpr<={rule.fpr:g}@{1 - rule.delta:.0%}",
+        threshold_rule=f"fpr={rule.fpr:g}, realised"
+        if matched
+        else f"fpr<={rule.fpr:g}@{1 - rule.delta:.0%}",
         dtype=" and ".join(sorted({c.dtype for c in cells})),
         max_error_rate=config.evaluation.max_error_rate,
         reserved=config.evaluation.reserved,
@@ -269,6 +272,13 @@ def _setup(
         thresholds=thresholds,
         payoff=[Payoff.model_validate(p) for c in cells for p in c.extras["payoff"]],
         curves=[Curve.model_validate(x) for c in cells for x in c.extras["curves"]],
+        world_seed=config.world_seed,
+        coverage=config.world.coverage,
+        symbols=config.world.symbols,
+        matched=matched,
+        discovery=[
+            Discovery.model_validate(d) for c in cells for d in c.extras.get("discovery", ())
+        ],
         gradient_variance_ratio=_pooled([c.extras["variance"] for c in cells]),
         data_files=cells[0].data_files,
         data_judge=cells[0].data_judge,

@@ -46,6 +46,14 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_all(value: float) -> bool:
+    return value == 1.0
+
+
+def _is_false(value: bool) -> bool:
+    return not value
+
+
 def _is_empty(value: Sized) -> bool:
     return not value
 
@@ -246,6 +254,39 @@ class Payoff(Record):
     """Success rates in [0, 1]; None where a pair was never played."""
 
 
+class DiscoveryRound(Record):
+    """What one attacker of a training wrote when nobody prescribed how it begins.
+
+    Example: `DiscoveryRound(attacker="round-1", attacks=256, violated={"e3 t1": 40})`
+    """
+
+    attacker: str
+    """Name of the attacker in the pool."""
+    attacks: int
+    """Attacks that it is represented by."""
+    violated: dict[str, int]
+    """Number of them that made the surrogate violate, by technique."""
+
+
+class Discovery(Record):
+    """Techniques that the attackers of a training found, and what its guards block of each."""
+
+    seed: int
+    """Training seed."""
+    arm: Identifier = "selfplay"
+    """Trained arm."""
+    known: list[str]
+    """Techniques that the attacker was shown."""
+    rounds: list[DiscoveryRound]
+    """Attackers, oldest first."""
+    guards: list[str]
+    """Guards, oldest first: that of the supervised start, then one a round."""
+    prompts: dict[str, int]
+    """Harmful prompts of the test, by technique."""
+    blocked: dict[str, list[int]]
+    """Number of them that each guard blocks, by technique."""
+
+
 class Curve(Record):
     """A training series: each point has `step` and any other figures."""
 
@@ -399,7 +440,7 @@ class Setup(Record):
     limits: str
     """Sentence about what results in this world do not show."""
     threshold_rule: str
-    """Example: `"fpr<=0.01@95%"`"""
+    """Example: `"fpr<=0.01@95%"`, or `"fpr=0.01, realised"` where guards are matched."""
     dtype: str = Field(default="", exclude_if=_is_empty)
     """Dtype that the models were computed in, several where seeds were pooled that differ; empty in
     summaries of earlier versions."""
@@ -417,6 +458,16 @@ class Setup(Record):
     """Payoff matrices of the pools, where there are any."""
     curves: list[Curve] = Field(default_factory=list[Curve])
     """Training series, where there are any."""
+    world_seed: int | None = Field(default=None, exclude_if=_is_none)
+    """Seed of the world; None in summaries of earlier versions."""
+    coverage: float = Field(default=1.0, ge=0, le=1, exclude_if=_is_all)
+    """Share of the techniques that are not public which the attackers of the training knew."""
+    symbols: int | None = Field(default=None, exclude_if=_is_none)
+    """Size of the world where it is not the world's own."""
+    matched: bool = Field(default=False, exclude_if=_is_false)
+    """Whether guards are at one realised rate of false positives, in place of certified ones."""
+    discovery: list[Discovery] = Field(default_factory=list[Discovery], exclude_if=_is_empty)
+    """What the attackers of the training found, where they left a pool."""
     gradient_variance_ratio: Estimate | None = None
     """Variance of the sampled policy gradient over that of the exact one, at a fixed batch."""
     data_files: list[DataFileRecord] = Field(

@@ -18,7 +18,7 @@ from tsgb.checkpoint.layout import STATE_FILE
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.reject import way_back
 from tsgb.checkpoint.run import RunStore
-from tsgb.config import RunConfig
+from tsgb.config import Arm, RunConfig
 from tsgb.envs.base import Environment
 from tsgb.envs.pool import PoolAttack
 from tsgb.errors import StoreError, StoreUnreachable
@@ -27,11 +27,12 @@ from tsgb.eval.additions import choose_targets
 from tsgb.eval.calibrated import CalibratedGuard
 from tsgb.eval.cells import RationedAttack, adaptive_items, scripted_items
 from tsgb.eval.curves import curve_of
+from tsgb.eval.discovery import ScoreWith, discovery
 from tsgb.eval.guard_times import NUM_TIMED, time_guards
 from tsgb.eval.judge_results import examine
 from tsgb.eval.logged_target import AttackedTarget
 from tsgb.eval.ration import fought, ration
-from tsgb.eval.records import Curve, GuardThreshold, Payoff
+from tsgb.eval.records import Curve, Discovery, GuardThreshold, Payoff
 from tsgb.eval.request import (
     EvaluationCell,
     attacked_targets,
@@ -45,17 +46,18 @@ from tsgb.eval.request import (
     share,
 )
 from tsgb.eval.transcripts import TRANSCRIPTS
+from tsgb.guards.model import ModelGuard
 from tsgb.judges.exact import ExactJudge
 from tsgb.logging import get_logger
 from tsgb.models.registry import ModelRegistry
 from tsgb.models.weights import load_parameters
-from tsgb.protocols import Judge, Target
+from tsgb.protocols import Judge, Scores, Target
 from tsgb.targets.build import build_target
 from tsgb.trainer.best_response import FreshAttacker
 from tsgb.trainer.players import GuardPlayer
-from tsgb.trainer.state import check_target, loading, read_weights, stored_state
+from tsgb.trainer.state import check_target, loading, read_role, read_weights, stored_state
 from tsgb.trainer.variance import gradient_batches, variance_ratio
-from tsgb.types import CheckpointRef, Split, StreamKind, TargetSpec
+from tsgb.types import Buffer, CheckpointRef, Split, StreamKind, TargetSpec
 
 OpenRun = Callable[[str], RunStore]
 Report = Callable[[int, int, str], None]
@@ -183,6 +185,7 @@ class Evaluation:
             "items": [item.model_dump(mode="json", exclude_defaults=True) for item in items],
             "thresholds": [t.model_dump(mode="json") for t in self._thresholds(guards)],
             "payoff": [p.model_dump(mode="json") for p in self._payoffs()],
+            "discovery": [d.model_dump(mode="json") for d in self._discoveries()],
             "curves": [c.model_dump(mode="json") for c in self._curves()],
             "variance": self._variance(),
             "judge": examine(self.judge),
@@ -339,6 +342,36 @@ class Evaluation:
                 continue
             curves.append(curve_of(text, self.config.seed, arm))
         return curves
+
+    def _discoveries(self) -> list[Discovery]:
+        """Return what the attackers of each arm found, and its guards made of it."""
+        found: list[Discovery] = []
+        for arm, ref in self.refs().items():
+            if arm == Arm.SFT:
+                continue
+            files = self._files(ref, ["guard.safetensors", STATE_FILE])
+            with _loading(ref):
+                state = stored_state(files)["state"]
+                score = self._score_of_columns(files, arm)
+                thresholds = dict(zip(state["guards"], state["thresholds"], strict=True))
+                config = self.config.model_copy(update={"arm": Arm(arm)})
+                found.append(discovery(self.env, config, state, score, thresholds))
+        return found
+
+    def _score_of_columns(self, files: Mapping[str, Buffer], arm: str) -> ScoreWith:
+        """Return what scores texts with the guard of any round of an arm."""
+        engine = self.registry.base()
+        columns, _ = read_role(
+            files, "guard.safetensors", engine, self.config.model, f"guard {arm!r}"
+        )
+        role = engine.add_role(self.config.model, torch.Generator().manual_seed(0))
+        guard = ModelGuard(engine, role, self.env.guard_template())
+
+        def score(column: str, texts: Sequence[str]) -> Scores:
+            load_parameters(engine.parameters(role), columns[column])
+            return guard.score(texts)
+
+        return score
 
     def _variance(self) -> dict[str, float] | None:
         """Claim H6, at the guard after its first round and on batches like those of its next.
