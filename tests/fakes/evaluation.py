@@ -73,9 +73,10 @@ def items(
     num_prompts: int = 96,
     num_attacks: int = 96,
     targets: Sequence[TargetRecord] = TARGETS,
+    draw: int = 11,
 ) -> list[Item]:
     """All items; per stream and seed `num_prompts`, per best response `num_attacks`."""
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng(draw)
     out: list[Item] = []
     for seed in seeds:
         out += _prompts(rng, arms, seed, num_prompts, targets)

@@ -73,7 +73,7 @@ STYLE = {
 }
 
 
-def _style(settings: Mapping[str, Any]) -> AbstractContextManager[None]:
+def style(settings: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Matplotlib's settings are global: they hold inside the block only."""
     rc: Any = mpl.rc_context  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     return rc(settings)
@@ -99,7 +99,7 @@ def transfer(summary: Summary) -> Markup | None:
     guards = [g for g in MAIN_GUARDS if _points(summary, g, "adaptive_asr")]
     if not guards or not targets:
         return None
-    with _style(STYLE):
+    with style(STYLE):
         figure, axes = _axes()
         for index, guard in enumerate(guards):
             shift = 0.16 * (index - (len(guards) - 1) / 2)
@@ -125,7 +125,7 @@ def transfer(summary: Summary) -> Markup | None:
         axes.set_ylabel("adaptive ASR")
         _percent(axes, "y")
         _legend(axes)
-        return _svg(figure, "Adaptive attack success rate by target", "transfer")
+        return svg_of(figure, "Adaptive attack success rate by target", "transfer")
 
 
 def guards_alone(summary: Summary) -> Markup | None:
@@ -134,7 +134,7 @@ def guards_alone(summary: Summary) -> Markup | None:
     if not guards:
         return None
     target = summary.targets[0].name
-    with _style(STYLE):
+    with style(STYLE):
         figure: Canvas = Figure(figsize=(SIZE[0], 0.75 + 0.3 * len(guards)), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         metrics = (("scripted_tpr", "held-out TPR"), ("fpr_hard", "hard-benign FPR"))
@@ -150,7 +150,7 @@ def guards_alone(summary: Summary) -> Markup | None:
             axes.spines["left"].set_visible(False)
             _percent(axes, "x", full=metric == "scripted_tpr")
         panels[0].set_yticks(range(len(guards)), [_name(g) for g in guards])
-        return _svg(figure, "Held-out true-positive rate and hard-benign FPR by guard", "alone")
+        return svg_of(figure, "Held-out true-positive rate and hard-benign FPR by guard", "alone")
 
 
 def roc(summary: Summary) -> Markup | None:
@@ -158,7 +158,7 @@ def roc(summary: Summary) -> Markup | None:
     curves = [c for c in summary.roc if c.guard in SERIES and c.guard != "oracle"]
     if not curves:
         return None
-    with _style(STYLE):
+    with style(STYLE):
         figure, axes = _axes()
         for curve in curves:
             _roc_curve(axes, curve)
@@ -171,7 +171,7 @@ def roc(summary: Summary) -> Markup | None:
         axes.set_ylabel("TPR, reserved techniques")
         _percent(axes, "y")
         _legend(axes)
-        return _svg(figure, "ROC on reserved techniques with operating points", "roc")
+        return svg_of(figure, "ROC on reserved techniques with operating points", "roc")
 
 
 def training(curves: Sequence[Curve]) -> list[Markup]:
@@ -193,7 +193,7 @@ def learning(curves: Sequence[Curve]) -> Markup | None:
     names = [n for n in LEARNED if any(n in point for c in curves for point in c.points)]
     if not names:
         return None
-    with _style(STYLE):
+    with style(STYLE):
         figure: Canvas = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
         for index, name in enumerate(names):
             axes = figure.add_subplot(1, len(names), index + 1)
@@ -208,11 +208,11 @@ def learning(curves: Sequence[Curve]) -> Markup | None:
             _percent(axes, "y")
             if index == 0:
                 _legend(axes)
-        return _svg(figure, "ASR, FPR and FNR while training", "learning")
+        return svg_of(figure, "ASR, FPR and FNR while training", "learning")
 
 
-def data_url(picture: Markup) -> str:
-    """Return a picture as a `data:` URL, in colours of its own, for a page that is not ours."""
+def standalone(picture: Markup) -> str:
+    """Return a picture as a document, in colours of its own, for a page that is not ours."""
     text = str(picture).replace("currentColor", LIGHT["ink"])
     for name, tint in LIGHT.items():
         text = text.replace(f"var(--{name})", tint)
@@ -224,12 +224,16 @@ def data_url(picture: Markup) -> str:
         f'height="{2 * float(height):.0f}" font-family="sans-serif" '
         f'style="background:white" '
     )
-    content = text.replace("<svg ", head, 1).encode()
-    return f"data:image/svg+xml;base64,{b64encode(content).decode()}"
+    return text.replace("<svg ", head, 1)
+
+
+def data_url(picture: Markup) -> str:
+    """Return the same as a `data:` URL."""
+    return f"data:image/svg+xml;base64,{b64encode(standalone(picture).encode()).decode()}"
 
 
 def _training_figure(curves: Sequence[Curve], arms: Sequence[str], name: str, salt: str) -> Markup:
-    with _style(STYLE):
+    with style(STYLE):
         figure, axes = _axes((3.4, 2.2))
         for arm in arms:
             series = [
@@ -247,7 +251,7 @@ def _training_figure(curves: Sequence[Curve], arms: Sequence[str], name: str, sa
         axes.set_xlabel("step")
         axes.margins(x=0.01)
         _legend(axes)
-        return _svg(figure, f"Training series {visible(name, MAX_TITLE)}", salt)
+        return svg_of(figure, f"Training series {visible(name, MAX_TITLE)}", salt)
 
 
 def _mean_series(series: Sequence[Mapping[float, float]]) -> dict[float, float]:
@@ -374,10 +378,10 @@ def _points(summary: Summary, guard: str, metric: str) -> bool:
     return any(getattr(r, metric) is not None for r in summary.results if r.guard == guard)
 
 
-def _svg(figure: Canvas, label: str, salt: str) -> Markup:
+def svg_of(figure: Canvas, label: str, salt: str) -> Markup:
     """Serialise, then leave only what a page needs: no header, no metadata, no unused ids."""
     buffer = io.StringIO()
-    with _style({"svg.hashsalt": salt}):
+    with style({"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

@@ -20,6 +20,8 @@ TITLES = {
     "no_pool": "Self-play, no pool",
     "no_twins": "Self-play, no twins",
     "no_replay": "Self-play, no replay",
+    "no_novelty": "Self-play, no novelty",
+    "reinit": "Self-play, new starts",
     "no_quota": "Self-play, no quota",
     "frozen_no_quota": "Frozen attacker, no quota",
     "exact_pg": "Self-play, exact gradient",
