@@ -23,7 +23,7 @@ from flows.prepare import (
     with_checked_names,
     write_configs,
 )
-from flows.progress import listener, watching
+from flows.progress import Listener, listener, watching
 from flows.seeds import sharing, train_all
 from flows.workers import Workers
 from tsgb.checkpoint.manifest import sha256_hex
@@ -32,7 +32,7 @@ from tsgb.cloud.pricing import MICRO, in_dollars
 from tsgb.config import Arm, ModelConfig, arm_run_id
 from tsgb.errors import Interrupted, UsageError
 from tsgb.run_options import MachineKind, RunOptions
-from tsgb.settings import child_environment, load_settings
+from tsgb.settings import Settings, child_environment, load_settings
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -62,6 +62,54 @@ def run_experiment(
     settings.make_cache_dir()
     where = canonical_url(options.store or settings.default_store)
     run_id = options.run or new_run_id(datetime.now().astimezone())
+    runs = prepared_runs(options, settings, where, run_id)
+    names = names_of(runs)
+    with embedded_api(settings, where, run_id, options.seeds) as shown:
+        shown.note(
+            f"experiment {run_id}: profile {options.profile}, world {options.env}, "
+            f"{len(runs)} seed(s)"
+        )
+        with one_budget(runs, where) as spent:
+            trained = train(runs)
+        evaluated = evaluate(runs) if options.evaluate else {}
+        if options.evaluate:
+            shown.note(f"report: {evaluated['stage2']['report']}")
+    return {
+        "run_id": run_id,
+        "seed": options.seed,
+        "profile": options.profile.value,
+        "env": options.env,
+        "wall_seconds": round(clock() - start, 1),
+        "stage1": trained[0],
+        **({"runs": dict(zip(names, trained, strict=True))} if len(runs) > 1 else {}),
+        **spent,
+        **evaluated,
+    }
+
+
+def names_of(runs: Sequence[RunOptions]) -> list[str]:
+    """Return the ids of runs, as `prepared_runs` chose them."""
+    return [str(run.run) for run in runs]
+
+
+def prepared_runs(
+    options: RunOptions, settings: Settings, where: str, run_id: str
+) -> list[RunOptions]:
+    """Check the options of an experiment, and write the configurations of its runs.
+
+    Args:
+        options: Options of the experiment.
+        settings: Settings of this process.
+        where: URL of the store.
+        run_id: Name of the experiment.
+
+    Returns:
+        The options of the run of each seed, which names itself and its store.
+
+    Raises:
+        UsageError: An option breaks its rule.
+        ConfigError: A run exists with another configuration.
+    """
     seeds = options.training_seeds
     names = [run_id if len(seeds) == 1 else f"{run_id}-s{seed}" for seed in seeds]
     arms = options.trained_arms
@@ -85,41 +133,42 @@ def run_experiment(
     for run, name in zip(runs, names, strict=True):  # stage 1 would refuse it once Prefect runs
         data = training_data_of(run)
         write_configs(Workers(settings, where, name, run.env), arm_configs(run, data), data)
+    return runs
+
+
+@contextmanager
+def embedded_api(
+    settings: Settings, where: str, run_id: str, seeds: int | None
+) -> Generator[Listener]:
+    """Run what is inside on an embedded Prefect API of its own, with progress on stderr.
+
+    Raises:
+        Interrupted: A signal came; says how the same command goes on.
+    """
     name = f"{run_id}-{sha256_hex(where.encode())[:8]}"
     with (
         interruptible(),
-        _resumable(run_id, options.seeds),
+        _resumable(run_id, seeds),
         embedded.start(settings.prefect_home, name, child_environment()) as api,
         watching() as shown,
+        embedded.connected(api),
     ):
-        shown.note(
-            f"experiment {run_id}: profile {options.profile}, world {options.env}, "
-            f"{len(runs)} seed(s)"
-        )
-        with embedded.connected(api):
-            from flows.stage1 import stage1
+        yield shown
 
-            jobs = {
-                name: partial(_train, stage1, run) for name, run in zip(names, runs, strict=True)
-            }
-            with _one_budget(options, where, names) as spent:
-                if options.machines > len(seeds):
-                    _train_apart(runs, options.machines)
-                trained = train_all(jobs, min(options.machines, len(seeds)))
-            evaluated = _stage2(names, options, where) if options.evaluate else {}
-        if options.evaluate:
-            shown.note(f"report: {evaluated['stage2']['report']}")
-    return {
-        "run_id": run_id,
-        "seed": options.seed,
-        "profile": options.profile.value,
-        "env": options.env,
-        "wall_seconds": round(clock() - start, 1),
-        "stage1": trained[0],
-        **({"runs": dict(zip(names, trained, strict=True))} if len(runs) > 1 else {}),
-        **spent,
-        **evaluated,
-    }
+
+def train(runs: Sequence[RunOptions]) -> list[dict[str, Any]]:
+    """Train runs to their last step: one after the other, or on several rented machines at once.
+
+    Returns:
+        Stage 1 of each run, for the JSON document.
+    """
+    from flows.stage1 import stage1
+
+    machines = runs[0].machines
+    if machines > len(runs):
+        _train_apart(runs, machines)
+    jobs = {str(run.run): partial(_train, stage1, run) for run in runs}
+    return train_all(jobs, min(machines, len(runs)))
 
 
 def _run(flow: Flow[..., dict[str, Any]], **parameters: Any) -> State[dict[str, Any]]:
@@ -144,10 +193,11 @@ def _train_apart(runs: Sequence[RunOptions], machines: int) -> None:
         settings = run.applied_to(load_settings())
         workers = Workers(settings, str(run.store), str(run.run), run.env)
         settle(workers, arm_configs(run, training_data_of(run)), apart=True)
-    for arm in runs[0].trained_arms:
+    for arm in Arm:
         for run in runs:
-            name = arm_run_id(str(run.run), arm)
-            jobs[name] = partial(_result, train_arm, arm=arm.value, **run.parameters())
+            if arm in run.trained_arms:
+                name = arm_run_id(str(run.run), arm)
+                jobs[name] = partial(_result, train_arm, arm=arm.value, **run.parameters())
     train_all(jobs, machines)
 
 
@@ -156,15 +206,14 @@ def _result(flow: Flow[..., dict[str, Any]], **parameters: Any) -> dict[str, Any
 
 
 @contextmanager
-def _one_budget(
-    options: RunOptions, store: str, names: Sequence[str]
-) -> Generator[dict[str, float]]:
+def one_budget(runs: Sequence[RunOptions], store: str) -> Generator[dict[str, float]]:
     """Let all runs on rented machines spend of one budget; say what they spent.
 
     Yields:
         What the document says of it, once the context is left.
     """
     said: dict[str, float] = {}
+    options = runs[0]
     if options.machine is not MachineKind.RENTED:
         yield said
         return
@@ -172,11 +221,11 @@ def _one_budget(
     from flows.homes import homes_of
     from flows.rented import budget_of
 
-    arms, apart = options.trained_arms, options.machines > len(names)
+    apart = options.machines > len(runs)
     homes = [
         home
-        for name in names
-        for home in homes_of(Workers(settings, store, name), arms, apart=apart)
+        for run in runs
+        for home in homes_of(Workers(settings, store, str(run.run)), run.trained_arms, apart=apart)
     ]
     if len(homes) == 1:
         yield said
@@ -192,15 +241,20 @@ def _one_budget(
         )
 
 
-def _stage2(runs: Sequence[str], options: RunOptions, store: str) -> dict[str, Any]:
+def evaluate(runs: Sequence[RunOptions]) -> dict[str, Any]:
+    """Evaluate the guards of runs together, once.
+
+    Returns:
+        `stage2` and `results` of the JSON document.
+    """
     from flows.artifacts import key_figures
     from flows.stage1 import STAGE_2
     from flows.stage2 import stage2
 
     state = _run(
         stage2,
-        more_runs=list(runs[1:]),
-        **{**options.model_dump(mode="json", include=STAGE_2), "run": runs[0], "store": store},
+        more_runs=names_of(runs[1:]),
+        **runs[0].model_dump(mode="json", include=STAGE_2),
     )
     evaluated = state.result()
     return {

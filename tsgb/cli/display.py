@@ -23,6 +23,8 @@ from tsgb.eval.compare import PairedEvaluations
 from tsgb.eval.comparison_page import comparison_notes, comparison_sheets, slice_sheets
 from tsgb.eval.data_views import data_answer_notes, data_answer_sheet, data_sheet
 from tsgb.eval.records import Summary
+from tsgb.eval.study_page import study_text
+from tsgb.eval.study_records import StudySummary
 from tsgb.eval.wording import MINUS, failed_class
 from tsgb.settings import Settings, load_settings
 
@@ -44,6 +46,22 @@ def read_summary(where: str) -> Summary:
     settings: Settings = load_settings()
     files = open_filesystem(directory, settings.webdav_user, settings.webdav_pass)
     return Summary.model_validate_json(files.read(name, MAX_JSON_BYTES))
+
+
+def print_study(where: str, page: str) -> None:
+    """Print what a study found, its claims and tables, and the place of its page.
+
+    Args:
+        where: Path or URL of its summary.
+        page: Path or URL of its page.
+    """
+    directory, _, name = canonical_url(where).rpartition("/")
+    settings: Settings = load_settings()
+    files = open_filesystem(directory, settings.webdav_user, settings.webdav_pass)
+    study = StudySummary.model_validate_json(files.read(name, MAX_JSON_BYTES))
+    out = console()
+    out.print(visible(study_text(study), keep="\n"), markup=False, soft_wrap=True)
+    out.print(visible(f"Study: {page}"), markup=False, soft_wrap=True)
 
 
 def print_evaluation(summary: Summary, report: str) -> None:
@@ -75,7 +93,8 @@ def evaluation_tables(summary: Summary) -> list[Table]:
         for index, (name, note) in enumerate(headline.columns)
         if name not in {"AUROC", "ECE"} and note != "benign twins"
     ]
-    about = f"{summary.env}, {summary.profile}, {summary.threshold_rule}, 95 % intervals"
+    coverage = "" if summary.coverage == 1 else f", coverage {summary.coverage:g}"
+    about = f"{summary.env}, {summary.profile}{coverage}, {summary.threshold_rule}, 95 % intervals"
     fixed, data = views.scripted(summary), data_sheet(summary)
     refused = views.over_refusal(summary)
     declined = [_table("Benign prompts", refused, range(len(refused.columns)))]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsgb.cli.options import DryRunOption, JsonOption, show_estimate, takes
+from tsgb.config import Profile
 from tsgb.run_options import RunOptions
 
 TRAINING = (
@@ -44,14 +45,29 @@ def experiment(
     """Train by self-play, evaluate on black boxes, report; resumes with the same --run-id.
 
     demo takes minutes on two cores, smoke about one, paper hours: it trains five seeds by default.
+    study takes hours, too: it asks when self-play pays, at several levels of coverage.
     """
     from flows.experiment import run_experiment
     from flows.prepare import costs_of
 
     if dry_run:
         show_estimate(costs_of(options), as_json=as_json)
-        return
-    show(run_experiment(options), as_json=as_json)
+    elif options.profile is Profile.STUDY:
+        from flows.study import run_study
+
+        show_study(run_study(options), as_json=as_json)
+    else:
+        show(run_experiment(options), as_json=as_json)
+
+
+def show_study(document: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print the result of a study as JSON, or its claims and tables."""
+    from tsgb.cli import display, output
+
+    if as_json:
+        output.print_json(document)
+    else:
+        display.print_study(document["summary_path"], document["study"])
 
 
 def show(document: Mapping[str, Any], *, as_json: bool) -> None:
