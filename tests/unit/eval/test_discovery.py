@@ -85,5 +85,5 @@ def test_what_is_known_at_first_has_the_names_that_prompts_have() -> None:
         ciphers,
         dict.fromkeys(STATE["guards"], 0.5),
     )
-    assert found.known == ["authority", "direct", "override"]
+    assert found.known == ["direct", "override", "repeat"]
     assert set(found.known) < set(found.prompts)

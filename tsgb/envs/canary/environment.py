@@ -175,7 +175,10 @@ class CanaryEnvironment:
     ) -> LabelledPrompt:
         static = kind in {StreamKind.STATIC, StreamKind.STATIC_BENIGN}
         if kind.harmful:
-            families = grammar.HELD_OUT if kind is StreamKind.HELD_OUT else grammar.TRAINED
+            families = {
+                StreamKind.HELD_OUT: grammar.HELD_OUT,
+                StreamKind.STATIC: self._known,
+            }.get(kind, grammar.TRAINED)
             technique = rng.choice(families)
             pool = ATTACKS[technique]
         else:

@@ -241,3 +241,32 @@ def test_a_twin_is_benign_and_of_the_same_family() -> None:
         assert twin is not None
         assert (twin.harmful, twin.technique) == (False, item.technique)
         assert ENVIRONMENT.label(twin.text) is False
+
+
+class TestCoverage:
+    """Families that an attacker of the training knows when it starts."""
+
+    def shown(self, coverage: float) -> set[str]:
+        env = CanaryEnvironment(5, coverage=coverage)
+        attacks = [
+            env.read(d.scenario, d.completion)
+            for d in env.demonstrations(Random(1), 400, Knowledge.INITIAL)
+            if d.scenario.harmful
+        ]
+        return {attack.technique for attack in attacks}
+
+    @pytest.mark.parametrize(("coverage", "num"), [(0.0, 3), (0.5, 7), (1.0, 10)])
+    def test_demonstrations_openings_and_static_data_keep_to_it(
+        self, coverage: float, num: int
+    ) -> None:
+        env = CanaryEnvironment(5, coverage=coverage)
+        known = self.shown(coverage)
+        assert len(known) == len(env.openings(Knowledge.INITIAL)) == num
+        assert known >= {"direct", "override", "repeat"}
+        static = env.stream(StreamKind.STATIC, Split.TRAIN, Random(2), 300)
+        assert {prompt.technique for prompt in static} == known
+        wide = env.stream(StreamKind.WIDE, Split.TEST, Random(2), 300)
+        assert len({prompt.technique for prompt in wide}) == 10
+
+    def test_more_is_known_at_a_higher_coverage(self) -> None:
+        assert self.shown(0.0) < self.shown(0.5) < self.shown(1.0)
