@@ -103,8 +103,8 @@ def run_study(
 
     Returns:
         The JSON document: `run_id`, `seed`, `profile`, `env`, `wall_seconds`, `parts` by name with
-        their reports, `study` (the page) and `claims`; where several runs rented machines,
-        `held_dollars`.
+        their reports, `study` (the page), `summary_path` and `claims`; where several runs rented
+        machines, `held_dollars`. Without `options.evaluate` all is trained, and nothing more.
 
     Raises:
         TSGBError: The way in which it ended; `exit_code` says what a process should exit with.
@@ -139,6 +139,8 @@ def run_study(
                 shown.note(f"part {number} of {len(parts)}, {part.name}: {left}")
                 with costs.of(part.name, "training"):
                     train(runs[part])
+                if not options.evaluate:
+                    continue
                 with costs.of(part.name, "evaluation"):
                     reports[part.name] = evaluate(runs[part])["stage2"]["report"]
                 left.passed(part)

@@ -47,21 +47,28 @@ def experiment(
     demo takes minutes on two cores, smoke about one, paper hours: it trains five seeds by default.
     study takes hours, too: it asks when self-play pays, at several levels of coverage.
     """
-    from flows.experiment import run_experiment
     from flows.prepare import costs_of
 
     if dry_run:
         show_estimate(costs_of(options), as_json=as_json)
-    elif options.profile is Profile.STUDY:
+    else:
+        run(options, as_json=as_json)
+
+
+def run(options: RunOptions, *, as_json: bool) -> None:
+    """Run an experiment or a study, and print its result as JSON or as tables."""
+    as_json = as_json or not options.evaluate
+    if options.profile is Profile.STUDY:
         from flows.study import run_study
 
-        show_study(run_study(options), as_json=as_json)
+        _show_study(run_study(options), as_json=as_json)
     else:
+        from flows.experiment import run_experiment
+
         show(run_experiment(options), as_json=as_json)
 
 
-def show_study(document: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print the result of a study as JSON, or its claims and tables."""
+def _show_study(document: Mapping[str, Any], *, as_json: bool) -> None:
     from tsgb.cli import display, output
 
     if as_json:

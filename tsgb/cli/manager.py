@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tsgb.cli.experiment import TRAINING, show
+from tsgb.cli.experiment import TRAINING, run
 from tsgb.cli.options import JsonOption, takes
 from tsgb.errors import UsageError
 from tsgb.run_options import MachineKind, RunOptions
@@ -25,9 +25,7 @@ def manager_run(options: RunOptions, as_json: JsonOption = False) -> None:
     Ctrl-C lets the machine save and ends it; what was trained is kept.
     """
     check(options, evaluates=True)
-    from flows.experiment import run_experiment
-
-    show(run_experiment(options), as_json=as_json or not options.evaluate)
+    run(options, as_json=as_json)
 
 
 @manager_app.command("loop")
