@@ -85,7 +85,8 @@ def parts_of(options: RunOptions) -> list[StudyPart]:
     Raises:
         UsageError: An option is about one world at one level.
     """
-    if "coverage" in (options.overrides or {}).get("world", {}):
+    world: object = (options.overrides or {}).get("world", {})
+    if not isinstance(world, Mapping) or "coverage" in world:
         raise UsageError(
             "--set world.coverage: the study runs every level; for one level choose another profile"
         )
@@ -193,21 +194,26 @@ class TimeLeft:
     """Says how long the parts that are left will take, from those that were run."""
 
     def __init__(self, parts: Sequence[StudyPart], clock: Callable[[], float]) -> None:
+        """Begin to count the seconds of the first part."""
         self._left = list(parts)
         self._clock = clock
-        self._start = clock()
-        self._done = 0.0
+        self._begun = clock()
+        self._seconds_a_unit: list[float] = []
 
     def passed(self, part: StudyPart) -> None:
         """Count a part as done."""
+        now = self._clock()
         self._left.remove(part)
-        self._done += _work(part)
+        self._seconds_a_unit.append((now - self._begun) / _work(part))
+        self._begun = now
 
     def __str__(self) -> str:
-        if not self._done:
+        # A part that an earlier start had finished took no time.
+        most = max(self._seconds_a_unit, default=0.0)
+        run = [seconds for seconds in self._seconds_a_unit if seconds > most / 10]
+        if not run:
             return "time left is known after the first part"
-        each = (self._clock() - self._start) / self._done
-        minutes = each * sum(map(_work, self._left)) / 60
+        minutes = sum(run) / len(run) * sum(map(_work, self._left)) / 60
         return f"about {minutes:.0f} min left"
 
 

@@ -60,8 +60,9 @@ def test_each_part_has_runs_of_its_own_in_its_world() -> None:
 
 
 def test_a_level_of_ones_own_is_another_profile() -> None:
-    with pytest.raises(UsageError, match=r"--set world\.coverage: the study runs every level"):
-        parts_of(with_options(overrides={"world": {"coverage": 0.5}}))
+    for world in ({"coverage": 0.5}, 5):
+        with pytest.raises(UsageError, match=r"--set world\.coverage: the study runs every level"):
+            parts_of(with_options(overrides={"world": world}))
 
 
 def test_the_command_that_repeats_it() -> None:
@@ -85,6 +86,16 @@ class TestTimeLeft:
         left.passed(parts[0])
         assert str(left) == "about 11 min left"
         now[0] = 15 * 60.0
+        left.passed(parts[1])
+        assert str(left) == "about 5 min left"
+
+    def test_a_part_that_was_done_before_says_nothing(self) -> None:
+        now = [0.0]
+        parts = [StudyPart(1, 0.0), StudyPart(1, 1.0), StudyPart(1, 0.5)]
+        left = TimeLeft(parts, lambda: now[0])
+        now[0] = 5.0
+        left.passed(parts[0])
+        now[0] += 6 * 60.0
         left.passed(parts[1])
         assert str(left) == "about 5 min left"
 
