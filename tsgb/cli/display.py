@@ -22,6 +22,7 @@ from tsgb.eval.box import box_lines, box_sheet
 from tsgb.eval.compare import PairedEvaluations
 from tsgb.eval.comparison_page import comparison_notes, comparison_sheets, slice_sheets
 from tsgb.eval.data_views import data_answer_notes, data_answer_sheet, data_sheet
+from tsgb.eval.effect import effect_sentence
 from tsgb.eval.records import Summary
 from tsgb.eval.study_page import study_text
 from tsgb.eval.study_records import StudySummary
@@ -65,8 +66,9 @@ def print_study(where: str, page: str) -> None:
 
 
 def print_evaluation(summary: Summary, report: str) -> None:
-    """Print the key figures with intervals, the verdict, and the place of the report."""
+    """Print the effect in a sentence, the figures, the verdict, and the place of the report."""
     out = console()
+    out.print(visible(effect_sentence(summary)), style="bold", markup=False)
     if summary.invalid:
         out.print("Not valid. Only the ends of intervals can be read:", style="bold", markup=False)
         for failed in summary.invalid:

@@ -16,6 +16,7 @@ from rich.table import Table
 from tsgb.data.characters import visible
 from tsgb.eval import data_views, error_views, judge_views, views
 from tsgb.eval.box import box_lines, box_sheet
+from tsgb.eval.effect import effect_sentence
 from tsgb.eval.records import Summary
 from tsgb.eval.transcripts import MAX_CHARACTERS, NUM_ADAPTIVE, Transcript
 from tsgb.eval.verdict import MIN_SEEDS, surrogate
@@ -44,6 +45,7 @@ def render_report(summary: Summary, transcripts: Sequence[Transcript] = ()) -> s
         scripted_games=[game for game in transcripts if game.against is None],
         adaptive_games=views.adaptive_games(transcripts),
         most_games=NUM_ADAPTIVE,
+        effect=effect_sentence(summary),
         sentence=_after_the_word(summary.verdict.sentence),
         key_figures=_key_figures(summary, target),
         box=box_sheet(summary),
@@ -141,7 +143,7 @@ def _key_figures(summary: Summary, target: str) -> list[tuple[str, str, views.Ta
 
 
 def render_tables(summary: Summary, style: Literal["text", "markdown"] = "text") -> str:
-    """Verdict, headline table, differences and claims.
+    """The effect in one sentence, verdict, headline table, differences and claims.
 
     Args:
         summary: What to show.
@@ -151,6 +153,7 @@ def render_tables(summary: Summary, style: Literal["text", "markdown"] = "text")
 
 
 def _text(summary: Summary) -> Iterator[str]:
+    yield visible(effect_sentence(summary))
     yield visible(summary.verdict.sentence)
     if summary.verdict.reasons:
         yield "\n".join(f"  - {visible(reason)}" for reason in summary.verdict.reasons)
@@ -170,6 +173,7 @@ def _text(summary: Summary) -> Iterator[str]:
 
 
 def _markdown(summary: Summary) -> Iterator[str]:
+    yield markdown_text(effect_sentence(summary))
     yield f"**{markdown_text(summary.verdict.sentence)}**"
     if summary.verdict.reasons:
         yield "\n".join(f"- {markdown_text(reason)}" for reason in summary.verdict.reasons)

@@ -13,6 +13,7 @@ import pytest
 from tests.fakes import evaluation
 from tests.fakes.command_line import Run
 from tsgb.config import Profile
+from tsgb.eval.effect import effect_sentence
 from tsgb.eval.records import Summary
 from tsgb.eval.summarise import summarise
 from tsgb.run_options import RunOptions
@@ -110,5 +111,7 @@ def test_people_get_figures_verdict_and_report(tsgb: Run, summary: Summary) -> N
     for word in ("Self-play", "Frozen attacker", "T_s", "B_far", "Fresh attackers"):
         assert word in ended.out
     assert re.search(r"\d\.\d %.*\n.*\d+\.\d+.\d+\.\d", ended.out)
-    assert summary.verdict.sentence in " ".join(ended.out.split())
+    words = " ".join(ended.out.split())
+    assert words.startswith(effect_sentence(summary))
+    assert summary.verdict.sentence in words
     assert ended.out.endswith("Report: /r/report.html\n")

@@ -19,8 +19,8 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_is_shown_again_in_each_form(tsgb: Run, evaluation: Path, tmp_path: Path) -> None:
     beginnings = {
-        "text": "Not shown: ",
-        "markdown": "**Not shown: ",
+        "text": "The self-play guard ",
+        "markdown": "The self-play guard ",
         "html": "<!doctype html>",
         "json": '{\n "schema_version"',
         "csv": "guard,target,seed,figure",
@@ -130,5 +130,6 @@ def test_an_invalid_evaluation_is_shown_and_ends_with_its_exit_code(
     store_evaluation(tmp_path / "e", changed=lost)
     ended = tsgb("report", str(tmp_path / "e"), "--gate", "fpr<=1")
     assert ended.code == 3
-    assert ended.out.startswith("Not valid: ")
+    assert ended.out.startswith("Nothing can be read from this evaluation: 720 of 720 harmful ")
+    assert "\nNot valid: " in ended.out
     assert "http_500" in ended.err

@@ -160,7 +160,7 @@ def test_page_of_almost_nothing() -> None:
 def test_text_and_markdown_tables(summary: Summary) -> None:
     text = render_tables(summary)
     assert summary.verdict.sentence in text
-    assert max(map(len, text.splitlines()[2:])) <= 200
+    assert max(map(len, text.splitlines()[4:])) <= 200
     markdown = render_tables(summary, "markdown")
     assert "### Guards and targets" in markdown
     assert "x&lt;b&gt;\\|" in markdown
