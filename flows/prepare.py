@@ -37,7 +37,13 @@ from tsgb.data.training import TrainingData, write_training_data
 from tsgb.envs import Environment, make_environment
 from tsgb.errors import CheckpointError, ConfigError, StoreError, StoreUnreachable, UsageError
 from tsgb.eval import request as requests
-from tsgb.eval.additions import OWN_NAMES, Additions, choose_targets, split_targets
+from tsgb.eval.additions import (
+    OWN_NAMES,
+    Additions,
+    choose_targets,
+    named_targets,
+    split_targets,
+)
 from tsgb.eval.human_labels import HumanLabels
 from tsgb.eval.judge_costs import judge_costs
 from tsgb.eval.ration import guards_before, share_of_run
@@ -81,10 +87,10 @@ def check_targets(options: RunOptions, runs: int = 1) -> None:
         UsageError: The world lacks one or has one of a class's name, or a class cannot be loaded.
     """
     targets, added = additions_of(options, options.black_boxes or ())
-    choose_targets(added.extend(world_of(options)), targets)
+    config = arm_configs(options)[Arm.SELFPLAY]
+    choose_targets(added.extend(world_of(options)), named_targets(targets, config))
     added.identities(fresh=options.fresh)
     added.check_endpoints(endpoint_key)
-    config = arm_configs(options)[Arm.SELFPLAY]
     share_of_run(config, options.adaptive, fought_guards(options.trained_arms, options), runs)
 
 
@@ -164,6 +170,7 @@ def costs_of(options: RunOptions) -> list[CostEstimate]:
         arm_configs(options.model_copy(update={"seed": seed}))[Arm.SELFPLAY]
         for seed in options.training_seeds
     ]
+    named = named_targets(named, configs[0])
     fought = fought_guards(options.trained_arms, options)
     world = added.extend(world_of(options))
     targets = choose_targets(world, named and [*named, *added.target_names])

@@ -36,6 +36,7 @@ from flows.task_runners import LOCAL, cluster_of, run_all
 from flows.workers import Workers
 from tsgb.checkpoint.urls import canonical_url, local_path
 from tsgb.errors import InvalidResult
+from tsgb.eval.additions import named_targets
 from tsgb.eval.ration import share_of_run
 from tsgb.eval.responses import DIRECTORY
 from tsgb.eval.unfinished import FRESH, UnfinishedEvaluation
@@ -102,6 +103,7 @@ def stage2(
     }
     configs = {name: workers.config() for name, workers in runs.items()}
     targets, added = additions_of(chosen, configs[run].model.black_boxes)
+    targets = named_targets(targets, configs[run])
     fought = fought_guards(guards[run], chosen)
     share = share_of_run(configs[run], added.adaptive, fought, len(runs))
     added = replace(added, guards=chosen.guards or (), adaptive=share)

@@ -311,6 +311,11 @@ class CalibrationConfig(_Frozen):
 class EvaluationConfig(_Frozen):
     """The effort of stage 2."""
 
+    targets: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], Field(exclude_if=_is(()))
+    ] = ()
+    """Targets of the world that the guards are evaluated on where a user names none; empty for all
+    of them. Empty is not stored: configurations of earlier versions keep their hash."""
     best_responses: Positive = 3
     """Fresh attackers for each guard and target, each from its own supervised start; the worst
     counts."""

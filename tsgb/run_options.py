@@ -100,7 +100,8 @@ class RunOptions(BaseModel):
     smollm2. Without it, the world brings a small model of its own."""
     targets: Annotated[list[Text] | None, Flag("--target", "NAME", form="repeated")] = None
     """The targets that the guards are evaluated on: names of the world's, or endpoints such as
-    openai:MODEL@URL. Without it, all of the world's are asked, and all of the targets file."""
+    openai:MODEL@URL. Without it, those of the profile are asked, or all of the world's where it
+    names none, and all of the targets file."""
     machine: Annotated[MachineKind, Flag("--machine")] = MachineKind.LOCAL
     """The machine that trains: local is the one that the flow runs on, rented is one rented
     instance at a time."""

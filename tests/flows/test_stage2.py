@@ -14,7 +14,7 @@ from flows.artifacts import key_figures
 from flows.stage2 import stage2
 from tests.fakes.sentinels import sentinel
 from tests.flows.conftest import Behave
-from tests.flows.test_stage1 import train
+from tests.flows.test_stage1 import TINY, train
 from tsgb.errors import CheckpointError, InvalidResult
 
 pytestmark = [pytest.mark.flows, pytest.mark.usefixtures("prefect_api")]
@@ -72,7 +72,8 @@ def test_a_summary_that_somebody_else_wrote_does_not_count(
 
 
 def test_a_class_of_the_users_is_asked_anew_unless_it_says_what_it_is(store: Path) -> None:
-    assert train("own").is_completed()
+    usual = {"evaluation": {"targets": ["T_s", "B_far"]}}
+    assert train("own", overrides={**TINY, **usual}).is_completed()
 
     def evaluated(**own: Any) -> tuple[str, dict[str, Any]]:
         eval_id = stage2("own", **own)["eval_id"]
@@ -81,10 +82,12 @@ def test_a_class_of_the_users_is_asked_anew_unless_it_says_what_it_is(store: Pat
 
     judged, request = evaluated(judge_class="tsgb:SimpleJudge")
     assert request["judge_class"] == "tsgb:SimpleJudge"
+    assert request["targets"] == ["B_far", "T_s"]
     assert evaluated(judge_class="tsgb:SimpleJudge")[0] == judged
     assert evaluated(judge_class="tsgb:SimpleJudge", fresh=True)[0] != judged
     asked, request = evaluated(target_class=[f"{__name__}:Mine"])
     assert request["target_class"] == [f"{__name__}:Mine"]
+    assert request["targets"] == ["B_far", "Mine", "T_s"]
     assert evaluated(target_class=[f"{__name__}:Mine"])[0] != asked
 
 

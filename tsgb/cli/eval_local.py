@@ -286,7 +286,7 @@ class _Opened:
 
 def _open(arguments: _Arguments, context: WorkerContext, note: Callable[[str], None]) -> _Opened:
     from tsgb.checkpoint.resolve import load
-    from tsgb.eval.additions import choose_targets
+    from tsgb.eval.additions import choose_targets, named_targets
     from tsgb.worker.context import read_config
 
     ref, _ = load(
@@ -301,7 +301,7 @@ def _open(arguments: _Arguments, context: WorkerContext, note: Callable[[str], N
     config = arguments.with_models(reduced(read_config(run), arguments.overrides))
     added = replace(arguments.added, black_boxes=config.model.black_boxes)
     env = added.load_into(arguments.world(config))
-    named = arguments.targets
+    named = named_targets(arguments.targets, config)
     wanted = choose_targets(env, named and [*named, *added.target_names])
     return _Opened(ref=ref, run=run, config=config, added=added, env=env, wanted=wanted)
 

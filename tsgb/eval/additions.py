@@ -347,6 +347,14 @@ def split_targets(
     return [*names, *(endpoint.name for endpoint in parsed)], [*found.values()]
 
 
+def named_targets(named: Sequence[str] | None, config: RunConfig) -> list[str] | None:
+    """Return the names that a user chose, or else those that a configuration evaluates on.
+
+    None stands for all targets of the world.
+    """
+    return [*(config.evaluation.targets if named is None else named)] or None
+
+
 def choose_targets(world: Environment, named: Sequence[str] | None) -> list[str]:
     """Return the names of the chosen targets of a world in table order; all without a choice.
 

@@ -110,12 +110,15 @@ class ModelRegistry:
     def parts(self, num: int) -> list[list[str]]:
         """Split the models over `num` processes; a model that starts from another stays with it.
 
+        They are those that training and the configuration's evaluation need. A target that a user
+        names besides is trained when it is first asked.
+
         A pretrained model is loaded by each process that needs it. The longest chain goes first
         onto the least loaded process. The cache has no say: processes that start at different times
         would see different ones, and leave a model to nobody.
         """
         chains: dict[str, list[str]] = {}
-        for name in self.names():
+        for name in self._needed():
             trained = [n for n in self._ancestors(name) if not self._recipes[n].pretrained]
             chains.setdefault(trained[-1] if trained else name, []).append(name)
         made = self._recipes
@@ -218,6 +221,16 @@ class ModelRegistry:
         return self.base().tokenizer if self._tokenizer is None else self._tokenizer
 
     # -- inside ----------------------------------------------------------------------------
+
+    def _needed(self) -> list[str]:
+        """Return the recipes of the base, of the surrogate and of the targets to evaluate on."""
+        chosen = self._config.evaluation.targets
+        if not chosen:
+            return self.names()
+        surrogates = [t.name for t in self.env.targets().values() if t.role == "surrogate"]
+        roots = {"base", *surrogates, *chosen} & self._recipes.keys()
+        needed = roots.union(*map(self._ancestors, roots))
+        return [name for name in self.names() if name in needed]
 
     def _ancestors(self, name: str) -> list[str]:
         """Return the recipes that a recipe starts from, the next one first."""

@@ -10,7 +10,7 @@ import pytest
 from tsgb.config import make_config
 from tsgb.envs import make_environment
 from tsgb.errors import ConfigError, UsageError
-from tsgb.eval.additions import Additions, choose_targets, split_targets
+from tsgb.eval.additions import Additions, choose_targets, named_targets, split_targets
 from tsgb.eval.request import attacked_targets
 from tsgb.protocols import JudgeItem
 from tsgb.targets.endpoint import parse_endpoint
@@ -72,6 +72,13 @@ def test_both_kinds_of_black_boxes_are_targets_and_always_asked() -> None:
         choose_targets(world, ["T_s", "Bot"])
     with pytest.raises(ConfigError, match="the world 'canary' has a target 'tiny': rename your"):
         Additions(black_boxes=["a/tiny"], target_class=["mine:tiny"]).extend(CANARY)
+
+
+def test_a_configuration_chooses_targets_where_a_user_names_none() -> None:
+    usual = make_config({"evaluation": {"targets": ["T_s", "B_far"]}})
+    assert named_targets(None, usual) == ["T_s", "B_far"]
+    assert named_targets(["B_mid"], usual) == ["B_mid"]
+    assert named_targets(None, make_config()) is None
 
 
 def test_a_judge_takes_the_place_of_the_worlds() -> None:

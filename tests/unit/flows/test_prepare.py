@@ -73,6 +73,10 @@ def test_an_unknown_target_is_refused() -> None:
     check_targets(RunOptions())
     with pytest.raises(UsageError, match=r"'GPT-9' is not in the world 'glyph': choose of T_s"):
         check_targets(RunOptions(targets=["GPT-9"]))
+    usual = {"evaluation": {"targets": ["GPT-9"]}}
+    with pytest.raises(UsageError, match=r"'GPT-9' is not in the world 'glyph': choose of T_s"):
+        check_targets(RunOptions(overrides=usual))
+    check_targets(RunOptions(overrides=usual, targets=["B_mid"]))
 
 
 def test_configs_are_written_once_and_not_changed(workers: Workers, tmp_path: Path) -> None:

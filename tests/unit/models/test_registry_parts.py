@@ -38,6 +38,12 @@ def test_parts_are_a_partition_that_keeps_chains_together(
             assert part.index(recipe.init_from) < part.index(name)
 
 
+def test_targets_that_nobody_evaluates_on_are_not_built(tmp_path: Path) -> None:
+    config = miniature_config({"evaluation": {"targets": ["B_far"]}})
+    registry = ModelRegistry(world(), config, tmp_path, lambda _model, _done, _total: None)
+    assert registry.parts(2) == [["base", "T_s"], ["B_far"]]
+
+
 def test_a_process_that_starts_later_finds_the_same_parts(
     registry: Callable[[], ModelRegistry],
 ) -> None:
