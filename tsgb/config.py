@@ -30,7 +30,7 @@ class Profile(StrEnum):
     SMOKE = "smoke"
     """About a minute: enough to see every step work."""
     DEMO = "demo"
-    """Minutes on two cores: enough to see an effect."""
+    """Minutes on two cores: enough to see a direction on one seed."""
     PAPER = "paper"
     """Hours: five seeds, and the ablations."""
     STUDY = "study"

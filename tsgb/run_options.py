@@ -86,7 +86,7 @@ class RunOptions(BaseModel):
 
     profile: Annotated[Profile, Flag("--profile", "|".join(Profile))] = Profile.DEMO
     """The size of the run: smoke takes about a minute and shows that every step works, demo takes
-    minutes, and paper takes hours."""
+    minutes and shows an effect on one seed, and paper takes hours."""
     env: Annotated[Text, Flag("--env", "NAME")] = "glyph"
     """The world that attacker and guard play in: glyph, canary, or code of yours as
     module:attribute."""

@@ -44,7 +44,9 @@ def experiment(
 ) -> None:
     """Train by self-play, evaluate on black boxes, report; resumes with the same --run-id.
 
-    demo takes minutes on two cores, smoke about one, paper hours: it trains five seeds by default.
+    demo takes minutes on two cores: in the world glyph it lets the first attacker know publicly
+    known techniques only, and evaluates on T_s and B_far. smoke takes about one minute, paper
+    hours: it trains five seeds by default.
     study takes hours, too: it asks when self-play pays, at several levels of coverage.
     """
     from flows.prepare import costs_of

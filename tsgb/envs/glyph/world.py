@@ -232,7 +232,7 @@ class GlyphEnvironment:
         return recipes(profile, self._num_symbols)
 
     def profile(self, profile: str) -> Mapping[str, Any]:
-        """Return overrides of the configuration; `demo` has the default sizes."""
+        """Return overrides of the configuration; `paper` has the default sizes."""
         return overrides(profile)
 
     def complies(self, target: str, prompt: str) -> bool:

@@ -73,13 +73,31 @@ def test_targets_are_one_surrogate_and_three_black_boxes():
         ("B_mid", "black_box", 0.5),
         ("B_far", "black_box", 0.0),
     ]
-    for profile in ("smoke", "demo", "paper"):
+    for profile in ("smoke", "demo", "paper", "study"):
         made = ENV.recipes(profile)
         assert list(made) == ["base", *specs]
         assert all(ENV.corpus(recipe.corpus, Random(0), 1) for recipe in made.values())
         make_config({"profile": profile}, ENV.profile(profile))
     with pytest.raises(ConfigError, match="unknown profile 'huge'"):
         ENV.recipes("huge")
+
+
+def test_demo_is_the_recipe_of_paper_where_little_is_known() -> None:
+    """A reader of the demo sees what the recipe does, in a smaller sample of attacks."""
+    paper, demo = (make_config(ENV.profile(name)) for name in ("paper", "demo"))
+    changed = {name.split(".")[0] for name, *_ in paper.differences(demo)}
+    assert changed == {"segments", "world", "evaluation"}
+    assert demo.world.coverage == 0
+    assert set(demo.evaluation.targets) < ENV.targets().keys()
+
+
+@pytest.mark.parametrize("symbols", [16, 32])
+def test_models_of_demo_take_two_thirds_of_the_updates(symbols: int) -> None:
+    larger = GlyphEnvironment(world_seed=0, symbols=symbols)
+    for name, made in larger.recipes("paper").items():
+        fewer = larger.recipes("demo")[name]
+        assert fewer.steps == pytest.approx(made.steps * 2 / 3, rel=0.01)
+        assert replace(made, steps=fewer.steps) == fewer
 
 
 class TestRead:
