@@ -236,7 +236,7 @@ def test_a_start_is_shown_from_its_script_to_its_end(
     assert re.search(r"the probe rents offer .* at most 5 minutes and \$0.05", ended.err)
     for line in (
         r"ok  probe    instance \d+ \(RTX .*, machine \d+\) was rented at \$0\.\d+/h",
-        r"ok  start    .*with its own password, and was heard of \d+ s after that",
+        r"ok  start    .*with its own password, and was heard of( \d+ s after that)?\n",
         r"ok  card     NVIDIA GeForce RTX .*CUDA 13.0",
         "ok  end      it is destroyed, and neither its number nor the list of all shows it",
         r"ok  cost     \$0\.0\d+",
