@@ -34,7 +34,7 @@ from flows.progress import listener, listening
 from flows.server_settings import settings_of_flow
 from flows.task_runners import LOCAL, cluster_of, run_all
 from flows.workers import Workers
-from tsgb.checkpoint.urls import canonical_url, local_path
+from tsgb.checkpoint.urls import canonical_url, place
 from tsgb.errors import InvalidResult
 from tsgb.eval.additions import named_targets
 from tsgb.eval.ration import share_of_run
@@ -151,7 +151,7 @@ def stage2(
             summary = tasks.resilient(tasks.report, settings)(
                 run, where, eval_id, more_runs or [], env
             )
-    report = _place(f"{home.run_url}/{directory}/report.html")
+    report = place(f"{home.run_url}/{directory}/report.html")
     obstacle = show_report(run, report, summary)
     if obstacle is not None:
         raise InvalidResult(obstacle)
@@ -159,7 +159,7 @@ def stage2(
     return {
         "eval_id": eval_id,
         "report": report,
-        "summary_path": _place(f"{home.run_url}/{directory}/summary.json"),
+        "summary_path": place(f"{home.run_url}/{directory}/summary.json"),
         "summary": summary,
     }
 
@@ -185,9 +185,3 @@ def _alone(settings: Settings) -> Generator[None]:
 
     with locked(settings.cache_dir / "stage2.lock", wait):
         yield
-
-
-def _place(url: str) -> str:
-    """A path where the store is local, else the URL."""
-    path = local_path(url)
-    return url if path is None else str(path)

@@ -20,7 +20,7 @@ from flows.experiment import embedded_api, evaluate, one_budget, prepared_runs, 
 from flows.prepare import new_run_id
 from flows.workers import Workers
 from tsgb.checkpoint.run import RunStore
-from tsgb.checkpoint.urls import canonical_url, local_path
+from tsgb.checkpoint.urls import canonical_url, place
 from tsgb.config import PARTS_OF_DISCOVERY, Arm, merge
 from tsgb.errors import UsageError
 from tsgb.eval.study_records import StudyPlan
@@ -302,13 +302,7 @@ def _summarised(
     if figure is not None:
         home.write_text(FIGURE, figure)
     return {
-        "study": _place(f"{home.run_url}/{PAGE}"),
-        "summary_path": _place(f"{home.run_url}/{SUMMARY}"),
+        "study": place(f"{home.run_url}/{PAGE}"),
+        "summary_path": place(f"{home.run_url}/{SUMMARY}"),
         "claims": {claim.id: claim.verdict for claim in study.claims},
     }
-
-
-def _place(url: str) -> str:
-    """Return a path where the store is local, else the URL."""
-    path = local_path(url)
-    return url if path is None else str(path)

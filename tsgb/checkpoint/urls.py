@@ -125,6 +125,12 @@ def local_path(url: str) -> Path | None:
     return None if _has_scheme(url) else Path(url)
 
 
+def place(url: str) -> str:
+    """Return what people are told: a path where the store is local, else the URL."""
+    path = local_path(url)
+    return url if path is None else str(path)
+
+
 def server_of(url: str) -> str:
     """Return the scheme, host and port of a URL that is no local path.
 

@@ -16,8 +16,9 @@ from tsgb.checkpoint.prune import PruneResult
 from tsgb.checkpoint.pull import PullResult
 from tsgb.checkpoint.reject import RejectedCheckpoint
 from tsgb.checkpoint.replays import ReplayRecord
+from tsgb.checkpoint.urls import place
 from tsgb.checkpoint.verify import VerifyResult
-from tsgb.cli.output import console, place, print_json
+from tsgb.cli.output import console, print_json
 
 
 def _row(listed: CheckpointInfo) -> dict[str, Any]:

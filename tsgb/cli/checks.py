@@ -14,8 +14,8 @@ import httpx
 from pydantic import SecretStr
 
 from tsgb.checkpoint.filesystem import open_filesystem
+from tsgb.checkpoint.urls import place
 from tsgb.cli.account import AccountContext, utc
-from tsgb.cli.output import place
 from tsgb.cloud.connect import check_url, connect
 from tsgb.cloud.exchange import Exchange, check_reach
 from tsgb.cloud.forecast import FoundOffers, count_offers

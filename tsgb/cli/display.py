@@ -13,8 +13,8 @@ from tsgb.checkpoint.filesystem import open_filesystem
 from tsgb.checkpoint.layout import CHECKPOINTS, CheckpointName
 from tsgb.checkpoint.reader import CheckpointReader
 from tsgb.checkpoint.run import RunStore
-from tsgb.checkpoint.urls import canonical_url
-from tsgb.cli.output import console, place
+from tsgb.checkpoint.urls import canonical_url, place
+from tsgb.cli.output import console
 from tsgb.config import Arm
 from tsgb.data.characters import visible
 from tsgb.eval import views

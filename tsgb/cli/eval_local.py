@@ -94,6 +94,7 @@ def eval_local(
     Fixed streams of prompts, and one short best response a target; a few minutes at most.
     """
     from flows.prepare import additions_of, labels_of, with_checked_names
+    from tsgb.checkpoint.urls import place
     from tsgb.cli import display, output
     from tsgb.eval.wording import invalid_evaluation
     from tsgb.settings import endpoint_key, load_settings
@@ -122,7 +123,7 @@ def eval_local(
     added.check_endpoints(endpoint_key)
     summary, directory = _evaluate(arguments)
     files = {
-        name: output.place(f"{directory}/{name}")
+        name: place(f"{directory}/{name}")
         for name in ("report.html", "summary.json", "results.jsonl")
     }
     if as_json:

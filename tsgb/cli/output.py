@@ -9,8 +9,6 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from tsgb.checkpoint.urls import local_path
-
 MIN_WIDTH = 110
 """Columns of a table where the terminal does not say how wide it is."""
 
@@ -24,9 +22,3 @@ def console() -> Console:
     """Return a console on stdout, wide enough for a table also where it is no terminal."""
     out = Console(highlight=False, emoji=False)
     return out if out.is_terminal else Console(highlight=False, emoji=False, width=MIN_WIDTH)
-
-
-def place(url: str) -> str:
-    """Return a path where the store is local, else the URL."""
-    path = local_path(url)
-    return url if path is None else str(path)
