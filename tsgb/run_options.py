@@ -86,7 +86,8 @@ class RunOptions(BaseModel):
 
     profile: Annotated[Profile, Flag("--profile", "|".join(Profile))] = Profile.DEMO
     """The size of the run: smoke takes about a minute and shows that every step works, demo takes
-    minutes and shows an effect on one seed, and paper takes hours."""
+    minutes and shows an effect on one seed, paper takes hours, and so does study: as an experiment
+    it asks in several worlds when self-play pays, and as one run it has the sizes of its parts."""
     env: Annotated[Text, Flag("--env", "NAME")] = "glyph"
     """The world that attacker and guard play in: glyph, canary, or code of yours as
     module:attribute."""
@@ -137,7 +138,7 @@ class RunOptions(BaseModel):
     of the profile are trained."""
     seeds: Annotated[Annotated[int, Field(ge=1, le=100)] | None, Flag("--seeds", "N")] = None
     """The number of training seeds, counted from the seed on, that one report pools. They share
-    the budget. Without it, paper trains five and the other profiles train one."""
+    the budget. Without it, paper and study train five and the others train one."""
     world_seed: Annotated[Seed, Flag("--world-seed")] = 0
     """The seed that the world itself is drawn from: its policy, its weaknesses, its models."""
     target_model: Annotated[Text | None, Flag("--target-model", "NAME")] = None
