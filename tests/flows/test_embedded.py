@@ -32,6 +32,7 @@ VARIABLES = {
 }
 
 
+@pytest.mark.slow
 def test_an_experiment_in_an_environment_made_for_another_prefect(
     store: Path, tmp_path: Path, migrated: Path
 ) -> None:

@@ -151,7 +151,7 @@ def glyph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("adapter", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_glyph(tmp_path: Path, glyph: Path, adapter: str) -> None:
     context, run = worker_context(glyph / "cache"), glyph / "runs" / adapter
     check_same(context, run, glyph / adapter, tmp_path, prompts_of("glyph", 60))

@@ -139,7 +139,7 @@ class Scene:
         assert all(SAFE in prompt for prompt in self.model.asked)
 
 
-@pytest.fixture(params=["refusal", "error"])
+@pytest.fixture(params=["refusal", pytest.param("error", marks=pytest.mark.slow)])
 def style(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -105,7 +105,7 @@ NOTICED = {
     TellsTheKey: "a secret gets out",
     StopsAnother: "not its business",
 }
-IN_SECONDS = {TakesNoListForAnEmptyOne, RentsAgain}
+IN_SECONDS = {TakesNoListForAnEmptyOne}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from scipy.special import expit
 from tsgb.eval.bootstrap import Resampler, difference
 from tsgb.eval.estimators import MeanRateEstimator, RateEstimator
 
+SLOW = pytest.mark.slow
 SCENARIOS, ITEMS, SCENARIO_SD = 24, 32, 0.8
 PAPERS = 600
 DRAWS = 400
@@ -34,7 +35,9 @@ def effects(rng: np.random.Generator, num_seeds: int, seed_sd: float) -> np.ndar
     return seed_sd * rng.normal(size=(num_seeds, 1, 1))
 
 
-@pytest.mark.parametrize("num_seeds", [3, 5, 10])
+@pytest.mark.parametrize(
+    "num_seeds", [pytest.param(3, marks=SLOW), 5, pytest.param(10, marks=SLOW)]
+)
 @pytest.mark.parametrize(("centre", "seed_sd"), [(-1, 0.3), (-1, 0.8), (-1, 1.2), (-3.5, 0.8)])
 def test_pooled_rates_cover(num_seeds: int, centre: float, seed_sd: float) -> None:
     rng = np.random.default_rng([1, num_seeds])
@@ -48,7 +51,9 @@ def test_pooled_rates_cover(num_seeds: int, centre: float, seed_sd: float) -> No
     assert covered / PAPERS >= 0.93
 
 
-@pytest.mark.parametrize("num_seeds", [3, 5, 10, 20])
+@pytest.mark.parametrize(
+    "num_seeds", [3, 5, pytest.param(10, marks=SLOW), pytest.param(20, marks=SLOW)]
+)
 @pytest.mark.parametrize("seed_sd", [0.8, 1.2])
 def test_equal_arms_seldom_differ(num_seeds: int, seed_sd: float) -> None:
     """Both arms are trained anew for each seed, and find some scenarios harder than others."""
