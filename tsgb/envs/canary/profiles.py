@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tsgb.envs.canary.targets import SURROGATE
 from tsgb.errors import ConfigError
 
 _CALIBRATION: Mapping[str, Any] = {"hard_share": 0.25, "twins_share": 0.25}
@@ -55,7 +56,7 @@ _SHORT_ATTACKER: Mapping[str, Any] = {
     "scenarios_per_step": 5,
     "max_new_tokens": 32,
 }
-_SIZES: Mapping[str, Mapping[str, Any]] = {
+PROFILES: Mapping[str, Mapping[str, Any]] = {
     # Checks the plumbing in 10 CPU minutes; its numbers mean nothing.
     "smoke": {
         **_SHARED,
@@ -147,8 +148,39 @@ _SIZES: Mapping[str, Mapping[str, Any]] = {
         },
         "segments": 1,
     },
+    # The surrogate, and the black box that shares no hole with it. By the figures above a seed with
+    # two arms takes 15 CPU minutes at each coverage.
+    "study": {
+        **_SHARED,
+        "attacker": {
+            **_SHORT_ATTACKER,
+            "sft_steps": 20,
+            "warmup_steps": 3,
+            "scenarios_per_step": 4,
+            "novelty": 4.0,
+        },
+        "guard": {**_SHARED["guard"], "sft_steps": 26, "sft_batch": 14, "batch": 16},
+        "selfplay": {
+            **_SHARED["selfplay"],
+            "reinitialise": False,
+            "attacker_steps": 6,
+            "guard_steps": 5,
+            "buffer": 32,
+            "payoff_attacks": 10,
+        },
+        "calibration": {**_CALIBRATION, "fpr": 0.05, "num": 149},
+        "evaluation": {
+            **_SHARED["evaluation"],
+            "targets": (SURROGATE, "B_far"),
+            "warmup_steps": 3,
+            "attack_steps": 3,
+            "prompts": 64,
+            "scripted": 120,
+            "matched": True,
+        },
+        "segments": 1,
+    },
 }
-PROFILES: Mapping[str, Mapping[str, Any]] = {**_SIZES, "study": _SIZES["paper"]}
 
 
 def check_profile(profile: str) -> None:
