@@ -56,6 +56,39 @@ _SHORT_ATTACKER: Mapping[str, Any] = {
     "scenarios_per_step": 5,
     "max_new_tokens": 32,
 }
+# CPU seconds on one core of 2.x GHz in bfloat16, where the CPU has units for it; half as many
+# again in float32: .2 a text of a supervised start, .4 a prompt of an attacker update (.1 of it
+# the target's answer), .13 a prompt of a guard update, .05 a score. All guards are calibrated
+# anew after each round, so the sample is small: a budget of 5 % leaves three false alarms of
+# 149, where one of 2 % would make the highest benign score the threshold. 300 scripted attacks
+# leave 100 leaking prompts from an un-guarded ASR of 1/3 on; with 240, and attackers of one
+# update less, B_near had no denominator.
+_DEMO: Mapping[str, Any] = {
+    **_SHARED,
+    "attacker": {
+        **_SHORT_ATTACKER,
+        "sft_steps": 20,
+        "warmup_steps": 3,
+        "scenarios_per_step": 4,
+    },
+    "guard": {**_SHARED["guard"], "sft_steps": 26, "sft_batch": 14, "batch": 16},
+    "selfplay": {
+        **_SHARED["selfplay"],
+        "attacker_steps": 3,
+        "guard_steps": 5,
+        "buffer": 24,
+        "payoff_attacks": 10,
+    },
+    "calibration": {**_CALIBRATION, "fpr": 0.05, "num": 149},
+    "evaluation": {
+        **_SHARED["evaluation"],
+        "warmup_steps": 3,
+        "attack_steps": 2,
+        "prompts": 24,
+        "scripted": 100,
+    },
+    "segments": 1,
+}
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     # Checks the plumbing in 10 CPU minutes; its numbers mean nothing.
     "smoke": {
@@ -93,39 +126,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         },
         "segments": 1,
     },
-    # CPU seconds on one core of 2.x GHz in bfloat16, where the CPU has units for it; half as many
-    # again in float32: .2 a text of a supervised start, .4 a prompt of an attacker update (.1 of it
-    # the target's answer), .13 a prompt of a guard update, .05 a score. All guards are calibrated
-    # anew after each round, so the sample is small: a budget of 5 % leaves three false alarms of
-    # 149, where one of 2 % would make the highest benign score the threshold. 300 scripted attacks
-    # leave 100 leaking prompts from an un-guarded ASR of 1/3 on; with 240, and attackers of one
-    # update less, B_near had no denominator.
-    "demo": {
-        **_SHARED,
-        "attacker": {
-            **_SHORT_ATTACKER,
-            "sft_steps": 20,
-            "warmup_steps": 3,
-            "scenarios_per_step": 4,
-        },
-        "guard": {**_SHARED["guard"], "sft_steps": 26, "sft_batch": 14, "batch": 16},
-        "selfplay": {
-            **_SHARED["selfplay"],
-            "attacker_steps": 3,
-            "guard_steps": 5,
-            "buffer": 24,
-            "payoff_attacks": 10,
-        },
-        "calibration": {**_CALIBRATION, "fpr": 0.05, "num": 149},
-        "evaluation": {
-            **_SHARED["evaluation"],
-            "warmup_steps": 3,
-            "attack_steps": 2,
-            "prompts": 24,
-            "scripted": 100,
-        },
-        "segments": 1,
-    },
+    "demo": _DEMO,
     # Three seeds of 192 attempts are 576 for each guard and target, enough to tell 8 % from 4 %.
     # A seed takes 70 CPU minutes by the figures above; updates are few, so that it does.
     "paper": {
@@ -148,37 +149,26 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         },
         "segments": 1,
     },
-    # The surrogate, and the black box that shares no hole with it. By the figures above a seed with
-    # two arms takes 15 CPU minutes at each coverage.
+    # More of an attacker that searches, as in glyph's study. Guards meet it on the surrogate and on
+    # the black box that shares no hole with it. By the figures above a seed with two arms takes 15
+    # CPU minutes at each coverage.
     "study": {
-        **_SHARED,
-        "attacker": {
-            **_SHORT_ATTACKER,
-            "sft_steps": 20,
-            "warmup_steps": 3,
-            "scenarios_per_step": 4,
-            "novelty": 4.0,
-        },
-        "guard": {**_SHARED["guard"], "sft_steps": 26, "sft_batch": 14, "batch": 16},
+        **_DEMO,
+        "attacker": {**_DEMO["attacker"], "novelty": 4.0},
         "selfplay": {
-            **_SHARED["selfplay"],
+            **_DEMO["selfplay"],
             "reinitialise": False,
             "attacker_steps": 6,
-            "guard_steps": 5,
             "buffer": 32,
-            "payoff_attacks": 10,
         },
-        "calibration": {**_CALIBRATION, "fpr": 0.05, "num": 149},
         "evaluation": {
-            **_SHARED["evaluation"],
+            **_DEMO["evaluation"],
             "targets": (SURROGATE, "B_far"),
-            "warmup_steps": 3,
             "attack_steps": 3,
             "prompts": 64,
             "scripted": 120,
             "matched": True,
         },
-        "segments": 1,
     },
 }
 
