@@ -123,8 +123,12 @@ class ControlPlane:
         self.worker = _ended(self.worker, number)
 
     def __enter__(self) -> Self:
-        self.start_server()
-        self.start_worker()
+        try:
+            self.start_server()
+            self.start_worker()
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(
@@ -133,6 +137,9 @@ class ControlPlane:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         self.end_worker()
         self.stop_server()
         for number in self.processes():
