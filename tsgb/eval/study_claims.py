@@ -115,7 +115,8 @@ class _StudyReader:
         ]
         last = [gain for gain in at_end if gain is not None]
         if found is None or not last:
-            return _missing("P2", "needs trainings that both guards and every level have")
+            why = "no target is measured with both guards at every level, or not comparable"
+            return _missing("P2", why)
         slope = found.contrast()
         told = ", ".join(f"{level:g}" for level in levels)
         note = f"slope per unit of coverage over the levels {told}, mean of {_listed(targets)}"
@@ -142,7 +143,10 @@ class _StudyReader:
             for end in (gain, gap)
         )
         if closed is None or whole is None:
-            why = "needs trainings with self-play and frozen at coverage 0 and frozen at coverage 1"
+            why = (
+                "no target is measured with self-play and frozen at coverage 0 and frozen at "
+                "coverage 1, or not comparable"
+            )
             return _missing("P3", why)
         size = whole.contrast()
         told = f"gap {points(size)}, of which self-play closes {points(closed.contrast())}"

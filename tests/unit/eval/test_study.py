@@ -244,6 +244,10 @@ def test_attackers_who_did_not_converge_are_compared_with_nothing() -> None:
     assert study.gain("adaptive_asr", "T_s", 0.0) is None
     assert study.gain("asr", "T_s", 0.0) is not None
     assert verdicts(study)["P1"] == "not measured"
+    alone = study_of(study_inputs(weak, (11,), targets=TARGETS[:1]), num_draws=DRAWS)
+    for name in ("P2", "P3"):
+        assert verdicts(alone)[name] == "not measured"
+        assert note(alone, name).endswith(", or not comparable"), "all trainings are there"
 
 
 def test_parts_are_compared_where_they_were_trained() -> None:
