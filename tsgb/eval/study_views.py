@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean
 
 from tsgb.data.characters import visible
 from tsgb.eval.evidence import AREAS, TARGET_METRICS
@@ -42,11 +43,13 @@ def plain_sentence(study: StudySummary) -> str:
     if verdicts["P1"] == "shown" and verdicts["P2"] == "shown":
         opening += ", and not measurably where it knows every technique"
     ends = dict.fromkeys((study.levels[0], study.levels[-1]))
-    rates = {level: found for level in ends if (found := _rates_at(study, level)) is not None}
+    every = {level: _rates_at(study, level) for level in ends}
+    rates = {level: by_target for level, by_target in every.items() if by_target}
     if not rates:
         return f"{opening}."
     parts: list[str] = []
-    for level, (own, frozen) in rates.items():
+    for level, by_target in rates.items():
+        own, frozen = (mean(guard) for guard in zip(*by_target.values(), strict=True))
         shown = {NOTHING: "none", EVERYTHING: "all"}.get(level, f"{100 * level:g} %")
         told = f"at coverage {level:g}, where the first attacker was shown {shown} of the others"
         guards = (
@@ -56,22 +59,25 @@ def plain_sentence(study: StudySummary) -> str:
             f"attempts and through that of a frozen attacker in {percent(frozen)}"
         )
         parts.append(f"{guards} {told}")
-    return f"{opening}: {', and '.join(parts)} (mean over targets)."
+    doubtful = any(
+        study.gain("adaptive_asr", target, level) is None
+        for level, by_target in rates.items()
+        for target in by_target
+    )
+    among = "mean over targets, those in doubt included" if doubtful else "mean over targets"
+    return f"{opening}: {', and '.join(parts)} ({among})."
 
 
-def _rates_at(study: StudySummary, level: float) -> tuple[float, float] | None:
-    """Return adaptive ASR of self-play and of frozen at a level, as means over targets."""
-    rates: list[tuple[float, float]] = []
+def _rates_at(study: StudySummary, level: float) -> dict[str, tuple[float, float]]:
+    """Return adaptive ASR of self-play and of frozen at a level, by target."""
+    rates: dict[str, tuple[float, float]] = {}
     for target in study.targets:
         own, frozen = (
             study.figure(guard, "adaptive_asr", target.name, level) for guard in (SELF_PLAY, FROZEN)
         )
         if own is not None and frozen is not None:
-            rates.append((own.rate.value, frozen.rate.value))
-    if not rates:
-        return None
-    own_rates, frozen_rates = zip(*rates, strict=True)
-    return sum(own_rates) / len(rates), sum(frozen_rates) / len(rates)
+            rates[target.name] = (own.rate.value, frozen.rate.value)
+    return rates
 
 
 def study_notes(study: StudySummary) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.fakes import evaluation as fake
 from tests.fakes.study import DRAWS, FALLING, NEVER, falling, study_inputs
 from tsgb.eval.records import TargetRecord
 from tsgb.eval.report import CONTENT_SECURITY_POLICY
@@ -52,6 +53,14 @@ def test_the_sentence_says_what_the_claims_say() -> None:
     part = study_of(study_inputs({0.5: FALLING[0.5]}, (11,), (1,)), num_draws=DRAWS)
     assert plain_sentence(part).startswith("Whether self-play pays was not measured in full")
     assert "at coverage 0.5, where the first attacker was shown 50 % of the" in plain_sentence(part)
+
+
+def test_the_sentence_says_which_figures_are_in_doubt() -> None:
+    assert plain_sentence(falling()).endswith(" (mean over targets).")
+    missed = FALLING[0.0] | {"frozen": fake.Arm(0.05, 0.0, 0.0, -0.4)}
+    doubtful = study_of(study_inputs({0.0: missed}, (11,)), num_draws=DRAWS)
+    assert any("did not converge" in gap.reason for gap in doubtful.left_out)
+    assert plain_sentence(doubtful).endswith(" (mean over targets, those in doubt included).")
 
 
 @pytest.mark.parametrize("heading", ["Claims", "Gain of self-play", "Discovery", "world 12"])
