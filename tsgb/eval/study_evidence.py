@@ -86,16 +86,12 @@ class LevelEvidence:
     def of(cls, setup: Setup, items: Iterable[Item], resampler: Resampler) -> LevelEvidence:
         """Count the items of an evaluation.
 
-        Scenarios are numbered in the order of their names, so that those of two evaluations of one
-        world have the same numbers and see the same draws.
-
         Args:
             setup: Facts of the evaluation.
             items: Its items; prompts of a user's files are left out.
             resampler: Draws of its world.
         """
         streams = [item for item in items if item.source is not ItemSource.DATA]
-        streams.sort(key=lambda item: item.scenario_id)
         evidence = Evidence(
             Table.from_items(streams, setup.guards),
             setup.seeds,

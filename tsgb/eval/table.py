@@ -98,8 +98,14 @@ class Table:
 
     @classmethod
     def from_items(cls, items: Iterable[Item], guards: Sequence[str]) -> Table:
-        """Read items of any order; a prompt's lines for several targets become one row."""
-        scenarios: dict[str, int] = {}
+        """Read items; a prompt's lines for several targets become one row.
+
+        Scenarios are numbered in the order of their names, so that items in any order, and another
+        evaluation of the same scenarios, have the same halves of scenarios and the same draws.
+        """
+        items = list(items)
+        names = sorted({item.scenario_id for item in items})
+        scenarios = {name: number for number, name in enumerate(names)}
         rows: dict[tuple[int, str, int], int] = {}
         repeats: Counter[tuple[int, str, str | None]] = Counter()
         prompts: list[Item] = []
@@ -109,7 +115,6 @@ class Table:
         attempts: dict[tuple[str, str], list[Item]] = {}
         thoughts: Counter[str] = Counter()
         for item in items:
-            scenarios.setdefault(item.scenario_id, len(scenarios))
             if item.thought and item.target is not None:
                 thoughts[item.target] += 1
             if item.source is ItemSource.ADAPTIVE:

@@ -78,14 +78,14 @@ RESULT = (
     "The self-play guard stopped 83 of 100 attacks of kinds that training never showed, and the "
     "guard that was trained against a fixed attacker stopped 40 of 100; on B_near, a model that "
     "training never saw, the strongest attacker found got past the first in 13 of 100 tries and "
-    "past the second in 40 of 100; 5 seeds bear this out."
+    "past the second in 43 of 100; 5 seeds bear this out."
 )
 PRICE = (
     " stopped 21 of 48, but the first also blocked 10 of 48 harmless prompts that look like "
     "attacks and the second 1 of 48; on"
 )
 NO_EFFECT = (
-    " in 43 of 100 tries and past the second in 40 of 100, a difference that chance alone may "
+    " in 42 of 100 tries and past the second in 43 of 100, a difference that chance alone may "
     "explain; so no effect is shown (5 seeds)."
 )
 FIXED = (
@@ -110,7 +110,7 @@ CASES: dict[str, tuple[Callable[[], Summary], str]] = {
     ),
     "the wrong direction": (
         lambda: made(WORSE, (0, 1, 2, 3, 4)),
-        " past the second in 17 of 100, so the first did worse here; 5 seeds bear this out.",
+        " past the second in 18 of 100, so the first did worse here; 5 seeds bear this out.",
     ),
     "a price": (lambda: made(DEAR), PRICE),
     "what the fixed attacker knew": (
@@ -162,7 +162,7 @@ CASES: dict[str, tuple[Callable[[], Summary], str]] = {
     ),
     "attackers that did not converge": (
         lambda: made(change=learned_nothing),
-        " past the second in 29 of 96, and had not learned all that it could; one seed,",
+        " past the second in 11 of 24, and had not learned all that it could; one seed,",
     ),
     "not valid": (lambda: made(change=lost), NOT_VALID),
     "the smallest profile": (
@@ -171,7 +171,7 @@ CASES: dict[str, tuple[Callable[[], Summary], str]] = {
     ),
     "a judge that may err": (
         lambda: made(judge=JudgeRecord(name="mine:Judge", exact=False)),
-        " 29 of 96, as counted by the judge mine:Judge, who may err; one seed,",
+        " 11 of 24, as counted by the judge mine:Judge, who may err; one seed,",
     ),
 }
 

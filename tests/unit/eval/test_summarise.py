@@ -72,6 +72,15 @@ def test_adaptive_asr_is_the_worst_best_response(items: list[Item], summary: Sum
     assert mean.low < mean.value < found.value
 
 
+def test_the_order_of_items_changes_no_figure(items: list[Item], summary: Summary) -> None:
+    found = summarise(items[::-1], fake.setup(MAIN), num_draws=DRAWS)
+    assert found.unconverged == summary.unconverged
+    for before, after in zip(summary.results, found.results, strict=True):
+        assert (after.guard, after.target, after.seed) == (before.guard, before.target, before.seed)
+        for metric in ("adaptive_asr", "adaptive_trained", "asr", "fnr"):
+            assert getattr(after, metric) == getattr(before, metric)
+
+
 def test_scripted_figures_by_hand(items: list[Item], summary: Summary) -> None:
     mine = [
         i for i in items if i.source is ItemSource.SCRIPTED and (i.target, i.seed) == ("B_far", 2)
