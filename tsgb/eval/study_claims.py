@@ -115,7 +115,7 @@ class _StudyReader:
         ]
         last = [gain for gain in at_end if gain is not None]
         if found is None or not last:
-            why = "no target is measured with both guards at every level, or not comparable"
+            why = "no target has figures of both guards at every level that may be compared"
             return _missing("P2", why)
         slope = found.contrast()
         told = ", ".join(f"{level:g}" for level in levels)
@@ -144,8 +144,8 @@ class _StudyReader:
         )
         if closed is None or whole is None:
             why = (
-                "no target is measured with self-play and frozen at coverage 0 and frozen at "
-                "coverage 1, or not comparable"
+                "no target has figures of self-play and frozen at coverage 0 and of frozen at "
+                "coverage 1 that may be compared"
             )
             return _missing("P3", why)
         size = whole.contrast()
