@@ -12,6 +12,7 @@ for a second thread to be worth its start.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -66,6 +67,15 @@ def pytest_xdist_make_scheduler(
             return "Prefect" if file.startswith(WITH_PREFECT) else file
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported and collected out of every later collection of garbage.
+
+    It is alive until the end, and looking through it took a sixth of the CPU time of unit tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
