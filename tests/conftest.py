@@ -1,13 +1,13 @@
 """What holds in every test of this suite: its secrets are in nothing that the session leaves.
 
 Property tests draw the same examples in every session, and no example is timed: a busy machine
-changes nothing. A failure prints the line that reproduces it. Of two processes (`pytest -n 2 --dist
-loadfile`) each takes whole files, and one of them all that needs the Prefect server of the session.
+changes nothing. A failure prints the line that reproduces it. Of several processes (`pytest -n 4
+--dist loadfile`) each takes whole files, and one of them all that needs the session's server.
 
 Compiled bytecode is kept, whatever the environment says: the suite starts some hundred processes,
 and without it each spends more time on compiling torch and Prefect than on importing them. Torch
-has one thread, as in a worker: two processes share two cores, and models of tests are too small
-for a second thread to be worth its start.
+has one thread, as in a worker: processes share few cores, and models of tests are too small for a
+second thread to be worth its start.
 """
 
 from __future__ import annotations
